@@ -1,0 +1,53 @@
+"""The engine's settings: one table that feeds flags, environment variables, help and docs."""
+
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class EngineSettings(BaseSettings):
+    """`headwater serve`. Each field is a flag (`--max-model-len`) and a variable (`HEADWATER_ENGINE_MAX_MODEL_LEN`)."""
+
+    model_config = SettingsConfigDict(env_prefix="HEADWATER_ENGINE_", extra="forbid")
+
+    model: str = Field(description="A folder, a .gguf file, hf://OWNER/NAME, package://PACKAGE, or random:CONFIG.")
+    revision: str = Field("main", description="Branch, tag or commit of an hf:// source.")
+    served_model_name: list[str] = Field(
+        [],
+        description="Names that clients may send as `model`; the first is reported. Default: the source's last part.",
+    )
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto", description="Of the weights. auto: the checkpoint's own, where this machine computes it fast."
+    )
+    max_model_len: int | None = Field(
+        None,
+        ge=1,
+        description="Prompt and output tokens of one request, together. Default: what the model can do.",
+    )
+    max_num_seqs: int = Field(64, ge=1, description="Requests that run at once.")
+    max_batched_tokens: int = Field(
+        512,
+        ge=1,
+        description="Tokens of one step: running requests decode first, prompt chunks take the rest.",
+    )
+    kv_cache_gib: float | None = Field(
+        None,
+        gt=0,
+        description="Memory for the KV cache in GiB. Default: a quarter of what is free, 4 at most.",
+    )
+    num_blocks: int | None = Field(None, ge=2, description="KV blocks of 16 tokens; wins over --kv-cache-gib.")
+    prefix_cache: bool = Field(True, description="Reuse the KV blocks of earlier requests with the same beginning.")
+    kv_events: str | None = Field(
+        None, description="ZMQ endpoint to publish KV-cache events on, for example tcp://127.0.0.1:5557."
+    )
+    chat_template: str | None = Field(None, description="A Jinja file instead of the model's own chat template.")
+    generation_config: Literal["auto", "none"] = Field(
+        "auto",
+        description="auto: sampling defaults from the model's generation_config.json; none: the API's own.",
+    )
+    threads: int | None = Field(None, ge=1, description="CPU threads. Default: all cores of this process.")
+    shutdown_timeout: float = Field(30, ge=0, description="Seconds that running streams get to finish after SIGTERM.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")

@@ -1,0 +1,105 @@
+"""What a model needs of the hardware: one protocol, implemented for each kind of device.
+
+A step runs the model on a *flat batch*: the new tokens of all sequences behind one another, decode (one token a sequence)
+and prefill chunks (many) alike. Attention is the only layer that knows about sequences and blocks, and all that it knows
+stands in `AttentionBatch`. Keys and values live in `LayerCache`, whose layout is the implementation's own business.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+BLOCK_SIZE = 16
+"""Tokens in one KV block."""
+
+
+class LayerCache(NamedTuple):
+    """The KV blocks of one layer. Only the `Kernels` that allocated it may read or write it."""
+
+    keys: Tensor
+    values: Tensor
+
+
+@dataclass(slots=True)
+class AttentionBatch:
+    """Where each token of a flat batch stands: in which sequence, in which cache slot, behind which blocks.
+
+    All tensors lie on the model's device. T tokens, S sequences; sequence s owns the tokens
+    `query_starts[s]:query_starts[s + 1]`, which are the *last* ones of its `context_lengths[s]` tokens.
+    """
+
+    positions: Tensor
+    """[T] int64: the token's position in its sequence."""
+    slots: Tensor
+    """[T] int64: block * BLOCK_SIZE + offset, where the token's key and value go."""
+    block_tables: Tensor
+    """[S, max blocks of a sequence] int32, padded with 0."""
+    query_starts: Tensor
+    """[S + 1] int32."""
+    context_lengths: Tensor
+    """[S] int32: tokens with a key in the cache once this step has written its own."""
+
+
+Linear = Callable[[Tensor], Tensor]
+"""[T, in] -> [T, out], weights (and bias) inside."""
+
+
+class Kernels(Protocol):
+    """The operations that are worth writing for a device. Activations are [T, ...], contiguous, of `dtype`."""
+
+    name: str
+    """For logs and /metrics: `cpu-avx2`, `cpu-torch`, ..."""
+    dtype: torch.dtype
+    """Of activations. A kernel may hold weights and KV in a narrower type."""
+
+    def allocate(self, blocks: int, kv_heads: int, key_dim: int, value_dim: int) -> LayerCache:
+        """A zeroed cache of one layer for `blocks` blocks of BLOCK_SIZE tokens."""
+
+    def bytes_per_block(self, kv_heads: int, key_dim: int, value_dim: int) -> int:
+        """Memory that one block takes in one layer."""
+
+    def write_cache(self, keys: Tensor, values: Tensor, cache: LayerCache, slots: Tensor) -> None:
+        """Store keys [T, kv heads, key dim] and values [T, kv heads, value dim] at `slots` [T]."""
+
+    def paged_attention(
+        self,
+        queries: Tensor,
+        cache: LayerCache,
+        batch: AttentionBatch,
+        *,
+        scale: float,
+        window: int | None = None,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        """Causal attention of queries [T, heads, key dim] over the cached context: [T, heads, value dim].
+
+        Heads are grouped: query head h reads KV head h // (heads // kv heads). `window`: a token sees itself and the
+        `window - 1` tokens before it. `softcap`: scores become softcap * tanh(score / softcap). `sinks` [heads]: a logit
+        that joins each row's softmax without a value.
+        """
+
+    def linear(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
+        """Take over weight [out, in], in whatever packed form is fastest here, and return y = x W^T + b.
+
+        The caller drops its own reference to `weight`, so that a packed copy does not double the memory.
+        """
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """[..., H] -> [..., H]; statistics in float32."""
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """residual += x, in place; then rms_norm(residual)."""
+
+    def rope(self, queries: Tensor, keys: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> None:
+        """Rotate queries [T, heads, D] and keys [T, kv heads, D] in place, first half against second half (NeoX order).
+
+        cos, sin: [max positions, rotary dim // 2] float32; with a rotary dim below D the rest stays as it is.
+        Queries and keys may be views of one fused projection: unit stride in the last dimension, any stride before.
+        """
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """[T, 2 * I] -> [T, I]: silu(first half) * second half."""

@@ -1,0 +1,1 @@
+"""The prefix-aware router: one gateway URL in front of many engine endpoints."""

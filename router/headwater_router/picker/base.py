@@ -1,0 +1,97 @@
+"""The seam between the token path and the scheduling policies.
+
+The gateway asks a `Picker` where a request goes, and tells it what became of it. Everything here is synchronous and
+pure: no socket, no clock but the `now` that is passed in (monotonic seconds). Load is counted inside `pick`, before the
+gateway awaits anything, so that a burst spreads.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+
+class Label(StrEnum):
+    """How much a decision knew of the cache."""
+
+    EXACT = "exact"
+    """Token ids of the prompt were known and matched against blocks that KV events confirmed."""
+    APPROXIMATE = "approximate"
+    """The prompt's text was matched against our own earlier dispatches."""
+    FALLBACK = "fallback"
+    """No prefix to go by: an unhashable prompt, or a policy that does not look at prefixes."""
+
+
+@dataclass(slots=True)
+class Load:
+    """What is known of one endpoint's load. The picker writes it, except the `reported` ones (the metrics probe)."""
+
+    in_flight: int = 0
+    """Requests sent there whose answer has not ended."""
+    prefill_tokens: int = 0
+    """Predicted uncached prompt tokens sent there whose first byte has not come."""
+    prefill_rate: float = 0.0
+    """Learned prompt tokens per second; 0 until there is a first answer."""
+    reported_running: int | None = None
+    """The engine's own gauges, None where it does not report them (which is not 0)."""
+    reported_waiting: int | None = None
+    reported_cache_usage: float | None = None
+    """0 to 1."""
+    total_blocks: int | None = None
+    """KV blocks of the engine, where it says so."""
+    block_size: int | None = None
+    """Tokens in one of them."""
+
+
+@dataclass(slots=True, eq=False)
+class Target:
+    """One endpoint as the picker sees it. `id` is the pod's UID, or what plays its part: a restart is a new id."""
+
+    id: str
+    load: Load = field(default_factory=Load)
+
+
+@dataclass(slots=True)
+class Prompt:
+    """One request as the picker sees it. Built by the gateway through `headwater_router.index`."""
+
+    model: str
+    text_chain: Sequence[int]
+    """Chained 64-bit hashes of the prompt's text, one for each span of `headwater.prefix`'s block length."""
+    tokens: int
+    """Prompt tokens: counted where the ids are known, else estimated from the length of the text."""
+    token_chain: Sequence[int] | None = None
+    """Chained hashes of the token ids, one for each engine block; None where the ids are not known."""
+    token_block_size: int = 16
+    session: str | None = None
+    """Value of the session header, for the `session` policy."""
+
+
+@dataclass(slots=True, eq=False)
+class Decision:
+    """Where a request goes and why. Handed back to the picker as the request moves on."""
+
+    target: Target
+    prompt: Prompt
+    label: Label
+    predicted_cached_tokens: int
+    predicted_ttft: float | None
+    """Seconds; None before any rate was learned."""
+    at: float
+    """`now` of the pick."""
+
+
+class Picker(Protocol):
+    """A scheduling policy. Every decision gets exactly one `finished`; `first_byte` comes before it or not at all."""
+
+    def pick(self, prompt: Prompt, targets: Sequence[Target], now: float) -> Decision:
+        """Choose among `targets`, at least one. Counts the load and the expected cache content at once."""
+
+    def first_byte(self, decision: Decision, now: float) -> None:
+        """The answer began: the prefill is over, and its duration teaches the rate."""
+
+    def finished(self, decision: Decision, now: float, *, ok: bool, cached_tokens: int | None = None) -> None:
+        """The answer ended, failed (`ok=False`) or was cancelled. `cached_tokens`: what the engine's usage said."""
+
+    def forget(self, target_id: str) -> None:
+        """The endpoint is gone, or its cache is: drop everything known of what it holds."""

@@ -1,0 +1,161 @@
+"""/v1/chat/completions: a conversation in, the next message out."""
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Struct
+from pydantic import Field, PlainValidator, ValidationInfo, field_validator
+
+from headwater.openai.errors import found
+from headwater.openai.request import RequestModel, SamplingRequest
+from headwater.openai.usage import Usage
+
+# Request
+
+
+def _read_content(value: Any) -> str | list[dict[str, Any]] | None:
+    if value is None or isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise ValueError(f"must be a string or a list of text parts, found {found(value)}")
+    for i, part in enumerate(value):
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise ValueError(f'part {i} must be {{"type": "text", "text": "..."}}, found {found(part)}')
+    return value
+
+
+class Message(RequestModel):
+    """One turn of a conversation. Fields of its own that a chat template may want (`tool_calls`, `name`) are kept."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Annotated[str | list[dict[str, Any]] | None, PlainValidator(_read_content)] = Field(
+        None, validate_default=True
+    )
+
+    @field_validator("content")
+    @classmethod
+    def needed_but_for_the_assistant(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is None and info.data.get("role", "assistant") != "assistant":
+            raise ValueError(f"is required in a message of role {info.data['role']}")
+        return value
+
+    @property
+    def text(self) -> str:
+        """The content as one string; parts are joined by line breaks, as vLLM does."""
+        if isinstance(self.content, list):
+            return "\n".join(part["text"] for part in self.content)
+        return self.content or ""
+
+
+class Conversation(RequestModel):
+    """What a chat template turns into a prompt."""
+
+    messages: list[Message] = Field(min_length=1)
+    tools: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] = Field({})
+    continue_final_message: bool = False
+    """The prompt ends within the last message, which the answer goes on writing."""
+    add_generation_prompt: bool = Field(default_factory=lambda data: not data.get("continue_final_message"))
+    """The prompt ends with the beginning of an assistant's message."""
+
+    @field_validator("add_generation_prompt")
+    @classmethod
+    def not_with_continue(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("continue_final_message"):
+            raise ValueError("cannot be true together with `continue_final_message`")
+        return value
+
+
+class ChatCompletionRequest(SamplingRequest, Conversation):
+    tool_choice: Any = None
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool = False
+    top_logprobs: int = Field(0, ge=0, le=20)
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def only_with_logprobs(cls, value: int, info: ValidationInfo) -> int:
+        if value and info.data.get("logprobs") is False:
+            raise ValueError("is only allowed where `logprobs` is true")
+        return value
+
+    @field_validator("max_completion_tokens")
+    @classmethod
+    def at_least_min_tokens(cls, value: int, info: ValidationInfo) -> int:
+        if value < info.data.get("min_tokens", 0):
+            raise ValueError(f"must be at least `min_tokens`, which is {info.data['min_tokens']}, found {value}")
+        return value
+
+    @property
+    def output_limit(self) -> int | None:
+        """Output tokens at most: `max_completion_tokens`, or the older `max_tokens`; None: what the context leaves."""
+        return self.max_completion_tokens or self.max_tokens
+
+
+# Answer
+
+
+class TopLogprob(Struct):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(Struct):
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[TopLogprob]
+
+
+class ChoiceLogprobs(Struct):
+    content: list[TokenLogprob]
+
+
+class AnswerMessage(Struct, kw_only=True, omit_defaults=True):
+    role: str
+    content: str | None
+    tool_calls: list[dict[str, Any]] | None = None
+
+
+class Choice(Struct, kw_only=True, omit_defaults=True):
+    index: int
+    message: AnswerMessage
+    finish_reason: str | None
+    logprobs: ChoiceLogprobs | None = None
+    stop_reason: int | str | None = None
+    """The stop string or stop token that ended it, where one did."""
+
+
+class ChatCompletion(Struct, kw_only=True, omit_defaults=True, tag_field="object", tag="chat.completion"):
+    id: str
+    created: int
+    """Seconds since the epoch."""
+    model: str
+    choices: list[Choice]
+    usage: Usage
+    system_fingerprint: str | None = None
+
+
+class Delta(Struct, kw_only=True, omit_defaults=True):
+    role: str | None = None
+    content: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+
+
+class ChunkChoice(Struct, kw_only=True, omit_defaults=True):
+    index: int
+    delta: Delta
+    finish_reason: str | None
+    logprobs: ChoiceLogprobs | None = None
+    stop_reason: int | str | None = None
+
+
+class ChatCompletionChunk(Struct, kw_only=True, omit_defaults=True, tag_field="object", tag="chat.completion.chunk"):
+    """One event of a stream. The one with the usage has no choices."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: Usage | None = None
+    system_fingerprint: str | None = None

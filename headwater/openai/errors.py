@@ -1,0 +1,150 @@
+"""Errors as the OpenAI API answers them: a status, and a body that says what was wrong with which field.
+
+APIError
+ ├── BadRequestError 400
+ ├── NotFoundError 404
+ │    └── ModelNotFoundError
+ ├── MethodNotAllowedError 405
+ ├── RequestTooLargeError 413
+ ├── RateLimitError 429
+ ├── HeadersTooLargeError 431
+ ├── InternalServerError 500
+ ├── BadGatewayError 502
+ ├── ServiceUnavailableError 503
+ └── GatewayTimeoutError 504
+"""
+
+import json
+from collections.abc import Collection, Sequence
+from typing import Any, ClassVar
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+_FOUND_LENGTH = 80
+"""Characters of a wrong value that an error message repeats."""
+
+
+class APIError(Exception):
+    """What a client did not get, and why. Raised anywhere; answered by the HTTP front as `status` and `body()`."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+
+    def __init__(
+        self, message: str, *, param: str | None = None, code: str | None = None, retry_after: float | None = None
+    ) -> None:
+        """`param`: the request's field, if one is to blame. `retry_after`: seconds, for the Retry-After header."""
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code
+        self.retry_after = retry_after
+
+    def body(self) -> dict[str, Any]:
+        """The JSON answer."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+class BadRequestError(APIError):
+    """The request cannot be served as it is, now or later."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class NotFoundError(APIError):
+    """There is nothing at this path."""
+
+    status = 404
+    type = "invalid_request_error"
+
+
+class ModelNotFoundError(NotFoundError):
+    """No one here serves the model that was asked for."""
+
+    def __init__(self, model: str, served: Collection[str] = ()) -> None:
+        hint = f" Served here: {', '.join(sorted(served))}." if served else ""
+        super().__init__(f"The model `{model}` does not exist.{hint}", param="model", code="model_not_found")
+
+
+class MethodNotAllowedError(APIError):
+    """The path exists, for another HTTP method."""
+
+    status = 405
+    type = "invalid_request_error"
+
+
+class RequestTooLargeError(APIError):
+    """The body is longer than the server reads."""
+
+    status = 413
+    type = "invalid_request_error"
+
+
+class RateLimitError(APIError):
+    """The client, or everyone together, asks for more than is allowed at this moment."""
+
+    status = 429
+    type = "rate_limit_error"
+
+
+class HeadersTooLargeError(APIError):
+    """The request line and headers are longer than the server reads."""
+
+    status = 431
+    type = "invalid_request_error"
+
+
+class InternalServerError(APIError):
+    """Our own fault."""
+
+
+class BadGatewayError(APIError):
+    """The engine that was asked broke off before it answered."""
+
+    status = 502
+
+
+class ServiceUnavailableError(APIError):
+    """No engine can take the request at this moment; `retry_after` says when it is worth another try."""
+
+    status = 503
+
+
+class GatewayTimeoutError(APIError):
+    """The engine that was asked did not answer in time."""
+
+    status = 504
+
+
+def from_validation_error(error: ValidationError) -> BadRequestError:
+    """Say in words what pydantic found wrong; `param` is the first field of them, as in `messages[0].role`."""
+    details = [each for each in error.errors(include_url=False) if each["type"] != "default_factory_not_called"]
+    if details[0]["type"] == "json_invalid":
+        return BadRequestError(f"The body is not valid JSON: {details[0]['ctx']['error']}.", code="invalid_json")
+    return BadRequestError(" ".join(map(_sentence, details[:3])), param=field_path(details[0]["loc"]) or None)
+
+
+def field_path(location: Sequence[int | str]) -> str:
+    """`("messages", 0, "role")` as `messages[0].role`."""
+    path = ""
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return path.removeprefix(".")
+
+
+def _sentence(detail: ErrorDetails) -> str:
+    path = field_path(detail["loc"])
+    if detail["type"] == "missing":
+        return f"`{path}` is required."
+    subject = f"`{path}`: " if path else "The body: "
+    if detail["type"] == "value_error":
+        return f"{subject}{detail['ctx']['error']}."
+    return f"{subject}{detail['msg'][0].lower()}{detail['msg'][1:]}, found {found(detail['input'])}."
+
+
+def found(value: object) -> str:
+    """A wrong value as JSON, cut to a length that fits an error message."""
+    text = json.dumps(value, default=repr, ensure_ascii=False)
+    return text if len(text) <= _FOUND_LENGTH else text[: _FOUND_LENGTH - 3] + "..."

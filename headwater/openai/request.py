@@ -1,0 +1,118 @@
+"""What the bodies of all requests have in common: how they are parsed, and the fields that steer sampling."""
+
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from headwater.openai.errors import found, from_validation_error
+
+MAX_TOKEN_ID = 2**31 - 1
+
+TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
+
+
+class RequestModel(BaseModel):
+    """A body, or a part of one. Unknown fields are kept; null is "not given"; numbers are not read out of strings."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def drop_nulls(cls, data: Any) -> Any:
+        if isinstance(data, dict) and None in data.values():
+            return {name: value for name, value in data.items() if value is not None}
+        return data
+
+    @classmethod
+    def parse(cls, body: bytes) -> Self:
+        """Read JSON. Raises BadRequestError, which names the first wrong field."""
+        try:
+            return cls.model_validate_json(body)
+        except ValidationError as error:
+            raise from_validation_error(error) from None
+
+
+class StreamOptions(RequestModel):
+    include_usage: bool = False
+    """Send the usage in a last chunk of its own."""
+
+
+def _one_as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _read_logit_bias(value: Any) -> dict[int, float]:
+    if not isinstance(value, dict):
+        raise ValueError(f"must be an object of token ids and biases, found {found(value)}")
+    biases: dict[int, float] = {}
+    for key, bias in value.items():
+        token = str(key)
+        if not (token.isascii() and token.isdecimal() and int(token) <= MAX_TOKEN_ID):
+            raise ValueError(f"its keys must be token ids as strings, found {found(token)}")
+        if isinstance(bias, bool) or not isinstance(bias, int | float) or not -100 <= bias <= 100:
+            raise ValueError(f"its values must be numbers from -100 to 100, found {found(bias)} for token {token}")
+        biases[int(token)] = float(bias)
+    return biases
+
+
+class SamplingRequest(RequestModel):
+    """The fields that chat and text completions share. None: not given, so the model's own default holds."""
+
+    model: str = Field(min_length=1)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+
+    n: int = Field(1, ge=1, le=128)
+    max_tokens: int | None = Field(None, ge=1)
+    min_tokens: int = Field(0, ge=0)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1)
+    """-1 and 0: off."""
+    min_p: float | None = Field(None, ge=0, le=1)
+    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    repetition_penalty: float | None = Field(None, gt=0)
+    logit_bias: Annotated[dict[int, float], PlainValidator(_read_logit_bias)] = {}
+    stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_one_as_list), Field(max_length=16)] = []
+    """Always a list, also where the client sent one string."""
+    stop_token_ids: list[TokenId] = []
+    ignore_eos: bool = False
+
+    response_format: dict[str, Any] | None = None
+    user: str | None = None
+    priority: int = Field(0, ge=-(2**31), le=2**31 - 1)
+    """Lower runs first."""
+    cache_salt: str | None = Field(None, min_length=1)
+    """Cached prompts are shared only between requests of the same salt."""
+
+    @field_validator("stream_options")
+    @classmethod
+    def only_for_streams(cls, value: StreamOptions, info: ValidationInfo) -> StreamOptions:
+        if not info.data.get("stream"):
+            raise ValueError("is only allowed where `stream` is true")
+        return value
+
+    @field_validator("min_tokens")
+    @classmethod
+    def at_most_max_tokens(cls, value: int, info: ValidationInfo) -> int:
+        limit = info.data.get("max_tokens")
+        if limit is not None and value > limit:
+            raise ValueError(f"must be at most `max_tokens`, which is {limit}, found {value}")
+        return value
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with a chunk that holds the usage."""
+        return self.stream_options is not None and self.stream_options.include_usage

@@ -1,0 +1,26 @@
+"""What a request cost, in tokens."""
+
+from typing import Self
+
+from msgspec import Struct
+
+
+class PromptTokensDetails(Struct):
+    cached_tokens: int
+    """Prompt tokens whose KV blocks were there already. Always said: the router learns from it."""
+
+
+class Usage(Struct, kw_only=True):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+    @classmethod
+    def of(cls, *, prompt: int, completion: int, cached: int) -> Self:
+        return cls(
+            prompt_tokens=prompt,
+            completion_tokens=completion,
+            total_tokens=prompt + completion,
+            prompt_tokens_details=PromptTokensDetails(cached),
+        )

@@ -1,0 +1,1 @@
+"""The engine's loop: what is asked for, what runs next, and what came of it."""

@@ -1,0 +1,111 @@
+"""KV events: tells the world which blocks the prefix cache holds, in vLLM's wire format.
+
+Three ZMQ frames a batch, `[topic, sequence number, msgpack]`; see `headwater.events`. Whoever subscribes is told all
+that is there first (an AllBlocksCleared, then every block), so a router that starts late or reconnects after a gap
+knows as much as one that was there from the start. Block hashes are chained over salt and token ids and mean nothing
+outside.
+"""
+
+import time
+from array import array
+from collections.abc import Sequence
+
+import xxhash
+import zmq
+
+from headwater.events import AllBlocksCleared, BlockRemoved, BlockStored, Event, EventBatch, encode
+from headwater_engine.cache.radix_tree import Node
+
+
+class EventLog:
+    """Collects one step's changes of the tree as events; runs of blocks along one path become one event."""
+
+    def __init__(self, block_size: int) -> None:
+        self._block_size = block_size
+        self._events: list[Event] = []
+        self._last_stored: Node | None = None
+
+    def stored(self, node: Node) -> None:
+        parent = node.parent
+        assert parent is not None
+        seed = parent.hash if parent.hash is not None else xxhash.xxh3_64_intdigest(node.salt.encode())
+        node.hash = xxhash.xxh3_64_intdigest(array("I", node.tokens).tobytes(), seed=seed)
+        last = self._events[-1] if self._events else None
+        if parent is self._last_stored and isinstance(last, BlockStored):
+            last.block_hashes.append(node.hash)
+            last.token_ids.extend(node.tokens)
+            if last.extra_keys is not None:
+                last.extra_keys.append(None)
+        else:
+            self._events.append(self._stored_event(node, parent.hash))
+        self._last_stored = node
+
+    def _stored_event(self, node: Node, parent_hash: int | None) -> BlockStored:
+        assert node.hash is not None
+        # As vLLM: the salt stands beside the first block of a prompt, and binds the others through the chain.
+        salt = [node.salt] if node.salt and parent_hash is None else None
+        return BlockStored(
+            block_hashes=[node.hash],
+            parent_block_hash=parent_hash,
+            token_ids=list(node.tokens),
+            block_size=self._block_size,
+            lora_id=None,
+            medium="CPU",
+            lora_name=None,
+            extra_keys=[salt],
+        )
+
+    def removed(self, node: Node) -> None:
+        assert node.hash is not None
+        last = self._events[-1] if self._events else None
+        if isinstance(last, BlockRemoved):
+            last.block_hashes.append(node.hash)
+        else:
+            self._events.append(BlockRemoved(block_hashes=[node.hash], medium="CPU"))
+        self._last_stored = None
+
+    def cleared(self) -> None:
+        self._events.append(AllBlocksCleared())
+        self._last_stored = None
+
+    def drain(self) -> Sequence[Event]:
+        """The events since the last call."""
+        events, self._events = self._events, []
+        self._last_stored = None
+        return events
+
+
+class EventPublisher:
+    """Sends an `EventLog`'s events to all subscribers. Never blocks: to one that is too slow, ZMQ drops batches, and
+    the gap in the sequence numbers tells it so."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.XPUB)
+        self._socket.setsockopt(zmq.XPUB_VERBOSE, 1)
+        self._socket.setsockopt(zmq.SNDHWM, 100_000)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.bind(endpoint)
+        self._sequence = 0
+
+    @property
+    def endpoint(self) -> str:
+        """With the port that was bound, where the setting left it open (`tcp://127.0.0.1:*`)."""
+        return self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def has_new_subscriber(self) -> bool:
+        """Whether somebody subscribed since the last call; the caller then announces the whole cache."""
+        found = False
+        while self._socket.poll(0):
+            found |= self._socket.recv()[:1] == b"\x01"
+        return found
+
+    def publish(self, events: Sequence[Event]) -> None:
+        if not events:
+            return
+        payload = encode(EventBatch(ts=time.time(), events=list(events)))
+        self._socket.send_multipart([b"", self._sequence.to_bytes(8, "big"), payload])
+        self._sequence += 1
+
+    def close(self) -> None:
+        self._context.destroy()

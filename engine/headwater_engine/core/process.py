@@ -1,0 +1,173 @@
+"""The engine process: loads the model, then turns messages from the HTTP process into steps and steps into messages.
+
+Started by the HTTP process as `python -m headwater_engine.core.process REQUESTS REPLIES` (two ZMQ endpoints), with the
+settings as JSON in HEADWATER_ENGINE_SETTINGS. It ends when told to, or when its parent is gone.
+"""
+
+import os
+import signal
+import sys
+import time
+
+import msgspec
+import structlog
+import torch
+import zmq
+
+from headwater.logs import configure_logging
+from headwater_engine.cache.events import EventLog, EventPublisher
+from headwater_engine.cache.prefix_cache import PrefixCache
+from headwater_engine.config import EngineSettings
+from headwater_engine.core.engine import Engine
+from headwater_engine.core.memory import KVCacheTooSmallError, count_blocks
+from headwater_engine.core.messages import (
+    Abort,
+    Failed,
+    Generate,
+    Loading,
+    Outputs,
+    Ready,
+    Reply,
+    Request,
+    Shutdown,
+)
+from headwater_engine.core.runner import Runner
+from headwater_engine.core.scheduler import Scheduler
+from headwater_engine.kernels import select
+from headwater_engine.kernels.interface import BLOCK_SIZE
+from headwater_engine.models.loading import LoadError, load_model
+from headwater_engine.models.source import resolve
+
+log = structlog.get_logger(__name__)
+
+STATS_INTERVAL = 0.1
+"""Seconds between two Stats while there is work."""
+IDLE_INTERVAL = 1.0
+"""Seconds between two Stats without work; also how soon the end of the parent is noticed."""
+
+
+class Channel:
+    """The two sockets to the HTTP process."""
+
+    def __init__(self, requests: str, replies: str) -> None:
+        self._context = zmq.Context()
+        self._requests = self._context.socket(zmq.PULL)
+        self._requests.connect(requests)
+        self._replies = self._context.socket(zmq.PUSH)
+        self._replies.setsockopt(zmq.SNDHWM, 0)
+        self._replies.connect(replies)
+        self._decoder = msgspec.msgpack.Decoder(Request)
+        self._encoder = msgspec.msgpack.Encoder()
+
+    def send(self, reply: Reply) -> None:
+        self._replies.send(self._encoder.encode(reply))
+
+    def receive(self, timeout: float) -> list[Request]:
+        """All messages that are there, after at most `timeout` seconds of waiting for the first."""
+        messages: list[Request] = []
+        while self._requests.poll(0 if messages else int(timeout * 1000)):
+            messages.append(self._decoder.decode(self._requests.recv()))
+        return messages
+
+    def close(self) -> None:
+        """Waits until what was sent has left, up to two seconds."""
+        self._context.destroy(linger=2000)
+
+
+class EngineLoop:
+    """Receive, step, reply, until a Shutdown or the parent's end."""
+
+    def __init__(
+        self, engine: Engine, channel: Channel, log_of_events: EventLog | None, publisher: EventPublisher | None
+    ) -> None:
+        self._engine = engine
+        self._channel = channel
+        self._event_log = log_of_events
+        self._publisher = publisher
+        self._parent = os.getppid()
+        self._stats_at = 0.0
+
+    def run(self) -> None:
+        while os.getppid() == self._parent:
+            for message in self._channel.receive(0 if self._engine.has_work else IDLE_INTERVAL):
+                match message:
+                    case Generate():
+                        self._add(message)
+                    case Abort(ids):
+                        self._engine.abort(ids)
+                    case Shutdown():
+                        return
+            if self._engine.has_work and (outputs := self._engine.step()):
+                self._channel.send(Outputs(outputs))
+            self._publish()
+            self._report()
+        log.info("the HTTP process is gone; leaving")
+
+    def _add(self, message: Generate) -> None:
+        refusal = self._engine.add(message)
+        if refusal is not None:
+            self._channel.send(Outputs([refusal]))
+
+    def _publish(self) -> None:
+        if self._publisher is None or self._event_log is None:
+            return
+        if self._publisher.has_new_subscriber():
+            self._engine.scheduler.cache.announce()
+        self._publisher.publish(self._event_log.drain())
+
+    def _report(self) -> None:
+        now = time.monotonic()
+        if not self._engine.has_work or now - self._stats_at >= STATS_INTERVAL:
+            self._stats_at = now
+            self._channel.send(self._engine.stats())
+
+
+def build(settings: EngineSettings, channel: Channel) -> tuple[EngineLoop, Ready]:
+    """Load the model and lay out the cache. Raises LoadError or KVCacheTooSmallError with a sentence for the user."""
+    torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
+    kernels = select(settings.dtype)
+    folder = resolve(settings.model, settings.revision)
+    model = load_model(
+        folder, kernels=kernels, dtype=settings.dtype, progress=lambda f: channel.send(Loading(f, "weights"))
+    )
+    config = model.config
+    shape = (config.kv_heads, config.key_dim, config.value_dim)
+    wanted = settings.max_model_len or config.max_positions
+    if wanted > config.max_positions:
+        raise LoadError(f"--max-model-len {wanted} is more than the {config.max_positions} positions of this model.")
+    blocks = count_blocks(settings, kernels.bytes_per_block(*shape) * config.num_layers, wanted)
+    max_model_len = min(wanted, blocks * BLOCK_SIZE)
+    if max_model_len < wanted:
+        log.warning("the KV cache is smaller than the model's context", blocks=blocks, max_model_len=max_model_len)
+    event_log = EventLog(BLOCK_SIZE) if settings.kv_events else None
+    cache = PrefixCache(blocks, BLOCK_SIZE, reuse=settings.prefix_cache, listener=event_log)
+    scheduler = Scheduler(cache, max_num_seqs=settings.max_num_seqs, max_batched_tokens=settings.max_batched_tokens)
+    runner = Runner(model, [kernels.allocate(blocks, *shape) for _ in range(config.num_layers)])
+    engine = Engine(scheduler, runner, max_model_len=max_model_len)
+    publisher = EventPublisher(settings.kv_events) if settings.kv_events else None
+    ready = Ready(max_model_len=max_model_len, num_blocks=blocks, kernels=kernels.name)
+    return EngineLoop(engine, channel, event_log, publisher), ready
+
+
+def main() -> int:
+    # Ctrl-C goes to the whole process group, but when to stop is the HTTP process's to say.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    settings = EngineSettings.model_validate_json(os.environ["HEADWATER_ENGINE_SETTINGS"])
+    configure_logging(settings.log_level)
+    channel = Channel(*sys.argv[1:])
+    try:
+        loop, ready = build(settings, channel)
+        channel.send(ready)
+        log.info("ready", **msgspec.structs.asdict(ready))
+        loop.run()
+    except (LoadError, KVCacheTooSmallError, ValueError, zmq.ZMQError) as error:
+        channel.send(Failed(str(error)))
+        return 1
+    finally:
+        channel.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal
 from msgspec import Struct
 from pydantic import Field, PlainValidator, ValidationInfo, field_validator
 
-from headwater.openai.errors import found
 from headwater.openai.request import RequestModel, SamplingRequest
 from headwater.openai.usage import Usage
+from headwater.validation import found
 
 # Request
 

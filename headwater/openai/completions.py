@@ -5,9 +5,9 @@ from typing import Annotated, Any, cast
 from msgspec import Struct
 from pydantic import Field, PlainValidator, ValidationInfo, field_validator
 
-from headwater.openai.errors import found
 from headwater.openai.request import MAX_TOKEN_ID, SamplingRequest
 from headwater.openai.usage import Usage
+from headwater.validation import found
 
 # Request
 

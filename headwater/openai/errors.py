@@ -14,15 +14,13 @@ APIError
  └── GatewayTimeoutError 504
 """
 
-import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-_FOUND_LENGTH = 80
-"""Characters of a wrong value that an error message repeats."""
+from headwater.validation import field_path, finding
 
 
 class APIError(Exception):
@@ -126,25 +124,6 @@ def from_validation_error(error: ValidationError) -> BadRequestError:
     return BadRequestError(" ".join(map(_sentence, details[:3])), param=field_path(details[0]["loc"]) or None)
 
 
-def field_path(location: Sequence[int | str]) -> str:
-    """`("messages", 0, "role")` as `messages[0].role`."""
-    path = ""
-    for part in location:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}"
-    return path.removeprefix(".")
-
-
 def _sentence(detail: ErrorDetails) -> str:
     path = field_path(detail["loc"])
-    if detail["type"] == "missing":
-        return f"`{path}` is required."
-    subject = f"`{path}`: " if path else "The body: "
-    if detail["type"] == "value_error":
-        return f"{subject}{detail['ctx']['error']}."
-    return f"{subject}{detail['msg'][0].lower()}{detail['msg'][1:]}, found {found(detail['input'])}."
-
-
-def found(value: object) -> str:
-    """A wrong value as JSON, cut to a length that fits an error message."""
-    text = json.dumps(value, default=repr, ensure_ascii=False)
-    return text if len(text) <= _FOUND_LENGTH else text[: _FOUND_LENGTH - 3] + "..."
+    return f"`{path}`: {finding(detail)}." if path else f"The body: {finding(detail)}."

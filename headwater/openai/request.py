@@ -14,7 +14,8 @@ from pydantic import (
     model_validator,
 )
 
-from headwater.openai.errors import found, from_validation_error
+from headwater.openai.errors import from_validation_error
+from headwater.validation import found
 
 MAX_TOKEN_ID = 2**31 - 1
 

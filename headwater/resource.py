@@ -120,14 +120,14 @@ class Metadata(_Part):
 
     name: Name
     namespace: str | None = None
-    labels: dict[str, str] = Field({})
-    annotations: dict[str, str] = Field({})
+    labels: dict[str, str] = Field(default={})
+    annotations: dict[str, str] = Field(default={})
 
 
 class Model(_Part):
     source: Source
     revision: str = "main"
-    aliases: list[ServedName] = Field([])
+    aliases: list[ServedName] = Field(default=[])
     """Further names that clients may send as `model`; the first is the resource's own."""
 
     @field_validator("aliases")
@@ -141,15 +141,15 @@ class Backend(_Part):
     type: BackendType = "auto"
     image: str | None = None
     version: str | None = None
-    args: list[str] = Field([])
+    args: list[str] = Field(default=[])
     """Passed to the server behind our own, which they override."""
-    env: dict[str, str] = Field({})
+    env: dict[str, str] = Field(default={})
 
 
 class Parallelism(_Part):
-    tensor: int = Field(1, ge=1)
+    tensor: int = Field(default=1, ge=1)
     """Accelerators that share each layer."""
-    nodes: int = Field(1, ge=1)
+    nodes: int = Field(default=1, ge=1)
     """Machines that these are spread over."""
 
     @field_validator("nodes")
@@ -162,14 +162,14 @@ class Parallelism(_Part):
 
 
 class Context(_Part):
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1)
     """Prompt and output of one request, together. None: what the model can do."""
 
 
 class Cache(_Part):
-    fraction: float = Field(0.9, gt=0, le=1)
+    fraction: float = Field(default=0.9, gt=0, le=1)
     """Of the accelerator's memory, for weights and KV cache together."""
-    host_gib: float = Field(0.0, ge=0, alias="hostGiB")
+    host_gib: float = Field(default=0.0, ge=0, alias="hostGiB")
     """Host memory that evicted blocks move to."""
     dtype: Literal["auto", "bfloat16", "float16", "float32", "fp8"] = "auto"
 
@@ -180,9 +180,9 @@ class Adapter(_Part):
 
 
 class Autoscaling(_Part):
-    min: int = Field(1, ge=0)
+    min: int = Field(default=1, ge=0)
     max: int = Field(ge=1)
-    in_flight_per_replica: int = Field(32, ge=1)
+    in_flight_per_replica: int = Field(default=32, ge=1)
     scale_down_delay: Duration = timedelta(minutes=5)
 
     @field_validator("max")
@@ -195,7 +195,7 @@ class Autoscaling(_Part):
 
 class Routing(_Part):
     policy: RoutingPolicy = "prefix"
-    weight: int = Field(100, ge=0)
+    weight: int = Field(default=100, ge=0)
     """Share of the requests, against other ModelDeployments that serve the same name."""
 
 
@@ -206,19 +206,19 @@ class Rollout(_Part):
 
 class Spec(_Part):
     model: Model
-    backend: Backend = Field(default_factory=Backend)
-    replicas: int | None = Field(None, ge=0)
+    backend: Backend = Backend()
+    replicas: int | None = Field(default=None, ge=0)
     """None: one, or what `autoscaling` finds right."""
-    parallelism: Parallelism = Field(default_factory=Parallelism)
-    resources: dict[str, Any] = Field({})
-    context: Context = Field(default_factory=Context)
+    parallelism: Parallelism = Parallelism()
+    resources: dict[str, Any] = Field(default={})
+    context: Context = Context()
     quantization: Quantization = "none"
-    cache: Cache = Field(default_factory=Cache)
-    adapters: list[Adapter] = Field([])
+    cache: Cache = Cache()
+    adapters: list[Adapter] = Field(default=[])
     autoscaling: Autoscaling | None = None
-    routing: Routing = Field(default_factory=Routing)
-    rollout: Rollout = Field(default_factory=Rollout)
-    template: dict[str, Any] = Field({})
+    routing: Routing = Routing()
+    rollout: Rollout = Rollout()
+    template: dict[str, Any] = Field(default={})
 
     @field_validator("adapters")
     @classmethod
@@ -246,7 +246,7 @@ class ModelDeployment(_Part):
     kind: Literal["ModelDeployment"]
     metadata: Metadata
     spec: Spec
-    status: dict[str, Any] = Field({})
+    status: dict[str, Any] = Field(default={})
     """Written by the operator."""
 
     @field_validator("spec")

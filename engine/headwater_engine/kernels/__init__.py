@@ -1,0 +1,42 @@
+"""The operations that a model needs of the hardware: `select` picks the fastest implementation that works here.
+
+`interface.py` is the contract, `reference.py` the same in plain torch. What is computed in which type on a CPU:
+
+| `select(...)` | where | weights, KV | activations | products |
+|---|---|---|---|---|
+| float32 | any CPU | float32 | float32 | float32 |
+| bfloat16 | AVX512_BF16 or AMX | bfloat16 | bfloat16 | the CPU's own, summed in float32 |
+| bfloat16 | any other CPU | bfloat16 | float32 | float32: bfloat16 only halves the memory to read |
+
+Where the C++ kernels cannot be built, plain torch takes over with a warning; on the last row it then holds float32
+throughout, because emulated bfloat16 products are several times slower. The environment variable
+HEADWATER_KERNELS=torch asks for plain torch from the start.
+"""
+
+import os
+
+import torch
+
+from headwater_engine.kernels.interface import Kernels
+from headwater_engine.kernels.reference import TorchKernels
+
+
+def select(dtype: torch.dtype) -> Kernels:
+    """The best kernels on this machine for weights of `dtype`, bfloat16 or float32.
+
+    float16 counts as bfloat16: no CPU computes it faster. Raises ValueError for any other type, or for an unknown
+    HEADWATER_KERNELS.
+    """
+    if dtype == torch.float16:
+        dtype = torch.bfloat16
+    if dtype not in (torch.bfloat16, torch.float32):
+        raise ValueError(f"dtype: found {dtype}, allowed are torch.bfloat16, torch.float16 and torch.float32")
+    choice = os.environ.get("HEADWATER_KERNELS", "auto")
+    if choice not in ("auto", "torch"):
+        raise ValueError(f"HEADWATER_KERNELS: found {choice!r}, allowed are 'auto' and 'torch'")
+    return TorchKernels(dtype if computes_bfloat16() else torch.float32)
+
+
+def computes_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 itself (AVX512_BF16 or AMX)."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -1,8 +1,8 @@
 """What a model needs of the hardware: one protocol, implemented for each kind of device.
 
-A step runs the model on a *flat batch*: the new tokens of all sequences behind one another, decode (one token a sequence)
-and prefill chunks (many) alike. Attention is the only layer that knows about sequences and blocks, and all that it knows
-stands in `AttentionBatch`. Keys and values live in `LayerCache`, whose layout is the implementation's own business.
+A step runs the model on a *flat batch*: the new tokens of all sequences behind one another, decode (one token a
+sequence) and prefill chunks (many) alike. Attention is the only layer that knows about sequences and blocks, and all
+that it knows stands in `AttentionBatch`. Keys and values live in `LayerCache`, whose layout is the implementation's own business.
 """
 
 from collections.abc import Callable
@@ -78,8 +78,8 @@ class Kernels(Protocol):
         """Causal attention of queries [T, heads, key dim] over the cached context: [T, heads, value dim].
 
         Heads are grouped: query head h reads KV head h // (heads // kv heads). `window`: a token sees itself and the
-        `window - 1` tokens before it. `softcap`: scores become softcap * tanh(score / softcap). `sinks` [heads]: a logit
-        that joins each row's softmax without a value.
+        `window - 1` tokens before it. `softcap`: scores become softcap * tanh(score / softcap). `sinks` [heads]: a
+        logit that joins each row's softmax without a value.
         """
 
     def linear(self, weight: Tensor, bias: Tensor | None = None) -> Linear:

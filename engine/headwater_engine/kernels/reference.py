@@ -1,0 +1,120 @@
+"""Every kernel in plain torch: the definition of what the fast ones compute, and the fallback where none can be built.
+
+Written to be read, not to be fast. The tests hold every other implementation against this one.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch, LayerCache, Linear
+
+
+class TorchKernels:
+    """`Kernels` in plain torch. Weights, activations and KV are all of `dtype`; sums and softmax are float32."""
+
+    name = "cpu-torch"
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        self.dtype = dtype
+
+    def allocate(self, blocks: int, kv_heads: int, key_dim: int, value_dim: int) -> LayerCache:
+        """Keys [blocks, BLOCK_SIZE, kv heads, key dim] and values [blocks, BLOCK_SIZE, kv heads, value dim]."""
+        return LayerCache(
+            torch.zeros(blocks, BLOCK_SIZE, kv_heads, key_dim, dtype=self.dtype),
+            torch.zeros(blocks, BLOCK_SIZE, kv_heads, value_dim, dtype=self.dtype),
+        )
+
+    def bytes_per_block(self, kv_heads: int, key_dim: int, value_dim: int) -> int:
+        return BLOCK_SIZE * kv_heads * (key_dim + value_dim) * self.dtype.itemsize
+
+    def write_cache(self, keys: Tensor, values: Tensor, cache: LayerCache, slots: Tensor) -> None:
+        cache.keys.flatten(0, 1)[slots] = keys.to(cache.keys.dtype)
+        cache.values.flatten(0, 1)[slots] = values.to(cache.values.dtype)
+
+    def paged_attention(
+        self,
+        queries: Tensor,
+        cache: LayerCache,
+        batch: AttentionBatch,
+        *,
+        scale: float,
+        window: int | None = None,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        output = queries.new_empty(*queries.shape[:2], cache.values.shape[-1])
+        starts = batch.query_starts.tolist()
+        for sequence, context in enumerate(batch.context_lengths.tolist()):
+            rows = slice(starts[sequence], starts[sequence + 1])
+            blocks = batch.block_tables[sequence, : -(-context // BLOCK_SIZE)].long()
+            output[rows] = _attention(
+                queries[rows],
+                cache.keys[blocks].flatten(0, 1)[:context],
+                cache.values[blocks].flatten(0, 1)[:context],
+                scale,
+                window,
+                softcap,
+                sinks,
+            )
+        return output
+
+    def linear(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
+        weight = weight.to(self.dtype)
+        bias = None if bias is None else bias.to(self.dtype)
+        return lambda x: F.linear(x, weight, bias)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = x.float()
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+        return (normed * weight.float()).to(x.dtype)
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+        residual.add_(x)
+        return self.rms_norm(residual, weight, eps)
+
+    def rope(self, queries: Tensor, keys: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> None:
+        half = cos.shape[-1]
+        cosines, sines = (
+            cos[positions].unsqueeze(1),
+            sin[positions].unsqueeze(1),
+        )  # [T, 1, half]: the same for all heads
+        for x in (queries, keys):
+            first, second = x[..., :half].float(), x[..., half : 2 * half].float()
+            x[..., :half] = (first * cosines - second * sines).to(x.dtype)
+            x[..., half : 2 * half] = (second * cosines + first * sines).to(x.dtype)
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.float().chunk(2, dim=-1)
+        return (F.silu(gate) * up).to(gate_up.dtype)
+
+
+def _attention(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """One sequence: queries [N, heads, D] of its last N tokens over keys [C, kv heads, D], values [C, kv heads, V]."""
+    new, heads, _ = queries.shape
+    context, kv_heads, _ = keys.shape
+    grouped = queries.float().unflatten(1, (kv_heads, heads // kv_heads))
+
+    scores = torch.einsum("nkgd,ckd->kgnc", grouped, keys.float()) * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    query_positions = torch.arange(context - new, context).unsqueeze(1)
+    key_positions = torch.arange(context).unsqueeze(0)
+    visible = key_positions <= query_positions
+    if window is not None:
+        visible &= key_positions > query_positions - window
+    scores = scores.masked_fill(~visible, float("-inf"))
+
+    if sinks is not None:
+        column = sinks.float().view(kv_heads, -1, 1, 1).expand(-1, -1, new, 1)
+        scores = torch.cat([scores, column], dim=-1)
+    weights = torch.softmax(scores, dim=-1)[..., :context]
+    return torch.einsum("kgnc,ckv->nkgv", weights, values.float()).flatten(1, 2).to(queries.dtype)

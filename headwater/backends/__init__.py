@@ -1,0 +1,20 @@
+"""The inference servers that Headwater runs and routes to, one file each; `get` finds one by its name."""
+
+from headwater.backends.base import Backend
+from headwater.backends.headwater import Headwater
+from headwater.backends.transformers import Transformers
+from headwater.backends.vllm import VLLM
+
+_BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (Headwater(), VLLM(), Transformers())}
+
+
+class UnknownBackendError(ValueError):
+    """There is no backend of this name; the message lists those there are."""
+
+
+def get(name: str) -> Backend:
+    """The backend of this name; "auto" is our own engine. Raises UnknownBackendError."""
+    try:
+        return _BACKENDS["headwater" if name == "auto" else name]
+    except KeyError:
+        raise UnknownBackendError(f"no backend {name!r} yet; there are: {', '.join(sorted(_BACKENDS))}") from None

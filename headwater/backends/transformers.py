@@ -1,0 +1,38 @@
+"""`transformers serve`, from version 5 on: the widest choice of models, and the barest server.
+
+It has no metrics page, tells neither cached tokens nor KV events, answers 422 to fields it does not know, and answers
+only to the model's own name.
+"""
+
+from headwater.backends.base import Backend
+from headwater.resource import ModelDeployment
+from headwater.validation import found
+
+
+class Transformers(Backend):
+    name = "transformers"
+    metrics_path = None
+    reports_cached_tokens = False
+    publishes_kv_events = False
+    refuses_unknown_fields = True
+
+    def command(self, deployment: ModelDeployment, *, port: int, events_port: int | None = None) -> list[str]:
+        self.refuse_all_but(
+            deployment,
+            model__revision="main",
+            parallelism__tensor=1,
+            parallelism__nodes=1,
+            context__max_tokens=None,
+            quantization="none",
+            cache__host_gib=0.0,
+            cache__dtype="auto",
+            adapters=[],
+        )
+        if events_port is not None:
+            raise self.unsupported(deployment, "spec.backend.type", "publishes no KV events")
+        model = self.local_source(deployment, "hf://", "file://").removeprefix("hf://")
+        if model not in deployment.served_names:
+            message = f"answers to no name but {found(model)}: it must be among them"
+            raise self.unsupported(deployment, "spec.model.aliases", message)
+        argv = ["transformers", "serve", model, "--host", "127.0.0.1", "--port", str(port), "--continuous-batching"]
+        return argv + deployment.spec.backend.args

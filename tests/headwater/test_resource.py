@@ -1,0 +1,210 @@
+"""A ModelDeployment file is read as written, and each mistake is answered with its place and what is allowed."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import yaml
+
+from headwater.resource import MAX_NAME, ModelDeployment, ResourceError, load
+
+
+def written(tmp_path: Path, *specs: dict, **top) -> Path:
+    documents = [
+        {
+            "apiVersion": "headwater.dev/v1alpha1",
+            "kind": "ModelDeployment",
+            "metadata": {"name": f"m{i}"},
+            "spec": {"model": {"source": "hf://owner/model"}, **spec},
+            **top,
+        }
+        for i, spec in enumerate(specs)
+    ]
+    path = tmp_path / "model.yaml"
+    path.write_text(yaml.safe_dump_all(documents))
+    return path
+
+
+def error_of(path: Path) -> str:
+    with pytest.raises(ResourceError) as caught:
+        load(path)
+    return str(caught.value)
+
+
+FULL = """\
+apiVersion: headwater.dev/v1alpha1
+kind: ModelDeployment
+metadata: {name: smollm2, namespace: models, labels: {team: a}, uid: 1234}
+spec:
+  model:
+    source: hf://HuggingFaceTB/SmolLM2-135M-Instruct
+    revision: v2
+    aliases: [small, HuggingFaceTB/SmolLM2-135M-Instruct]
+  backend: {type: vllm, image: "vllm:1", version: "0.32", args: [--x], env: {A: b}}
+  parallelism: {tensor: 4, nodes: 2}
+  resources: {limits: {nvidia.com/gpu: 2}}
+  context: {maxTokens: 4096}
+  quantization: fp8
+  cache: {fraction: 0.5, hostGiB: 8, dtype: fp8}
+  adapters: [{name: sql, source: hf://owner/sql}]
+  autoscaling: {min: 0, max: 8, inFlightPerReplica: 16, scaleDownDelay: 1h5m30s}
+  routing: {policy: least_loaded, weight: 50}
+  rollout: {strategy: Surge}
+  template: {spec: {nodeSelector: {zone: a}}}
+status: {phase: Ready}
+"""
+
+
+def test_every_field_of_the_design_is_read(tmp_path):
+    path = tmp_path / "full.yaml"
+    path.write_text(FULL)
+    (deployment,) = load(path)
+    spec = deployment.spec
+    assert deployment.served_names == ["smollm2", "small", "HuggingFaceTB/SmolLM2-135M-Instruct"]
+    assert (spec.model.revision, spec.backend.type, spec.backend.env) == ("v2", "vllm", {"A": "b"})
+    assert (spec.parallelism.tensor, spec.parallelism.nodes, spec.context.max_tokens) == (4, 2, 4096)
+    assert (spec.quantization, spec.cache.fraction, spec.cache.host_gib, spec.cache.dtype) == ("fp8", 0.5, 8, "fp8")
+    assert spec.adapters[0].name == "sql"
+    assert spec.autoscaling is not None
+    assert spec.autoscaling.scale_down_delay == timedelta(hours=1, minutes=5, seconds=30)
+    assert (spec.routing.policy, spec.routing.weight, spec.rollout.strategy) == ("least_loaded", 50, "Surge")
+    assert spec.template == {"spec": {"nodeSelector": {"zone": "a"}}}
+
+
+def test_what_is_read_is_written_back_with_the_same_names(tmp_path):
+    path = tmp_path / "full.yaml"
+    path.write_text(FULL)
+    (deployment,) = load(path)
+    spec = deployment.model_dump(by_alias=True)["spec"]
+    for field, value in yaml.safe_load(FULL)["spec"].items():
+        if field != "autoscaling":  # its delay is a duration by then
+            assert spec[field] == value
+
+
+def test_a_model_and_its_source_are_enough(tmp_path):
+    (deployment,) = load(written(tmp_path, {}))
+    assert (deployment.spec.backend.type, deployment.spec.first_replicas) == ("auto", 1)
+
+
+def test_a_file_may_hold_several_documents_and_empty_ones(tmp_path):
+    path = written(tmp_path, {"replicas": 2}, {"autoscaling": {"max": 4, "min": 3}})
+    path.write_text(path.read_text() + "\n---\n---\n")
+    assert [(each.name, each.spec.first_replicas) for each in load(path)] == [("m0", 2), ("m1", 3)]
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["hf://o/m", "hf://o/m/q4.gguf", "s3://b/p", "oci://r/i:1", "pvc://c/p", "file:///m", "package://p", "random:tiny"],
+)
+def test_every_scheme_of_a_source_is_known(tmp_path, source):
+    (deployment,) = load(written(tmp_path, {"model": {"source": source}}))
+    assert deployment.spec.model.source == source
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"parallelism": {"tensor": 0}}, "spec.parallelism.tensor: must be greater than or equal to 1, found 0"),
+        (
+            {"parallelism": {"tensor": 3, "nodes": 2}},
+            "spec.parallelism.nodes: must divide `tensor`, which is 3; found 2",
+        ),
+        ({"replica": 2}, "spec.replica: unknown field; did you mean `replicas`? Allowed: model, backend, replicas,"),
+        ({"cache": {"host_gib": 2}}, "spec.cache.host_gib: unknown field; did you mean `hostGiB`?"),
+        ({"xyz": 2}, "spec.xyz: unknown field; Allowed: model"),
+        ({"backend": {"type": "vlm"}}, "spec.backend.type: must be 'headwater', 'vllm', 'sglang', 'tgi',"),
+        ({"backend": {"version": 0.32}}, "spec.backend.version: must be a valid string, found 0.32"),
+        ({"model": {"source": "http://x"}}, "spec.model.source: must be one of hf://OWNER/NAME, s3://BUCKET/PATH,"),
+        ({"model": {}}, "spec.model.source: is required"),
+        (
+            {"model": {"source": "hf://o/m", "aliases": ["a", "a"]}},
+            'aliases: must differ from one another, found "a" twice',
+        ),
+        ({"model": {"source": "hf://o/m", "aliases": ["m0"]}}, 'spec.model.aliases: "m0" is the resource\'s name'),
+        ({"quantization": "int4"}, "spec.quantization: must be 'none', 'fp8', 'awq' or 'gptq', found \"int4\""),
+        ({"cache": {"fraction": 1.5}}, "spec.cache.fraction: must be less than or equal to 1, found 1.5"),
+        ({"context": {"maxTokens": "4k"}}, 'spec.context.maxTokens: must be a valid integer, found "4k"'),
+        ({"replicas": 1, "autoscaling": {"max": 2}}, "spec.autoscaling: cannot stand beside `replicas`"),
+        ({"autoscaling": {"min": 3, "max": 2}}, "spec.autoscaling.max: must be at least `min`, which is 3; found 2"),
+        ({"autoscaling": {"max": 2, "scaleDownDelay": "5 min"}}, "scaleDownDelay: must be a duration such as 30s"),
+        ({"autoscaling": {"max": 2, "scaleDownDelay": 300}}, "scaleDownDelay: must be a duration such as 30s"),
+        ({"routing": {"policy": "random"}}, "spec.routing.policy: must be 'prefix', 'round_robin', 'least_loaded' or"),
+        ({"rollout": {"strategy": "auto"}}, "spec.rollout.strategy: must be 'Auto', 'Surge' or 'Replace', found"),
+        (
+            {"adapters": [{"name": "a", "source": "hf://o/a"}] * 2},
+            'spec.adapters: must differ from one another, found "a"',
+        ),
+        ({"adapters": [{"name": "m0", "source": "hf://o/a"}]}, 'spec.adapters: "m0" is a name of the model itself'),
+        ({"adapters": [{"name": "a"}]}, "spec.adapters[0].source: is required"),
+    ],
+)
+def test_a_mistake_is_answered_with_its_field_and_what_is_allowed(tmp_path, spec, message):
+    assert message in error_of(written(tmp_path, spec))
+
+
+@pytest.mark.parametrize("name", ["Upper", "under_score", "-dash", "dot.dot", "a" * (MAX_NAME + 1), ""])
+def test_a_name_must_fit_kubernetes(tmp_path, name):
+    assert "metadata.name: must be" in error_of(written(tmp_path, {}, metadata={"name": name}))
+
+
+def test_a_name_may_be_as_long_as_fits(tmp_path):
+    (deployment,) = load(written(tmp_path, {}, metadata={"name": "a" * MAX_NAME}))
+    assert len(f"{deployment.name}-0123456789-01234") == 63
+
+
+def test_all_mistakes_are_told_at_once_with_their_lines(tmp_path):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(
+        "apiVersion: headwater.dev/v2\n"
+        "kind: ModelDeployment\n"
+        "metadata: {name: m}\n"
+        "spec:\n"
+        "  model: {source: hf://o/m}\n"
+        "  adapters:\n"
+        "  - name: a\n"
+        "    source: hf://o/a\n"
+        "  - nam: b\n"
+        "  replicas: -1\n"
+    )
+    lines = error_of(path).splitlines()
+    assert lines[0] == f"{path}:1: apiVersion: must be 'headwater.dev/v1alpha1', found \"headwater.dev/v2\""
+    assert lines[1].startswith(f"{path}:10: spec.replicas: must be greater than or equal to 0, found -1")
+    assert lines[2].startswith(f"{path}:9: spec.adapters[1].nam: unknown field; did you mean `name`?")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: b: c", ":1: not YAML: mapping values are not allowed here"),
+        ("a: \x00", "not YAML"),
+        ("", "holds no ModelDeployment"),
+        ("- a", ":1: the document: must be a valid dictionary"),
+        ("kind: Secret", ":1: kind: must be 'ModelDeployment', found \"Secret\""),
+    ],
+)
+def test_what_is_no_resource_is_refused(tmp_path, text, message):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    assert message in error_of(path)
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path):
+    assert "cannot be read: No such file" in error_of(tmp_path / "none.yaml")
+    (tmp_path / "latin").write_bytes(b"name: \xe9")
+    assert "cannot be read" in error_of(tmp_path / "latin")
+
+
+def test_two_documents_of_one_name_are_refused(tmp_path):
+    assert 'found "same" twice' in error_of(written(tmp_path, {}, {}, metadata={"name": "same"}))
+
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_every_example_is_valid(path):
+    assert all(isinstance(each, ModelDeployment) for each in load(path))
+
+
+def test_there_are_examples():
+    assert EXAMPLES

@@ -1,0 +1,233 @@
+"""Requests: unknown fields are let through, wrong ones get a 400 that names the field and says what is allowed."""
+
+import json
+
+import pytest
+
+from headwater.openai.chat import ChatCompletionRequest
+from headwater.openai.completions import CompletionRequest
+from headwater.openai.errors import BadRequestError
+from headwater.openai.tokenize import DetokenizeRequest, TokenizeRequest
+
+USER = {"role": "user", "content": "hello"}
+
+
+def chat(**fields) -> ChatCompletionRequest:
+    return ChatCompletionRequest.parse(json.dumps({"model": "m", "messages": [USER], **fields}).encode())
+
+
+def completion(**fields) -> CompletionRequest:
+    return CompletionRequest.parse(json.dumps({"model": "m", "prompt": "hello", **fields}).encode())
+
+
+SAMPLING = {
+    "n": 128,
+    "max_tokens": 5,
+    "min_tokens": 5,
+    "temperature": 0,
+    "top_p": 1,
+    "top_k": -1,
+    "min_p": 0.5,
+    "seed": -1,
+    "presence_penalty": -2,
+    "frequency_penalty": 2,
+    "repetition_penalty": 1.1,
+    "stop_token_ids": [0, 7],
+    "ignore_eos": True,
+    "priority": -3,
+    "cache_salt": "tenant-a",
+    "user": "u",
+    "stream": True,
+}
+
+
+@pytest.mark.parametrize("parse", [chat, completion])
+def test_all_sampling_fields_are_read(parse):
+    request = parse(**SAMPLING, logit_bias={"5": -100, "7": 0.5}, stream_options={"include_usage": True})
+    for name, value in SAMPLING.items():
+        assert getattr(request, name) == value
+    assert request.logit_bias == {5: -100.0, 7: 0.5}
+    assert request.include_usage
+
+
+@pytest.mark.parametrize("parse", [chat, completion])
+def test_null_is_not_given(parse):
+    given = parse(**dict.fromkeys([*SAMPLING, "stop", "logit_bias", "response_format"]))
+    assert given == parse()
+    assert "temperature" not in given.model_fields_set
+
+
+def test_unknown_fields_are_kept():
+    request = chat(messages=[{**USER, "weather": "fine"}], mirostat={"tau": 5})
+    assert request.model_extra == {"mirostat": {"tau": 5}}
+    assert request.messages[0].model_dump(exclude_unset=True) == {**USER, "weather": "fine"}
+
+
+def test_tools_and_formats_pass_as_raw_data():
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    request = chat(tools=tools, tool_choice={"type": "function"}, response_format={"type": "json_object"})
+    assert (request.tools, request.tool_choice) == (tools, {"type": "function"})
+    assert request.response_format == {"type": "json_object"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "message"),
+    [
+        ({"temperature": 2.1}, "temperature", "must be less than or equal to 2, found 2.1"),
+        ({"temperature": "1"}, "temperature", 'must be a valid number, found "1"'),
+        ({"temperature": True}, "temperature", "found true"),
+        ({"temperature": float("nan")}, "temperature", "finite number"),
+        ({"top_p": 0}, "top_p", "must be greater than 0, found 0"),
+        ({"top_k": -2}, "top_k", "must be greater than or equal to -1"),
+        ({"min_p": 1.5}, "min_p", "must be less than or equal to 1"),
+        ({"n": 0}, "n", "must be greater than or equal to 1"),
+        ({"n": 129}, "n", "must be less than or equal to 128"),
+        ({"max_tokens": 0}, "max_tokens", "must be greater than or equal to 1"),
+        ({"max_tokens": 1.5}, "max_tokens", "integer"),
+        ({"min_tokens": 9, "max_tokens": 8}, "min_tokens", "must be at most `max_tokens`, which is 8, found 9"),
+        ({"seed": 2**63}, "seed", "less than or equal"),
+        ({"presence_penalty": 3}, "presence_penalty", "less than or equal to 2"),
+        ({"frequency_penalty": -3}, "frequency_penalty", "greater than or equal to -2"),
+        ({"repetition_penalty": 0}, "repetition_penalty", "greater than 0"),
+        ({"logit_bias": [1]}, "logit_bias", "must be an object of token ids and biases, found [1]"),
+        ({"logit_bias": {"a": 1}}, "logit_bias", 'its keys must be token ids as strings, found "a"'),
+        ({"logit_bias": {"²": 1}}, "logit_bias", "its keys must be token ids"),
+        ({"logit_bias": {"1": 101}}, "logit_bias", "from -100 to 100, found 101 for token 1"),
+        ({"stop": ""}, "stop[0]", "at least 1 character"),
+        ({"stop": 1}, "stop", "must be a valid array"),
+        ({"stop": ["x"] * 17}, "stop", "at most 16 items"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids[0]", "greater than or equal to 0"),
+        ({"stream": "yes"}, "stream", "must be a valid boolean"),
+        ({"stream_options": {}}, "stream_options", "only allowed where `stream` is true"),
+        ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage", "boolean"),
+        ({"priority": "high"}, "priority", "integer"),
+        ({"cache_salt": ""}, "cache_salt", "at least 1 character"),
+        ({"model": None}, "model", "is required"),
+        ({"model": ""}, "model", "at least 1 character"),
+    ],
+)
+@pytest.mark.parametrize("parse", [chat, completion])
+def test_a_wrong_field_is_named(parse, fields, param, message):
+    with pytest.raises(BadRequestError) as caught:
+        parse(**fields)
+    assert caught.value.status == 400
+    error = caught.value.body()["error"]
+    assert (error["param"], error["type"]) == (param, "invalid_request_error")
+    assert message in error["message"]
+    assert f"`{param}`" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "message"),
+    [
+        ({"messages": None}, "messages", "is required"),
+        ({"messages": []}, "messages", "at least 1 item"),
+        ({"messages": "hi"}, "messages", 'must be a valid array, found "hi"'),
+        ({"messages": [USER, {"role": "robot", "content": ""}]}, "messages[1].role", "must be 'system', 'developer'"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "is required in a message of role user"),
+        (
+            {"messages": [{"role": "user", "content": 5}]},
+            "messages[0].content",
+            "a string or a list of text parts, found 5",
+        ),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content", "part 0 must be"),
+        ({"logprobs": 5}, "logprobs", "must be a valid boolean"),
+        ({"top_logprobs": 2}, "top_logprobs", "only allowed where `logprobs` is true"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),
+        ({"max_completion_tokens": 2, "min_tokens": 3}, "max_completion_tokens", "at least `min_tokens`, which is 3"),
+        ({"tools": {}}, "tools", "must be a valid array"),
+        ({"add_generation_prompt": True, "continue_final_message": True}, "add_generation_prompt", "cannot be true"),
+    ],
+)
+def test_a_wrong_chat_field_is_named(fields, param, message):
+    with pytest.raises(BadRequestError) as caught:
+        chat(**fields)
+    assert caught.value.param == param
+    assert message in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "message"),
+    [
+        ({"prompt": None}, "prompt", "is required"),
+        ({"prompt": []}, "prompt", "must not be an empty list"),
+        ({"prompt": [[1], []]}, "prompt", "must not hold an empty list"),
+        ({"prompt": [1, "a"]}, "prompt", 'a list of lists of token ids, found [1, "a"]'),
+        ({"prompt": [1, True]}, "prompt", "a list of token ids"),
+        ({"prompt": [2**31]}, "prompt", "a list of token ids"),
+        ({"prompt": {}}, "prompt", "must be a string"),
+        ({"best_of": 2}, "best_of", "must equal `n`, which is 1, found 2"),
+        ({"suffix": "end"}, "suffix", "is not supported"),
+        ({"logprobs": 21}, "logprobs", "less than or equal to 20"),
+        ({"min_tokens": 17}, "min_tokens", "must be at most `max_tokens`, which is 16"),
+    ],
+)
+def test_a_wrong_completion_field_is_named(fields, param, message):
+    with pytest.raises(BadRequestError) as caught:
+        completion(**fields)
+    assert caught.value.param == param
+    assert message in caught.value.message
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b'{"model": "m",}', b"\xff", b'{"model": "\xff"}'])
+def test_what_is_no_json_is_refused(body):
+    with pytest.raises(BadRequestError, match="not valid JSON") as caught:
+        ChatCompletionRequest.parse(body)
+    assert caught.value.code == "invalid_json"
+
+
+def test_what_is_no_object_is_refused():
+    with pytest.raises(BadRequestError, match="The body: must be an object"):
+        ChatCompletionRequest.parse(b"[1]")
+
+
+def test_content_is_a_text_or_parts_of_text():
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    messages = [USER, {"role": "user", "content": parts}, {"role": "assistant", "tool_calls": [{}]}]
+    assert [message.text for message in chat(messages=messages).messages] == ["hello", "a\nb", ""]
+
+
+def test_the_newer_name_of_the_output_limit_wins():
+    assert chat().output_limit is None
+    assert chat(max_tokens=5).output_limit == 5
+    assert chat(max_tokens=5, max_completion_tokens=7).output_limit == 7
+
+
+def test_continuing_a_message_adds_no_other():
+    assert chat().add_generation_prompt
+    assert not chat(continue_final_message=True).add_generation_prompt
+    assert not chat(add_generation_prompt=False).add_generation_prompt
+
+
+def test_one_stop_string_is_a_list_of_one():
+    assert (chat(stop="a").stop, chat(stop=["a", "b"]).stop, chat().stop) == (["a"], ["a", "b"], [])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "prompts"),
+    [
+        ("a", ["a"]),
+        ("", [""]),
+        (["a", ""], ["a", ""]),
+        ([1, 2], [[1, 2]]),
+        ([[1], [2]], [[1], [2]]),
+    ],
+)
+def test_every_form_of_a_prompt_is_a_list_of_prompts(prompt, prompts):
+    assert completion(prompt=prompt).prompts == prompts
+
+
+def test_tokenize_takes_a_prompt_or_messages():
+    prompt = TokenizeRequest.parse(b'{"prompt": "a"}')
+    assert (prompt.prompt, prompt.add_special_tokens) == ("a", True)
+    messages = TokenizeRequest.parse(json.dumps({"messages": [USER], "add_special_tokens": None}).encode())
+    assert (messages.messages[0].text, messages.add_special_tokens) == ("hello", False)
+    for wrong in (b"{}", json.dumps({"prompt": "a", "messages": [USER]}).encode()):
+        with pytest.raises(BadRequestError, match="give either `prompt` or `messages`"):
+            TokenizeRequest.parse(wrong)
+
+
+def test_detokenize_takes_token_ids():
+    assert DetokenizeRequest.parse(b'{"tokens": [1, 2]}').tokens == [1, 2]
+    with pytest.raises(BadRequestError, match=r"`tokens\[1\]`"):
+        DetokenizeRequest.parse(b'{"tokens": [1, -2]}')

@@ -141,24 +141,24 @@ def _body_root(body: Mapping[str, Any], model: str | None, adapter: str, kind: s
 def _message_pieces(messages: list[Any]) -> list[bytes]:
     """Each message as role, content, then all other fields as JSON. A field that is null is one that is not there."""
     pieces: list[bytes] = []
-    for message in messages:
-        match message:
-            case {"role": str() as role, "content": str() as content}:
-                pieces += (_MESSAGE, _utf8(role), _CONTENT, *_text_pieces(content))
-                hashed = 2
-            case {"role": str() as role, "content": list() as parts}:
-                pieces += (_MESSAGE, _utf8(role), _PARTS)
-                for part in parts:
-                    pieces += _part_pieces(part)
-                hashed = 2
-            case dict():
-                pieces.append(_MESSAGE)
-                hashed = 0
-            case _:
-                pieces += (_MESSAGE, _OTHER_PART, _json(message))
-                continue
-        if len(message) > hashed:
-            pieces += _other_fields(message, ("role", "content") if hashed else ())
+    for message in messages:  # plain tests: a `match` on mappings takes twice as long
+        if not isinstance(message, dict):
+            pieces += (_MESSAGE, _OTHER_PART, _json(message))
+            continue
+        role, content = message.get("role"), message.get("content")
+        if isinstance(role, str) and isinstance(content, str):
+            pieces += (_MESSAGE, _utf8(role), _CONTENT)
+            pieces += _text_pieces(content)
+            if len(message) > 2:
+                pieces += _other_fields(message, ("role", "content"))
+        elif isinstance(role, str) and isinstance(content, list):
+            pieces += (_MESSAGE, _utf8(role), _PARTS)
+            for part in content:
+                pieces += _part_pieces(part)
+            pieces += _other_fields(message, ("role", "content"))
+        else:
+            pieces.append(_MESSAGE)
+            pieces += _other_fields(message, ())
     return pieces
 
 

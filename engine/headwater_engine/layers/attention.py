@@ -1,0 +1,68 @@
+"""Self-attention over the paged cache, with grouped queries, optional query and key norms, and a sliding window."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from headwater_engine.kernels.interface import AttentionBatch, Kernels, LayerCache
+from headwater_engine.layers.linear import load_linear
+from headwater_engine.layers.norm import RMSNorm
+from headwater_engine.layers.rope import RotaryTable
+from headwater_engine.layers.weights import Weights
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionConfig:
+    """The shape of self-attention, the same in all layers."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    qkv_bias: bool = False
+    output_bias: bool = False
+    head_norm_eps: float | None = None
+    """Of the RMS norms over each query and key head, before the rotation. None: there are none."""
+
+
+class Attention:
+    """Projects, rotates, writes keys and values to the cache, attends, projects back."""
+
+    __slots__ = ("_heads", "_kernels", "_key_norm", "_o", "_qkv", "_query_norm", "_rope", "_scale", "_sizes", "_window")
+
+    def __init__(
+        self,
+        weights: Weights,
+        hidden: int,
+        config: AttentionConfig,
+        rope: RotaryTable,
+        window: int | None,
+        kernels: Kernels,
+    ) -> None:
+        queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        self._sizes = (queries, keys, keys)
+        self._heads = (config.heads, config.kv_heads, config.head_dim)
+        names = ("q_proj", "k_proj", "v_proj")
+        self._qkv = load_linear(weights, names, hidden, self._sizes, kernels, bias=config.qkv_bias)
+        self._o = load_linear(weights, ("o_proj",), queries, (hidden,), kernels, bias=config.output_bias)
+        self._query_norm = self._key_norm = None
+        if (eps := config.head_norm_eps) is not None:
+            self._query_norm = RMSNorm(weights, "q_norm", config.head_dim, eps, kernels)
+            self._key_norm = RMSNorm(weights, "k_norm", config.head_dim, eps, kernels)
+        self._rope = rope
+        self._window = window
+        self._scale = config.head_dim**-0.5
+        self._kernels = kernels
+
+    def __call__(self, x: Tensor, batch: AttentionBatch, cache: LayerCache) -> Tensor:
+        """[T, hidden] -> [T, hidden]; writes the keys and values of the T tokens to the cache."""
+        heads, kv_heads, head_dim = self._heads
+        # Views of the fused product: only the norms of queries and keys make copies.
+        q, k, v = self._qkv(x).split(self._sizes, dim=-1)
+        queries, keys = q.view(-1, heads, head_dim), k.view(-1, kv_heads, head_dim)
+        if self._query_norm is not None and self._key_norm is not None:
+            queries, keys = self._query_norm(queries), self._key_norm(keys)
+        kernels = self._kernels
+        kernels.rope(queries, keys, self._rope.cos, self._rope.sin, batch.positions)
+        kernels.write_cache(keys, v.view(-1, kv_heads, head_dim), cache, batch.slots)
+        attended = kernels.paged_attention(queries, cache, batch, scale=self._scale, window=self._window)
+        return self._o(attended.view(-1, heads * head_dim))

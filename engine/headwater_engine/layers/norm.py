@@ -1,0 +1,25 @@
+"""RMS normalisation (Zhang and Sennrich, 2019), alone or fused with the addition to the residual stream."""
+
+from torch import Tensor
+
+from headwater_engine.kernels.interface import Kernels
+from headwater_engine.layers.weights import Weights
+
+
+class RMSNorm:
+    """x / rms(x) * weight, over the last dimension."""
+
+    __slots__ = ("_eps", "_kernels", "_weight")
+
+    def __init__(self, weights: Weights, name: str, size: int, eps: float, kernels: Kernels) -> None:
+        self._weight = weights.take(f"{name}.weight", size).to(kernels.dtype)
+        self._eps = eps
+        self._kernels = kernels
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[..., size] -> [..., size]."""
+        return self._kernels.rms_norm(x, self._weight, self._eps)
+
+    def add(self, x: Tensor, residual: Tensor) -> Tensor:
+        """residual += x, in place; the new residual, normalised. [T, size]."""
+        return self._kernels.add_rms_norm(x, residual, self._weight, self._eps)

@@ -1,0 +1,88 @@
+"""Checkpoints: safetensors files, one or many, and weights that are made up."""
+
+import json
+import zlib
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from headwater_engine.errors import LoadError
+from headwater_engine.layers.weights import Checkpoint
+from headwater_engine.models.gguf import GGUFFile
+from headwater_engine.models.source import ModelFolder, WeightsKind
+
+
+def open_checkpoint(folder: ModelFolder, config: dict[str, Any]) -> Checkpoint:
+    """The weights of `folder`, whose config is `config`. Raises LoadError."""
+    match folder.kind:
+        case WeightsKind.RANDOM:
+            return RandomCheckpoint()
+        case WeightsKind.GGUF:
+            assert folder.path is not None
+            return GGUFCheckpoint(GGUFFile(folder.path))
+        case WeightsKind.SAFETENSORS:
+            assert folder.path is not None
+            return SafetensorsCheckpoint(folder.path, tied=config.get("tie_word_embeddings", False))
+
+
+class SafetensorsCheckpoint:
+    """A folder with model.safetensors, or with shards and their index. Files are mapped, not read."""
+
+    def __init__(self, folder: Path, *, tied: bool) -> None:
+        """`tied`: a head beside the embedding is a copy of it, and not needed."""
+        index = folder / "model.safetensors.index.json"
+        single = folder / "model.safetensors"
+        files = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {single.name}
+        self._files: dict[str, Any] = {}
+        for name in sorted(files):
+            try:
+                file = safe_open(folder / name, framework="pt")
+            except FileNotFoundError as error:
+                raise LoadError(f"{folder / name} is missing: the index of shards names it.") from error
+            except (SafetensorError, OSError) as error:
+                raise LoadError(f"{folder / name} is damaged or not a safetensors file: {error}") from error
+            self._files.update(dict.fromkeys(file.keys(), file))
+        # Old checkpoints carry the rotary frequencies, which follow from the config.
+        self._unneeded = {name for name in self._files if name.endswith("rotary_emb.inv_freq")}
+        if tied:
+            self._unneeded.add("lm_head.weight")
+
+    def names(self) -> Collection[str]:
+        return self._files.keys() - self._unneeded
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        if name not in self._files:
+            raise LoadError(f"The checkpoint has no tensor {name}.")
+        return self._files[name].get_tensor(name)
+
+
+class GGUFCheckpoint:
+    """A .gguf file, under the names that transformers gives the tensors. Quantised tensors are expanded to float32."""
+
+    def __init__(self, file: GGUFFile) -> None:
+        self._file = file
+
+    def names(self) -> Collection[str]:
+        return self._file.tensor_names()
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        return torch.from_numpy(self._file.tensor(name))
+
+
+class RandomCheckpoint:
+    """Normal weights with a standard deviation of 0.02, norms of one, biases of zero: the same on each call."""
+
+    def names(self) -> Collection[str]:
+        return ()
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        if name.endswith("bias"):
+            return torch.zeros(shape)
+        if "norm" in name:
+            return torch.ones(shape)
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        return torch.empty(shape).normal_(std=0.02, generator=generator)

@@ -1,0 +1,142 @@
+"""What the engine must know of a model, and the reading of a `config.json` in the form of `transformers`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from headwater_engine.errors import LoadError
+from headwater_engine.layers.attention import AttentionConfig
+from headwater_engine.layers.rope import RopeConfig
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """What the engine needs of any model: the size of its vocabulary, of its context and of its KV cache."""
+
+    vocab_size: int
+    num_layers: int
+    """Layers with a KV cache."""
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    max_positions: int
+    """Tokens of a sequence, prompt and output."""
+    dtype: torch.dtype
+    """Of the weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderConfig:
+    """The shape of a Llama-like decoder: what a family reads from its `config.json`."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    norm_eps: float
+    tied_embeddings: bool
+    attention: AttentionConfig
+    rope: RopeConfig
+    mlp_bias: bool
+    windows: tuple[int | None, ...]
+    """For each layer, how many tokens its attention sees. None: all."""
+
+
+class RawConfig:
+    """A `config.json`, read with errors that name the field."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.values = values
+
+    def integer(self, name: str, default: int | None = None) -> int:
+        return int(self._number(name, default, int))
+
+    def number(self, name: str, default: float | None = None) -> float:
+        return float(self._number(name, default, (int, float)))
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self.values.get(name)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise LoadError(f"config.json: {name} is {value!r}, must be true or false.")
+        return value
+
+    def _number(self, name: str, default: float | None, kind: type | tuple[type, ...]) -> Any:
+        value = self.values.get(name)
+        if value is None:
+            value = default
+        if value is None:
+            raise LoadError(f"config.json: {name} is missing.")
+        if not isinstance(value, kind) or isinstance(value, bool) or value <= 0:
+            raise LoadError(f"config.json: {name} is {value!r}, must be a positive number.")
+        return value
+
+
+def read_decoder(
+    raw: RawConfig,
+    *,
+    head_dim: int | None = None,
+    qkv_bias: bool = False,
+    output_bias: bool = False,
+    mlp_bias: bool = False,
+    head_norms: bool = False,
+    windows: tuple[int | None, ...] | None = None,
+) -> DecoderConfig:
+    """The fields that all Llama-like families share; the arguments are where they differ. Raises LoadError.
+
+    `head_dim` is the family's default; without it, the hidden size is divided among the heads.
+    """
+    hidden, heads, layers = (
+        raw.integer("hidden_size"),
+        raw.integer("num_attention_heads"),
+        raw.integer("num_hidden_layers"),
+    )
+    kv_heads = raw.integer("num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise LoadError(f"config.json: {heads} num_attention_heads cannot be shared by {kv_heads} num_key_value_heads.")
+    head_dim = raw.integer("head_dim", head_dim or hidden // heads)
+    eps = raw.number("rms_norm_eps", 1e-6)
+    return DecoderConfig(
+        vocab_size=raw.integer("vocab_size"),
+        hidden_size=hidden,
+        intermediate_size=raw.integer("intermediate_size"),
+        num_layers=layers,
+        norm_eps=eps,
+        tied_embeddings=raw.flag("tie_word_embeddings", False),
+        attention=AttentionConfig(heads, kv_heads, head_dim, qkv_bias, output_bias, eps if head_norms else None),
+        rope=read_rope(raw, head_dim),
+        mlp_bias=mlp_bias,
+        windows=windows or (None,) * layers,
+    )
+
+
+def read_rope(raw: RawConfig, head_dim: int) -> RopeConfig:
+    """`rope_parameters`, or `rope_theta` and `rope_scaling` as checkpoints older than transformers 5 have them."""
+    parameters = raw.values.get("rope_parameters") or raw.values.get("rope_scaling") or {}
+    rope = RawConfig({"rope_theta": raw.values.get("rope_theta"), **parameters})
+    kind = parameters.get("rope_type") or parameters.get("type") or "default"
+    needed = {"linear": ["factor"], "dynamic": ["factor"], "llama3": ["factor", "low_freq_factor", "high_freq_factor"]}
+    for name in needed.get(kind, []):
+        rope.number(name)
+    return RopeConfig(
+        type=kind,
+        dim=head_dim,
+        theta=rope.number("rope_theta", 10_000.0),
+        trained_positions=raw.integer("max_position_embeddings"),
+        parameters=parameters,
+    )
+
+
+def read_windows(raw: RawConfig) -> tuple[int | None, ...]:
+    """Sliding windows as Qwen configures them: in some layers, named by `layer_types` or behind `max_window_layers`."""
+    layers = raw.integer("num_hidden_layers")
+    if not raw.flag("use_sliding_window", False):
+        return (None,) * layers
+    window, full_layers = raw.integer("sliding_window", 4096), raw.values.get("max_window_layers", 28)
+    types = raw.values.get("layer_types") or [
+        "sliding_attention" if layer >= full_layers else "full_attention" for layer in range(layers)
+    ]
+    return tuple(window if kind == "sliding_attention" else None for kind in types)

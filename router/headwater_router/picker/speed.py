@@ -1,0 +1,74 @@
+"""How fast an endpoint is, learned from the first bytes of its answers.
+
+The model has two terms: `seconds = seconds_per_token * uncached prompt tokens + seconds_per_request * requests
+there`. The second one stands for what does not grow with the prompt: a step's fixed cost, and the decodes that share
+the steps with the prefill, the request itself being one of them.
+
+A sample begins when the endpoint could begin with the prompt: at the dispatch, or at the last first byte of a request
+that was there before, whichever is later. So time spent in the endpoint's queue is not held against its speed, and
+where several prompts share a batch the first one's sample carries the time of all and the others none, which sums up
+rightly.
+
+Both terms are fitted by least squares over samples that fade, each weighted by the inverse square of its size so that
+one long prompt does not outweigh a hundred short ones. A prior sample keeps the fit solvable from the first answer
+on. A sample far above the prediction (a compilation, a swap, a stall) counts only as a multiple of it: an endpoint
+that is really slower is believed after a few answers, one hiccup is not.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+DEFAULT_SECONDS_PER_TOKEN: Final = 1 / 4000
+DEFAULT_SECONDS_PER_REQUEST: Final = 0.010
+
+_MEMORY: Final = 0.9
+"""What a sample's weight becomes with each further one."""
+_PRIOR_TOKENS: Final = 128
+_SURPRISE: Final = 4.0
+_SURPRISE_SECONDS: Final = 0.25
+_FASTEST: Final = 1e-7
+"""Seconds a token below which a fit is an artefact of batching."""
+
+
+@dataclass(slots=True)
+class Speed:
+    """The fit for one endpoint; it stands on defaults alone while `samples` is 0."""
+
+    samples: int = 0
+    seconds_per_token: float = DEFAULT_SECONDS_PER_TOKEN
+    seconds_per_request: float = DEFAULT_SECONDS_PER_REQUEST
+    learned_at: float = 0.0
+    _tokens_tokens: float = 0.0
+    _tokens_requests: float = 0.0
+    _requests_requests: float = 0.0
+    _tokens_seconds: float = 0.0
+    _requests_seconds: float = 0.0
+
+    def learn(self, tokens: int, requests: int, seconds: float, now: float) -> None:
+        """One prefill of `tokens` uncached tokens took `seconds`, with `requests` there, itself among them."""
+        predicted = self.seconds_per_token * tokens + self.seconds_per_request * requests
+        seconds = min(max(seconds, 0.0), _SURPRISE * predicted + _SURPRISE_SECONDS)
+        weight = 1.0 / (tokens + _PRIOR_TOKENS) ** 2
+        self._tokens_tokens = _MEMORY * self._tokens_tokens + weight * tokens * tokens
+        self._tokens_requests = _MEMORY * self._tokens_requests + weight * tokens * requests
+        self._requests_requests = _MEMORY * self._requests_requests + weight * requests * requests
+        self._tokens_seconds = _MEMORY * self._tokens_seconds + weight * tokens * seconds
+        self._requests_seconds = _MEMORY * self._requests_seconds + weight * requests * seconds
+        self._fit()
+        self.samples += 1
+        self.learned_at = now
+
+    def _fit(self) -> None:
+        prior_tokens, prior_requests = 0.05, 1.0 / _PRIOR_TOKENS**2
+        a = self._tokens_tokens + prior_tokens
+        b = self._tokens_requests
+        d = self._requests_requests + prior_requests
+        u = self._tokens_seconds + prior_tokens * DEFAULT_SECONDS_PER_TOKEN
+        v = self._requests_seconds + prior_requests * DEFAULT_SECONDS_PER_REQUEST
+        determinant = a * d - b * b
+        per_token, per_request = (u * d - v * b) / determinant, (v * a - u * b) / determinant
+        if per_request < 0:
+            per_token, per_request = u / a, 0.0
+        elif per_token < _FASTEST:
+            per_token, per_request = _FASTEST, v / d
+        self.seconds_per_token, self.seconds_per_request = max(per_token, _FASTEST), per_request

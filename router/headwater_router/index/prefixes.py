@@ -136,6 +136,7 @@ class PrefixIndex:
             feed = feeds[batch.dp_rank] = _Feed(sequence, complete=sequence == 0)
         elif sequence != feed.sequence + 1:
             self._gap(target_id, batch.dp_rank, feed, sequence)
+            feed.complete = sequence == 0
         feed.sequence = sequence
         cleared = False
         for event in batch.events:
@@ -192,7 +193,6 @@ class PrefixIndex:
 
     def _gap(self, target_id: str, rank: int, feed: _Feed, sequence: int) -> None:
         self._gaps += 1
-        feed.complete = False
         dropped = self._stored.purge(self._holders[target_id], rank)
         log.warning(
             "KV events were lost; cached prefixes are estimated until the engine reports anew",

@@ -1,7 +1,8 @@
 """Sends a request where it will see its first token soonest. Everything is one unit, predicted seconds:
 
     prefill(e) = seconds_per_token(e) * (prompt tokens - cached tokens on e)
-    wait(e)    = seconds_per_token(e) * uncached tokens queued on e  +  seconds_per_request(e) * (requests on e + 1)
+    wait(e)    = seconds_per_token(e) * uncached tokens queued on e
+               + seconds_per_answer(e) * (answers in progress on e + 1) * (prompts queued on e + 1)
     choose the e with the least wait(e) + prefill(e)
 
 *Speed.* Both coefficients are learned for each endpoint from its own first bytes (`picker.speed`). An endpoint
@@ -9,7 +10,8 @@ without an answer in the last five minutes is taken to be like the mean of those
 and one that looked slow once is tried again. Before there is any answer, defaults stand in: prefixes are followed and
 load is balanced from the first request on, only the exchange rate between the two is a guess.
 
-*Load* is counted within `pick`, so the next request of a burst sees the one before. The engines' own gauges are
+*Load* is counted within `pick`, so the next request of a burst sees the one before. Of the prompt at the head of a
+queue, only what should be left of it by now counts. The engines' own gauges are
 seconds old and include what we sent ourselves. They are looked at only when they change, and only for what exceeds
 our own count at that moment: the requests of others. That surplus is added to our live count and never replaces it,
 so an endpoint whose gauge says "idle" looks busier with each request of a burst just as the rest do.
@@ -29,15 +31,15 @@ their prompt is taken off the queue after twice the predicted time.
 """
 
 import random
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from headwater_router.index.prefixes import PrefixIndex
 from headwater_router.picker.base import Decision, Label, Load, Prompt, Target
 from headwater_router.picker.counting import CountedDecision, begin, counted, end, end_prefill
-from headwater_router.picker.speed import DEFAULT_SECONDS_PER_REQUEST, DEFAULT_SECONDS_PER_TOKEN, Speed
+from headwater_router.picker.speed import DEFAULT_SECONDS_PER_ANSWER, DEFAULT_SECONDS_PER_TOKEN, Speed
 
 DEFAULT_CAPACITY_TOKENS: Final = 500_000
 """What an endpoint's cache is taken to hold where it does not say so."""
@@ -52,31 +54,32 @@ class _Endpoint:
     """What this picker knows of one target beside its load."""
 
     speed: Speed = field(default_factory=Speed)
-    prefilling: int = 0
-    """Requests of ours whose first byte has not come."""
+    queue: "OrderedDict[_Routed, None]" = field(default_factory=OrderedDict)
+    """Requests of ours whose first byte has not come, oldest first."""
     last_first_byte: float = float("-inf")
-    whole_answers: deque[tuple[float, CountedDecision]] = field(default_factory=deque)
+    whole_answers: "deque[tuple[float, _Routed]]" = field(default_factory=deque)
     """Requests that are not streamed, with the time at which their prefill should be over."""
     gauges: tuple[int | None, int | None] = (None, None)
     """Running and waiting as last reported."""
-    foreign: int = 0
-    """Requests there that are not ours."""
+    foreign_running: int = 0
+    """Requests there that are not ours and are being answered."""
     foreign_waiting: int = 0
 
 
 @dataclass(slots=True, eq=False)
 class _Routed(CountedDecision):
     endpoint: _Endpoint = field(default_factory=_Endpoint)
-    requests: int = 1
-    """Those on the endpoint when it was chosen, this one among them."""
+    answering: int = 1
+    """Answers in progress on the endpoint when it was chosen, and this request's own."""
 
 
-@dataclass(slots=True)
-class _Candidate:
+class _Candidate(NamedTuple):
+    seconds: float
+    """Predicted until the first token."""
+    prefill_seconds: float
     target: Target
     endpoint: _Endpoint
-    seconds: float
-    prefill_seconds: float
+    answering: int
 
 
 class PrefixPicker:
@@ -92,7 +95,7 @@ class PrefixPicker:
     def pick(self, prompt: Prompt, targets: Sequence[Target], now: float) -> Decision:
         cached = self._cached_tokens(prompt, targets, now)
         candidates = self._candidates(prompt, targets, cached, now)
-        best = min(candidates, key=lambda candidate: candidate.seconds)
+        best = min(candidates, key=_seconds)
         limit = best.seconds + _TIE * best.prefill_seconds
         tied = [candidate for candidate in candidates if candidate.seconds <= limit]
         return self._send(prompt, tied[0] if len(tied) == 1 else self._rng.choice(tied), cached, now)
@@ -106,7 +109,7 @@ class PrefixPicker:
         self._end_prefill(routed)
         seconds = now - max(routed.at, endpoint.last_first_byte)
         endpoint.last_first_byte = now
-        endpoint.speed.learn(routed.prefill_tokens, routed.requests, seconds, now)
+        endpoint.speed.learn(routed.prefill_tokens, routed.answering, seconds, now)
         target.load.prefill_rate = 1.0 / endpoint.speed.seconds_per_token
         self._confirm(routed)
 
@@ -157,19 +160,22 @@ class PrefixPicker:
                 endpoint = self._endpoints[target.id] = _Endpoint()
             if endpoint.whole_answers:
                 self._release_due(endpoint, now)
-            if (load.reported_running, load.reported_waiting) != endpoint.gauges:
+            if load.reported_running != endpoint.gauges[0] or load.reported_waiting != endpoint.gauges[1]:
                 self._see_gauges(endpoint, load)
             speed = endpoint.speed
-            per_token, per_request = speed.seconds_per_token, speed.seconds_per_request
+            per_token, per_answer = speed.seconds_per_token, speed.seconds_per_answer
             if not speed.samples or now - speed.learned_at > _STALE_SECONDS:
                 if like_others is None:
                     like_others = self._mean_speed(targets, now)
-                per_token, per_request = like_others
-            queued = load.prefill_tokens + endpoint.foreign_waiting * self._typical_prefill
-            requests = load.in_flight + endpoint.foreign + 1
+                per_token, per_answer = like_others
+            prompts = len(endpoint.queue) + endpoint.foreign_waiting
+            answering = load.in_flight - len(endpoint.queue) + endpoint.foreign_running + 1
             prefill = per_token * (prompt.tokens - cached.get(target.id, 0))
-            wait = per_token * queued + per_request * requests
-            candidates.append(_Candidate(target, endpoint, wait + prefill, prefill))
+            seconds = prefill + per_answer * answering * (prompts + 1)
+            if prompts:
+                queued = load.prefill_tokens + endpoint.foreign_waiting * self._typical_prefill
+                seconds += per_token * queued - _head_progress(endpoint, per_token, now)
+            candidates.append(_Candidate(seconds, prefill, target, endpoint, answering))
         return candidates
 
     def _mean_speed(self, targets: Sequence[Target], now: float) -> tuple[float, float]:
@@ -178,10 +184,10 @@ class PrefixPicker:
         known = [speed for speed in speeds if speed.samples]
         known = [speed for speed in known if now - speed.learned_at <= _STALE_SECONDS] or known
         if not known:
-            return DEFAULT_SECONDS_PER_TOKEN, DEFAULT_SECONDS_PER_REQUEST
+            return DEFAULT_SECONDS_PER_TOKEN, DEFAULT_SECONDS_PER_ANSWER
         return (
             sum(speed.seconds_per_token for speed in known) / len(known),
-            sum(speed.seconds_per_request for speed in known) / len(known),
+            sum(speed.seconds_per_answer for speed in known) / len(known),
         )
 
     def _send(self, prompt: Prompt, chosen: _Candidate, cached: dict[str, int], now: float) -> Decision:
@@ -198,10 +204,10 @@ class PrefixPicker:
             now,
             prefill_tokens=uncached,
             endpoint=endpoint,
-            requests=target.load.in_flight + endpoint.foreign + 1,
+            answering=chosen.answering,
         )
         begin(routed)
-        endpoint.prefilling += 1
+        endpoint.queue[routed] = None
         if not prompt.streamed:
             endpoint.whole_answers.append((now + 2 * chosen.seconds, routed))
         self._typical_prefill += _LEARNING * (uncached - self._typical_prefill)
@@ -227,19 +233,32 @@ class PrefixPicker:
         gauges = (load.reported_running, load.reported_waiting)
         if gauges != endpoint.gauges:
             endpoint.gauges = gauges
-            running, waiting = gauges
-            endpoint.foreign = max(0, (running or 0) + (waiting or 0) - load.in_flight)
-            endpoint.foreign_waiting = min(endpoint.foreign, max(0, (waiting or 0) - endpoint.prefilling))
+            running, waiting = gauges[0] or 0, gauges[1] or 0
+            foreign = max(0, running + waiting - load.in_flight)
+            endpoint.foreign_waiting = min(foreign, max(0, waiting - len(endpoint.queue)))
+            endpoint.foreign_running = foreign - endpoint.foreign_waiting
 
     def _release_due(self, endpoint: _Endpoint, now: float) -> None:
         waiting = endpoint.whole_answers
         while waiting and (waiting[0][0] <= now or waiting[0][1].ended):
-            self._end_prefill(_routed(waiting.popleft()[1]))
+            self._end_prefill(waiting.popleft()[1])
 
     def _end_prefill(self, routed: _Routed) -> None:
         if routed.prefilling:
-            routed.endpoint.prefilling -= 1
+            del routed.endpoint.queue[routed]
             end_prefill(routed)
+
+
+def _seconds(candidate: _Candidate) -> float:
+    return candidate.seconds
+
+
+def _head_progress(endpoint: _Endpoint, per_token: float, now: float) -> float:
+    """Seconds that the endpoint should have spent on the prompt at the head of its queue, at most what that takes."""
+    if not endpoint.queue:
+        return 0.0
+    head = next(iter(endpoint.queue))
+    return min(now - max(head.at, endpoint.last_first_byte), per_token * head.prefill_tokens)
 
 
 def _routed(decision: Decision) -> _Routed:

@@ -1,8 +1,8 @@
 """How fast an endpoint is, learned from the first bytes of its answers.
 
-The model has two terms: `seconds = seconds_per_token * uncached prompt tokens + seconds_per_request * requests
-there`. The second one stands for what does not grow with the prompt: a step's fixed cost, and the decodes that share
-the steps with the prefill, the request itself being one of them.
+The model has two terms: `seconds = seconds_per_token * uncached prompt tokens + seconds_per_answer * answers`. The
+second one stands for what does not grow with the prompt: a step's fixed cost, and the answers in progress that share
+the steps with the prefill, the request's own being one of them.
 
 A sample begins when the endpoint could begin with the prompt: at the dispatch, or at the last first byte of a request
 that was there before, whichever is later. So time spent in the endpoint's queue is not held against its speed, and
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Final
 
 DEFAULT_SECONDS_PER_TOKEN: Final = 1 / 4000
-DEFAULT_SECONDS_PER_REQUEST: Final = 0.010
+DEFAULT_SECONDS_PER_ANSWER: Final = 0.010
 
 _MEMORY: Final = 0.9
 """What a sample's weight becomes with each further one."""
@@ -36,39 +36,39 @@ class Speed:
 
     samples: int = 0
     seconds_per_token: float = DEFAULT_SECONDS_PER_TOKEN
-    seconds_per_request: float = DEFAULT_SECONDS_PER_REQUEST
+    seconds_per_answer: float = DEFAULT_SECONDS_PER_ANSWER
     learned_at: float = 0.0
     _tokens_tokens: float = 0.0
-    _tokens_requests: float = 0.0
-    _requests_requests: float = 0.0
+    _tokens_answers: float = 0.0
+    _answers_answers: float = 0.0
     _tokens_seconds: float = 0.0
-    _requests_seconds: float = 0.0
+    _answers_seconds: float = 0.0
 
-    def learn(self, tokens: int, requests: int, seconds: float, now: float) -> None:
-        """One prefill of `tokens` uncached tokens took `seconds`, with `requests` there, itself among them."""
-        predicted = self.seconds_per_token * tokens + self.seconds_per_request * requests
+    def learn(self, tokens: int, answers: int, seconds: float, now: float) -> None:
+        """One prefill of `tokens` uncached tokens took `seconds`, with `answers` in progress, its own among them."""
+        predicted = self.seconds_per_token * tokens + self.seconds_per_answer * answers
         seconds = min(max(seconds, 0.0), _SURPRISE * predicted + _SURPRISE_SECONDS)
         weight = 1.0 / (tokens + _PRIOR_TOKENS) ** 2
         self._tokens_tokens = _MEMORY * self._tokens_tokens + weight * tokens * tokens
-        self._tokens_requests = _MEMORY * self._tokens_requests + weight * tokens * requests
-        self._requests_requests = _MEMORY * self._requests_requests + weight * requests * requests
+        self._tokens_answers = _MEMORY * self._tokens_answers + weight * tokens * answers
+        self._answers_answers = _MEMORY * self._answers_answers + weight * answers * answers
         self._tokens_seconds = _MEMORY * self._tokens_seconds + weight * tokens * seconds
-        self._requests_seconds = _MEMORY * self._requests_seconds + weight * requests * seconds
+        self._answers_seconds = _MEMORY * self._answers_seconds + weight * answers * seconds
         self._fit()
         self.samples += 1
         self.learned_at = now
 
     def _fit(self) -> None:
-        prior_tokens, prior_requests = 0.05, 1.0 / _PRIOR_TOKENS**2
+        prior_tokens, prior_answers = 0.05, 1.0 / _PRIOR_TOKENS**2
         a = self._tokens_tokens + prior_tokens
-        b = self._tokens_requests
-        d = self._requests_requests + prior_requests
+        b = self._tokens_answers
+        d = self._answers_answers + prior_answers
         u = self._tokens_seconds + prior_tokens * DEFAULT_SECONDS_PER_TOKEN
-        v = self._requests_seconds + prior_requests * DEFAULT_SECONDS_PER_REQUEST
+        v = self._answers_seconds + prior_answers * DEFAULT_SECONDS_PER_ANSWER
         determinant = a * d - b * b
-        per_token, per_request = (u * d - v * b) / determinant, (v * a - u * b) / determinant
-        if per_request < 0:
-            per_token, per_request = u / a, 0.0
+        per_token, per_answer = (u * d - v * b) / determinant, (v * a - u * b) / determinant
+        if per_answer < 0:
+            per_token, per_answer = u / a, 0.0
         elif per_token < _FASTEST:
-            per_token, per_request = _FASTEST, v / d
-        self.seconds_per_token, self.seconds_per_request = max(per_token, _FASTEST), per_request
+            per_token, per_answer = _FASTEST, v / d
+        self.seconds_per_token, self.seconds_per_answer = max(per_token, _FASTEST), per_answer

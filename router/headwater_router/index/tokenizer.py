@@ -1,0 +1,161 @@
+"""A model's tokenizer and chat template, so that the router knows a prompt's token ids as the engine will.
+
+Only for models for which it is switched on: it costs more than all the rest of a decision, and is worth it where
+prompts are to be matched exactly against KV events. It reads the folder that the engine reads: `tokenizer.json`, and
+the template from `chat_template.jinja` or `tokenizer_config.json`. What cannot be rendered here as the engine would
+(images, tools that the template refuses) has no token ids, and is matched by its text.
+"""
+
+import json
+from collections import OrderedDict
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import jinja2
+import xxhash
+from jinja2.ext import Extension
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+_SPECIAL_TOKENS: Final = ("bos_token", "eos_token", "pad_token", "unk_token")
+_CACHED_PROMPTS: Final = 1024
+_CACHED_IDS: Final = 4_000_000
+"""Over all cached prompts; about 32 bytes each."""
+
+
+class ModelTokenizer:
+    """Prompts to token ids. Keeps the latest, for prompts that are sent again."""
+
+    def __init__(self, tokenizer: Tokenizer, chat_template: str | None, special_tokens: Mapping[str, str]) -> None:
+        self._tokenizer = tokenizer
+        self._template = _environment().from_string(chat_template) if chat_template else None
+        self._special_tokens = dict(special_tokens)
+        self._cache: OrderedDict[tuple[int, bool], list[int]] = OrderedDict()
+        self._cached_ids = 0
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "ModelTokenizer":
+        """Raises FileNotFoundError if there is no tokenizer.json, ValueError if a file makes no sense."""
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: a tokenizer for the router needs this file")
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # The library raises no class of its own.
+            raise ValueError(f"{path}: {error}") from None
+        config_path = folder / "tokenizer_config.json"
+        config = json.loads(config_path.read_text()) if config_path.is_file() else {}
+        special = {name: text for name in _SPECIAL_TOKENS if (text := _token_text(config.get(name))) is not None}
+        template_path = folder / "chat_template.jinja"
+        template = template_path.read_text() if template_path.is_file() else _default_template(config)
+        try:
+            return cls(tokenizer, template, special)
+        except jinja2.TemplateError as error:
+            raise ValueError(f"{folder}: the chat template is not valid: {error}") from None
+
+    def chat(self, body: Mapping[str, Any]) -> list[int] | None:
+        """The ids of a /v1/chat/completions body, None if they cannot be told."""
+        messages = _text_messages(body.get("messages"))
+        if self._template is None or messages is None or body.get("chat_template") is not None:
+            return None
+        arguments = body.get("chat_template_kwargs")
+        try:
+            text = self._template.render(
+                messages=messages,
+                tools=body.get("tools"),
+                documents=body.get("documents"),
+                add_generation_prompt=body.get("add_generation_prompt", True),
+                continue_final_message=body.get("continue_final_message", False),
+                **self._special_tokens,
+                **(arguments if isinstance(arguments, dict) else {}),
+            )
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError):
+            return None  # The engine will refuse the request, and say why.
+        return self._encode(text, add_special_tokens=body.get("add_special_tokens") is True)
+
+    def completion(self, body: Mapping[str, Any]) -> list[int] | None:
+        """The ids of a /v1/completions body with one prompt of text."""
+        match body.get("prompt"):
+            case (str() as text) | [str() as text]:
+                return self._encode(text, add_special_tokens=body.get("add_special_tokens") is not False)
+            case _:
+                return None
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        key = (xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass")), add_special_tokens)
+        ids = self._cache.get(key)
+        if ids is None:
+            ids = self._cache[key] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+            self._cached_ids += len(ids)
+            while self._cached_ids > _CACHED_IDS or len(self._cache) > _CACHED_PROMPTS:
+                self._cached_ids -= len(self._cache.popitem(last=False)[1])
+        else:
+            self._cache.move_to_end(key)
+        return ids
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """As `transformers` renders templates, whose dialect they are written in."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
+    return environment
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks the assistant's part for training; it changes nothing in the text."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _token_text(token: Any) -> str | None:
+    match token:
+        case (str() as text) | {"content": str() as text}:
+            return text
+        case _:
+            return None
+
+
+def _default_template(config: Mapping[str, Any]) -> str | None:
+    match config.get("chat_template"):
+        case str() as template:
+            return template
+        case list() as named:
+            return next((each["template"] for each in named if each.get("name") == "default"), None)
+        case _:
+            return None
+
+
+def _text_messages(messages: Any) -> list[dict[str, Any]] | None:
+    """Messages whose content is text, parts joined as engines do. None if there is anything else in them."""
+    if not isinstance(messages, list):
+        return None
+    texts = []
+    for message in messages:
+        match message:
+            case {"content": list() as parts}:
+                if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in parts):
+                    return None
+                texts.append({**message, "content": "\n".join(part["text"] for part in parts)})
+            case dict():
+                texts.append(message)
+            case _:
+                return None
+    return texts

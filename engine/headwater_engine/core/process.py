@@ -33,9 +33,10 @@ from headwater_engine.core.messages import (
 )
 from headwater_engine.core.runner import Runner
 from headwater_engine.core.scheduler import Scheduler
+from headwater_engine.errors import LoadError
 from headwater_engine.kernels import select
 from headwater_engine.kernels.interface import BLOCK_SIZE
-from headwater_engine.models.loading import LoadError, load_model
+from headwater_engine.models.loading import load_model, weights_dtype
 from headwater_engine.models.source import resolve
 
 log = structlog.get_logger(__name__)
@@ -125,8 +126,8 @@ class EngineLoop:
 def build(settings: EngineSettings, channel: Channel) -> tuple[EngineLoop, Ready]:
     """Load the model and lay out the cache. Raises LoadError or KVCacheTooSmallError with a sentence for the user."""
     torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
-    kernels = select(settings.dtype)
     folder = resolve(settings.model, settings.revision)
+    kernels = select(weights_dtype(folder, settings.dtype))
     model = load_model(
         folder, kernels=kernels, dtype=settings.dtype, progress=lambda f: channel.send(Loading(f, "weights"))
     )

@@ -4,7 +4,6 @@ The only part of the engine's core that knows tensors.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,21 +13,12 @@ from headwater_engine.core.messages import TokenLogprobs
 from headwater_engine.core.request import Request
 from headwater_engine.core.scheduler import Chunk
 from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch, LayerCache
+from headwater_engine.models.loading import Model
 from headwater_engine.sampling.logprobs import prompt_logprobs
 from headwater_engine.sampling.sampler import Sampled, Sampler
 
 LOGIT_ROWS = 64
 """Rows of logits at a time for prompt log-probabilities: a long prompt times the vocabulary would not fit in memory."""
-
-
-class Model(Protocol):
-    """What the runner needs of a model; `headwater_engine.models` has them."""
-
-    def forward(self, tokens: Tensor, batch: AttentionBatch, caches: list[LayerCache]) -> Tensor:
-        """[T] int64 -> hidden states [T, H]."""
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[R, H] -> [R, vocabulary] float32."""
 
 
 class Runner:

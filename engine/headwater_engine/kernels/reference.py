@@ -81,8 +81,8 @@ class TorchKernels:
         )  # [T, 1, half]: the same for all heads
         for x in (queries, keys):
             first, second = x[..., :half].float(), x[..., half : 2 * half].float()
-            x[..., :half] = (first * cosines - second * sines).to(x.dtype)
-            x[..., half : 2 * half] = (second * cosines + first * sines).to(x.dtype)
+            rotated = torch.cat([first * cosines - second * sines, second * cosines + first * sines], dim=-1)
+            x[..., : 2 * half] = rotated.to(x.dtype)
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         gate, up = gate_up.float().chunk(2, dim=-1)

@@ -51,10 +51,20 @@ class RawConfig:
         self.values = values
 
     def integer(self, name: str, default: int | None = None) -> int:
-        return int(self._number(name, default, int))
+        value = self.number(name, default)
+        if value != int(value):
+            raise LoadError(f"config.json: {name} is {value!r}, must be an integer.")
+        return int(value)
 
     def number(self, name: str, default: float | None = None) -> float:
-        return float(self._number(name, default, (int, float)))
+        value = self.values.get(name)
+        if value is None:
+            value = default
+        if value is None:
+            raise LoadError(f"config.json: {name} is missing.")
+        if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+            raise LoadError(f"config.json: {name} is {value!r}, must be a positive number.")
+        return value
 
     def flag(self, name: str, default: bool) -> bool:
         value = self.values.get(name)
@@ -62,16 +72,6 @@ class RawConfig:
             return default
         if not isinstance(value, bool):
             raise LoadError(f"config.json: {name} is {value!r}, must be true or false.")
-        return value
-
-    def _number(self, name: str, default: float | None, kind: type | tuple[type, ...]) -> Any:
-        value = self.values.get(name)
-        if value is None:
-            value = default
-        if value is None:
-            raise LoadError(f"config.json: {name} is missing.")
-        if not isinstance(value, kind) or isinstance(value, bool) or value <= 0:
-            raise LoadError(f"config.json: {name} is {value!r}, must be a positive number.")
         return value
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from headwater_engine.errors import LoadError
 from headwater_engine.models.gguf import GGUFFile
@@ -33,6 +33,8 @@ def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     if kind is None:
         raise LoadError(f"{path} contains no tokenizer.")
     if kind != "gpt2":
+        from transformers import AutoTokenizer  # imports torch, which is seldom needed
+
         return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     tokens: list[str] = fields["tokenizer.ggml.tokens"]
     special = {

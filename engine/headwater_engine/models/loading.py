@@ -1,13 +1,14 @@
 """From a folder to a model: which family, which type of weights, every tensor in its place."""
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from headwater_engine.errors import LoadError
 from headwater_engine.kernels.interface import AttentionBatch, Kernels, LayerCache
+from headwater_engine.layers.rope import ROPE_TYPES
 from headwater_engine.layers.weights import Weights
 from headwater_engine.models.checkpoint import open_checkpoint
 from headwater_engine.models.config import DecoderConfig, ModelConfig, RawConfig
@@ -73,7 +74,20 @@ def load_model(
         method = values["quantization_config"].get("quant_method", "unknown")
         raise LoadError(f"The checkpoint is quantised ({method}), which is not supported yet.")
     progress(0.0)
+    if not _is_native(values):
+        from headwater_engine.models.transformers import TransformersModel  # seconds to import, and seldom needed
+
+        adopted = TransformersModel(folder, kernels)
+        progress(1.0)
+        return adopted
     weights = Weights(open_checkpoint(folder, values), weights_dtype(folder, dtype))
     model = Decoder(FAMILIES[values["model_type"]](RawConfig(values)), weights, kernels, progress)
     weights.finish()
     return model
+
+
+def _is_native(values: Mapping[str, Any]) -> bool:
+    """Whether one of our families runs this config: some checkpoints vary the activation or the rotary scaling."""
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    rope_type = rope.get("rope_type") or rope.get("type") or "default"
+    return values["model_type"] in FAMILIES and values.get("hidden_act", "silu") == "silu" and rope_type in ROPE_TYPES

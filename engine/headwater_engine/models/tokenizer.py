@@ -1,7 +1,7 @@
 """The tokenizer of a model. Without torch: the HTTP process uses it, and imports none."""
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from headwater_engine.errors import LoadError
 from headwater_engine.models.gguf_tokenizer import load_gguf_tokenizer
@@ -27,6 +27,10 @@ def load_tokenizer(folder: ModelFolder) -> PreTrainedTokenizerBase:
     try:
         if folder.kind is WeightsKind.GGUF:
             return load_gguf_tokenizer(folder.path)
+        if (folder.path / "tokenizer.json").exists():
+            return PreTrainedTokenizerFast.from_pretrained(folder.path)
+        from transformers import AutoTokenizer  # imports torch, which is seldom needed
+
         return AutoTokenizer.from_pretrained(folder.path)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise LoadError(f"The tokenizer of {folder.path} cannot be loaded: {error}") from error

@@ -1,0 +1,61 @@
+"""Every native family generates the greedy tokens that transformers generates in float32, however a batch is cut."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from headwater_engine.kernels.reference import TorchKernels
+from headwater_engine.models.loading import load_model
+from headwater_engine.models.source import resolve
+from tests.engine.tiny import make_tiny, paged_greedy, reference_greedy
+
+GENERATOR = torch.Generator().manual_seed(7)
+PROMPTS = [torch.randint(0, 256, (length,), generator=GENERATOR).tolist() for length in (1, 37, 16, 90)]
+NEW_TOKENS = 12
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama with tied embeddings": ("llama", {"tie_word_embeddings": True}),
+    "llama with biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama without grouped queries": ("llama", {"num_key_value_heads": 4}),
+    "llama with one key head": ("llama", {"num_key_value_heads": 1, "head_dim": 32}),
+    "llama in shards": ("llama", {"shards": 3}),
+    "rope llama3": ("llama", {"rope_parameters": {**LLAMA3, "original_max_position_embeddings": 64}}),
+    "rope linear": ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0}}),
+    "rope yarn": ("llama", {"rope_parameters": YARN}),
+    "rope yarn with mscale": ("qwen2", {"rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 0.4}}),
+    "rope yarn untruncated": ("llama", {"rope_parameters": {**YARN, "truncate": False, "attention_factor": 1.3}}),
+    "rope dynamic": (
+        "llama",
+        {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}, "max_position_embeddings": 96},
+    ),
+    "mistral": ("mistral", {"sliding_window": None}),
+    "mistral with a window": ("mistral", {"sliding_window": 20}),
+    "qwen2": ("qwen2", {}),
+    "qwen2 with windows above": ("qwen2", {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1}),
+    "qwen3": ("qwen3", {"head_dim": 32}),
+    "qwen3 with a window": (
+        "qwen3",
+        {"head_dim": 16, "use_sliding_window": True, "sliding_window": 9, "max_window_layers": 2},
+    ),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_greedy_tokens_equal_those_of_transformers(variant: str, tmp_path: Path) -> None:
+    family, overrides = VARIANTS[variant]
+    folder = make_tiny(family, tmp_path, **overrides)
+    expected = reference_greedy(folder, PROMPTS, NEW_TOKENS)
+    kernels = TorchKernels(torch.float32)
+    model = load_model(resolve(str(folder)), kernels=kernels)
+
+    assert len({token for tokens in expected for token in tokens}) > 10, "a model that repeats itself shows nothing"
+    for chunk in (1000, 7):
+        assert paged_greedy(model, kernels, PROMPTS, NEW_TOKENS, chunk) == expected
+    for prompt, tokens in zip(PROMPTS, expected, strict=True):
+        assert paged_greedy(model, kernels, [prompt], NEW_TOKENS, 1000) == [tokens]

@@ -1,0 +1,64 @@
+"""Decoders that have no family of ours run through transformers on the paged cache, or are refused with the reason."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from headwater_engine.errors import LoadError
+from headwater_engine.kernels.reference import TorchKernels
+from headwater_engine.models.loading import load_model
+from headwater_engine.models.source import resolve
+from headwater_engine.models.transformers import TransformersModel
+from tests.engine.tiny import make_tiny, paged_greedy, reference_greedy
+
+GENERATOR = torch.Generator().manual_seed(11)
+PROMPTS = [torch.randint(0, 256, (length,), generator=GENERATOR).tolist() for length in (3, 41, 16)]
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma2: windows, softcap, logit softcap": ("gemma2", {"sliding_window": 12, "head_dim": 16}),
+    "gemma3: windows, two rotary bases": ("gemma3_text", {"sliding_window": 12, "head_dim": 16}),
+    "gpt_oss: sinks, experts": ("gpt_oss", {"sliding_window": 12, "head_dim": 16, "num_local_experts": 4}),
+    "phi3: fused projections, window": ("phi3", {"sliding_window": 20}),
+    "gpt_neox: partial rotation": ("gpt_neox", {}),
+    "gpt2: learned positions": ("gpt2", {}),
+    "olmo2": ("olmo2", {}),
+    "cohere: scaled logits": ("cohere", {}),
+    "opt": ("opt", {"ffn_dim": 96, "word_embed_proj_dim": 64}),
+    "mixtral": ("mixtral", {"num_local_experts": 4}),
+    "llama with another activation": ("llama", {"hidden_act": "gelu"}),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_greedy_tokens_equal_those_of_transformers(variant: str, tmp_path: Path) -> None:
+    family, overrides = VARIANTS[variant]
+    folder = make_tiny(family, tmp_path, **overrides)
+    kernels = TorchKernels(torch.float32)
+    model = load_model(resolve(str(folder)), kernels=kernels)
+
+    assert isinstance(model, TransformersModel)
+    expected = reference_greedy(folder, PROMPTS, 10)
+    for chunk in (1000, 7):
+        assert paged_greedy(model, kernels, PROMPTS, 10, chunk) == expected
+
+
+@pytest.mark.parametrize(
+    ("shape", "reason"),
+    [
+        ({"model_type": "mamba"}, "layers of a kind that is not supported: linear_attention"),
+        ({"model_type": "qwen3_next"}, "layers of a kind that is not supported: linear_attention"),
+        ({"model_type": "llama4_text"}, "layers of a kind that is not supported: chunked_attention"),
+        ({"model_type": "t5"}, "encoder-decoder"),
+        ({"model_type": "clip"}, "no causal language model"),
+        ({"model_type": "bert", "num_hidden_layers": 1}, "BertSelfAttention of transformers is not causal"),
+        ({"model_type": "bloom"}, "does not let the attention of bloom be replaced"),
+        ({"model_type": "no_such_model"}, "does not know this model"),
+    ],
+)
+def test_models_that_cannot_run_on_the_paged_cache_are_refused_with_the_reason(shape: Any, reason: str) -> None:
+    folder = resolve("random:" + json.dumps(shape))
+    with pytest.raises(LoadError, match=reason):
+        load_model(folder, kernels=TorchKernels(torch.float32), dtype="float32")

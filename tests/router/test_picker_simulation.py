@@ -149,7 +149,7 @@ def words(rng: random.Random, count: int) -> list[int]:
 
 
 def conversations(fleet: Fleet, count: int, turns: int) -> None:
-    """Each with a system prompt of 1,000 tokens of its own; answers and questions of 100 tokens, a pause between turns."""
+    """Each with a system prompt of 1,000 tokens; answers and questions of 100 tokens, a pause between turns."""
     rng = random.Random(1)
 
     def turn(history: list[int], left: int) -> Request:
@@ -233,7 +233,7 @@ def test_a_hot_prefix_is_answered_sooner_than_by_turns_and_than_by_its_first_hol
 def test_a_hot_prefix_spreads_to_as_many_endpoints_as_it_needs_and_no_more(
     per_second: float, least: int, most: int
 ) -> None:
-    """An engine computes 5,000 tokens a second, and 300 of each request are its own: 20 a second are too many for one."""
+    """An engine computes 5,000 tokens a second, 300 of a request are its own: 20 a second are too many for one."""
     fleet = Fleet(picker_for("prefix"), engines=8)
     hot_prefix(fleet, requests=400, per_second=per_second, shared=4000, own=300)
     fleet.run()

@@ -22,9 +22,10 @@ home as a holder, too; requests that follow share the holders. A hot prefix so s
 are shorter than computing it anew, and no further: each further copy costs a whole prefill, and is made only when
 that is the quickest answer.
 
-*Ties.* Whoever is within a tenth of the best one's own prefill time of the best is as good, and chance decides. A
-request that is cached in full tolerates nothing and returns to its holder. A prompt that is new to all goes anywhere
-among the idle.
+*Ties.* Whoever is within a tenth of the best one's own prefill time of the best is as good. Of these, those with the
+least to compute are left, again to within a tenth: a copy for next to no gain would take the time from others. Among
+them chance decides, never order. So a prompt that is cached goes to its holder, and one that is new to all goes
+anywhere among the idle.
 
 *Answers that are not streamed* show no first byte until they are complete, so they teach nothing about speed, and
 their prompt is taken off the queue after twice the predicted time.
@@ -96,9 +97,13 @@ class PrefixPicker:
         cached = self._cached_tokens(prompt, targets, now)
         candidates = self._candidates(prompt, targets, cached, now)
         best = min(candidates, key=_seconds)
-        limit = best.seconds + _TIE * best.prefill_seconds
-        tied = [candidate for candidate in candidates if candidate.seconds <= limit]
-        return self._send(prompt, tied[0] if len(tied) == 1 else self._rng.choice(tied), cached, now)
+        if len(candidates) > 1:
+            limit = best.seconds + _TIE * best.prefill_seconds
+            tied = [candidate for candidate in candidates if candidate.seconds <= limit]
+            if len(tied) > 1:
+                work = (1 + _TIE) * min(candidate.prefill_seconds for candidate in tied)
+                best = self._rng.choice([candidate for candidate in tied if candidate.prefill_seconds <= work])
+        return self._send(prompt, best, cached, now)
 
     def first_byte(self, decision: Decision, now: float) -> None:
         routed = _routed(decision)

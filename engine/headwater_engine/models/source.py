@@ -110,8 +110,9 @@ def _hub(repository: str, revision: str) -> ModelFolder:
     )
 
     files = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+    other_formats = ["consolidated*", "original/*"]  # the same weights again, as their makers trained them
     try:
-        path = snapshot_download(repository, revision=revision, allow_patterns=files)
+        path = snapshot_download(repository, revision=revision, allow_patterns=files, ignore_patterns=other_formats)
     except HFValidationError as error:
         raise LoadError(f"hf://{repository} is not of the form hf://OWNER/NAME.") from error
     except GatedRepoError as error:

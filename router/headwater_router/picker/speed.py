@@ -24,7 +24,7 @@ DEFAULT_SECONDS_PER_ANSWER: Final = 0.010
 _MEMORY: Final = 0.9
 """What a sample's weight becomes with each further one."""
 _PRIOR_TOKENS: Final = 128
-_SURPRISE: Final = 4.0
+_SURPRISE: Final = 8.0
 _SURPRISE_SECONDS: Final = 0.25
 _FASTEST: Final = 1e-7
 """Seconds a token below which a fit is an artefact of batching."""
@@ -59,7 +59,7 @@ class Speed:
         self.learned_at = now
 
     def _fit(self) -> None:
-        prior_tokens, prior_answers = 0.05, 1.0 / _PRIOR_TOKENS**2
+        prior_tokens, prior_answers = 0.02, 1.0 / _PRIOR_TOKENS**2
         a = self._tokens_tokens + prior_tokens
         b = self._tokens_answers
         d = self._answers_answers + prior_answers

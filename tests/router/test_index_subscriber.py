@@ -1,0 +1,115 @@
+"""The subscriber keeps the index true to what an engine publishes over a real socket."""
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import zmq
+import zmq.asyncio
+
+from headwater.events import BlockStored, EventBatch, decode, encode, from_frames, to_frames
+from headwater.prefix import token_chain
+from headwater_router.index import PrefixIndex
+from headwater_router.index.stored import KEY_TOKENS, token_root
+from headwater_router.index.subscriber import EventSubscriber
+
+RECORDED = Path(__file__).parent.parent / "fixtures" / "vllm-0.32.0"
+IDS = list(range(64))
+CHAIN = token_chain(token_root(), IDS, KEY_TOKENS)
+
+
+def message(sequence: int, first: int, parent: int | None) -> list[bytes]:
+    """One block of 16 tokens more."""
+    block = BlockStored([first], parent, IDS[16 * first : 16 * first + 16], 16, None, "GPU", None)
+    return to_frames(b"", sequence, encode(EventBatch(0.0, [block])))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def publisher(address: str = "tcp://127.0.0.1:*") -> AsyncIterator[tuple[zmq.asyncio.Socket, str]]:
+    with zmq.asyncio.Context() as context, context.socket(zmq.XPUB) as socket:
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.bind(address)
+        yield socket, socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+
+def depth(index: PrefixIndex) -> int:
+    return index.match_tokens(CHAIN, 0.0).get("pod", 0)
+
+
+async def test_events_of_a_publisher_fill_the_index() -> None:
+    index = PrefixIndex()
+    async with publisher() as (socket, address), asyncio.TaskGroup() as group:
+        task = group.create_task(EventSubscriber(index, "pod", address).run())
+        assert await socket.recv() == b"\x01"  # Subscribed.
+        await socket.send_multipart(message(0, 0, None))
+        await socket.send_multipart(message(1, 1, 0))
+        await until(lambda: depth(index) == 2)
+        assert index.complete("pod")
+        task.cancel()
+
+
+async def test_a_publisher_that_restarts_is_found_again_and_believed_anew() -> None:
+    index = PrefixIndex()
+    async with asyncio.TaskGroup() as group:
+        async with publisher() as (socket, address):
+            task = group.create_task(EventSubscriber(index, "pod", address).run())
+            await socket.recv()
+            await socket.send_multipart(message(0, 0, None))
+            await socket.send_multipart(message(1, 1, 0))
+            await until(lambda: depth(index) == 2)
+        async with publisher(address) as (socket, _):
+            await socket.recv()
+            await socket.send_multipart(message(0, 0, None))
+            await until(lambda: depth(index) == 1)
+            assert (index.size().gaps, index.complete("pod")) == (1, True)
+        task.cancel()
+
+
+def test_a_message_that_cannot_be_read_counts_as_lost() -> None:
+    index = PrefixIndex()
+    subscriber = EventSubscriber(index, "pod", "")
+    subscriber.take(message(0, 0, None))
+    subscriber.take(to_frames(b"", 1, b"\xc1"))
+    subscriber.take([b"one frame"])
+    assert depth(index) == 1
+    subscriber.take(message(2, 1, 0))
+    assert depth(index) == 0
+    size = index.size()
+    assert (size.gaps, size.unusable) == (1, 1)
+
+
+def recorded_messages() -> list[list[bytes]]:
+    """For each message the number of frames, then frames behind their lengths; 32 bits big endian."""
+    data = (RECORDED / "kv-events.bin").read_bytes()
+    messages, at = [], 0
+    while at < len(data):
+        (count,) = struct.unpack_from(">I", data, at)
+        at += 4
+        frames = []
+        for _ in range(count):
+            (length,) = struct.unpack_from(">I", data, at)
+            frames.append(data[at + 4 : at + 4 + length])
+            at += 4 + length
+        messages.append(frames)
+    return messages
+
+
+def test_messages_recorded_from_vllm_fill_the_index() -> None:
+    index = PrefixIndex()
+    subscriber = EventSubscriber(index, "pod", "")
+    for frames in recorded_messages():
+        subscriber.take(frames)
+    index.check()
+    events = [event for frames in recorded_messages() for event in decode(from_frames(frames).payload).events]
+    plain = next(event for event in events if isinstance(event, BlockStored) and event.extra_keys == [None] * 4)
+    chain = token_chain(token_root(), plain.token_ids, KEY_TOKENS)
+    assert index.match_tokens(chain, 0.0) == {"pod": len(chain)}
+    assert index.size().unusable == 0

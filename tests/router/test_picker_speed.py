@@ -1,0 +1,54 @@
+"""An endpoint's speed is learned from few answers, and not from accidents."""
+
+import random
+
+import pytest
+
+from headwater_router.picker.speed import Speed
+
+
+def taught(seconds_per_token: float, seconds_per_answer: float, samples: int = 100) -> Speed:
+    rng = random.Random(1)
+    speed = Speed()
+    for number in range(samples):
+        tokens, answers = rng.randrange(1, 3000), rng.randrange(1, 20)
+        speed.learn(tokens, answers, seconds_per_token * tokens + seconds_per_answer * answers, float(number))
+    return speed
+
+
+@pytest.mark.parametrize("rate", [100.0, 4000.0, 100_000.0])
+def test_prompt_tokens_and_answers_are_told_apart(rate: float) -> None:
+    speed = taught(1 / rate, 0.02)
+    assert 1 / speed.seconds_per_token == pytest.approx(rate, rel=0.25)
+    assert speed.seconds_per_answer == pytest.approx(0.02, rel=0.25)
+
+
+def test_one_stall_changes_little() -> None:
+    speed = taught(1 / 4000, 0.01)
+    speed.learn(1000, 1, 300.0, 101.0)
+    assert speed.seconds_per_token < 2.5 / 4000
+
+
+def test_an_endpoint_that_became_slow_is_believed_after_a_few_answers() -> None:
+    speed = taught(1 / 4000, 0.01)
+    for number in range(15):
+        speed.learn(1000, 1, 10.0, 101.0 + number)
+    assert speed.seconds_per_token > 1 / 400
+
+
+def test_prompts_that_are_computed_in_one_batch_sum_up() -> None:
+    speed = Speed()
+    for number in range(20):
+        for place in range(5):
+            speed.learn(400, 1, 1.0 if place == 0 else 0.0, float(number))
+    together = 5 * (400 * speed.seconds_per_token + speed.seconds_per_answer)
+    assert together == pytest.approx(1.0, rel=0.4)
+
+
+def test_no_sequence_of_samples_makes_a_speed_that_is_not_positive() -> None:
+    rng = random.Random(2)
+    speed = Speed()
+    for number in range(2000):
+        speed.learn(rng.randrange(0, 50_000), rng.randrange(1, 300), rng.choice([0.0, 1e-6, 0.1, 100.0]), float(number))
+        assert speed.seconds_per_token > 0
+        assert speed.seconds_per_answer >= 0

@@ -1,0 +1,126 @@
+"""The router's token ids are those of the engine: the model's tokenizer behind its chat template."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from headwater_router.index.tokenizer import ModelTokenizer
+
+WORDS = [
+    "<s>",
+    "</s>",
+    "<unk>",
+    "user",
+    "system",
+    "assistant",
+    "stay",
+    "short",
+    "hello",
+    "there",
+    ":",
+    "tools",
+    "thinking",
+]
+TEMPLATE = """{{ bos_token }}{%- for message in messages %}
+{%- if message.role not in ['user', 'system', 'assistant'] %}{{ raise_exception('unknown role') }}{% endif %}
+{{ message.role }} : {% generation %}{{ message.content }}{% endgeneration %} </s>
+{% endfor %}
+{%- if tools %}tools{% for tool in tools %} {{ tool | tojson }}{% endfor %}{% endif %}
+{%- if enable_thinking is defined and enable_thinking %}thinking{% endif %}
+{%- if add_generation_prompt %}assistant :{% endif %}"""
+
+HELLO = [{"role": "system", "content": "stay short"}, {"role": "user", "content": "hello there"}]
+
+
+def write(folder: Path, *, template: str | None = TEMPLATE) -> Path:
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"bos_token": {"content": "<s>"}, "eos_token": "</s>", "chat_template": template}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def reference(folder: Path) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"), bos_token="<s>", eos_token="</s>", chat_template=TEMPLATE
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"add_generation_prompt": False},
+        {"tools": [{"type": "function", "function": {"name": "hello", "description": "thére"}}]},
+        {"chat_template_kwargs": {"enable_thinking": True}},
+    ],
+)
+def test_chats_have_the_ids_that_transformers_gives_them(tmp_path: Path, options: dict[str, object]) -> None:
+    ids = ModelTokenizer.from_folder(write(tmp_path)).chat({"messages": HELLO, **options})
+    kwargs = dict(options)
+    kwargs.update(kwargs.pop("chat_template_kwargs", {}))
+    kwargs.setdefault("add_generation_prompt", True)
+    assert ids == reference(tmp_path).apply_chat_template(HELLO, tokenize=True, return_dict=False, **kwargs)
+
+
+def test_a_template_file_goes_before_the_configuration(tmp_path: Path) -> None:
+    (write(tmp_path) / "chat_template.jinja").write_text("hello")
+    assert ModelTokenizer.from_folder(tmp_path).chat({"messages": HELLO}) == [WORDS.index("hello")]
+
+
+def test_completions_begin_with_the_special_tokens_unless_told_otherwise(tmp_path: Path) -> None:
+    tokenizer = ModelTokenizer.from_folder(write(tmp_path))
+    assert tokenizer.completion({"prompt": "hello there"}) == [0, 8, 9]
+    assert tokenizer.completion({"prompt": ["hello there"], "add_special_tokens": False}) == [8, 9]
+
+
+def test_parts_of_text_are_joined_and_the_body_stays_as_it_was(tmp_path: Path) -> None:
+    tokenizer = ModelTokenizer.from_folder(write(tmp_path))
+    parts = [{"type": "text", "text": "hello"}, {"type": "text", "text": "there"}]
+    body = {"messages": [{"role": "user", "content": parts}]}
+    assert tokenizer.chat(body) == tokenizer.chat({"messages": [{"role": "user", "content": "hello there"}]})
+    assert body["messages"][0]["content"] is parts
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+        {"messages": [{"role": "wizard", "content": "hello"}]},
+        {"messages": ["hello"]},
+        {"messages": None},
+        {"messages": HELLO, "chat_template": "{{ 1 }}"},
+    ],
+)
+def test_what_cannot_be_rendered_has_no_ids(tmp_path: Path, body: dict[str, object]) -> None:
+    assert ModelTokenizer.from_folder(write(tmp_path)).chat(body) is None
+
+
+def test_a_model_without_a_template_has_completions_only(tmp_path: Path) -> None:
+    tokenizer = ModelTokenizer.from_folder(write(tmp_path, template=None))
+    assert tokenizer.chat({"messages": HELLO}) is None
+    assert tokenizer.completion({"prompt": ["hello", "there"]}) is None
+
+
+def test_templates_cannot_reach_out(tmp_path: Path) -> None:
+    hostile = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
+    assert ModelTokenizer.from_folder(write(tmp_path, template=hostile)).chat({"messages": HELLO}) is None
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"tokenizer\.json"):
+        ModelTokenizer.from_folder(tmp_path)
+
+
+def test_files_that_make_no_sense_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="chat template"):
+        ModelTokenizer.from_folder(write(tmp_path, template="{% if %}"))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"tokenizer\.json"):
+        ModelTokenizer.from_folder(tmp_path)

@@ -59,6 +59,8 @@ class Ready(msgspec.Struct, tag="ready", kw_only=True):
     max_model_len: int
     """Prompt and output tokens together, at most."""
     num_blocks: int
+    block_size: int
+    """Tokens in one block."""
     kernels: str
 
 

@@ -146,7 +146,7 @@ def build(settings: EngineSettings, channel: Channel) -> tuple[EngineLoop, Ready
     runner = Runner(model, [kernels.allocate(blocks, *shape) for _ in range(config.num_layers)])
     engine = Engine(scheduler, runner, max_model_len=max_model_len)
     publisher = EventPublisher(settings.kv_events) if settings.kv_events else None
-    ready = Ready(max_model_len=max_model_len, num_blocks=blocks, kernels=kernels.name)
+    ready = Ready(max_model_len=max_model_len, num_blocks=blocks, block_size=BLOCK_SIZE, kernels=kernels.name)
     return EngineLoop(engine, channel, event_log, publisher), ready
 
 

@@ -14,7 +14,7 @@ from headwater_engine.core.request import Request
 from headwater_engine.core.scheduler import Chunk
 from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch, LayerCache
 from headwater_engine.models.loading import Model
-from headwater_engine.sampling.logprobs import prompt_logprobs
+from headwater_engine.sampling.logprobs import token_logprobs
 from headwater_engine.sampling.sampler import Sampled, Sampler
 
 LOGIT_ROWS = 64
@@ -97,7 +97,7 @@ class Runner:
         for row in range(0, len(hidden), LOGIT_ROWS):
             logits = self._model.logits(hidden[row : row + LOGIT_ROWS])
             targets = request.prompt[start + row + 1 : start + row + 1 + len(logits)]
-            scores += prompt_logprobs(logits, targets, k)
+            scores += token_logprobs(logits, targets, k)
         return scores
 
 

@@ -25,7 +25,7 @@ class Chunk(NamedTuple):
 
     request: Request
     start: int
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
 
     @property
     def samples(self) -> bool:

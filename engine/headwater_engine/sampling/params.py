@@ -17,7 +17,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """0: off."""
     min_p: float = 0.0
     seed: int = 0
-    """Always set: the front draws one where the caller gave none. Noise is a function of (seed, output position) alone."""
+    """Always set: the front draws one where the caller gave none."""
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0

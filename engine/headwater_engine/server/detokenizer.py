@@ -1,0 +1,84 @@
+"""Text out of tokens, one at a time, never a part of a character.
+
+A token may hold only some bytes of a character, and some decoders treat the first token of a text in a way of their own
+(a space before it is dropped). So a token is decoded behind a few tokens before it, and what it adds is the difference,
+once that ends in a whole character. (The method of Hugging Face's text-generation-inference.)
+"""
+
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer
+
+_CONTEXT = 6
+"""Tokens of the prompt that the first output token is decoded behind."""
+_LONGEST_CHARACTER = 8
+"""Tokens after which an incomplete character is taken for what it looks like: invalid bytes."""
+
+
+class Detokenizer:
+    """Of one answer. What `add` and `flush` return, joined, is the text of the output tokens."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        self._tokens = list(prompt[-_CONTEXT:])
+        self._shown = len(self._tokens)
+        """Tokens whose text is out."""
+        self._context = self._decode(self._tokens)
+
+    def add(self, token: int) -> str:
+        """The text that can be shown now; often that of this token, sometimes none, sometimes of several."""
+        self._tokens.append(token)
+        text = self._decode(self._tokens)
+        if text.endswith("\ufffd") and len(self._tokens) - self._shown < _LONGEST_CHARACTER:
+            return ""
+        return self._show(text)
+
+    def flush(self) -> str:
+        """What is left at the end: an incomplete character, as replacement characters."""
+        return self._show(self._decode(self._tokens))
+
+    def _show(self, text: str) -> str:
+        new = text[len(self._context) :]
+        # The tokens just shown are the next ones' context.
+        self._tokens = self._tokens[self._shown :] if self._shown < len(self._tokens) else self._tokens
+        self._shown = len(self._tokens)
+        self._context = self._decode(self._tokens)
+        return new
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        return self._tokenizer.decode(tokens, skip_special_tokens=True) if tokens else ""
+
+
+class TokenText:
+    """Single tokens as text and bytes, for log-probabilities."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._known: dict[int, tuple[str, list[int]]] = {}
+
+    def __call__(self, token: int) -> tuple[str, list[int]]:
+        """The token's text, with U+FFFD for what is not a whole character, and its bytes."""
+        if token not in self._known:
+            text = self._tokenizer.decode([token], skip_special_tokens=False)
+            self._known[token] = text, list(self._bytes(token, text))
+        return self._known[token]
+
+    def _bytes(self, token: int, text: str) -> bytes:
+        if "\ufffd" not in text:
+            return text.encode()
+        piece = self._tokenizer.id_to_token(token) or ""
+        if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
+            return bytes([int(piece[3:5], 16)])
+        if all(character in _BYTE_OF for character in piece):
+            return bytes(_BYTE_OF[character] for character in piece)
+        return text.encode()
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-ins for bytes, which byte-level tokenizers spell their tokens in."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+_BYTE_OF = _byte_alphabet()

@@ -1,0 +1,135 @@
+"""What the HTTP front knows of the model: its names, its tokenizer and chat template, its sampling defaults."""
+
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from headwater.openai.chat import Conversation
+from headwater.openai.errors import BadRequestError, ModelNotFoundError
+from headwater.openai.request import SamplingRequest
+from headwater_engine.config import EngineSettings
+from headwater_engine.errors import LoadError
+from headwater_engine.models.generation import load_generation_config
+from headwater_engine.models.source import resolve
+from headwater_engine.models.tokenizer import load_tokenizer
+from headwater_engine.sampling.params import SamplingParams
+
+
+class ServedModel:
+    """Everything that does not need the weights. Blocking; built and used in a thread where texts are long."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        """Downloads the model where its source says so. Raises LoadError."""
+        folder = resolve(settings.model, settings.revision)
+        self.names = settings.served_model_name or [folder.name]
+        self.source = settings.model
+        self.created = int(time.time())
+        self.tokenizer = load_tokenizer(folder)
+        self.backend = self.tokenizer.backend_tokenizer
+        if settings.chat_template is not None:
+            try:
+                self.tokenizer.chat_template = Path(settings.chat_template).read_text()
+            except OSError as error:
+                raise LoadError(
+                    f"The chat template {settings.chat_template} cannot be read: {error.strerror}."
+                ) from error
+        config = load_generation_config(folder)
+        self.eos_token_ids = _token_ids(config.get("eos_token_id"), self.tokenizer.eos_token_id)
+        self._defaults = config if settings.generation_config == "auto" else {}
+
+    def check_name(self, name: str | None) -> None:
+        """Raises ModelNotFoundError."""
+        if name is not None and name not in self.names:
+            raise ModelNotFoundError(name, self.names)
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def render(self, request: Conversation) -> str:
+        """The conversation as the text of a prompt. Raises BadRequestError, also for what the template refuses."""
+        if self.tokenizer.chat_template is None:
+            raise BadRequestError(
+                "The model has no chat template: use /v1/completions, or start the engine with --chat-template."
+            )
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    [_as_template_message(message.model_dump(exclude_unset=True)) for message in request.messages],
+                    tools=request.tools,  # type: ignore[arg-type]  # JSON objects are what templates get
+                    tokenize=False,
+                    add_generation_prompt=request.add_generation_prompt,
+                    continue_final_message=request.continue_final_message,
+                    **request.chat_template_kwargs,
+                )
+            )
+        except Exception as error:  # a template is a program of the model's or the user's, and may raise anything
+            raise BadRequestError(f"The chat template failed: {error}", param="messages") from error
+
+    def sampling_params(
+        self,
+        request: SamplingRequest,
+        *,
+        max_tokens: int,
+        logprobs: int | None,
+        prompt_logprobs: int | None = None,
+    ) -> SamplingParams:
+        """The request's own values, the model's where it has none, the API's where that has none."""
+        return SamplingParams(
+            max_tokens=max_tokens,
+            min_tokens=min(request.min_tokens, max_tokens),
+            temperature=self._value(request.temperature, "temperature", 1.0),
+            top_p=self._value(request.top_p, "top_p", 1.0),
+            top_k=max(0, int(self._value(request.top_k, "top_k", 0))),
+            min_p=self._value(request.min_p, "min_p", 0.0),
+            seed=request.seed if request.seed is not None else secrets.randbits(63),
+            presence_penalty=request.presence_penalty,
+            frequency_penalty=request.frequency_penalty,
+            repetition_penalty=self._value(request.repetition_penalty, "repetition_penalty", 1.0),
+            logit_bias=self._known_tokens(request.logit_bias, "logit_bias"),
+            stop=tuple(request.stop),
+            stop_token_ids=tuple(request.stop_token_ids),
+            eos_token_ids=self.eos_token_ids,
+            ignore_eos=request.ignore_eos,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+        )
+
+    def check_tokens(self, tokens: Sequence[int], field: str) -> None:
+        """Raises BadRequestError for a token id that the model does not have."""
+        unknown = next((token for token in tokens if token >= self.vocabulary), None)
+        if unknown is not None:
+            raise BadRequestError(
+                f"`{field}` holds the token id {unknown}; the model's are 0 to {self.vocabulary - 1}.", param=field
+            )
+
+    @property
+    def vocabulary(self) -> int:
+        return len(self.tokenizer)
+
+    def _known_tokens(self, biases: Mapping[int, float], field: str) -> dict[int, float]:
+        self.check_tokens(list(biases), field)
+        return dict(biases)
+
+    def _value(self, given: float | None, name: str, api_default: float) -> float:
+        if given is not None:
+            return given
+        value = self._defaults.get(name)
+        return api_default if value is None else value
+
+
+def _as_template_message(message: dict[str, Any]) -> dict[str, Any]:
+    """Templates expect a string, and the key even where an assistant's message has only tool calls."""
+    content = message.get("content")
+    if isinstance(content, list):
+        return message | {"content": "\n".join(part["text"] for part in content)}
+    return {"content": None} | message
+
+
+def _token_ids(*sources: int | Sequence[int] | None) -> tuple[int, ...]:
+    ids: dict[int, None] = {}
+    for source in sources:
+        for token in [source] if isinstance(source, int) else source or ():
+            ids[token] = None
+    return tuple(ids)

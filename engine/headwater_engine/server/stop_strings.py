@@ -1,0 +1,38 @@
+"""Ends a text at the first of some strings, which may come in pieces and is not part of the answer."""
+
+from collections.abc import Sequence
+
+
+class StopStrings:
+    """Holds back what may yet turn out to be the beginning of a stop string, and no more."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = stops
+        self._held = ""
+
+    def feed(self, text: str) -> tuple[str, str | None]:
+        """The text that can be shown, and the stop string that was found; nothing is shown behind it."""
+        if not self._stops:
+            return text, None
+        text = self._held + text
+        found = [(at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
+        if found:
+            at, stop = min(found, key=lambda each: (each[0], -len(each[1])))
+            self._held = ""
+            return text[:at], stop
+        keep = max(_overlap(text, stop) for stop in self._stops)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep], None
+
+    def flush(self) -> str:
+        """What was held back, once nothing follows."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that `stop` begins with, but is longer than."""
+    for length in range(min(len(text), len(stop) - 1), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0

@@ -148,6 +148,19 @@ def test_waiting_in_the_queue_is_not_taken_for_slowness() -> None:
     assert pod.load.prefill_rate == pytest.approx(1000, rel=0.2)
 
 
+def test_engines_that_answer_all_in_the_same_time_share_the_load() -> None:
+    """However many prompts they compute at once: the busy one must not seem the quicker one for it."""
+    picker, pods = prefix_picker(), targets(4)
+    chosen: Counter[str] = Counter()
+    in_flight: list[Decision] = []
+    for number in range(4000):
+        in_flight.append(picker.pick(prompt([number], 400), pods, number * 0.002))
+        chosen[in_flight[-1].target.id] += 1
+        if len(in_flight) > 64:
+            answer(picker, in_flight.pop(0), number * 0.002, seconds=0.0)
+    assert all(600 < chosen[pod.id] < 1400 for pod in pods)
+
+
 def test_an_answer_that_is_not_streamed_teaches_no_rate_and_leaves_the_queue_in_time() -> None:
     picker, (pod,) = prefix_picker(), targets(1)
     whole = picker.pick(Prompt("m", [1], 1000, streamed=False), [pod], 0.0)

@@ -36,15 +36,6 @@ def test_an_endpoint_that_became_slow_is_believed_after_a_few_answers() -> None:
     assert speed.seconds_per_token > 1 / 400
 
 
-def test_prompts_that_are_computed_in_one_batch_sum_up() -> None:
-    speed = Speed()
-    for number in range(20):
-        for place in range(5):
-            speed.learn(400, 1, 1.0 if place == 0 else 0.0, float(number))
-    together = 5 * (400 * speed.seconds_per_token + speed.seconds_per_answer)
-    assert together == pytest.approx(1.0, rel=0.4)
-
-
 def test_no_sequence_of_samples_makes_a_speed_that_is_not_positive() -> None:
     rng = random.Random(2)
     speed = Speed()

@@ -70,8 +70,8 @@ class _Endpoint:
 @dataclass(slots=True, eq=False)
 class _Routed(CountedDecision):
     endpoint: _Endpoint = field(default_factory=_Endpoint)
-    answering: int = 1
-    """Answers in progress on the endpoint when it was chosen, and this request's own."""
+    work: "tuple[float, int]" = (0.0, 1)
+    """What the prediction multiplied the endpoint's two coefficients with."""
 
 
 class _Candidate(NamedTuple):
@@ -80,7 +80,8 @@ class _Candidate(NamedTuple):
     prefill_seconds: float
     target: Target
     endpoint: _Endpoint
-    answering: int
+    tokens: float
+    answers: int
 
 
 class PrefixPicker:
@@ -90,6 +91,8 @@ class PrefixPicker:
         self._index = index
         self._rng = rng
         self._endpoints: dict[str, _Endpoint] = {}
+        self._learned = False
+        """Whether there was any answer to learn from."""
         self._typical_prefill = 256.0
         """Uncached tokens of a request, on average: the best guess for a request of others that waits."""
 
@@ -112,21 +115,23 @@ class PrefixPicker:
         if not routed.prompt.streamed:
             return
         self._end_prefill(routed)
-        seconds = now - max(routed.at, endpoint.last_first_byte)
         endpoint.last_first_byte = now
-        endpoint.speed.learn(routed.prefill_tokens, routed.answering, seconds, now)
+        endpoint.speed.learn(*routed.work, now - routed.at, now)
         target.load.prefill_rate = 1.0 / endpoint.speed.seconds_per_token
+        self._learned = True
         self._confirm(routed)
 
     def finished(self, decision: Decision, now: float, *, ok: bool, cached_tokens: int | None = None) -> None:
         routed = _routed(decision)
-        answered = not routed.prefilling and routed.prompt.streamed
+        computed = routed.prompt.streamed and not routed.prefilling
         self._end_prefill(routed)
         end(routed)
         self._see_gauges(routed.endpoint, routed.target.load)
+        if computed:
+            return
         if ok:
             self._confirm(routed)
-        elif not answered and self._is_current(routed):
+        elif self._is_current(routed):
             prompt = routed.prompt
             self._index.withdrawn(routed.target.id, prompt.text_chain, prompt.token_chain)
 
@@ -175,12 +180,14 @@ class PrefixPicker:
                 per_token, per_answer = like_others
             prompts = len(endpoint.queue) + endpoint.foreign_waiting
             answering = load.in_flight - len(endpoint.queue) + endpoint.foreign_running + 1
-            prefill = per_token * (prompt.tokens - cached.get(target.id, 0))
-            seconds = prefill + per_answer * answering * (prompts + 1)
+            tokens: float = prompt.tokens - cached.get(target.id, 0)
+            prefill = per_token * tokens
+            answers = answering * (prompts + 1)
             if prompts:
-                queued = load.prefill_tokens + endpoint.foreign_waiting * self._typical_prefill
-                seconds += per_token * queued - _head_progress(endpoint, per_token, now)
-            candidates.append(_Candidate(seconds, prefill, target, endpoint, answering))
+                tokens += load.prefill_tokens + endpoint.foreign_waiting * self._typical_prefill
+                tokens -= _head_progress(endpoint, per_token, now)
+            seconds = per_token * tokens + per_answer * answers
+            candidates.append(_Candidate(seconds, prefill, target, endpoint, tokens, answers))
         return candidates
 
     def _mean_speed(self, targets: Sequence[Target], now: float) -> tuple[float, float]:
@@ -199,17 +206,16 @@ class PrefixPicker:
         target, endpoint = chosen.target, chosen.endpoint
         cached_tokens = cached.get(target.id, 0)
         uncached = prompt.tokens - cached_tokens
-        learned = any(known.speed.samples for known in self._endpoints.values())
         routed = _Routed(
             target,
             prompt,
             self._label(prompt, target, cached_tokens),
             cached_tokens,
-            chosen.seconds if learned else None,
+            chosen.seconds if self._learned else None,
             now,
             prefill_tokens=uncached,
             endpoint=endpoint,
-            answering=chosen.answering,
+            work=(chosen.tokens, chosen.answers),
         )
         begin(routed)
         endpoint.queue[routed] = None
@@ -259,11 +265,12 @@ def _seconds(candidate: _Candidate) -> float:
 
 
 def _head_progress(endpoint: _Endpoint, per_token: float, now: float) -> float:
-    """Seconds that the endpoint should have spent on the prompt at the head of its queue, at most what that takes."""
-    if not endpoint.queue:
-        return 0.0
-    head = next(iter(endpoint.queue))
-    return min(now - max(head.at, endpoint.last_first_byte), per_token * head.prefill_tokens)
+    """Tokens that should be computed by now of the prompt at the head of the endpoint's queue, at most all of it."""
+    for head in endpoint.queue:
+        begun = head.at if head.at > endpoint.last_first_byte else endpoint.last_first_byte
+        progress = (now - begun) / per_token
+        return progress if progress < head.prefill_tokens else head.prefill_tokens
+    return 0.0
 
 
 def _routed(decision: Decision) -> _Routed:

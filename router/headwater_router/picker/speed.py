@@ -1,13 +1,12 @@
 """How fast an endpoint is, learned from the first bytes of its answers.
 
-The model has two terms: `seconds = seconds_per_token * uncached prompt tokens + seconds_per_answer * answers`. The
-second one stands for what does not grow with the prompt: a step's fixed cost, and the answers in progress that share
-the steps with the prefill, the request's own being one of them.
+The model has two terms: `seconds = seconds_per_token * tokens + seconds_per_answer * answers`. Tokens are all that the
+endpoint had to compute until this first byte: the prompt's own uncached ones and those queued before it. Answers stand
+for what does not grow with the prompts, a step's fixed cost and the decodes that share the steps: the answers in
+progress, the request's own being one, times the prompts until then.
 
-A sample begins when the endpoint could begin with the prompt: at the dispatch, or at the last first byte of a request
-that was there before, whichever is later. So time spent in the endpoint's queue is not held against its speed, and
-where several prompts share a batch the first one's sample carries the time of all and the others none, which sums up
-rightly.
+What is fitted is so the very sum that is predicted with. An engine that computes many prompts at once shows a high
+speed under load, and only there, where it has it.
 
 Both terms are fitted by least squares over samples that fade, each weighted by the inverse square of its size so that
 one long prompt does not outweigh a hundred short ones. A prior sample keeps the fit solvable from the first answer
@@ -44,8 +43,8 @@ class Speed:
     _tokens_seconds: float = 0.0
     _answers_seconds: float = 0.0
 
-    def learn(self, tokens: int, answers: int, seconds: float, now: float) -> None:
-        """One prefill of `tokens` uncached tokens took `seconds`, with `answers` in progress, its own among them."""
+    def learn(self, tokens: float, answers: int, seconds: float, now: float) -> None:
+        """A first byte came after `seconds`, with so many tokens and answers (see the module) until then."""
         predicted = self.seconds_per_token * tokens + self.seconds_per_answer * answers
         seconds = min(max(seconds, 0.0), _SURPRISE * predicted + _SURPRISE_SECONDS)
         weight = 1.0 / (tokens + _PRIOR_TOKENS) ** 2

@@ -20,7 +20,7 @@ from typing import Final
 DEFAULT_SECONDS_PER_TOKEN: Final = 1 / 4000
 DEFAULT_SECONDS_PER_ANSWER: Final = 0.010
 
-_MEMORY: Final = 0.9
+_MEMORY: Final = 0.96
 """What a sample's weight becomes with each further one."""
 _PRIOR_TOKENS: Final = 128
 _SURPRISE: Final = 8.0
@@ -58,7 +58,7 @@ class Speed:
         self.learned_at = now
 
     def _fit(self) -> None:
-        prior_tokens, prior_answers = 0.02, 1.0 / _PRIOR_TOKENS**2
+        prior_tokens, prior_answers = 0.02, 10.0 / _PRIOR_TOKENS**2
         a = self._tokens_tokens + prior_tokens
         b = self._tokens_answers
         d = self._answers_answers + prior_answers

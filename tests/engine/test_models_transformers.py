@@ -17,6 +17,8 @@ from tests.engine.tiny import make_tiny, paged_greedy, reference_greedy
 GENERATOR = torch.Generator().manual_seed(11)
 PROMPTS = [torch.randint(0, 256, (length,), generator=GENERATOR).tolist() for length in (3, 41, 16)]
 
+SMALL = {"num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 64}
+
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2: windows, softcap, logit softcap": ("gemma2", {"sliding_window": 12, "head_dim": 16}),
     "gemma3: windows, two rotary bases": ("gemma3_text", {"sliding_window": 12, "head_dim": 16}),
@@ -27,6 +29,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo2": ("olmo2", {}),
     "cohere: scaled logits": ("cohere", {}),
     "opt": ("opt", {"ffn_dim": 96, "word_embed_proj_dim": 64}),
+    "phimoe: a window that only the mask knows": ("phimoe", {"sliding_window": 12, "num_local_experts": 4}),
+    "deepseek_v3: keys longer than values": (
+        "deepseek_v3",
+        {"num_key_value_heads": 4, "kv_lora_rank": 16, "q_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8}
+        | {"v_head_dim": 16, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2}
+        | {"moe_intermediate_size": 32},
+    ),
     "mixtral": ("mixtral", {"num_local_experts": 4}),
     "llama with another activation": ("llama", {"hidden_act": "gelu"}),
 }
@@ -53,9 +62,14 @@ def test_greedy_tokens_equal_those_of_transformers(variant: str, tmp_path: Path)
         ({"model_type": "llama4_text"}, "layers of a kind that is not supported: chunked_attention"),
         ({"model_type": "t5"}, "encoder-decoder"),
         ({"model_type": "clip"}, "no causal language model"),
-        ({"model_type": "bert", "num_hidden_layers": 1}, "BertSelfAttention of transformers is not causal"),
+        ({**SMALL, "model_type": "bert"}, "BertSelfAttention of transformers is not causal"),
+        (
+            {**SMALL, "model_type": "nemotron", "num_key_value_heads": 4},
+            "NemotronAttention of transformers does not hand on",
+        ),
+        ({**SMALL, "model_type": "llama", "hidden_act": "gelu", "head_dim": 7}, "does not take this config of llama"),
         ({"model_type": "bloom"}, "does not let the attention of bloom be replaced"),
-        ({"model_type": "no_such_model"}, "does not know this model"),
+        ({"model_type": "no_such_model"}, "know the model_type 'no_such_model'"),
     ],
 )
 def test_models_that_cannot_run_on_the_paged_cache_are_refused_with_the_reason(shape: Any, reason: str) -> None:

@@ -27,7 +27,19 @@ class AttentionConfig:
 class Attention:
     """Projects, rotates, writes keys and values to the cache, attends, projects back."""
 
-    __slots__ = ("_heads", "_kernels", "_key_norm", "_o", "_qkv", "_query_norm", "_rope", "_scale", "_sizes", "_window")
+    __slots__ = (
+        "_all_heads",
+        "_head_dim",
+        "_heads",
+        "_kernels",
+        "_key_norm",
+        "_o",
+        "_qkv",
+        "_query_norm",
+        "_rope",
+        "_scale",
+        "_window",
+    )
 
     def __init__(
         self,
@@ -39,10 +51,11 @@ class Attention:
         kernels: Kernels,
     ) -> None:
         queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
-        self._sizes = (queries, keys, keys)
-        self._heads = (config.heads, config.kv_heads, config.head_dim)
+        self._heads = (config.heads, config.kv_heads, config.kv_heads)
+        self._all_heads = sum(self._heads)
+        self._head_dim = config.head_dim
         names = ("q_proj", "k_proj", "v_proj")
-        self._qkv = load_linear(weights, names, hidden, self._sizes, kernels, bias=config.qkv_bias)
+        self._qkv = load_linear(weights, names, hidden, (queries, keys, keys), kernels, bias=config.qkv_bias)
         self._o = load_linear(weights, ("o_proj",), queries, (hidden,), kernels, bias=config.output_bias)
         self._query_norm = self._key_norm = None
         if (eps := config.head_norm_eps) is not None:
@@ -55,14 +68,13 @@ class Attention:
 
     def __call__(self, x: Tensor, batch: AttentionBatch, cache: LayerCache) -> Tensor:
         """[T, hidden] -> [T, hidden]; writes the keys and values of the T tokens to the cache."""
-        heads, kv_heads, head_dim = self._heads
         # Views of the fused product: only the norms of queries and keys make copies.
-        q, k, v = self._qkv(x).split(self._sizes, dim=-1)
-        queries, keys = q.view(-1, heads, head_dim), k.view(-1, kv_heads, head_dim)
+        heads = self._qkv(x).view(-1, self._all_heads, self._head_dim)
+        queries, keys, values = heads.split_with_sizes(self._heads, dim=1)
         if self._query_norm is not None and self._key_norm is not None:
             queries, keys = self._query_norm(queries), self._key_norm(keys)
         kernels = self._kernels
         kernels.rope(queries, keys, self._rope.cos, self._rope.sin, batch.positions)
-        kernels.write_cache(keys, v.view(-1, kv_heads, head_dim), cache, batch.slots)
+        kernels.write_cache(keys, values, cache, batch.slots)
         attended = kernels.paged_attention(queries, cache, batch, scale=self._scale, window=self._window)
-        return self._o(attended.view(-1, heads * head_dim))
+        return self._o(attended.flatten(1))

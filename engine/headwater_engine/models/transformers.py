@@ -20,7 +20,7 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 from headwater_engine.errors import LoadError
 from headwater_engine.kernels.interface import AttentionBatch, Kernels, LayerCache
 from headwater_engine.models.config import ModelConfig
-from headwater_engine.models.source import ModelFolder, WeightsKind
+from headwater_engine.models.source import ModelFolder, WeightsKind, read_config
 
 _AutoModel: Any = transformers.AutoModelForCausalLM
 _ATTENTION = "headwater_paged"
@@ -62,7 +62,7 @@ def _attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    paged: _Paged | _Probe,
+    paged: _Paged | _Probe | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -72,9 +72,15 @@ def _attention(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """The function that transformers calls: [1, heads, T, D] in, [1, T, heads, value dim] out."""
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    if attention_mask is not None or position_bias is not None or not causal:
-        raise LoadError(f"{type(module).__name__} of transformers is not causal, or has a mask or bias of its own.")
+    name = f"{type(module).__name__} of transformers"
+    if paged is None:
+        raise LoadError(f"{name} does not hand on what the paged cache needs.")
+    if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
+        raise LoadError(f"{name} is not causal.")
+    if position_bias is not None or (attention_mask is not None and attention_mask.shape != (1, 1, 1, 1)):
+        raise LoadError(f"{name} has a mask or bias of its own.")
+    if attention_mask is not None:
+        sliding_window = int(attention_mask) or None
     options = {
         "scale": query.shape[-1] ** -0.5 if scaling is None else scaling,
         "window": sliding_window,
@@ -86,7 +92,18 @@ def _attention(
     return paged.attend(layer, queries, keys, values, options).unsqueeze(0), None
 
 
+def _mask(*, local_size: int | None = None, use_vmap: bool = False, **_: Any) -> Tensor:
+    """What models get for a mask, and pass on to `_attention`: a tensor with the sliding window in it, 0 for none.
+
+    Not all of them tell the window to their attention beside; the mask is what they go by.
+    """
+    if use_vmap:
+        raise LoadError("The model masks its attention with a function of its own.")
+    return torch.full((1, 1, 1, 1), local_size or 0)
+
+
 transformers.AttentionInterface.register(_ATTENTION, _attention)
+transformers.AttentionMaskInterface.register(_ATTENTION, _mask)
 
 
 class _Given(MoeModelOutputWithPast):
@@ -179,14 +196,18 @@ class TransformersModel:
 
 def _read_config(folder: ModelFolder) -> Any:
     """The config as transformers' own class. Raises LoadError for what cannot run on a cache of keys and values."""
+    kind = read_config(folder)["model_type"]
+    if kind not in transformers.CONFIG_MAPPING:
+        raise LoadError(f"Neither we nor transformers {transformers.__version__} know the model_type {kind!r}.")
     try:
         if folder.shape is not None:
             config = transformers.AutoConfig.for_model(**folder.shape)
         else:
             config = transformers.AutoConfig.from_pretrained(str(folder.path))
-    except (ValueError, KeyError, OSError, TypeError) as error:
-        raise LoadError(f"transformers {transformers.__version__} does not know this model: {error}") from error
-    kind = config.model_type
+    except Exception as error:  # each of transformers' configs checks itself, and raises as it likes
+        raise LoadError(
+            f"transformers {transformers.__version__} does not take this config of {kind}: {error}"
+        ) from error
     if config.is_encoder_decoder:
         raise LoadError(f"{kind} is an encoder-decoder model; only decoders are supported.")
     if type(config) not in _AutoModel._model_mapping:
@@ -203,24 +224,25 @@ def _read_config(folder: ModelFolder) -> Any:
 
 
 def _load(folder: ModelFolder, config: Any, dtype: torch.dtype) -> Any:
-    if folder.kind is WeightsKind.RANDOM:
-        torch.manual_seed(0)
-        return _AutoModel.from_config(config, dtype=dtype, attn_implementation=_ATTENTION).eval()
     try:
+        if folder.kind is WeightsKind.RANDOM:
+            torch.manual_seed(0)
+            return _AutoModel.from_config(config, dtype=dtype, attn_implementation=_ATTENTION).eval()
         model, report = _AutoModel.from_pretrained(
             folder.path, config=config, dtype=dtype, attn_implementation=_ATTENTION, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise LoadError(f"transformers cannot load {folder.path}: {error}") from error
+    except Exception as error:  # as many kinds as there are models
+        raise LoadError(f"transformers cannot load {folder.name}: {error}") from error
     for problem in ("missing", "mismatched", "unexpected"):
         if names := sorted(map(str, report.get(f"{problem}_keys") or ())):
-            raise LoadError(f"{folder.path} does not fit its config: {problem} tensors {', '.join(names[:3])}.")
+            some = ", ".join(names[:3])
+            raise LoadError(f"The checkpoint of {folder.name} does not fit its config: {problem} tensors {some}.")
     return model.eval()
 
 
 def _max_positions(config: Any) -> int:
-    """The context. Two rotary scalings change the angles of all tokens once one of them is long, also in a batch of
-    strangers; with them, only the part before that is safe."""
+    """The context. longrope changes the angles of all tokens of a batch once one of them stands beyond the trained
+    context, also those of other sequences; with it, the context ends there."""
     text = config.get_text_config()
     limit = getattr(text, "max_position_embeddings", None)
     if limit is None:

@@ -57,11 +57,14 @@ class _Endpoint:
     speed: Speed = field(default_factory=Speed)
     queue: "OrderedDict[_Routed, None]" = field(default_factory=OrderedDict)
     """Requests of ours whose first byte has not come, oldest first."""
+    head: "_Routed | None" = None
+    """The first of them."""
     last_first_byte: float = float("-inf")
     whole_answers: "deque[tuple[float, _Routed]]" = field(default_factory=deque)
     """Requests that are not streamed, with the time at which their prefill should be over."""
-    gauges: tuple[int | None, int | None] = (None, None)
-    """Running and waiting as last reported."""
+    seen_running: int | None = None
+    seen_waiting: int | None = None
+    """The gauges as last reported."""
     foreign_running: int = 0
     """Requests there that are not ours and are being answered."""
     foreign_waiting: int = 0
@@ -75,8 +78,12 @@ class _Routed(CountedDecision):
 
 
 class _Candidate(NamedTuple):
+    """Compares by what comes first."""
+
     seconds: float
     """Predicted until the first token."""
+    place: int
+    """Among the targets; keeps comparisons from going on to what cannot be compared."""
     prefill_seconds: float
     target: Target
     endpoint: _Endpoint
@@ -99,7 +106,7 @@ class PrefixPicker:
     def pick(self, prompt: Prompt, targets: Sequence[Target], now: float) -> Decision:
         cached = self._cached_tokens(prompt, targets, now)
         candidates = self._candidates(prompt, targets, cached, now)
-        best = min(candidates, key=_seconds)
+        best = min(candidates)
         if len(candidates) > 1:
             limit = best.seconds + _TIE * best.prefill_seconds
             tied = [candidate for candidate in candidates if candidate.seconds <= limit]
@@ -163,31 +170,29 @@ class PrefixPicker:
     ) -> list[_Candidate]:
         candidates = []
         like_others: tuple[float, float] | None = None
-        for target in targets:
+        for place, target in enumerate(targets):
             load = target.load
             endpoint = self._endpoints.get(target.id)
             if endpoint is None:
                 endpoint = self._endpoints[target.id] = _Endpoint()
             if endpoint.whole_answers:
                 self._release_due(endpoint, now)
-            if load.reported_running != endpoint.gauges[0] or load.reported_waiting != endpoint.gauges[1]:
-                self._see_gauges(endpoint, load)
+            self._see_gauges(endpoint, load)
             speed = endpoint.speed
             per_token, per_answer = speed.seconds_per_token, speed.seconds_per_answer
             if not speed.samples or now - speed.learned_at > _STALE_SECONDS:
                 if like_others is None:
                     like_others = self._mean_speed(targets, now)
                 per_token, per_answer = like_others
-            prompts = len(endpoint.queue) + endpoint.foreign_waiting
-            answering = load.in_flight - len(endpoint.queue) + endpoint.foreign_running + 1
+            ours, waiting = len(endpoint.queue), endpoint.foreign_waiting
+            answers = (load.in_flight - ours + endpoint.foreign_running + 1) * (ours + waiting + 1)
             tokens: float = prompt.tokens - cached.get(target.id, 0)
             prefill = per_token * tokens
-            answers = answering * (prompts + 1)
-            if prompts:
-                tokens += load.prefill_tokens + endpoint.foreign_waiting * self._typical_prefill
-                tokens -= _head_progress(endpoint, per_token, now)
+            tokens += load.prefill_tokens + waiting * self._typical_prefill
+            if endpoint.head is not None:
+                tokens -= _head_progress(endpoint.head, per_token, now)
             seconds = per_token * tokens + per_answer * answers
-            candidates.append(_Candidate(seconds, prefill, target, endpoint, tokens, answers))
+            candidates.append(_Candidate(seconds, place, prefill, target, endpoint, tokens, answers))
         return candidates
 
     def _mean_speed(self, targets: Sequence[Target], now: float) -> tuple[float, float]:
@@ -219,6 +224,8 @@ class PrefixPicker:
         )
         begin(routed)
         endpoint.queue[routed] = None
+        if endpoint.head is None:
+            endpoint.head = routed
         if not prompt.streamed:
             endpoint.whole_answers.append((now + 2 * chosen.seconds, routed))
         self._typical_prefill += _LEARNING * (uncached - self._typical_prefill)
@@ -241,10 +248,9 @@ class PrefixPicker:
         return self._endpoints.get(routed.target.id) is routed.endpoint
 
     def _see_gauges(self, endpoint: _Endpoint, load: Load) -> None:
-        gauges = (load.reported_running, load.reported_waiting)
-        if gauges != endpoint.gauges:
-            endpoint.gauges = gauges
-            running, waiting = gauges[0] or 0, gauges[1] or 0
+        if load.reported_waiting != endpoint.seen_waiting or load.reported_running != endpoint.seen_running:
+            endpoint.seen_waiting, endpoint.seen_running = load.reported_waiting, load.reported_running
+            running, waiting = load.reported_running or 0, load.reported_waiting or 0
             foreign = max(0, running + waiting - load.in_flight)
             endpoint.foreign_waiting = min(foreign, max(0, waiting - len(endpoint.queue)))
             endpoint.foreign_running = foreign - endpoint.foreign_waiting
@@ -256,21 +262,18 @@ class PrefixPicker:
 
     def _end_prefill(self, routed: _Routed) -> None:
         if routed.prefilling:
-            del routed.endpoint.queue[routed]
+            endpoint = routed.endpoint
+            del endpoint.queue[routed]
+            if endpoint.head is routed:
+                endpoint.head = next(iter(endpoint.queue), None)
             end_prefill(routed)
 
 
-def _seconds(candidate: _Candidate) -> float:
-    return candidate.seconds
-
-
-def _head_progress(endpoint: _Endpoint, per_token: float, now: float) -> float:
-    """Tokens that should be computed by now of the prompt at the head of the endpoint's queue, at most all of it."""
-    for head in endpoint.queue:
-        begun = head.at if head.at > endpoint.last_first_byte else endpoint.last_first_byte
-        progress = (now - begun) / per_token
-        return progress if progress < head.prefill_tokens else head.prefill_tokens
-    return 0.0
+def _head_progress(head: _Routed, per_token: float, now: float) -> float:
+    """Tokens that should be computed by now of the prompt at the head of an endpoint's queue, at most all of it."""
+    last = head.endpoint.last_first_byte
+    progress = (now - (head.at if head.at > last else last)) / per_token
+    return progress if progress < head.prefill_tokens else head.prefill_tokens
 
 
 def _routed(decision: Decision) -> _Routed:

@@ -148,6 +148,19 @@ def test_waiting_in_the_queue_is_not_taken_for_slowness() -> None:
     assert pod.load.prefill_rate == pytest.approx(1000, rel=0.2)
 
 
+def test_an_engine_that_keeps_no_prefixes_loses_its_credit_and_can_win_it_back() -> None:
+    picker, (pod,) = prefix_picker(), targets(1)
+
+    def predicted(reported: int) -> int:
+        decision = picker.pick(prompt([1, 2, 3, 4]), [pod], 0.0)
+        picker.first_byte(decision, 0.1)
+        picker.finished(decision, 0.2, ok=True, cached_tokens=reported)
+        return decision.predicted_cached_tokens
+
+    assert [predicted(0) for _ in range(60)][-1] < 64
+    assert [predicted(512) for _ in range(60)][-1] > 500
+
+
 def test_engines_that_answer_all_in_the_same_time_share_the_load() -> None:
     """However many prompts they compute at once: the busy one must not seem the quicker one for it."""
     picker, pods = prefix_picker(), targets(4)

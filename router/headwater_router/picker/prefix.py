@@ -22,6 +22,9 @@ home as a holder, too; requests that follow share the holders. A hot prefix so s
 are shorter than computing it anew, and no further: each further copy costs a whole prefill, and is made only when
 that is the quickest answer.
 
+*Trust.* What dispatches let expect is discounted by what the endpoint's answers reported as cached of it before. An
+engine that keeps no prefixes, or fewer than it seemed to, so gets load by its speed alone.
+
 *Ties.* Whoever is within a tenth of the best one's own prefill time of the best is as good. Of these, those with the
 least to compute are left, again to within a tenth: a copy for next to no gain would take the time from others. Among
 them chance decides, never order. So a prompt that is cached goes to its holder, and one that is new to all goes
@@ -48,6 +51,8 @@ DEFAULT_CAPACITY_TOKENS: Final = 500_000
 _STALE_SECONDS: Final = 300.0
 _TIE: Final = 0.1
 _LEARNING: Final = 0.1
+_LEAST_TRUST: Final = 0.05
+"""Above zero, or nothing would be expected that could prove right again."""
 
 
 @dataclass(slots=True, eq=False)
@@ -60,6 +65,8 @@ class _Endpoint:
     head: "_Routed | None" = None
     """The first of them."""
     last_first_byte: float = float("-inf")
+    trust: float = 1.0
+    """Share of the tokens that dispatches let expect in its cache that its answers then reported as cached."""
     whole_answers: "deque[tuple[float, _Routed]]" = field(default_factory=deque)
     """Requests that are not streamed, with the time at which their prefill should be over."""
     seen_running: int | None = None
@@ -73,6 +80,8 @@ class _Endpoint:
 @dataclass(slots=True, eq=False)
 class _Routed(CountedDecision):
     endpoint: _Endpoint = field(default_factory=_Endpoint)
+    expected_tokens: float = 0.0
+    """Cached tokens before they were discounted by the endpoint's trust."""
     work: "tuple[float, int]" = (0.0, 1)
     """What the prediction multiplied the endpoint's two coefficients with."""
 
@@ -134,6 +143,10 @@ class PrefixPicker:
         self._end_prefill(routed)
         end(routed)
         self._see_gauges(routed.endpoint, routed.target.load)
+        if cached_tokens is not None and routed.expected_tokens >= 1:
+            share = min(1.0, cached_tokens / routed.expected_tokens)
+            trust = routed.endpoint.trust + _LEARNING * (share - routed.endpoint.trust)
+            routed.endpoint.trust = max(trust, _LEAST_TRUST)
         if computed:
             return
         if ok:
@@ -149,10 +162,11 @@ class PrefixPicker:
     def _cached_tokens(self, prompt: Prompt, targets: Sequence[Target], now: float) -> dict[str, int]:
         """By endpoint, where there are any. At least the last token is always computed."""
         most = prompt.tokens - 1
-        cached = {
-            target_id: min(most, int(depth * prompt.text_block_tokens))
-            for target_id, depth in self._index.match(prompt.text_chain, now).items()
-        }
+        cached = {}
+        for target_id, depth in self._index.match(prompt.text_chain, now).items():
+            endpoint = self._endpoints.get(target_id)
+            trust = endpoint.trust if endpoint is not None else 1.0
+            cached[target_id] = int(trust * min(most, depth * prompt.text_block_tokens))
         if prompt.token_chain is not None:
             depths = self._index.match_tokens(prompt.token_chain, now)
             for target in targets:
@@ -220,6 +234,7 @@ class PrefixPicker:
             now,
             prefill_tokens=uncached,
             endpoint=endpoint,
+            expected_tokens=cached_tokens / endpoint.trust,
             work=(chosen.tokens, chosen.answers),
         )
         begin(routed)

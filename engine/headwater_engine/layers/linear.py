@@ -17,5 +17,8 @@ def load_linear(
     """
     pairs = list(zip(names, outputs, strict=True))
     joined = torch.cat([weights.take(f"{name}.weight", size, inputs) for name, size in pairs])
-    joined_bias = torch.cat([weights.take(f"{name}.bias", size) for name, size in pairs]) if bias else None
-    return kernels.linear(joined, joined_bias)
+    if not bias:
+        return kernels.linear(joined)
+    return kernels.linear(
+        joined, torch.cat([weights.take(f"{name}.bias", size, dtype=kernels.dtype) for name, size in pairs])
+    )

@@ -12,7 +12,7 @@ class RMSNorm:
     __slots__ = ("_eps", "_kernels", "_weight")
 
     def __init__(self, weights: Weights, name: str, size: int, eps: float, kernels: Kernels) -> None:
-        self._weight = weights.take(f"{name}.weight", size).to(kernels.dtype)
+        self._weight = weights.take(f"{name}.weight", size, dtype=kernels.dtype)
         self._eps = eps
         self._kernels = kernels
 

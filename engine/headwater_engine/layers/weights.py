@@ -42,8 +42,11 @@ class Weights:
         scoped._taken = self._taken
         return scoped
 
-    def take(self, name: str, *shape: int) -> Tensor:
-        """The tensor `name` of `shape`. Raises LoadError where it is missing or has another shape."""
+    def take(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """The tensor `name` of `shape`, as `dtype` (default: that of all weights).
+
+        Raises LoadError where it is missing or has another shape.
+        """
         full_name = self._prefix + name
         tensor = self._checkpoint.read(full_name, shape)
         if tuple(tensor.shape) != shape:
@@ -51,7 +54,7 @@ class Weights:
                 f"The tensor {full_name} has shape {list(tensor.shape)}; the config asks for {list(shape)}."
             )
         self._taken.add(full_name)
-        return tensor.to(self.dtype)
+        return tensor.to(dtype or self.dtype)
 
     def finish(self) -> None:
         """Raises LoadError where the checkpoint holds tensors that no layer took: then it is another architecture."""

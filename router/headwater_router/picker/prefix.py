@@ -191,7 +191,8 @@ class PrefixPicker:
                 endpoint = self._endpoints[target.id] = _Endpoint()
             if endpoint.whole_answers:
                 self._release_due(endpoint, now)
-            self._see_gauges(endpoint, load)
+            if load.reported_waiting != endpoint.seen_waiting or load.reported_running != endpoint.seen_running:
+                self._see_gauges(endpoint, load)
             speed = endpoint.speed
             per_token, per_answer = speed.seconds_per_token, speed.seconds_per_answer
             if not speed.samples or now - speed.learned_at > _STALE_SECONDS:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 
 from headwater_engine.errors import LoadError
 from headwater_engine.kernels.reference import TorchKernels
@@ -76,3 +77,30 @@ def test_models_that_cannot_run_on_the_paged_cache_are_refused_with_the_reason(s
     folder = resolve("random:" + json.dumps(shape))
     with pytest.raises(LoadError, match=reason):
         load_model(folder, kernels=TorchKernels(torch.float32), dtype="float32")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_whose_tokens_meet_outside_of_attention_is_refused(
+    dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = resolve(str(make_tiny("gpt2", tmp_path)))
+    load_model(folder, kernels=TorchKernels(dtype))
+    mlp = GPT2MLP.forward
+    monkeypatch.setattr(GPT2MLP, "forward", lambda self, x: mlp(self, x + x.roll(1, dims=1)))
+    with pytest.raises(LoadError, match="tokens meet outside of attention"):
+        load_model(folder, kernels=TorchKernels(dtype))
+
+
+def test_a_checkpoint_that_does_not_fit_names_the_tensor(tmp_path: Path) -> None:
+    folder = make_tiny("gpt2", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"n_layer": 4}))
+    with pytest.raises(LoadError, match=r"missing tensors transformer\.h\.3\.attn\.c_attn\.bias"):
+        load_model(resolve(str(folder)), kernels=TorchKernels(torch.float32))
+
+
+def test_long_contexts_whose_angles_depend_on_other_sequences_are_cut_off(tmp_path: Path) -> None:
+    factors = [1.0] * 8
+    rope = {"rope_type": "longrope", "short_factor": factors, "long_factor": factors, "factor": 8.0}
+    folder = make_tiny("phi3", tmp_path, rope_parameters=rope, original_max_position_embeddings=32)
+    assert load_model(resolve(str(folder)), kernels=TorchKernels(torch.float32)).config.max_positions == 32

@@ -48,7 +48,11 @@ Linear = Callable[[Tensor], Tensor]
 
 
 class Kernels(Protocol):
-    """The operations that are worth writing for a device. Activations are [T, ...], contiguous, of `dtype`."""
+    """The operations that are worth writing for a device. Activations are [T, ...], contiguous, of `dtype`.
+
+    Queries, keys and values, wherever they are taken, may instead be views of one fused projection: [T, heads, D] with
+    contiguous heads, and any stride from token to token. `rms_norm` takes such views too, for norms over each head.
+    """
 
     name: str
     """For logs and /metrics: `cpu-avx2`, `cpu-torch`, ..."""
@@ -98,7 +102,6 @@ class Kernels(Protocol):
         """Rotate queries [T, heads, D] and keys [T, kv heads, D] in place, first half against second half (NeoX order).
 
         cos, sin: [max positions, rotary dim // 2] float32; with a rotary dim below D the rest stays as it is.
-        Queries and keys may be views of one fused projection: unit stride in the last dimension, any stride before.
         """
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:

@@ -9,9 +9,8 @@ import contextlib
 import signal
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import aclosing
-from types import FrameType
 from typing import Any
 
 import msgspec
@@ -25,6 +24,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from headwater import __version__
+from headwater.draining import DrainingServer
 from headwater.logs import configure_logging
 from headwater.openai.chat import ChatCompletionRequest
 from headwater.openai.completions import CompletionRequest
@@ -216,22 +216,6 @@ async def _http_error(http: Request, error: Exception) -> Response:
 async def _unexpected_error(http: Request, error: Exception) -> Response:
     log.error("request failed", path=http.url.path, exc_info=error)
     return await _api_error(http, InternalServerError("The server failed on this request; its log says why."))
-
-
-class DrainingServer(uvicorn.Server):
-    """uvicorn, but the first signal only begins the drain, and the second one ends it."""
-
-    def __init__(self, config: uvicorn.Config, drain: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._drain = drain
-        self._signals = 0
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._signals += 1
-        if self._signals == 1:
-            self._drain()
-        else:
-            self.should_exit = self.force_exit = True
 
 
 class EngineServer:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from headwater_engine.core.messages import Ready, Stats
 
@@ -40,6 +40,8 @@ class ServerMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        # The router tells a restarted engine, whose cache is empty, by its process_start_time_seconds.
+        ProcessCollector(registry=self.registry)
         gauge, counter, histogram = self._gauge, self._counter, self._histogram
         self.running = gauge("requests_running", "Requests that hold KV blocks and take part in steps.")
         self.waiting = gauge("requests_waiting", "Requests that wait for room.")

@@ -1,0 +1,189 @@
+"""The router's process: builds the parts, follows the endpoints, serves, drains, and ends."""
+
+import asyncio
+import contextlib
+import resource
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import structlog
+import uvicorn
+
+from headwater.draining import DrainingServer
+from headwater.logs import configure_logging
+from headwater_router.config import RouterSettings
+from headwater_router.endpoints.breaker import Breaker
+from headwater_router.endpoints.discovery import endpoint_sets
+from headwater_router.endpoints.endpoint import Endpoint, EndpointError, EndpointSpec
+from headwater_router.endpoints.fleet import Fleet
+from headwater_router.endpoints.probe import Prober
+from headwater_router.gateway.app import Gateway
+from headwater_router.gateway.forward import Forwarder
+from headwater_router.gateway.metrics import RouterMetrics
+from headwater_router.gateway.protocol import limited_protocol
+from headwater_router.index import PrefixIndex, PromptBuilder
+from headwater_router.index.subscriber import EventSubscriber
+from headwater_router.index.tokenizer import ModelTokenizer
+from headwater_router.picker import make
+
+log = structlog.get_logger(__name__)
+
+
+class SettingsError(ValueError):
+    """A setting is wrong in a way that its type does not show; the message names the flag."""
+
+
+class Router:
+    """Everything of one router process. Build it inside a running loop."""
+
+    def __init__(self, settings: RouterSettings) -> None:
+        """Raises SettingsError or EndpointError."""
+        self.settings = settings
+        self._flags = [EndpointSpec.parse(text) for text in settings.endpoint]
+        if not self._flags and settings.endpoints_file is None:
+            raise SettingsError("there is nothing to route to: give --endpoint or --endpoints-file")
+        self._index = PrefixIndex()
+        picker = make(settings.policy, self._index)
+        self.fleet = Fleet(self._make_breaker, picker.forget)
+        self.metrics = RouterMetrics()
+        prompts = PromptBuilder(session_header=settings.session_header, tokenizers=_tokenizers(settings.tokenizer))
+        self.forwarder = Forwarder(
+            self.fleet,
+            picker,
+            prompts,
+            self.metrics,
+            max_attempts=settings.max_attempts,
+            connect_timeout=settings.connect_timeout,
+            answer_timeout=settings.answer_timeout,
+        )
+        max_body = int(settings.max_body_mib * 2**20)
+        self.gateway = Gateway(self.forwarder, self.fleet, self._index, self.metrics, max_body=max_body)
+        self._followers: dict[EndpointSpec, list[asyncio.Task[None]]] = {}
+
+    def _make_breaker(self) -> Breaker:
+        settings = self.settings
+        return Breaker(
+            failures=settings.breaker_failures, window=settings.breaker_window, open_for=settings.breaker_open
+        )
+
+    async def follow_endpoints(self) -> None:
+        """Keep the fleet true to flags and file, to health and to KV events, until cancelled."""
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        async with httpx.AsyncClient(timeout=self.settings.probe_timeout, limits=limits) as client:
+            prober = Prober(self.fleet, client, self.settings.probe_interval)
+            async with asyncio.TaskGroup() as group:
+                async for specs in endpoint_sets(self._flags, self.settings.endpoints_file):
+                    new, gone = self.fleet.replace(specs)
+                    for endpoint in gone:
+                        for task in self._followers.pop(endpoint.spec):
+                            task.cancel()
+                    for endpoint in new:
+                        tasks = [group.create_task(prober.run(endpoint))]
+                        if endpoint.spec.kv_events is not None and self.settings.policy == "prefix":
+                            tasks.append(group.create_task(self._follow_events(endpoint)))
+                        self._followers[endpoint.spec] = tasks
+
+    async def _follow_events(self, endpoint: Endpoint) -> None:
+        """Subscribe to each life of the endpoint anew: a new subscriber is told the whole content of the cache."""
+        assert endpoint.spec.kv_events is not None
+        while True:
+            target_id = endpoint.target.id
+            subscriber = EventSubscriber(self._index, target_id, endpoint.spec.kv_events)
+            task = asyncio.create_task(subscriber.run())
+            try:
+                while endpoint.target.id == target_id and not task.done():
+                    await asyncio.wait([task], timeout=self.settings.probe_interval)
+                if task.done():
+                    log.error("KV events cannot be followed", endpoint=endpoint.name, reason=str(task.exception()))
+                    return
+            finally:
+                task.cancel()
+
+
+def _tokenizers(settings: list[str]) -> dict[str, ModelTokenizer]:
+    tokenizers = {}
+    for setting in settings:
+        model, separator, folder = setting.partition("=")
+        if not separator:
+            raise SettingsError(f"--tokenizer: must be MODEL=FOLDER, found {setting!r}")
+        try:
+            tokenizers[model] = ModelTokenizer.from_folder(Path(folder))
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"--tokenizer: {error}") from None
+    return tokenizers
+
+
+async def serve(settings: RouterSettings) -> None:
+    """Route until a signal. Raises SettingsError or EndpointError."""
+    router = Router(settings)
+    loop = asyncio.get_running_loop()
+
+    async def drain() -> None:
+        log.info("draining", open_requests=router.forwarder.open_requests, timeout=settings.shutdown_timeout)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(router.forwarder.until_idle(), settings.shutdown_timeout)
+        server.should_exit = True
+
+    def begin_drain() -> None:
+        router.gateway.draining = True
+        loop.call_soon_threadsafe(lambda: asyncio.ensure_future(drain()))
+
+    config = uvicorn.Config(
+        router.gateway,
+        host=settings.host,
+        port=settings.port,
+        loop="uvloop",
+        http=limited_protocol(settings.max_header_kib * 1024),
+        interface="asgi3",
+        lifespan="off",
+        log_level="critical",
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        timeout_graceful_shutdown=2,
+        timeout_keep_alive=75,
+        backlog=8192,
+    )
+    server = DrainingServer(config, begin_drain)
+    following = asyncio.create_task(router.follow_endpoints())
+    serving = asyncio.create_task(server.serve())
+    log.info("routing", url=f"http://{settings.host}:{settings.port}", policy=settings.policy)
+    try:
+        await asyncio.wait((following, serving), return_when=asyncio.FIRST_COMPLETED)
+        if following.done():
+            server.should_exit = True
+            await serving
+            following.result()
+    finally:
+        following.cancel()
+        with contextlib.suppress(asyncio.CancelledError, ExceptionGroup):
+            await following
+        router.forwarder.close()
+
+
+def run(settings: RouterSettings) -> int:
+    """Route until a signal. Returns the exit status. Raises SettingsError or EndpointError before it listens."""
+    configure_logging(settings.log_level)
+    _allow_many_connections()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    with asyncio.Runner(loop_factory=_uvloop()) as runner:
+        runner.run(serve(settings))
+    return 0
+
+
+def _uvloop() -> Callable[[], asyncio.AbstractEventLoop]:
+    import uvloop
+
+    return uvloop.new_event_loop
+
+
+def _allow_many_connections() -> None:
+    """Two for each open stream; the usual soft limit of 1024 files would be the first thing to run out."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+__all__ = ["EndpointError", "Router", "SettingsError", "run", "serve"]

@@ -1,0 +1,49 @@
+"""The router's settings: one table that feeds flags, environment variables, help and docs."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class RouterSettings(BaseSettings):
+    """`headwater route`. Each field is a flag (`--max-attempts`) and a variable (`HEADWATER_ROUTER_MAX_ATTEMPTS`)."""
+
+    model_config = SettingsConfigDict(env_prefix="HEADWATER_ROUTER_", extra="forbid")
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    endpoint: list[str] = Field(
+        [],
+        description="An engine's URL, with optional settings behind it: http://HOST:PORT[,name=N][,backend=vllm]"
+        "[,kv_events=tcp://HOST:PORT]. Repeat the flag for each engine.",
+    )
+    endpoints_file: Path | None = Field(
+        None, description="A YAML or JSON list of {url, name, backend, kv_events}, read again whenever it changes."
+    )
+    policy: Literal["prefix", "round_robin", "least_loaded", "session"] = Field(
+        "prefix", description="How an endpoint is chosen for a request."
+    )
+    session_header: str = Field("x-session-id", description="Request header that the session policy goes by.")
+    tokenizer: list[str] = Field(
+        [],
+        description="MODEL=FOLDER with the model's tokenizer: its prompts are then also matched against KV events, "
+        "token by token. Repeat the flag for each model.",
+    )
+    max_body_mib: float = Field(32, gt=0, description="Largest request body in MiB; a larger one gets a 413.")
+    max_header_kib: int = Field(64, ge=1, description="Largest request head in KiB; a larger one gets a 431.")
+    max_attempts: int = Field(
+        3, ge=1, description="Endpoints that a request is tried on, before the first byte of an answer."
+    )
+    connect_timeout: float = Field(2, gt=0, description="Seconds for a connection to an endpoint.")
+    answer_timeout: float = Field(600, gt=0, description="Seconds until the first byte of an answer.")
+    probe_interval: float = Field(1, gt=0, description="Seconds between two looks at an endpoint's health and load.")
+    probe_timeout: float = Field(3, gt=0, description="Seconds that a probe may take.")
+    breaker_failures: int = Field(5, ge=1, description="Failures within --breaker-window that open the breaker.")
+    breaker_window: float = Field(60, gt=0, description="Seconds that a failure is remembered.")
+    breaker_open: float = Field(
+        30, gt=0, description="Seconds that an endpoint with an open breaker gets nothing; then one request tries it."
+    )
+    shutdown_timeout: float = Field(30, ge=0, description="Seconds that running answers get to finish after SIGTERM.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")

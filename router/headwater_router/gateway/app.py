@@ -1,0 +1,157 @@
+"""The gateway as an ASGI application: what is forwarded, and what the router answers itself."""
+
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+import structlog
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from headwater import __version__
+from headwater.openai.errors import (
+    APIError,
+    BadRequestError,
+    InternalServerError,
+    MethodNotAllowedError,
+    NotFoundError,
+    ServiceUnavailableError,
+)
+from headwater.openai.models import ModelCard, ModelList
+from headwater_router.endpoints.fleet import Fleet
+from headwater_router.gateway.asgi import (
+    ClientGoneError,
+    Receive,
+    Scope,
+    Send,
+    read_body,
+    send_bytes,
+    send_error,
+    send_json,
+)
+from headwater_router.gateway.forward import Forwarder
+from headwater_router.gateway.metrics import RouterMetrics
+from headwater_router.index import PrefixIndex
+
+log = structlog.get_logger(__name__)
+
+FORWARDED: Final = frozenset(
+    (
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/responses",
+        "/v1/embeddings",
+        "/v1/score",
+        "/v1/rerank",
+        "/tokenize",
+        "/detokenize",
+    )
+)
+"""Paths whose JSON body names the model."""
+
+_decode = msgspec.json.Decoder().decode
+
+
+class Gateway:
+    """Raw ASGI: between uvicorn and the endpoints there is nothing but this."""
+
+    def __init__(
+        self, forwarder: Forwarder, fleet: Fleet, index: PrefixIndex, metrics: RouterMetrics, *, max_body: int
+    ) -> None:
+        """`max_body`: bytes."""
+        self.draining = False
+        self._forwarder = forwarder
+        self._fleet = fleet
+        self._index = index
+        self._metrics = metrics
+        self._max_body = max_body
+        self._started_at = int(time.time())
+        self._local = {
+            "/v1/models": self._models,
+            "/health": self._health,
+            "/ready": self._ready,
+            "/metrics": self._prometheus,
+            "/version": self._version,
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def tracking_send(message: Any) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._answer(scope, receive, tracking_send)
+        except APIError as error:
+            self._metrics.requests.labels(error.status).inc()
+            await send_error(send, error)
+        except ClientGoneError:
+            self._metrics.requests.labels(499).inc()
+        except Exception:
+            log.exception("request failed", path=scope["path"])
+            self._metrics.requests.labels(500).inc()
+            if not begun:
+                await send_error(send, InternalServerError("The router failed on this request; its log says why."))
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope["path"]
+        if path in FORWARDED:
+            if scope["method"] != "POST":
+                raise MethodNotAllowedError(f"{scope['method']} is not allowed for {path}.")
+            if self.draining:
+                raise ServiceUnavailableError("The router is about to end.", code="draining", retry_after=1)
+            body = await read_body(receive, self._max_body)
+            await self._forwarder.forward(scope, receive, send, body, self._parse(body))
+        elif (local := self._local.get(path)) is not None:
+            if scope["method"] not in ("GET", "HEAD"):
+                raise MethodNotAllowedError(f"{scope['method']} is not allowed for {path}.")
+            await local(send)
+        else:
+            raise NotFoundError(f"There is nothing at {path}.")
+
+    def _parse(self, body: bytes) -> Mapping[str, Any]:
+        """The body with a `model` in it. Raises BadRequestError."""
+        try:
+            parsed = _decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise BadRequestError(f"The body is not valid JSON: {error}.", code="invalid_json") from None
+        if not isinstance(parsed, dict):
+            raise BadRequestError("The body must be a JSON object.")
+        model = parsed.get("model")
+        if isinstance(model, str) and model:
+            return parsed
+        if model is not None:
+            raise BadRequestError(f"`model` must be a name, found {model!r}.", param="model")
+        served = self._fleet.models
+        if len(served) != 1:
+            raise BadRequestError(
+                f"`model` is required; served here: {', '.join(served) or 'none yet'}.", param="model"
+            )
+        return parsed | {"model": served[0]}
+
+    async def _models(self, send: Send) -> None:
+        cards = []
+        for name in self._fleet.models:
+            base = next((model for _, model in self._fleet.serving(name)), None)
+            if base is not None:
+                cards.append(ModelCard(id=name, created=self._started_at, parent=base.base if base.adapter else None))
+        await send_json(send, ModelList(cards))
+
+    async def _health(self, send: Send) -> None:
+        await send_json(send, {"status": "ok"})
+
+    async def _ready(self, send: Send) -> None:
+        """Whether requests should come here: some endpoint is ready, and the router is not about to end."""
+        ready = sum(endpoint.ready for endpoint in self._fleet)
+        status = "draining" if self.draining else "ready" if ready else "no endpoint is ready"
+        content = {"status": status, "ready_endpoints": ready, "endpoints": len(self._fleet)}
+        await send_json(send, content, 200 if status == "ready" else 503)
+
+    async def _prometheus(self, send: Send) -> None:
+        self._metrics.collect(self._fleet, self._index, time.monotonic())
+        await send_bytes(send, generate_latest(self._metrics.registry), CONTENT_TYPE_LATEST.encode())
+
+    async def _version(self, send: Send) -> None:
+        await send_json(send, {"version": __version__})

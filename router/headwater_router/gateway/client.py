@@ -1,0 +1,248 @@
+"""A lean HTTP/1.1 client for the token path: connections that are kept, answers that stream through.
+
+A general client costs ten times the CPU of this (docs/performance.md), most of it in layers that a router has no use
+for. What is here is what forwarding needs: send prepared bytes, parse the answer's head, hand its body on as it
+comes, hold the engine back when the client is slow, and close at once when the client leaves. There is no limit on
+connections.
+"""
+
+import asyncio
+import contextlib
+from collections import deque
+
+import httptools
+
+Headers = list[tuple[bytes, bytes]]
+
+_HIGH_WATER = 256 * 1024
+"""Bytes of an answer held for a slow client before the engine is held back."""
+
+
+class UpstreamError(Exception):
+    """No answer, or not a whole one."""
+
+
+class ConnectFailedError(UpstreamError):
+    """Nobody listens there, or does not in time."""
+
+
+class ConnectionLostError(UpstreamError):
+    """The connection ended before the answer did."""
+
+
+class AnswerTimeoutError(UpstreamError):
+    """The answer did not begin in time."""
+
+
+class MalformedAnswerError(UpstreamError):
+    """What came is not HTTP."""
+
+
+class Connection(asyncio.Protocol):
+    """One connection, and on it one answer at a time. The httptools parser calls the `on_` methods."""
+
+    def __init__(self, pool: "Pool") -> None:
+        self._pool = pool
+        self._loop = asyncio.get_running_loop()
+        self.answers = 0
+        """Answers that came over it whole."""
+        self.status = 0
+        self.headers: Headers = []
+        self._head_received = False
+        self._complete = True
+        self._chunks: deque[bytes] = deque()
+        self._held = 0
+        self._paused = False
+        self._error: UpstreamError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpResponseParser(self)
+
+    # What the gateway calls
+
+    async def begin(self, request: bytes, body: bytes, patience: float) -> None:
+        """Send a request and wait, at most `patience` seconds, for the head of its answer. Raises UpstreamError."""
+        assert self._transport is not None
+        if self._error is not None:
+            raise self._error
+        self.headers = []
+        self._head_received = self._complete = False
+        self._parser = httptools.HttpResponseParser(self)
+        self._transport.writelines((request, body))
+        timer = self._loop.call_later(patience, self._time_out)
+        try:
+            while not self._head_received:
+                if self._error is not None:
+                    raise self._error
+                await self._wait()
+        finally:
+            timer.cancel()
+
+    async def read(self) -> bytes:
+        """All of the body that is there, after waiting for some; empty at its end. Raises UpstreamError."""
+        while not self._chunks:
+            if self._complete:
+                return b""
+            if self._error is not None:
+                raise self._error
+            await self._wait()
+        body = self._chunks.popleft() if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._chunks.clear()
+        self._held = 0
+        if self._paused and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
+        return body
+
+    @property
+    def answer_began(self) -> bool:
+        return self._head_received
+
+    def release(self) -> None:
+        """The answer is read, or no longer wanted: keep the connection for the next one, or close it."""
+        if self._complete and self._error is None and self._parser.should_keep_alive():
+            self.answers += 1
+            self._pool.put(self)
+        else:
+            self.close()
+
+    def close(self) -> None:
+        """At once, without waiting for what was written: the engine shall see that the client is gone."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def _wait(self) -> None:
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _fail(self, error: UpstreamError) -> None:
+        if self._error is None:
+            self._error = error
+        self.close()
+        self._wake()
+
+    def _time_out(self) -> None:
+        self._fail(AnswerTimeoutError("the endpoint did not begin to answer in time"))
+
+    # What asyncio calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        if self._complete:
+            self._fail(MalformedAnswerError("the endpoint sent bytes that nobody asked for"))
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._fail(MalformedAnswerError(f"the endpoint's answer is not HTTP: {error}"))
+            return
+        if self._held > _HIGH_WATER and not self._paused and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+        self._wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._pool.discard(self)
+        if self._error is None:
+            # An answer without a length ends with its connection.
+            if self._head_received and not self._complete and self._ends_with_connection():
+                self._complete = True
+            self._error = ConnectionLostError("the endpoint closed the connection")
+        self._transport = None
+        self._wake()
+
+    def _ends_with_connection(self) -> bool:
+        names = {name for name, _ in self.headers}
+        return b"content-length" not in names and b"transfer-encoding" not in names
+
+    # What the parser calls
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status >= 200:
+            self.status = status
+            self._head_received = True
+        else:
+            self.headers = []
+
+    def on_body(self, body: bytes) -> None:
+        self._chunks.append(body)
+        self._held += len(body)
+
+    def on_message_complete(self) -> None:
+        if self._head_received:
+            self._complete = True
+
+
+class Pool:
+    """Connections to one address; an idle one is taken before a new one is made."""
+
+    def __init__(self, host: str, port: int, connect_timeout: float) -> None:
+        self._host = host
+        self._port = port
+        self._connect_timeout = connect_timeout
+        self._idle: dict[Connection, None] = {}
+
+    async def ask(self, request: bytes, body: bytes, patience: float) -> Connection:
+        """Send a request; the connection that is returned has the head of its answer. Raises UpstreamError.
+
+        A kept connection may have been closed by the other side a moment ago. If it is lost before anything of an
+        answer came, the request is sent once more over a new one.
+        """
+        connection = self._take()
+        if connection is not None:
+            try:
+                await self._begin(connection, request, body, patience)
+                return connection
+            except ConnectionLostError:
+                pass
+        connection = await self._connect()
+        await self._begin(connection, request, body, patience)
+        return connection
+
+    async def _begin(self, connection: Connection, request: bytes, body: bytes, patience: float) -> None:
+        try:
+            await connection.begin(request, body, patience)
+        except BaseException:
+            connection.close()
+            raise
+
+    async def _connect(self) -> Connection:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                _, connection = await loop.create_connection(lambda: Connection(self), self._host, self._port)
+        except TimeoutError:
+            raise ConnectFailedError("the endpoint did not accept a connection in time") from None
+        except OSError as error:
+            raise ConnectFailedError(f"the endpoint cannot be reached: {error.strerror or error}") from None
+        return connection
+
+    def _take(self) -> Connection | None:
+        # The one that was used last is the least likely to have been closed meanwhile.
+        return self._idle.popitem()[0] if self._idle else None
+
+    def put(self, connection: Connection) -> None:
+        self._idle[connection] = None
+
+    def discard(self, connection: Connection) -> None:
+        self._idle.pop(connection, None)
+
+    def close(self) -> None:
+        """Close the idle ones; those in use close when their answers end."""
+        while (connection := self._take()) is not None:
+            with contextlib.suppress(Exception):
+                connection.close()

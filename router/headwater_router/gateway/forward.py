@@ -1,0 +1,326 @@
+"""One request on its way through: pick, send, retry, stream the answer, and give everything back however it ends."""
+
+import asyncio
+import random
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+import structlog
+
+from headwater.openai.errors import (
+    APIError,
+    BadGatewayError,
+    GatewayTimeoutError,
+    ModelNotFoundError,
+    ServiceUnavailableError,
+)
+from headwater.openai.stream import error_event
+from headwater_router.endpoints.endpoint import Endpoint, ServedModel
+from headwater_router.endpoints.fleet import Fleet
+from headwater_router.gateway.asgi import ClientGoneError, Receive, Scope, Send
+from headwater_router.gateway.client import (
+    AnswerTimeoutError,
+    ConnectFailedError,
+    Connection,
+    ConnectionLostError,
+    Headers,
+    Pool,
+    UpstreamError,
+)
+from headwater_router.gateway.metrics import RouterMetrics
+from headwater_router.gateway.usage import find_usage
+from headwater_router.index import PromptBuilder
+from headwater_router.picker.base import Decision, Picker, Prompt
+
+log = structlog.get_logger(__name__)
+
+_OWN_TO_A_CONNECTION: Final = frozenset(
+    (b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te",
+     b"trailer", b"transfer-encoding", b"upgrade")
+)  # fmt: skip
+_NOT_FORWARDED: Final = _OWN_TO_A_CONNECTION | {b"host", b"content-length", b"accept-encoding", b"expect"}
+"""accept-encoding: the usage is read off the answer's last bytes, and token streams gain nothing from compression."""
+_RETRY_PAUSE: Final = 0.05
+"""Seconds before the second attempt, twice that before the third; half to all of it, at random."""
+_RETRIED_STATUSES: Final = frozenset((500, 502, 503, 504))
+_NOT_READY_RETRY_AFTER: Final = 2.0
+
+
+class Forwarder:
+    """What all requests share."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        picker: Picker,
+        prompts: PromptBuilder,
+        metrics: RouterMetrics,
+        *,
+        max_attempts: int,
+        connect_timeout: float,
+        answer_timeout: float,
+    ) -> None:
+        self.fleet = fleet
+        self.picker = picker
+        self.prompts = prompts
+        self.metrics = metrics
+        self.max_attempts = max_attempts
+        self.answer_timeout = answer_timeout
+        self.open_requests = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._connect_timeout = connect_timeout
+        self._pools: dict[tuple[str, int], Pool] = {}
+
+    def pool(self, endpoint: Endpoint) -> Pool:
+        address = (endpoint.host, endpoint.port)
+        pool = self._pools.get(address)
+        if pool is None:
+            pool = self._pools[address] = Pool(*address, self._connect_timeout)
+        return pool
+
+    def served(self, model: str) -> list[tuple[Endpoint, ServedModel]]:
+        """Endpoints of a model, ready or not.
+
+        Raises ModelNotFoundError, or ServiceUnavailableError where an endpoint has not said yet what it serves.
+        """
+        serving = self.fleet.serving(model)
+        if serving:
+            return serving
+        if self.fleet.undiscovered or model in self.fleet.models or not len(self.fleet):
+            raise not_ready(model)
+        raise ModelNotFoundError(model, self.fleet.models)
+
+    async def forward(self, scope: Scope, receive: Receive, send: Send, body: bytes, parsed: Mapping[str, Any]) -> None:
+        """Answer one request. Raises APIError while nothing is sent yet, ClientGoneError at any time."""
+        started = time.monotonic()
+        model = parsed["model"]
+        first = self.served(model)[0][1]
+        prompt = self.prompts.build(scope["path"], parsed, scope["headers"], model=first.base, adapter=first.adapter)
+        request = _Request(self, scope, send, body, prompt, model, started)
+        self.open_requests += 1
+        self._idle.clear()
+        try:
+            await request.run(receive)
+        finally:
+            self.open_requests -= 1
+            if not self.open_requests:
+                self._idle.set()
+
+    async def until_idle(self) -> None:
+        """Wait until no request is open."""
+        await self._idle.wait()
+
+    def close(self) -> None:
+        for pool in self._pools.values():
+            pool.close()
+
+
+def not_ready(model: str) -> ServiceUnavailableError:
+    return ServiceUnavailableError(
+        f"No endpoint of the model `{model}` is ready.", code="no_endpoint_ready", retry_after=_NOT_READY_RETRY_AFTER
+    )
+
+
+class _Request:
+    """The state of one request. `_answer_sent` is known before any error is handled: after it, nothing is retried."""
+
+    __slots__ = ("_answer_sent", "_body", "_gone", "_head", "_model", "_prompt", "_request_id", "_scope", "_send",
+                 "_shared", "_started", "_streamed")  # fmt: skip
+
+    def __init__(
+        self,
+        shared: Forwarder,
+        scope: Scope,
+        send: Send,
+        body: bytes,
+        prompt: Prompt,
+        model: str,
+        started: float,
+    ) -> None:
+        self._shared = shared
+        self._scope = scope
+        self._send = send
+        self._body = body
+        self._prompt = prompt
+        self._model = model
+        self._started = started
+        self._answer_sent = False
+        self._gone = False
+        self._streamed = False
+        self._request_id, self._head = _request_head(scope, len(body))
+
+    async def run(self, receive: Receive) -> None:
+        """Forward, and stop at once when the client leaves, be it before the first byte or after."""
+        forwarding = asyncio.current_task()
+        assert forwarding is not None
+        watching = asyncio.ensure_future(receive())
+
+        def on_leave(_: object) -> None:
+            # After a whole answer `receive` says the same, but then this callback is gone.
+            self._gone = True
+            forwarding.cancel()
+
+        watching.add_done_callback(on_leave)
+        try:
+            await self._attempts()
+        except asyncio.CancelledError:
+            if not self._gone:
+                raise
+            forwarding.uncancel()
+            raise ClientGoneError from None
+        finally:
+            watching.remove_done_callback(on_leave)
+            watching.cancel()
+
+    async def _attempts(self) -> None:
+        shared = self._shared
+        tried: list[Endpoint] = []
+        failure: APIError = not_ready(self._model)
+        for attempt in range(shared.max_attempts):
+            if attempt:
+                await asyncio.sleep(_RETRY_PAUSE * 2 ** (attempt - 1) * random.uniform(0.5, 1))
+            now = time.monotonic()
+            endpoints = [
+                endpoint
+                for endpoint, _ in shared.served(self._model)
+                if endpoint.available(now) and endpoint not in tried
+            ]
+            if not endpoints:
+                break
+            last = attempt == shared.max_attempts - 1 or len(endpoints) == 1
+            endpoint, error = await self._attempt(endpoints, now, last)
+            if error is None:
+                return
+            tried.append(endpoint)
+            failure = error
+        raise failure
+
+    async def _attempt(self, endpoints: list[Endpoint], now: float, last: bool) -> tuple[Endpoint, APIError | None]:
+        """Try one endpoint. Returns it, and why it failed if another one may be tried."""
+        shared = self._shared
+        by_target = {endpoint.target.id: endpoint for endpoint in endpoints}
+        decision = shared.picker.pick(self._prompt, [endpoint.target for endpoint in endpoints], now)
+        endpoint = by_target[decision.target.id]
+        endpoint.breaker.sent()
+        shared.metrics.decisions[decision.label].inc()
+        shared.metrics.overhead.observe(now - self._started)
+        ok, cached = False, None
+        connection: Connection | None = None
+        try:
+            connection = await shared.pool(endpoint).ask(
+                self._head + b"host: " + endpoint.spec.url[7:].encode() + b"\r\n\r\n", self._body, shared.answer_timeout
+            )
+            if connection.status in _RETRIED_STATUSES:
+                endpoint.breaker.failed(time.monotonic())
+                if not last:
+                    shared.metrics.retries.labels("status").inc()
+                    return endpoint, BadGatewayError(f"The endpoint answered with status {connection.status}.")
+            else:
+                endpoint.breaker.succeeded()
+            cached = await self._pass_on(connection, endpoint, decision)
+            ok = connection.status < 400
+            return endpoint, None
+        except UpstreamError as error:
+            return endpoint, await self._upstream_failed(endpoint, error)
+        except BaseException:
+            endpoint.breaker.abandoned()
+            raise
+        finally:
+            if connection is not None:
+                connection.release()
+            shared.picker.finished(decision, time.monotonic(), ok=ok, cached_tokens=cached)
+
+    async def _pass_on(self, connection: Connection, endpoint: Endpoint, decision: Decision) -> int | None:
+        """Send the answer on as it comes. Returns the cached prompt tokens, where its usage says so."""
+        self._streamed = any(name == b"content-type" and value.startswith(b"text/event-stream")
+                             for name, value in connection.headers)  # fmt: skip
+        headers: Headers = [each for each in connection.headers if each[0] not in _OWN_TO_A_CONNECTION]
+        headers += [
+            (b"x-headwater-endpoint", endpoint.name.encode()),
+            (b"x-headwater-decision", decision.label.encode()),
+            (b"x-request-id", self._request_id),
+        ]
+        before = last = b""
+        send, shared = self._send, self._shared
+        # The head goes out with the first byte of the body, so that until then another endpoint can be tried.
+        chunk = await connection.read()
+        now = time.monotonic()
+        shared.picker.first_byte(decision, now)
+        if self._streamed:
+            shared.metrics.ttft.observe(now - self._started)
+        self._answer_sent = True
+        await send({"type": "http.response.start", "status": connection.status, "headers": headers})
+        while chunk:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            before, last = last, chunk
+            chunk = await connection.read()
+        await send({"type": "http.response.body", "body": b""})
+        self._shared.metrics.requests.labels(connection.status).inc()
+        return self._learn(before, last, decision)
+
+    def _learn(self, before: bytes, last: bytes, decision: Decision) -> int | None:
+        usage = find_usage(before, last)
+        if usage is None:
+            return None
+        metrics = self._shared.metrics
+        metrics.prompt_tokens.inc(usage.prompt_tokens)
+        self._shared.prompts.learn(self._prompt, usage.prompt_tokens)
+        if usage.cached_tokens is not None:
+            # Side by side: predictions of answers that do not say are left out.
+            metrics.predicted_cached_tokens.inc(decision.predicted_cached_tokens)
+            metrics.actual_cached_tokens.inc(usage.cached_tokens)
+        return usage.cached_tokens
+
+    async def _upstream_failed(self, endpoint: Endpoint, error: UpstreamError) -> APIError | None:
+        """Charge the endpoint. Returns the error for another try; None once an answer was begun, which ends here."""
+        endpoint.breaker.failed(time.monotonic())
+        if isinstance(error, ConnectFailedError):
+            # No need to wait for the next probe.
+            self._shared.fleet.mark_dead(endpoint, str(error))
+        if not self._answer_sent:
+            reason, status = _failure(error)
+            self._shared.metrics.retries.labels(reason).inc()
+            return status
+        log.warning(
+            "answer broken off", endpoint=endpoint.name, reason=str(error), request_id=self._request_id.decode()
+        )
+        self._shared.metrics.broken_answers.labels(endpoint.name).inc()
+        if self._streamed:
+            event = error_event(BadGatewayError("The endpoint broke off its answer.", code="endpoint_lost"))
+            await self._send({"type": "http.response.body", "body": event})
+        # Else: returning without the rest of the body cuts the connection, which is how a client sees the loss.
+        return None
+
+
+def _failure(error: UpstreamError) -> tuple[str, APIError]:
+    """The one border where the client's errors become the API's."""
+    match error:
+        case ConnectFailedError():
+            return "connect", BadGatewayError(f"No endpoint could be reached: {error}.", code="endpoint_unreachable")
+        case ConnectionLostError():
+            return "lost", BadGatewayError("The endpoint broke off before it answered.", code="endpoint_lost")
+        case AnswerTimeoutError():
+            return "timeout", GatewayTimeoutError("The endpoint did not answer in time.", code="endpoint_timeout")
+        case _:
+            return "malformed", BadGatewayError(
+                f"The endpoint's answer makes no sense: {error}.", code="endpoint_malformed"
+            )
+
+
+def _request_head(scope: Scope, length: int) -> tuple[bytes, bytes]:
+    """The request's id, and its head for the endpoint but for the host, which differs from endpoint to endpoint."""
+    query: bytes = scope["query_string"]
+    target: bytes = scope["raw_path"] + (b"?" + query if query else b"")
+    lines = [b"POST " + target + b" HTTP/1.1\r\ncontent-length: " + str(length).encode()]
+    request_id = b""
+    for name, value in scope["headers"]:
+        if name not in _NOT_FORWARDED:
+            lines.append(name + b": " + value)
+            if name == b"x-request-id":
+                request_id = value
+    if not request_id:
+        request_id = random.randbytes(16).hex().encode()
+        lines.append(b"x-request-id: " + request_id)
+    return request_id, b"\r\n".join(lines) + b"\r\n"

@@ -1,0 +1,132 @@
+"""Prometheus metrics of the router."""
+
+from collections.abc import Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+
+from headwater_router.endpoints.breaker import BreakerState
+from headwater_router.endpoints.endpoint import Endpoint
+from headwater_router.endpoints.fleet import Fleet
+from headwater_router.index import PrefixIndex
+from headwater_router.picker.base import Label
+
+_OVERHEAD = (1e-5, 2e-5, 4e-5, 6e-5, 8e-5, 1e-4, 1.5e-4, 2e-4, 3e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 5e-2, 0.1, 1)
+_LATENCY = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 20, 40, 80)
+
+
+class RouterMetrics:
+    """All of them, in a registry of their own. Label children of the token path are bound once."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self.requests = self._counter("requests", "Answered requests, by HTTP status; 499: the client left.", "status")
+        decisions = self._counter(
+            "decisions",
+            "Requests sent to an endpoint, by what was known of its cache: exact (token ids matched against KV "
+            "events), approximate (text matched against earlier requests), fallback (no prefix to go by).",
+            "label",
+        )
+        self.decisions = {label: decisions.labels(label) for label in Label}
+        self.predicted_cached_tokens = self._counter(
+            "predicted_cached_tokens", "Prompt tokens expected to be in the chosen endpoint's cache."
+        )
+        self.actual_cached_tokens = self._counter(
+            "actual_cached_tokens", "Prompt tokens that came from cache, as the answers' usage says."
+        )
+        self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens, as the answers' usage says.")
+        self.retries = self._counter(
+            "retries",
+            "Requests tried on a further endpoint, by reason: connect, lost, timeout, malformed, status.",
+            "reason",
+        )
+        self.broken_answers = self._counter(
+            "broken_answers", "Answers that an endpoint broke off after they had begun.", "endpoint"
+        )
+        self.overhead = self._histogram(
+            "overhead_seconds", "From the whole request body to its dispatch: parse, hash, pick.", _OVERHEAD
+        )
+        self.ttft = self._histogram(
+            "time_to_first_byte_seconds",
+            "From the whole request body to the first byte of a streamed answer.",
+            _LATENCY,
+        )
+        self.endpoint_ready = self._gauge("endpoint_ready", "1 where an endpoint takes requests.", "endpoint")
+        self.endpoint_in_flight = self._gauge(
+            "endpoint_in_flight", "Requests sent to an endpoint whose answer has not ended.", "endpoint"
+        )
+        self.endpoint_prefill_tokens = self._gauge(
+            "endpoint_prefill_tokens",
+            "Uncached prompt tokens sent to an endpoint whose first byte has not come.",
+            "endpoint",
+        )
+        self.endpoint_prefill_rate = self._gauge(
+            "endpoint_prefill_rate",
+            "Learned prompt tokens per second of an endpoint; 0 before the first answer.",
+            "endpoint",
+        )
+        self.endpoint_running = self._gauge(
+            "endpoint_reported_running", "Running requests, as the endpoint itself reports them.", "endpoint"
+        )
+        self.endpoint_waiting = self._gauge(
+            "endpoint_reported_waiting", "Waiting requests, as the endpoint itself reports them.", "endpoint"
+        )
+        self.endpoint_cache_usage = self._gauge(
+            "endpoint_reported_cache_usage", "KV cache in use, 0 to 1, as the endpoint itself reports it.", "endpoint"
+        )
+        self.endpoint_breaker = self._gauge(
+            "endpoint_breaker", "The breaker's state: 0 closed, 1 half open, 2 open.", "endpoint"
+        )
+        self.index_entries = self._gauge("index_entries", "Blocks that the prefix index knows of, by source.", "source")
+        self.index_gaps = self._gauge("index_gaps", "Times that KV events were lost and what was known was dropped.")
+        self.index_unusable = self._gauge("index_unusable", "Blocks in KV events that could not be understood.")
+
+    def collect(self, fleet: Fleet, index: PrefixIndex, now: float) -> None:
+        """Set the gauges; they are read only when somebody scrapes."""
+        for gauge in self._endpoint_gauges():
+            gauge.clear()
+        for endpoint in fleet:
+            self._collect_endpoint(endpoint, now)
+        size = index.size()
+        self.index_entries.labels("dispatches").set(size.dispatched)
+        self.index_entries.labels("kv_events").set(size.stored)
+        self.index_gaps.set(size.gaps)
+        self.index_unusable.set(size.unusable)
+
+    def _collect_endpoint(self, endpoint: Endpoint, now: float) -> None:
+        load, name = endpoint.target.load, endpoint.name
+        breaker = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
+        self.endpoint_ready.labels(name).set(endpoint.ready)
+        self.endpoint_in_flight.labels(name).set(load.in_flight)
+        self.endpoint_prefill_tokens.labels(name).set(load.prefill_tokens)
+        self.endpoint_prefill_rate.labels(name).set(load.prefill_rate)
+        self.endpoint_breaker.labels(name).set(breaker[endpoint.breaker.state(now)])
+        # What an endpoint does not report is not 0: it has no sample.
+        for gauge, value in (
+            (self.endpoint_running, load.reported_running),
+            (self.endpoint_waiting, load.reported_waiting),
+            (self.endpoint_cache_usage, load.reported_cache_usage),
+        ):
+            if value is not None:
+                gauge.labels(name).set(value)
+
+    def _endpoint_gauges(self) -> tuple[Gauge, ...]:
+        return (
+            self.endpoint_ready,
+            self.endpoint_in_flight,
+            self.endpoint_prefill_tokens,
+            self.endpoint_prefill_rate,
+            self.endpoint_breaker,
+            self.endpoint_running,
+            self.endpoint_waiting,
+            self.endpoint_cache_usage,
+        )
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"headwater_router_{name}", text, labels, registry=self.registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"headwater_router_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
+        return Histogram(f"headwater_router_{name}", text, registry=self.registry, buckets=buckets)

@@ -89,11 +89,8 @@ def read_decoder(
 
     `head_dim` is the family's default; without it, the hidden size is divided among the heads.
     """
-    hidden, heads, layers = (
-        raw.integer("hidden_size"),
-        raw.integer("num_attention_heads"),
-        raw.integer("num_hidden_layers"),
-    )
+    hidden, heads = raw.integer("hidden_size"), raw.integer("num_attention_heads")
+    layers = raw.integer("num_hidden_layers")
     kv_heads = raw.integer("num_key_value_heads", heads)
     if heads % kv_heads:
         raise LoadError(f"config.json: {heads} num_attention_heads cannot be shared by {kv_heads} num_key_value_heads.")

@@ -21,7 +21,7 @@ class Decoder:
         self, config: DecoderConfig, weights: Weights, kernels: Kernels, progress: Callable[[float], None]
     ) -> None:
         """Takes the weights layer by layer; raises LoadError. `progress` gets the fraction of layers that are there."""
-        attention = config.attention
+        hidden, eps, attention = config.hidden_size, config.norm_eps, config.attention
         self.config = ModelConfig(
             vocab_size=config.vocab_size,
             num_layers=config.num_layers,
@@ -31,25 +31,20 @@ class Decoder:
             max_positions=config.rope.max_positions,
             dtype=weights.dtype,
         )
-        self._embedding = Embedding(
-            weights, config.vocab_size, config.hidden_size, kernels, tied=config.tied_embeddings
-        )
+        self._embedding = Embedding(weights, config.vocab_size, hidden, kernels, tied=config.tied_embeddings)
         rope = rotary_table(config.rope)
         self._blocks: list[tuple[RMSNorm, Attention, RMSNorm, GatedMLP]] = []
         for index, window in enumerate(config.windows):
             layer = weights.scope(f"model.layers.{index}")
-            self._blocks.append(
-                (
-                    RMSNorm(layer, "input_layernorm", config.hidden_size, config.norm_eps, kernels),
-                    Attention(layer.scope("self_attn"), config.hidden_size, attention, rope, window, kernels),
-                    RMSNorm(layer, "post_attention_layernorm", config.hidden_size, config.norm_eps, kernels),
-                    GatedMLP(
-                        layer.scope("mlp"), config.hidden_size, config.intermediate_size, kernels, bias=config.mlp_bias
-                    ),
-                )
+            block = (
+                RMSNorm(layer, "input_layernorm", hidden, eps, kernels),
+                Attention(layer.scope("self_attn"), hidden, attention, rope, window, kernels),
+                RMSNorm(layer, "post_attention_layernorm", hidden, eps, kernels),
+                GatedMLP(layer.scope("mlp"), hidden, config.intermediate_size, kernels, bias=config.mlp_bias),
             )
+            self._blocks.append(block)
             progress((index + 1) / config.num_layers)
-        self._norm = RMSNorm(weights, "model.norm", config.hidden_size, config.norm_eps, kernels)
+        self._norm = RMSNorm(weights, "model.norm", hidden, eps, kernels)
 
     def forward(self, tokens: Tensor, batch: AttentionBatch, caches: list[LayerCache]) -> Tensor:
         """[T] int64 -> hidden states [T, hidden], normalised; writes the T keys and values of each layer."""

@@ -95,7 +95,7 @@ class GGUFFile:
             "attention_bias": "model.layers.0.self_attn.q_proj.bias" in self._tensors,
             "dtype": "float32" if self._is_float32() else "bfloat16",
             "bos_token_id": self.fields.get("tokenizer.ggml.bos_token_id"),
-            "eos_token_id": self.fields.get("tokenizer.ggml.eos_token_id"),
+            "eos_token_id": self._ends(),
         }
 
     def tensor_names(self) -> Collection[str]:
@@ -119,6 +119,11 @@ class GGUFFile:
             key = "attention.head_count" if ".q_proj." in name else "attention.head_count_kv"
             values = _halves_from_pairs(values, self._own(key) or self._needed("attention.head_count"))
         return np.array(values, dtype=np.float32)  # a copy: torch wants memory that may be written
+
+    def _ends(self) -> list[int]:
+        """Tokens that end an answer: of a text, of a turn, of a message."""
+        ids = (self.fields.get(f"tokenizer.ggml.{end}_token_id") for end in ("eos", "eot", "eom"))
+        return list(dict.fromkeys(token for token in ids if token is not None))
 
     def _rope(self) -> dict[str, Any]:
         rope: dict[str, Any] = {"rope_theta": self._own("rope.freq_base") or 10_000.0, "rope_type": "default"}

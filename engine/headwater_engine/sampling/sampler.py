@@ -42,7 +42,7 @@ class Sampler:
 
     def sample(self, logits: Tensor, rows: Sequence[SamplingRow]) -> list[Sampled]:
         """logits [R, V] float32, which it may change; rows [R]."""
-        broken = logits.amax(dim=-1).isnan().tolist()
+        broken = (~logits.amax(dim=-1).isfinite()).tolist()
         scored = [n for n, row in enumerate(rows) if row.params.logprobs is not None and not broken[n]]
         # Before anything is changed: log-probabilities are the model's own.
         raw = logits[scored] if scored else logits[:0]
@@ -55,7 +55,7 @@ class Sampler:
                 tokens[n] = _draw(logits[n], row.params, uniform(row.params.seed, len(row.output)))
         logprobs = self._logprobs(raw, scored, tokens, rows)
         return [
-            Sampled(-1, None, "The model's output is not a number.") if broken[n] else Sampled(token, logprobs.get(n))
+            Sampled(-1, None, "The model's output is not finite.") if broken[n] else Sampled(token, logprobs.get(n))
             for n, token in enumerate(tokens)
         ]
 

@@ -155,7 +155,7 @@ class Answers:
             priority=question.priority,
             cache_salt=question.cache_salt,
         )
-        reader = _Reader(self.model, prompt, params)
+        reader = Reader(self.model, prompt, params)
         timer = self.metrics.start()
         try:
             async with aclosing(self.engine.generate(message)) as outputs:
@@ -181,7 +181,7 @@ class Answers:
             tally.cached += output.cached_tokens
 
 
-class _Reader:
+class Reader:
     """Makes one choice's outputs into text, and ends it at a stop string."""
 
     def __init__(self, model: ServedModel, prompt: Sequence[int], params: SamplingParams) -> None:

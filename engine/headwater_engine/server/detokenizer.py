@@ -21,29 +21,52 @@ class Detokenizer:
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
         self._tokenizer = tokenizer
         self._tokens = list(prompt[-_CONTEXT:])
-        self._shown = len(self._tokens)
-        """Tokens whose text is out."""
+        self._settled = len(self._tokens)
+        """Tokens whose text is out, all of it."""
         self._context = self._decode(self._tokens)
+        """What the text of all tokens begins with and is out."""
 
     def add(self, token: int) -> str:
         """The text that can be shown now; often that of this token, sometimes none, sometimes of several."""
         self._tokens.append(token)
         text = self._decode(self._tokens)
-        if text.endswith("\ufffd") and len(self._tokens) - self._shown < _LONGEST_CHARACTER:
+        if not text.endswith("\ufffd"):
+            return self._settle(text)
+        if len(self._tokens) - self._settled < _LONGEST_CHARACTER:
             return ""
-        return self._show(text)
+        return self._give_up(text)
 
     def flush(self) -> str:
         """What is left at the end: an incomplete character, as replacement characters."""
-        return self._show(self._decode(self._tokens))
+        if len(self._tokens) == self._settled:
+            return ""
+        return self._settle(self._decode(self._tokens))
 
-    def _show(self, text: str) -> str:
-        new = text[len(self._context) :]
-        # The tokens just shown are the next ones' context.
-        self._tokens = self._tokens[self._shown :] if self._shown < len(self._tokens) else self._tokens
-        self._shown = len(self._tokens)
-        self._context = self._decode(self._tokens)
+    def _settle(self, text: str) -> str:
+        """Show all of `text`; the tokens just shown are the next ones' context."""
+        new = self._behind_context(text)
+        if new:
+            self._tokens = self._tokens[self._settled :]
+            self._context = self._decode(self._tokens)
+        else:
+            # Special tokens have no text, and would be no context.
+            del self._tokens[self._settled :]
+        self._settled = len(self._tokens)
         return new
+
+    def _give_up(self, text: str) -> str:
+        """Show invalid bytes as what they are, but not yet the last ones: a character may begin there."""
+        new = self._behind_context(text[:-1])
+        self._tokens = self._tokens[-_LONGEST_CHARACTER // 2 :]
+        self._settled = 0
+        self._context = self._decode(self._tokens)[:-1]
+        return new
+
+    def _behind_context(self, text: str) -> str:
+        if text.startswith(self._context):
+            return text[len(self._context) :]
+        # The prompt ended within a character, which the context shows as U+FFFD and which is complete now.
+        return text[len(self._context) - 1 :]
 
     def _decode(self, tokens: Sequence[int]) -> str:
         return self._tokenizer.decode(tokens, skip_special_tokens=True) if tokens else ""

@@ -1,4 +1,7 @@
-"""Ends a text at the first of some strings, which may come in pieces and is not part of the answer."""
+"""Ends a text at the first of some strings, which may come in pieces and is not part of the answer.
+
+First is what is complete first, as a reader of single characters finds it: so the end does not depend on the pieces.
+"""
 
 from collections.abc import Sequence
 
@@ -17,7 +20,7 @@ class StopStrings:
         text = self._held + text
         found = [(at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
-            at, stop = min(found, key=lambda each: (each[0], -len(each[1])))
+            at, stop = min(found, key=lambda each: (each[0] + len(each[1]), each[0]))
             self._held = ""
             return text[:at], stop
         keep = max(_overlap(text, stop) for stop in self._stops)

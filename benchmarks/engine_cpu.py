@@ -1,0 +1,168 @@
+"""Our engine against vLLM on CPU: the same weights, prompts, cores and client, one server at a time, in alternation.
+
+    python benchmarks/engine_cpu.py FOLDER [--peer COMMAND] [--rounds 3] [--dtype bfloat16] [--peer-dtype bfloat16]
+
+FOLDER is a Hugging Face folder. COMMAND starts the peer: `{folder}`, `{port}` and `{dtype}` are filled in; the default
+expects `vllm` on the PATH. Prints a Markdown table: medians over the rounds, their spread, and the ratio (above 1 is
+better for us, in every column).
+"""
+
+import argparse
+import asyncio
+import os
+import random
+import shlex
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import load
+
+MODEL = "bench"
+VOCABULARY = 40_000
+"""Token ids are drawn below it; the model must have at least as many."""
+
+
+@dataclass(slots=True, frozen=True)
+class Scenario:
+    name: str
+    requests: int
+    concurrency: int
+    prefixes: int = 0
+    """Shared beginnings of 1,024 tokens, 0 for none."""
+
+    def prompts(self, seed: int) -> list[list[int]]:
+        """256 random tokens each, behind one of the shared prefixes if there are any."""
+        rng = random.Random(f"{self.name} {seed}")
+        prefixes = [[rng.randrange(100, VOCABULARY) for _ in range(1024)] for _ in range(self.prefixes)]
+        prompts = []
+        for n in range(self.requests):
+            prefix = prefixes[n % self.prefixes] if prefixes else []
+            tail = 64 if prefixes else 256
+            prompts.append([*prefix, *(rng.randrange(100, VOCABULARY) for _ in range(tail))])
+        return prompts
+
+
+SCENARIOS = (
+    Scenario("1 concurrent", requests=4, concurrency=1),
+    Scenario("8 concurrent", requests=24, concurrency=8),
+    Scenario("32 concurrent", requests=64, concurrency=32),
+    Scenario("32 concurrent, 4 shared prefixes", requests=64, concurrency=32, prefixes=4),
+)
+
+
+@contextmanager
+def server(command: str, port: int, timeout: float = 900) -> Iterator[None]:
+    """Start a server, wait until it answers, and stop it with all its children."""
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(shlex.split(command), stdout=log, stderr=log, start_new_session=True)
+        try:
+            deadline = time.monotonic() + timeout
+            while not answers(port):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    log.seek(0)
+                    raise SystemExit(f"{command}: did not start\n{log.read()[-4000:].decode(errors='replace')}")
+                time.sleep(0.5)
+            yield
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def answers(port: int) -> bool:
+    """Whether the model is loaded: it is listed only then by either server."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=2) as reply:
+            ready = MODEL.encode() in reply.read()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as reply:
+            return ready and reply.status == 200
+    except OSError:
+        return False
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def measure(command: str, seed: int) -> dict[str, load.Summary]:
+    port = free_port()
+    results = {}
+    with server(command.format(port=port), port):
+        warm_up = Scenario("warm-up", requests=8, concurrency=8).prompts(seed)
+        asyncio.run(load.run(port, MODEL, warm_up, max_tokens=16, concurrency=8))
+        for scenario in SCENARIOS:
+            prompts = scenario.prompts(seed)
+            results[scenario.name] = asyncio.run(
+                load.run(port, MODEL, prompts, max_tokens=64, concurrency=scenario.concurrency)
+            )
+            print(f"  {scenario.name}: {results[scenario.name]}", file=sys.stderr, flush=True)
+    return results
+
+
+def report(rounds: list[tuple[dict[str, load.Summary], dict[str, load.Summary]]]) -> None:
+    print("| scenario | measure | headwater | peer | ratio | spread |")
+    print("|---|---|---|---|---|---|")
+    for scenario in SCENARIOS:
+        for measure_name, unit, scale in (
+            ("tokens_per_s", "output tok/s", 1.0),
+            ("ttft", "TTFT ms", 1e3),
+            ("inter_token", "inter-token ms", 1e3),
+        ):
+            pairs = [
+                (getattr(ours[scenario.name], measure_name), getattr(peer[scenario.name], measure_name))
+                for ours, peer in rounds
+            ]
+            ratios = [a / b if measure_name == "tokens_per_s" else b / a for a, b in pairs]
+            ours_median, peer_median = (statistics.median(side) * scale for side in zip(*pairs, strict=True))
+            print(
+                f"| {scenario.name} | {unit} | {ours_median:.1f} | {peer_median:.1f} "
+                f"| {statistics.median(ratios):.2f} | {min(ratios):.2f} to {max(ratios):.2f} |"
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="Hugging Face folder of the model")
+    parser.add_argument(
+        "--peer",
+        default="vllm serve {folder} --port {port} --dtype {dtype} --max-model-len 2048 "
+        f"--served-model-name {MODEL} --enable-prompt-tokens-details",
+        help="command of the peer",
+    )
+    parser.add_argument("--dtype", default="bfloat16", help="of our weights")
+    parser.add_argument("--peer-dtype", default="bfloat16", help="of the peer's")
+    parser.add_argument("--rounds", type=int, default=3, help="alternations")
+    parser.add_argument("--ours-only", action="store_true", help="without the peer, while tuning")
+    options = parser.parse_args()
+    ours = (
+        f"{sys.executable} -m headwater serve {options.folder} --port {{port}} --dtype {options.dtype} "
+        f"--max-model-len 2048 --served-model-name {MODEL}"
+    )
+    peer = options.peer.replace("{folder}", str(options.folder)).replace("{dtype}", options.peer_dtype)
+    rounds = []
+    for number in range(options.rounds):
+        print(f"round {number + 1}: headwater", file=sys.stderr, flush=True)
+        mine = measure(ours, number)
+        if not options.ours_only:
+            print(f"round {number + 1}: peer", file=sys.stderr, flush=True)
+        rounds.append((mine, mine if options.ours_only else measure(peer, number)))
+    report(rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""What `headwater up` shows: a live table on a terminal, a line for each change elsewhere."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+
+class Shown(Protocol):
+    """A process, as far as it is shown."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def status(self) -> str: ...
+
+    @property
+    def fraction(self) -> float: ...
+
+    @property
+    def url(self) -> str: ...
+
+
+class Display:
+    """Call `update` whenever something may have changed, and `say` for what is to stay."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self._live = Live(console=self.console, refresh_per_second=8) if self.console.is_terminal else None
+        self._said: dict[str, str] = {}
+
+    def __enter__(self) -> "Display":
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def update(self, processes: Sequence[Shown]) -> None:
+        if self._live is not None:
+            self._live.update(_table(processes))
+            return
+        for process in processes:
+            # Tenths are enough of the progress for a log.
+            line = f"{process.name}: {process.status}"
+            if process.status.startswith("loading"):
+                line += f" {int(process.fraction * 10) * 10}%"
+            if self._said.get(process.name) != line:
+                self._said[process.name] = line
+                self.say(line)
+
+
+def _table(processes: Sequence[Shown]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in ("process", "state", "", "url"):
+        table.add_column(column)
+    for process in processes:
+        bar = ProgressBar(completed=process.fraction * 100, width=24) if process.fraction < 1 else ""
+        table.add_row(process.name, process.status, bar, process.url)
+    return table

@@ -51,6 +51,7 @@ class EngineClient:
         self._decoder = msgspec.msgpack.Decoder(Reply)
         self.loading = Loading(0.0, "starting")
         self.ready: Ready | None = None
+        """Stays, also where the engine ends: see `failure`."""
         self._became_ready = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -80,14 +81,21 @@ class EngineClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._process.returncode is None:
-            await self._send(Shutdown())
-            try:
-                await asyncio.wait_for(self._process.wait(), 5)
-            except TimeoutError:
+            # While it loads it hears nothing, and has nothing to lose.
+            if self.ready is None or not await self._leaves_when_told():
                 self._process.kill()
-                await self._process.wait()
+            await self._process.wait()
         self._context.destroy(linger=0)
         await self._stack.aclose()
+
+    async def _leaves_when_told(self) -> bool:
+        try:
+            async with asyncio.timeout(5):
+                await self._send(Shutdown())
+                await self._process.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def watch(self) -> None:
         """Take in what the engine says, until it ends. Then every open request has got an error."""
@@ -97,7 +105,6 @@ class EngineClient:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(listening), 0.2)
         listening.cancel()
-        self.ready = None
         self.failure = self.failure or f"{DEAD[:-1]} with exit status {self._process.returncode}."
         log.error("engine process ended", status=self._process.returncode)
         for request_id in list(self._open):

@@ -15,10 +15,14 @@ HEADWATER_KERNELS=torch asks for plain torch from the start.
 
 import os
 
+import structlog
 import torch
 
+from headwater_engine.kernels.cpu import BuildError, CppKernels
 from headwater_engine.kernels.interface import Kernels
 from headwater_engine.kernels.reference import TorchKernels
+
+log = structlog.get_logger(__name__)
 
 
 def select(dtype: torch.dtype) -> Kernels:
@@ -34,6 +38,11 @@ def select(dtype: torch.dtype) -> Kernels:
     choice = os.environ.get("HEADWATER_KERNELS", "auto")
     if choice not in ("auto", "torch"):
         raise ValueError(f"HEADWATER_KERNELS: found {choice!r}, allowed are 'auto' and 'torch'")
+    if choice == "auto":
+        try:
+            return CppKernels(dtype, native_bfloat16=computes_bfloat16())
+        except BuildError as error:
+            log.warning("C++ kernels not built, plain torch takes over and is several times slower", reason=str(error))
     return TorchKernels(dtype if computes_bfloat16() else torch.float32)
 
 

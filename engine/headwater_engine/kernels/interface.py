@@ -22,6 +22,8 @@ class LayerCache(NamedTuple):
 
     keys: Tensor
     values: Tensor
+    value_dim: int
+    """The values' own size, where the layout pads them."""
 
 
 @dataclass(slots=True)

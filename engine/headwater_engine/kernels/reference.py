@@ -26,6 +26,7 @@ class TorchKernels:
         return LayerCache(
             lazy_zeros((blocks, BLOCK_SIZE, kv_heads, key_dim), self.dtype),
             lazy_zeros((blocks, BLOCK_SIZE, kv_heads, value_dim), self.dtype),
+            value_dim,
         )
 
     def bytes_per_block(self, kv_heads: int, key_dim: int, value_dim: int) -> int:

@@ -1,0 +1,33 @@
+// Attention over the paged KV cache.
+//
+// Of each block of TILE tokens and each KV head, keys lie as [key dim][TILE], so that one load gives one dimension of
+// all keys of the block, and values as [TILE][value dim, padded to a multiple of TILE].
+#pragma once
+
+#include <cstdint>
+
+#include "vec.h"
+
+namespace headwater {
+
+
+struct AttentionShape {
+    int64_t heads, kv_heads, key_dim, value_dim;
+    int64_t sequences, max_blocks;
+    float scale;
+    int64_t window;       // tokens that a token sees, itself included; 0: all
+    float softcap;        // 0: none
+    const float* sinks;   // [heads] or null
+};
+
+template <typename T, typename C>
+void write_cache(const T* keys, int64_t key_stride, const T* values, int64_t value_stride, C* key_cache, C* value_cache,
+                 const int64_t* slots, int64_t tokens, int64_t kv_heads, int64_t key_dim, int64_t value_dim);
+
+// queries [tokens, heads, key_dim] with `query_stride` between tokens; output [tokens, heads, value_dim], contiguous.
+template <typename T, typename C>
+void paged_attention(const T* queries, int64_t query_stride, const C* key_cache, const C* value_cache,
+                     const int32_t* block_tables, const int32_t* query_starts, const int32_t* context_lengths,
+                     const AttentionShape& shape, T* output);
+
+}  // namespace headwater

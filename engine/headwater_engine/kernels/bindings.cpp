@@ -1,0 +1,178 @@
+// From torch's tensors to the kernels' pointers. Shapes and types are checked here, and only here.
+#include <torch/extension.h>
+
+#include "attention.h"
+#include "elementwise.h"
+#include "gemm.h"
+
+using at::Tensor;
+using headwater::bf16;
+
+namespace {
+
+template <typename T> T* data(const Tensor& x) { return static_cast<T*>(x.data_ptr()); }
+
+bool is_bf16(const Tensor& x) {
+    TORCH_CHECK(x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16, "float32 or bfloat16, not ",
+                x.scalar_type());
+    return x.scalar_type() == at::kBFloat16;
+}
+
+// Calls f with a null pointer of the tensor's element type.
+template <typename F> void by_type(const Tensor& x, F f) {
+    if (is_bf16(x))
+        f(static_cast<bf16*>(nullptr));
+    else
+        f(static_cast<float*>(nullptr));
+}
+
+// [rows, ...] whose last dimensions are contiguous. Returns the elements between two rows.
+int64_t row_stride(const Tensor& x) {
+    int64_t expected = 1;
+    for (int64_t d = x.dim() - 1; d > 0; d--) {
+        TORCH_CHECK(x.size(d) == 1 || x.stride(d) == expected, "rows must be contiguous");
+        expected *= x.size(d);
+    }
+    return x.dim() > 1 ? x.stride(0) : 1;
+}
+
+Tensor pack(const Tensor& weight) {
+    TORCH_CHECK(weight.dim() == 2 && weight.is_contiguous(), "a contiguous [outputs, inputs] weight");
+    Tensor packed = at::empty({headwater::packed_size(weight.size(0), weight.size(1))}, weight.options());
+    by_type(weight, [&](auto* t) {
+        using T = std::remove_pointer_t<decltype(t)>;
+        headwater::pack(data<T>(weight), weight.size(0), weight.size(1), data<T>(packed));
+    });
+    return packed;
+}
+
+Tensor linear(const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias, int64_t inputs, int64_t outputs) {
+    TORCH_CHECK(x.dim() == 2 && x.size(1) == inputs && x.scalar_type() == at::kFloat, "x must be [rows, ", inputs,
+                "] float32");
+    TORCH_CHECK(packed.numel() == headwater::packed_size(outputs, inputs), "not a weight of this shape");
+    TORCH_CHECK(!bias || (bias->numel() == outputs && bias->scalar_type() == at::kFloat && bias->is_contiguous()),
+                "bias must be [", outputs, "] float32");
+    Tensor y = at::empty({x.size(0), outputs}, x.options());
+    by_type(packed, [&](auto* t) {
+        using W = std::remove_pointer_t<decltype(t)>;
+        headwater::gemm(data<float>(x), row_stride(x), data<W>(packed), bias ? data<float>(*bias) : nullptr,
+                        data<float>(y), x.size(0), inputs, outputs);
+    });
+    return y;
+}
+
+void write_cache(const Tensor& keys, const Tensor& values, const Tensor& key_cache, const Tensor& value_cache,
+                 const Tensor& slots) {
+    const int64_t tokens = keys.size(0), kv_heads = keys.size(1), key_dim = keys.size(2), value_dim = values.size(2);
+    TORCH_CHECK(values.size(0) == tokens && values.size(1) == kv_heads && slots.numel() == tokens &&
+                    slots.scalar_type() == at::kLong && slots.is_contiguous(),
+                "keys, values and slots must be of the same tokens");
+    TORCH_CHECK(key_cache.size(1) == kv_heads && key_cache.size(2) == key_dim && value_cache.size(3) >= value_dim,
+                "the cache has another shape");
+    TORCH_CHECK(keys.scalar_type() == values.scalar_type() && (is_bf16(key_cache) || !is_bf16(keys)), "mixed types");
+    const auto run = [&](auto* t, auto* c) {
+        using T = std::remove_pointer_t<decltype(t)>;
+        using C = std::remove_pointer_t<decltype(c)>;
+        headwater::write_cache(data<T>(keys), row_stride(keys), data<T>(values), row_stride(values), data<C>(key_cache),
+                               data<C>(value_cache), data<int64_t>(slots), tokens, kv_heads, key_dim, value_dim);
+    };
+    if (is_bf16(keys))
+        run(static_cast<bf16*>(nullptr), static_cast<bf16*>(nullptr));
+    else
+        by_type(key_cache, [&](auto* c) { run(static_cast<float*>(nullptr), c); });
+}
+
+Tensor paged_attention(const Tensor& queries, const Tensor& key_cache, const Tensor& value_cache,
+                       const Tensor& block_tables, const Tensor& query_starts, const Tensor& context_lengths,
+                       int64_t value_dim, double scale, int64_t window, double softcap,
+                       const std::optional<Tensor>& sinks) {
+    TORCH_CHECK(queries.dim() == 3 && key_cache.dim() == 4 && queries.size(2) == key_cache.size(2),
+                "queries must be [tokens, heads, key dim] of the cache's key dim");
+    const int64_t heads = queries.size(1), kv_heads = key_cache.size(1);
+    TORCH_CHECK(heads % kv_heads == 0, heads, " heads over ", kv_heads, " KV heads");
+    for (const Tensor& indices : {block_tables, query_starts, context_lengths})
+        TORCH_CHECK(indices.scalar_type() == at::kInt && indices.is_contiguous(), "tables and lengths must be int32");
+    TORCH_CHECK(query_starts.numel() == context_lengths.numel() + 1 && block_tables.size(0) == context_lengths.numel(),
+                "tables and lengths must be of the same sequences");
+    TORCH_CHECK(!sinks || (sinks->numel() == heads && sinks->scalar_type() == at::kFloat), "sinks must be [heads] float32");
+    TORCH_CHECK(is_bf16(key_cache) || !is_bf16(queries), "mixed types");
+    const headwater::AttentionShape shape{heads, kv_heads, queries.size(2), value_dim, context_lengths.numel(),
+                                          block_tables.size(1), float(scale), window, float(softcap),
+                                          sinks ? data<float>(*sinks) : nullptr};
+    Tensor output = at::empty({queries.size(0), heads, value_dim}, queries.options());
+    const auto run = [&](auto* t, auto* c) {
+        using T = std::remove_pointer_t<decltype(t)>;
+        using C = std::remove_pointer_t<decltype(c)>;
+        headwater::paged_attention(data<T>(queries), row_stride(queries), data<C>(key_cache), data<C>(value_cache),
+                                   data<int32_t>(block_tables), data<int32_t>(query_starts),
+                                   data<int32_t>(context_lengths), shape, data<T>(output));
+    };
+    if (is_bf16(queries))
+        run(static_cast<bf16*>(nullptr), static_cast<bf16*>(nullptr));
+    else
+        by_type(key_cache, [&](auto* c) { run(static_cast<float*>(nullptr), c); });
+    return output;
+}
+
+// x [..., dim], rows of which may lie apart in the first dimension; with several dimensions before the last, each of
+// the first one's entries holds size(1) * ... rows behind one another.
+Tensor rms_norm(const Tensor& x, const std::optional<Tensor>& residual, const Tensor& weight, double eps) {
+    const int64_t dim = x.size(-1), outer = x.size(0);
+    const int64_t inner = outer ? x.numel() / outer / dim : 0, stride = row_stride(x);
+    TORCH_CHECK(weight.numel() == dim && weight.scalar_type() == x.scalar_type() && weight.is_contiguous(),
+                "weight must be [", dim, "] of x's type");
+    TORCH_CHECK(!residual || (residual->is_contiguous() && residual->numel() == x.numel() && inner == 1 &&
+                              residual->scalar_type() == x.scalar_type()),
+                "residual must be like x");
+    Tensor output = at::empty(x.sizes(), x.options());
+    by_type(x, [&](auto* t) {
+        using T = std::remove_pointer_t<decltype(t)>;
+        T* sum = residual ? data<T>(*residual) : nullptr;
+        if (inner == 1 || stride == inner * dim)
+            headwater::rms_norm(data<T>(x), inner == 1 ? stride : dim, sum, data<T>(weight), float(eps), data<T>(output),
+                                outer * inner, dim);
+        else
+            for (int64_t i = 0; i < outer; i++)
+                headwater::rms_norm(data<T>(x) + i * stride, dim, sum, data<T>(weight), float(eps),
+                                    data<T>(output) + i * inner * dim, inner, dim);
+    });
+    return output;
+}
+
+void rope(const Tensor& queries, const Tensor& keys, const Tensor& cos, const Tensor& sin, const Tensor& positions) {
+    TORCH_CHECK(cos.scalar_type() == at::kFloat && sin.scalar_type() == at::kFloat && cos.is_contiguous() &&
+                    sin.is_contiguous() && cos.sizes() == sin.sizes(),
+                "cos and sin must be [positions, half] float32");
+    TORCH_CHECK(positions.scalar_type() == at::kLong && positions.is_contiguous(), "positions must be int64");
+    for (const Tensor& x : {queries, keys}) {
+        TORCH_CHECK(x.dim() == 3 && x.size(0) == positions.numel() && x.size(2) >= 2 * cos.size(1),
+                    "queries and keys must be [tokens, heads, dim]");
+        by_type(x, [&](auto* t) {
+            using T = std::remove_pointer_t<decltype(t)>;
+            headwater::rope(data<T>(x), row_stride(x), x.size(1), x.size(2), data<float>(cos), data<float>(sin),
+                            cos.size(1), data<int64_t>(positions), x.size(0));
+        });
+    }
+}
+
+Tensor silu_mul(const Tensor& gate_up) {
+    TORCH_CHECK(gate_up.dim() == 2 && gate_up.is_contiguous() && gate_up.size(1) % 2 == 0, "gate_up must be [tokens, 2 * n]");
+    Tensor output = at::empty({gate_up.size(0), gate_up.size(1) / 2}, gate_up.options());
+    by_type(gate_up, [&](auto* t) {
+        using T = std::remove_pointer_t<decltype(t)>;
+        headwater::silu_mul(data<T>(gate_up), data<T>(output), output.size(0), output.size(1));
+    });
+    return output;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+    m.def("pack", &pack);
+    m.def("linear", &linear);
+    m.def("write_cache", &write_cache);
+    m.def("paged_attention", &paged_attention);
+    m.def("rms_norm", &rms_norm);
+    m.def("rope", &rope);
+    m.def("silu_mul", &silu_mul);
+}

@@ -1,0 +1,138 @@
+"""The kernels for CPUs, in C++: `gemm.cpp`, `attention.cpp`, `elementwise.cpp`, each opening with how it works.
+
+Compiled at first use for this very CPU, by torch's extension loader, into its cache folder (TORCH_EXTENSIONS_DIR, else
+~/.cache/torch_extensions). The name of the build holds a hash of the sources, torch and the CPU, so that a folder that
+several machines share holds a build for each.
+"""
+
+import hashlib
+import platform
+import subprocess
+from pathlib import Path
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch, LayerCache, Linear
+from headwater_engine.kernels.reference import lazy_zeros
+
+_FOLDER = Path(__file__).parent
+_FLAGS = ["-O3", "-march=native", "-fopenmp", "-std=c++20"]
+
+
+class BuildError(Exception):
+    """The kernels could not be compiled; the message says why, as far as the compiler does."""
+
+
+def build() -> ModuleType:
+    """Compile the kernels, or find them compiled. Raises BuildError."""
+    from torch.utils import cpp_extension
+
+    sources = sorted([*_FOLDER.glob("*.cpp"), *_FOLDER.glob("*.h")])
+    identity = hashlib.sha256()
+    for text in (*(source.read_text() for source in sources), torch.__version__, *_FLAGS, _cpu()):
+        identity.update(text.encode())
+    try:
+        return cpp_extension.load(
+            name=f"headwater_cpu_{identity.hexdigest()[:16]}",
+            sources=[str(source) for source in sources if source.suffix == ".cpp"],
+            extra_cflags=_FLAGS,
+            extra_ldflags=["-fopenmp"],
+            with_cuda=False,
+        )
+    except (RuntimeError, OSError, ImportError, subprocess.SubprocessError) as error:
+        raise BuildError(str(error).strip().splitlines()[0] if str(error).strip() else repr(error)) from error
+
+
+def _cpu() -> str:
+    """What decides over the instructions that -march=native uses."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+
+
+class CppKernels:
+    """`Kernels` for CPUs.
+
+    With bfloat16 on a CPU that multiplies it itself, products are oneDNN's and activations bfloat16. Everywhere else
+    products are our own with float32 activations; weights and KV of bfloat16 then only halve the memory to read, and
+    results are those of float32 arithmetic on the same weights.
+    """
+
+    def __init__(self, weights: torch.dtype, *, native_bfloat16: bool) -> None:
+        """`weights`: float32 or bfloat16, of weights and KV. Raises BuildError."""
+        self._kernels = build()
+        self._storage = weights
+        self._own_products = weights == torch.float32 or not native_bfloat16
+        self.dtype = torch.float32 if self._own_products else torch.bfloat16
+        self.name = f"cpu-{torch.backends.cpu.get_cpu_capability().lower()}-{str(weights).removeprefix('torch.')}"
+
+    def allocate(self, blocks: int, kv_heads: int, key_dim: int, value_dim: int) -> LayerCache:
+        """Keys [blocks, kv heads, key dim, BLOCK_SIZE], values [blocks, kv heads, BLOCK_SIZE, value dim, padded]."""
+        return LayerCache(
+            lazy_zeros((blocks, kv_heads, key_dim, BLOCK_SIZE), self._storage),
+            lazy_zeros((blocks, kv_heads, BLOCK_SIZE, _padded(value_dim)), self._storage),
+            value_dim,
+        )
+
+    def bytes_per_block(self, kv_heads: int, key_dim: int, value_dim: int) -> int:
+        return BLOCK_SIZE * kv_heads * (key_dim + _padded(value_dim)) * self._storage.itemsize
+
+    def write_cache(self, keys: Tensor, values: Tensor, cache: LayerCache, slots: Tensor) -> None:
+        self._kernels.write_cache(keys, values, cache.keys, cache.values, slots)
+
+    def paged_attention(
+        self,
+        queries: Tensor,
+        cache: LayerCache,
+        batch: AttentionBatch,
+        *,
+        scale: float,
+        window: int | None = None,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        return self._kernels.paged_attention(
+            queries,
+            cache.keys,
+            cache.values,
+            batch.block_tables,
+            batch.query_starts,
+            batch.context_lengths,
+            cache.value_dim,
+            scale,
+            window or 0,
+            softcap or 0.0,
+            None if sinks is None else sinks.float(),
+        )
+
+    def linear(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
+        outputs, inputs = weight.shape
+        if not self._own_products:
+            weight = weight.to(torch.bfloat16)
+            bias = None if bias is None else bias.to(torch.bfloat16)
+            return lambda x: F.linear(x, weight, bias)
+        packed = self._kernels.pack(weight.to(self._storage).contiguous())
+        wide_bias = None if bias is None else bias.float().contiguous()
+        linear = self._kernels.linear
+        return lambda x: linear(x, packed, wide_bias, inputs, outputs)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return self._kernels.rms_norm(x, None, weight, eps)
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return self._kernels.rms_norm(x, residual, weight, eps)
+
+    def rope(self, queries: Tensor, keys: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> None:
+        self._kernels.rope(queries, keys, cos, sin, positions)
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        return self._kernels.silu_mul(gate_up)
+
+
+def _padded(dim: int) -> int:
+    return -(-dim // 16) * 16

@@ -5,17 +5,19 @@ what it means, and which environment variable sets it.
 """
 
 import argparse
+import difflib
+import re
 import sys
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
 import shtab
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
-from pydantic_settings import BaseSettings
+from pydantic_settings import BaseSettings, SettingsError
 
 from headwater import __version__
 from headwater.validation import finding
@@ -29,10 +31,22 @@ class UsageError(Exception):
     """A flag or an environment variable is wrong; the message names it."""
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is answered with one sentence, not with all flags, and no flag can be abbreviated."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE_ERROR, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns the exit status: 0 done, 1 failed, 2 asked for in a wrong way."""
-    arguments = make_parser().parse_args(argv)
+    arguments, unknown = make_parser().parse_known_args(argv)
     try:
+        if unknown:
+            raise UsageError(_unknown_text(unknown[0], arguments.parser))
         status: int = arguments.run(arguments)
     except UsageError as error:
         print(f"headwater {arguments.command}: {error}", file=sys.stderr)
@@ -42,10 +56,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
+def _unknown_text(argument: str, parser: argparse.ArgumentParser) -> str:
+    flags = re.findall(r"--[a-z-]+", parser.format_usage())
+    close = difflib.get_close_matches(argument.partition("=")[0], flags, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"see {parser.prog} --help"
+    return f"unknown argument {argument}; {hint}"
+
+
 def make_parser() -> argparse.ArgumentParser:
     """All commands. Takes no part in running them, so that --help is quick."""
-    parser = argparse.ArgumentParser(
-        prog="headwater", description="Serves open language models behind one OpenAI-compatible URL."
+    parser = Parser(
+        prog="headwater",
+        description="Serves open language models behind one OpenAI-compatible URL.",
+        epilog="`headwater COMMAND --help` says more. A first try: headwater up examples/smollm2.yaml",
     )
     parser.add_argument("--version", action="version", version=f"headwater {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -65,7 +88,7 @@ def _add_up(commands: Any) -> None:
     )
     up.add_argument("file", type=Path, help="YAML file with one or more ModelDeployments").complete = shtab.FILE
     up.add_argument("--host", default="127.0.0.1", help="address of the gateway (default: 127.0.0.1)")
-    up.add_argument("--port", type=int, default=8080, help="port of the gateway (default: 8080)")
+    up.add_argument("--port", type=_port, default=8080, help="port of the gateway; 0 takes a free one (default: 8080)")
     up.add_argument(
         "--state",
         type=Path,
@@ -73,7 +96,7 @@ def _add_up(commands: Any) -> None:
         metavar="FOLDER",
         help="where logs and the list of endpoints go (default: .headwater)",
     ).complete = shtab.DIRECTORY
-    up.set_defaults(run=_up)
+    up.set_defaults(run=_up, parser=up)
 
 
 def _add_serve(commands: Any) -> None:
@@ -86,7 +109,7 @@ def _add_serve(commands: Any) -> None:
         "in its help.",
     )
     _add_settings(serve, EngineSettings, positional="model")
-    serve.set_defaults(run=_serve)
+    serve.set_defaults(run=_serve, parser=serve)
 
 
 def _add_route(commands: Any) -> None:
@@ -99,17 +122,24 @@ def _add_route(commands: Any) -> None:
         "its help.",
     )
     _add_settings(route, RouterSettings)
-    route.set_defaults(run=_route)
+    route.set_defaults(run=_route, parser=route)
 
 
 def _add_completion(commands: Any) -> None:
     completion = commands.add_parser(
         "completion",
         help="print a shell's completion script",
-        description='For bash: eval "$(headwater completion bash)". For zsh, write it to a file _headwater in $fpath.',
+        description='For bash: eval "$(headwater completion bash)". For zsh, write it to a file _headwater in $fpath. '
+        "For fish: headwater completion fish | source.",
     )
-    completion.add_argument("shell", choices=shtab.SUPPORTED_SHELLS)
-    completion.set_defaults(run=_completion)
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"))
+    completion.set_defaults(run=_completion, parser=completion)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"must be a port from 0 to 65535, found {text!r}")
+    return int(text)
 
 
 def _up(arguments: argparse.Namespace) -> int:
@@ -167,11 +197,10 @@ def _import(module: str, extra: str) -> Any:
 
 
 def _add_settings(parser: argparse.ArgumentParser, settings: type[BaseSettings], positional: str | None = None) -> None:
-    prefix = settings.model_config["env_prefix"]
     for name, field in settings.model_fields.items():
-        text = f"{field.description}{_default_text(field)} [{prefix}{name.upper()}]".replace("%", "%%")
+        text = f"{field.description}{_default_text(field)} [{variable(settings, name)}]".replace("%", "%%")
         if name == positional:
-            parser.add_argument(name, metavar=name.upper(), help=text)
+            parser.add_argument(name, nargs="?", default=argparse.SUPPRESS, metavar=name.upper(), help=text)
             continue
         parser.add_argument(f"--{flag(name)}", dest=name, default=argparse.SUPPRESS, help=text, **_kind(name, field))
 
@@ -181,10 +210,21 @@ def flag(field: str) -> str:
     return field.replace("_", "-")
 
 
+def variable(settings: type[BaseSettings], field: str) -> str:
+    """How a field is called in the environment."""
+    return f"{settings.model_config['env_prefix']}{field.upper()}"
+
+
 def _default_text(field: FieldInfo) -> str:
-    if field.default is None or field.default is PydanticUndefined or field.default == []:
-        return ""
-    return f" (default: {field.default})"
+    match field.default:
+        case None | []:
+            return ""
+        case bool(default):
+            return f" (default: {'on' if default else 'off'})"
+        case default if default is PydanticUndefined:
+            return ""
+        case default:
+            return f" (default: {default})"
 
 
 def _kind(name: str, field: FieldInfo) -> dict[str, Any]:
@@ -196,19 +236,26 @@ def _kind(name: str, field: FieldInfo) -> dict[str, Any]:
         return {"action": argparse.BooleanOptionalAction}
     if get_origin(annotation) is Literal:
         return {"choices": get_args(annotation)}
+    if annotation in (int, float):
+        return {"metavar": "N" if annotation is int else "NUMBER"}
     metavar = name.rpartition("_")[2].upper()
-    if get_origin(annotation) is list:
-        return {"action": "append", "metavar": metavar}
-    return {"metavar": metavar}
+    return {"metavar": metavar, "action": "append"} if get_origin(annotation) is list else {"metavar": metavar}
 
 
 def _settings(arguments: argparse.Namespace, settings: type[S], positional: str | None = None) -> S:
-    """Flags over environment variables over defaults. Raises UsageError, which names the flag."""
+    """Flags over environment variables over defaults. Raises UsageError, which names the flag or the variable."""
     given = {name: value for name, value in vars(arguments).items() if name in settings.model_fields}
     try:
         return settings(**given)
+    except SettingsError as error:
+        # pydantic-settings reads lists out of variables as JSON, and says in its message only of which field.
+        name = re.findall(r'field "(\w+)"', str(error))[0]
+        raise UsageError(f'{variable(settings, name)}: must be a JSON list of strings, such as ["a", "b"]') from None
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]
-        name = str(detail["loc"][0]) if detail["loc"] else ""
-        shown = name.upper() if name == positional else f"--{flag(name)}"
+        name = str(detail["loc"][0])
+        if name not in given and detail["type"] != "missing":
+            shown = variable(settings, name)
+        else:
+            shown = name.upper() if name == positional else f"--{flag(name)}"
         raise UsageError(f"{shown}: {finding(detail)}") from None

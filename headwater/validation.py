@@ -32,5 +32,5 @@ def finding(detail: ErrorDetails) -> str:
             return str(detail["ctx"]["error"])
         case "rule":
             return detail["msg"]
-    allowed = detail["msg"].replace("Input should", "must")
+    allowed = detail["msg"].replace("Input should", "must").partition(", unable to parse")[0]
     return f"{allowed[0].lower()}{allowed[1:]}, found {found(detail['input'])}"

@@ -1,0 +1,157 @@
+"""The commands: help that is quick and whole, errors in one sentence, one table behind flags and variables."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import pytest
+from pydantic_settings import BaseSettings
+
+from headwater import __version__, cli
+from headwater_engine.config import EngineSettings
+from headwater_engine.server import app as engine_app
+from headwater_router import app as router_app
+from headwater_router.config import RouterSettings
+
+COMMANDS = ("up", "serve", "route", "completion")
+
+
+def run(*arguments: str) -> int:
+    """The exit status of a command, however it ends."""
+    try:
+        return cli.main(arguments)
+    except SystemExit as end:
+        return int(end.code or 0)
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[EngineSettings]:
+    """What `headwater serve` would have served."""
+    seen: list[EngineSettings] = []
+    monkeypatch.setattr(engine_app, "run", lambda settings: seen.append(settings) or 0)
+    return seen
+
+
+@pytest.fixture
+def routed(monkeypatch: pytest.MonkeyPatch) -> list[RouterSettings]:
+    seen: list[RouterSettings] = []
+    monkeypatch.setattr(router_app, "run", lambda settings: seen.append(settings) or 0)
+    return seen
+
+
+def test_version(capsys) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"headwater {__version__}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command(command: str, capsys) -> None:
+    assert run("--help") == 0
+    assert f" {command} " in capsys.readouterr().out
+    assert run(command, "--help") == 0
+    assert f"usage: headwater {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("command", "settings"), [("serve", EngineSettings), ("route", RouterSettings)])
+def test_every_setting_is_a_flag_and_a_variable_with_help(
+    command: str, settings: type[BaseSettings], capsys, monkeypatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    assert run(command, "--help") == 0
+    options = " ".join(capsys.readouterr().out.partition("-h, --help")[2].split())
+    for name, field in settings.model_fields.items():
+        if (command, name) != ("serve", "model"):
+            entry = options.partition(f" --{cli.flag(name)}")[2]
+            assert 0 <= entry.find(field.description) < entry.find(f"[{cli.variable(settings, name)}]")
+
+
+def test_flags_become_settings(served) -> None:
+    flags = "--port 0 --served-model-name a --served-model-name b --no-prefix-cache --dtype float32 --kv-cache-gib 0.5"
+    assert run("serve", "some/folder", *flags.split()) == 0
+    (settings,) = served
+    assert settings == EngineSettings(
+        model="some/folder",
+        port=0,
+        served_model_name=["a", "b"],
+        prefix_cache=False,
+        dtype="float32",
+        kv_cache_gib=0.5,
+    )
+
+
+def test_endpoints_may_be_repeated(routed) -> None:
+    assert run("route", "--endpoint", "http://a:1", "--endpoint", "http://b:2,backend=vllm") == 0
+    assert routed[0].endpoint == ["http://a:1", "http://b:2,backend=vllm"]
+
+
+def test_a_flag_wins_over_its_variable(served, monkeypatch) -> None:
+    monkeypatch.setenv("HEADWATER_ENGINE_MODEL", "from/variable")
+    monkeypatch.setenv("HEADWATER_ENGINE_PORT", "1111")
+    monkeypatch.setenv("HEADWATER_ENGINE_SERVED_MODEL_NAME", '["a", "b"]')
+    assert run("serve") == 0
+    assert run("serve", "from/flag", "--port", "2222") == 0
+    assert [(each.model, each.port, each.served_model_name) for each in served] == [
+        ("from/variable", 1111, ["a", "b"]),
+        ("from/flag", 2222, ["a", "b"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "headwater: the following arguments are required: COMMAND; see headwater --help"),
+        (["up"], "headwater up: the following arguments are required: file; see headwater up --help"),
+        (["up", "x", "--port", "70000"], "must be a port from 0 to 65535, found '70000'"),
+        (["serve"], "headwater serve: MODEL: is required"),
+        (["serve", "x", "--port", "abc"], 'headwater serve: --port: must be a valid integer, found "abc"'),
+        (["serve", "x", "--kv-cache-gib", "0"], 'headwater serve: --kv-cache-gib: must be greater than 0, found "0"'),
+        (["serve", "x", "--dtype", "int4"], "(choose from 'auto', 'bfloat16', 'float32')"),
+        (["serve", "x", "--prot", "8000"], "headwater serve: unknown argument --prot; did you mean --port?"),
+        (["serve", "x", "--max-model", "8"], "did you mean --max-model-len?"),
+        (["serve", "x", "--max-batched-tokens", "2"], "--max-batched-tokens (2) must be at least --max-num-seqs (64)"),
+        (["route"], "headwater route: there is nothing to route to: give --endpoint or --endpoints-file"),
+        (["route", "--endpoint", "engine-1"], "must be http://HOST:PORT, found 'engine-1'"),
+    ],
+)
+def test_a_wrong_argument_is_named_in_one_sentence(arguments: Sequence[str], message: str, capsys) -> None:
+    assert run(*arguments) == cli.USAGE_ERROR
+    said = capsys.readouterr()
+    assert message in said.err
+    assert said.err.count("\n") == 1
+    assert said.out == ""
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("HEADWATER_ENGINE_PORT", "abc", 'HEADWATER_ENGINE_PORT: must be a valid integer, found "abc"'),
+        ("HEADWATER_ENGINE_DTYPE", "int4", "HEADWATER_ENGINE_DTYPE: must be 'auto', 'bfloat16' or 'float32'"),
+        ("HEADWATER_ENGINE_SERVED_MODEL_NAME", "a", "HEADWATER_ENGINE_SERVED_MODEL_NAME: must be a JSON list"),
+    ],
+)
+def test_a_wrong_variable_is_named(variable: str, value: str, message: str, capsys, monkeypatch) -> None:
+    monkeypatch.setenv(variable, value)
+    assert run("serve", "x") == cli.USAGE_ERROR
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_file_is_an_error_without_traceback(capsys, tmp_path) -> None:
+    assert run("up", str(tmp_path / "none.yaml")) == 1
+    assert "cannot be read: No such file or directory" in capsys.readouterr().err
+
+
+def test_bash_completes_commands_and_flags() -> None:
+    script = f"""
+        eval "$({sys.executable} -m headwater completion bash)"
+        COMP_WORDS=(headwater serve --max-n); COMP_CWORD=2; _shtab_headwater; echo "${{COMPREPLY[@]}}"
+        COMP_WORDS=(headwater ro); COMP_CWORD=1; _shtab_headwater; echo "${{COMPREPLY[@]}}"
+    """
+    answer = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == ["--max-num-seqs", "route"]
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_get_every_command(shell: str, capsys) -> None:
+    assert run("completion", shell) == 0
+    script = capsys.readouterr().out
+    assert all(command in script for command in COMMANDS)

@@ -1,5 +1,6 @@
 """An engine process without an engine: it says what a test tells it to say, and tells the test what it hears."""
 
+import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,8 +25,9 @@ def main(heard: str, orders: str, requests: str, replies: str) -> int:
     poller = zmq.Poller()
     poller.register(sockets["requests"], zmq.POLLIN)
     poller.register(sockets["orders"], zmq.POLLIN)
-    while True:
-        for socket, _ in poller.poll():
+    parent = os.getppid()
+    while os.getppid() == parent:
+        for socket, _ in poller.poll(200):
             message = socket.recv()
             if socket is sockets["requests"]:
                 sockets["heard"].send(message)
@@ -37,6 +39,7 @@ def main(heard: str, orders: str, requests: str, replies: str) -> int:
                 return int(message.removeprefix(EXIT))
             else:
                 sockets["replies"].send(message)
+    return 0
 
 
 _SOCKETS = {"heard": zmq.PUSH, "orders": zmq.PULL, "requests": zmq.PULL, "replies": zmq.PUSH}

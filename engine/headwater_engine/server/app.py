@@ -1,7 +1,7 @@
 """The HTTP application and its life: it listens while the weights load, serves, drains, and ends.
 
-Ends with 0 after SIGTERM or SIGINT, once the running streams are done or their time is up; with 1 where the model
-cannot be loaded or the engine process dies.
+Ends with 0 after SIGTERM or SIGINT, once the running streams are done or their time is up; with 1 where it cannot
+listen, the model cannot be loaded, or the engine process dies.
 """
 
 import asyncio
@@ -45,6 +45,8 @@ log = structlog.get_logger(__name__)
 
 FROZEN_AFTER = 30.0
 """Seconds without a sign from the engine's loop after which /health fails. A step takes well below one."""
+
+_ENDED = "The server ended before the answer was complete."
 
 _encode = msgspec.json.Encoder().encode
 
@@ -249,7 +251,11 @@ class EngineServer:
                 group.create_task(self._load()),
                 group.create_task(self._update_metrics()),
             ]
-            await self._server.serve()
+            try:
+                await self._server.serve()
+            except SystemExit:  # uvicorn cannot listen, and has logged why
+                self._failed = True
+            await self._end_open_requests()
             for task in tasks:
                 task.cancel()
         return 1 if self._failed else 0
@@ -288,7 +294,14 @@ class EngineServer:
         log.info("draining", open_requests=self._engine.open_requests, timeout=self._settings.shutdown_timeout)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._engine.until_idle(), self._settings.shutdown_timeout)
+        self._engine.fail_open_requests(_ENDED)
         self._server.should_exit = True
+
+    async def _end_open_requests(self) -> None:
+        """Tell their clients why; uvicorn leaves them to themselves after a second signal."""
+        self._engine.fail_open_requests(_ENDED)
+        if answering := self._server.server_state.tasks:
+            await asyncio.wait(answering, timeout=1)
 
 
 def run(settings: EngineSettings) -> int:

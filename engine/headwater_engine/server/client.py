@@ -107,8 +107,7 @@ class EngineClient:
         listening.cancel()
         self.failure = self.failure or f"{DEAD[:-1]} with exit status {self._process.returncode}."
         log.error("engine process ended", status=self._process.returncode)
-        for request_id in list(self._open):
-            self._deliver(Output(id=request_id, finish_reason=FinishReason.ERROR, error=self.failure))
+        self.fail_open_requests(self.failure)
 
     @property
     def open_requests(self) -> int:
@@ -136,6 +135,11 @@ class EngineClient:
             if not finished and self.failure is None:
                 # Not awaited: a cancelled task could not send any more. The socket's queue has no limit.
                 self._requests.send(self._encoder.encode(Abort([message.id])), zmq.DONTWAIT)
+
+    def fail_open_requests(self, reason: str) -> None:
+        """Give each open request an error as its last output."""
+        for request_id in self._open:
+            self._deliver(Output(id=request_id, finish_reason=FinishReason.ERROR, error=reason))
 
     async def until_ready(self) -> Ready:
         """Wait for the weights; for ever, where they never come."""

@@ -1,0 +1,186 @@
+"""The server's process: how it ends, with which status, and what it says."""
+
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from headwater_engine.core.messages import Failed, FinishReason
+from tests.engine.fake_engine import FakeEngine, fake_engine
+from tests.engine.test_server import TEXT, free_port, until
+
+_SERVE = """
+import asyncio, json, sys
+from headwater_engine.config import EngineSettings
+from headwater_engine.server.app import EngineServer
+from headwater.logs import configure_logging
+configure_logging("warning")
+settings, command = json.loads(sys.argv[1])
+sys.exit(asyncio.run(EngineServer(EngineSettings(**settings), command).run()))
+"""
+
+
+@dataclass(slots=True)
+class Server:
+    process: asyncio.subprocess.Process
+    http: httpx.AsyncClient
+
+    async def end(self) -> tuple[int, str]:
+        """Exit status and stderr, once it is gone by itself."""
+        _, errors = await asyncio.wait_for(self.process.communicate(), 20)
+        assert self.process.returncode is not None
+        return self.process.returncode, errors.decode()
+
+
+@asynccontextmanager
+async def serving(command: list[str], **changes: Any) -> AsyncIterator[Server]:
+    """The server as a process of its own, around the engine of `command`."""
+    settings = {"model": "random:tiny", "port": free_port(), **changes}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _SERVE, json.dumps([settings, command]), stderr=asyncio.subprocess.PIPE
+    )
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{settings['port']}", timeout=20) as http:
+        try:
+            yield Server(process, http)
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+
+@pytest.fixture
+async def engine(tmp_path: Path) -> AsyncIterator[FakeEngine]:
+    async with fake_engine(tmp_path) as engine:
+        yield engine
+
+
+@pytest.fixture
+async def server(engine: FakeEngine) -> AsyncIterator[Server]:
+    async with serving(engine.command) as server:
+        await until(server.http, "/health", 200)
+        await engine.be_ready()
+        await until(server.http, "/ready", 200)
+        yield server
+
+
+def stream(server: Server) -> asyncio.Task[httpx.Response]:
+    return asyncio.create_task(server.http.post("/v1/completions", json={**TEXT, "stream": True}))
+
+
+def last_event(answer: httpx.Response) -> dict[str, Any]:
+    """Of a stream that failed: it has no [DONE]."""
+    assert "[DONE]" not in answer.text
+    last = json.loads(answer.text.strip().split("\n\n")[-1].removeprefix("data: "))
+    assert isinstance(last, dict)
+    return last
+
+
+# Failures
+
+
+async def test_a_model_that_the_engine_cannot_load_ends_it_with_one_sentence(engine: FakeEngine) -> None:
+    async with serving(engine.command) as server:
+        await until(server.http, "/health", 200)
+        await engine.say(Failed("The KV cache has no room."))
+        await engine.exit(1)
+        status, errors = await server.end()
+    assert status == 1
+    assert errors.splitlines()[-1] == "headwater serve: The KV cache has no room."
+    assert "Traceback" not in errors
+
+
+async def test_a_model_that_is_not_there_ends_it_with_one_sentence(engine: FakeEngine) -> None:
+    async with serving(engine.command, model="/no/such/model") as server:
+        status, errors = await server.end()
+    assert (status, errors.count("headwater serve: ")) == (1, 1)
+    assert "/no/such/model" in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("program", ["raise SystemExit(3)", "import os; os.kill(os.getpid(), 9)"])
+async def test_an_engine_that_never_comes_up_ends_it(program: str) -> None:
+    async with serving([sys.executable, "-c", program]) as server:
+        status, errors = await server.end()
+    assert status == 1
+    assert "The engine process died with " in errors
+    assert "Traceback" not in errors
+
+
+async def test_an_engine_that_dies_fails_open_requests_and_ends_the_server(server: Server, engine: FakeEngine) -> None:
+    whole = asyncio.create_task(server.http.post("/v1/completions", json=TEXT))
+    await engine.hear_question()
+    streamed = stream(server)
+    await engine.answer(await engine.hear_question(), "begun")
+    await engine.exit(9)
+    status, errors = await server.end()
+    assert status == 1
+    assert "Traceback" not in errors
+    assert (await whole).status_code == 500
+    assert set((await whole).json()["error"]) == {"message", "type", "param", "code"}
+    assert (await whole).json()["error"]["code"] == "engine_dead"
+    assert last_event(await streamed)["error"]["code"] == "engine_dead"
+
+
+async def test_a_taken_port_ends_it(engine: FakeEngine, server: Server) -> None:
+    async with serving(engine.command, port=server.http.base_url.port) as second:
+        status, errors = await second.end()
+    assert status == 1
+    assert "address already in use" in errors
+    assert "Traceback" not in errors
+
+
+# Signals
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_lets_running_streams_finish(server: Server, engine: FakeEngine, sent: signal.Signals) -> None:
+    running = stream(server)
+    question = await engine.hear_question()
+    server.process.send_signal(sent)
+    draining = await until(server.http, "/ready", 503)
+    assert draining.json()["status"] == "draining"
+    refused = await server.http.post("/v1/completions", json=TEXT)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+    assert (await server.http.get("/health")).status_code == 200
+    await engine.answer(question, "done", FinishReason.STOP)
+    assert (await running).text.endswith("data: [DONE]\n\n")
+    status, errors = await server.end()
+    assert (status, errors) == (0, "")
+
+
+async def test_streams_end_when_their_time_is_up(engine: FakeEngine) -> None:
+    async with serving(engine.command, shutdown_timeout=0) as server:
+        await until(server.http, "/health", 200)
+        await engine.be_ready()
+        await until(server.http, "/ready", 200)
+        running = stream(server)
+        await engine.hear_question()
+        server.process.send_signal(signal.SIGTERM)
+        assert await server.end() == (0, "")
+        assert "The server ended" in last_event(await running)["error"]["message"]
+
+
+async def test_a_second_signal_ends_it_at_once(server: Server, engine: FakeEngine) -> None:
+    running = stream(server)
+    await engine.hear_question()
+    server.process.send_signal(signal.SIGTERM)
+    await until(server.http, "/ready", 503)
+    server.process.send_signal(signal.SIGTERM)
+    assert await server.end() == (0, "")
+    assert "The server ended" in last_event(await running)["error"]["message"]
+
+
+async def test_a_signal_ends_it_while_the_weights_load() -> None:
+    """Also where the engine process does not hear anything yet."""
+    async with serving([sys.executable, "-c", "import time; time.sleep(60)"]) as server:
+        await until(server.http, "/health", 200)
+        server.process.send_signal(signal.SIGTERM)
+        assert await server.end() == (0, "")

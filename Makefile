@@ -33,7 +33,9 @@ lint: $(STAMP) ## formatting, lint, types, import rules
 	$(BIN)/lint-imports
 
 test: lint ## everything that CI checks
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --ignore tests/system --ignore tests/engine/test_smollm2.py
+	# Real models on both cores, one thing at a time.
+	$(BIN)/python -m pytest -q tests/system tests/engine/test_smollm2.py
 
 format: $(STAMP) ## put the code into shape
 	$(BIN)/ruff format --quiet .

@@ -50,10 +50,10 @@ class Display:
             self._live.update(_table(processes))
             return
         for process in processes:
-            # Tenths are enough of the progress for a log.
             line = f"{process.name}: {process.status}"
-            if process.status.startswith("loading"):
-                line += f" {int(process.fraction * 10) * 10}%"
+            if 0 < process.fraction < 1:
+                # Quarters are enough of the progress for a log.
+                line += f" {int(process.fraction * 4) * 25}%"
             if self._said.get(process.name) != line:
                 self._said[process.name] = line
                 self.say(line)

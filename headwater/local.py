@@ -1,152 +1,91 @@
 """The local runtime behind `headwater up`: a ModelDeployment as processes on this machine.
 
-One supervisor, and under it the router and the engine replicas, each in a session of its own, so that Ctrl-C reaches
-only the supervisor, which then stops them in the right order: the router first, whose answers need the engines to end.
-If the supervisor is killed, the kernel tells the others.
+What is planned here, the supervisor runs: each replica with a share of the CPU cores and a free port, and the router,
+which reads where they are from a file.
 """
 
 import asyncio
 import contextlib
-import ctypes
+import fcntl
 import json
 import os
-import signal
 import socket
 import sys
-import time
-from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
-
 from headwater import backends
-from headwater.backoff import Backoff
-from headwater.display import Display
+from headwater.backends.base import Backend
+from headwater.process import Process
 from headwater.resource import ModelDeployment, ResourceError, load
+from headwater.supervisor import Supervisor
 
-_LOOK_EVERY = 0.25
-"""Seconds between two looks at a process that is not ready."""
-_KILL_AFTER = 60.0
-"""Seconds that a process gets to stop after SIGTERM; its own time for draining is shorter."""
-_LOG_LINES = 15
-_PR_SET_PDEATHSIG = 1
+_ANY_ADDRESS = ("0.0.0.0", "::")
 
 
-@dataclass(slots=True, eq=False)
-class Process:
-    """One child: what it is, and how it is doing."""
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One engine process, and what the router is told of it."""
 
-    name: str
-    command: list[str]
-    port: int
-    ready_path: str
-    log: Path
-    environment: Mapping[str, str] = field(default_factory=dict)
-    status: str = "starting"
-    fraction: float = 0.0
-    was_ready: bool = False
-    running: asyncio.subprocess.Process | None = None
-    backoff: Backoff = field(default_factory=Backoff)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    async def start(self) -> None:
-        self.status, self.fraction = "starting", 0.0
-        with self.log.open("ab") as log:
-            self.running = await asyncio.create_subprocess_exec(
-                *self.command,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=os.environ | dict(self.environment),
-                start_new_session=True,
-                preexec_fn=_end_with_parent,
-            )
-
-    async def look(self, client: httpx.AsyncClient) -> None:
-        """Ask it how far it is."""
-        try:
-            answer = await client.get(self.url + self.ready_path)
-            body = answer.json() if answer.content else {}
-        except (httpx.HTTPError, ValueError):
-            return
-        if answer.status_code == 200:
-            self.status, self.fraction, self.was_ready = "ready", 1.0, True
-        elif isinstance(body, dict) and "fraction" in body:
-            self.status, self.fraction = f"loading {body.get('phase', '')}".strip(), float(body["fraction"])
-
-    def signal(self, number: signal.Signals) -> None:
-        if self.running is not None and self.running.returncode is None:
-            self.running.send_signal(number)
-
-    def kill(self) -> None:
-        """With all its children."""
-        if self.running is not None and self.running.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.running.pid, signal.SIGKILL)
-
-    def last_lines(self) -> str:
-        with self.log.open(errors="replace") as log:
-            return "".join(deque(log, _LOG_LINES)).rstrip()
-
-
-def _end_with_parent() -> None:
-    """Runs in the child, before its program: have the kernel send SIGTERM when the parent dies."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    process: Process
+    endpoint: dict[str, str]
 
 
 def up(file: Path, *, host: str, port: int, state: Path) -> int:
     """Run what `file` describes until a signal. Returns the exit status. Raises ResourceError."""
     deployments = load(file)
-    _check_port(host, port)
+    port = _check_port(host, port)
     folder = state / file.stem
     folder.mkdir(parents=True, exist_ok=True)
-    replicas = plan_replicas(deployments, folder, cores=len(os.sched_getaffinity(0)))
-    router = plan_router(deployments, replicas, folder, host=host, port=port)
-    return asyncio.run(_Supervisor(router, [process for process, _ in replicas], folder).run())
+    with _alone(folder, file):
+        replicas = plan_replicas(deployments, folder, cores=len(os.sched_getaffinity(0)))
+        router = plan_router(deployments, replicas, folder, host=host, port=port)
+        return asyncio.run(Supervisor(router, [replica.process for replica in replicas], folder).run())
 
 
-Endpoint = dict[str, str]
-
-
-def plan_replicas(
-    deployments: Sequence[ModelDeployment], folder: Path, *, cores: int
-) -> list[tuple[Process, Endpoint]]:
-    """The engine processes, and what the router is told of each. Raises ResourceError."""
+def plan_replicas(deployments: Sequence[ModelDeployment], folder: Path, *, cores: int) -> list[Replica]:
+    """The engines to start. Raises ResourceError."""
     names = [name for deployment in deployments for name in deployment.served_names]
     twin = next((name for name in names if names.count(name) > 1), None)
     if twin is not None:
         raise ResourceError(f"two deployments serve the name {twin!r}")
-    total = sum(deployment.spec.first_replicas for deployment in deployments)
-    if total == 0:
+    numbered = [(each, number) for each in deployments for number in range(each.spec.first_replicas)]
+    if not numbered:
         raise ResourceError("there is nothing to run: all deployments have 0 replicas")
-    threads = threads_each(cores, total)
-    ports = iter(_free_ports(2 * total))
-    planned = []
-    for deployment in deployments:
-        backend = backends.get(deployment.spec.backend.type)
-        for number in range(deployment.spec.first_replicas):
-            port = next(ports)
-            events_port = next(ports) if backend.publishes_kv_events else None
-            name = f"{deployment.name}-{number}"
-            environment = {"OMP_NUM_THREADS": str(threads), "HEADWATER_ENGINE_THREADS": str(threads)}
-            process = Process(
-                name,
-                backend.command(deployment, port=port, events_port=events_port),
-                port,
-                backend.ready_path,
-                folder / f"{name}.log",
-                environment | dict(backend.environment(deployment)),
-            )
-            endpoint = {"url": process.url, "name": name, "backend": backend.name}
-            if events_port is not None:
-                endpoint["kv_events"] = f"tcp://127.0.0.1:{events_port}"
-            planned.append((process, endpoint))
-    return planned
+    threads = threads_each(cores, len(numbered))
+    ports = iter(_free_ports(2 * len(numbered)))
+    return [
+        _plan_replica(deployment, f"{deployment.name}-{number}", folder, threads, next(ports), next(ports))
+        for deployment, number in numbered
+    ]
+
+
+def _plan_replica(
+    deployment: ModelDeployment, name: str, folder: Path, threads: int, port: int, events_port: int
+) -> Replica:
+    backend = _backend(deployment)
+    url = f"http://127.0.0.1:{port}"
+    environment = {"OMP_NUM_THREADS": str(threads), "HEADWATER_ENGINE_THREADS": str(threads)}
+    endpoint = {"url": url, "name": name, "backend": backend.name}
+    if backend.publishes_kv_events:
+        endpoint["kv_events"] = f"tcp://127.0.0.1:{events_port}"
+    process = Process(
+        name,
+        backend.command(deployment, port=port, events_port=events_port if backend.publishes_kv_events else None),
+        url,
+        backend.ready_path,
+        folder / f"{name}.log",
+        environment | dict(backend.environment(deployment)),
+    )
+    return Replica(process, endpoint)
+
+
+def _backend(deployment: ModelDeployment) -> Backend:
+    try:
+        return backends.get(deployment.spec.backend.type)
+    except backends.UnknownBackendError as error:
+        raise ResourceError(f"{deployment.name}: spec.backend.type: {error}") from None
 
 
 def threads_each(cores: int, replicas: int) -> int:
@@ -155,12 +94,7 @@ def threads_each(cores: int, replicas: int) -> int:
 
 
 def plan_router(
-    deployments: Sequence[ModelDeployment],
-    replicas: Sequence[tuple[Process, Endpoint]],
-    folder: Path,
-    *,
-    host: str,
-    port: int,
+    deployments: Sequence[ModelDeployment], replicas: Sequence[Replica], folder: Path, *, host: str, port: int
 ) -> Process:
     """The router process; writes the list of endpoints that it reads. Raises ResourceError."""
     policies = {deployment.spec.routing.policy for deployment in deployments}
@@ -169,10 +103,32 @@ def plan_router(
             f"spec.routing.policy: one local router has one policy; found {', '.join(sorted(policies))}"
         )
     endpoints = folder / "endpoints.json"
-    endpoints.write_text(json.dumps([endpoint for _, endpoint in replicas], indent=2))
+    endpoints.write_text(json.dumps([replica.endpoint for replica in replicas], indent=2))
     command = [sys.executable, "-m", "headwater", "route", "--host", host, "--port", str(port)]
     command += ["--policy", policies.pop(), "--endpoints-file", str(endpoints)]
-    return Process("router", command, port, "/ready", folder / "router.log")
+    return Process("router", command, _url(host, port), "/ready", folder / "router.log")
+
+
+def _url(host: str, port: int) -> str:
+    if host in _ANY_ADDRESS:
+        host = "127.0.0.1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, file: Path) -> Iterator[None]:
+    """Hold the folder's lock, which the kernel lets go when this process ends. Raises ResourceError."""
+    with (folder / "pid").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise ResourceError(f"{file.name} is up already: kill {lock.read().strip()} stops it") from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield
+        lock.truncate(0)
 
 
 def _free_ports(count: int) -> list[int]:
@@ -184,103 +140,13 @@ def _free_ports(count: int) -> list[int]:
         return [probe.getsockname()[1] for probe in probes]
 
 
-def _check_port(host: str, port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ResourceError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from None
-
-
-class _Supervisor:
-    """Starts, watches, restarts and stops."""
-
-    def __init__(self, router: Process, engines: Sequence[Process], folder: Path) -> None:
-        self._router = router
-        self._engines = engines
-        self._folder = folder
-        self._stop = asyncio.Event()
-        self._hopeless: Process | None = None
-        self._signals = 0
-
-    @property
-    def _all(self) -> list[Process]:
-        return [*self._engines, self._router]
-
-    async def run(self) -> int:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._on_signal)
-        with Display() as display:
-            display.say(f"logs: {self._folder}/*.log")
-            try:
-                async with httpx.AsyncClient(timeout=5) as client, asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(self._keep_running(process, display)) for process in self._all]
-                    tasks.append(group.create_task(self._show(client, display)))
-                    await self._stop.wait()
-                    for task in tasks:
-                        task.cancel()
-            finally:
-                await self._end(display)
-            if self._hopeless is not None:
-                display.say(f"{self._hopeless.name} did not start. The end of {self._hopeless.log}:")
-                display.say(self._hopeless.last_lines())
-        return 1 if self._hopeless is not None else 0
-
-    def _on_signal(self) -> None:
-        self._signals += 1
-        self._stop.set()
-        if self._signals > 1:
-            for process in self._all:
-                process.kill()
-
-    async def _keep_running(self, process: Process, display: Display) -> None:
-        process.log.write_bytes(b"")
-        while True:
-            started = time.monotonic()
-            await process.start()
-            assert process.running is not None
-            status = await process.running.wait()
-            if not process.was_ready:
-                # It would fail again the same way, and somebody is watching.
-                self._hopeless = process
-                self._stop.set()
-                return
-            pause = process.backoff.died(time.monotonic() - started)
-            process.status, process.fraction = f"ended with status {status}, starts again in {pause:.0f} s", 0.0
-            display.update(self._all)
-            await asyncio.sleep(pause)
-
-    async def _show(self, client: httpx.AsyncClient, display: Display) -> None:
-        announced = False
-        while True:
-            for process in self._all:
-                if process.status != "ready":
-                    await process.look(client)
-            display.update(self._all)
-            if not announced and all(process.status == "ready" for process in self._all):
-                announced = True
-                display.say(f"ready: {self._router.url}/v1   (Ctrl-C stops)")
-            await asyncio.sleep(_LOOK_EVERY)
-
-    async def _end(self, display: Display) -> None:
-        """The router first: while it drains, the engines must go on."""
-        for group in ([self._router], list(self._engines)):
-            for process in group:
-                if process.running is not None and process.running.returncode is None:
-                    process.status = "stopping"
-                    process.signal(signal.SIGTERM)
-            display.update(self._all)
-            await asyncio.gather(*(self._await_end(process) for process in group))
-        display.update(self._all)
-
-    async def _await_end(self, process: Process) -> None:
-        if process.running is None:
-            return
-        try:
-            await asyncio.wait_for(process.running.wait(), _KILL_AFTER)
-        except TimeoutError:
-            process.kill()
-            await process.running.wait()
-        process.status = "stopped"
+def _check_port(host: str, port: int) -> int:
+    """The port, or a free one for 0. Raises ResourceError where it is taken."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.create_server(address[:2], family=family) as probe:
+            return int(probe.getsockname()[1])
+    except OSError as error:
+        raise ResourceError(
+            f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}; choose another --port"
+        ) from None

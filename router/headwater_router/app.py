@@ -115,22 +115,10 @@ def _tokenizers(settings: list[str]) -> dict[str, ModelTokenizer]:
     return tokenizers
 
 
-async def serve(settings: RouterSettings) -> None:
-    """Route until a signal. Raises SettingsError or EndpointError."""
-    router = Router(settings)
-    loop = asyncio.get_running_loop()
-
-    async def drain() -> None:
-        log.info("draining", open_requests=router.forwarder.open_requests, timeout=settings.shutdown_timeout)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(router.forwarder.until_idle(), settings.shutdown_timeout)
-        server.should_exit = True
-
-    def begin_drain() -> None:
-        router.gateway.draining = True
-        loop.call_soon_threadsafe(lambda: asyncio.ensure_future(drain()))
-
-    config = uvicorn.Config(
+def server_config(router: Router) -> uvicorn.Config:
+    """uvicorn without what costs on the token path."""
+    settings = router.settings
+    return uvicorn.Config(
         router.gateway,
         host=settings.host,
         port=settings.port,
@@ -146,7 +134,24 @@ async def serve(settings: RouterSettings) -> None:
         timeout_keep_alive=75,
         backlog=8192,
     )
-    server = DrainingServer(config, begin_drain)
+
+
+async def serve(settings: RouterSettings) -> None:
+    """Route until a signal. Raises SettingsError or EndpointError."""
+    router = Router(settings)
+    loop = asyncio.get_running_loop()
+
+    async def drain() -> None:
+        log.info("draining", open_requests=router.forwarder.open_requests, timeout=settings.shutdown_timeout)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(router.forwarder.until_idle(), settings.shutdown_timeout)
+        server.should_exit = True
+
+    def begin_drain() -> None:
+        router.gateway.draining = True
+        loop.call_soon_threadsafe(lambda: asyncio.ensure_future(drain()))
+
+    server = DrainingServer(server_config(router), begin_drain)
     following = asyncio.create_task(router.follow_endpoints())
     serving = asyncio.create_task(server.serve())
     log.info("routing", url=f"http://{settings.host}:{settings.port}", policy=settings.policy)

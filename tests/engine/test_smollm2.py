@@ -26,6 +26,8 @@ from headwater_engine.models.loading import Model, load_model
 from headwater_engine.models.source import resolve
 from headwater_engine.sampling.params import SamplingParams
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+
 NEW_TOKENS = 64
 TIE = 1e-3
 """Difference of two logits, which are of size 10 to 30, that float32 rounding over 30 layers explains."""
@@ -132,13 +134,11 @@ def assert_same(case: Case, answers: list[list[int]]) -> None:
         assert gap < TIE, f"prompt {n}, token {at}: {answer[at]} instead of {expected[at]}, which is {gap} likelier"
 
 
-@pytest.mark.slow
 def test_alone(case: Case) -> None:
     engine = make_engine(case, 64, max_num_seqs=1, max_batched_tokens=512, reuse=False)
     assert_same(case, run(engine, case))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("reuse", [False, True], ids=["cache off", "cache on"])
 def test_thirty_two_at_once(case: Case, reuse: bool) -> None:
     engine = make_engine(case, 400, max_num_seqs=32, max_batched_tokens=512, reuse=reuse)
@@ -148,13 +148,11 @@ def test_thirty_two_at_once(case: Case, reuse: bool) -> None:
         assert engine.stats().prompt_tokens_cached > 0
 
 
-@pytest.mark.slow
 def test_prompts_in_odd_chunks(case: Case) -> None:
     engine = make_engine(case, 400, max_num_seqs=32, max_batched_tokens=37, reuse=True)
     assert_same(case, run(engine, case))
 
 
-@pytest.mark.slow
 def test_preempted_requests(case: Case) -> None:
     engine = make_engine(case, 60, max_num_seqs=32, max_batched_tokens=128, reuse=True)
     assert_same(case, run(engine, case))

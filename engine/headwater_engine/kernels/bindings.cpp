@@ -118,7 +118,7 @@ Tensor paged_attention(const Tensor& queries, const Tensor& key_cache, const Ten
 // the first one's entries holds size(1) * ... rows behind one another.
 Tensor rms_norm(const Tensor& x, const std::optional<Tensor>& residual, const Tensor& weight, double eps) {
     const int64_t dim = x.size(-1), outer = x.size(0);
-    const int64_t inner = outer ? x.numel() / outer / dim : 0, stride = row_stride(x);
+    const int64_t inner = outer ? x.numel() / outer / dim : 1, stride = row_stride(x);
     TORCH_CHECK(weight.numel() == dim && weight.scalar_type() == x.scalar_type() && weight.is_contiguous(),
                 "weight must be [", dim, "] of x's type");
     TORCH_CHECK(!residual || (residual->is_contiguous() && residual->numel() == x.numel() && inner == 1 &&

@@ -14,6 +14,7 @@ from headwater.openai.errors import (
     BadRequestError,
     InternalServerError,
     MethodNotAllowedError,
+    ModelNotFoundError,
     NotFoundError,
     ServiceUnavailableError,
 )
@@ -104,10 +105,13 @@ class Gateway:
                 raise ServiceUnavailableError("The router is about to end.", code="draining", retry_after=1)
             body = await read_body(receive, self._max_body)
             await self._forwarder.forward(scope, receive, send, body, self._parse(body))
-        elif (local := self._local.get(path)) is not None:
+        elif path in self._local or path.startswith("/v1/models/"):
             if scope["method"] not in ("GET", "HEAD"):
                 raise MethodNotAllowedError(f"{scope['method']} is not allowed for {path}.")
-            await local(send)
+            if (local := self._local.get(path)) is not None:
+                await local(send)
+            else:
+                await self._model(send, path.removeprefix("/v1/models/"))
         else:
             raise NotFoundError(f"There is nothing at {path}.")
 
@@ -125,19 +129,28 @@ class Gateway:
         if model is not None:
             raise BadRequestError(f"`model` must be a name, found {model!r}.", param="model")
         served = self._fleet.models
-        if len(served) != 1:
+        bases = {each.base for name in served for _, each in self._fleet.serving(name)}
+        if len(bases) != 1:
             raise BadRequestError(
                 f"`model` is required; served here: {', '.join(served) or 'none yet'}.", param="model"
             )
-        return parsed | {"model": served[0]}
+        return parsed | {"model": bases.pop()}
 
     async def _models(self, send: Send) -> None:
-        cards = []
-        for name in self._fleet.models:
-            base = next((model for _, model in self._fleet.serving(name)), None)
-            if base is not None:
-                cards.append(ModelCard(id=name, created=self._started_at, parent=base.base if base.adapter else None))
+        cards = [card for name in self._fleet.models if (card := self._card(name)) is not None]
         await send_json(send, ModelList(cards))
+
+    async def _model(self, send: Send, name: str) -> None:
+        card = self._card(name)
+        if card is None:
+            raise ModelNotFoundError(name, self._fleet.models)
+        await send_json(send, card)
+
+    def _card(self, name: str) -> ModelCard | None:
+        served = next((model for _, model in self._fleet.serving(name)), None)
+        if served is None:
+            return None
+        return ModelCard(id=name, created=self._started_at, parent=served.base if served.adapter else None)
 
     async def _health(self, send: Send) -> None:
         await send_json(send, {"status": "ok"})

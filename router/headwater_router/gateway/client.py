@@ -59,6 +59,7 @@ class Connection(asyncio.Protocol):
         self.status = 0
         self.headers: Headers = []
         self._head_received = False
+        self._keep_alive = False
         self._complete = True
         self._chunks: deque[bytes] = deque()
         self._held = 0
@@ -113,7 +114,7 @@ class Connection(asyncio.Protocol):
 
     def release(self) -> None:
         """The answer is read, or no longer wanted: keep the connection for the next one, or close it."""
-        if self._complete and self._error is None and self._parser.should_keep_alive():
+        if self._complete and self._error is None and self._keep_alive:
             self.answers += 1
             self._pool.put(self)
         else:
@@ -192,6 +193,8 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
+        # Asked for now: once the message is complete, the parser has forgotten.
+        self._keep_alive = self._parser.should_keep_alive()
         if status >= 200:
             self.status = status
             self._head_received = True

@@ -21,10 +21,12 @@ from headwater_router.endpoints.fleet import Fleet
 from headwater_router.gateway.asgi import ClientGoneError, Receive, Scope, Send
 from headwater_router.gateway.client import (
     AnswerTimeoutError,
-    ConnectFailedError,
     Connection,
     ConnectionLostError,
+    ConnectRefusedError,
+    ConnectTimeoutError,
     Headers,
+    OwnLimitError,
     Pool,
     UpstreamError,
 )
@@ -41,6 +43,8 @@ _OWN_TO_A_CONNECTION: Final = frozenset(
 )  # fmt: skip
 _NOT_FORWARDED: Final = _OWN_TO_A_CONNECTION | {b"host", b"content-length", b"accept-encoding", b"expect"}
 """accept-encoding: the usage is read off the answer's last bytes, and token streams gain nothing from compression."""
+_NOT_PASSED_ON: Final = _OWN_TO_A_CONNECTION | {b"x-request-id", b"x-headwater-endpoint", b"x-headwater-decision"}
+"""The router sets the last three itself."""
 _RETRY_PAUSE: Final = 0.05
 """Seconds before the second attempt, twice that before the third; half to all of it, at random."""
 _RETRIED_STATUSES: Final = frozenset((500, 502, 503, 504))
@@ -236,7 +240,7 @@ class _Request:
         """Send the answer on as it comes. Returns the cached prompt tokens, where its usage says so."""
         self._streamed = any(name == b"content-type" and value.startswith(b"text/event-stream")
                              for name, value in connection.headers)  # fmt: skip
-        headers: Headers = [each for each in connection.headers if each[0] not in _OWN_TO_A_CONNECTION]
+        headers: Headers = [each for each in connection.headers if each[0] not in _NOT_PASSED_ON]
         headers += [
             (b"x-headwater-endpoint", endpoint.name.encode()),
             (b"x-headwater-decision", decision.label.encode()),
@@ -275,8 +279,11 @@ class _Request:
 
     async def _upstream_failed(self, endpoint: Endpoint, error: UpstreamError) -> APIError | None:
         """Charge the endpoint. Returns the error for another try; None once an answer was begun, which ends here."""
-        endpoint.breaker.failed(time.monotonic())
-        if isinstance(error, ConnectFailedError):
+        if isinstance(error, OwnLimitError):
+            endpoint.breaker.abandoned()
+        else:
+            endpoint.breaker.failed(time.monotonic())
+        if isinstance(error, ConnectRefusedError):
             # No need to wait for the next probe.
             self._shared.fleet.mark_dead(endpoint, str(error))
         if not self._answer_sent:
@@ -297,7 +304,12 @@ class _Request:
 def _failure(error: UpstreamError) -> tuple[str, APIError]:
     """The one border where the client's errors become the API's."""
     match error:
-        case ConnectFailedError():
+        case OwnLimitError():
+            busy = ServiceUnavailableError(
+                "The router has too many open connections.", code="overloaded", retry_after=1
+            )
+            return "limit", busy
+        case ConnectRefusedError() | ConnectTimeoutError():
             return "connect", BadGatewayError(f"No endpoint could be reached: {error}.", code="endpoint_unreachable")
         case ConnectionLostError():
             return "lost", BadGatewayError("The endpoint broke off before it answered.", code="endpoint_lost")
@@ -315,8 +327,11 @@ def _request_head(scope: Scope, length: int) -> tuple[bytes, bytes]:
     target: bytes = scope["raw_path"] + (b"?" + query if query else b"")
     lines = [b"POST " + target + b" HTTP/1.1\r\ncontent-length: " + str(length).encode()]
     request_id = b""
+    named = {
+        each.strip().lower() for name, value in scope["headers"] if name == b"connection" for each in value.split(b",")
+    }
     for name, value in scope["headers"]:
-        if name not in _NOT_FORWARDED:
+        if name not in _NOT_FORWARDED and name not in named:
             lines.append(name + b": " + value)
             if name == b"x-request-id":
                 request_id = value

@@ -37,7 +37,7 @@ class RouterMetrics:
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens, as the answers' usage says.")
         self.retries = self._counter(
             "retries",
-            "Requests tried on a further endpoint, by reason: connect, lost, timeout, malformed, status.",
+            "Requests tried on a further endpoint, by reason: connect, limit, lost, timeout, malformed, status.",
             "reason",
         )
         self.broken_answers = self._counter(

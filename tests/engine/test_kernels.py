@@ -1,0 +1,197 @@
+"""Every C++ kernel computes what its plain torch reference does; and what only the C++ ones promise."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from headwater_engine.kernels.cpu import CppKernels
+from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch, Kernels
+from headwater_engine.kernels.reference import TorchKernels
+
+FLOAT = CppKernels(torch.float32, native_bfloat16=False)
+MIXED = CppKernels(torch.bfloat16, native_bfloat16=False)
+"""bfloat16 weights and KV, float32 activations: what CPUs without bfloat16 arithmetic get."""
+HALF = CppKernels(torch.bfloat16, native_bfloat16=True)
+"""bfloat16 activations, too: what CPUs with it get. Only products are slow where it is emulated."""
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def views(kernels: Kernels, tokens: int, heads: int, kv_heads: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values as a model has them: views of one fused product."""
+    fused = random(tokens, (heads + 2 * kv_heads) * dim).to(kernels.dtype)
+    q, k, v = fused.split((heads * dim, kv_heads * dim, kv_heads * dim), dim=-1)
+    return q.view(tokens, heads, dim), k.view(tokens, kv_heads, dim), v.view(tokens, kv_heads, dim)
+
+
+def ragged(contexts: Sequence[int], new: Sequence[int]) -> AttentionBatch:
+    """Sequences of `contexts` tokens, the last `new` of which are in the batch, over blocks in random order."""
+    counts = [-(-context // BLOCK_SIZE) for context in contexts]
+    order = torch.randperm(sum(counts) + 3, generator=torch.Generator().manual_seed(1)).tolist()
+    tables = torch.zeros(len(contexts), max(counts), dtype=torch.int32)
+    positions, slots = [], []
+    for s, (context, count) in enumerate(zip(contexts, new, strict=True)):
+        blocks = [order.pop() for _ in range(counts[s])]
+        tables[s, : counts[s]] = torch.tensor(blocks)
+        for position in range(context - count, context):
+            positions.append(position)
+            slots.append(blocks[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE)
+    starts = torch.tensor([0, *new]).cumsum(0).int()
+    return AttentionBatch(
+        torch.tensor(positions), torch.tensor(slots), tables, starts, torch.tensor(contexts, dtype=torch.int32)
+    )
+
+
+def attend(
+    kernels: Kernels,
+    contexts: Sequence[int],
+    new: Sequence[int],
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    **options: object,
+) -> Tensor:
+    """Fill the whole context, then attend with the new tokens."""
+    whole = ragged(contexts, contexts)
+    cache = kernels.allocate(whole.block_tables.max().item() + 4, kv_heads, dim, dim)  # type: ignore[arg-type]
+    _, keys, values = views(kernels, sum(contexts), heads, kv_heads, dim)
+    kernels.write_cache(keys, values, cache, whole.slots)
+    batch = ragged(contexts, new)
+    queries, _, _ = views(kernels, sum(new), heads, kv_heads, dim)
+    return kernels.paged_attention(queries, cache, batch, scale=dim**-0.5, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dim", [8, 20, 64, 80, 128])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (9, 3), (8, 1)])
+def test_attention_of_ragged_batches(dim: int, heads: int, kv_heads: int) -> None:
+    shape = ([1, 17, 300, 45, 16, 200], [1, 17, 1, 20, 1, 33], heads, kv_heads, dim)
+    torch.testing.assert_close(attend(FLOAT, *shape), attend(TorchKernels(), *shape), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(attend(MIXED, *shape), attend(TorchKernels(), *shape), rtol=2e-2, atol=2e-2)
+
+
+def test_attention_with_bfloat16_activations() -> None:
+    shape = ([1, 17, 300, 45], [1, 17, 1, 20], 9, 3, 64)
+    expected = attend(TorchKernels(torch.bfloat16), *shape)
+    torch.testing.assert_close(attend(HALF, *shape), expected, rtol=3e-2, atol=3e-2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"window": 5}, {"window": 100}, {"softcap": 3.0}, {"sinks": random(9)}, {"window": 40, "softcap": 2.0}],
+    ids=str,
+)
+def test_attention_options(options: dict[str, object]) -> None:
+    shape = ([3, 70, 260, 129], [3, 1, 30, 129], 9, 3, 32)
+    torch.testing.assert_close(
+        attend(FLOAT, *shape, **options), attend(TorchKernels(), *shape, **options), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_long_context_is_cut_and_put_together() -> None:
+    shape = ([5000, 2100, 7], [1, 1, 1], 9, 3, 64)
+    torch.testing.assert_close(attend(FLOAT, *shape), attend(TorchKernels(), *shape), rtol=1e-4, atol=1e-5)
+    sinks = random(9)
+    torch.testing.assert_close(
+        attend(FLOAT, *shape, sinks=sinks), attend(TorchKernels(), *shape, sinks=sinks), rtol=1e-4, atol=1e-5
+    )
+
+
+@settings(max_examples=60)
+@given(rows=st.integers(0, 70), inputs=st.integers(1, 90), outputs=st.integers(1, 90), biased=st.booleans())
+def test_products(rows: int, inputs: int, outputs: int, biased: bool) -> None:
+    x, weight = random(rows, inputs), random(outputs, inputs, seed=1)
+    bias = random(outputs, seed=2) if biased else None
+    expected = TorchKernels().linear(weight, bias)(x)
+    torch.testing.assert_close(FLOAT.linear(weight, bias)(x), expected, rtol=1e-4, atol=1e-4)
+    # bfloat16 weights are widened exactly: the result is that of float32 arithmetic on the rounded weights.
+    rounded = weight.to(torch.bfloat16)
+    expected = TorchKernels().linear(rounded.float(), bias)(x)
+    torch.testing.assert_close(MIXED.linear(rounded, bias)(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kernels", [FLOAT, MIXED], ids=["float32", "bfloat16"])
+def test_a_row_of_a_product_does_not_depend_on_its_batch(kernels: CppKernels) -> None:
+    """To the last bit, so that an answer is the same alone and among others."""
+    linear = kernels.linear(random(200, 300, seed=1))
+    x = random(130, 300)
+    whole = linear(x)
+    for rows in (1, 2, 3, 4, 5, 6, 7, 20, 64):
+        assert torch.equal(linear(x[:rows]), whole[:rows])
+
+
+def test_products_take_rows_that_lie_apart() -> None:
+    wide = random(7, 50)
+    linear = FLOAT.linear(random(20, 30, seed=1))
+    torch.testing.assert_close(linear(wide[:, :30]), linear(wide[:, :30].contiguous()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kernels", [FLOAT, HALF], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("rows", [0, 1, 5, 300])
+def test_norms(kernels: CppKernels, rows: int) -> None:
+    reference = TorchKernels(kernels.dtype)
+    x, residual = random(rows, 144).to(kernels.dtype), random(rows, 144, seed=1).to(kernels.dtype)
+    weight = random(144, seed=2).to(kernels.dtype)
+    tolerance = {"rtol": 2e-2, "atol": 2e-2} if kernels is HALF else {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(kernels.rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5), **tolerance)
+    ours, theirs = residual.clone(), residual.clone()
+    torch.testing.assert_close(
+        kernels.add_rms_norm(x, ours, weight, 1e-5), reference.add_rms_norm(x, theirs, weight, 1e-5), **tolerance
+    )
+    torch.testing.assert_close(ours, theirs, **tolerance)
+
+
+def test_norms_of_heads_that_are_views() -> None:
+    queries, keys, _ = views(FLOAT, 11, 6, 2, 24)
+    weight = random(24, seed=3)
+    for x in (queries, keys):
+        torch.testing.assert_close(FLOAT.rms_norm(x, weight, 1e-6), TorchKernels().rms_norm(x, weight, 1e-6))
+
+
+@pytest.mark.parametrize("kernels", [FLOAT, HALF], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("rotary", [32, 20])
+def test_rotation_in_place(kernels: CppKernels, rotary: int) -> None:
+    reference = TorchKernels(kernels.dtype)
+    angles = random(64, rotary // 2)
+    positions = torch.tensor([0, 5, 63, 7, 7])
+    rotated = []
+    for each in (kernels, reference):
+        queries, keys, _ = views(kernels, 5, 4, 2, 32)
+        each.rope(queries, keys, angles.cos(), angles.sin(), positions)
+        rotated.append((queries, keys))
+    tolerance = {"rtol": 2e-2, "atol": 2e-2} if kernels is HALF else {"rtol": 1e-5, "atol": 1e-5}
+    for ours, theirs in zip(*rotated, strict=True):
+        torch.testing.assert_close(ours, theirs, **tolerance)
+
+
+@pytest.mark.parametrize("kernels", [FLOAT, HALF], ids=["float32", "bfloat16"])
+def test_activation(kernels: CppKernels) -> None:
+    gate_up = (20 * random(9, 2 * 37)).to(kernels.dtype)
+    tolerance = {"rtol": 2e-2, "atol": 2e-2} if kernels is HALF else {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(kernels.silu_mul(gate_up), TorchKernels(kernels.dtype).silu_mul(gate_up), **tolerance)
+
+
+def test_wrong_shapes_are_errors_and_no_crashes() -> None:
+    linear = FLOAT.linear(random(20, 30))
+    with pytest.raises(RuntimeError, match="x must be"):
+        linear(random(3, 31))
+    with pytest.raises(RuntimeError, match="gate_up"):
+        FLOAT.silu_mul(random(3, 5))
+    with pytest.raises(RuntimeError, match="another shape"):
+        FLOAT.write_cache(random(1, 2, 8), random(1, 2, 8), FLOAT.allocate(2, 3, 8, 8), torch.tensor([0]))
+
+
+def test_plain_torch_takes_over_where_nothing_compiles(tmp_path: os.PathLike[str]) -> None:
+    code = "import torch; from headwater_engine.kernels import select; print(select(torch.bfloat16).name)"
+    environment = os.environ | {"CXX": "/bin/false", "TORCH_EXTENSIONS_DIR": str(tmp_path)}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "cpu-torch"
+    assert "plain torch takes over" in run.stdout + run.stderr

@@ -127,6 +127,8 @@ def build(settings: EngineSettings, channel: Channel) -> tuple[EngineLoop, Ready
     """Load the model and lay out the cache. Raises LoadError or KVCacheTooSmallError with a sentence for the user."""
     torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
     folder = resolve(settings.model, settings.revision)
+    # At first use the C++ kernels are compiled, which takes a minute or two.
+    channel.send(Loading(0.0, "kernels"))
     kernels = select(weights_dtype(folder, settings.dtype))
     model = load_model(
         folder, kernels=kernels, dtype=settings.dtype, progress=lambda f: channel.send(Loading(f, "weights"))

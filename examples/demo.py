@@ -18,8 +18,8 @@ TEXT = """Paris is the capital of France. The city lies on the river Seine, in t
 million people live in it, and eleven million in the whole region. The Eiffel Tower, 330 metres high, was built for \
 the World's Fair of 1889. The Louvre, once a palace of kings, is the most visited museum of the world. The first line \
 of its underground railway, the Metro, was opened in the year 1900; today there are sixteen lines. \
-Notre-Dame stands on an island in the river; its building began in 1163 and took almost two hundred years. The city has \
-two large airports and six large railway stations, and from the Gare du Nord trains run through a tunnel under the sea \
+Notre-Dame stands on an island in the river; its building began in 1163 and took almost two hundred years. The city \
+has two airports and six railway stations, and from the Gare du Nord trains run through a tunnel under the sea \
 to London. The Sorbonne, one of the oldest universities of Europe, was founded in the thirteenth century. Every summer \
 the last stage of the Tour de France, a bicycle race of three weeks, ends on the avenue of the Champs-Élysées, which \
 leads from the Place de la Concorde to the Arc de Triomphe, where twelve streets meet."""

@@ -144,7 +144,9 @@ def _check_port(host: str, port: int) -> int:
     """The port, or a free one for 0. Raises ResourceError where it is taken."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.create_server(address[:2], family=family) as probe:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
             return int(probe.getsockname()[1])
     except OSError as error:
         raise ResourceError(

@@ -93,7 +93,7 @@ def test_the_router_reads_where_the_replicas_are(tmp_path) -> None:
         (ours("a", 1, backend={"type": "tgi"}), "a: spec.backend.type: no backend 'tgi' yet; there are: "),
         (f"{ours('a', 1)}\n---\n{ours('b', 1, routing={'policy': 'session'})}", "found prefix, session"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_run_here_is_refused(text: str, message: str, tmp_path) -> None:
     plan = deployments(tmp_path, text)
     with pytest.raises(ResourceError, match=re.escape(message)):
@@ -165,7 +165,7 @@ def free_port() -> int:
 def start(tmp_path: Path) -> Iterator[Callable[[], Up]]:
     program = tmp_path / "bin" / "transformers"
     program.parent.mkdir()
-    program.write_text(f"#!/bin/sh\nexec {sys.executable} {FAKE} \"$@\"\n")  # fmt: skip
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} {FAKE} "$@"\n')
     program.chmod(0o755)
     (tmp_path / "pair.yaml").write_text(DEPLOYMENT)
     started: list[subprocess.Popen[bytes]] = []

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import resource
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from headwater.draining import DrainingServer
 from headwater.logs import configure_logging
 from headwater_router.config import RouterSettings
 from headwater_router.endpoints.breaker import Breaker
-from headwater_router.endpoints.discovery import endpoint_sets
+from headwater_router.endpoints.discovery import endpoint_sets, read_endpoints
 from headwater_router.endpoints.endpoint import Endpoint, EndpointError, EndpointSpec
 from headwater_router.endpoints.fleet import Fleet
 from headwater_router.endpoints.probe import Prober
@@ -35,6 +36,10 @@ class SettingsError(ValueError):
     """A setting is wrong in a way that its type does not show; the message names the flag."""
 
 
+class ListenError(Exception):
+    """The address is taken, or is not ours."""
+
+
 class Router:
     """Everything of one router process. Build it inside a running loop."""
 
@@ -44,6 +49,8 @@ class Router:
         self._flags = [EndpointSpec.parse(text) for text in settings.endpoint]
         if not self._flags and settings.endpoints_file is None:
             raise SettingsError("there is nothing to route to: give --endpoint or --endpoints-file")
+        if settings.endpoints_file is not None:
+            read_endpoints(settings.endpoints_file)
         self._index = PrefixIndex()
         picker = make(settings.policy, self._index)
         self.fleet = Fleet(self._make_breaker, picker.forget)
@@ -136,8 +143,17 @@ def server_config(router: Router) -> uvicorn.Config:
     )
 
 
+async def _listen(server: uvicorn.Server) -> None:
+    """Raises ListenError."""
+    try:
+        await server.serve()
+    except SystemExit as error:  # uvicorn's way to say so; its log, which would say why, is off
+        config = server.config
+        raise ListenError(f"cannot listen on {config.host}:{config.port}: {error.__context__}") from None
+
+
 async def serve(settings: RouterSettings) -> None:
-    """Route until a signal. Raises SettingsError or EndpointError."""
+    """Route until a signal. Raises SettingsError, EndpointError or ListenError."""
     router = Router(settings)
     loop = asyncio.get_running_loop()
 
@@ -153,7 +169,7 @@ async def serve(settings: RouterSettings) -> None:
 
     server = DrainingServer(server_config(router), begin_drain)
     following = asyncio.create_task(router.follow_endpoints())
-    serving = asyncio.create_task(server.serve())
+    serving = asyncio.create_task(_listen(server))
     log.info("routing", url=f"http://{settings.host}:{settings.port}", policy=settings.policy)
     try:
         await asyncio.wait((following, serving), return_when=asyncio.FIRST_COMPLETED)
@@ -161,6 +177,7 @@ async def serve(settings: RouterSettings) -> None:
             server.should_exit = True
             await serving
             following.result()
+        serving.result()
     finally:
         following.cancel()
         with contextlib.suppress(asyncio.CancelledError, ExceptionGroup):
@@ -173,8 +190,12 @@ def run(settings: RouterSettings) -> int:
     configure_logging(settings.log_level)
     _allow_many_connections()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    with asyncio.Runner(loop_factory=_uvloop()) as runner:
-        runner.run(serve(settings))
+    try:
+        with asyncio.Runner(loop_factory=_uvloop()) as runner:
+            runner.run(serve(settings))
+    except ListenError as error:
+        print(f"headwater route: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

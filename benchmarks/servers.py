@@ -1,0 +1,52 @@
+"""Servers as processes: started, waited for, measured by the CPU they use, stopped with all their children."""
+
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import psutil
+
+
+@contextmanager
+def server(command: str, ready: Callable[[], bool], timeout: float = 900) -> Iterator[psutil.Process]:
+    """Start `command` and wait until `ready`. Raises SystemExit with the end of its log if it does not come up."""
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(shlex.split(command), stdout=log, stderr=log, start_new_session=True)
+        try:
+            deadline = time.monotonic() + timeout
+            while not ready():
+                if process.poll() is not None or time.monotonic() > deadline:
+                    log.seek(0)
+                    raise SystemExit(f"{command}: did not start\n{log.read()[-4000:].decode(errors='replace')}")
+                time.sleep(0.2)
+            yield psutil.Process(process.pid)
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def cpu_seconds(process: psutil.Process) -> float:
+    """User and system time so far, of the process and its children."""
+    times = [each.cpu_times() for each in (process, *process.children(recursive=True))]
+    return float(sum(time.user + time.system for time in times))
+
+
+def resident_mib(process: psutil.Process) -> float:
+    """MiB of resident memory, of the process and its children."""
+    return float(sum(each.memory_info().rss for each in (process, *process.children(recursive=True)))) / 2**20
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -9,23 +9,15 @@ better for us, in every column).
 
 import argparse
 import asyncio
-import os
 import random
-import shlex
-import signal
-import socket
 import statistics
-import subprocess
 import sys
-import tempfile
-import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import load
+from servers import free_port, server
 
 MODEL = "bench"
 VOCABULARY = 40_000
@@ -60,28 +52,6 @@ SCENARIOS = (
 )
 
 
-@contextmanager
-def server(command: str, port: int, timeout: float = 900) -> Iterator[None]:
-    """Start a server, wait until it answers, and stop it with all its children."""
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(shlex.split(command), stdout=log, stderr=log, start_new_session=True)
-        try:
-            deadline = time.monotonic() + timeout
-            while not answers(port):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    log.seek(0)
-                    raise SystemExit(f"{command}: did not start\n{log.read()[-4000:].decode(errors='replace')}")
-                time.sleep(0.5)
-            yield
-        finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-
-
 def answers(port: int) -> bool:
     """Whether the model is loaded: it is listed only then by either server."""
     try:
@@ -93,16 +63,10 @@ def answers(port: int) -> bool:
         return False
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def measure(command: str, seed: int) -> dict[str, load.Summary]:
     port = free_port()
     results = {}
-    with server(command.format(port=port), port):
+    with server(command.format(port=port), lambda: answers(port)):
         warm_up = Scenario("warm-up", requests=8, concurrency=8).prompts(seed)
         asyncio.run(load.run(port, MODEL, warm_up, max_tokens=16, concurrency=8))
         for scenario in SCENARIOS:

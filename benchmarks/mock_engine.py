@@ -64,7 +64,7 @@ class MockEngine(asyncio.Protocol):
         self._write: Callable[[bytes], None] = lambda data: None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._write = cast(asyncio.Transport, transport).write
+        self._write = cast("asyncio.Transport", transport).write
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:

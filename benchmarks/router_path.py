@@ -32,7 +32,9 @@ _HERE = Path(__file__).parent
 
 def answers(port: int, request: bytes | None = None) -> bool:
     """Whether a chat gets an answer through a port, or the list of models where no request is given."""
-    path, body = ("/v1/models", None) if request is None else ("/v1/chat/completions", request.partition(b"\r\n\r\n")[2])
+    path, body = (
+        ("/v1/models", None) if request is None else ("/v1/chat/completions", request.partition(b"\r\n\r\n")[2])
+    )
     url = f"http://127.0.0.1:{port}{path}"
     try:
         headers = {"content-type": "application/json"}

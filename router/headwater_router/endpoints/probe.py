@@ -4,10 +4,11 @@ import asyncio
 import re
 from collections.abc import Sequence
 
-import httpx
+import msgspec
 import structlog
 
 from headwater.backends.metrics import LoadReport, read_load
+from headwater_router.client import AnswerTimeoutError, ConnectRefusedError, Pool, UpstreamError
 from headwater_router.endpoints.endpoint import Endpoint, ServedModel
 from headwater_router.endpoints.fleet import Fleet
 
@@ -19,49 +20,71 @@ _PROCESS_START = re.compile(r"^process_start_time_seconds (\S+)$", re.MULTILINE)
 class Prober:
     """Writes what it finds to the fleet."""
 
-    def __init__(self, fleet: Fleet, client: httpx.AsyncClient, interval: float) -> None:
+    def __init__(self, fleet: Fleet, interval: float, timeout: float) -> None:
+        """`interval`, `timeout`: seconds, the latter for each of a probe's requests."""
         self._fleet = fleet
-        self._client = client
         self._interval = interval
+        self._timeout = timeout
 
     async def run(self, endpoint: Endpoint) -> None:
         """Probe until cancelled."""
-        while True:
-            try:
-                await self.probe(endpoint)
-            except Exception:
-                # One odd answer must not end the probing for good.
-                log.exception("probe failed", endpoint=endpoint.name)
-                self._fleet.mark_unready(endpoint, "its answer to the probe makes no sense")
-            await asyncio.sleep(self._interval)
-
-    async def probe(self, endpoint: Endpoint) -> None:
+        pool = Pool(endpoint.host, endpoint.port, self._timeout)
         try:
-            answer = await self._client.get(endpoint.spec.url + endpoint.backend.ready_path)
-            if answer.status_code != 200:
-                self._fleet.mark_unready(endpoint, f"{endpoint.backend.ready_path} says {answer.status_code}")
+            while True:
+                try:
+                    await self._probe(endpoint, pool)
+                except Exception:
+                    # One odd answer must not end the probing for good.
+                    log.exception("probe failed", endpoint=endpoint.name)
+                    self._fleet.mark_unready(endpoint, "its answer to the probe makes no sense")
+                await asyncio.sleep(self._interval)
+        finally:
+            pool.close()
+
+    async def _probe(self, endpoint: Endpoint, pool: Pool) -> None:
+        try:
+            status, _ = await self._get(endpoint, pool, endpoint.backend.ready_path)
+            if status != 200:
+                self._fleet.mark_unready(endpoint, f"{endpoint.backend.ready_path} says {status}")
                 return
-            await self._read_load(endpoint)
-            models = endpoint.models if endpoint.ready and endpoint.models else await self._read_models(endpoint)
-        except httpx.ConnectError as error:
-            self._fleet.mark_dead(endpoint, str(error) or "connection refused")
+            await self._read_load(endpoint, pool)
+            models = endpoint.models if endpoint.ready and endpoint.models else await self._read_models(endpoint, pool)
+        except ConnectRefusedError as error:
+            self._fleet.mark_dead(endpoint, str(error))
             return
-        except httpx.HTTPError as error:
-            self._fleet.mark_unready(endpoint, str(error) or type(error).__name__)
+        except UpstreamError as error:
+            self._fleet.mark_unready(endpoint, str(error))
             return
         self._fleet.mark_ready(endpoint, models)
 
-    async def _read_load(self, endpoint: Endpoint) -> None:
+    async def _get(self, endpoint: Endpoint, pool: Pool, path: str) -> tuple[int, bytes]:
+        """Status and body. Raises UpstreamError."""
+        request = f"GET {path} HTTP/1.1\r\nhost: {endpoint.spec.url[7:]}\r\n\r\n".encode()
+        try:
+            async with asyncio.timeout(self._timeout):
+                connection = await pool.ask(request, b"", self._timeout)
+                try:
+                    pieces = [await connection.read()]
+                    while pieces[-1]:
+                        pieces.append(await connection.read())
+                finally:
+                    connection.release()
+        except TimeoutError:
+            raise AnswerTimeoutError(f"{path} was not answered in time") from None
+        return connection.status, b"".join(pieces)
+
+    async def _read_load(self, endpoint: Endpoint, pool: Pool) -> None:
         path = endpoint.backend.metrics_path
         if path is None:
             return
-        answer = await self._client.get(endpoint.spec.url + path)
-        if answer.status_code != 200:
+        status, body = await self._get(endpoint, pool, path)
+        if status != 200:
             _store(endpoint, LoadReport(None, None, None, None, None))
             return
-        if (start := _PROCESS_START.search(answer.text)) is not None:
+        text = body.decode(errors="replace")
+        if (start := _PROCESS_START.search(text)) is not None:
             self._notice_restart(endpoint, float(start[1]))
-        _store(endpoint, read_load(answer.text, endpoint.backend.metrics))
+        _store(endpoint, read_load(text, endpoint.backend.metrics))
 
     def _notice_restart(self, endpoint: Endpoint, process_start: float) -> None:
         if endpoint.process_start not in (None, process_start):
@@ -69,10 +92,11 @@ class Prober:
             self._fleet.begin_new_life(endpoint)
         endpoint.process_start = process_start
 
-    async def _read_models(self, endpoint: Endpoint) -> Sequence[ServedModel]:
-        answer = await self._client.get(endpoint.spec.url + "/v1/models")
-        answer.raise_for_status()
-        cards = [card for card in answer.json()["data"] if isinstance(card.get("id"), str)]
+    async def _read_models(self, endpoint: Endpoint, pool: Pool) -> Sequence[ServedModel]:
+        status, body = await self._get(endpoint, pool, "/v1/models")
+        if status != 200:
+            raise UpstreamError(f"/v1/models says {status}")
+        cards = [card for card in msgspec.json.decode(body)["data"] if isinstance(card.get("id"), str)]
         # The first name of the same weights stands for all of them.
         bases: dict[str, str] = {}
         for card in cards:

@@ -1,5 +1,6 @@
 """The gateway as an ASGI application: what is forwarded, and what the router answers itself."""
 
+import contextlib
 import time
 from collections.abc import Mapping
 from typing import Any, Final
@@ -76,24 +77,18 @@ class Gateway:
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun = False
-
-        async def tracking_send(message: Any) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
-
         try:
-            await self._answer(scope, receive, tracking_send)
+            await self._answer(scope, receive, send)
         except APIError as error:
-            self._metrics.requests.labels(error.status).inc()
+            self._metrics.answered(error.status)
             await send_error(send, error)
         except ClientGoneError:
-            self._metrics.requests.labels(499).inc()
+            self._metrics.answered(499)
         except Exception:
             log.exception("request failed", path=scope["path"])
-            self._metrics.requests.labels(500).inc()
-            if not begun:
+            self._metrics.answered(500)
+            # An answer that had begun cannot become another one; uvicorn says so and cuts the connection.
+            with contextlib.suppress(RuntimeError):
                 await send_error(send, InternalServerError("The router failed on this request; its log says why."))
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -104,7 +99,7 @@ class Gateway:
             if self.draining:
                 raise ServiceUnavailableError("The router is about to end.", code="draining", retry_after=1)
             body = await read_body(receive, self._max_body)
-            await self._forwarder.forward(scope, receive, send, body, self._parse(body))
+            await self._forwarder.forward(scope, send, body, self._parse(body))
         elif path in self._local or path.startswith("/v1/models/"):
             if scope["method"] not in ("GET", "HEAD"):
                 raise MethodNotAllowedError(f"{scope['method']} is not allowed for {path}.")

@@ -16,10 +16,7 @@ from headwater.openai.errors import (
     ServiceUnavailableError,
 )
 from headwater.openai.stream import error_event
-from headwater_router.endpoints.endpoint import Endpoint, ServedModel
-from headwater_router.endpoints.fleet import Fleet
-from headwater_router.gateway.asgi import ClientGoneError, Receive, Scope, Send
-from headwater_router.gateway.client import (
+from headwater_router.client import (
     AnswerTimeoutError,
     Connection,
     ConnectionLostError,
@@ -30,7 +27,11 @@ from headwater_router.gateway.client import (
     Pool,
     UpstreamError,
 )
+from headwater_router.endpoints.endpoint import Endpoint, ServedModel
+from headwater_router.endpoints.fleet import Fleet
+from headwater_router.gateway.asgi import ClientGoneError, Scope, Send
 from headwater_router.gateway.metrics import RouterMetrics
+from headwater_router.gateway.protocol import client_link
 from headwater_router.gateway.usage import find_usage
 from headwater_router.index import PromptBuilder
 from headwater_router.picker.base import Decision, Picker, Prompt
@@ -96,7 +97,7 @@ class Forwarder:
             raise not_ready(model)
         raise ModelNotFoundError(model, self.fleet.models)
 
-    async def forward(self, scope: Scope, receive: Receive, send: Send, body: bytes, parsed: Mapping[str, Any]) -> None:
+    async def forward(self, scope: Scope, send: Send, body: bytes, parsed: Mapping[str, Any]) -> None:
         """Answer one request. Raises APIError while nothing is sent yet, ClientGoneError at any time."""
         started = time.monotonic()
         model = parsed["model"]
@@ -106,7 +107,7 @@ class Forwarder:
         self.open_requests += 1
         self._idle.clear()
         try:
-            await request.run(receive)
+            await request.run()
         finally:
             self.open_requests -= 1
             if not self.open_requests:
@@ -130,8 +131,8 @@ def not_ready(model: str) -> ServiceUnavailableError:
 class _Request:
     """The state of one request. `_answer_sent` is known before any error is handled: after it, nothing is retried."""
 
-    __slots__ = ("_answer_sent", "_body", "_gone", "_head", "_model", "_prompt", "_request_id", "_scope", "_send",
-                 "_shared", "_started", "_streamed")  # fmt: skip
+    __slots__ = ("_answer_sent", "_before_last", "_body", "_client", "_gone", "_head", "_last", "_model", "_prompt",
+                 "_request_id", "_send", "_shared", "_started", "_streamed")  # fmt: skip
 
     def __init__(
         self,
@@ -144,7 +145,7 @@ class _Request:
         started: float,
     ) -> None:
         self._shared = shared
-        self._scope = scope
+        self._client = client_link(scope)
         self._send = send
         self._body = body
         self._prompt = prompt
@@ -153,20 +154,20 @@ class _Request:
         self._answer_sent = False
         self._gone = False
         self._streamed = False
+        self._before_last = self._last = b""
+        """The last two pieces of the answer, in which its usage is looked for."""
         self._request_id, self._head = _request_head(scope, len(body))
 
-    async def run(self, receive: Receive) -> None:
+    async def run(self) -> None:
         """Forward, and stop at once when the client leaves, be it before the first byte or after."""
         forwarding = asyncio.current_task()
         assert forwarding is not None
-        watching = asyncio.ensure_future(receive())
 
-        def on_leave(_: object) -> None:
-            # After a whole answer `receive` says the same, but then this callback is gone.
+        def on_leave() -> None:
             self._gone = True
             forwarding.cancel()
 
-        watching.add_done_callback(on_leave)
+        self._client.watch(on_leave)
         try:
             await self._attempts()
         except asyncio.CancelledError:
@@ -175,8 +176,7 @@ class _Request:
             forwarding.uncancel()
             raise ClientGoneError from None
         finally:
-            watching.remove_done_callback(on_leave)
-            watching.cancel()
+            self._client.watch(None)
 
     async def _attempts(self) -> None:
         shared = self._shared
@@ -246,7 +246,6 @@ class _Request:
             (b"x-headwater-decision", decision.label.encode()),
             (b"x-request-id", self._request_id),
         ]
-        before = last = b""
         send, shared = self._send, self._shared
         # The head goes out with the first byte of the body, so that until then another endpoint can be tried.
         chunk = await connection.read()
@@ -256,16 +255,25 @@ class _Request:
             shared.metrics.ttft.observe(now - self._started)
         self._answer_sent = True
         await send({"type": "http.response.start", "status": connection.status, "headers": headers})
-        while chunk:
+        while not connection.exhausted:
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            before, last = last, chunk
-            chunk = await connection.read()
-        await send({"type": "http.response.body", "body": b""})
-        self._shared.metrics.requests.labels(connection.status).inc()
-        return self._learn(before, last, decision)
+            self._before_last, self._last = self._last, chunk
+            chunk = await connection.read(self._relay)
+        await send({"type": "http.response.body", "body": chunk})
+        if chunk:
+            self._before_last, self._last = self._last, chunk
+        shared.metrics.answered(connection.status)
+        return self._learn(decision)
 
-    def _learn(self, before: bytes, last: bytes, decision: Decision) -> int | None:
-        usage = find_usage(before, last)
+    def _relay(self, chunk: bytes) -> bool:
+        """Send a piece on without waiting, if the client keeps up."""
+        if not self._client.write_chunk(chunk):
+            return False
+        self._before_last, self._last = self._last, chunk
+        return True
+
+    def _learn(self, decision: Decision) -> int | None:
+        usage = find_usage(self._before_last, self._last)
         if usage is None:
             return None
         metrics = self._shared.metrics
@@ -327,11 +335,14 @@ def _request_head(scope: Scope, length: int) -> tuple[bytes, bytes]:
     target: bytes = scope["raw_path"] + (b"?" + query if query else b"")
     lines = [b"POST " + target + b" HTTP/1.1\r\ncontent-length: " + str(length).encode()]
     request_id = b""
-    named = {
-        each.strip().lower() for name, value in scope["headers"] if name == b"connection" for each in value.split(b",")
-    }
-    for name, value in scope["headers"]:
-        if name not in _NOT_FORWARDED and name not in named:
+    headers: Headers = scope["headers"]
+    not_forwarded = _NOT_FORWARDED
+    for name, value in headers:
+        if name == b"connection" and value.lower() not in (b"keep-alive", b"close"):
+            # It names further headers that are meant for the router alone.
+            not_forwarded |= {each.strip().lower() for each in value.split(b",")}
+    for name, value in headers:
+        if name not in not_forwarded:
             lines.append(name + b": " + value)
             if name == b"x-request-id":
                 request_id = value

@@ -21,6 +21,7 @@ class RouterMetrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.requests = self._counter("requests", "Answered requests, by HTTP status; 499: the client left.", "status")
+        self._by_status: dict[int, Counter] = {}
         decisions = self._counter(
             "decisions",
             "Requests sent to an endpoint, by what was known of its cache: exact (token ids matched against KV "
@@ -80,6 +81,13 @@ class RouterMetrics:
         self.index_entries = self._gauge("index_entries", "Blocks that the prefix index knows of, by source.", "source")
         self.index_gaps = self._gauge("index_gaps", "Times that KV events were lost and what was known was dropped.")
         self.index_unusable = self._gauge("index_unusable", "Blocks in KV events that could not be understood.")
+
+    def answered(self, status: int) -> None:
+        """Count a request by the status of its answer."""
+        counter = self._by_status.get(status)
+        if counter is None:
+            counter = self._by_status[status] = self.requests.labels(status)
+        counter.inc()
 
     def collect(self, fleet: Fleet, index: PrefixIndex, now: float) -> None:
         """Set the gauges; they are read only when somebody scrapes."""

@@ -4,8 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-_PROMPT: Final = re.compile(rb'"prompt_tokens"\s*:\s*(\d+)')
-_CACHED: Final = re.compile(rb'"cached_tokens"\s*:\s*(\d+)')
+_NUMBER: Final = re.compile(rb'"\s*:\s*(\d+)')
 _TAIL: Final = 2048
 
 
@@ -19,8 +18,12 @@ class Usage:
 def find_usage(before: bytes, last: bytes) -> Usage | None:
     """`before` and `last`: the last two pieces of an answer's body."""
     tail = (before[-_TAIL:] + last)[-_TAIL:]
-    prompts = _PROMPT.findall(tail)
-    if not prompts:
-        return None
-    cached = _CACHED.findall(tail)
-    return Usage(int(prompts[-1]), int(cached[-1]) if cached else None)
+    prompt_tokens = _last_number(tail, b'"prompt_tokens"')
+    return None if prompt_tokens is None else Usage(prompt_tokens, _last_number(tail, b'"cached_tokens"'))
+
+
+def _last_number(tail: bytes, name: bytes) -> int | None:
+    """From the end on, and only as far as needed: a search over all of it is seen in the router's profile."""
+    place = tail.rfind(name)
+    found = _NUMBER.match(tail, place + len(name) - 1) if place >= 0 else None
+    return int(found[1]) if found else None

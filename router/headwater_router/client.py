@@ -1,4 +1,4 @@
-"""A lean HTTP/1.1 client for the token path: connections that are kept, answers that stream through.
+"""A lean HTTP/1.1 client for the token path and the probes: connections that are kept, answers that stream through.
 
 A general client costs ten times the CPU of this (docs/performance.md), most of it in layers that a router has no use
 for. What is here is what forwarding needs: send prepared bytes, parse the answer's head, hand its body on as it
@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import errno
 from collections import deque
+from collections.abc import Callable
 from typing import cast
 
 import httptools
@@ -63,6 +64,7 @@ class Connection(asyncio.Protocol):
         self._complete = True
         self._chunks: deque[bytes] = deque()
         self._held = 0
+        self._relay: Callable[[bytes], bool] | None = None
         self._paused = False
         self._error: UpstreamError | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -92,14 +94,22 @@ class Connection(asyncio.Protocol):
                 raise self._error
             await self._wait()
 
-    async def read(self) -> bytes:
-        """All of the body that is there, after waiting for some; empty at its end. Raises UpstreamError."""
+    async def read(self, relay: Callable[[bytes], bool] | None = None) -> bytes:
+        """All of the body that is there, after waiting for some; empty at its end. Raises UpstreamError.
+
+        `relay` gets each piece that comes while this waits, at once, and says whether it took it. Those are not
+        returned: waking a task for each token would be half of what a token costs.
+        """
         while not self._chunks:
             if self._complete:
                 return b""
             if self._error is not None:
                 raise self._error
-            await self._wait()
+            self._relay = relay
+            try:
+                await self._wait()
+            finally:
+                self._relay = None
         body = self._chunks.popleft() if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks.clear()
         self._held = 0
@@ -107,6 +117,11 @@ class Connection(asyncio.Protocol):
             self._paused = False
             self._transport.resume_reading()
         return body
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether all of the answer has come and was read."""
+        return self._complete and not self._chunks
 
     @property
     def answer_began(self) -> bool:
@@ -169,7 +184,8 @@ class Connection(asyncio.Protocol):
         if self._held > _HIGH_WATER and not self._paused and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
-        self._wake()
+        if self._relay is None or self._chunks or self._complete:
+            self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._pool.discard(self)
@@ -204,6 +220,8 @@ class Connection(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         if self._timer is not None:
             self._stop_timer()
+        if self._relay is not None and not self._chunks and self._relay(body):
+            return
         self._chunks.append(body)
         self._held += len(body)
 

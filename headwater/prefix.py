@@ -16,6 +16,7 @@ This runs for every request that the router routes, on its one thread: few Pytho
 
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from operator import methodcaller
 from typing import Any, Final
 
@@ -65,9 +66,13 @@ def root_hash(
     `shape`: further fields of the request that change the prompt from its beginning on, such as `tools`.
     `kind`: "text" or "tokens", or any other name, for streams that must never be mistaken for one another.
     """
-    fields = [kind, model, adapter, salt]
-    stream = _FIELD.join([_utf8(field) for field in fields])
+    stream = _root_stream(kind, model, adapter, salt)
     return xxh3_64_intdigest(stream + _OTHER_FIELDS + _json(shape) if shape else stream)
+
+
+@lru_cache(maxsize=1024)
+def _root_stream(*fields: str) -> bytes:
+    return _FIELD.join([_utf8(field) for field in fields])
 
 
 def text_chain(root: int, *texts: str) -> list[int]:

@@ -216,7 +216,7 @@ def _collect_garbage_rarely() -> None:
     """What was imported stays, and a request leaves no cycles behind: looking at it all again takes time from it."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
+    gc.set_threshold(10_000, 10, 50)
 
 
 __all__ = ["EndpointError", "Router", "SettingsError", "run", "serve"]

@@ -36,11 +36,12 @@ void write_cache(const T* keys, int64_t key_stride, const T* values, int64_t val
         const int64_t block = slots[t] / TILE, offset = slots[t] % TILE;
         for (int64_t h = 0; h < kv_heads; h++) {
             const T* key = keys + t * key_stride + h * key_dim;
-            C* key_to = key_cache + (block * kv_heads + h) * key_dim * TILE + offset;
+            C* key_to = key_cache + (block * kv_heads + h) * key_dim * TILE + place<C>(int(offset));
             for (int64_t d = 0; d < key_dim; d++) key_to[d * TILE] = narrow<C>(widen(key[d]));
             const T* value = values + t * value_stride + h * value_dim;
             C* value_to = value_cache + ((block * kv_heads + h) * TILE + offset) * padded_value_dim;
-            for (int64_t d = 0; d < value_dim; d++) value_to[d] = narrow<C>(widen(value[d]));
+            for (int64_t d = 0; d < value_dim; d++)
+                value_to[d / TILE * TILE + place<C>(int(d % TILE))] = narrow<C>(widen(value[d]));
         }
     }
 }
@@ -68,11 +69,11 @@ struct Scratch {
 
 // R rows of queries times the TILE keys of one block.
 template <int R, typename C>
-static void score_block(const float* queries, int64_t dim, const C* keys, float* scores) {
+__attribute__((noinline)) static void score_block(const float* queries, int64_t dim, const C* keys, float* scores) {
     Vec sums[R][VECS] = {};
     for (int64_t d = 0; d < dim; d++) {
         Vec k[VECS];
-        for (int v = 0; v < VECS; v++) k[v] = load(keys + d * TILE + v * LANES);
+        load_tile(keys + d * TILE, k);
         for (int r = 0; r < R; r++)
             for (int v = 0; v < VECS; v++) sums[r][v] += spread(queries[r * dim + d]) * k[v];
     }
@@ -80,17 +81,22 @@ static void score_block(const float* queries, int64_t dim, const C* keys, float*
         for (int v = 0; v < VECS; v++) store(scores + r * SPAN + v * LANES, sums[r][v]);
 }
 
-// R rows of weights times TILE dimensions of the values of one block.
+// R rows of weights times TILE dimensions of the values of a span's blocks, `keys` in all.
 template <int R, typename C>
-static void add_values(const float* weights, const C* values, int64_t dim, int64_t keys, float* output, int64_t stride) {
+__attribute__((noinline)) static void add_values(const float* weights, const C* const* blocks, int64_t first_dim,
+                                                 int64_t dim, int64_t keys, float* output, int64_t stride) {
     Vec sums[R][VECS];
     for (int r = 0; r < R; r++)
         for (int v = 0; v < VECS; v++) sums[r][v] = load(output + r * stride + v * LANES);
-    for (int64_t j = 0; j < keys; j++) {
-        Vec x[VECS];
-        for (int v = 0; v < VECS; v++) x[v] = load(values + j * dim + v * LANES);
-        for (int r = 0; r < R; r++)
-            for (int v = 0; v < VECS; v++) sums[r][v] += spread(weights[r * SPAN + j]) * x[v];
+    for (int64_t first = 0; first < keys; first += TILE) {
+        const C* values = blocks[first / TILE] + first_dim;
+        const int64_t count = std::min<int64_t>(TILE, keys - first);
+        for (int64_t j = 0; j < count; j++) {
+            Vec x[VECS];
+            load_tile(values + j * dim, x);
+            for (int r = 0; r < R; r++)
+                for (int v = 0; v < VECS; v++) sums[r][v] += spread(weights[r * SPAN + first + j]) * x[v];
+        }
     }
     for (int r = 0; r < R; r++)
         for (int v = 0; v < VECS; v++) store(output + r * stride + v * LANES, sums[r][v]);
@@ -141,6 +147,11 @@ static void weigh_row(float* scores, int64_t span_start, int64_t keys, int64_t p
     sum += headwater::sum(total);
 }
 
+// Blocks lie anywhere, so that the CPU's own prefetching begins anew with each, after it was waited for.
+template <typename C> static void prefetch(const C* from, int64_t count) {
+    for (int64_t i = 0; i < count; i += 64 / int64_t(sizeof(C))) __builtin_prefetch(from + i);
+}
+
 // Accumulates the task's part of the context into the scratch's output, maxima and sums.
 template <typename T, typename C>
 static void attend(const Task& task, const T* queries, int64_t query_stride, const C* key_cache, const C* value_cache,
@@ -154,11 +165,19 @@ static void attend(const Task& task, const T* queries, int64_t query_stride, con
         for (int64_t d = 0; d < shape.key_dim; d++)
             scratch.queries[row * shape.key_dim + d] = widen(query[d]) * shape.scale;
     }
+    const auto keys_of = [&](int64_t block) {
+        return key_cache + (table[block] * shape.kv_heads + task.kv_head) * shape.key_dim * TILE;
+    };
+    const auto values_of = [&](int64_t block) {
+        return value_cache + (table[block] * shape.kv_heads + task.kv_head) * TILE * width;
+    };
     for (int64_t block = task.first_block; block < task.last_block; block += SPAN_BLOCKS) {
         const int64_t blocks = std::min(SPAN_BLOCKS, task.last_block - block);
         const int64_t keys = std::min(blocks * TILE, context - block * TILE);
         for (int64_t b = 0; b < blocks; b++) {
-            const C* at = key_cache + (table[block + b] * shape.kv_heads + task.kv_head) * shape.key_dim * TILE;
+            const C* at = keys_of(block + b);
+            if (block + b + 1 < task.last_block) prefetch(keys_of(block + b + 1), shape.key_dim * TILE);
+            prefetch(values_of(block + b), width * TILE);
             in_strips(rows, [&](auto R, int64_t row) {
                 score_block<R>(&scratch.queries[row * shape.key_dim], shape.key_dim, at,
                                &scratch.scores[row * SPAN + b * TILE]);
@@ -167,15 +186,13 @@ static void attend(const Task& task, const T* queries, int64_t query_stride, con
         for (int64_t row = 0; row < rows; row++)
             weigh_row(&scratch.scores[row * SPAN], block * TILE, keys, task.first_position + row / group, shape,
                       scratch.maxima[row], scratch.sums[row], &scratch.output[row * width], width);
-        for (int64_t b = 0; b < blocks; b++) {
-            const C* at = value_cache + (table[block + b] * shape.kv_heads + task.kv_head) * TILE * width;
-            const int64_t in_block = std::min<int64_t>(TILE, keys - b * TILE);
-            for (int64_t d = 0; d < width; d += TILE)
-                in_strips(rows, [&](auto R, int64_t row) {
-                    add_values<R>(&scratch.scores[row * SPAN + b * TILE], at + d, width, in_block,
-                                  &scratch.output[row * width + d], width);
-                });
-        }
+        const C* values[SPAN_BLOCKS];
+        for (int64_t b = 0; b < blocks; b++) values[b] = values_of(block + b);
+        for (int64_t d = 0; d < width; d += TILE)
+            in_strips(rows, [&](auto R, int64_t row) {
+                add_values<R>(&scratch.scores[row * SPAN], values, d, width, keys, &scratch.output[row * width + d],
+                              width);
+            });
     }
 }
 

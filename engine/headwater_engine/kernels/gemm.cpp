@@ -25,23 +25,24 @@ template <typename W> void pack(const W* weight, int64_t outputs, int64_t inputs
         for (int64_t i = 0; i < inputs; i++)
             for (int64_t column = 0; column < TILE; column++) {
                 const int64_t output = panel * TILE + column;
-                to[i * TILE + column] = output < outputs ? weight[output * inputs + i] : W{};
+                to[i * TILE + place<W>(int(column))] = output < outputs ? weight[output * inputs + i] : W{};
             }
     }
 }
 
 // R rows times P neighbouring panels. Tiles are [P][R][TILE].
 //
-// The sums of one row wait for one another; with few rows, several panels at once keep the units busy.
+// The sums of one row wait for one another; with few rows, several panels at once keep the units busy. Never inlined:
+// among the caller's variables GCC runs out of registers, and halves the speed.
 template <int R, int P, typename W>
+__attribute__((noinline))
 static void multiply(const float* x, int64_t x_stride, const W* panels, int64_t inputs, float* tiles) {
     Vec sums[P][R][VECS] = {};
 #pragma GCC unroll 4
     for (int64_t i = 0; i < inputs; i++)
         for (int p = 0; p < P; p++) {
-            const W* weights = panels + (p * inputs + i) * TILE;
             Vec w[VECS];
-            for (int v = 0; v < VECS; v++) w[v] = load(weights + v * LANES);
+            load_tile(panels + (p * inputs + i) * TILE, w);
             for (int r = 0; r < R; r++) {
                 const Vec each = spread(x[r * x_stride + i]);
                 for (int v = 0; v < VECS; v++) sums[p][r][v] += each * w[v];
@@ -109,27 +110,14 @@ void gemm(const float* x, int64_t x_stride, const W* packed, const float* bias, 
           int64_t outputs) {
     const Product product{x, x_stride, bias, y, rows, inputs, outputs};
     const int64_t panels = (outputs + TILE - 1) / TILE;
-    const int64_t fitting = std::max<int64_t>(4, GROUP_BYTES / int64_t(TILE * inputs * sizeof(float)));
+    const int64_t fitting = std::max<int64_t>(4, GROUP_BYTES / int64_t(TILE * inputs * sizeof(W)));
     // No larger than leaves every thread something to do.
     const int64_t group = std::min(fitting, (panels + omp_get_max_threads() - 1) / omp_get_max_threads());
     const int64_t groups = (panels + group - 1) / group;
-    // With many rows it pays to widen the weights once instead of once for each strip of rows.
-    const bool widens = sizeof(W) < sizeof(float) && rows > 8 * ROWS;
-#pragma omp parallel
-    {
-        static thread_local std::vector<float> wide;  // kept: clearing it anew would cost as much as filling it
-        if (widens && int64_t(wide.size()) < group * TILE * inputs) wide.resize(group * TILE * inputs);
-#pragma omp for schedule(static)
-        for (int64_t g = 0; g < groups; g++) {
-            const int64_t first = g * group, last = std::min(panels, first + group);
-            const W* from = packed + first * TILE * inputs;
-            if (!widens) {
-                multiply_group(product, from, first, last);
-                continue;
-            }
-            for (int64_t i = 0; i < (last - first) * TILE * inputs; i += LANES) store(&wide[i], load(from + i));
-            multiply_group(product, wide.data(), first, last);
-        }
+#pragma omp parallel for schedule(static)
+    for (int64_t g = 0; g < groups; g++) {
+        const int64_t first = g * group, last = std::min(panels, first + group);
+        multiply_group(product, packed + first * TILE * inputs, first, last);
     }
 }
 

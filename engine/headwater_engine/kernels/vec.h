@@ -55,6 +55,27 @@ inline Vec load(const bf16* from) {
     std::memcpy(&half, from, sizeof half);
     return (Vec)(__builtin_convertvector(half, WordVec) << 16);
 }
+
+// The TILE numbers of one row of a packed matrix. bfloat16 lies in pairs, (0, 8), (1, 9) and so on: one load, a shift
+// and a mask widen two vectors, where widening each by itself would take as long as the arithmetic on it.
+constexpr bool PAIRED = VECS == 2;
+template <typename T> constexpr int place(int column) { return column; }
+template <> constexpr int place<bf16>(int column) { return PAIRED ? column % LANES * 2 + column / LANES : column; }
+
+inline void load_tile(const float* from, Vec* to) {
+    for (int v = 0; v < VECS; v++) to[v] = load(from + v * LANES);
+}
+inline void load_tile(const bf16* from, Vec* to) {
+    if constexpr (PAIRED) {
+        WordVec pairs;
+        std::memcpy(&pairs, from, sizeof pairs);
+        to[0] = (Vec)(pairs << 16);
+        to[1] = (Vec)(pairs & 0xFFFF0000u);
+    } else {
+        to[0] = load(from);
+    }
+}
+
 inline void store(float* to, Vec v) { std::memcpy(to, &v, sizeof v); }
 inline void store(bf16* to, Vec v) {
     WordVec bits = (WordVec)v;

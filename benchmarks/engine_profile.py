@@ -1,0 +1,125 @@
+"""Where the time of an engine step goes on CPU: one prefill step and one decode step, by kernel.
+
+    python benchmarks/engine_profile.py FOLDER [--dtype bfloat16] [--batch 32] [--prompt 256]
+
+FOLDER is a Hugging Face folder. `floor` is what the products of the step take by themselves, one after the other, when
+nothing else is between them. Prints a Markdown table of medians.
+"""
+
+import argparse
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from headwater_engine.cache.prefix_cache import PrefixCache
+from headwater_engine.core.engine import Engine
+from headwater_engine.core.messages import Generate
+from headwater_engine.core.runner import Runner
+from headwater_engine.core.scheduler import Scheduler
+from headwater_engine.kernels import select
+from headwater_engine.kernels.interface import BLOCK_SIZE, Linear
+from headwater_engine.models.loading import load_model
+from headwater_engine.models.source import resolve
+from headwater_engine.sampling.params import SamplingParams
+
+
+class TimedKernels:
+    """Passes everything on, and adds up what each kernel takes."""
+
+    def __init__(self, kernels: Any) -> None:
+        self._kernels = kernels
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.products: list[tuple[Linear, int]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._kernels, name)
+        return self._timed(name, value) if callable(value) and name not in ("allocate", "bytes_per_block") else value
+
+    def linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
+        product = self._kernels.linear(weight, bias)
+        self.products.append((product, weight.shape[1]))
+        return self._timed(f"product {weight.shape[1]} to {weight.shape[0]}", product)
+
+    def _timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            begun = time.perf_counter()
+            result = call(*args, **kwargs)
+            self.seconds[name] += time.perf_counter() - begun
+            return result
+
+        return timed
+
+
+def steps(engine: Engine, kernels: TimedKernels) -> list[tuple[int, dict[str, float]]]:
+    """Run to the end. For each step: how many outputs it gave, and its seconds by kernel and in all."""
+    found = []
+    while engine.has_work:
+        kernels.seconds.clear()
+        begun = time.perf_counter()
+        outputs = len(engine.step())
+        kernels.seconds["whole step"] = time.perf_counter() - begun
+        found.append((outputs, dict(kernels.seconds)))
+    return found
+
+
+def table(title: str, measured: list[dict[str, float]], floor: float) -> None:
+    medians = {name: statistics.median(each[name] for each in measured) for name in measured[0]}
+    whole = medians["whole step"]
+    medians["everything else"] = 2 * whole - sum(medians.values())
+    print(f"\n{title}: {len(measured)} steps, floor {1e3 * floor:.1f} ms\n\n| part | ms | share |\n|---|---|---|")
+    for name, seconds in sorted(medians.items(), key=lambda pair: -pair[1]):
+        print(f"| {name} | {1e3 * seconds:.2f} | {seconds / whole:.1%} |")
+
+
+def floor(kernels: TimedKernels, rows: int, logit_rows: int) -> float:
+    """Seconds of all products of a step; the last one is that of the logits."""
+    xs = {inputs: torch.randn(rows, inputs, dtype=kernels.dtype) for _, inputs in kernels.products}
+    times = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        for product, inputs in kernels.products[:-1]:
+            product(xs[inputs])
+        product, inputs = kernels.products[-1]
+        product(xs[inputs][:logit_rows])
+        times.append(time.perf_counter() - begun)
+    return statistics.median(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", help="Hugging Face folder of the model")
+    parser.add_argument("--dtype", default="bfloat16", help="of the weights")
+    parser.add_argument("--batch", type=int, default=32, help="requests at once")
+    parser.add_argument("--prompt", type=int, default=256, help="tokens in each prompt")
+    parser.add_argument("--budget", type=int, default=512, help="tokens in a step")
+    options = parser.parse_args()
+    kernels = TimedKernels(select(getattr(torch, options.dtype)))
+    model = load_model(resolve(options.folder), kernels=kernels, dtype=options.dtype)  # type: ignore[arg-type]
+    config = model.config
+    blocks = options.batch * (-(-(options.prompt + 64) // BLOCK_SIZE) + 1) + 8
+    shape = (config.kv_heads, config.key_dim, config.value_dim)
+    caches = [kernels.allocate(blocks, *shape) for _ in range(config.num_layers)]
+    cache = PrefixCache(blocks, BLOCK_SIZE, reuse=False)
+    scheduler = Scheduler(cache, max_num_seqs=options.batch, max_batched_tokens=options.budget)
+    engine = Engine(scheduler, Runner(model, caches), max_model_len=options.prompt + 64)
+    torch.manual_seed(0)
+    for number in range(options.batch):
+        prompt = torch.randint(100, 10_000, (options.prompt,)).tolist()
+        engine.add(Generate(id=str(number), prompt=prompt, params=SamplingParams(temperature=0, max_tokens=33)))
+    measured = steps(engine, kernels)
+    # Of the first steps nearly all tokens are prompts'; later on, more and more requests decode along.
+    prefill = measured[1 : max(2, options.batch * options.prompt // options.budget // 3)]
+    decode = [seconds for outputs, seconds in measured if outputs == options.batch]
+    if options.batch * options.prompt >= 2 * options.budget:
+        table(
+            f"Prefill, {options.budget} tokens", [seconds for _, seconds in prefill], floor(kernels, options.budget, 2)
+        )
+    table(f"Decode, {options.batch} requests", decode, floor(kernels, options.batch, options.batch))
+
+
+if __name__ == "__main__":
+    main()

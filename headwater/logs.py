@@ -21,6 +21,6 @@ def configure_logging(level: str) -> None:
     structlog.configure(
         processors=shared,
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
+        # Looked up at each line: a program that has its stderr replaced, as tests do, must not write to the old one.
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
     )

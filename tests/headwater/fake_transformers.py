@@ -1,7 +1,7 @@
 """What `headwater up` takes for `transformers serve`, in the tests: quick to start, and as slow as a test wants it.
 
-FAKE_FOLDER is where it talks with the test. It counts its lives in `lives`, fails to start where `broken` is there, and
-holds a stream after its first chunk until `release` is.
+FAKE_FOLDER is where it talks with the test. It counts its lives in `lives`, has loaded the fraction of its weights that
+`loaded` says, fails to start where `broken` is there, and holds a stream after its first chunk until `release` is.
 """
 
 import json
@@ -12,13 +12,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 FOLDER = Path(os.environ["FAKE_FOLDER"])
-LOADING = [{"status": "loading", "phase": "weights", "fraction": fraction} for fraction in (0.25, 0.75)]
 
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        if self.path == "/health" and LOADING:
-            self._send(503, LOADING.pop(0))
+        loaded = float((FOLDER / "loaded").read_text())
+        if self.path == "/health" and loaded < 1:
+            self._send(503, {"status": "loading", "phase": "weights", "fraction": loaded})
         elif self.path == "/v1/models":
             self._send(200, {"object": "list", "data": [{"id": sys.argv[2], "object": "model"}]})
         else:

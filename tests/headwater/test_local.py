@@ -168,6 +168,7 @@ def start(tmp_path: Path) -> Iterator[Callable[[], Up]]:
     program.write_text(f'#!/bin/sh\nexec {sys.executable} {FAKE} "$@"\n')
     program.chmod(0o755)
     (tmp_path / "pair.yaml").write_text(DEPLOYMENT)
+    (tmp_path / "loaded").write_text("1.0")
     started: list[subprocess.Popen[bytes]] = []
 
     def start() -> Up:
@@ -205,9 +206,18 @@ def assert_all_gone(family: list[psutil.Process]) -> None:
     assert alive == []
 
 
-def test_it_serves_shows_progress_restarts_what_dies_and_stops_clean(up: Up) -> None:
-    assert "pair-0: loading weights 25%" in up.said
-    assert "pair-1: loading weights 75%" in up.said
+def test_it_shows_how_much_of_the_weights_is_loaded(start: Callable[[], Up], tmp_path: Path) -> None:
+    (tmp_path / "loaded").write_text("0.25")
+    up = start()
+    up.wait_until_said("pair-0: loading weights 25%")
+    up.wait_until_said("pair-1: loading weights 25%")
+    (tmp_path / "loaded").write_text("0.75")
+    up.wait_until_said("pair-1: loading weights 75%")
+    (tmp_path / "loaded").write_text("1.0")
+    up.wait_until_said("ready: http://")
+
+
+def test_it_serves_restarts_what_dies_and_stops_clean(up: Up) -> None:
     served_by = {httpx.post(f"{up.url}/v1/chat/completions", json=QUESTION).json()["pid"] for _ in range(4)}
     assert served_by == set(up.lives())
     assert len(served_by) == 2

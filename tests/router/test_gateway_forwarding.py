@@ -6,7 +6,7 @@ import json
 import httpx
 import pytest
 
-from tests.router.gateway import BODY, CHAT, STREAM, gateway, until
+from tests.router.gateway import BODY, CHAT, STREAM, error_of, gateway, until
 from tests.router.upstream import Exchange, upstream
 
 USAGE = b'"usage":{"prompt_tokens":40,"completion_tokens":1,"prompt_tokens_details":{"cached_tokens":32}}'
@@ -239,12 +239,6 @@ async def test_usage_is_read_off_the_answer_as_it_passes(streamed: bool) -> None
         assert await router.metric("headwater_router_actual_cached_tokens_total") == 32
 
 
-async def test_a_request_that_names_no_model_goes_to_the_only_one_unchanged() -> None:
-    async with upstream() as engine, gateway(engine) as router:
-        assert (await router.post(b'{"prompt":"x"}', "/v1/completions")).status_code == 200
-        assert engine.exchanges[0].body == b'{"prompt":"x"}'
-
-
 async def test_aliases_of_one_model_are_one_model_to_a_request_that_names_none() -> None:
     cards = [{"id": "m", "root": "weights"}, {"id": "alias", "root": "weights"}, {"id": "lora", "parent": "m"}]
     async with upstream(*cards) as engine, gateway(engine) as router:
@@ -289,3 +283,18 @@ async def test_the_version_is_there() -> None:
     async with upstream() as engine, gateway(engine) as router:
         answer: httpx.Response = await router.client.get("/version")
         assert answer.json() == {"version": __version__}
+
+
+async def test_a_body_without_a_model_goes_upstream_with_the_only_one_there_is() -> None:
+    async with upstream("m") as engine, gateway(engine) as router:
+        assert (await router.post(b'{"messages":[{"role":"user","content":"hi"}]}')).status_code == 200
+        [exchange] = engine.exchanges
+        assert json.loads(exchange.body) == {"messages": [{"role": "user", "content": "hi"}], "model": "m"}
+
+
+async def test_a_null_model_is_refused() -> None:
+    async with upstream("m") as engine, gateway(engine) as router:
+        answer = await router.post(b'{"model":null,"messages":[]}')
+        assert answer.status_code == 400
+        assert error_of(answer)["param"] == "model"
+        assert not engine.exchanges

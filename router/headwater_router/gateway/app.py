@@ -99,7 +99,11 @@ class Gateway:
             if self.draining:
                 raise ServiceUnavailableError("The router is about to end.", code="draining", retry_after=1)
             body = await read_body(receive, self._max_body)
-            await self._forwarder.forward(scope, send, body, self._parse(body))
+            parsed = self._parse(body)
+            if "model" not in parsed:
+                parsed = {**parsed, "model": self._only_model()}
+                body = msgspec.json.encode(parsed)
+            await self._forwarder.forward(scope, send, body, parsed)
         elif path in self._local or path.startswith("/v1/models/"):
             if scope["method"] not in ("GET", "HEAD"):
                 raise MethodNotAllowedError(f"{scope['method']} is not allowed for {path}.")
@@ -111,7 +115,7 @@ class Gateway:
             raise NotFoundError(f"There is nothing at {path}.")
 
     def _parse(self, body: bytes) -> Mapping[str, Any]:
-        """The body with a `model` in it. Raises BadRequestError."""
+        """A JSON object whose `model` is a name, if it has one. Raises BadRequestError."""
         try:
             parsed = _decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -119,17 +123,19 @@ class Gateway:
         if not isinstance(parsed, dict):
             raise BadRequestError("The body must be a JSON object.")
         model = parsed.get("model")
-        if isinstance(model, str) and model:
-            return parsed
-        if model is not None:
+        if "model" in parsed and not (isinstance(model, str) and model):
             raise BadRequestError(f"`model` must be a name, found {model!r}.", param="model")
+        return parsed
+
+    def _only_model(self) -> str:
+        """What a request without `model` means. Raises BadRequestError where that is not one thing."""
         served = self._fleet.models
         bases = {each.base for name in served for _, each in self._fleet.serving(name)}
         if len(bases) != 1:
             raise BadRequestError(
                 f"`model` is required; served here: {', '.join(served) or 'none yet'}.", param="model"
             )
-        return parsed | {"model": bases.pop()}
+        return bases.pop()
 
     async def _models(self, send: Send) -> None:
         cards = [card for name in self._fleet.models if (card := self._card(name)) is not None]

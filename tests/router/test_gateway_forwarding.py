@@ -6,7 +6,7 @@ import json
 import httpx
 import pytest
 
-from tests.router.gateway import BODY, CHAT, STREAM, error_of, gateway, until
+from tests.router.gateway import BODY, CHAT, STREAM, gateway, until
 from tests.router.upstream import Exchange, upstream
 
 USAGE = b'"usage":{"prompt_tokens":40,"completion_tokens":1,"prompt_tokens_details":{"cached_tokens":32}}'
@@ -285,16 +285,9 @@ async def test_the_version_is_there() -> None:
         assert answer.json() == {"version": __version__}
 
 
-async def test_a_body_without_a_model_goes_upstream_with_the_only_one_there_is() -> None:
+@pytest.mark.parametrize("given", [{}, {"model": None}])
+async def test_a_body_without_a_model_goes_upstream_with_the_only_one_there_is(given: dict[str, None]) -> None:
     async with upstream("m") as engine, gateway(engine) as router:
-        assert (await router.post(b'{"messages":[{"role":"user","content":"hi"}]}')).status_code == 200
+        assert (await router.post(json.dumps({"prompt": "x"} | given).encode(), "/v1/completions")).status_code == 200
         [exchange] = engine.exchanges
-        assert json.loads(exchange.body) == {"messages": [{"role": "user", "content": "hi"}], "model": "m"}
-
-
-async def test_a_null_model_is_refused() -> None:
-    async with upstream("m") as engine, gateway(engine) as router:
-        answer = await router.post(b'{"model":null,"messages":[]}')
-        assert answer.status_code == 400
-        assert error_of(answer)["param"] == "model"
-        assert not engine.exchanges
+        assert json.loads(exchange.body) == {"prompt": "x", "model": "m"}

@@ -100,7 +100,7 @@ class Gateway:
                 raise ServiceUnavailableError("The router is about to end.", code="draining", retry_after=1)
             body = await read_body(receive, self._max_body)
             parsed = self._parse(body)
-            if "model" not in parsed:
+            if parsed.get("model") is None:
                 parsed = {**parsed, "model": self._only_model()}
                 body = msgspec.json.encode(parsed)
             await self._forwarder.forward(scope, send, body, parsed)
@@ -123,7 +123,7 @@ class Gateway:
         if not isinstance(parsed, dict):
             raise BadRequestError("The body must be a JSON object.")
         model = parsed.get("model")
-        if "model" in parsed and not (isinstance(model, str) and model):
+        if model is not None and not (isinstance(model, str) and model):
             raise BadRequestError(f"`model` must be a name, found {model!r}.", param="model")
         return parsed
 

@@ -25,9 +25,20 @@ PEERS = {
     "vllm-router": "vllm-router --worker-urls {engines} --policy cache_aware --host 127.0.0.1 --port {port}",
     "sglang-router": "sglang-router launch --worker-urls {engines} --policy cache_aware --host 127.0.0.1 --port {port}",
 }
-OURS = f"{sys.executable} -m headwater route --host 127.0.0.1 --port {{port}} "
 MEASURES = ("CPU per JSON request, µs", "CPU per streamed chunk, µs", "JSON requests/s", "JSON p99, ms")
 _HERE = Path(__file__).parent
+
+
+def ours(engines: list[int]) -> str:
+    """The command of our router; `{port}` is to be filled in."""
+    flags = "".join(f" --endpoint http://127.0.0.1:{engine},backend=vllm" for engine in engines)
+    return f"{sys.executable} -m headwater route --host 127.0.0.1 --port {{port}}{flags}"
+
+
+def mocks(engines: list[int], chunks: int, interval_ms: float) -> str:
+    """The command of mock engines on the ports `engines`."""
+    command = f"{sys.executable} {_HERE / 'mock_engine.py'} --chunks {chunks} --interval-ms {interval_ms}"
+    return command + "".join(f" --port {engine}" for engine in engines)
 
 
 def answers(port: int, request: bytes | None = None) -> bool:
@@ -94,12 +105,9 @@ def main() -> None:
     peers = dict(peer.split("=", 1) for peer in options.peer)
     peers = peers or {name: command for name, command in PEERS.items() if shutil.which(name)}
     engines = [free_port(), free_port()]
-    flags = " ".join(f"--endpoint http://127.0.0.1:{port},backend=vllm" for port in engines)
-    commands = {"headwater": OURS + flags} | peers
-    mocks = f"{sys.executable} {_HERE / 'mock_engine.py'} --chunks {CHUNKS} --interval-ms 10"
-    mocks += "".join(f" --port {port}" for port in engines)
+    commands = {"headwater": ours(engines)} | peers
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
-    with server(mocks, lambda: all(answers(port) for port in engines), timeout=30):
+    with server(mocks(engines, CHUNKS, 10), lambda: all(answers(port) for port in engines), timeout=30):
         for number in range(options.rounds):
             for name, command in commands.items():
                 result = measure(command, engines, options.requests, options.streams)

@@ -10,18 +10,14 @@ that is allowed. Prints a Markdown table.
 import argparse
 import asyncio
 import resource
-import sys
 import time
 import urllib.request
-from pathlib import Path
 
 import http_load
 import psutil
 import uvloop
-from router_path import OURS, answers
+from router_path import answers, mocks, ours
 from servers import cpu_seconds, free_port, resident_mib, server
-
-_HERE = Path(__file__).parent
 
 
 def allow_files(count: int) -> None:
@@ -58,12 +54,14 @@ def main() -> None:
     options = parser.parse_args()
     allow_files(2 * options.streams + 1000)
     engines = [free_port(), free_port()]
-    mocks = f"{sys.executable} {_HERE / 'mock_engine.py'} --chunks {options.chunks}"
-    mocks += f" --interval-ms {1000 * options.interval}" + "".join(f" --port {port}" for port in engines)
+    behind = mocks(engines, options.chunks, 1000 * options.interval)
     port = free_port()
-    ours = OURS.format(port=port) + " ".join(f"--endpoint http://127.0.0.1:{each},backend=vllm" for each in engines)
+    router_command = ours(engines).format(port=port)
     probe = http_load.requests(stream=False)[0]
-    with server(mocks, lambda: all(map(answers, engines))), server(ours, lambda: answers(port, probe)) as router:
+    with (
+        server(behind, lambda: all(map(answers, engines))),
+        server(router_command, lambda: answers(port, probe)) as router,
+    ):
         empty, before, begun = resident_mib(router), cpu_seconds(router), time.perf_counter()
         result, most, memory = uvloop.run(run(port, options.streams, router))
         seconds, cpu = time.perf_counter() - begun, cpu_seconds(router) - before

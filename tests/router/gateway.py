@@ -86,4 +86,5 @@ def error_of(answer: httpx.Response) -> dict[str, Any]:
     content = json.loads(answer.content)
     assert set(content) == {"error"}
     assert set(content["error"]) == {"message", "type", "param", "code"}
+    assert content["error"]["message"]
     return dict(content["error"])

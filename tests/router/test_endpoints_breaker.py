@@ -2,7 +2,7 @@
 
 from headwater_router.endpoints.breaker import Breaker, BreakerState
 from tests.router.gateway import gateway
-from tests.router.upstream import Exchange, upstream
+from tests.router.upstream import answer_with, upstream
 
 
 def make() -> Breaker:
@@ -68,12 +68,9 @@ def test_a_trial_whose_client_left_says_nothing() -> None:
 
 
 async def test_an_endpoint_that_fails_gets_no_more_requests_while_open_and_then_one() -> None:
-    async def internal_error(exchange: Exchange) -> None:
-        await exchange.whole(b"{}", 500)
-
     async with upstream() as bad, upstream() as good:
         async with gateway(bad, good, breaker_failures=2, breaker_open=3600.0) as router:
-            bad.answer = internal_error
+            bad.answer = answer_with(500)
             for _ in range(10):
                 assert (await router.post()).status_code == 200
             assert len(bad.exchanges) == 2

@@ -2,12 +2,8 @@
 
 import asyncio
 
-from tests.router.gateway import STREAM, gateway, until
-from tests.router.upstream import Exchange, upstream
-
-
-async def never(exchange: Exchange) -> None:
-    await exchange.connection.gone.wait()
+from tests.router.gateway import CHAT, STREAM, gateway, until
+from tests.router.upstream import Exchange, never, stream_in_two, upstream
 
 
 async def endless(exchange: Exchange) -> None:
@@ -58,6 +54,19 @@ async def test_a_client_that_has_left_already_is_not_answered() -> None:
         await until(lambda: engine.post_connections == 0)
 
 
+async def test_a_request_that_comes_together_with_its_clients_farewell_is_counted_and_given_up() -> None:
+    async with upstream() as engine, gateway(engine) as router:
+        engine.answer = never
+        for _ in range(20):
+            _, writer = await router.open()
+            writer.close()
+        async with asyncio.timeout(30):
+            while await router.metric('headwater_router_requests_total{status="499"}') < 20:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        assert router.in_flight == router.router.forwarder.open_requests == 0
+        await until(lambda: engine.post_connections == 0)
+
+
 async def test_clients_that_leave_do_not_open_the_breaker() -> None:
     async with upstream() as engine, gateway(engine, breaker_failures=2) as router:
         engine.answer = never
@@ -71,16 +80,8 @@ async def test_clients_that_leave_do_not_open_the_breaker() -> None:
 
 async def test_a_client_that_leaves_takes_no_one_elses_stream_along() -> None:
     release = asyncio.Event()
-
-    async def held(exchange: Exchange) -> None:
-        await exchange.begin_stream()
-        await exchange.chunk(b"data: 1\n\n")
-        await release.wait()
-        await exchange.chunk(b"data: 2\n\n")
-        await exchange.chunk(b"")
-
     async with upstream() as engine, gateway(engine) as router:
-        engine.answer = held
+        engine.answer = stream_in_two(b"data: 1\n\n", b"data: 2\n\n", release)
         clients = [await router.open(STREAM) for _ in range(8)]
         for reader, _ in clients:
             await reader.readuntil(b"data: 1")
@@ -95,20 +96,18 @@ async def test_a_client_that_leaves_takes_no_one_elses_stream_along() -> None:
 
 async def test_a_stream_whose_client_reads_on_late_arrives_whole() -> None:
     """Pieces take the short way while the client keeps up, the long way while it does not; none may overtake."""
-    count = 4000
+    count, size = 8192, 8192
 
     async def numbered(exchange: Exchange) -> None:
         await exchange.begin_stream()
         for number in range(count):
-            await exchange.chunk(b"%07d" % number + b"." * 993)
+            await exchange.chunk((b"%07d" % number).ljust(size, b"."))
         await exchange.chunk(b"")
 
     async with upstream() as engine, gateway(engine) as router:
         engine.answer = numbered
-        async with router.client.stream("POST", "/v1/chat/completions", content=STREAM) as answer:
-            received = bytearray()
-            async for piece in answer.aiter_bytes():
-                received += piece
-                if len(received) % 7 == 0:
-                    await asyncio.sleep(0.001)
-        assert [int(received[at : at + 7]) for at in range(0, len(received), 1000)] == list(range(count))
+        async with router.client.stream("POST", CHAT, content=STREAM) as answer:
+            # All buffers on the way are full, and the engine is held back.
+            await until(lambda: not engine.exchanges[0].connection.writable.is_set())
+            received = await answer.aread()
+        assert [int(received[at : at + 7]) for at in range(0, len(received), size)] == list(range(count))

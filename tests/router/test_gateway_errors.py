@@ -3,18 +3,10 @@
 import asyncio
 import json
 
-import httpx
 import pytest
 
-from tests.router.gateway import BODY, CHAT, gateway
+from tests.router.gateway import BODY, CHAT, error_of, gateway
 from tests.router.upstream import upstream
-
-
-def error_of(answer: httpx.Response) -> dict[str, object]:
-    error = answer.json()["error"]
-    assert error.keys() == {"message", "type", "param", "code"}
-    assert error["message"]
-    return dict(error)
 
 
 async def test_an_unknown_model_is_a_404_that_names_those_that_are_there() -> None:

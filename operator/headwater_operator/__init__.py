@@ -1,0 +1,1 @@
+"""The operator: reconciles ModelDeployments into engine replicas on Kubernetes."""

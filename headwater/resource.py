@@ -88,6 +88,8 @@ Source = Annotated[str, AfterValidator(_check_source)]
 Name = Annotated[str, AfterValidator(_check_name)]
 """A DNS-1123 label, short enough for the names that are made of it."""
 Duration = Annotated[timedelta, BeforeValidator(_read_duration)]
+Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?$")]
+"""An amount of bytes as Kubernetes writes it: 50Gi."""
 ServedName = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^\S+$")]
 
 BackendType = Literal["headwater", "vllm", "sglang", "tgi", "tensorrt-llm", "transformers", "auto"]
@@ -124,9 +126,18 @@ class Metadata(_Part):
     annotations: dict[str, str] = Field(default={})
 
 
+class SecretKey(_Part):
+    """A key of a Secret in the deployment's own namespace. The operator refers to it and never reads it."""
+
+    name: Annotated[str, Field(min_length=1, max_length=253)]
+    key: Annotated[str, Field(min_length=1, max_length=253)] = "token"
+
+
 class Model(_Part):
     source: Source
-    revision: str = "main"
+    revision: Annotated[str, Field(min_length=1)] = "main"
+    secret_ref: SecretKey | None = None
+    """The hub's token, for a model that is not public."""
     aliases: list[ServedName] = Field(default=[])
     """Further names that clients may send as `model`; the first is the resource's own."""
 
@@ -179,11 +190,36 @@ class Adapter(_Part):
     source: Source
 
 
+class Weights(_Part):
+    """Where the weights are kept on the cluster, so that they are fetched once however many replicas there are."""
+
+    cached: bool = True
+    """False: each replica fetches them for itself."""
+    size: Quantity | None = None
+    """Of the volume. None: the operator's default."""
+    storage_class_name: str | None = None
+    """None: the operator's default, else the cluster's."""
+    access_mode: Literal["ReadWriteOnce", "ReadWriteMany"] | None = None
+    """ReadWriteOnce ties all replicas to one node. None: the operator's default."""
+    keep: bool = True
+    """Whether the volume outlives the resource."""
+
+
 class Autoscaling(_Part):
     min: int = Field(default=1, ge=0)
+    """0: none while nobody asks; the gateway holds the request that wakes it."""
     max: int = Field(ge=1)
     in_flight_per_replica: int = Field(default=32, ge=1)
+    tolerance: float = Field(default=0.1, ge=0, lt=1)
+    """Nothing is scaled while the load is within this share of what the replicas are there for."""
+    stable_window: Duration = timedelta(seconds=60)
+    """The load is the mean over this time, ..."""
+    panic_window: Duration = timedelta(seconds=6)
+    """... or over this one, while that is twice what the replicas are there for. No scaling down then."""
+    scale_up_delay: Duration = timedelta(0)
+    """For how long more replicas must have been wanted."""
     scale_down_delay: Duration = timedelta(minutes=5)
+    """For how long fewer replicas must have been wanted."""
 
     @field_validator("max")
     @classmethod
@@ -202,6 +238,8 @@ class Routing(_Part):
 class Rollout(_Part):
     strategy: Literal["Auto", "Surge", "Replace"] = "Auto"
     """Surge starts a new replica before it stops an old one; Auto does so where there is room."""
+    paused: bool = False
+    """True: what runs goes on as it is; a changed spec waits."""
 
 
 class Spec(_Part):
@@ -218,6 +256,11 @@ class Spec(_Part):
     autoscaling: Autoscaling | None = None
     routing: Routing = Routing()
     rollout: Rollout = Rollout()
+    weights: Weights = Weights()
+    load_timeout: Duration = timedelta(hours=1)
+    """What a replica gets to load its weights before it is restarted."""
+    drain_timeout: Duration = timedelta(minutes=2)
+    """What running answers get to finish before a replica ends."""
     template: dict[str, Any] = Field(default={})
 
     @field_validator("adapters")

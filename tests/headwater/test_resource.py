@@ -39,6 +39,7 @@ spec:
   model:
     source: hf://HuggingFaceTB/SmolLM2-135M-Instruct
     revision: v2
+    secretRef: {name: hub, key: hf}
     aliases: [small, HuggingFaceTB/SmolLM2-135M-Instruct]
   backend: {type: vllm, image: "vllm:1", version: "0.32", args: [--x], env: {A: b}}
   parallelism: {tensor: 4, nodes: 2}
@@ -47,9 +48,12 @@ spec:
   quantization: fp8
   cache: {fraction: 0.5, hostGiB: 8, dtype: fp8}
   adapters: [{name: sql, source: hf://owner/sql}]
-  autoscaling: {min: 0, max: 8, inFlightPerReplica: 16, scaleDownDelay: 1h5m30s}
+  autoscaling: {min: 0, max: 8, inFlightPerReplica: 16, scaleDownDelay: 1h5m30s, tolerance: 0.2}
   routing: {policy: least_loaded, weight: 50}
-  rollout: {strategy: Surge}
+  rollout: {strategy: Surge, paused: true}
+  weights: {cached: true, size: 50Gi, storageClassName: fast, accessMode: ReadWriteMany, keep: false}
+  loadTimeout: 3h
+  drainTimeout: 90s
   template: {spec: {nodeSelector: {zone: a}}}
 status: {phase: Ready}
 """
@@ -68,6 +72,10 @@ def test_every_field_of_the_design_is_read(tmp_path):
     assert spec.autoscaling is not None
     assert spec.autoscaling.scale_down_delay == timedelta(hours=1, minutes=5, seconds=30)
     assert (spec.routing.policy, spec.routing.weight, spec.rollout.strategy) == ("least_loaded", 50, "Surge")
+    assert spec.model.secret_ref is not None
+    assert (spec.model.secret_ref.name, spec.model.secret_ref.key) == ("hub", "hf")
+    assert (spec.rollout.paused, spec.weights.size, spec.weights.keep) == (True, "50Gi", False)
+    assert (spec.load_timeout, spec.drain_timeout) == (timedelta(hours=3), timedelta(seconds=90))
     assert spec.template == {"spec": {"nodeSelector": {"zone": "a"}}}
 
 
@@ -77,7 +85,7 @@ def test_what_is_read_is_written_back_with_the_same_names(tmp_path):
     (deployment,) = load(path)
     spec = deployment.model_dump(by_alias=True)["spec"]
     for field, value in yaml.safe_load(FULL)["spec"].items():
-        if field != "autoscaling":  # its delay is a duration by then
+        if field not in ("autoscaling", "loadTimeout", "drainTimeout"):  # which are or hold durations by then
             assert spec[field] == value
 
 

@@ -10,7 +10,6 @@ report without one of the routers, a window with a gap in it. Time in which noth
 All times are seconds since the epoch, for they outlive the process.
 """
 
-import json
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -59,13 +58,12 @@ class LoadHistory:
     def __len__(self) -> int:
         return len(self._samples)
 
-    def add(self, time: float, in_flight: int, held: int, *, complete: bool, rule: Autoscaling) -> None:
-        """A look at the gateway; one that no router answered is not a sample. Forgets what `rule` does not look at."""
+    def add(self, time: float, in_flight: int, held: int, *, complete: bool, keep: float) -> None:
+        """A look at the gateway; one that no router answered is no sample. `keep`: seconds of the longest window."""
         if self._samples and time <= self._samples[-1].time:
             self._samples.clear()  # the clock was set back: nothing can be said of what lies between
         self._samples.append(Sample(time, in_flight + held, held, complete))
-        longest = max(rule.stable_window, rule.panic_window).total_seconds()
-        while self._samples[0].time < time - longest - self._gap:
+        while self._samples[0].time < time - keep - self._gap:
             self._samples.popleft()
 
     def held(self, now: float) -> int:
@@ -97,7 +95,7 @@ def _mean(samples: Sequence[Sample]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class ScaleMemory:
-    """What decisions need to know of earlier ones. The operator keeps it, and writes `dump` on the workload."""
+    """What decisions need to know of earlier ones. The operator keeps it, ."""
 
     enough: Mapping[int, float] = field(default_factory=dict)
     """Numbers of replicas below the current one, and since when each has been enough. The time in which nothing was
@@ -109,10 +107,10 @@ class ScaleMemory:
     scaled: float | None = None
     """When the number was last changed by us."""
 
-    def dump(self) -> str:
-        """As JSON, changed so rarely that it can be written whenever it differs from what is there.
+    def written(self) -> dict[str, Any]:
+        """For the resource's status: changes so rarely that it can be written whenever it differs from what is there.
 
-        It leaves out the last minute, and is never bolder than the memory itself.
+        It leaves out what is new, and is never bolder than the memory itself.
         """
         until = None if self.seen is None else self.seen // _MINUTE * _MINUTE
         enough = {str(n): math.ceil(since) for n, since in self.enough.items() if until and since <= until - _MINUTE}
@@ -122,15 +120,15 @@ class ScaleMemory:
             "moreSince": self.more_since,
             "scaled": self.scaled,
         }
-        return json.dumps({name: value for name, value in written.items() if value}, sort_keys=True)
+        return {name: value for name, value in written.items() if value}
 
     @classmethod
-    def load(cls, text: str | None) -> "ScaleMemory":
-        """What `dump` wrote. What cannot be read is no memory: all delays begin anew."""
+    def read(cls, written: Mapping[str, Any] | None) -> "ScaleMemory":
+        """What `written` returned. What cannot be read is no memory: all delays begin anew."""
         try:
-            written: dict[str, Any] = json.loads(text or "{}")
-            enough = {int(n): float(since) for n, since in written.get("enough", {}).items()}
-            seen, more_since, scaled = (_time(written.get(name)) for name in ("seen", "moreSince", "scaled"))
+            known = dict(written or {})
+            enough = {int(n): float(since) for n, since in known.get("enough", {}).items()}
+            seen, more_since, scaled = (_time(known.get(name)) for name in ("seen", "moreSince", "scaled"))
         except (ValueError, TypeError, AttributeError):
             return cls()
         return cls(enough, seen, more_since, scaled)

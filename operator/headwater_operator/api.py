@@ -59,8 +59,11 @@ class Cluster:
                 return None
             raise
 
-    async def list(self, kind: Kind, namespace: str | None, selector: str = "") -> list[Object]:
-        """All objects with these labels; `namespace` None: everywhere."""
+    async def list(self, kind: Kind, namespace: str | None, selector: str = "") -> tuple[list[Object], int]:
+        """All objects with these labels, and the version of the cluster that this is true of.
+
+        `namespace` None: everywhere.
+        """
         items: list[Object] = []
         query = {"limit": str(_PAGE), "labelSelector": selector}
         while True:
@@ -69,7 +72,7 @@ class Cluster:
             items += [{"apiVersion": kind.api_version, "kind": kind.name} | item for item in page["items"]]
             query["continue"] = page["metadata"].get("continue") or ""
             if not query["continue"]:
-                return items
+                return items, int(page["metadata"]["resourceVersion"])
 
     async def apply(self, manifest: Object, *, manager: str = FIELD_MANAGER, subresource: str | None = None) -> Object:
         """Server-side apply: what the manifest names is ours from then on, and the rest is not touched."""
@@ -104,10 +107,15 @@ class Cluster:
         path = kind.path(namespace_of(manifest), name_of(manifest))
         return await self._call("PUT", "update", kind, path, body=manifest)
 
-    async def delete(self, manifest: Object) -> None:
-        """This very object, not one that has got its name since; its dependents go as well. Gone already is fine."""
+    async def delete(self, manifest: Object, *, grace: int | None = None) -> None:
+        """This very object, not one that has got its name since; its dependents go as well. Gone already is fine.
+
+        `grace`: seconds, instead of the object's own.
+        """
         kind = kind_of(manifest)
-        body = {"propagationPolicy": "Background", "preconditions": {"uid": manifest["metadata"]["uid"]}}
+        body: Object = {"propagationPolicy": "Background", "preconditions": {"uid": manifest["metadata"]["uid"]}}
+        if grace is not None:
+            body["gracePeriodSeconds"] = grace
         try:
             await self._call("DELETE", "delete", kind, kind.path(namespace_of(manifest), name_of(manifest)), body=body)
         except ApiError as error:

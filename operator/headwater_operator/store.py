@@ -44,13 +44,17 @@ class Store:
         del self._objects[place]
         return True
 
-    def replace(self, kind: Kind, namespace: str | None, manifests: Iterable[Object]) -> list[Object]:
-        """Make this the whole content of a kind, in one namespace or all. Returns what changed or went."""
+    def replace(self, kind: Kind, namespace: str | None, manifests: Iterable[Object], version: int) -> list[Object]:
+        """Make this the whole content of a kind, in one namespace or all. Returns what changed or went.
+
+        `version`: of the cluster when it was listed. What was told of later is not touched.
+        """
         listed = {_place(manifest): manifest for manifest in manifests}
         known = [
             place for place in self._objects if place[0] == kind.name and (namespace is None or place[1] == namespace)
         ]
-        gone = [self._objects[place] for place in known if place not in listed]
+        missing = [self._objects[place] for place in known if place not in listed]
+        gone = [manifest for manifest in missing if _version(manifest) <= version]
         for manifest in gone:
             self.remove(manifest)
         return gone + [manifest for manifest in listed.values() if self.put(manifest)]

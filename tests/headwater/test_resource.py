@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
-from headwater.resource import MAX_NAME, ModelDeployment, ResourceError, load
+from headwater.resource import Model, ModelDeployment, ResourceError, Spec, load, problems
+from headwater.values import MAX_NAME
 
 
 def written(tmp_path: Path, *specs: dict, **top) -> Path:
@@ -115,7 +117,7 @@ def test_every_scheme_of_a_source_is_known(tmp_path, source):
         ({"parallelism": {"tensor": 0}}, "spec.parallelism.tensor: must be greater than or equal to 1, found 0"),
         (
             {"parallelism": {"tensor": 3, "nodes": 2}},
-            "spec.parallelism.nodes: must divide `tensor`, which is 3; found 2",
+            "spec.parallelism.nodes: must divide `tensor`; found 2",
         ),
         ({"replica": 2}, "spec.replica: unknown field; did you mean `replicas`? Allowed: model, backend, replicas,"),
         ({"cache": {"host_gib": 2}}, "spec.cache.host_gib: unknown field; did you mean `hostGiB`?"),
@@ -126,31 +128,43 @@ def test_every_scheme_of_a_source_is_known(tmp_path, source):
         ({"model": {}}, "spec.model.source: is required"),
         (
             {"model": {"source": "hf://o/m", "aliases": ["a", "a"]}},
-            'aliases: must differ from one another, found "a" twice',
+            'aliases: must differ from one another; found "a"',
         ),
-        ({"model": {"source": "hf://o/m", "aliases": ["m0"]}}, 'spec.model.aliases: "m0" is the resource\'s name'),
+        (
+            {"model": {"source": "hf://o/m", "aliases": ["m0"]}},
+            "spec.model.aliases: must not hold the resource's own name",
+        ),
         ({"quantization": "int4"}, "spec.quantization: must be 'none', 'fp8', 'awq' or 'gptq', found \"int4\""),
         ({"cache": {"fraction": 1.5}}, "spec.cache.fraction: must be less than or equal to 1, found 1.5"),
         ({"context": {"maxTokens": "4k"}}, 'spec.context.maxTokens: must be a valid integer, found "4k"'),
         ({"replicas": 1, "autoscaling": {"max": 2}}, "spec.autoscaling: cannot stand beside `replicas`"),
-        ({"autoscaling": {"min": 3, "max": 2}}, "spec.autoscaling.max: must be at least `min`, which is 3; found 2"),
+        ({"autoscaling": {"min": 3, "max": 2}}, "spec.autoscaling.max: must be at least `min`; found 2"),
         ({"autoscaling": {"max": 2, "scaleDownDelay": "5 min"}}, "scaleDownDelay: must be a duration such as 30s"),
         ({"autoscaling": {"max": 2, "scaleDownDelay": 300}}, "scaleDownDelay: must be a duration such as 30s"),
         ({"routing": {"policy": "random"}}, "spec.routing.policy: must be 'prefix', 'round_robin', 'least_loaded' or"),
         ({"rollout": {"strategy": "auto"}}, "spec.rollout.strategy: must be 'Auto', 'Surge' or 'Replace', found"),
         (
             {"adapters": [{"name": "a", "source": "hf://o/a"}] * 2},
-            'spec.adapters: must differ from one another, found "a"',
+            'spec.adapters: must differ from one another; found "a"',
         ),
-        ({"adapters": [{"name": "m0", "source": "hf://o/a"}]}, 'spec.adapters: "m0" is a name of the model itself'),
+        (
+            {"adapters": [{"name": "m0", "source": "hf://o/a"}]},
+            "spec.adapters: must not have a name of the model itself",
+        ),
         ({"adapters": [{"name": "a"}]}, "spec.adapters[0].source: is required"),
+        ({"model": {"source": None}}, "spec.model.source: is required"),
+        ({"resources": {"limit": {"cpu": 1}}}, "spec.resources.limit: unknown field; did you mean `limits`?"),
+        ({"resources": {"limits": {"cpu": 0.5}}}, "spec.resources.limits.cpu: must be an amount such as 2, 500m or"),
+        ({"resources": {"limits": {"cpu": True}}}, "spec.resources.limits.cpu: must be an amount such as 2, 500m or"),
+        ({"template": {"sepc": {}}}, "spec.template.sepc: unknown field; did you mean `spec`?"),
+        ({"template": {"metadata": {"name": "x"}}}, "spec.template.metadata.name: unknown field; Allowed: labels"),
     ],
 )
 def test_a_mistake_is_answered_with_its_field_and_what_is_allowed(tmp_path, spec, message):
     assert message in error_of(written(tmp_path, spec))
 
 
-@pytest.mark.parametrize("name", ["Upper", "under_score", "-dash", "dot.dot", "a" * (MAX_NAME + 1), ""])
+@pytest.mark.parametrize("name", ["Upper", "under_score", "-dash", "dot.dot", "7b", "a" * (MAX_NAME + 1), ""])
 def test_a_name_must_fit_kubernetes(tmp_path, name):
     assert "metadata.name: must be" in error_of(written(tmp_path, {}, metadata={"name": name}))
 
@@ -158,6 +172,46 @@ def test_a_name_must_fit_kubernetes(tmp_path, name):
 def test_a_name_may_be_as_long_as_fits(tmp_path):
     (deployment,) = load(written(tmp_path, {}, metadata={"name": "a" * MAX_NAME}))
     assert len(f"{deployment.name}-0123456789-01234") == 63
+
+
+def test_a_field_that_is_null_counts_as_left_out(tmp_path):
+    (deployment,) = load(written(tmp_path, {"backend": None, "replicas": None, "context": {"maxTokens": None}}))
+    assert deployment.spec == Spec(model=Model(source="hf://owner/model"))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "spec", "allowed"),
+    [
+        (2, {"parallelism": {"tensor": 2}}, True),
+        ("2", {"parallelism": {"tensor": 4, "nodes": 2}}, True),
+        (0, {"parallelism": {"tensor": 2}}, True),
+        (4, {"parallelism": {"tensor": 4, "nodes": 2}}, False),
+        (4, {}, False),
+        (4, {"parallelism": {"tensor": 2}, "backend": {"args": ["--data-parallel-size", "2"]}}, True),
+        (3, {"parallelism": {"tensor": 2}, "backend": {"args": ["--data-parallel-size", "2"]}}, False),
+        ("2k", {"parallelism": {"tensor": 2}}, False),
+    ],
+)
+def test_the_gpus_of_a_pod_are_those_that_its_model_is_split_over(tmp_path, gpus, spec, allowed):
+    path = written(tmp_path, {"resources": {"limits": {"nvidia.com/gpu": gpus}}} | spec)
+    if allowed:
+        assert load(path)
+    else:
+        assert "spec.resources.limits: nvidia.com/gpu must be `parallelism.tensor` /" in error_of(path)
+
+
+def test_a_duration_is_written_as_it_is_read(tmp_path):
+    (deployment,) = load(written(tmp_path, {"loadTimeout": "1h30m", "drainTimeout": "90s"}))
+    spec = deployment.model_dump(mode="json", by_alias=True)["spec"]
+    assert (spec["loadTimeout"], spec["drainTimeout"]) == ("1h30m", "1m30s")
+
+
+def test_mistakes_are_told_without_a_file_too():
+    with pytest.raises(ValidationError) as caught:
+        Spec.model_validate({"model": {"source": "x", "revison": "v1"}, "replicas": -1})
+    told = problems(caught.value)
+    assert told[0].startswith("model.revison: unknown field; did you mean `revision`?")
+    assert told[1] == "replicas: must be greater than or equal to 0, found -1"
 
 
 def test_all_mistakes_are_told_at_once_with_their_lines(tmp_path):

@@ -47,6 +47,8 @@ class Pod:
 
     model: str
     """A path in the pod, or a source that the server fetches by itself."""
+    mounted: bool
+    """Whether that path is in a volume, which can be mounted elsewhere, too."""
     port: int
     events_port: int
     drain: int
@@ -68,6 +70,8 @@ class Launch:
     env: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     """Contents by name, in the folder FILES."""
+    model_folder: str | None = None
+    """Where the model's volume has to show the model, too. The server is started in the folder above."""
 
 
 class Call(NamedTuple):
@@ -126,6 +130,12 @@ class Backend(ABC):
 
         What is returned for a deployment is pinned: where it has to change, the operator's render version has to.
         """
+
+    def build(self, deployment: ModelDeployment, pod: Pod, folder: str) -> Launch | None:
+        """How to make, once for all replicas, what `launch` finds in `pod.engine`. None: nothing. Raises
+        UnsupportedError.
+        """
+        return None
 
     def environment(self, deployment: ModelDeployment) -> Mapping[str, str]:
         """Environment variables for a local process, on top of our own."""

@@ -8,6 +8,8 @@ from headwater.backends.base import Backend, Launch, Pod
 from headwater.resource import ModelDeployment
 from headwater.validation import found
 
+_MODELS = "/serve"
+
 
 class Transformers(Backend):
     name = "transformers"
@@ -21,16 +23,22 @@ class Transformers(Backend):
     def command(self, deployment: ModelDeployment, *, port: int, events_port: int | None = None) -> list[str]:
         if events_port is not None:
             raise self.unsupported(deployment, "spec.backend.type", "publishes no KV events")
+        self.refuse_all_but(deployment, model__revision="main")
         model = self.local_source(deployment, "hf://", "file://").removeprefix("hf://")
         return self._serve(deployment, model, "127.0.0.1", port)
 
     def launch(self, deployment: ModelDeployment, pod: Pod) -> Launch:
-        return Launch(self._serve(deployment, pod.model.removeprefix("hf://"), "0.0.0.0", pod.port))
+        if not pod.mounted:
+            self.refuse_all_but(deployment, model__revision="main")
+            return Launch(self._serve(deployment, pod.model.removeprefix("hf://"), "0.0.0.0", pod.port))
+        # A folder of that name in the working directory: the only way to choose the one name that it answers to.
+        self.refuse_all_but(deployment, model__aliases=[])
+        argv = self._serve(deployment, deployment.name, "0.0.0.0", pod.port)
+        return Launch(argv, model_folder=f"{_MODELS}/{deployment.name}")
 
     def _serve(self, deployment: ModelDeployment, model: str, host: str, port: int) -> list[str]:
         self.refuse_all_but(
             deployment,
-            model__revision="main",
             parallelism__tensor=1,
             parallelism__nodes=1,
             context__max_tokens=None,

@@ -99,8 +99,10 @@ def test_auto_is_our_own_engine():
 
 
 def test_an_unknown_backend_is_answered_with_those_there_are():
-    with pytest.raises(UnknownBackendError, match="'tgi' yet; there are: headwater, transformers, vllm"):
-        backends.get("tgi")
+    with pytest.raises(
+        UnknownBackendError, match="'ollama'; there are: headwater, sglang, tensorrt-llm, tgi, transformers, vllm"
+    ):
+        backends.get("ollama")
 
 
 def test_the_load_of_vllm_is_read_off_its_recorded_page():

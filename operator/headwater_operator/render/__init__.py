@@ -1,11 +1,12 @@
 """Kubernetes objects out of a ModelDeployment: pure functions, a file a kind.
 
-`render` gives what is applied as a whole, `render_group` one group of a replica that is several pods. What they are
-given beside the resource is a Context, and in it the Pin.
+`render` gives what is applied as a whole, `render_group` one group of a replica that is several pods, `render_build`
+what builds a TensorRT-LLM engine. What they are given beside the resource is a Context, and in it the Pin.
 """
 
 from headwater.resource import ModelDeployment
 from headwater_operator.render.budget import budget
+from headwater_operator.render.build import render_build
 from headwater_operator.render.context import (
     PIN_ANNOTATION,
     SPEC_HASH_ANNOTATION,
@@ -16,7 +17,7 @@ from headwater_operator.render.context import (
 )
 from headwater_operator.render.deployment import deployment as _deployment
 from headwater_operator.render.group import render_group
-from headwater_operator.render.names import group_name
+from headwater_operator.render.names import build_name, group_name
 from headwater_operator.render.pin import (
     CURRENT_RENDER_VERSION,
     Pin,
@@ -40,9 +41,11 @@ __all__ = [
     "Manifest",
     "Pin",
     "WeightsVolume",
+    "build_name",
     "choose_pin",
     "group_name",
     "render",
+    "render_build",
     "render_group",
     "revision",
     "spec_hash",

@@ -5,6 +5,7 @@ run, and a copy of it becomes the next version: see docs/rendering.md.
 """
 
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import Any, Final
 
 from headwater.backends.base import GROUP_RANK, Backend, Launch, Pod
@@ -34,11 +35,11 @@ _INTERFACE: Final = "eth0"
 def template(deployment: ModelDeployment, context: Context, group: int | None) -> Manifest:
     """`group`: number of the group that the pod is one of, where a replica is several pods. Raises UnsupportedError."""
     spec, backend = deployment.spec, context.backend
-    launch = backend.launch(deployment, _pod(deployment, context, group))
+    launch = backend.launch(deployment, describe(deployment, context, group))
     mounts = [
         storage.shared_memory(spec.parallelism.tensor // spec.parallelism.nodes),
         *storage.scratch(),
-        *model_mounts(deployment, context),
+        *model_mounts(deployment, context, launch),
         *storage.files(launch.files),
     ]
     container = {
@@ -53,6 +54,8 @@ def template(deployment: ModelDeployment, context: Context, group: int | None) -
         "lifecycle": {"preStop": {"sleep": {"seconds": pre_stop(backend, spec)}}},
         **probes(backend, spec, grouped=group is not None),
     }
+    if launch.model_folder is not None:
+        container["workingDir"] = str(PurePosixPath(launch.model_folder).parent)
     metadata: Manifest = {"labels": pod_labels(deployment, context, group)}
     if launch.files:
         metadata["annotations"] = storage.file_annotations(launch.files)
@@ -62,7 +65,7 @@ def template(deployment: ModelDeployment, context: Context, group: int | None) -
         "securityContext": pod_security(),
         "terminationGracePeriodSeconds": grace(spec),
         "containers": [container],
-        "volumes": [mount.volume for mount in mounts],
+        "volumes": storage.volumes(mounts),
     }
     if group is None:
         pod["topologySpreadConstraints"] = [_spread(deployment)]
@@ -100,9 +103,12 @@ def pod_labels(deployment: ModelDeployment, context: Context, group: int | None)
     return own if group is None else own | {LABEL_GROUP: str(group)}
 
 
-def model_mounts(deployment: ModelDeployment, context: Context) -> list[storage.Mount]:
-    weights = storage.weights(deployment, context)
-    mounts = [storage.claim("weights", weights.claim, storage.MODELS)] if weights else []
+def model_mounts(deployment: ModelDeployment, context: Context, launch: Launch) -> list[storage.Mount]:
+    mounts = []
+    if weights := storage.weights(deployment, context):
+        mounts.append(storage.claim("weights", weights.claim, storage.MODELS))
+        if launch.model_folder is not None:
+            mounts.append(storage.model_folder(weights, launch.model_folder))
     if context.build_claim is not None:
         mounts.append(storage.claim("engine", context.build_claim, storage.ENGINE))
     return mounts
@@ -161,9 +167,11 @@ def gpu_tolerations(resources: Manifest) -> list[Manifest]:
     return [{"key": GPU, "operator": "Exists", "effect": "NoSchedule"}]
 
 
-def _pod(deployment: ModelDeployment, context: Context, group: int | None) -> Pod:
+def describe(deployment: ModelDeployment, context: Context, group: int | None = None) -> Pod:
+    """The pod as its server has to know it. Raises UnsupportedError."""
     return Pod(
         model=model(deployment, context),
+        mounted=storage.weights(deployment, context) is not None,
         port=HTTP_PORT,
         events_port=EVENTS_PORT,
         drain=drain(deployment.spec),

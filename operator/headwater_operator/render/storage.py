@@ -1,6 +1,6 @@
 """What a pod mounts: scratch space, shared memory, the weights, small files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,14 +25,21 @@ class Mount:
     source: Manifest
     path: str
     read_only: bool = False
-
-    @property
-    def volume(self) -> Manifest:
-        return {"name": self.name, **self.source}
+    part: str = ""
+    """Folder of the volume; empty: all of it."""
 
     @property
     def volume_mount(self) -> Manifest:
-        return {"name": self.name, "mountPath": self.path} | ({"readOnly": True} if self.read_only else {})
+        mount: Manifest = {"name": self.name, "mountPath": self.path}
+        if self.part:
+            mount["subPath"] = self.part
+        return mount | ({"readOnly": True} if self.read_only else {})
+
+
+def volumes(mounts: Sequence[Mount]) -> list[Manifest]:
+    """Each once, however often it is mounted."""
+    sources = {mount.name: mount.source for mount in mounts}
+    return [{"name": name, **source} for name, source in sources.items()]
 
 
 def weights(deployment: ModelDeployment, context: Context) -> WeightsVolume | None:
@@ -59,6 +66,12 @@ def shared_memory(accelerators: int) -> Mount:
 
 def claim(name: str, claim_name: str, path: str, *, read_only: bool = True) -> Mount:
     return Mount(name, {"persistentVolumeClaim": {"claimName": claim_name}}, path, read_only)
+
+
+def model_folder(weights: WeightsVolume, path: str) -> Mount:
+    """The model's own folder once more, under a path of the server's choice."""
+    part = weights.path.removeprefix(MODELS).strip("/")
+    return Mount("weights", {"persistentVolumeClaim": {"claimName": weights.claim}}, path, read_only=True, part=part)
 
 
 def files(names: Mapping[str, str]) -> list[Mount]:

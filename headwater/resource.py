@@ -138,11 +138,11 @@ class Model(_Part):
 
 class Backend(_Part):
     type: BackendType = "auto"
-    """The server that runs the model. auto: the first that can run it as described, our own engine before others."""
+    """The server that runs the model. auto: our own engine where it can do what the resource asks for, else another."""
     image: ImageName | None = None
-    """Container image of the server. Left out: the backend's own, of `version`."""
+    """Container image of the server. Left out: the backend's own, where it has one."""
     version: ImageTag | None = None
-    """Version of the server, as its image's tag says it. Left out: the one that this release was tested with."""
+    """Tag of the image, in place of the one that `image` or the backend's own has."""
     args: list[Annotated[str, Field(max_length=8192)]] = Field(default=[], max_length=256)
     """Further flags of the server, behind our own, which they override."""
     env: Annotated[dict[str, Annotated[str, Field(max_length=32768)]], Variables()] = Field(default={}, max_length=128)
@@ -305,7 +305,7 @@ class Spec(_Part):
 
 
 class ModelDeployment(_Part):
-    bound_by = (rules.GROUP_NAME_FITS, rules.ALIASES_ARE_FURTHER, rules.ADAPTERS_ARE_OTHERS)
+    bound_by = (rules.ALIASES_ARE_FURTHER, rules.ADAPTERS_ARE_OTHERS)
 
     api_version: Literal["headwater.dev/v1alpha1"]
     kind: Literal["ModelDeployment"]

@@ -3,7 +3,7 @@
 import re
 from typing import Any, Final
 
-from headwater.values import DURATION, MAX_GROUP_NAME, Rule
+from headwater.values import DURATION, Rule
 
 # Of spec.parallelism
 
@@ -84,13 +84,6 @@ GPUS_ARE_FOR_TENSOR: Final = Rule(
 
 # Of the whole: names
 
-GROUP_NAME_FITS: Final = Rule(
-    f"must be at most {MAX_GROUP_NAME} characters where a replica spans several nodes: Kubernetes ends labels at 63, "
-    "and those of its pods are longer",
-    f"self.spec.parallelism.nodes <= 1 || size(self.metadata.name) <= {MAX_GROUP_NAME}",
-    "metadata.name",
-    lambda it: it.spec.parallelism.nodes == 1 or len(it.metadata.name) <= MAX_GROUP_NAME,
-)
 ALIASES_ARE_FURTHER: Final = Rule(
     "must not hold the resource's own name, which is served already",
     "!has(self.spec.model.aliases) || !(self.metadata.name in self.spec.model.aliases)",

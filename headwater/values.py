@@ -21,10 +21,8 @@ RULES: Final = "x-kubernetes-validations"
 
 MAX_NAME: Final = 63 - len("-0123456789-01234")
 """Kubernetes names and label values end at 63 characters; ours add a revision's hash and a pod's ending."""
-MAX_GROUP_NAME: Final = 63 - len("-0123456789-0123") - len("-0123456789")
-"""Where a replica is a StatefulSet, named with revision and number: Kubernetes labels its pods with that and a hash."""
 MAX_REPLICAS: Final = 10_000
-"""So that a replica's number fits into `MAX_GROUP_NAME`."""
+"""More is a slip of the finger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +196,7 @@ class Variables:
 
 
 class Shaped:
-    """Of a map that is Kubernetes's own and stays as it was written: it has the fields of a model."""
+    """Of a map that is Kubernetes's own and stays one, as it was written: it has the fields of a model."""
 
     def __init__(self, model: type[BaseModel]) -> None:
         self._model: Final = model
@@ -213,7 +211,7 @@ class Shaped:
 
 def _check_and_keep(value: Any, check: Callable[[Any], Any]) -> Any:
     check(value)
-    return value
+    return {name: each for name, each in value.items() if each is not None}
 
 
 class _Amount:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Print what pyproject.toml requires, with one of its extras: requirements.py EXTRA.
 
-An image installs these in a layer of their own, before the sources, so that a changed source does not install them again.
+An image installs these in a layer of its own, before the sources: a changed source does not install them again.
 """
 
 import sys

@@ -66,6 +66,8 @@ state = "$run/containerd"
   sandbox_image = "localhost/headwater-pause:1"
   # Without the capability to lower it, a container could not start.
   restrict_oom_score_adj = true
+  # Under our state, where they are found when the cluster goes down.
+  netns_mounts_under_state_dir = true
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "/usr/lib/cni"
     conf_dir = "$conf/cni"
@@ -115,6 +117,10 @@ make_cgroup() {
     done
 }
 
+remove_cgroup() {
+    find /sys/fs/cgroup/*/"$cgroup" /sys/fs/cgroup/"$cgroup" -depth -type d -exec rmdir {} + 2>/dev/null || true
+}
+
 images() { ctr --address "$run/containerd.sock" --namespace k8s.io "$@"; }
 
 load() {
@@ -141,6 +147,7 @@ stop_node() {
     awk -v inside="$state/" 'index($2, inside) == 1 {print $2}' /proc/mounts | sort -r | while read -r mount; do
         umount -l "$mount" 2>/dev/null || true
     done
+    remove_cgroup
 }
 
 # start_simulation NODES GPUS: the taint keeps pods away that do not ask for a simulated node.

@@ -207,7 +207,7 @@ def estimate(parameters: float, family: str | None = None) -> Shape:
     """A shape that a decoder with so many parameters may have.
 
     Layers of width h have 12 h^2 parameters, and models are about 100 times as wide as they have layers:
-    layers = (parameters / 120,000)^(1/3). With 8 KV heads of 128, the commonest choice, that is 27 % more KV than
+    layers = (parameters / 120,000)^(1/3). With 8 KV heads of 128, the commonest choice, that is 28 % more KV than
     Llama-3.1-8B has, and 5 % more than its sibling with 70B. The embedding is that of a vocabulary of 128,000.
     """
     layers = max(1, math.ceil((parameters / 120_000) ** (1 / 3)))

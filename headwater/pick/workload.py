@@ -129,9 +129,7 @@ class Workload(BaseModel):
     nodes: int | None = Field(
         default=None, ge=1, description="Machines that a replica is spread over; without it: one for each 8 GPUs"
     )
-    host_cache_gib: float = Field(
-        default=0.0, ge=0, description="Host memory in GiB that evicted KV blocks move to"
-    )
+    host_cache_gib: float = Field(default=0.0, ge=0, description="Host memory in GiB that evicted KV blocks move to")
 
     @field_validator("tensor")
     @classmethod

@@ -14,11 +14,13 @@ import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
+import httpx
 import kopf
 import structlog
 
 from headwater.kubernetes import GROUP, LABEL_MANAGED_BY, MANAGED_BY, PLURAL, VERSION
 from headwater.logs import configure_logging
+from headwater_operator.adapting import Adapting
 from headwater_operator.api import ApiError, Cluster
 from headwater_operator.applier import Applier
 from headwater_operator.config import OperatorSettings
@@ -64,9 +66,9 @@ async def operate(settings: OperatorSettings) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     identity = f"{os.environ.get('HOSTNAME') or socket.gethostname()}_{uuid.uuid4().hex[:8]}"
-    async with Cluster(metrics) as cluster:
+    async with Cluster(metrics) as cluster, httpx.AsyncClient() as engines:
         lease = LeaseHolder(cluster, settings.lease_namespace, settings.lease_name, identity, settings.lease_seconds)
-        controller = _build(settings, cluster, metrics, identity)
+        controller = _build(settings, cluster, metrics, identity, engines)
         async with serve_probes(settings.host, settings.port, metrics, controller):
             log.info("waiting for the Lease", name=f"{settings.lease_namespace}/{settings.lease_name}")
             if not await _first(lease.acquire(), stop.wait()):
@@ -80,13 +82,15 @@ async def operate(settings: OperatorSettings) -> None:
             await lease.release()
 
 
-def _build(settings: OperatorSettings, cluster: Cluster, metrics: OperatorMetrics, identity: str) -> Controller:
+def _build(
+    settings: OperatorSettings, cluster: Cluster, metrics: OperatorMetrics, identity: str, engines: httpx.AsyncClient
+) -> Controller:
     store = Store()
     scaling = Scaling(settings, cluster, metrics)
     recorder = EventRecorder(cluster, identity)
     applier = Applier(cluster, store, metrics)
     preparing = Preparing(settings, store, applier)
-    realizer = Realizer(settings, cluster, store, applier, recorder, scaling, preparing)
+    realizer = Realizer(settings, cluster, store, applier, recorder, scaling, preparing, Adapting(engines))
     reconciler = Reconciler(settings, cluster, store, realizer, recorder, scaling, metrics)
     return Controller(settings, cluster, store, reconciler, scaling, metrics)
 

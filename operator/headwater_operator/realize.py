@@ -12,6 +12,7 @@ import structlog
 
 from headwater.pick import resolve_auto
 from headwater_operator import groups, render, rollout
+from headwater_operator.adapting import Adapting
 from headwater_operator.api import Cluster
 from headwater_operator.applier import AUTOSCALER, Applier
 from headwater_operator.autoscale import ScaleDecision
@@ -33,6 +34,7 @@ from headwater_operator.kinds import (
 from headwater_operator.look import Look
 from headwater_operator.pods import EnginePod, Problem
 from headwater_operator.preparing import Preparing
+from headwater_operator.queue import Key
 from headwater_operator.render import Context, Pin
 from headwater_operator.scaling import Scaling
 from headwater_operator.store import Store
@@ -54,6 +56,7 @@ class Realizer:
         recorder: EventRecorder,
         scaling: Scaling,
         preparing: Preparing,
+        adapting: Adapting,
     ) -> None:
         self._settings = settings
         self._cluster = cluster
@@ -62,6 +65,7 @@ class Realizer:
         self._recorder = recorder
         self._scaling = scaling
         self._preparing = preparing
+        self._adapting = adapting
 
     async def realize(self, look: Look) -> None:
         """Bring the cluster a step closer to the spec.
@@ -98,6 +102,12 @@ class Realizer:
         else:
             await self._realize_groups(look, context, workloads)
         await self._prune(look)
+        await self._adapting.keep(look, pin.backend)
+
+    def forget(self, key: Key) -> None:
+        """Of a ModelDeployment that is gone."""
+        self._scaling.forget(key)
+        self._adapting.forget(key)
 
     # What there is
 

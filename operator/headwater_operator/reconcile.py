@@ -58,7 +58,7 @@ class Reconciler:
         resource = self._store.get(MODEL_DEPLOYMENT, key.namespace, key.name)
         if resource is None or "deletionTimestamp" in resource["metadata"]:
             # Its children go with it: they say who owns them, and the garbage collector needs no operator.
-            self._scaling.forget(key)
+            self._realizer.forget(key)
             self._metrics.forget(key.namespace, key.name)
             return None
         now = datetime.now(UTC)

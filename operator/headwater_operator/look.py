@@ -39,3 +39,8 @@ class Look:
         """The earliest one counts."""
         if seconds is not None:
             self.again = seconds if self.again is None else min(self.again, seconds)
+
+
+def read(resource: Object) -> ModelDeployment:
+    """Raises ValidationError: the API server's own checks are the same but for a few that CEL cannot say."""
+    return ModelDeployment.model_validate({name: resource[name] for name in ("apiVersion", "kind", "metadata", "spec")})

@@ -66,11 +66,14 @@ class Realizer:
         self._scaling = scaling
         self._preparing = preparing
         self._adapting = adapting
+        self._claims = render.ClaimDefaults(
+            settings.weights_size, settings.weights_storage_class, settings.weights_access_mode
+        )
 
     async def realize(self, look: Look) -> None:
         """Bring the cluster a step closer to the spec.
 
-        Raises ResourceError, NotOursError, StillGoingError, ApiError.
+        Raises NotPreparedError, ResourceError, NotOursError, StillGoingError, ApiError.
         """
         spec, situation = look.deployment.spec, look.situation
         workloads = self._workloads(look)
@@ -83,19 +86,18 @@ class Realizer:
         situation.revision, situation.backend, situation.render_version = revision, pin.backend, pin.render_version
         self._count(look, workloads)
         situation.problem = _worst(look.pods, revision, workloads)
-        prepared = await self._preparing.prepare(look, pin)
-        if prepared is None:
-            return
         context = Context(
             namespace=look.key.namespace,
             uid=look.uid,
             pin=pin,
-            weights=prepared.weights,
-            build_claim=prepared.build_claim,
+            weights=await self._preparing.weights(look),
+            build_claim=None,
             strategy="Surge",
             replicas=situation.wanted,
             paused=spec.rollout.paused,
+            claims=self._claims,
         )
+        context = dataclasses.replace(context, build_claim=await self._preparing.build(look, context))
         situation.paused = spec.rollout.paused
         if spec.parallelism.nodes == 1:
             await self._realize_pods(look, context, workloads, decision)

@@ -4,6 +4,7 @@ A look begins with nothing but what the store holds and ends with the world one 
 what takes time shows up as an event later, and what only time can change is looked at again after a while.
 """
 
+import contextlib
 from datetime import UTC, datetime
 from typing import Final
 
@@ -11,16 +12,17 @@ import structlog
 from pydantic import ValidationError
 
 from headwater.kubernetes import LABEL_COMPONENT
-from headwater.resource import ModelDeployment, ResourceError
+from headwater.resource import ResourceError
 from headwater.validation import field_path, finding
 from headwater_operator.api import ApiError, Cluster
 from headwater_operator.applier import NotOursError, StillGoingError
 from headwater_operator.config import OperatorSettings
 from headwater_operator.events import EventRecorder
 from headwater_operator.kinds import MODEL_DEPLOYMENT, POD, Object, labels_of
-from headwater_operator.look import Look
+from headwater_operator.look import Look, read
 from headwater_operator.metrics import OperatorMetrics
 from headwater_operator.pods import EnginePod, Problem
+from headwater_operator.preparing import NotPreparedError
 from headwater_operator.queue import Key
 from headwater_operator.realize import Realizer
 from headwater_operator.scaling import Scaling
@@ -69,8 +71,9 @@ class Reconciler:
         situation.routable = self._scaling.routable(key)
         again: float | None = None
         try:
-            look = Look(key, resource, _read(resource), now, situation, pods)
-            await self._realizer.realize(look)
+            look = Look(key, resource, read(resource), now, situation, pods)
+            with contextlib.suppress(NotPreparedError):
+                await self._realizer.realize(look)
             again = look.again
         except StillGoingError as error:
             situation.preparing = ("WaitingForDeletion", str(error))
@@ -103,11 +106,6 @@ class Reconciler:
         self._store.put(written)
         for kind, reason, message in news(status, old):
             await self._recorder.record(resource, kind, reason, message)
-
-
-def _read(resource: Object) -> ModelDeployment:
-    """Raises ValidationError: the API server's own checks are the same but for a few that CEL cannot say."""
-    return ModelDeployment.model_validate({name: resource[name] for name in ("apiVersion", "kind", "metadata", "spec")})
 
 
 def _refusal(error: Exception) -> Problem:

@@ -226,7 +226,7 @@ def _status() -> Schema:
         | {"x-kubernetes-preserve-unknown-fields": True},
         weights=_object(
             "Where the weights are.",
-            phase=_text("How far they are: Pending, Downloading, Ready or Failed."),
+            phase=_text("How far they are: NotNeeded, Pending, Filling, Filled or Failed."),
             claim=_text("Name of the PersistentVolumeClaim that holds them."),
             message=_text("What holds them up."),
         )

@@ -60,24 +60,30 @@ WEIGHTS_REACH_ALL_NODES: Final = Rule(
 )
 
 
+_GPUS: Final = ("nvidia.com/gpu", "amd.com/gpu")
+
+
 def _gpus_fit(spec: Any) -> bool:
-    limit = str(spec.resources.get("limits", {}).get("nvidia.com/gpu", "0"))
+    limits = spec.resources.get("limits", {})
+    return all(_fits(str(limits[gpu]), spec) for gpu in _GPUS if gpu in limits)
+
+
+def _fits(limit: str, spec: Any) -> bool:
     if not re.fullmatch("[0-9]{1,6}", limit):
         return False
-    total = int(limit) * int(spec.parallelism.nodes)
-    if spec.backend.args:
-        return total % int(spec.parallelism.tensor) == 0
-    return total == 0 or total == int(spec.parallelism.tensor)
+    total, tensor = int(limit) * int(spec.parallelism.nodes), int(spec.parallelism.tensor)
+    return total % tensor == 0 if spec.backend.args else total in (0, tensor)
 
 
 GPUS_ARE_FOR_TENSOR: Final = Rule(
-    "nvidia.com/gpu must be `parallelism.tensor` / `parallelism.nodes`, or 0 for none; a multiple of it only where "
+    "GPUs must be `parallelism.tensor` / `parallelism.nodes`, or 0 for none; a multiple of it only where "
     "`backend.args` make use of more",
-    "!has(self.resources) || !has(self.resources.limits) || !('nvidia.com/gpu' in self.resources.limits) || "
-    "[string(self.resources.limits['nvidia.com/gpu'])].all(n, n.matches('^[0-9]{1,6}$') && ("
+    "!has(self.resources) || !has(self.resources.limits) || "
+    f"{list(_GPUS)}.all(gpu, !(gpu in self.resources.limits) || "
+    "[string(self.resources.limits[gpu])].all(n, n.matches('^[0-9]{1,6}$') && ("
     "has(self.backend.args) && size(self.backend.args) > 0 "
     "? self.parallelism.tensor < 1 || int(n) * self.parallelism.nodes % self.parallelism.tensor == 0 "
-    ": int(n) == 0 || int(n) * self.parallelism.nodes == self.parallelism.tensor))",
+    ": int(n) == 0 || int(n) * self.parallelism.nodes == self.parallelism.tensor)))",
     "resources.limits",
     _gpus_fit,
 )

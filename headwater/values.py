@@ -173,8 +173,9 @@ class Distinct:
 
     def _check(self, elements: list[Any]) -> list[Any]:
         names = [getattr(element, self._key) if self._key else element for element in elements]
-        if twin := next((name for i, name in enumerate(names) if name in names[:i]), None):
-            raise self._rule.broken(twin)
+        for i, name in enumerate(names):
+            if name in names[:i]:
+                raise self._rule.broken(name)
         return elements
 
 
@@ -190,8 +191,9 @@ class Variables:
         return handler(schema) | {RULES: [self._RULE.schema()]}
 
     def _check(self, variables: dict[str, str]) -> dict[str, str]:
-        if wrong := next((name for name in variables if not _VARIABLE.fits(name)), None):
-            raise self._RULE.broken(wrong)
+        for name in variables:
+            if not _VARIABLE.fits(name):
+                raise self._RULE.broken(name)
         return variables
 
 

@@ -7,11 +7,12 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pytest
 import yaml
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
+from e2e.refusals import PAGE, Refusal, refusals
 from headwater import crd, rules
-from headwater.resource import Spec
+from headwater.resource import ModelDeployment, Spec, problems
 from headwater.values import MAX_NAME, NAME_RULES, RULES, Duration, Rule
 
 FILE = Path(__file__).parents[2] / "crds" / "modeldeployments.yaml"
@@ -118,6 +119,22 @@ def test_every_rule_between_fields_is_in_the_crd_with_its_message() -> None:
     written = list(rules_of(ROOT))
     for rule in (*declared, *NAME_RULES):
         assert rule.schema() in written, rule.message
+
+
+@pytest.mark.parametrize("refusal", refusals(), ids=lambda refusal: refusal.wrong)
+def test_python_refuses_what_the_docs_say_is_refused(refusal: Refusal) -> None:
+    with pytest.raises(ValidationError) as caught:
+        ModelDeployment.model_validate(refusal.resource)
+    told = next((each for each in problems(caught.value) if each.startswith(refusal.field)), "")
+    assert told, problems(caught.value)
+    if refusal.message in {rule["message"] for rule in rules_of(ROOT)}:
+        assert refusal.message in told
+
+
+def test_every_message_of_a_rule_is_documented() -> None:
+    page = " ".join(PAGE.read_text().split())
+    unheard = {rule["message"] for rule in rules_of(ROOT) if rule["message"] not in page}
+    assert unheard == set()
 
 
 def test_appliers_share_lists_of_named_things() -> None:

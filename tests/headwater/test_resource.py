@@ -156,6 +156,10 @@ def test_every_scheme_of_a_source_is_known(tmp_path, source):
         ({"resources": {"limit": {"cpu": 1}}}, "spec.resources.limit: unknown field; did you mean `limits`?"),
         ({"resources": {"limits": {"cpu": 0.5}}}, "spec.resources.limits.cpu: must be an amount such as 2, 500m or"),
         ({"resources": {"limits": {"cpu": True}}}, "spec.resources.limits.cpu: must be an amount such as 2, 500m or"),
+        (
+            {"backend": {"env": {"": "a"}}},
+            "spec.backend.env: must be variables: letters, digits and '_', not beginning",
+        ),
         ({"template": {"sepc": {}}}, "spec.template.sepc: unknown field; did you mean `spec`?"),
         ({"template": {"metadata": {"name": "x"}}}, "spec.template.metadata.name: unknown field; Allowed: labels"),
     ],
@@ -197,7 +201,7 @@ def test_the_gpus_of_a_pod_are_those_that_its_model_is_split_over(tmp_path, gpus
     if allowed:
         assert load(path)
     else:
-        assert "spec.resources.limits: nvidia.com/gpu must be `parallelism.tensor` /" in error_of(path)
+        assert "spec.resources.limits: GPUs must be `parallelism.tensor` /" in error_of(path)
 
 
 def test_a_duration_is_written_as_it_is_read(tmp_path):

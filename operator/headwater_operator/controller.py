@@ -53,7 +53,7 @@ class Controller:
         now = time.monotonic()
         return next((str(key) for key, since in self._since.items() if now - since > _STUCK_AFTER), None)
 
-    def observed(self, manifest: Object, *, deleted: bool) -> None:
+    def observed(self, manifest: Object, deleted: bool) -> None:
         """A watch told the state of an object."""
         news = self._store.remove(manifest) if deleted else self._store.put(manifest)
         if news:

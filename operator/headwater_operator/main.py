@@ -5,13 +5,12 @@ that is decided is decided by a worker that looks at one ModelDeployment as it i
 """
 
 import asyncio
-import contextlib
 import os
 import signal
 import socket
 import sys
+import threading
 import uuid
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -53,7 +52,7 @@ def run(settings: OperatorSettings) -> int:
     except LeaseLostError as error:
         log.error("ending at once", reason=str(error))
         return LEASE_LOST
-    except ApiError as error:
+    except (ApiError, OSError) as error:
         print(f"headwater operate: {error}", file=sys.stderr)
         return 1
     return 0
@@ -76,7 +75,7 @@ async def operate(settings: OperatorSettings) -> None:
             metrics.leader.set(1)
             log.info("acting", identity=identity, namespaces=settings.namespaces or "all")
             try:
-                await _first(lease.keep(), _act(settings, controller, stop), stop.wait())
+                await _first(lease.keep(), _act(settings, controller), stop.wait())
             finally:
                 metrics.leader.set(0)
             await lease.release()
@@ -112,47 +111,40 @@ async def _first(*works: Any) -> bool:
     return tasks[0] in done
 
 
-async def _act(settings: OperatorSettings, controller: Controller, stop: asyncio.Event) -> None:
+async def _act(settings: OperatorSettings, controller: Controller) -> None:
     await controller.load()
     async with asyncio.TaskGroup() as group:
         group.create_task(controller.run())
-        group.create_task(_watch(settings, controller, stop))
+        group.create_task(_watch(settings, controller))
 
 
-async def _watch(settings: OperatorSettings, controller: Controller, stop: asyncio.Event) -> None:
-    """Have kopf watch the resource and its children until cancelled, or until `stop`."""
-    watching = asyncio.create_task(
-        kopf.operator(
-            registry=_registry(controller),
-            settings=_kopf_settings(settings),
-            standalone=True,
-            clusterwide=not settings.namespaces,
-            namespaces=settings.namespaces,
-            stop_flag=stop,
-        )
+async def _watch(settings: OperatorSettings, controller: Controller) -> None:
+    """Have kopf watch the resource and its children until cancelled.
+
+    In a thread and a loop of its own: it takes the main thread's signals for itself, and ends all tasks of its loop.
+    """
+    stop = threading.Event()
+    watching = kopf.operator(
+        registry=_registry(controller, asyncio.get_running_loop()),
+        settings=_kopf_settings(settings),
+        standalone=True,
+        clusterwide=not settings.namespaces,
+        namespaces=settings.namespaces,
+        stop_flag=stop,
     )
-    async with _ended(watching, stop):
-        await watching
-    # kopf takes the signals for itself and ends well on the first; what else ends it, it raises.
-    stop.set()
-
-
-@contextlib.asynccontextmanager
-async def _ended(watching: asyncio.Task[None], stop: asyncio.Event) -> AsyncIterator[None]:
     try:
-        yield
+        await asyncio.to_thread(asyncio.run, watching)
     finally:
         stop.set()
-        with contextlib.suppress(Exception, asyncio.CancelledError):
-            await asyncio.wait_for(watching, 5)
+    raise RuntimeError("the watches ended by themselves")
 
 
-def _registry(controller: Controller) -> kopf.OperatorRegistry:
+def _registry(controller: Controller, loop: asyncio.AbstractEventLoop) -> kopf.OperatorRegistry:
     registry = kopf.OperatorRegistry()
     ours = {LABEL_MANAGED_BY: MANAGED_BY}
 
     async def observed(type: str | None, body: kopf.Body, **_: Any) -> None:
-        controller.observed(_plain(body), deleted=type == "DELETED")
+        loop.call_soon_threadsafe(controller.observed, _plain(body), type == "DELETED")
 
     def login(**given: Any) -> kopf.ConnectionInfo | None:
         return kopf.login_with_service_account(**given) or kopf.login_with_kubeconfig(**given)
@@ -180,6 +172,7 @@ def _kopf_settings(settings: OperatorSettings) -> kopf.OperatorSettings:
     ours.watching.client_timeout = 330
     ours.watching.connect_timeout = 10
     ours.queueing.worker_limit = 64
+    ours.queueing.exit_timeout = 0.5  # what is not handed on in time, the next operator reads anew
     if settings.namespaces:
         # Looking for new kinds and namespaces needs rights on the whole cluster.
         ours.scanning.disabled = True

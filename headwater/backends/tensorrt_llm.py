@@ -107,9 +107,10 @@ class TensorRTLLM(Backend):
 
     def _wants_engine(self, deployment: ModelDeployment) -> bool:
         """The last choice counts, as it does for the server."""
-        wanted = False
+        choices = [""]
         for flag, value in itertools.pairwise([*deployment.spec.backend.args, ""]):
-            name = value if flag == "--backend" else flag.removeprefix("--backend=")
-            if flag.startswith("--backend"):
-                wanted = name in _ENGINE_BACKENDS
-        return wanted
+            if flag == "--backend":
+                choices.append(value)
+            elif flag.startswith("--backend="):
+                choices.append(flag.removeprefix("--backend="))
+        return choices[-1] in _ENGINE_BACKENDS

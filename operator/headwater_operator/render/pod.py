@@ -162,7 +162,7 @@ def resources(spec: Spec, backend: Backend) -> Manifest:
 
 def gpu_tolerations(resources: Manifest) -> list[Manifest]:
     """Nodes with GPUs are commonly kept free of pods that need none."""
-    if GPU not in resources.get("limits", {}):
+    if str(resources.get("limits", {}).get(GPU, 0)) == "0":
         return []
     return [{"key": GPU, "operator": "Exists", "effect": "NoSchedule"}]
 

@@ -32,7 +32,7 @@ def merge(base: Any, patch: Any, field: str = "") -> Any:
                 if value is not None:
                     merged[key] = merge(merged.get(key), value, key)
             return merged
-        case None, dict():
+        case _, dict():
             return merge({}, patch)
         case list(), list() if field in _APPENDED:
             return base + [item for i, item in enumerate(patch) if item not in base and item not in patch[:i]]

@@ -35,6 +35,7 @@ _INTERFACE: Final = "eth0"
 def template(deployment: ModelDeployment, context: Context, group: int | None) -> Manifest:
     """`group`: number of the group that the pod is one of, where a replica is several pods. Raises UnsupportedError."""
     spec, backend = deployment.spec, context.backend
+    grouped = group is not None
     launch = backend.launch(deployment, describe(deployment, context, group))
     mounts = [
         storage.shared_memory(spec.parallelism.tensor // spec.parallelism.nodes),
@@ -46,13 +47,13 @@ def template(deployment: ModelDeployment, context: Context, group: int | None) -
         "name": CONTAINER,
         "image": context.pin.image,
         "command": launch.argv,
-        "env": env(deployment, context, launch, grouped=group is not None),
+        "env": env(deployment, context, launch, grouped=grouped),
         "ports": _ports(backend),
         "resources": resources(spec, backend),
         "volumeMounts": [mount.volume_mount for mount in mounts],
         "securityContext": container_security(),
-        "lifecycle": {"preStop": {"sleep": {"seconds": pre_stop(backend, spec)}}},
-        **probes(backend, spec, grouped=group is not None),
+        "lifecycle": {"preStop": {"sleep": {"seconds": pre_stop(backend, spec, grouped=grouped)}}},
+        **probes(backend, spec, grouped=grouped),
     }
     if launch.model_folder is not None:
         container["workingDir"] = str(PurePosixPath(launch.model_folder).parent)

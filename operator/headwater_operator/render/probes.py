@@ -55,6 +55,10 @@ def grace(spec: Spec) -> int:
     return PROPAGATION + drain(spec) + _MARGIN
 
 
-def pre_stop(backend: Backend, spec: Spec) -> int:
-    """Seconds that SIGTERM is put off: a server that does not wait for its answers must not get it before they end."""
-    return PROPAGATION + math.ceil(max(0, drain(spec) - backend.drains))
+def pre_stop(backend: Backend, spec: Spec, *, grouped: bool) -> int:
+    """Seconds that SIGTERM is put off: a server that does not wait for its answers must not get it before they end.
+
+    Neither must a group: its workers know of no answers, and rank 0 can finish none without them.
+    """
+    waits = 0 if grouped else backend.drains
+    return PROPAGATION + math.ceil(max(0, drain(spec) - waits))

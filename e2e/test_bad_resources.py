@@ -6,6 +6,7 @@ its namespace.
 
 import json
 import os
+import secrets
 import subprocess
 from collections.abc import Iterator
 from copy import deepcopy
@@ -23,7 +24,7 @@ from headwater.resource import ModelDeployment
 from headwater.rules import KIND_STAYS, ONE_SAYS_HOW_MANY
 
 ROOT = Path(__file__).parents[1]
-NAMESPACE = "headwater-test-resources"
+NAMESPACE = f"headwater-resources-{secrets.token_hex(4)}"
 REFUSALS = refusals()
 
 pytestmark = pytest.mark.skipif(not os.environ.get("KUBECONFIG"), reason="KUBECONFIG names no cluster")
@@ -56,7 +57,7 @@ def named(name: str, **spec: Any) -> dict[str, Any]:
 def crd() -> Iterator[None]:
     done("apply", "--server-side", "--force-conflicts", "-f", str(ROOT / "crds" / "modeldeployments.yaml"))
     done("wait", "crd/modeldeployments.headwater.dev", "--for=condition=Established", "--timeout=30s")
-    kubectl("create", "namespace", NAMESPACE)
+    done("create", "namespace", NAMESPACE)
     yield
     kubectl("delete", "modeldeployments", "--all", "--wait=false")
     kubectl("delete", "namespace", NAMESPACE, "--wait=false")

@@ -76,6 +76,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_serve(commands)
     _add_route(commands)
     _add_pick(commands)
+    _add_fetch(commands)
     _add_operate(commands)
     _add_completion(commands)
     return parser
@@ -138,6 +139,19 @@ def _add_pick(commands: Any) -> None:
     )
     add_flags(picker)
     picker.set_defaults(run=_pick, parser=picker)
+
+
+def _add_fetch(commands: Any) -> None:
+    from headwater.fetch.command import add_flags
+
+    fetcher = commands.add_parser(
+        "fetch",
+        help="bring a model's weights into a folder",
+        description="Fetches a model's weights into a folder, which is there once it is complete. Goes on where it was "
+        "interrupted; two at once wait for one another.",
+    )
+    add_flags(fetcher)
+    fetcher.set_defaults(run=_fetch, parser=fetcher)
 
 
 def _add_operate(commands: Any) -> None:
@@ -217,6 +231,12 @@ def _pick(arguments: argparse.Namespace) -> int:
     except ImpossibleError as error:
         print(f"headwater pick: {error}", file=sys.stderr)
         return 1
+
+
+def _fetch(arguments: argparse.Namespace) -> int:
+    from headwater.fetch.command import run
+
+    return run(arguments)
 
 
 def _operate(arguments: argparse.Namespace) -> int:

@@ -130,7 +130,7 @@ class Gateway:
     def _only_model(self) -> str:
         """What a request without `model` means. Raises BadRequestError where that is not one thing."""
         served = self._fleet.models
-        bases = {each.base for name in served for _, each in self._fleet.serving(name)}
+        bases = {each.base for name in served if (each := self._fleet.identity(name)) is not None}
         if len(bases) != 1:
             raise BadRequestError(
                 f"`model` is required; served here: {', '.join(served) or 'none yet'}.", param="model"
@@ -148,7 +148,7 @@ class Gateway:
         await send_json(send, card)
 
     def _card(self, name: str) -> ModelCard | None:
-        served = next((model for _, model in self._fleet.serving(name)), None)
+        served = self._fleet.identity(name)
         if served is None:
             return None
         return ModelCard(id=name, created=self._started_at, parent=served.base if served.adapter else None)
@@ -157,14 +157,19 @@ class Gateway:
         await send_json(send, {"status": "ok"})
 
     async def _ready(self, send: Send) -> None:
-        """Whether requests should come here: some endpoint is ready, and the router is not about to end."""
-        ready = sum(endpoint.ready for endpoint in self._fleet)
-        status = "draining" if self.draining else "ready" if ready else "no endpoint is ready"
+        """Whether requests should come here: the router can tell where they go, and is not about to end.
+
+        On Kubernetes it can as soon as it has heard of all that is there, which may be nothing yet.
+        """
+        ready = sum(endpoint.takes_requests for endpoint in self._fleet)
+        can_route = self._fleet.listed if self._fleet.kubernetes else bool(ready)
+        status = "draining" if self.draining else "ready" if can_route else "no endpoint is ready"
         content = {"status": status, "ready_endpoints": ready, "endpoints": len(self._fleet)}
         await send_json(send, content, 200 if status == "ready" else 503)
 
     async def _prometheus(self, send: Send) -> None:
         self._metrics.collect(self._fleet, self._index, time.monotonic())
+        self._metrics.deployments.collect(self._fleet, self._forwarder.hold)
         await send_bytes(send, generate_latest(self._metrics.registry), CONTENT_TYPE_LATEST.encode())
 
     async def _version(self, send: Send) -> None:

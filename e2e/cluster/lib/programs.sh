@@ -20,10 +20,14 @@ build() {
 build_tools() {
     mkdir -p "$bin"
     go_build kwok sigs.k8s.io/kwok/cmd/kwok kwok
-    fresh helm "$helm_version" && return
+    # Without the stamp, helm takes every chart for one of Kubernetes 1.20 and names no version of its own.
+    local module=helm.sh/helm/v3
+    local stamp="-X $module/internal/version.version=v$helm_version -X $module/pkg/chartutil.k8sVersionMajor=1"
+    stamp+=" -X $module/pkg/chartutil.k8sVersionMinor=34"
+    fresh helm "$helm_version $stamp" && return
     say "building helm"
-    GOBIN=$bin CGO_ENABLED=0 go install -trimpath -ldflags "-s -w" "helm.sh/helm/v3/cmd/helm@v$helm_version"
-    made helm "$helm_version"
+    GOBIN=$bin CGO_ENABLED=0 go install -trimpath -ldflags "-s -w $stamp" "$module/cmd/helm@v$helm_version"
+    made helm "$helm_version $stamp"
 }
 
 # go_build MODULE PACKAGE NAME [LDFLAGS]

@@ -5,7 +5,7 @@ Each is the work of a Job whose result stays. Until it is there, what already ru
 
 from pydantic import ValidationError
 
-from headwater.resource import ModelDeployment
+from headwater.resource import ModelDeployment, ResourceError
 from headwater_operator import render, weights
 from headwater_operator.applier import Applier
 from headwater_operator.config import OperatorSettings
@@ -28,7 +28,8 @@ class Preparing:
         self._applier = applier
 
     async def weights(self, look: Look) -> WeightsVolume | None:
-        """The volume, if it takes one. Raises NotPreparedError."""
+        """The volume, if it takes one. Raises NotPreparedError, ResourceError."""
+        self._check_reach(look.deployment)
         namespace = look.key.namespace
         plan = weights.plan(
             look.deployment,
@@ -53,6 +54,16 @@ class Preparing:
                 look.situation.preparing = "Downloading", plan.message
                 raise NotPreparedError
         return plan.volume
+
+    def _check_reach(self, deployment: ModelDeployment) -> None:
+        """The resource's own rules cannot see what the operator's default is."""
+        mode = deployment.spec.weights.access_mode or self._settings.weights_access_mode
+        nodes = deployment.spec.parallelism.nodes
+        if nodes > 1 and weights.needs_volume(deployment) and mode == "ReadWriteOnce":
+            raise ResourceError(
+                f"spec.weights.accessMode: the operator's default is ReadWriteOnce, which reaches one node, and a "
+                f"replica has {nodes}; give ReadWriteMany, or cached: false"
+            )
 
     async def build(self, look: Look, context: Context) -> str | None:
         """The claim with the built engine, if the backend wants one. Raises NotPreparedError, ResourceError."""

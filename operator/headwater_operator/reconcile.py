@@ -12,8 +12,7 @@ import structlog
 from pydantic import ValidationError
 
 from headwater.kubernetes import LABEL_COMPONENT
-from headwater.resource import ResourceError
-from headwater.validation import field_path, finding
+from headwater.resource import ResourceError, problems
 from headwater_operator.api import ApiError, Cluster
 from headwater_operator.applier import NotOursError, StillGoingError
 from headwater_operator.config import OperatorSettings
@@ -111,9 +110,7 @@ class Reconciler:
 def _refusal(error: Exception) -> Problem:
     match error:
         case ValidationError():
-            details = error.errors(include_url=False)
-            said = "; ".join(f"{field_path(each['loc']) or 'the resource'}: {finding(each)}" for each in details[:3])
-            return Problem("InvalidSpec", said)
+            return Problem("InvalidSpec", "; ".join(problems(error)[:3]))
         case ResourceError():
             return Problem("Unsupported", str(error))
         case NotOursError():

@@ -98,8 +98,9 @@ async def sync_adapters(
         loaded = await _loaded(backend, base_url, client)
     except _RefusedError as error:
         return _states(wanted, {}, dict.fromkeys(wanted.paths, str(error)))
-    if backend.loads_adapters != "runtime":
-        return _states(wanted, loaded, dict.fromkeys(wanted.paths, "not loaded when the server started"))
+    if backend.loads_adapters == "start":
+        # It lists none; but it was told of them when it started, and would not have without them.
+        return _states(wanted, wanted.paths, {})
     unload, load = plan(wanted.paths, loaded)
     if not unload and not load:
         return _states(wanted, loaded, {})

@@ -100,6 +100,14 @@ async def test_an_engine_that_is_not_there_has_none(client: httpx.AsyncClient) -
     assert states[0].message == "no" and states[1].message.startswith("the engine cannot be reached")
 
 
+async def test_a_server_that_was_started_with_them_is_changed_in_nothing(
+    engine: FakeVLLM, client: httpx.AsyncClient
+) -> None:
+    want = Wanted({"owner/sql": "owner/sql"}, {})
+    states = await sync_adapters(backends.get("tgi"), engine.url, want, client)
+    assert states == [AdapterState("owner/sql", True)] and engine.calls == []
+
+
 @pytest.mark.parametrize("body", ["[]", "{}", "nothing", '{"data": "x"}'])
 async def test_a_list_that_is_none_is_told(body: str) -> None:
     transport = httpx.MockTransport(lambda _: httpx.Response(200, text=body))

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
+from random import Random
 from typing import Any
 
 import pytest
@@ -177,6 +178,20 @@ def test_an_old_report_of_a_held_request_wakes_nobody() -> None:
     history = LoadHistory(TICK)
     history.add(START, 0, 3, complete=True, keep=60)
     assert decide(rule(), history, 0, START + 60, ScaleMemory()).desired == 0
+
+
+@pytest.mark.parametrize("mean", [15, 19, 20, 21, 29, 30, 31])
+def test_noise_around_a_border_does_not_flap(mean: int) -> None:
+    noise, load = Random(mean), float(mean)
+
+    def noisy(now: float) -> int:
+        nonlocal load
+        load = max(load + noise.gauss(0, 3) + (mean - load) * 0.2, 0)
+        return round(load)
+
+    world = World(rule(scale_down_delay=300), replicas=3)
+    world.run(7200, noisy)
+    assert len(world.changes) <= 3, world.changes
 
 
 # What is not known

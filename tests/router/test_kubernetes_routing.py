@@ -3,22 +3,14 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
-from tests.router.cluster import ApiServer, api_server, endpoint_slice, member, model, pod, replica
+from tests.router.cluster import ApiServer, endpoint_slice, member, model, pod, replica
 from tests.router.gateway import BODY, CHAT, STREAM, RunningGateway, error_of, gateway, until
 from tests.router.upstream import answer_at_once, stream_in_two, upstream
 
 FIRST, LAST = b"data: 1\n\n", b"data: [DONE]\n\n"
-
-
-@pytest.fixture
-async def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ApiServer]:
-    async with api_server() as running:
-        monkeypatch.setenv("KUBECONFIG", str(running.kubeconfig(tmp_path)))
-        yield running
 
 
 @pytest.fixture

@@ -34,11 +34,12 @@ from headwater_router.endpoints.fleet import Fleet, Served
 from headwater_router.gateway.asgi import ClientGoneError, Scope, Send
 from headwater_router.gateway.metrics import RouterMetrics
 from headwater_router.gateway.protocol import client_link
+from headwater_router.gateway.spread import Spread
 from headwater_router.gateway.usage import find_usage
 from headwater_router.index import PromptBuilder
 from headwater_router.picker.base import Decision, Picker, Prompt
 from headwater_router.picker.policies import Policies
-from headwater_router.picker.weights import choose, conversation
+from headwater_router.picker.weights import conversation
 
 log = structlog.get_logger(__name__)
 
@@ -72,6 +73,7 @@ class Forwarder:
         answer_timeout: float,
     ) -> None:
         self.fleet = fleet
+        self.spread = Spread(fleet)
         self.policies = policies
         self.prompts = prompts
         self.metrics = metrics
@@ -82,7 +84,6 @@ class Forwarder:
         self._idle = asyncio.Event()
         self._idle.set()
         self._connect_timeout = connect_timeout
-        self._rng = random.Random()
         self._pools: dict[tuple[str, int], Pool] = {}
 
     def pool(self, endpoint: Endpoint) -> Pool:
@@ -123,22 +124,6 @@ class Forwarder:
             self.open_requests -= 1
             if not self.open_requests:
                 self._idle.set()
-
-    def choose_deployment(self, model: str, served: list[Served], key: int | None) -> list[Served]:
-        """Of the endpoints that could take a request those of one deployment, by weight."""
-        if model not in self.fleet.shared:
-            return served
-        deployments = {endpoint.spec.deployment: self.fleet.deployment(endpoint) for endpoint, _ in served}
-        weights = [(name, deployment.weight) for name, deployment in deployments.items()]
-        chosen = choose(weights, key, self._rng)
-        return [each for each in served if each[0].spec.deployment == chosen]
-
-    def to_wake(self, model: str, key: int | None) -> str | None:
-        """The deployment that a request is to be held for. None: it would wait in vain."""
-        if not self.hold.limit:
-            return None
-        weights = [(each.key, each.weight) for each in self.fleet.promised(model) if each.wakes]
-        return choose(weights, key, self._rng) if weights else None
 
     async def until_idle(self) -> None:
         """Wait until no request is open."""
@@ -219,7 +204,7 @@ class _Request:
             if not served:
                 break
             last = attempt == shared.max_attempts - 1 or len(served) == 1
-            endpoint, error = await self._attempt(shared.choose_deployment(self._model, served, self._key), last)
+            endpoint, error = await self._attempt(shared.spread.choose(self._model, served, self._key), last)
             if error is None:
                 return
             tried.append(endpoint)
@@ -233,9 +218,9 @@ class _Request:
             now = time.monotonic()
             serving = shared.fleet.serving(model)
             served = [each for each in serving if each[0].available(now) and each[0] not in tried]
-            if served or shared.fleet.ready(model) or not shared.fleet.promised(model):
+            if served or shared.fleet.ready(model) or not shared.hold.limit:
                 return served
-            if (deployment := shared.to_wake(model, self._key)) is None:
+            if (deployment := shared.spread.to_wake(model, self._key)) is None:
                 return served
             if self._held_since is None:
                 self._held_since = now

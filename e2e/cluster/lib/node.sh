@@ -150,7 +150,8 @@ stop_node() {
     remove_cgroup
 }
 
-# start_simulation NODES GPUS: with none, kwok is there for the nodes that a test makes. The taint keeps pods away that do not ask for a simulated node.
+# start_simulation NODES GPUS: with no node, kwok is there for those that a test makes. The taint keeps pods away that do
+# not ask for a simulated node.
 start_simulation() {
     local count=$1 gpus=$2 i
     [[ -f $run/kwok.pid ]] || start kwok "$bin/kwok" --kubeconfig="$state/kubeconfig" --cidr="${simulated_pods/.0\//.1\/}" \

@@ -5,9 +5,8 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
-import httpx
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -27,6 +26,8 @@ from headwater.fetch.progress import Watch
 
 T = TypeVar("T")
 
+_HTTPError: Final = cast("type[Exception]", HfHubHTTPError.__mro__[1])
+"""HTTPError of the client that the library uses: httpx before its version 2, httpx2 since."""
 _OWN: Final = ".cache"
 """Where the library keeps what it knows of a folder."""
 
@@ -103,13 +104,13 @@ def _translated(repository: str, revision: str, call: Callable[[], T]) -> T:
         raise FetchError(
             f"{shown} does not exist, or is private and needs a token by spec.model.secretRef (HF_TOKEN)"
         ) from None
-    except (LocalEntryNotFoundError, httpx.TransportError) as error:
-        raise TransientError(
-            f"the hub cannot be reached for {shown}; check the network and HF_ENDPOINT: {error}"
-        ) from None
-    except HfHubHTTPError as error:
+    except HfHubHTTPError as error:  # before the next one, which it is as well
         status = error.response.status_code
         message = f"the hub answered {status} for {shown}"
         if transient(status):
             raise TransientError(message, retry_after(error.response.headers.get("retry-after"))) from None
         raise FetchError(f"{message}: {error.server_message or error}") from None
+    except (LocalEntryNotFoundError, _HTTPError) as error:
+        raise TransientError(
+            f"the hub cannot be reached for {shown}; check the network and HF_ENDPOINT: {error}"
+        ) from None

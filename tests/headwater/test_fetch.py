@@ -127,6 +127,26 @@ def test_a_hub_that_stays_down_is_given_up(the_hub: Store, tmp_path: Path, waits
         fetch("hf://owner/model", tmp_path / "m")
 
 
+def test_a_hub_that_is_not_there_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: list[float]
+) -> None:
+    with serving(Store({}), hub) as store:
+        monkeypatch.setenv("HF_ENDPOINT", store.url)
+    with pytest.raises(FetchError, match=r"the hub cannot be reached for hf://owner/model; check the network"):
+        fetch("hf://owner/model", tmp_path / "m")
+    assert len(waits) == 7
+
+
+@pytest.mark.parametrize("source", ["s3://bucket/llm", "oci://127.0.0.1:9/team/model"])
+def test_a_store_that_is_not_there_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: list[float], source: str
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(FetchError, match=r"\(after 8 attempts\)"):
+        fetch(source, tmp_path / "m")
+    assert len(waits) == 7
+
+
 def test_what_came_of_another_state_is_not_mixed_in(the_hub: Store, tmp_path: Path) -> None:
     partial = partial_of(tmp_path / "m")
     partial.mkdir()

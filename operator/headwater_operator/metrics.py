@@ -18,7 +18,7 @@ class OperatorMetrics:
             buckets=_DURATION,
         )
         self.reconciles = self._counter(
-            "reconciles", "Looks at a ModelDeployment, by outcome: done, retry, refused.", "outcome"
+            "reconciles", "Looks at a ModelDeployment, by outcome: done, or retry after an error.", "outcome"
         )
         self.api_requests = self._counter("api_requests", "Calls of the API server, watches aside.", "verb", "resource")
         self.applied = self._counter("applied", "Objects written since they differed from what they should be.", "kind")

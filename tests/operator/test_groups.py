@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from headwater_operator.groups import MEMBERS, RESTART_BUDGET, RESTARTED_AT, RESTARTS, Group, GroupPlan, gather, plan
 from headwater_operator.kinds import name_of
 from headwater_operator.pods import EnginePod
-from tests.operator.group_world import LOAD, RESYNC, SIZE, World, revision_of
+from headwater_operator.rollout import PATIENCE
+from tests.operator.group_world import LOAD, NO_GPU, RESYNC, SIZE, Member, World, revision_of
 from tests.operator.objects import NOW, ago, pod, stateful_set, written
 
 # Rollouts
@@ -59,6 +60,39 @@ def test_pain_1_whatever_happened_it_ends_in_what_is_wanted(slots: int, mess: An
     world.settle()
     world.run(RESYNC + 50)
     assert world.settled() and not world.restarts
+
+
+FAULTS = st.lists(
+    st.tuples(
+        st.integers(0, 150),
+        st.sampled_from(["crash", "delete_pod", "lose", "revision", "wanted"]),
+        st.integers(0, 9),
+    ),
+    max_size=6,
+)
+
+
+def lose(world: World, member: Member) -> None:
+    member.lost = True
+    world.delete_pod(member)
+
+
+@settings(max_examples=40)
+@given(st.sampled_from([6, 7, 8]), st.sampled_from([2, 60]), FAULTS)
+def test_whatever_breaks_in_a_rollout_it_ends_in_what_is_wanted(slots: int, drain: int, faults: Any) -> None:
+    world = World(slots, drain=drain)
+    world.settle()
+    for after, what, which in faults:
+        placed = [member for member in world.pods.values() if member.began is not None and member.going is None]
+        if what == "revision":
+            world.revision = "abc"[which % 3]
+        elif what == "wanted":
+            world.wanted = 1 + which % 3
+        elif placed:
+            member = placed[which % len(placed)]
+            lose(world, member) if what == "lose" else getattr(world, what)(member)
+        world.run(after)
+    world.settle(3000)
 
 
 @settings(max_examples=60)
@@ -159,6 +193,19 @@ def test_a_container_restart_or_a_replaced_pod_restarts_the_whole_group_once(whi
     changed = {name for name, uid in before.items() if world.pods[name].uid != uid}
     assert changed == {"m-a-1-0", "m-a-1-1"}, "all of its pods, and none of another group"
     assert world.settled()
+
+
+def test_a_group_whose_pods_have_all_been_replaced_already_is_not_restarted_once_more() -> None:
+    world = World()
+    world.settle()
+    for member in world.members("m-a-1"):
+        world.delete_pod(member)
+    world.settle()
+    world.run(RESYNC)
+    assert not world.restarts and world.settled()
+    world.delete_pod(world.members("m-a-1")[0])
+    world.settle()
+    assert [name for _, name in world.restarts] == ["m-a-1"], "the new ones are known as its members"
 
 
 def test_pain_15_a_lost_node_does_not_leave_its_peers_waiting() -> None:
@@ -264,6 +311,13 @@ def test_a_group_is_ready_when_all_its_pods_are() -> None:
 def test_within_the_pause_a_broken_group_waits_and_says_how_long() -> None:
     result = planned(group(members="uid-m-a-0-0,another", restarts="2", at=written(ago(5))))
     assert not result.restart and result.look_again == 15
+
+
+def test_a_group_without_room_says_when_patience_is_over() -> None:
+    name = "m-a-0"
+    waiting = [EnginePod.of(pod(f"{name}-{each}", unschedulable=NO_GPU, created=ago(4))) for each in range(SIZE)]
+    result = planned(Group(stateful_set("a", 0), waiting), group("old"))
+    assert not result.delete and result.look_again == PATIENCE - 4
 
 
 def test_gathering_leaves_out_what_is_about_to_go() -> None:

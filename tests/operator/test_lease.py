@@ -188,6 +188,25 @@ def test_a_holder_whose_calls_hang_ends_before_another_may_begin(after: float) -
     assert begin <= after + 0.1 + SECONDS * 1.5, "nobody acts for longer than it must be"
 
 
+def test_a_renewal_counts_from_when_it_was_sent_not_from_when_it_was_answered() -> None:
+    server = Server()
+    # get and create to take it, get and replace to renew it, each there and back; the last answer is a slow one.
+    delays = iter([0.01] * 7 + [5.0])
+
+    async def work() -> None:
+        first = Wire(server, delay=lambda: next(delays, 0.01))
+        holding = asyncio.create_task(act(first, "first", Record()))
+        await asyncio.sleep(0.1)
+        waiting = asyncio.create_task(candidate(Wire(server), "second").acquire())
+        await asyncio.sleep(SECONDS * 2 / 3)
+        assert server.version == 2 and next(delays, None) is None
+        first.cut = True
+        await waiting
+        assert holding.done(), "the first still acts"
+
+    run(work())
+
+
 def test_a_few_failed_renewals_do_not_end_the_holder() -> None:
     server = Server()
     failing = False

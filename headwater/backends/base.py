@@ -114,6 +114,8 @@ class Backend(ABC):
     """Whether the other pods of a group serve `health_path` and `ready_path` as rank 0 does."""
     loads_adapters: ClassVar[Literal["runtime", "start", "never"]] = "never"
     """runtime: by `load_adapter`, while it serves; start: only those that `launch` names."""
+    answers_to_any_name: ClassVar[bool] = False
+    """Whether a `model` that it does not know is taken for the model itself, and not refused."""
     adapters_prefix: ClassVar[str] = ""
     """Of the path of the calls that load and unload an adapter."""
 
@@ -147,6 +149,10 @@ class Backend(ABC):
 
     def unload_adapter(self, name: str) -> Call:
         return Call("POST", f"{self.adapters_prefix}/unload_lora_adapter", {"lora_name": name})
+
+    def adapter_name(self, model: str, adapter: str) -> str:
+        """What a request names to reach an adapter of `model`."""
+        return adapter
 
     def adapters_of(self, models: Mapping[str, Any]) -> set[str]:
         """Names of the adapters that are loaded, by the server's answer to GET /v1/models."""

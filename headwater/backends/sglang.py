@@ -57,6 +57,9 @@ class SGLang(Backend):
             argv += ["--dist-init-addr", f"{pod.leader}:{_INIT_PORT}"]
         return Launch(argv + spec.backend.args, _CHEAP_HEALTH)
 
+    def adapter_name(self, model: str, adapter: str) -> str:
+        return f"{model}:{adapter}"
+
     def _serve(self, deployment: ModelDeployment, source: str, host: str, port: int) -> list[str]:
         self.refuse_all_but(deployment, cache__dtype=tuple(_CACHE_DTYPES))
         spec = deployment.spec

@@ -20,6 +20,7 @@ class TGI(Backend):
     image_hint = "it is called text-generation-inference; name it with its registry, and a tag of version 3"
     drains = 90  # fixed in its launcher
     loads_adapters = "start"
+    answers_to_any_name = True
 
     def command(self, deployment: ModelDeployment, *, port: int, events_port: int | None = None) -> list[str]:
         if events_port is not None:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headwater import backends
 from headwater_router.endpoints.deployments import Deployment, Objects, World, served_by
 from headwater_router.endpoints.endpoint import EndpointSpec, ServedModel
 from tests.router.cluster import Object, endpoint_slice, member, model, pod
@@ -195,8 +196,8 @@ def test_any_way_to_a_state_gives_what_a_fresh_list_of_it_gives(seed: int) -> No
 # Names
 
 
-def served(deployment: Deployment, *own: ServedModel) -> dict[str, ServedModel]:
-    return {each.name: each for each in served_by(deployment, own)}
+def served(deployment: Deployment, *own: ServedModel, backend: str = "vllm") -> dict[str, ServedModel]:
+    return {each.name: each for each in served_by(deployment, backends.get(backend), own)}
 
 
 def base(name: str) -> ServedModel:
@@ -214,12 +215,12 @@ def test_a_server_that_knows_the_names_gets_them_as_they_are() -> None:
 
 
 def test_a_server_with_one_name_of_its_own_is_asked_by_that() -> None:
-    assert [each.upstream for each in served_by(DEPLOYMENT, [base("/weights")])] == ["/weights", "/weights"]
+    assert {each.upstream for each in served(DEPLOYMENT, base("/weights")).values()} == {"/weights"}
 
 
 def test_of_many_names_that_are_not_ours_the_weights_own_is_taken() -> None:
     own = [base("some/other"), base("org/weights"), base("third")]
-    assert {each.upstream for each in served_by(DEPLOYMENT, own)} == {"org/weights"}
+    assert {each.upstream for each in served(DEPLOYMENT, *own).values()} == {"org/weights"}
 
 
 def test_a_new_alias_is_served_before_the_server_knows_it() -> None:
@@ -227,7 +228,11 @@ def test_a_new_alias_is_served_before_the_server_knows_it() -> None:
 
 
 def test_a_server_that_does_not_say_what_it_serves_is_believed_to_know_the_names() -> None:
-    assert [each.upstream for each in served_by(DEPLOYMENT, [])] == ["", ""]
+    assert {each.upstream for each in served(DEPLOYMENT).values()} == {""}
+
+
+def test_a_server_that_answers_to_any_name_gets_the_one_that_was_asked_for() -> None:
+    assert {each.upstream for each in served(DEPLOYMENT, base("/weights"), backend="tgi").values()} == {""}
 
 
 @pytest.mark.parametrize("card", [ServedModel("sql", "m", "sql"), base("sql")], ids=["with a parent", "without"])
@@ -238,6 +243,15 @@ def test_an_adapter_is_served_where_it_is_loaded_and_only_there(card: ServedMode
 
 def test_an_adapter_that_was_loaded_while_it_runs_is_served_too() -> None:
     assert served(DEPLOYMENT, base("m"), ServedModel("new", "m", "new"))["new"].adapter == "new"
+
+
+def test_an_adapter_that_is_loaded_at_the_start_need_not_be_listed() -> None:
+    assert served(DEPLOYMENT, base("/weights"), backend="tgi")["sql"] == ServedModel("sql", "m", "sql")
+
+
+def test_sglang_is_asked_for_an_adapter_together_with_its_model() -> None:
+    own = [base("m"), ServedModel("sql", "m", "sql")]
+    assert served(DEPLOYMENT, *own, backend="sglang")["sql"].upstream == "m:sql"
 
 
 def test_what_else_a_server_could_serve_is_nobodys_business() -> None:

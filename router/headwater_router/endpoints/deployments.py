@@ -15,6 +15,7 @@ from typing import Any, Final
 import structlog
 
 from headwater import backends
+from headwater.backends.base import Backend
 from headwater.kubernetes import EVENTS_PORT_NAME, HTTP_PORT_NAME, LABEL_BACKEND, LABEL_DEPLOYMENT, engine_service
 from headwater_router.endpoints.endpoint import EndpointSpec, ServedModel
 
@@ -130,21 +131,28 @@ class Objects:
         return World(deployments, dict(endpoints.values()))
 
 
-def served_by(deployment: Deployment, own: Sequence[ServedModel]) -> list[ServedModel]:
+def served_by(deployment: Deployment, backend: Backend, own: Sequence[ServedModel]) -> list[ServedModel]:
     """What an endpoint of the deployment serves, where `own` is what it says itself that it serves.
 
     The names are the deployment's, never the server's: some servers answer to one name of their own only, others list
-    whatever lies in their cache. Adapters are whatever the server has loaded. Prompts are hashed under the resource's
-    name, so that this is the same for all its endpoints, and known before there is one.
+    whatever lies in their cache. Adapters are those that the server has loaded; one that loads them when it starts need
+    not list them. Prompts are hashed under the resource's name, so that this is the same for all its endpoints, and
+    known before there is one.
     """
     bases = [model.name for model in own if not model.adapter and model.name not in deployment.adapters]
-    fallback = _own_name(deployment, bases)
-    served = [
-        ServedModel(name, deployment.name, "", "" if name in bases or fallback is None else fallback)
-        for name in deployment.names
-    ]
+    own_name = _own_name(deployment, bases) or deployment.name
+    served = []
+    for name in deployment.names:
+        known = name in bases or not bases or backend.answers_to_any_name
+        served.append(ServedModel(name, deployment.name, "", "" if known else own_name))
     loaded = [model.name for model in own if model.adapter or model.name in deployment.adapters]
-    return served + [ServedModel(name, deployment.name, name) for name in loaded if name not in deployment.names]
+    if backend.loads_adapters == "start":
+        loaded += deployment.adapters
+    for name in dict.fromkeys(loaded):
+        if name not in deployment.names:
+            asked = backend.adapter_name(own_name, name)
+            served.append(ServedModel(name, deployment.name, name, "" if asked == name else asked))
+    return served
 
 
 def _own_name(deployment: Deployment, bases: Collection[str]) -> str | None:

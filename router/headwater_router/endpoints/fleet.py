@@ -140,7 +140,7 @@ class Fleet:
         for endpoint in self._endpoints.values():
             models = endpoint.models
             if endpoint.spec.deployment:
-                models = served_by(self.deployment(endpoint), models)
+                models = served_by(self.deployment(endpoint), endpoint.backend, models)
             else:
                 self._seen_models |= {model.name for model in models}
             for model in models:

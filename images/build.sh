@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Build images on a machine without a registry to pull from, for e2e and for a look at them: images/build.sh NAME...
 # Each becomes localhost/headwater-NAME:1 in a docker-archive tar, headwater-NAME.tar, in $HEADWATER_IMAGES_DIR. What has
-# not changed is not built again. Elsewhere any builder does: docs/images.md.
+# not changed is not built again. MODELS and TORCH_INDEX are build arguments of the engine's images. Elsewhere any builder
+# does: docs/images.md.
 set -euo pipefail
 
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -72,6 +73,10 @@ build() {
     for file in /etc/ssl/certs /etc/pip.conf; do
         [[ ! -e $file ]] || arguments+=(--volume "$file:$file:ro")
     done
+    if [[ $name == engine-c* ]]; then
+        arguments+=(--build-arg "MODELS=${MODELS:-}")
+        [[ -z ${TORCH_INDEX:-} ]] || arguments+=(--build-arg "TORCH_INDEX=$TORCH_INDEX")
+    fi
     if [[ $name == engine-e2e ]]; then
         arguments+=(--volume "$top:/headwater/checkout:ro" --volume "$(site_packages):/headwater/site-packages:ro")
         arguments+=(--build-arg "KERNELS=$(kernels | sha256sum | cut -c1-16)")
@@ -93,6 +98,7 @@ sources() {
             kernels
             ;;
         *)
+            echo "${MODELS:-} ${TORCH_INDEX:-}"
             cd "$top"
             find pyproject.toml README.md LICENSE headwater engine router operator "images/Containerfile.$1" images/requirements.py \
                 -type f ! -name '*.pyc' -print0 | sort -z | xargs -0 sha256sum

@@ -3,7 +3,6 @@
 Every call is counted. Nothing happens by itself: garbage is collected and watches tell their news when a test says so.
 """
 
-import copy
 import itertools
 import re
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ from typing import Any, Final, NamedTuple
 from headwater.kubernetes import FIELD_MANAGER
 from headwater_operator.api import ApiError, Cluster
 from headwater_operator.kinds import CLAIM, POD, Kind, Object, labels_of, name_of, namespace_of, uid_of
-from tests.operator.field_ownership import Leaves, drop, get, leaves, put
+from tests.operator.field_ownership import Leaves, copied, drop, get, leaves, put
 
 START: Final = datetime(2026, 11, 2, 12, 0, tzinfo=UTC)
 _LABEL: Final = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
@@ -62,13 +61,13 @@ class FakeCluster(Cluster):
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
         self._count("get", kind.name, name)
-        return copy.deepcopy(self.objects.get((kind.name, namespace, name)))
+        return copied(self.objects.get((kind.name, namespace, name)))
 
     async def list(self, kind: Kind, namespace: str | None, selector: str = "") -> tuple[Objects, int]:
         self._count("list", kind.name, "")
         wanted = dict(each.split("=") for each in selector.split(",") if each)
         found = [
-            copy.deepcopy(each)
+            copied(each)
             for place, each in self.objects.items()
             if place[0] == kind.name and namespace in (None, place[1]) and wanted.items() <= labels_of(each).items()
         ]
@@ -105,7 +104,7 @@ class FakeCluster(Cluster):
     # What others do
 
     def add(self, manifest: Object, manager: str = "kubectl") -> Object:
-        manifest = copy.deepcopy(manifest)
+        manifest = copied(manifest)
         if "generateName" in manifest["metadata"]:
             manifest["metadata"]["name"] = f"{manifest['metadata'].pop('generateName')}{next(self._counter)}"
         if _place(manifest) in self.objects:
@@ -123,7 +122,7 @@ class FakeCluster(Cluster):
         """`kubectl replace`: what is not in the manifest is gone."""
         live = self._existing(_place(manifest))
         kept = {"uid", "resourceVersion", "generation", "creationTimestamp", "managedFields"}
-        given = copy.deepcopy(manifest)
+        given = copied(manifest)
         given["metadata"] |= {name: value for name, value in live["metadata"].items() if name in kept}
         if "status" in live:
             given["status"] = live["status"]
@@ -148,7 +147,7 @@ class FakeCluster(Cluster):
         self._owners.pop(uid_of(live), None)
         self.version = next(self._versions)
         gone["metadata"]["resourceVersion"] = str(self.version)
-        self.news.append((True, copy.deepcopy(gone)))
+        self.news.append((True, copied(gone)))
 
     def collect_garbage(self) -> None:
         """Until nothing is left whose owners are all gone."""
@@ -189,8 +188,8 @@ class FakeCluster(Cluster):
         if live is None:
             if writer[2]:
                 raise ApiError(404, "NotFound", f"{name_of(manifest)} not found")
-            return self._insert(copy.deepcopy(manifest), writer)
-        changed, owners = copy.deepcopy(live), copy.deepcopy(self._owners[uid_of(live)])
+            return self._insert(copied(manifest), writer)
+        changed, owners = copied(live), self._owners_of(live)
         applied = leaves(manifest, status=writer[2] == "status")
         for path, value in applied.items():
             if get(changed, path) != value:
@@ -214,18 +213,22 @@ class FakeCluster(Cluster):
         return self._commit(manifest, None, {writer: leaves(manifest)})
 
     def _update(self, manifest: Object, live: Object, manager: str) -> Object:
-        owners = copy.deepcopy(self._owners[uid_of(live)])
+        owners = self._owners_of(live)
         before, after = leaves(live, everything=True), leaves(manifest, everything=True)
         changed = {path: value for path, value in after.items() if before.get(path, ...) != value}
         for other in owners.values():
             for path in [path for path in other if path in changed or path not in after]:
                 del other[path]
         owners.setdefault((manager, "Update", ""), {}).update(changed)
-        return self._commit(copy.deepcopy(manifest), live, owners)
+        return self._commit(copied(manifest), live, owners)
 
     def _commit(self, manifest: Object, live: Object | None, owners: dict[Writer, Leaves]) -> Object:
         _default(manifest)
         _validate(manifest, live)
+        owners = {
+            writer: {path: value for path, value in paths.items() if get(manifest, path) is not None}
+            for writer, paths in owners.items()
+        }
         owners = {writer: paths for writer, paths in owners.items() if paths}
         metadata = manifest["metadata"]
         metadata["managedFields"] = [
@@ -233,15 +236,19 @@ class FakeCluster(Cluster):
             for (manager, operation, sub), paths in owners.items()
         ]
         if manifest == live:
-            return copy.deepcopy(live)
+            return copied(live)
         if live is not None and manifest.get("spec") != live.get("spec"):
             metadata["generation"] += 1
         self.version = next(self._versions)
         metadata["resourceVersion"] = str(self.version)
         self.objects[_place(manifest)] = manifest
         self._owners[uid_of(manifest)] = owners
-        self.news.append((False, copy.deepcopy(manifest)))
-        return copy.deepcopy(manifest)
+        self.news.append((False, copied(manifest)))
+        return copied(manifest)
+
+    def _owners_of(self, live: Object) -> dict[Writer, Leaves]:
+        """To be changed by a caller, who may yet be refused."""
+        return {writer: dict(paths) for writer, paths in self._owners[uid_of(live)].items()}
 
     def _existing(self, place: tuple[str, str, str]) -> Object:
         if place not in self.objects:
@@ -267,8 +274,8 @@ def _touches(owned: Leaves, path: tuple[Any, ...]) -> bool:
 
 def _merged(base: Any, patch: Any) -> Any:
     if not isinstance(patch, dict):
-        return copy.deepcopy(patch)
-    merged = copy.deepcopy(base) if isinstance(base, dict) else {}
+        return copied(patch)
+    merged = copied(base) if isinstance(base, dict) else {}
     for name, value in patch.items():
         if value is None:
             merged.pop(name, None)

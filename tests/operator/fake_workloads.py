@@ -66,7 +66,9 @@ class FakeWorkloads:
     # Deployments
 
     def _deployment(self, it: Object) -> None:
-        digest = hashlib.sha256(json.dumps(it["spec"]["template"], sort_keys=True).encode()).hexdigest()[:8]
+        digest = hashlib.sha256(json.dumps([uid_of(it), it["spec"]["template"]], sort_keys=True).encode()).hexdigest()[
+            :8
+        ]
         name = f"{name_of(it)}-{digest}"
         sets = [each for each in self._cluster.all("ReplicaSet") if _owned(each, it)]
         new = next((each for each in sets if name_of(each) == name), None)

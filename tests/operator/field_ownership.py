@@ -1,10 +1,10 @@
 """Fields of an object one by one, as server-side apply owns them: what is a leaf, and how lists are told apart."""
 
-import copy
-from typing import Any, Final
+from typing import Any, Final, TypeVar, cast
 
 from headwater_operator.kinds import Object
 
+T = TypeVar("T")
 Path = tuple[Any, ...]
 """Names of fields; an item of a list that has keys is the pair of its key's name and value."""
 Leaves = dict[Path, Any]
@@ -25,6 +25,16 @@ _SERVERS: Final = {
     ("metadata", name)
     for name in ("name", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp", "managedFields")
 }
+
+
+def copied(value: T) -> T:
+    """What JSON can hold, anew."""
+    match value:
+        case dict():
+            return cast("T", {name: copied(each) for name, each in value.items()})
+        case list():
+            return cast("T", [copied(each) for each in value])
+    return value
 
 
 def leaves(manifest: Object, *, status: bool = False, everything: bool = False) -> Leaves:
@@ -84,7 +94,7 @@ def put(manifest: Object, path: Path, value: Any) -> None:
                 here.append(item)
             here = item
         elif following is None:
-            here[step] = copy.deepcopy(value)
+            here[step] = copied(value)
         else:
             wanted: type[Any] = list if isinstance(following, tuple) else dict
             if not isinstance(here.get(step), wanted):

@@ -12,8 +12,8 @@ from headwater_operator.render import PIN_ANNOTATION, Context, Manifest, pin, ve
 from headwater_operator.rollout import PATIENCE
 from tests.operator.world import World
 
-GROUPS = {"backend": {"type": "vllm"}, "parallelism": {"tensor": 2, "nodes": 2}}
-CHANGE = {"context": {"maxTokens": 64}}
+GROUPS: Object = {"backend": {"type": "vllm"}, "parallelism": {"tensor": 2, "nodes": 2}}
+CHANGE: Object = {"context": {"maxTokens": 64}}
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ async def test_pain_02_a_new_operator_restarts_no_engine(
     world.create(replicas=2, **kind)
     await world.settle()
     before, engines = templates(world), ready(world)
-    monkeypatch.setitem(versions.RENDERERS, 2, version_2)  # type: ignore[arg-type]  # a new operator brings it
+    monkeypatch.setitem(versions.RENDERERS, 2, version_2)
     monkeypatch.setattr(pin, "CURRENT_RENDER_VERSION", 2)
     await world.restart(engine_image="engine:2")
     await world.settle()

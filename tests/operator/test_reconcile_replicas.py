@@ -6,9 +6,9 @@ from headwater_operator.applier import AUTOSCALER
 from headwater_operator.kinds import Object, annotations_of, name_of
 from tests.operator.world import World
 
-RULE = {"min": 1, "max": 9, "inFlightPerReplica": 1}
+RULE: Object = {"min": 1, "max": 9, "inFlightPerReplica": 1}
 COST = "controller.kubernetes.io/pod-deletion-cost"
-GROUPS = {"backend": {"type": "vllm"}, "parallelism": {"tensor": 2, "nodes": 2}}
+GROUPS: Object = {"backend": {"type": "vllm"}, "parallelism": {"tensor": 2, "nodes": 2}}
 
 
 @pytest.fixture

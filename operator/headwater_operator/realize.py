@@ -80,7 +80,7 @@ class Realizer:
         situation.autoscaled = spec.autoscaling is not None
         decision = self._decision(look, workloads)
         situation.wanted = decision.desired if decision else spec.first_replicas
-        self._count(look, workloads)
+        self._count(look, workloads)  # for the status, should the spec be refused from here on
         pin = self._pin(look, workloads)
         revision = render.revision(look.deployment, pin)
         situation.revision, situation.backend, situation.render_version = revision, pin.backend, pin.render_version
@@ -99,6 +99,8 @@ class Realizer:
         )
         context = dataclasses.replace(context, build_claim=await self._preparing.build(look, context))
         situation.paused = spec.rollout.paused
+        if not workloads:
+            await self._warn_of_drains(look, context)
         if spec.parallelism.nodes == 1:
             await self._realize_pods(look, context, workloads, decision)
         else:
@@ -162,6 +164,12 @@ class Realizer:
             it.updated = sum(group.revision == it.revision for group in found)
             it.ready = sum(group.ready for group in found)
             it.ready_updated = sum(group.ready and group.revision == it.revision for group in found)
+
+    async def _warn_of_drains(self, look: Look, context: Context) -> None:
+        """Once, when the first workload is made."""
+        if not any(manifest["kind"] == BUDGET.name for manifest in render.render(look.deployment, context)):
+            message = "there is one replica, so whoever drains its node interrupts the service; two get a budget"
+            await self._recorder.record(look.resource, "Warning", "NoDisruptionBudget", message)
 
     # One pod a replica
 

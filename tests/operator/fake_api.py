@@ -196,7 +196,7 @@ class FakeCluster(Cluster):
                 for other in owners.values():
                     other.pop(path, None)
                 put(changed, path, value)
-        for path in owners.pop(writer, {}).keys() - applied.keys():
+        for path in sorted(owners.pop(writer, {}).keys() - applied.keys(), key=len):
             if not any(_touches(other, path) for other in owners.values()):
                 drop(changed, path)
         owners[writer] = applied

@@ -132,7 +132,7 @@ class FakeWorkloads:
     # StatefulSets
 
     def _stateful_set(self, it: Object) -> None:
-        there = {name_of(pod) for pod in self._cluster.all("Pod") if _owned(pod, it)}
+        there = {name_of(pod) for pod in self._cluster.all("Pod")}  # those of an earlier set of this name as well
         for index in range(it["spec"]["replicas"]):
             name = f"{name_of(it)}-{index}"
             if name not in there:

@@ -103,7 +103,9 @@ def put(manifest: Object, path: Path, value: Any) -> None:
 
 
 def drop(manifest: Object, path: Path) -> None:
-    """With what is left empty by it."""
+    """With what is left empty by it. The key of an item goes only with the item."""
+    if len(path) > 1 and isinstance(path[-2], tuple) and path[-2][0] == path[-1]:
+        return
     holders: list[tuple[Any, Any]] = []
     here: Any = manifest
     for step in path:

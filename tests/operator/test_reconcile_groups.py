@@ -1,0 +1,184 @@
+"""Replicas of several pods: made, counted and restarted as wholes, by what lies on their StatefulSets."""
+
+import pytest
+
+from headwater_operator import groups
+from headwater_operator.kinds import Object, annotations_of, labels_of, name_of, uid_of
+from tests.operator.world import World
+
+SPEC: Object = {"backend": {"type": "vllm"}, "parallelism": {"tensor": 2, "nodes": 2}}
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    return World(monkeypatch)
+
+
+def uids(world: World, group: int) -> set[str]:
+    return {uid_of(pod) for pod in world.kube.pods(group=str(group))}
+
+
+def group_of(world: World, number: int) -> Object:
+    (found,) = (
+        each for each in world.cluster.all("StatefulSet") if labels_of(each)["headwater.dev/group"] == str(number)
+    )
+    return found
+
+
+async def test_each_replica_is_a_group(world: World) -> None:
+    world.create(replicas=3, **SPEC)
+    await world.settle()
+    assert len(world.cluster.all("StatefulSet")) == 3 and len(world.kube.pods()) == 6
+    assert world.cluster.all("Deployment") == []
+    assert {name_of(each) for each in world.cluster.all("Service")} == {"m-engine", "m-workers"}
+    assert world.status()["replicas"] == world.status()["readyReplicas"] == 3
+    assert world.condition("Ready") == ("True", "ReplicasReady")
+
+
+async def test_a_group_counts_once_all_its_pods_are_ready(world: World) -> None:
+    world.kube.loads = lambda pod: not name_of(pod).endswith("-1")
+    world.create(replicas=2, **SPEC)
+    await world.settle()
+    assert world.status()["readyReplicas"] == 0
+    assert world.condition("Ready") == ("False", "Loading")
+
+
+async def test_the_members_are_noted_on_the_group(world: World) -> None:
+    world.create(**SPEC)
+    await world.settle()
+    noted = annotations_of(group_of(world, 0))[groups.MEMBERS]
+    assert set(noted.split(",")) == uids(world, 0)
+
+
+async def test_a_container_that_restarts_restarts_its_group_and_no_other(world: World) -> None:
+    world.create(replicas=2, **SPEC)
+    await world.settle()
+    hit, spared = uids(world, 0), uids(world, 1)
+    world.kube.restart_container(next(name_of(pod) for pod in world.kube.pods(group="0")))
+    await world.settle()
+    assert not uids(world, 0) & hit and len(uids(world, 0)) == 2
+    assert uids(world, 1) == spared
+    assert world.events().count(("Warning", "GroupRestarted")) == 1
+    assert world.condition("Ready") == ("True", "ReplicasReady")
+    assert annotations_of(group_of(world, 0))[groups.RESTARTS] == "1"
+    await world.at_rest()
+
+
+async def test_a_member_that_is_replaced_restarts_its_group(world: World) -> None:
+    world.create(**SPEC)
+    await world.settle()
+    hit = uids(world, 0)
+    world.cluster.remove(world.kube.pods()[1])
+    await world.settle()
+    assert not uids(world, 0) & hit and len(uids(world, 0)) == 2
+    assert world.condition("Ready") == ("True", "ReplicasReady")
+
+
+async def test_the_next_restart_waits(world: World) -> None:
+    world.create(**SPEC)
+    await world.settle()
+    world.kube.restart_container(name_of(world.kube.pods()[0]))
+    await world.settle()
+    again = uids(world, 0)
+    world.kube.restart_container(name_of(world.kube.pods()[0]))
+    await world.settle()
+    assert uids(world, 0) == again
+    seconds = await world.look()
+    assert seconds is not None and 0 < seconds <= 10
+    world.clock.passed += seconds
+    await world.settle()
+    assert not uids(world, 0) & again
+
+
+async def test_a_group_that_never_gets_well_is_given_up_and_told_of(world: World) -> None:
+    world.create(**SPEC)
+    await world.settle()
+    for _ in range(groups.RESTART_BUDGET):
+        world.clock.passed += 301
+        world.kube.restart_container(name_of(world.kube.pods()[0]))
+        await world.settle()
+    last = uids(world, 0)
+    world.clock.passed += 301
+    world.kube.restart_container(name_of(world.kube.pods()[0]))
+    world.kube.loads = lambda pod: False
+    await world.settle()
+    assert uids(world, 0) == last
+    assert world.condition("Degraded") == ("True", "GroupRestartsExhausted")
+    assert world.condition("Ready") == ("False", "GroupRestartsExhausted")
+    world.kube.loads = lambda pod: True
+    world.cluster.end(group_of(world, 0))
+    await world.settle()
+    assert world.condition("Degraded") == ("False", "AsExpected"), "deleting it begins anew, as the message says"
+
+
+async def test_restarts_are_counted_over_the_operators_lives(world: World) -> None:
+    world.create(**SPEC)
+    await world.settle()
+    for times in (1, 2):
+        world.clock.passed += 60
+        world.kube.restart_container(name_of(world.kube.pods()[0]))
+        await world.settle()
+        assert annotations_of(group_of(world, 0))[groups.RESTARTS] == str(times)
+        await world.restart()
+
+
+async def test_a_pod_of_a_lost_node_is_buried(world: World) -> None:
+    world.create(**SPEC)
+    await world.settle()
+    world.kube.ends = lambda pod: False  # its kubelet does not answer
+    lost = world.kube.pods()[0]
+    world.cluster.end(lost)
+    await world.settle()
+    assert world.cluster.one("Pod", name_of(lost)), "it has its grace"
+    world.clock.passed += lost["spec"]["terminationGracePeriodSeconds"] + 31
+    await world.settle()
+    assert all(uid_of(pod) != uid_of(lost) for pod in world.cluster.all("Pod"))
+
+
+@pytest.mark.parametrize("replicas", [1, 4])
+async def test_scaling_makes_and_removes_whole_groups(world: World, replicas: int) -> None:
+    world.create(replicas=2, **SPEC)
+    await world.settle()
+    kept = uids(world, 0)
+    world.edit(replicas=replicas)
+    await world.settle()
+    assert len(world.cluster.all("StatefulSet")) == replicas and len(world.kube.pods()) == 2 * replicas
+    assert uids(world, 0) == kept
+    assert world.condition("Ready") == ("True", "ReplicasReady")
+    await world.at_rest()
+
+
+async def test_a_rollout_takes_an_old_group_when_a_new_one_serves(world: World) -> None:
+    world.create(replicas=2, **SPEC)
+    await world.settle()
+    old = {uid_of(pod) for pod in world.kube.pods()}
+    world.edit(context={"maxTokens": 64})
+    for _ in range(40):
+        await world.look()
+        world.kube.step()
+        assert world.status()["readyReplicas"] >= 2
+    assert not {uid_of(pod) for pod in world.kube.pods()} & old
+    assert world.condition("Ready") == ("True", "ReplicasReady")
+    assert len(world.cluster.all("StatefulSet")) == 2
+
+
+async def test_an_autoscaled_deployment_counts_in_groups(world: World) -> None:
+    world.create(autoscaling={"min": 0, "max": 3, "inFlightPerReplica": 1}, **SPEC)
+    await world.settle()
+    assert world.cluster.all("StatefulSet") == []
+    assert world.condition("Ready") == ("True", "ScaledToZero")
+    world.clock.passed += 2
+    world.report(held=2)
+    await world.settle()
+    assert len(world.cluster.all("StatefulSet")) == 2
+    assert world.condition("Ready") == ("True", "ReplicasReady")
+
+
+async def test_what_changes_on_a_group_is_put_right_but_for_what_is_noted_there(world: World) -> None:
+    world.create(**SPEC)
+    await world.settle()
+    noted = annotations_of(group_of(world, 0))[groups.MEMBERS]
+    world.cluster.merge("StatefulSet", name_of(group_of(world, 0)), {"spec": {"replicas": 5}})
+    await world.look()
+    assert group_of(world, 0)["spec"]["replicas"] == 2
+    assert annotations_of(group_of(world, 0))[groups.MEMBERS] == noted

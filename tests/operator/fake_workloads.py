@@ -39,6 +39,9 @@ class FakeWorkloads:
         for each in self._cluster.all("PersistentVolumeClaim"):
             if self.binds and self._cluster.one("Job", name_of(each)) and each["status"]["phase"] == "Pending":
                 self._told(each, {"phase": "Bound"})
+        for each in self._cluster.all("PersistentVolumeClaim"):
+            if "deletionTimestamp" in each["metadata"]:
+                self._cluster.end(each)  # unless somebody still mounts it
         self._cluster.collect_garbage()
         for pod in self._cluster.all("Pod"):
             self._pod(pod)

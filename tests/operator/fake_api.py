@@ -57,6 +57,12 @@ class FakeCluster(Cluster):
         self._versions = itertools.count(100)
         self.version = 100
 
+    async def __aenter__(self) -> "FakeCluster":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
     # What the operator calls
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Object | None:

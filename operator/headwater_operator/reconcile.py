@@ -20,7 +20,7 @@ from headwater_operator.events import EventRecorder
 from headwater_operator.kinds import MODEL_DEPLOYMENT, POD, Object, labels_of
 from headwater_operator.look import Look, read
 from headwater_operator.metrics import OperatorMetrics
-from headwater_operator.pods import EnginePod, Problem
+from headwater_operator.pods import EnginePod, Problem, finished
 from headwater_operator.preparing import NotPreparedError
 from headwater_operator.queue import Key
 from headwater_operator.realize import Realizer
@@ -63,11 +63,14 @@ class Reconciler:
             self._metrics.forget(key.namespace, key.name)
             return None
         now = datetime.now(UTC)
-        pods = [EnginePod.of(pod) for pod in self._store.of(key, POD) if _of_engine(pod)]
+        pods = [EnginePod.of(pod) for pod in self._store.of(key, POD) if _of_engine(pod) and not finished(pod)]
         situation = Situation(
             generation=resource["metadata"]["generation"], name=key.name, url=self._settings.gateway_url, pods=pods
         )
         situation.routable = self._scaling.routable(key)
+        # For a spec that cannot be read: what runs goes on all the same.
+        serving = [pod for pod in pods if pod.index == 0 and not pod.terminating]
+        situation.total, situation.ready = len(serving), sum(pod.ready for pod in serving)
         again: float | None = None
         try:
             look = Look(key, resource, read(resource), now, situation, pods)

@@ -101,51 +101,54 @@ def news(status: Mapping[str, Any], old: Mapping[str, Any]) -> list[tuple[str, s
 
 
 def _phase(it: Situation, ready: bool) -> Phase:
-    if it.wanted == 0 and it.total == 0 and not it.problem and not it.preparing:
-        return Phase.SCALED_TO_ZERO
-    if ready:
-        return Phase.READY
     if it.problem and not it.ready:
         return Phase.FAILED
     if it.preparing and not it.ready:
         return Phase.DOWNLOADING if it.preparing[0] == "Downloading" else Phase.PENDING
+    if it.wanted == 0 and it.total == 0:
+        return Phase.SCALED_TO_ZERO
+    if ready:
+        return Phase.READY
     if it.ready or any(pod.running and pod.revision == it.revision for pod in it.pods):
         return Phase.LOADING
     return Phase.PENDING
 
 
 def _ready(it: Situation) -> dict[str, str]:
-    if it.wanted == 0 and it.total == 0 and it.autoscaled and not it.problem:
+    count = f"{it.ready_updated} of {it.wanted} replicas of the current revision are ready"
+    short = it.ready_updated < it.wanted
+    if it.problem and it.wanted == 0:
+        return _condition("Ready", False, it.problem.reason, it.problem.message)
+    if it.problem and short:
+        return _condition("Ready", False, it.problem.reason, f"{count}: {it.problem.message}")
+    if it.preparing:
+        return _condition("Ready", False, *it.preparing)
+    if it.wanted == 0 and it.autoscaled:
         message = "no replica runs while nobody asks; the gateway holds the request that wakes it"
         return _condition("Ready", True, "ScaledToZero", message)
     if it.wanted == 0:
         return _condition("Ready", False, "NoReplicas", "spec.replicas is 0")
-    count = f"{it.ready_updated} of {it.wanted} replicas of the current revision are ready"
-    if it.ready_updated >= it.wanted and not it.preparing:
+    if not short:
         return _condition("Ready", True, "ReplicasReady", count)
-    if it.problem:
-        return _condition("Ready", False, it.problem.reason, f"{count}: {it.problem.message}")
-    if it.preparing:
-        return _condition("Ready", False, *it.preparing)
+    if it.paused and it.total > it.updated:
+        return _condition("Ready", False, "Paused", f"{count}: spec.rollout.paused is true")
     if unplaced := next((pod.unschedulable for pod in it.pods if pod.unschedulable and not pod.terminating), None):
         return _condition("Ready", False, "Unschedulable", f"{count}: {unplaced}")
     return _condition("Ready", False, "Loading", count)
 
 
 def _progressing(it: Situation) -> dict[str, str]:
+    short = it.ready_updated < it.wanted
     if it.paused:
         return _condition("Progressing", False, "Paused", "spec.rollout.paused is true: what runs goes on as it is")
-    if it.problem and it.ready_updated < it.wanted:
+    if it.problem and (short or it.wanted == 0):
         return _condition("Progressing", False, "Stopped", "held up by what Degraded says")
     if it.preparing:
         return _condition("Progressing", True, *it.preparing)
     if it.total > it.updated and it.wanted:
-        reason, message = it.rollout or (
-            "RollingOut",
-            "replicas of the current revision take the place of the old ones",
-        )
+        reason, message = it.rollout or ("RollingOut", "replicas of the current revision take the place of old ones")
         return _condition("Progressing", True, reason, message)
-    if it.ready_updated < it.wanted:
+    if short:
         return _condition("Progressing", True, "Loading", "replicas are starting and loading the model")
     if it.total > it.wanted:
         return _condition("Progressing", True, "ScalingDown", "replicas are finishing their answers before they go")

@@ -276,3 +276,28 @@ def test_what_is_not_known_is_left_out_and_what_others_add_is_kept() -> None:
 def test_the_selector_finds_the_engines_for_an_autoscaler() -> None:
     selector = status_of(situation(), {}, NOW)["selector"]
     assert dict(part.split("=") for part in selector.split(",")).items() <= pod()["metadata"]["labels"].items()
+
+
+@pytest.mark.parametrize("autoscaled", [True, False])
+def test_a_spec_that_is_refused_is_not_told_as_zero_replicas(autoscaled: bool) -> None:
+    """reconcile.py leaves wanted at 0 where the spec cannot be read."""
+    it = Situation(1, "m", autoscaled=autoscaled, problem=Problem("InvalidSpec", "spec.model: no"))
+    found = {each["type"]: each for each in status_of(it, {}, NOW)["conditions"]}
+    assert found["Ready"]["reason"] == "InvalidSpec"
+    assert found["Progressing"]["reason"] != "Settled"
+
+
+def test_on_the_way_to_zero_by_load_it_is_not_the_spec_that_says_zero() -> None:
+    it = Situation(1, "m", autoscaled=True, total=1, updated=1, ready=1, ready_updated=1)
+    assert "spec.replicas" not in str(status_of(it, {}, NOW)["message"])
+
+
+def test_zero_by_load_while_weights_come_is_not_the_phase_ready() -> None:
+    it = Situation(1, "m", autoscaled=True, preparing=("Downloading", "1 of 9 GiB"))
+    assert status_of(it, {}, NOW)["phase"] in ("Downloading", "ScaledToZero")
+
+
+def test_paused_with_another_revision_is_not_loading() -> None:
+    it = Situation(1, "m", wanted=2, paused=True, total=2, ready=2)
+    status = status_of(it, {}, NOW)
+    assert status["conditions"][0]["reason"] == "Paused"

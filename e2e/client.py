@@ -1,7 +1,7 @@
 """Runs in a pod: asks the gateway once, or keeps streams open and counts what became of each.
 
 client.py ask URL BODY                      one chat; prints the answer with the router's headers
-client.py load URL MODEL STREAMS SECONDS    until a line on standard input; prints the counts
+client.py load URL MODEL STREAMS TOKENS SECONDS    until a line on standard input; prints the counts
 """
 
 import asyncio
@@ -21,9 +21,10 @@ async def ask(url: str, body: str) -> None:
 
 
 class Streams:
-    def __init__(self, url: str, model: str) -> None:
+    def __init__(self, url: str, model: str, tokens: int) -> None:
         self.url = f"{url}/v1/chat/completions"
         self.model = model
+        self.tokens = tokens
         self.stopping = asyncio.Event()
         self.counts: Counter[str] = Counter()
         self.pods: Counter[str] = Counter()
@@ -41,7 +42,7 @@ class Streams:
             "model": self.model,
             "messages": [{"role": "user", "content": text}],
             "stream": True,
-            "max_tokens": 48,
+            "max_tokens": self.tokens,
             "ignore_eos": True,
         }
         self.counts["requests"] += 1
@@ -72,8 +73,8 @@ class Streams:
         self.problems.append(f"{time.strftime('%X')} {problem}")
 
 
-async def load(url: str, model: str, count: int, seconds: float) -> None:
-    streams = Streams(url, model)
+async def load(url: str, model: str, count: int, tokens: int, seconds: float) -> None:
+    streams = Streams(url, model, tokens)
     asyncio.get_running_loop().add_reader(sys.stdin.fileno(), streams.stopping.set)
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=count)
     async with httpx.AsyncClient(timeout=120, limits=limits) as client, asyncio.TaskGroup() as group:
@@ -91,7 +92,7 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["ask", url, body]:
             asyncio.run(ask(url, body))
-        case ["load", url, model, count, seconds]:
-            asyncio.run(load(url, model, int(count), float(seconds)))
+        case ["load", url, model, count, tokens, seconds]:
+            asyncio.run(load(url, model, int(count), int(tokens), float(seconds)))
         case _:
             sys.exit(__doc__)

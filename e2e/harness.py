@@ -114,9 +114,9 @@ class Client:
         }
         return json.loads(self._python("ask", json.dumps(body), timeout=timeout))
 
-    def begin_load(self, model: str, streams: int, seconds: float) -> "Load":
-        """Keep so many streams open until told to stop, `seconds` at most."""
-        arguments = ["load", GATEWAY, model, str(streams), str(seconds)]
+    def begin_load(self, model: str, streams: int, seconds: float, tokens: int = 48) -> "Load":
+        """Keep so many streams of so many tokens open until told to stop, `seconds` at most."""
+        arguments = ["load", GATEWAY, model, str(streams), str(tokens), str(seconds)]
         process = subprocess.Popen(
             self._exec(*arguments), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )

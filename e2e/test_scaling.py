@@ -8,10 +8,10 @@ from e2e.models import model
 RULE = {
     "min": 0,
     "max": 4,
-    "inFlightPerReplica": 8,
+    "inFlightPerReplica": 4,
     "stableWindow": "10s",
     "panicWindow": "4s",
-    "scaleDownDelay": "10s",
+    "scaleDownDelay": "15s",
 }
 
 
@@ -23,7 +23,7 @@ def test_scale_by_real_traffic_to_four_to_zero_and_back(client: Client, namespac
     wait_routable("elastic", namespace)
     assert replicas(namespace) == 1
 
-    load = client.begin_load("elastic", 32, seconds=400)
+    load = client.begin_load("elastic", 32, seconds=400, tokens=400)
     eventually("four replicas are wanted", lambda: replicas(namespace) == 4, timeout=120)
     eventually("four replicas serve", lambda: status(namespace).get("readyReplicas") == 4, timeout=180)
     report = load.stop()

@@ -60,6 +60,7 @@ def test_transformers_needs_no_gpu(namespace: str) -> None:
 @pytest.mark.timeout(300)
 def test_tensorrt_llm_builds_its_engine_once_and_keeps_it(namespace: str) -> None:
     resource = on_gpus("peak", namespace, "tensorrt-llm", replicas=2, parallelism={"tensor": 2})
+    resource["spec"]["backend"]["args"] = ["--backend", "tensorrt"]
     apply(resource)
     wait_ready("peak", namespace)
     jobs = find("jobs", namespace)

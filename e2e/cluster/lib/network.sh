@@ -14,7 +14,7 @@ make_network() {
     inside ip route add "$services" via "$host_ip"
     # Nobody answers for simulated pods: say so at once, instead of letting callers wait.
     inside ip route add unreachable "$simulated_pods"
-    inside sysctl -qw net.ipv4.ip_forward=1
+    inside sh -c 'echo 1 >/proc/sys/net/ipv4/ip_forward'
     ip route replace "$pods" via "$node_ip"
     ip route replace "$services" via "$node_ip"
 }

@@ -50,7 +50,8 @@ made() { echo "$2" >"$bin/.$1.from"; }
 
 install_packages() {
     local package missing=()
-    for package in ca-certificates conntrack containerd containernetworking-plugins iproute2 iptables openssl runc; do
+    # curl is what tests ask with, as a person would.
+    for package in ca-certificates conntrack containerd containernetworking-plugins curl iproute2 iptables openssl runc; do
         dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed || missing+=("$package")
     done
     ((${#missing[@]})) || return 0

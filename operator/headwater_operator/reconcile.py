@@ -67,7 +67,7 @@ class Reconciler:
         situation = Situation(
             generation=resource["metadata"]["generation"], name=key.name, url=self._settings.gateway_url, pods=pods
         )
-        situation.routable = self._scaling.routable(key)
+        situation.routable = self._scaling.routable(key, _routable_before(resource))
         # For a spec that cannot be read: what runs goes on all the same.
         serving = [pod for pod in pods if pod.index == 0 and not pod.terminating]
         situation.total, situation.ready = len(serving), sum(pod.ready for pod in serving)
@@ -108,6 +108,12 @@ class Reconciler:
         self._store.put(written)
         for kind, reason, message in news(status, old):
             await self._recorder.record(resource, kind, reason, message)
+
+
+def _routable_before(resource: Object) -> bool | None:
+    conditions = (resource.get("status") or {}).get("conditions") or []
+    said = next((each["status"] for each in conditions if each["type"] == "Routable"), "Unknown")
+    return {"True": True, "False": False}.get(said)
 
 
 def _refusal(error: Exception) -> Problem:

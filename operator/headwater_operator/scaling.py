@@ -57,9 +57,14 @@ class Scaling:
         for known in (self._rules, self._histories, self._decisions):
             known.pop(key, None)
 
-    def routable(self, key: Key) -> bool | None:
-        """Whether all gateways have endpoints of it; None where they have not all said."""
-        load = self._report.deployments.get((key.namespace, key.name)) if self._report else None
+    def routable(self, key: Key, before: bool | None) -> bool | None:
+        """Whether all gateways have endpoints of it; None where they have not all said.
+
+        `before`: what was known last, which holds until a new operator has asked for the first time.
+        """
+        if self._report is None:
+            return before
+        load = self._report.deployments.get((key.namespace, key.name))
         return None if load is None else load.ready_endpoints > 0
 
     @property
@@ -101,9 +106,9 @@ class Scaling:
 
     def _take(self, report: GatewayReport) -> set[Key]:
         """Take in a report. Returns who has to be looked at."""
-        before = {key: self.routable(key) for key in self._known(self._report)}
+        before = {key: self.routable(key, None) for key in self._known(self._report)}
         self._report = report
-        changed = {key for key in self._known(report) | before.keys() if before.get(key) != self.routable(key)}
+        changed = {key for key in self._known(report) | before.keys() if before.get(key) != self.routable(key, None)}
         now = time.time()
         for key, rule in self._rules.items():
             old = self._decisions[key]

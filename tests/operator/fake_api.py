@@ -191,6 +191,8 @@ class FakeCluster(Cluster):
 
     def _apply(self, manifest: Object, writer: Writer) -> Object:
         live = self.objects.get(_place(manifest))
+        if manifest["metadata"].get("uid", live and uid_of(live)) != (live and uid_of(live)):
+            raise ApiError(409, "Conflict", "uid mismatch: it is not the object of that UID")
         if live is None:
             if writer[2]:
                 raise ApiError(404, "NotFound", f"{name_of(manifest)} not found")

@@ -14,6 +14,7 @@ from headwater_operator.kinds import Object, annotations_of, labels_of, name_of,
 from tests.operator.fake_api import FakeCluster, written
 
 _COST: Final = "controller.kubernetes.io/pod-deletion-cost"
+_NO_ROOM: Final = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
 _MANAGER: Final = "kube-controller-manager"
 
 
@@ -157,7 +158,7 @@ class FakeWorkloads:
         if "nodeName" not in pod["spec"]:
             placed = sum("nodeName" in each["spec"] for each in self._cluster.all("Pod"))
             if placed >= self.slots:
-                no_room = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no room"}
+                no_room = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": _NO_ROOM}
                 self._told(pod, {"conditions": [no_room]})
                 return
             self._cluster.merge("Pod", name_of(pod), {"spec": {"nodeName": "node"}}, manager="scheduler")

@@ -61,6 +61,21 @@ async def test_pain_01_a_rollout_without_room_for_a_surge_goes_on(monkeypatch: p
     assert world.condition("Ready") == ("True", "ReplicasReady")
 
 
+async def test_pain_01_an_old_pod_that_still_answers_is_no_lack_of_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, slots=4)
+    world.create(replicas=3)
+    await world.settle()
+    world.kube.ends = lambda pod: False
+    world.edit(**CHANGE)
+    await world.settle()
+    world.clock.passed += 30
+    await world.settle()
+    assert len(ready(world)) == 3, "its place is about to be free, so no other is taken"
+    world.kube.ends = lambda pod: True
+    await world.settle()
+    assert world.condition("Ready") == ("True", "ReplicasReady")
+
+
 async def test_pain_01_a_single_replica_without_room_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(monkeypatch, slots=1)
     world.create()

@@ -31,6 +31,9 @@ async def test_what_the_rules_forbid_is_said_with_its_field(world: World) -> Non
     await world.settle()
     assert world.condition("Degraded") == ("True", "InvalidSpec")
     assert "spec.loadTimeout" in world.message("Degraded")
+    assert world.condition("Ready") == ("False", "InvalidSpec")
+    assert world.condition("Progressing") == ("False", "Stopped")
+    assert world.status()["readyReplicas"] == 2
     assert {uid_of(pod) for pod in world.kube.pods()} == engines, "what runs goes on"
     assert world.events().count(("Warning", "InvalidSpec")) == 1
     await world.at_rest()

@@ -227,7 +227,6 @@ async def test_the_decision_survives_a_new_operator(world: World) -> None:
     await loaded(world, 5)
     assert world.status()["autoscaling"]["desired"] == 5
     await world.restart()
-    world.report(5)
     await world.settle()
     assert world.replicas() == 5
     assert world.cluster.writes() == []

@@ -128,7 +128,7 @@ async def test_a_pod_that_no_node_has_room_for_is_told_of(monkeypatch: pytest.Mo
     world.create(replicas=2)
     await world.settle()
     assert world.condition("Ready") == ("False", "Unschedulable")
-    assert "1 of 2" in world.message("Ready") and "no room" in world.message("Ready")
+    assert "1 of 2" in world.message("Ready") and "Insufficient nvidia.com/gpu" in world.message("Ready")
 
 
 async def test_metrics_follow_and_are_forgotten_with_the_resource(world: World) -> None:

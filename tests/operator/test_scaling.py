@@ -185,16 +185,24 @@ def test_one_of_two_routers_that_is_silent_holds_up_scaling_down(gateway: Gatewa
 
 
 def test_it_is_routable_when_every_router_has_an_endpoint(gateway: Gateway) -> None:
-    assert gateway.scaling.routable(CHAT) is None
+    assert gateway.scaling.routable(CHAT, None) is None
     assert gateway.passes(2) == [CHAT]
-    assert gateway.scaling.routable(CHAT) is True
+    assert gateway.scaling.routable(CHAT, None) is True
     gateway.pages = {"10.0.0.1": page(ready=1), "10.0.0.2": page(ready=0)}
     gateway.cluster.write_over(endpoints(*gateway.pages))
     assert gateway.passes(14) == [CHAT]
-    assert gateway.scaling.routable(CHAT) is False
+    assert gateway.scaling.routable(CHAT, None) is False
     gateway.pages = {"10.0.0.1": None, "10.0.0.2": None}
     assert gateway.passes(2) == [CHAT]
-    assert gateway.scaling.routable(CHAT) is None
+    assert gateway.scaling.routable(CHAT, None) is None
+
+
+def test_what_was_routable_before_holds_until_the_first_answer(gateway: Gateway) -> None:
+    assert gateway.scaling.routable(CHAT, True) is True
+    assert gateway.scaling.routable(CHAT, False) is False
+    gateway.pages["10.0.0.1"] = page(name="other")
+    gateway.passes(2)
+    assert gateway.scaling.routable(CHAT, True) is None
 
 
 def test_the_load_of_pods_is_known_as_of_the_last_report(gateway: Gateway) -> None:

@@ -9,6 +9,12 @@ from headwater_operator.kinds import Object, labels_of, name_of, uid_of
 
 _POD_INDEX: Final = "apps.kubernetes.io/pod-index"
 
+_CROWDED: Final = ("Insufficient", "Too many pods", "free ports", "anti-affinity", "cannot allocate all claims")
+"""Words of the scheduler that the end of another pod would take back. Not among them: a selector that no node fits."""
+
+_HELPLESS: Final = ("Preemption is not helpful", "No preemption victims")
+"""What it says of nodes where no end of another pod would help, as they are too small; and of all others."""
+
 _WAITING: Final = {
     "ErrImagePull": ("ImagePullFailed", "check spec.backend.image and version, and the nodes' access to it"),
     "ImagePullBackOff": ("ImagePullFailed", "check spec.backend.image and version, and the nodes' access to it"),
@@ -36,6 +42,8 @@ class EnginePod:
 
     name: str
     uid: str
+    owner: str
+    """UID of what made it."""
     revision: str
     group: int | None
     index: int
@@ -53,17 +61,26 @@ class EnginePod:
     address: str | None
     problem: Problem | None
 
+    @property
+    def lacks_room(self) -> bool:
+        """Whether it waits for what other pods have."""
+        said = self.unschedulable or ""
+        helpless, others = (words in said for words in _HELPLESS)
+        return any(word in said for word in _CROWDED) and (others or not helpless)
+
     @classmethod
     def of(cls, pod: Object) -> "EnginePod":
         metadata, status, labels = pod["metadata"], pod.get("status") or {}, labels_of(pod)
         conditions = {each["type"]: each for each in status.get("conditions") or []}
         scheduled = conditions.get("PodScheduled", {})
         group = labels.get(LABEL_GROUP)
+        owners = metadata.get("ownerReferences") or []
         containers = status.get("containerStatuses") or []
         engine: dict[str, Any] = next((each for each in containers if each["name"] == CONTAINER), {})
         return cls(
             name=name_of(pod),
             uid=uid_of(pod),
+            owner=owners[0]["uid"] if owners else "",
             revision=labels.get(LABEL_REVISION, ""),
             group=int(group) if group is not None else None,
             index=int(labels.get(_POD_INDEX, 0)),
@@ -81,6 +98,11 @@ class EnginePod:
         )
 
 
+def finished(pod: Object) -> bool:
+    """Whether it has ended for good, as when it was evicted. It stays to be read, and its controller makes another."""
+    return (pod.get("status") or {}).get("phase") in ("Failed", "Succeeded")
+
+
 def parse_time(text: str) -> datetime:
     return datetime.fromisoformat(text.replace("Z", "+00:00"))
 
@@ -94,8 +116,6 @@ def _problem(status: dict[str, Any]) -> Problem | None:
             return Problem(reason, f"container {each['name']}: {waiting.get('message') or waiting['reason']}; {advice}")
         if waiting.get("reason") == "CrashLoopBackOff":
             return _crash(each)
-    if status.get("phase") == "Failed":
-        return Problem("PodFailed", status.get("message") or status.get("reason") or "the pod failed")
     return None
 
 

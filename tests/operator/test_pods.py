@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from headwater_operator.kinds import Object
-from headwater_operator.pods import EnginePod, Problem, parse_time
+from headwater_operator.pods import EnginePod, Problem, finished, parse_time
 from tests.operator.objects import NOW, ago, container, pod
 
 PULLED = 'Back-off pulling image "registry.example/vllm:v9": not found'
@@ -65,16 +65,18 @@ def test_an_init_container_is_told_of_before_the_engine_that_waits_for_it() -> N
 
 
 @pytest.mark.parametrize(
-    ("status", "said"),
+    ("status", "gone"),
     [
-        ({"reason": "Evicted", "message": "The node was low on resource: memory."}, "low on resource"),
-        ({"reason": "NodeAffinity"}, "NodeAffinity"),
-        ({}, "the pod failed"),
+        ({"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory."}, True),
+        ({"phase": "Succeeded"}, True),
+        ({"phase": "Running"}, False),
+        ({"phase": "Pending"}, False),
+        ({"phase": "Unknown"}, False),
     ],
 )
-def test_a_failed_pod_says_why(status: dict[str, str], said: str) -> None:
-    found = problem(phase="Failed", **status)
-    assert found is not None and found.reason == "PodFailed" and said in found.message
+def test_a_pod_that_has_ended_for_good_is_not_to_be_counted(status: dict[str, str], gone: bool) -> None:
+    assert finished(pod(**status)) == gone
+    assert problem(**status) is None, "another one takes its place"
 
 
 @pytest.mark.parametrize(
@@ -102,6 +104,35 @@ def test_a_pod_that_no_node_fits_says_so_in_the_schedulers_words() -> None:
     assert EnginePod.of(pod()).unschedulable is None
 
 
+NO_HELP = (
+    "0/3 nodes are available: 3 {}. preemption: 0/3 nodes are available: 3 Preemption is not helpful for scheduling."
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "lacks"),
+    [
+        ("0/3 nodes are available: 1 Insufficient nvidia.com/gpu, 2 node(s) had untolerated taint {gpu: }.", True),
+        ("0/1 nodes are available: 1 Too many pods.", True),
+        ("0/1 nodes are available: 1 node(s) didn't have free ports for the requested pod ports.", True),
+        ("0/1 nodes are available: 1 node(s) didn't match pod anti-affinity rules.", True),
+        ("0/1 nodes are available: 1 cannot allocate all claims.", True),
+        (NO_HELP.format("Insufficient nvidia.com/gpu"), False),
+        (
+            "0/2 nodes are available: 2 Insufficient nvidia.com/gpu. preemption: 0/2 nodes are available: 1 No preemption "
+            "victims found for incoming pod, 1 Preemption is not helpful for scheduling.",
+            True,
+        ),
+        (NO_HELP.format("node(s) didn't match Pod's node affinity/selector"), False),
+        (NO_HELP.format("node(s) had untolerated taint {gpu: }"), False),
+        ("pod has unbound immediate PersistentVolumeClaims. not found", False),
+        (None, False),
+    ],
+)
+def test_a_pod_lacks_room_where_the_end_of_another_would_help(said: str | None, lacks: bool) -> None:
+    assert EnginePod.of(pod(unschedulable=said)).lacks_room == lacks
+
+
 def test_a_pod_is_ready_by_its_condition_until_it_is_about_to_go() -> None:
     assert EnginePod.of(pod(ready=True)).ready
     assert not EnginePod.of(pod()).ready
@@ -118,11 +149,11 @@ def test_a_pod_of_a_moment_ago_has_no_status_yet() -> None:
 
 def test_what_a_group_goes_by() -> None:
     restarted = [container(running={}, restarts=2), container("sidecar", restarts=1, waiting={})]
-    seen = EnginePod.of(pod("m-new-3-1", uid="7", group=3, index=1, containers=restarted, podIP="10.0.0.7"))
+    seen = EnginePod.of(pod("m-new-3-1", uid="7", group=3, index=1, owner="6", containers=restarted, podIP="10.0.0.7"))
     assert (seen.name, seen.uid, seen.revision, seen.group, seen.index) == ("m-new-3-1", "7", "new", 3, 1)
-    assert (seen.running, seen.restarts, seen.address) == (True, 3, "10.0.0.7")
+    assert (seen.owner, seen.running, seen.restarts, seen.address) == ("6", True, 3, "10.0.0.7")
     alone = EnginePod.of(pod(containers=[container("sidecar", running={})]))
-    assert (alone.group, alone.index, alone.running) == (None, 0, False)
+    assert (alone.owner, alone.group, alone.index, alone.running) == ("", None, 0, False)
 
 
 @pytest.mark.parametrize("text", ["2026-11-02T12:00:00Z", "2026-11-02T12:00:00.000000Z", "2026-11-02T13:00:00+01:00"])

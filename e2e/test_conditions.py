@@ -1,0 +1,59 @@
+"""What the API server cannot refuse ends in a condition that says what to do, and in a Warning event."""
+
+from typing import Any
+
+import pytest
+
+from e2e.harness import Object, apply, condition, eventually, find, get
+from e2e.models import model
+from e2e.simulation import on_gpus
+
+
+def wrong(name: str, namespace: str) -> Object:
+    """A ModelDeployment with the mistake of that name."""
+    changes: dict[str, dict[str, Any]] = {
+        "image": {"backend": {"type": "headwater", "image": "localhost/there-is-none:1"}},
+        "secret": {"source": "hf://lab/model", "weights": {"cached": False}, "token": "there-is-none"},
+        "flag": {"backend": {"type": "headwater", "args": ["--no-such-flag"]}},
+        "node": {"template": {"spec": {"nodeSelector": {"there": "is-none"}}}},
+    }
+    match name:
+        case "backend":
+            resource = on_gpus(name, namespace, "tgi")
+            del resource["spec"]["backend"]["image"]
+        case "claim":
+            resource = model(name, namespace, source="pvc://there-is-none/model")
+        case _:
+            spec = changes[name]
+            resource = model(name, namespace)
+            if (token := spec.pop("token", None)) is not None:
+                resource["spec"]["model"] = {"source": spec.pop("source"), "secretRef": {"name": token}}
+            resource["spec"] |= spec
+    return resource
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(
+    ("name", "kind", "reason", "words"),
+    [
+        ("image", "Degraded", "ImagePullFailed", "spec.backend.image"),
+        ("secret", "Degraded", "ConfigMissing", "there-is-none"),
+        ("flag", "Degraded", "CrashLoop", "kubectl logs"),
+        ("backend", "Degraded", "Unsupported", "spec.backend.image"),
+        ("node", "Ready", "Unschedulable", "affinity/selector"),
+        ("claim", "Ready", "Unschedulable", "there-is-none"),
+    ],
+)
+def test_a_mistake_ends_in_a_condition_that_says_what_to_do(
+    release: None, namespace: str, name: str, kind: str, reason: str, words: str
+) -> None:
+    apply(wrong(name, namespace))
+    found = eventually(
+        f"{kind} says {reason}",
+        lambda: said if (said := condition(get("md", name, namespace), kind)).get("reason") == reason else None,
+        timeout=150,
+    )
+    assert words in found["message"]
+    if kind == "Degraded":
+        events = [event for event in find("events", namespace) if event["type"] == "Warning"]
+        assert any(event["reason"] == reason and words in event["message"] for event in events)

@@ -13,7 +13,7 @@ from headwater_engine.server import app as engine_app
 from headwater_router import app as router_app
 from headwater_router.config import RouterSettings
 
-COMMANDS = ("up", "serve", "route", "completion")
+COMMANDS = ("up", "serve", "route", "operate", "pick", "fetch", "completion")
 
 
 def run(*arguments: str) -> int:

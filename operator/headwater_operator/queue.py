@@ -50,6 +50,8 @@ class WorkQueue:
 
     def add_after(self, key: Key, delay: float) -> None:
         """Add it then, unless something adds it before. Of several delays the shortest counts."""
+        if key in self._waiting:
+            return
         loop = asyncio.get_running_loop()
         timer = self._timers.get(key)
         if timer is not None:
@@ -74,8 +76,7 @@ class WorkQueue:
         failures = self._failures[key] = self._failures.get(key, 0) + 1
         delay = min(_FIRST_DELAY * 2.0 ** min(failures - 1, 20), _LONGEST_DELAY) * random.uniform(0.8, 1.2)
         self._release(key)
-        if key not in self._waiting:
-            self.add_after(key, delay)
+        self.add_after(key, delay)
         return delay
 
     def _release(self, key: Key) -> None:

@@ -74,7 +74,7 @@ def test_an_init_container_is_told_of_before_the_engine_that_waits_for_it() -> N
         ({"phase": "Unknown"}, False),
     ],
 )
-def test_a_pod_that_has_ended_for_good_is_not_to_be_counted(status: dict[str, str], gone: bool) -> None:
+def test_a_pod_that_has_ended_for_good_is_not_to_be_counted(status: dict[str, Any], gone: bool) -> None:
     assert finished(pod(**status)) == gone
     assert problem(**status) is None, "another one takes its place"
 
@@ -119,8 +119,8 @@ NO_HELP = (
         ("0/1 nodes are available: 1 cannot allocate all claims.", True),
         (NO_HELP.format("Insufficient nvidia.com/gpu"), False),
         (
-            "0/2 nodes are available: 2 Insufficient nvidia.com/gpu. preemption: 0/2 nodes are available: 1 No preemption "
-            "victims found for incoming pod, 1 Preemption is not helpful for scheduling.",
+            "0/2 nodes are available: 2 Insufficient nvidia.com/gpu. preemption: 0/2 nodes are available: 1 No "
+            "preemption victims found for incoming pod, 1 Preemption is not helpful for scheduling.",
             True,
         ),
         (NO_HELP.format("node(s) didn't match Pod's node affinity/selector"), False),

@@ -58,6 +58,8 @@ class Queue(RuleBasedStateMachine):
         (self.again if key in self.active else self.waiting).add(key)
 
     def expect_after(self, key: Key, delay: float) -> None:
+        if key in self.waiting:
+            return
         self.later[key] = min(self.later.get(key, 1e9), self.loop.time() + delay)
 
     @rule(key=KEYS)
@@ -189,6 +191,18 @@ def test_of_several_delays_the_earliest_counts_and_an_add_comes_before_them_all(
         queue.done(A)
         await asyncio.sleep(100)
         assert len(queue) == 0, "the delay was over with the add"
+
+    run(work())
+
+
+def test_a_delay_for_a_key_that_waits_anyway_is_no_second_look() -> None:
+    async def work() -> None:
+        queue = WorkQueue()
+        queue.add(A)
+        queue.add_after(A, 5)
+        queue.done(await queue.get())
+        await asyncio.sleep(10)
+        assert len(queue) == 0
 
     run(work())
 

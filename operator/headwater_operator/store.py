@@ -2,16 +2,23 @@
 
 Looking at a ModelDeployment reads from here and not from the API server, so a hundred of them that are at rest cost it
 nothing.
+
+Words come late and in any order: an answer to our own write after the watch's word of the end, a list that was made
+before it. Of each name the newest word counts, be it of a state or of an end, and whichever object had the name then.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from typing import Final
 
 from headwater.kubernetes import LABEL_DEPLOYMENT
 from headwater_operator.kinds import Kind, Object, kind_of, labels_of, name_of, namespace_of
 from headwater_operator.queue import Key
 
 _Place = tuple[str, str, str]
+
+_ENDS: Final = 10_000
+"""So many ends are remembered: far more than come within the seconds that a word may be late."""
 
 
 class Store:
@@ -20,29 +27,24 @@ class Store:
     def __init__(self) -> None:
         self._objects: dict[_Place, Object] = {}
         self._by_deployment: defaultdict[Key, set[_Place]] = defaultdict(set)
+        self._ends: dict[_Place, int] = {}
+        """Of what is gone: the version of that word. The oldest first."""
 
     def put(self, manifest: Object) -> bool:
-        """Take in a state, unless a newer one is known. Says whether it was news."""
+        """Take in a state, unless a newer word is known. Says whether it was news."""
         place = _place(manifest)
-        old = self._objects.get(place)
-        if old is not None and _same_life(old, manifest) and _version(manifest) <= _version(old):
+        if _version(manifest) <= self._newest(place):
             return False
-        if old is not None:
-            self._unlist(place, old)
+        self._drop(place)
+        self._ends.pop(place, None)
         self._objects[place] = manifest
         if (name := labels_of(manifest).get(LABEL_DEPLOYMENT)) is not None:
             self._by_deployment[Key(namespace_of(manifest), name)].add(place)
         return True
 
     def remove(self, manifest: Object) -> bool:
-        """Says whether that very object was known."""
-        place = _place(manifest)
-        old = self._objects.get(place)
-        if old is None or not _same_life(old, manifest):
-            return False
-        self._unlist(place, old)
-        del self._objects[place]
-        return True
+        """Take in that an object is gone, unless a newer word is known. Says whether it was news."""
+        return self._end(_place(manifest), _version(manifest))
 
     def replace(self, kind: Kind, namespace: str | None, manifests: Iterable[Object], version: int) -> list[Object]:
         """Make this the whole content of a kind, in one namespace or all. Returns what changed or went.
@@ -54,9 +56,7 @@ class Store:
             place for place in self._objects if place[0] == kind.name and (namespace is None or place[1] == namespace)
         ]
         missing = [self._objects[place] for place in known if place not in listed]
-        gone = [manifest for manifest in missing if _version(manifest) <= version]
-        for manifest in gone:
-            self.remove(manifest)
+        gone = [manifest for manifest in missing if self._end(_place(manifest), version)]
         return gone + [manifest for manifest in listed.values() if self.put(manifest)]
 
     def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
@@ -70,20 +70,35 @@ class Store:
     def all(self, kind: Kind) -> Iterator[Object]:
         return iter([manifest for place, manifest in self._objects.items() if place[0] == kind.name])
 
-    def _unlist(self, place: _Place, manifest: Object) -> None:
+    def _newest(self, place: _Place) -> int:
+        """The version of the newest word."""
+        known = self._objects.get(place)
+        return self._ends.get(place, -1) if known is None else _version(known)
+
+    def _end(self, place: _Place, version: int) -> bool:
+        if version < self._newest(place):
+            return False
+        self._ends.pop(place, None)
+        self._ends[place] = version
+        if len(self._ends) > _ENDS:
+            del self._ends[next(iter(self._ends))]
+        return self._drop(place)
+
+    def _drop(self, place: _Place) -> bool:
+        """Says whether it was there."""
+        manifest = self._objects.pop(place, None)
+        if manifest is None:
+            return False
         if (name := labels_of(manifest).get(LABEL_DEPLOYMENT)) is not None:
             key = Key(namespace_of(manifest), name)
             self._by_deployment[key].discard(place)
             if not self._by_deployment[key]:
                 del self._by_deployment[key]
+        return True
 
 
 def _place(manifest: Object) -> _Place:
     return kind_of(manifest).name, namespace_of(manifest), name_of(manifest)
-
-
-def _same_life(one: Object, other: Object) -> bool:
-    return bool(one["metadata"].get("uid") == other["metadata"].get("uid"))
 
 
 def _version(manifest: Object) -> int:

@@ -62,11 +62,68 @@ def test_an_object_that_took_the_name_is_another_one() -> None:
 def test_the_end_of_an_earlier_life_does_not_touch_the_later() -> None:
     store = Store()
     store.put(an_object(7, uid="2"))
-    assert not store.remove(an_object(9, uid="1"))
+    assert not store.remove(an_object(6, uid="1"))
     assert version_of(store) == ("2", 7)
     assert store.remove(an_object(8, uid="2"))
     assert not store.remove(an_object(8, uid="2"))
     assert version_of(store) is None and store.of(KEY, POD) == []
+
+
+def test_a_late_answer_does_not_bring_back_what_is_gone() -> None:
+    store = Store()
+    store.put(an_object(5))
+    store.remove(an_object(7))
+    assert not store.put(an_object(6))
+    assert version_of(store) is None
+    store.replace(POD, None, [an_object(5)], 6)
+    assert version_of(store) is None, "nor does a list from before"
+
+
+def test_an_end_may_be_told_before_what_it_ended() -> None:
+    store = Store()
+    assert not store.remove(an_object(7))
+    assert not store.put(an_object(6))
+
+
+def test_what_a_list_misses_had_ended_when_it_was_made() -> None:
+    store = Store()
+    store.put(an_object(5))
+    store.replace(POD, None, [], 8)
+    assert not store.put(an_object(7)) and store.put(an_object(9, uid="2"))
+
+
+def test_what_lost_its_label_is_there_again_when_it_gets_it_back() -> None:
+    """A watch with a selector tells that as an end, and then as a state, of one and the same object."""
+    store = Store()
+    store.put(an_object(5))
+    assert store.remove(an_object(6))
+    assert store.put(an_object(7)) and version_of(store) == ("1", 7)
+
+
+def test_a_late_word_of_an_earlier_life_does_not_hide_the_later() -> None:
+    """kopf has one worker for each life, so these come in any order."""
+    store = Store()
+    store.put(an_object(5, uid="1"))
+    store.put(an_object(8, uid="2"))
+    assert not store.put(an_object(6, uid="1"))
+    assert not store.remove(an_object(7, uid="1"))
+    assert version_of(store) == ("2", 8)
+
+
+@given(st.permutations([(1, 5, "put"), (1, 6, "put"), (1, 7, "remove"), (2, 8, "put"), (2, 9, "put")]))
+def test_any_order_ends_in_the_newest_state(order: list[tuple[int, int, str]]) -> None:
+    store = Store()
+    for life, version, what in order:
+        getattr(store, what)(an_object(version, uid=str(life)))
+    assert version_of(store) == ("2", 9)
+
+
+def test_only_so_many_ends_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headwater_operator.store._ENDS", 2)
+    store = Store()
+    for name in "abca":
+        store.remove(an_object(5, name=name))
+    assert [name for name in "abc" if not store.put(an_object(4, name=name))] == ["a", "c"]
 
 
 def test_a_list_makes_up_for_what_a_watch_missed() -> None:

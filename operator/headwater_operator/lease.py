@@ -33,14 +33,18 @@ class LeaseHolder:
         self._name = name
         self._identity = identity
         self._seconds = seconds
-        self._held: Object | None = None
+        self._renewed = 0.0
+        """When it was last taken or renewed: when that was begun, as nobody knows when the server wrote it."""
+        self._said = ""
+        """Why it could not be written the last time."""
         self._seen: tuple[str, float] = ("", 0.0)
         """The last version of somebody else's lease, and when by our clock it was first seen: clocks may differ."""
 
     async def acquire(self) -> None:
         """Wait until the Lease is ours."""
         said = ""
-        while not await self._try():
+        # An answer that takes longer leaves too little of the Lease to renew it in.
+        while not await self._try(self._seconds / 3):
             holder = self._seen[0].partition("@")[0]
             if holder != said:
                 said = holder
@@ -50,55 +54,63 @@ class LeaseHolder:
     async def keep(self) -> None:
         """Renew it for ever. Raises LeaseLostError."""
         loop = asyncio.get_running_loop()
-        renewed = loop.time()
         while True:
             await asyncio.sleep(self._seconds / _RENEWALS)
-            started = loop.time()
-            left = renewed + self._seconds * 2 / 3 - started
-            try:
-                async with asyncio.timeout(max(left, 0)):
-                    held = await self._try()
-            except TimeoutError:
-                raise LeaseLostError("the Lease could not be renewed in time") from None
-            if held:
-                renewed = started
-            elif self._held is None:
+            deadline = self._renewed + self._seconds * 2 / 3
+            held = await self._try(deadline - loop.time())
+            if held is False:
                 raise LeaseLostError("somebody else has taken the Lease")
+            if not held and loop.time() >= deadline:
+                raise LeaseLostError("the Lease could not be renewed in time")
 
     async def release(self) -> None:
         """Let the next one begin at once. Only after all work has ended."""
-        if self._held is not None:
-            self._held["spec"] |= {"holderIdentity": "", "leaseDurationSeconds": 1}
+        # A renewal that was cut off may still be on its way and get in between.
+        for _ in range(2):
             with contextlib.suppress(ApiError):
-                await self._cluster.replace(self._held)
-            self._held = None
+                lease = await self._cluster.get(LEASE, self._namespace, self._name)
+                if lease is not None and _holder(lease) == self._identity:
+                    lease["spec"] |= {"holderIdentity": "", "leaseDurationSeconds": 1}
+                    await self._cluster.replace(lease)
+                return
 
-    async def _try(self) -> bool:
-        """Create, take or renew. False also where the API server cannot be asked, which changes nothing by itself."""
+    async def _try(self, seconds: float) -> bool | None:
+        """Create, take or renew. None where the API server gave no answer, which changes nothing by itself."""
+        started = asyncio.get_running_loop().time()
         try:
-            lease = await self._cluster.get(LEASE, self._namespace, self._name)
-            if lease is None:
-                self._held = await self._cluster.create(self._written({"spec": {}}))
-                return True
-            if not self._may_take(lease):
-                self._held = None
-                return False
-            self._held = await self._cluster.replace(self._written(lease))
-        except ApiError as error:
-            log.warning("the Lease cannot be written", reason=str(error))
+            async with asyncio.timeout(seconds):
+                ours = await self._write()
+        except (ApiError, TimeoutError) as error:
+            reason = str(error) or "the API server takes too long"
+            if reason != self._said:
+                log.warning("the Lease cannot be written", reason=reason)
+            self._said = reason
+            return None
+        self._said = ""
+        if ours:
+            self._renewed = started
+        return ours
+
+    async def _write(self) -> bool:
+        """Says whether it is ours then."""
+        lease = await self._cluster.get(LEASE, self._namespace, self._name)
+        if lease is None:
+            await self._cluster.create(self._written({"spec": {}}))
+        elif self._may_take(lease):
+            await self._cluster.replace(self._written(lease))
+        else:
             return False
         return True
 
     def _may_take(self, lease: Object) -> bool:
-        spec = lease.get("spec") or {}
-        holder = spec.get("holderIdentity") or ""
+        holder = _holder(lease)
         if holder in ("", self._identity):
             return True
         version = f"{holder}@{lease['metadata']['resourceVersion']}"
         now = asyncio.get_running_loop().time()
         if version != self._seen[0]:
             self._seen = (version, now)
-        return now - self._seen[1] > float(spec.get("leaseDurationSeconds") or self._seconds)
+        return now - self._seen[1] > float(lease["spec"].get("leaseDurationSeconds") or self._seconds)
 
     def _written(self, lease: Object) -> Object:
         now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
@@ -113,3 +125,7 @@ class LeaseHolder:
         }
         metadata = lease.get("metadata") or {"namespace": self._namespace, "name": self._name}
         return {"apiVersion": LEASE.api_version, "kind": LEASE.name, "metadata": metadata, "spec": spec}
+
+
+def _holder(lease: Object) -> str:
+    return str((lease.get("spec") or {}).get("holderIdentity") or "")

@@ -207,6 +207,27 @@ def test_a_renewal_counts_from_when_it_was_sent_not_from_when_it_was_answered() 
     run(work())
 
 
+@pytest.mark.parametrize(("late", "cut"), [(3.0, 3.5), (5.0, 20.0), (10.0, 20.0), (19.0, 20.0)])
+def test_taking_it_counts_from_when_it_was_asked_for_not_from_when_that_was_answered(late: float, cut: float) -> None:
+    server, record = Server(), Record()
+    delays = iter([0.0, 0.0, 0.0, late])  # get: there, back; create: there, and back at last
+
+    async def work() -> None:
+        first = Wire(server, delay=lambda: next(delays, 0.01))
+        one = asyncio.create_task(act(first, "first", record))
+        await asyncio.sleep(0.5)
+        two = asyncio.create_task(act(Wire(server), "second", record))
+        await asyncio.sleep(cut)
+        first.cut = True
+        await asyncio.sleep(30)
+        two.cancel()
+        await asyncio.wait([one, two])
+
+    run(work())
+    record.check()
+    assert [who for who, *_ in record.spans] == ["first", "second"]
+
+
 def test_a_few_failed_renewals_do_not_end_the_holder() -> None:
     server = Server()
     failing = False
@@ -243,6 +264,7 @@ def test_a_holder_that_finds_another_ones_name_ends() -> None:
         await asyncio.sleep(SECONDS / 6 + 0.1)
         with pytest.raises(LeaseLostError, match="somebody else"):
             keeping.result()
+        await lease.release()
 
     run(work())
     assert server.holder == "second"
@@ -263,6 +285,56 @@ def test_a_release_lets_the_next_begin_at_its_next_look() -> None:
 
     assert run(work()) <= SECONDS / 6 + 0.1
     assert server.holder == "second"
+
+
+@pytest.mark.parametrize("after", [n / 100 for n in range(6)])
+def test_a_release_works_whenever_the_last_renewal_was_cut_off(after: float) -> None:
+    """Before the server wrote, on its way back, or not begun: what it says of the version is not known."""
+    server = Server()
+
+    async def work() -> None:
+        first = candidate(Wire(server), "first")
+        await first.acquire()
+        keeping = asyncio.create_task(first.keep())
+        await asyncio.sleep(SECONDS / 6 + after)
+        keeping.cancel()
+        await asyncio.wait([keeping])
+        await first.release()
+
+    run(work())
+    assert server.holder == ""
+
+
+def test_a_release_works_when_a_renewal_that_was_cut_off_gets_in_between() -> None:
+    server = Server()
+    wire = Wire(server)
+
+    async def work() -> None:
+        first = candidate(wire, "first")
+        await first.acquire()
+        late = asyncio.create_task(wire.replace(cast("Object", server.get(None))))
+        await asyncio.sleep(0.005)
+        wire.delay = lambda: 0.003  # the look at it comes before the late one, and the write after it
+        await first.release()
+        await late
+
+    run(work())
+    assert server.version == 3 and server.holder == ""
+
+
+def test_a_reason_is_told_once_while_it_stays_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    wire = Wire(Server(), delay=lambda: SECONDS)
+    told: list[str] = []
+    monkeypatch.setattr("headwater_operator.lease.log.warning", lambda event, reason: told.append(reason))
+
+    async def work() -> None:
+        waiting = asyncio.create_task(candidate(wire, "first").acquire())
+        await asyncio.sleep(SECONDS * 5)
+        wire.delay, wire.fails = lambda: 0.01, lambda: True
+        await asyncio.wait([waiting], timeout=SECONDS * 5)
+
+    run(work())
+    assert told == ["the API server takes too long", "etcd has its moments"]
 
 
 def test_a_release_that_fails_costs_the_next_only_the_wait() -> None:

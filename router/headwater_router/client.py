@@ -2,7 +2,7 @@
 
 A general client spends most of its CPU in layers that a router has no use for. What is here is what forwarding needs:
 send prepared bytes, parse the answer's head, hand its body on as it comes, hold the engine back when the client is
-slow, and close at once when the client leaves. There is no limit on connections.
+slow, and close at once when the client leaves. How many connections there may be is for `descriptors` to say.
 """
 
 import asyncio
@@ -13,6 +13,8 @@ from collections.abc import Callable
 from typing import cast
 
 import httptools
+
+from headwater_router.descriptors import Descriptors
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -85,7 +87,6 @@ class Connection(asyncio.Protocol):
             raise self._error
         self.headers = []
         self._head_received = self._complete = False
-        self._parser = httptools.HttpResponseParser(self)
         self._transport.writelines((request, body))
         self._timer = self._loop.call_later(patience, self._time_out)
         while not self._head_received:
@@ -137,6 +138,7 @@ class Connection(asyncio.Protocol):
     def close(self) -> None:
         """At once, without waiting for what was written: the engine shall see that the client is gone."""
         self._stop_timer()
+        self._pool.discard(self)
         if self._transport is not None:
             self._transport.abort()
 
@@ -195,6 +197,8 @@ class Connection(asyncio.Protocol):
                 self._complete = True
             self._error = ConnectionLostError("the endpoint closed the connection")
         self._transport = None
+        # They keep one another alive otherwise.
+        del self._parser
         self._wake()
 
     def _ends_with_connection(self) -> bool:
@@ -236,10 +240,11 @@ _OWN_LIMITS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM
 class Pool:
     """Connections to one address; an idle one is taken before a new one is made."""
 
-    def __init__(self, host: str, port: int, connect_timeout: float) -> None:
+    def __init__(self, host: str, port: int, connect_timeout: float, descriptors: Descriptors) -> None:
         self._host = host
         self._port = port
         self._connect_timeout = connect_timeout
+        self._descriptors = descriptors
         self._idle: dict[Connection, None] = {}
 
     async def ask(self, request: bytes, body: bytes, patience: float) -> Connection:
@@ -268,6 +273,7 @@ class Pool:
 
     async def _connect(self) -> Connection:
         loop = asyncio.get_running_loop()
+        self._descriptors.make_room()
         try:
             async with asyncio.timeout(self._connect_timeout):
                 _, connection = await loop.create_connection(lambda: Connection(self), self._host, self._port)
@@ -281,13 +287,20 @@ class Pool:
 
     def _take(self) -> Connection | None:
         # The one that was used last is the least likely to have been closed meanwhile.
-        return self._idle.popitem()[0] if self._idle else None
+        if not self._idle:
+            return None
+        connection, _ = self._idle.popitem()
+        self._descriptors.unkeep(connection)
+        return connection
 
     def put(self, connection: Connection) -> None:
         self._idle[connection] = None
+        self._descriptors.keep(connection)
 
     def discard(self, connection: Connection) -> None:
-        self._idle.pop(connection, None)
+        if connection in self._idle:
+            del self._idle[connection]
+            self._descriptors.unkeep(connection)
 
     def close(self) -> None:
         """Close the idle ones; those in use close when their answers end."""

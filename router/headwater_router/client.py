@@ -68,8 +68,10 @@ class Connection(asyncio.Protocol):
         self._relay: Callable[[bytes], bool] | None = None
         self._paused = False
         self._error: UpstreamError | None = None
+        self._deadline: float | None = None
+        """For the first byte of the body, in the loop's time; None when it has come."""
         self._timer: asyncio.TimerHandle | None = None
-        """Runs until the first byte of the body."""
+        """Goes off at the deadline of this request or of one before: to start one for each costs more than to look."""
         self._waiter: asyncio.Future[None] | None = None
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
@@ -88,7 +90,7 @@ class Connection(asyncio.Protocol):
         self.headers = []
         self._head_received = self._complete = False
         self._transport.writelines((request, body))
-        self._timer = self._loop.call_later(patience, self._time_out)
+        self._set_deadline(patience)
         while not self._head_received:
             if self._error is not None:
                 raise self._error
@@ -137,7 +139,6 @@ class Connection(asyncio.Protocol):
 
     def close(self) -> None:
         """At once, without waiting for what was written: the engine shall see that the client is gone."""
-        self._stop_timer()
         self._pool.discard(self)
         if self._transport is not None:
             self._transport.abort()
@@ -159,13 +160,22 @@ class Connection(asyncio.Protocol):
         self.close()
         self._wake()
 
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
+    def _set_deadline(self, patience: float) -> None:
+        self._deadline = self._loop.time() + patience
+        if self._timer is not None and self._timer.when() > self._deadline:
             self._timer.cancel()
             self._timer = None
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._deadline, self._look_at_deadline)
 
-    def _time_out(self) -> None:
-        self._fail(AnswerTimeoutError("the endpoint did not begin to answer in time"))
+    def _look_at_deadline(self) -> None:
+        self._timer = None
+        if self._deadline is None:
+            return
+        if self._deadline > self._loop.time():
+            self._timer = self._loop.call_at(self._deadline, self._look_at_deadline)
+        else:
+            self._fail(AnswerTimeoutError("the endpoint did not begin to answer in time"))
 
     # What asyncio calls
 
@@ -190,7 +200,8 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._pool.discard(self)
-        self._stop_timer()
+        if self._timer is not None:
+            self._timer.cancel()
         if self._error is None:
             # An answer without a length ends with its connection.
             if self._head_received and not self._complete and self._ends_with_connection():
@@ -221,8 +232,7 @@ class Connection(asyncio.Protocol):
             self.headers = []
 
     def on_body(self, body: bytes) -> None:
-        if self._timer is not None:
-            self._stop_timer()
+        self._deadline = None
         if self._relay is not None and not self._chunks and self._relay(body):
             return
         self._chunks.append(body)
@@ -231,7 +241,7 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._head_received:
             self._complete = True
-            self._stop_timer()
+            self._deadline = None
 
 
 _OWN_LIMITS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL))

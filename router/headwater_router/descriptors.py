@@ -47,7 +47,7 @@ class Descriptors:
     def __init__(self, limit: int) -> None:
         """`limit`: open files that the process may have."""
         self._limit = limit
-        self._reserve = _RESERVE
+        self.reserve_for_endpoints(0)
         self.clients = 0
         self.requests = 0
         self._anteroom = 0
@@ -64,11 +64,10 @@ class Descriptors:
         return cls(hard if hard != resource.RLIM_INFINITY else 2**20)
 
     def reserve_for_endpoints(self, count: int) -> None:
-        self._reserve = _RESERVE + _OF_AN_ENDPOINT * count
-
-    @property
-    def room(self) -> int:
-        return max(self._limit - self._reserve - _ANTEROOM, self._limit // 2)
+        reserve = _RESERVE + _OF_AN_ENDPOINT * count + _ANTEROOM
+        self.room = max(self._limit - reserve, self._limit // 2)
+        self._most_clients = self.room * 3 // 4
+        self._most_with_requests = self.room - self.room // 40
 
     @property
     def crowded(self) -> bool:
@@ -100,8 +99,7 @@ class Descriptors:
             self._grant()
 
     def _has_place(self) -> bool:
-        room = self.room
-        return self.clients < room * 3 // 4 and self.clients + self.requests < room
+        return self.clients < self._most_clients and self.clients + self.requests < self.room
 
     # Requests
 
@@ -132,8 +130,7 @@ class Descriptors:
         self._grant()
 
     def _may_forward(self) -> bool:
-        room = self.room
-        return self.clients + self.requests < room - room // 40
+        return self.clients + self.requests < self._most_with_requests
 
     def _grant(self) -> None:
         while self._waiting and self._may_forward():

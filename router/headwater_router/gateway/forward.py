@@ -179,7 +179,7 @@ class _Forwarding:
     async def _attempts(self) -> None:
         shared = self._shared
         tried: list[Endpoint] = []
-        failure: APIError = not_ready(self._model)
+        failure: APIError | None = None
         for attempt in range(shared.max_attempts):
             if attempt:
                 await asyncio.sleep(_RETRY_PAUSE * 2 ** (attempt - 1) * random.uniform(0.5, 1))
@@ -197,7 +197,7 @@ class _Forwarding:
                 return
             tried.append(endpoint)
             failure = error
-        raise failure
+        raise failure or not_ready(self._model)
 
     async def _attempt(self, endpoints: list[Endpoint], now: float, last: bool) -> tuple[Endpoint, APIError | None]:
         """Try one endpoint. Returns it, and why it failed if another one may be tried."""

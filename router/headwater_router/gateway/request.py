@@ -23,6 +23,8 @@ class Request:
     method: bytes
     target: bytes
     """Path and query as they came."""
+    path: str
+    """Decoded."""
     headers: Headers
     body: bytes
     keep_alive: bool
@@ -30,11 +32,6 @@ class Request:
     http_1_0: bool = False
     error: APIError | None = None
     """What to answer instead."""
-
-    @property
-    def path(self) -> str:
-        path = self.target.partition(b"?")[0].decode("latin-1")
-        return unquote(path) if "%" in path else path
 
 
 class RequestParser:
@@ -137,7 +134,7 @@ class RequestParser:
         if self._done:
             return
         self._done = True
-        self._deliver(Request(b"", b"", [], b"", keep_alive=False, error=error))
+        self._deliver(Request(b"", b"", "", [], b"", keep_alive=False, error=error))
 
     def _refuse_body(self) -> None:
         """Answer now; the rest of the body is read, so that the client gets to see the answer, but not kept."""
@@ -153,7 +150,7 @@ class RequestParser:
         target = self._target if self._target.startswith(b"/") else _origin_form(self._target)
         http_1_0 = self._parser.get_http_version() == "1.0"
         method = self._parser.get_method()
-        self._deliver(Request(method, target, self._headers, body, self._keep_alive, http_1_0, error))
+        self._deliver(Request(method, target, _path(target), self._headers, body, self._keep_alive, http_1_0, error))
 
     def _complete(self) -> None:
         self._in_body = False
@@ -212,6 +209,11 @@ class RequestParser:
             self._complete_offer()
         else:
             self._complete()
+
+
+def _path(target: bytes) -> str:
+    path = target.partition(b"?")[0].decode("latin-1")
+    return unquote(path) if "%" in path else path
 
 
 def _origin_form(target: bytes) -> bytes:

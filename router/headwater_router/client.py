@@ -10,7 +10,7 @@ import contextlib
 import errno
 from collections import deque
 from collections.abc import Callable
-from typing import cast
+from typing import Final, cast
 
 import httptools
 
@@ -18,8 +18,11 @@ from headwater_router.descriptors import Descriptors
 
 Headers = list[tuple[bytes, bytes]]
 
-_HIGH_WATER = 256 * 1024
+_HIGH_WATER: Final = 256 * 1024
 """Bytes of an answer held for a slow client before the engine is held back."""
+
+
+_SMALL: Final = 64 * 1024
 
 
 class UpstreamError(Exception):
@@ -79,22 +82,31 @@ class Connection(asyncio.Protocol):
     # What the gateway calls
 
     async def begin(self, request: bytes, body: bytes, patience: float) -> None:
-        """Send a request and wait for the head of its answer.
+        """Send a request and wait for the head of its answer; the connection is closed if there is none.
 
         `patience`: seconds until the first byte of the answer's body, which `read` may still have to wait for. Raises
         UpstreamError.
         """
-        assert self._transport is not None
-        if self._error is not None:
-            raise self._error
         self.headers = []
         self._head_received = self._complete = False
-        self._transport.writelines((request, body))
-        self._set_deadline(patience)
-        while not self._head_received:
-            if self._error is not None:
-                raise self._error
-            await self._wait()
+        try:
+            self._send(request, body)
+            self._set_deadline(patience)
+            while not self._head_received:
+                if self._error is not None:
+                    raise self._error
+                await self._wait()
+        except BaseException:
+            self.close()
+            raise
+
+    def _send(self, request: bytes, body: bytes) -> None:
+        if self._error is not None or self._transport is None:
+            raise self._error or ConnectionLostError("the endpoint closed the connection")
+        if len(body) <= _SMALL:
+            self._transport.write(request + body)  # cheaper than two buffers
+        else:
+            self._transport.writelines((request, body))
 
     async def read(self, relay: Callable[[bytes], bool] | None = None) -> bytes:
         """All of the body that is there, after waiting for some; empty at its end. Raises UpstreamError.
@@ -266,20 +278,13 @@ class Pool:
         connection = self._take()
         if connection is not None:
             try:
-                await self._begin(connection, request, body, patience)
+                await connection.begin(request, body, patience)
                 return connection
             except ConnectionLostError:
                 pass
         connection = await self._connect()
-        await self._begin(connection, request, body, patience)
+        await connection.begin(request, body, patience)
         return connection
-
-    async def _begin(self, connection: Connection, request: bytes, body: bytes, patience: float) -> None:
-        try:
-            await connection.begin(request, body, patience)
-        except BaseException:
-            connection.close()
-            raise
 
     async def _connect(self) -> Connection:
         loop = asyncio.get_running_loop()

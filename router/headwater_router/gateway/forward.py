@@ -236,14 +236,17 @@ class _Forwarding:
 
     async def _pass_on(self, connection: Connection, endpoint: Endpoint, decision: Decision) -> int | None:
         """Send the answer on as it comes. Returns the cached prompt tokens, where its usage says so."""
-        self._streamed = any(name == b"content-type" and value.startswith(b"text/event-stream")
-                             for name, value in connection.headers)  # fmt: skip
-        headers: Headers = [each for each in connection.headers if each[0] not in _NOT_PASSED_ON]
-        headers += [
+        headers: Headers = [
             (b"x-headwater-endpoint", endpoint.name.encode()),
             (b"x-headwater-decision", decision.label.encode()),
             (b"x-request-id", self._request_id),
         ]
+        for each in connection.headers:
+            name, value = each
+            if name not in _NOT_PASSED_ON:
+                headers.append(each)
+            if name == b"content-type":
+                self._streamed = value.startswith(b"text/event-stream")
         client, shared = self._client, self._shared
         # The head goes out with the first byte of the body, so that until then another endpoint can be tried.
         chunk = await connection.read()
@@ -340,6 +343,6 @@ def _request_head(request: Request) -> tuple[bytes, bytes]:
             if name == b"x-request-id":
                 request_id = value
     if not request_id:
-        request_id = random.randbytes(16).hex().encode()
+        request_id = b"%032x" % random.getrandbits(128)
         lines.append(b"x-request-id: " + request_id)
     return request_id, b"\r\n".join(lines) + b"\r\n"

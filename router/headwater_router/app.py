@@ -41,7 +41,7 @@ class ListenError(Exception):
 class Router:
     """Everything of one router process. Build it inside a running loop."""
 
-    def __init__(self, settings: RouterSettings) -> None:
+    def __init__(self, settings: RouterSettings, descriptors: Descriptors) -> None:
         """Raises SettingsError or EndpointError."""
         self.settings = settings
         self._flags = [EndpointSpec.parse(text) for text in settings.endpoint]
@@ -53,7 +53,7 @@ class Router:
         picker = make(settings.policy, self._index)
         self.fleet = Fleet(self._make_breaker, picker.forget)
         self.metrics = RouterMetrics()
-        self.descriptors = Descriptors.of_process()
+        self.descriptors = descriptors
         prompts = PromptBuilder(session_header=settings.session_header, tokenizers=_tokenizers(settings.tokenizer))
         self.forwarder = Forwarder(
             self.fleet,
@@ -129,7 +129,7 @@ def _tokenizers(settings: list[str]) -> dict[str, ModelTokenizer]:
 
 async def serve(settings: RouterSettings) -> None:
     """Route until a signal. Raises SettingsError, EndpointError or ListenError."""
-    router = Router(settings)
+    router = Router(settings, Descriptors.of_process())
     try:
         await router.server.listen(settings.host, settings.port)
     except OSError as error:

@@ -8,7 +8,7 @@ be it a client, a request, a probe or a log file; so connections are counted her
     ├── anteroom      clients beyond what is below: they are told at once that there is no room, or the router's health
     └── room
         ├── clients   up to three quarters, so that those who came can also be served
-        ├── requests  one for each that is being forwarded; a few are left for clients who come to wait
+        ├── requests  one for each that is being forwarded; some are left for clients who come to wait
         └── kept      idle connections to endpoints: closed when one of the others needs theirs
 
 A request that finds no room waits, first come, first served, until another one ends.
@@ -67,7 +67,7 @@ class Descriptors:
         reserve = _RESERVE + _OF_AN_ENDPOINT * count + _ANTEROOM
         self.room = max(self._limit - reserve, self._limit // 2)
         self._most_clients = self.room * 3 // 4
-        self._most_with_requests = self.room - self.room // 40
+        self._most_with_requests = self.room - max(self.room // 40, min(64, self.room // 8))
 
     @property
     def crowded(self) -> bool:

@@ -12,6 +12,7 @@ import httpx
 
 from headwater_router.app import Router
 from headwater_router.config import RouterSettings
+from headwater_router.descriptors import Descriptors
 from tests.router.upstream import Upstream
 
 CHAT = "/v1/chat/completions"
@@ -56,11 +57,13 @@ class RunningGateway:
 
 
 @asynccontextmanager
-async def gateway(*engines: Upstream, ready: int | None = None, **settings: Any) -> AsyncIterator[RunningGateway]:
+async def gateway(
+    *engines: Upstream, ready: int | None = None, open_files: int = 20_000, **settings: Any
+) -> AsyncIterator[RunningGateway]:
     """Named a, b, c, ... Waits until `ready` of them take requests (all, if not given)."""
     flags = [f"{engine.url},name={name},backend=vllm" for engine, name in zip(engines, "abcdef", strict=False)]
     settings = {"endpoint": flags, "probe_interval": 0.02, "policy": "round_robin"} | settings
-    router = Router(RouterSettings(**settings))
+    router = Router(RouterSettings(**settings), Descriptors(open_files))
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     port = listener.getsockname()[1]
     following = asyncio.create_task(router.follow_endpoints())

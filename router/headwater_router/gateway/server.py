@@ -45,7 +45,7 @@ class Server:
         self._descriptors = descriptors
         self.clients = Clients(handle, descriptors, max_head, max_body, on_leave=self._on_leave)
         self._listeners: list[socket.socket] = []
-        self._paused = False
+        self.paused = False
         self._all_left = asyncio.Event()
         self._entering: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -118,7 +118,7 @@ class Server:
         await self._loop.connect_accepted_socket(lambda: ClientConnection(self.clients, place), client)
 
     def _pause(self) -> None:
-        self._paused = True
+        self.paused = True
         for listener in self._listeners:
             self._loop.remove_reader(listener)
 
@@ -128,8 +128,8 @@ class Server:
             self._all_left.set()
 
     def _resume(self) -> None:
-        if self._paused:
-            self._paused = False
+        if self.paused:
+            self.paused = False
             for listener in self._listeners:
                 self._loop.add_reader(listener, self._accept, listener)
 

@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/.set-up
 PORT ?= 8080
 
-.PHONY: help setup demo test lint format bench-engine bench-router clean
+.PHONY: help setup demo test e2e lint format bench-engine bench-router clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -36,6 +36,9 @@ test: lint ## everything that CI checks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --ignore tests/system --ignore tests/engine/test_smollm2.py
 	# Real models on both cores, one thing at a time.
 	$(BIN)/python -m pytest -q tests/system tests/engine/test_smollm2.py
+
+e2e: $(STAMP) ## the whole product on a real cluster: KUBECONFIG's, or one of its own; TESTS=e2e/test_chat.py
+	@e2e/run $(TESTS)
 
 format: $(STAMP) ## put the code into shape
 	$(BIN)/ruff format --quiet .

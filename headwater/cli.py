@@ -1,4 +1,4 @@
-"""The front door: `headwater up | serve | route`.
+"""The front door: `headwater up | serve | route | pick`.
 
 The flags of `serve` and `route` are the fields of their settings: one table says what a flag is called, what it takes,
 what it means, and which environment variable sets it.
@@ -75,6 +75,9 @@ def make_parser() -> argparse.ArgumentParser:
     _add_up(commands)
     _add_serve(commands)
     _add_route(commands)
+    _add_pick(commands)
+    _add_fetch(commands)
+    _add_operate(commands)
     _add_completion(commands)
     return parser
 
@@ -123,6 +126,45 @@ def _add_route(commands: Any) -> None:
     )
     _add_settings(route, RouterSettings)
     route.set_defaults(run=_route, parser=route)
+
+
+def _add_pick(commands: Any) -> None:
+    from headwater.pick.command import add_flags
+
+    picker = commands.add_parser(
+        "pick",
+        help="choose a backend for a workload, with the arithmetic",
+        description="Ranks the backends for a workload, with the reason for each place, and says how many GPUs it "
+        "takes. docs/choosing.md has the rules and the arithmetic.",
+    )
+    add_flags(picker)
+    picker.set_defaults(run=_pick, parser=picker)
+
+
+def _add_fetch(commands: Any) -> None:
+    from headwater.fetch.command import add_flags
+
+    fetcher = commands.add_parser(
+        "fetch",
+        help="bring a model's weights into a folder",
+        description="Fetches a model's weights into a folder, which is there once it is complete. Goes on where it was "
+        "interrupted; two at once wait for one another.",
+    )
+    add_flags(fetcher)
+    fetcher.set_defaults(run=_fetch, parser=fetcher)
+
+
+def _add_operate(commands: Any) -> None:
+    from headwater_operator.config import OperatorSettings
+
+    operate = commands.add_parser(
+        "operate",
+        help="run the Kubernetes operator",
+        description="Turns the ModelDeployments of a cluster into engines. Speaks to the cluster of its own pod, or to "
+        "that of KUBECONFIG. Every flag can also be set by the environment variable in its help.",
+    )
+    _add_settings(operate, OperatorSettings)
+    operate.set_defaults(run=_operate, parser=operate)
 
 
 def _add_completion(commands: Any) -> None:
@@ -176,6 +218,33 @@ def _route(arguments: argparse.Namespace) -> int:
     except (app.SettingsError, app.EndpointError) as error:
         raise UsageError(str(error)) from None
     return status
+
+
+def _pick(arguments: argparse.Namespace) -> int:
+    from headwater.pick import ImpossibleError, WorkloadError
+    from headwater.pick.command import run
+
+    try:
+        return run(arguments)
+    except WorkloadError as error:
+        raise UsageError(str(error)) from None
+    except ImpossibleError as error:
+        print(f"headwater pick: {error}", file=sys.stderr)
+        return 1
+
+
+def _fetch(arguments: argparse.Namespace) -> int:
+    from headwater.fetch.command import run
+
+    return run(arguments)
+
+
+def _operate(arguments: argparse.Namespace) -> int:
+    from headwater_operator.config import OperatorSettings
+
+    settings = _settings(arguments, OperatorSettings)
+    run: Callable[[OperatorSettings], int] = _import("headwater_operator.main", "operator").run
+    return run(settings)
 
 
 def _completion(arguments: argparse.Namespace) -> int:

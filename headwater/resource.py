@@ -1,118 +1,106 @@
 """ModelDeployment: one model and how it is served, as a user writes it down.
 
 The same file is a Kubernetes resource for the operator and the input of `headwater up`. Fields are camelCase in YAML
-and snake_case here. Unknown fields are refused, because a misspelt one would be a wish silently not granted.
+and snake_case here. Unknown fields are refused, because a misspelt one would be a wish silently not granted; a field
+that is null counts as left out, as it does for the API server.
+
+The CRD is made from what stands here by `headwater.crd`: the text below a field is what `kubectl explain` says of it.
 """
 
 import difflib
-import re
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, ErrorDetails
 
+from headwater import rules
 from headwater.validation import field_path, finding, found
+from headwater.values import (
+    MAX_REPLICAS,
+    RULES,
+    Amount,
+    Bytes,
+    Distinct,
+    ImageName,
+    ImageTag,
+    Name,
+    ObjectName,
+    Revision,
+    Rule,
+    SecretKeyName,
+    ServedName,
+    Shaped,
+    Span,
+    Variables,
+    broken,
+)
+from headwater.values import Duration as Duration
+from headwater.values import Source as Source
 
 API_VERSION: Final = "headwater.dev/v1alpha1"
 KIND: Final = "ModelDeployment"
-
-MAX_NAME: Final = 63 - len("-0123456789-01234")
-"""Kubernetes names and label values end at 63 characters; ours add a revision's hash and a replica's number."""
 
 
 class ResourceError(Exception):
     """A file cannot be used. One line for each mistake: file, line, field, what is allowed and what was found."""
 
 
-# Values
-
-
-def _rule(message: str, field: str = "") -> PydanticCustomError:
-    """A broken rule; `field` is the path, below where it is raised, of the field to blame."""
-    return PydanticCustomError("rule", "{message}", {"message": message, "field": field})
-
-
-_SOURCES: Final = {
-    "hf://OWNER/NAME": r"hf://[\w.-]+/[\w.-]+(/[^\s/]+)*",
-    "s3://BUCKET/PATH": r"s3://[^\s/]+/\S+",
-    "oci://REGISTRY/IMAGE": r"oci://[^\s/]+/\S+",
-    "pvc://CLAIM/PATH": r"pvc://[^\s/]+(/\S*)?",
-    "file://PATH": r"file://\S.*",
-    "package://NAME": r"package://[A-Za-z_][\w.]*",
-    "random:CONFIG": r"random:\S+",
-}
-
-
-def _check_source(source: str) -> str:
-    if any(re.fullmatch(pattern, source) for pattern in _SOURCES.values()):
-        return source
-    raise _rule(f"must be one of {', '.join(_SOURCES)}; found {found(source)}")
-
-
-def _check_name(name: str) -> str:
-    if len(name) > MAX_NAME:
-        raise _rule(f"must be at most {MAX_NAME} characters, found {found(name)} with {len(name)}")
-    if not re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", name):
-        raise _rule(
-            f"must be lowercase letters, digits and '-', and begin and end with a letter or digit; found {found(name)}"
-        )
-    return name
-
-
-_UNITS: Final = {"h": 3600, "m": 60, "s": 1}
-
-
-def _read_duration(value: Any) -> timedelta:
-    if isinstance(value, str) and re.fullmatch(r"(\d+h)?(\d+m)?(\d+s)?", value) and value:
-        return timedelta(seconds=sum(int(number) * _UNITS[unit] for number, unit in re.findall(r"(\d+)([hms])", value)))
-    raise _rule(f"must be a duration such as 30s, 5m or 1h30m; found {found(value)}")
-
-
-Source = Annotated[str, AfterValidator(_check_source)]
-"""Where weights come from: a URL whose scheme says how to get them."""
-Name = Annotated[str, AfterValidator(_check_name)]
-"""A DNS-1123 label, short enough for the names that are made of it."""
-Duration = Annotated[timedelta, BeforeValidator(_read_duration)]
-ServedName = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^\S+$")]
-
 BackendType = Literal["headwater", "vllm", "sglang", "tgi", "tensorrt-llm", "transformers", "auto"]
 Quantization = Literal["none", "fp8", "awq", "gptq"]
 RoutingPolicy = Literal["prefix", "round_robin", "least_loaded", "session"]
 
-
-# The resource
+_Window = Annotated[timedelta, Span("1s", "1h")]
+_Delay = Annotated[timedelta, Span("0s", "24h")]
+_MOST: Final = 1_000_000
+"""Where a number needs no bound of its own, so that no sum of them overflows."""
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, alias_generator=to_camel)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, alias_generator=to_camel, use_attribute_docstrings=True
+    )
+
+    bound_by: ClassVar[tuple[Rule, ...]] = ()
+    """What must hold of the fields together."""
 
     @model_validator(mode="before")
     @classmethod
     def know_every_field(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or cls.model_config["extra"] == "allow":
+        if not isinstance(data, dict):
             return data
         allowed = [field.alias or name for name, field in cls.model_fields.items()]
         for name in data:
-            if name not in allowed:
+            if name not in allowed and cls.model_config["extra"] != "allow":
                 close = difflib.get_close_matches(str(name), allowed, n=1)
                 hint = f"did you mean `{close[0]}`? " if close else ""
-                raise _rule(f"unknown field; {hint}Allowed: {', '.join(allowed)}", str(name))
-        return data
+                raise broken(f"unknown field; {hint}Allowed: {', '.join(allowed)}", str(name))
+        return {name: value for name, value in data.items() if value is not None}
+
+    @model_validator(mode="after")
+    def follow_rules(self) -> "_Part":
+        for rule in self.bound_by:
+            if rule.holds and not rule.holds(self):
+                raise rule.broken(*self._scalar(rule.field))
+        return self
+
+    def _scalar(self, field: str) -> list[Any]:
+        """What stands in a field, where it is short enough to be told."""
+        name = next((name for name, each in type(self).model_fields.items() if each.alias == field), None)
+        value = getattr(self, name) if name else None
+        return [value] if isinstance(value, int | str) else []
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        written = handler(schema)
+        if cls.bound_by:
+            handler.resolve_ref_schema(written)[RULES] = [rule.schema() for rule in cls.bound_by]
+        return written
 
 
 class Metadata(_Part):
@@ -124,114 +112,189 @@ class Metadata(_Part):
     annotations: dict[str, str] = Field(default={})
 
 
-class Model(_Part):
-    source: Source
-    revision: str = "main"
-    aliases: list[ServedName] = Field(default=[])
-    """Further names that clients may send as `model`; the first is the resource's own."""
+class SecretKey(_Part):
+    """A key of a Secret. The operator refers to it and never reads it."""
 
-    @field_validator("aliases")
-    @classmethod
-    def differ(cls, aliases: list[str]) -> list[str]:
-        _refuse_twins(aliases)
-        return aliases
+    name: ObjectName
+    """Name of the Secret, in the ModelDeployment's own namespace."""
+    key: SecretKeyName = "token"
+    """Key in the Secret under which the token stands."""
+
+
+class Model(_Part):
+    bound_by = (rules.REVISION_OF_HUB,)
+
+    source: Source
+    """Where the weights come from: hf://OWNER/NAME, s3://BUCKET/PATH, oci://REGISTRY/IMAGE, pvc://CLAIM/PATH,
+    file://PATH (in the container), package://NAME (an installed Python package), or random:CONFIG (a shape with made-up
+    weights). Changing it rolls the replicas."""
+    revision: Revision = "main"
+    """Branch, tag or commit of an hf:// source."""
+    secret_ref: SecretKey | None = None
+    """The hub's token, for a model that is not public: a key of a Secret."""
+    aliases: Annotated[list[ServedName], Distinct()] = Field(default=[], max_length=32)
+    """Further names that clients may send as `model`; the first is the resource's own."""
 
 
 class Backend(_Part):
     type: BackendType = "auto"
-    image: str | None = None
-    version: str | None = None
-    args: list[str] = Field(default=[])
-    """Passed to the server behind our own, which they override."""
-    env: dict[str, str] = Field(default={})
+    """The server that runs the model. auto: our own engine where it can do what the resource asks for, else another."""
+    image: ImageName | None = None
+    """Container image of the server. Left out: the backend's own, where it has one."""
+    version: ImageTag | None = None
+    """Tag of the image, in place of the one that `image` or the backend's own has."""
+    args: list[Annotated[str, Field(max_length=8192)]] = Field(default=[], max_length=256)
+    """Further flags of the server, behind our own, which they override."""
+    env: Annotated[dict[str, Annotated[str, Field(max_length=32768)]], Variables()] = Field(default={}, max_length=128)
+    """Environment variables of the server. Secrets belong into `model.secretRef` or the template."""
 
 
 class Parallelism(_Part):
-    tensor: int = Field(default=1, ge=1)
-    """Accelerators that share each layer."""
-    nodes: int = Field(default=1, ge=1)
-    """Machines that these are spread over."""
+    bound_by = (rules.TENSOR_IS_DIVIDED, rules.KIND_STAYS)
 
-    @field_validator("nodes")
-    @classmethod
-    def divide_tensor(cls, nodes: int, info: ValidationInfo) -> int:
-        tensor = info.data.get("tensor", nodes)
-        if tensor % nodes:
-            raise _rule(f"must divide `tensor`, which is {tensor}; found {nodes}")
-        return nodes
+    tensor: int = Field(default=1, ge=1, le=1024)
+    """Accelerators that share each layer of one replica, over all its nodes."""
+    nodes: int = Field(default=1, ge=1, le=1024)
+    """Machines that these are spread over, one pod on each; must divide `tensor`. Cannot change between 1 and more."""
 
 
 class Context(_Part):
-    max_tokens: int | None = Field(default=None, ge=1)
-    """Prompt and output of one request, together. None: what the model can do."""
+    max_tokens: int | None = Field(default=None, ge=1, le=2**31 - 1)
+    """Tokens of one request, prompt and output together. Left out: what the model can do."""
 
 
 class Cache(_Part):
     fraction: float = Field(default=0.9, gt=0, le=1)
-    """Of the accelerator's memory, for weights and KV cache together."""
-    host_gib: float = Field(default=0.0, ge=0, alias="hostGiB")
-    """Host memory that evicted blocks move to."""
+    """Share of the accelerator's memory for weights and KV cache together, above 0 and at most 1."""
+    host_gib: float = Field(default=0.0, ge=0, le=_MOST, alias="hostGiB")
+    """Host memory that evicted KV blocks move to, in GiB for each replica. 0: none."""
     dtype: Literal["auto", "bfloat16", "float16", "float32", "fp8"] = "auto"
+    """Number format of the KV cache. auto: that of the model."""
 
 
 class Adapter(_Part):
     name: ServedName
+    """What clients send as `model` to reach the adapter."""
     source: Source
+    """Where the adapter's weights come from: a URL as of the model."""
+
+
+class Weights(_Part):
+    cached: bool = True
+    """Whether the weights are fetched once, into a volume that all replicas read. false: each replica fetches them."""
+    size: Bytes | None = None
+    """Size of the volume, such as 50Gi. Left out: the operator's default. Counts when the volume is made."""
+    storage_class_name: ObjectName | None = None
+    """StorageClass of the volume. Left out: the operator's default, else the cluster's. Counts when it is made."""
+    access_mode: Literal["ReadWriteOnce", "ReadWriteMany"] | None = None
+    """ReadWriteOnce ties all replicas to one node. Left out: the operator's default. Counts when the volume is made."""
+    keep: bool = True
+    """Whether the volume outlives the resource, so that the next one finds the weights there."""
 
 
 class Autoscaling(_Part):
-    min: int = Field(default=1, ge=0)
-    max: int = Field(ge=1)
-    in_flight_per_replica: int = Field(default=32, ge=1)
-    scale_down_delay: Duration = timedelta(minutes=5)
+    bound_by = (rules.BOUNDS_IN_ORDER, rules.PANIC_IS_SHORTER)
 
-    @field_validator("max")
-    @classmethod
-    def at_least_min(cls, value: int, info: ValidationInfo) -> int:
-        if value < info.data.get("min", 0):
-            raise _rule(f"must be at least `min`, which is {info.data['min']}; found {value}")
-        return value
+    min: int = Field(default=1, ge=0, le=MAX_REPLICAS)
+    """Least replicas. 0: none while nobody asks; the gateway holds the request that wakes it."""
+    max: int = Field(ge=1, le=MAX_REPLICAS)
+    """Most replicas, at least `min`."""
+    in_flight_per_replica: int = Field(default=32, ge=1, le=_MOST)
+    """Requests in flight that one replica should have."""
+    tolerance: float = Field(default=0.1, ge=0, lt=1)
+    """Nothing is scaled while the load is within this share of what the replicas are there for."""
+    stable_window: _Window = timedelta(seconds=60)
+    """The load is the mean over this time, 1s to 1h, ..."""
+    panic_window: _Window = timedelta(seconds=6)
+    """... or over this shorter one, while that is twice what the replicas are there for. No scaling down then."""
+    scale_up_delay: _Delay = timedelta(0)
+    """For how long more replicas must have been wanted, at most 24h."""
+    scale_down_delay: _Delay = timedelta(minutes=5)
+    """For how long fewer replicas must have been wanted, at most 24h."""
 
 
 class Routing(_Part):
     policy: RoutingPolicy = "prefix"
-    weight: int = Field(default=100, ge=0)
+    """How the gateway chooses a replica for a request."""
+    weight: int = Field(default=100, ge=0, le=_MOST)
     """Share of the requests, against other ModelDeployments that serve the same name."""
 
 
 class Rollout(_Part):
     strategy: Literal["Auto", "Surge", "Replace"] = "Auto"
-    """Surge starts a new replica before it stops an old one; Auto does so where there is room."""
+    """Surge starts a new replica before it stops an old one; Replace stops first, and needs no spare accelerators; Auto
+    surges where there is room."""
+    paused: bool = False
+    """While true, what runs goes on as it is; a changed spec waits."""
+
+
+class _Claim(_Part):
+    name: Annotated[str, Field(min_length=1, max_length=253)]
+    """Name of an entry in the pod's resourceClaims."""
+    request: Annotated[str, Field(max_length=253)] | None = None
+    """Name of a request in that claim. Left out: all of it."""
+
+
+class _Resources(_Part):
+    limits: dict[str, Amount] = Field(default={}, max_length=32)
+    """Most that the container gets, such as nvidia.com/gpu: 2."""
+    requests: dict[str, Amount] = Field(default={}, max_length=32)
+    """What a node must have free for the container. Left out: `limits`."""
+    claims: Annotated[list[_Claim], Distinct("name")] = Field(default=[], max_length=32)
+    """Entries of the pod's resourceClaims that the container uses."""
+
+
+class _PodMetadata(_Part):
+    labels: dict[str, str] = Field(default={})
+    """Labels of the pods."""
+    annotations: dict[str, str] = Field(default={})
+    """Annotations of the pods."""
+
+
+class _PodTemplate(_Part):
+    metadata: Annotated[dict[str, Any], Shaped(_PodMetadata)] = Field(default={})
+    """Further labels and annotations of the pods."""
+    spec: dict[str, Any] = Field(default={})
+    """Fields of a PodSpec. The server's container is called `engine`."""
 
 
 class Spec(_Part):
+    bound_by = (rules.ONE_SAYS_HOW_MANY, rules.WEIGHTS_REACH_ALL_NODES, rules.GPUS_ARE_FOR_TENSOR)
+
     model: Model
+    """The model, and the names under which it is served."""
     backend: Backend = Backend()
-    replicas: int | None = Field(default=None, ge=0)
-    """None: one, or what `autoscaling` finds right."""
+    """The server that runs the model, and what it gets beside our own flags."""
+    replicas: int | None = Field(default=None, ge=0, le=MAX_REPLICAS)
+    """How many replicas there are. Left out: one, or what `autoscaling` finds right. An autoscaler from elsewhere (HPA,
+    KEDA) writes it through the scale subresource, and needs a number here to begin with."""
     parallelism: Parallelism = Parallelism()
-    resources: dict[str, Any] = Field(default={})
+    """The accelerators of one replica."""
+    resources: Annotated[dict[str, Any], Shaped(_Resources)] = Field(default={})
+    """Compute resources of the server's container, as Kubernetes writes them. Left out: the accelerators that
+    `parallelism` asks for."""
     context: Context = Context()
+    """How long a request may be."""
     quantization: Quantization = "none"
+    """How the weights are quantized. none: as the model's own configuration says."""
     cache: Cache = Cache()
-    adapters: list[Adapter] = Field(default=[])
+    """The KV cache."""
+    adapters: Annotated[list[Adapter], Distinct("name")] = Field(default=[], max_length=128)
+    """LoRA adapters that are served beside the model. Adding or removing one restarts nothing."""
     autoscaling: Autoscaling | None = None
+    """Bounds and pace of the replicas' number. Not beside `replicas`."""
     routing: Routing = Routing()
+    """How requests are spread."""
     rollout: Rollout = Rollout()
-    template: dict[str, Any] = Field(default={})
-
-    @field_validator("adapters")
-    @classmethod
-    def differ(cls, adapters: list[Adapter]) -> list[Adapter]:
-        _refuse_twins([adapter.name for adapter in adapters])
-        return adapters
-
-    @field_validator("autoscaling")
-    @classmethod
-    def not_beside_replicas(cls, autoscaling: Autoscaling | None, info: ValidationInfo) -> Autoscaling | None:
-        if autoscaling and info.data.get("replicas") is not None:
-            raise _rule("cannot stand beside `replicas`: give a fixed number or bounds, not both")
-        return autoscaling
+    """How a changed spec reaches the replicas."""
+    weights: Weights = Weights()
+    """Where weights are kept on the cluster, so that they are fetched once however many replicas there are."""
+    load_timeout: Annotated[timedelta, Span("10s", "24h")] = timedelta(hours=1)
+    """What a replica gets to load its weights before it is restarted, 10s to 24h."""
+    drain_timeout: Annotated[timedelta, Span("0s", "24h")] = timedelta(minutes=2)
+    """What running answers get to finish before a replica ends, at most 24h."""
+    template: Annotated[dict[str, Any], Shaped(_PodTemplate)] = Field(default={})
+    """What to merge into the pods, last: maps deeply, lists of named things by their names, tolerations appended."""
 
     @property
     def first_replicas(self) -> int:
@@ -242,24 +305,15 @@ class Spec(_Part):
 
 
 class ModelDeployment(_Part):
+    bound_by = (rules.ALIASES_ARE_FURTHER, rules.ADAPTERS_ARE_OTHERS)
+
     api_version: Literal["headwater.dev/v1alpha1"]
     kind: Literal["ModelDeployment"]
     metadata: Metadata
     spec: Spec
+    """What is wanted."""
     status: dict[str, Any] = Field(default={})
-    """Written by the operator."""
-
-    @field_validator("spec")
-    @classmethod
-    def names_differ(cls, spec: Spec, info: ValidationInfo) -> Spec:
-        if "metadata" in info.data:
-            own = info.data["metadata"].name
-            if own in spec.model.aliases:
-                raise _rule(f"{found(own)} is the resource's name already", "model.aliases")
-            taken = {own, *spec.model.aliases}
-            if twin := next((adapter.name for adapter in spec.adapters if adapter.name in taken), None):
-                raise _rule(f"{found(twin)} is a name of the model itself", "adapters")
-        return spec
+    """What is; written by the operator."""
 
     @property
     def name(self) -> str:
@@ -271,10 +325,15 @@ class ModelDeployment(_Part):
         return [self.metadata.name, *self.spec.model.aliases]
 
 
-def _refuse_twins(names: Sequence[str]) -> None:
-    for i, name in enumerate(names):
-        if name in names[:i]:
-            raise _rule(f"must differ from one another, found {found(name)} twice")
+def problems(error: ValidationError) -> list[str]:
+    """What is wrong with a resource, one line for each mistake: its field, what is allowed, and what was found."""
+    details = error.errors(include_url=False)
+    return [f"{field_path(_location(each)) or 'the document'}: {finding(each)}" for each in details]
+
+
+def _location(detail: ErrorDetails) -> list[int | str]:
+    field = detail.get("ctx", {}).get("field")
+    return [*detail["loc"], *(field.split(".") if field else ())]
 
 
 # Files
@@ -296,10 +355,9 @@ def load(path: Path) -> list[ModelDeployment]:
     if not documents:
         raise ResourceError(f"{path}: holds no {KIND}")
     deployments = [_validate(path, node, data) for node, data in documents]
-    try:
-        _refuse_twins([deployment.name for deployment in deployments])
-    except PydanticCustomError as error:
-        raise ResourceError(f"{path}: metadata.name: {error.message()}") from None
+    names = [deployment.name for deployment in deployments]
+    if twin := next((name for i, name in enumerate(names) if name in names[:i]), None):
+        raise ResourceError(f"{path}: metadata.name: must differ from one another; found {found(twin)} twice")
     return deployments
 
 
@@ -319,15 +377,9 @@ def _validate(path: Path, node: yaml.Node, data: Any) -> ModelDeployment:
     try:
         return ModelDeployment.model_validate(data)
     except ValidationError as error:
-        lines = [_describe(path, node, detail) for detail in error.errors(include_url=False)]
-        raise ResourceError("\n".join(lines)) from None
-
-
-def _describe(path: Path, node: yaml.Node, detail: ErrorDetails) -> str:
-    location = list(detail["loc"])
-    if field := detail.get("ctx", {}).get("field"):
-        location += field.split(".")
-    return f"{path}:{_line(node, location)}: {field_path(location) or 'the document'}: {finding(detail)}"
+        lines = [_line(node, _location(each)) for each in error.errors(include_url=False)]
+        told = [f"{path}:{line}: {problem}" for line, problem in zip(lines, problems(error), strict=True)]
+        raise ResourceError("\n".join(told)) from None
 
 
 def _line(node: yaml.Node, location: Sequence[int | str]) -> int:

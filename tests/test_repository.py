@@ -31,6 +31,8 @@ from headwater_engine.config import EngineSettings
 from headwater_engine.server.app import EngineApp
 from headwater_engine.server.client import EngineClient
 from headwater_engine.server.metrics import ServerMetrics
+from headwater_operator.config import OperatorSettings
+from headwater_operator.metrics import OperatorMetrics
 from headwater_router.config import RouterSettings
 from headwater_router.gateway.app import FORWARDED, Gateway
 from headwater_router.gateway.metrics import RouterMetrics
@@ -112,7 +114,8 @@ def default_text(field: FieldInfo) -> str:
 
 
 @pytest.mark.parametrize(
-    ("command", "settings", "positional"), [("serve", EngineSettings, "model"), ("route", RouterSettings, None)]
+    ("command", "settings", "positional"),
+    [("serve", EngineSettings, "model"), ("route", RouterSettings, None), ("operate", OperatorSettings, None)],
 )
 def test_every_setting_is_documented(command: str, settings: type[BaseSettings], positional: str | None) -> None:
     table = rows(section(DOCS / "configuration.md", f"headwater {command}").partition("\n### ")[0])
@@ -131,7 +134,7 @@ def test_every_setting_is_documented(command: str, settings: type[BaseSettings],
             assert codes(kind) == allowed, f"docs/configuration.md: {flag} is one of {allowed}, not of {codes(kind)}"
 
 
-@pytest.mark.parametrize("command", ["up", "serve", "route", "completion"])
+@pytest.mark.parametrize("command", ["up", "serve", "route", "operate", "completion"])
 def test_the_documented_flags_are_those_in_the_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main([command, "--help"])
@@ -158,10 +161,15 @@ def metrics_of(registry: CollectorRegistry) -> set[tuple[str, str, tuple[str, ..
 
 
 @pytest.mark.parametrize(
-    ("heading", "registry"), [("Engine", ServerMetrics().registry), ("Router", RouterMetrics().registry)]
+    ("heading", "registry"),
+    [
+        ("Engine", ServerMetrics().registry),
+        ("Router", RouterMetrics().registry),
+        ("Operator", OperatorMetrics().registry),
+    ],
 )
 def test_every_metric_is_documented(heading: str, registry: CollectorRegistry) -> None:
-    table = rows(section(DOCS / "metrics.md", heading)) + rows(section(DOCS / "metrics.md", "Both"))
+    table = rows(section(DOCS / "metrics.md", heading)) + rows(section(DOCS / "metrics.md", "All"))
     documented = {(codes(row[0])[0], row[1], tuple(codes(row[2]))) for row in table}
     expected = metrics_of(registry)
     missing, gone = expected - documented, documented - expected
@@ -170,7 +178,8 @@ def test_every_metric_is_documented(heading: str, registry: CollectorRegistry) -
 
 
 def test_queries_ask_for_metrics_that_there_are() -> None:
-    families = [*metrics_of(ServerMetrics().registry), *metrics_of(RouterMetrics().registry)]
+    registries = ServerMetrics().registry, RouterMetrics().registry, OperatorMetrics().registry
+    families = [family for registry in registries for family in metrics_of(registry)]
     known = {name + end for name, kind, _ in families for end in ("", "_bucket") if not end or kind == "histogram"}
     queries = "".join(re.findall(r"```promql\n(.*?)```", (DOCS / "metrics.md").read_text(), re.DOTALL))
     unknown = set(re.findall(r"headwater_\w+", queries)) - known

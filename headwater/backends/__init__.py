@@ -2,10 +2,15 @@
 
 from headwater.backends.base import Backend
 from headwater.backends.headwater import Headwater
+from headwater.backends.sglang import SGLang
+from headwater.backends.tensorrt_llm import TensorRTLLM
+from headwater.backends.tgi import TGI
 from headwater.backends.transformers import Transformers
 from headwater.backends.vllm import VLLM
 
-_BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (Headwater(), VLLM(), Transformers())}
+_BACKENDS: dict[str, Backend] = {
+    backend.name: backend for backend in (Headwater(), VLLM(), SGLang(), TGI(), TensorRTLLM(), Transformers())
+}
 
 
 class UnknownBackendError(ValueError):
@@ -17,4 +22,4 @@ def get(name: str) -> Backend:
     try:
         return _BACKENDS["headwater" if name == "auto" else name]
     except KeyError:
-        raise UnknownBackendError(f"no backend {name!r} yet; there are: {', '.join(sorted(_BACKENDS))}") from None
+        raise UnknownBackendError(f"no backend {name!r}; there are: {', '.join(sorted(_BACKENDS))}") from None

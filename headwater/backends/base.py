@@ -1,12 +1,18 @@
 """What differs between inference servers, and nothing else: a backend is one file beside this one."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Final, Literal, NamedTuple
 
 from headwater.resource import ModelDeployment, ResourceError
 from headwater.validation import found
+
+GROUP_RANK: Final = "GROUP_RANK"
+"""Variable with a pod's number within its group; an argument refers to it as $(GROUP_RANK)."""
+FILES: Final = "/etc/headwater"
+"""Folder of the files of a `Launch`."""
 
 
 class UnsupportedError(ResourceError):
@@ -35,22 +41,83 @@ class LoadMetrics:
     """Tokens in one of them."""
 
 
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """What a server must be told of its pod, beside the deployment."""
+
+    model: str
+    """A path in the pod, or a source that the server fetches by itself."""
+    mounted: bool
+    """Whether that path is in a volume, which can be mounted elsewhere, too."""
+    port: int
+    events_port: int
+    drain: int
+    """Seconds that running answers get after SIGTERM."""
+    threads: int | None = None
+    """What the pod may use of the CPU. None: no limit."""
+    leader: str | None = None
+    """Address of rank 0 where a replica is several pods."""
+    engine: str | None = None
+    """Folder of a finished TensorRT-LLM engine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How a server is started in its pod."""
+
+    argv: list[str]
+    """Without a shell; refers to variables of the container as $(NAME)."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Contents by name, in the folder FILES."""
+    model_folder: str | None = None
+    """Where the model's volume has to show the model, too. The server is started in the folder above."""
+
+
+class Call(NamedTuple):
+    """An HTTP request to a server."""
+
+    method: str
+    path: str
+    body: dict[str, str]
+
+
 class Backend(ABC):
     name: ClassVar[str]
     """As in `spec.backend.type`."""
     health_path: ClassVar[str] = "/health"
     """Answers 200 while the server works."""
+    health_timeout: ClassVar[int] = 10
+    """Seconds that a server which works may take for that answer."""
     ready_path: ClassVar[str] = "/health"
     """Answers 200 while the server takes requests: weights loaded, not draining."""
     metrics_path: ClassVar[str | None] = "/metrics"
     """A Prometheus page; None: there is none."""
     metrics: ClassVar[LoadMetrics] = LoadMetrics()
     reports_cached_tokens: ClassVar[bool] = True
-    """Whether `usage.prompt_tokens_details.cached_tokens` is there, if started by `command`."""
+    """Whether `usage.prompt_tokens_details.cached_tokens` is there, if started by `command` or `launch`."""
     publishes_kv_events: ClassVar[bool] = True
     """Whether `command` knows what to do with an `events_port`."""
     refuses_unknown_fields: ClassVar[bool] = False
     """Whether a request with a field that the server does not know is answered with an error."""
+
+    image: ClassVar[str | None] = None
+    """For pods that name none. None: there is none to be had without the host of a registry."""
+    image_hint: ClassVar[str] = ""
+    """What to look for where there is no default image."""
+    needs_gpu: ClassVar[bool] = True
+    pod_sources: ClassVar[tuple[str, ...]] = ("hf://", "file://")
+    """Beginnings of sources that the server loads by itself in a pod."""
+    drains: ClassVar[float] = math.inf
+    """Seconds that the server waits for running answers after SIGTERM, at most; 0: it does not wait."""
+    workers_answer_probes: ClassVar[bool] = False
+    """Whether the other pods of a group serve `health_path` and `ready_path` as rank 0 does."""
+    loads_adapters: ClassVar[Literal["runtime", "start", "never"]] = "never"
+    """runtime: by `load_adapter`, while it serves; start: only those that `launch` names."""
+    answers_to_any_name: ClassVar[bool] = False
+    """Whether a `model` that it does not know is taken for the model itself, and not refused."""
+    adapters_prefix: ClassVar[str] = ""
+    """Of the path of the calls that load and unload an adapter."""
 
     @abstractmethod
     def command(self, deployment: ModelDeployment, *, port: int, events_port: int | None = None) -> list[str]:
@@ -59,9 +126,37 @@ class Backend(ABC):
         `events_port`: where to publish KV events, as a ZMQ publisher that binds. Raises UnsupportedError.
         """
 
+    @abstractmethod
+    def launch(self, deployment: ModelDeployment, pod: Pod) -> Launch:
+        """How to serve the deployment in a pod, on all interfaces. Raises UnsupportedError.
+
+        What is returned for a deployment is pinned: where it has to change, the operator's render version has to.
+        """
+
+    def build(self, deployment: ModelDeployment, pod: Pod, folder: str) -> Launch | None:
+        """How to make, once for all replicas, what `launch` finds in `pod.engine`. None: nothing. Raises
+        UnsupportedError.
+        """
+        return None
+
     def environment(self, deployment: ModelDeployment) -> Mapping[str, str]:
-        """Environment variables for that process, on top of our own."""
+        """Environment variables for a local process, on top of our own."""
         return deployment.spec.backend.env
+
+    def load_adapter(self, name: str, path: str) -> Call:
+        """Loads an adapter while the server runs, where `loads_adapters` is "runtime"."""
+        return Call("POST", f"{self.adapters_prefix}/load_lora_adapter", {"lora_name": name, "lora_path": path})
+
+    def unload_adapter(self, name: str) -> Call:
+        return Call("POST", f"{self.adapters_prefix}/unload_lora_adapter", {"lora_name": name})
+
+    def adapter_name(self, model: str, adapter: str) -> str:
+        """What a request names to reach an adapter of `model`."""
+        return adapter
+
+    def adapters_of(self, models: Mapping[str, Any]) -> set[str]:
+        """Names of the adapters that are loaded, by the server's answer to GET /v1/models."""
+        return {card["id"] for card in models.get("data", []) if card.get("parent")}
 
     def unsupported(self, deployment: ModelDeployment, field: str, message: str) -> UnsupportedError:
         return UnsupportedError(f"{deployment.name}: {field}: the {self.name} backend {message}")
@@ -80,7 +175,8 @@ class Backend(ABC):
     def refuse_all_but(self, deployment: ModelDeployment, **allowed: object) -> None:
         """Raise UnsupportedError for a field that asks for more than this server does.
 
-        Fields are named as in `Spec`, with two underscores between the parts: `parallelism__tensor=1`.
+        Fields are named as in `Spec`, with two underscores between the parts: `parallelism__tensor=1`. A tuple allows
+        each of its values.
         """
         for path, only in allowed.items():
             value: Any = deployment.spec
@@ -88,5 +184,12 @@ class Backend(ABC):
             for part in path.split("__"):
                 field += f".{type(value).model_fields[part].alias}"
                 value = getattr(value, part)
-            if value != only:
-                raise self.unsupported(deployment, field, f"knows only {found(only)} here; found {found(value)}")
+            choices = only if isinstance(only, tuple) else (only,)
+            if value not in choices:
+                known = " and ".join(found(choice) for choice in choices)
+                raise self.unsupported(deployment, field, f"knows only {known} here; found {found(value)}")
+
+
+def hub_name_or_path(source: str) -> str:
+    """What most servers take as a model: a name on the hub, or a folder."""
+    return source.removeprefix("hf://").removeprefix("file://")

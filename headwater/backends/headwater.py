@@ -2,7 +2,7 @@
 
 import sys
 
-from headwater.backends.base import Backend, LoadMetrics, Reading
+from headwater.backends.base import Backend, Launch, LoadMetrics, Pod, Reading
 from headwater.resource import ModelDeployment
 
 
@@ -16,9 +16,26 @@ class Headwater(Backend):
         total_blocks=(Reading("headwater_engine_kv_blocks"),),
         block_size=(Reading("headwater_engine_block_size"),),
     )
+    needs_gpu = False
+    pod_sources = ("hf://", "package://", "file://", "random:")
 
     def command(self, deployment: ModelDeployment, *, port: int, events_port: int | None = None) -> list[str]:
-        spec = deployment.spec
+        source = self.local_source(deployment, *self.pod_sources)
+        argv = [sys.executable, "-m", "headwater", "serve", source, "--port", str(port)]
+        argv += self._flags(deployment, source)
+        if events_port is not None:
+            argv += ["--kv-events", f"tcp://127.0.0.1:{events_port}"]
+        return argv + deployment.spec.backend.args
+
+    def launch(self, deployment: ModelDeployment, pod: Pod) -> Launch:
+        argv = ["headwater", "serve", pod.model, "--host", "0.0.0.0", "--port", str(pod.port)]
+        argv += self._flags(deployment, pod.model)
+        argv += ["--kv-events", f"tcp://*:{pod.events_port}", "--shutdown-timeout", str(pod.drain)]
+        if pod.threads is not None:
+            argv += ["--threads", str(pod.threads)]  # else one for each core of the node, which wait for one another
+        return Launch(argv + deployment.spec.backend.args)
+
+    def _flags(self, deployment: ModelDeployment, source: str) -> list[str]:
         self.refuse_all_but(
             deployment,
             parallelism__tensor=1,
@@ -28,13 +45,9 @@ class Headwater(Backend):
             cache__dtype="auto",
             adapters=[],
         )
-        source = self.local_source(deployment, "hf://", "package://", "file://", "random:")
-        argv = [sys.executable, "-m", "headwater", "serve", source, "--port", str(port)]
-        argv += ["--revision", spec.model.revision]
+        flags = ["--revision", deployment.spec.model.revision]
         for name in deployment.served_names:
-            argv += ["--served-model-name", name]
-        if spec.context.max_tokens is not None:
-            argv += ["--max-model-len", str(spec.context.max_tokens)]
-        if events_port is not None:
-            argv += ["--kv-events", f"tcp://127.0.0.1:{events_port}"]
-        return argv + spec.backend.args
+            flags += ["--served-model-name", name]
+        if deployment.spec.context.max_tokens is not None:
+            flags += ["--max-model-len", str(deployment.spec.context.max_tokens)]
+        return flags

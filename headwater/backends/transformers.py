@@ -4,9 +4,11 @@ It has no metrics page, tells neither cached tokens nor KV events, answers 422 t
 only to the model's own name.
 """
 
-from headwater.backends.base import Backend
+from headwater.backends.base import Backend, Launch, Pod
 from headwater.resource import ModelDeployment
 from headwater.validation import found
+
+_MODELS = "/serve"
 
 
 class Transformers(Backend):
@@ -15,11 +17,28 @@ class Transformers(Backend):
     reports_cached_tokens = False
     publishes_kv_events = False
     refuses_unknown_fields = True
+    image_hint = "give one that holds transformers[serving] of version 5 or newer"
+    needs_gpu = False
 
     def command(self, deployment: ModelDeployment, *, port: int, events_port: int | None = None) -> list[str]:
+        if events_port is not None:
+            raise self.unsupported(deployment, "spec.backend.type", "publishes no KV events")
+        self.refuse_all_but(deployment, model__revision="main")
+        model = self.local_source(deployment, "hf://", "file://").removeprefix("hf://")
+        return self._serve(deployment, model, "127.0.0.1", port)
+
+    def launch(self, deployment: ModelDeployment, pod: Pod) -> Launch:
+        if not pod.mounted:
+            self.refuse_all_but(deployment, model__revision="main")
+            return Launch(self._serve(deployment, pod.model.removeprefix("hf://"), "0.0.0.0", pod.port))
+        # A folder of that name in the working directory: the only way to choose the one name that it answers to.
+        self.refuse_all_but(deployment, model__aliases=[])
+        argv = self._serve(deployment, deployment.name, "0.0.0.0", pod.port)
+        return Launch(argv, model_folder=f"{_MODELS}/{deployment.name}")
+
+    def _serve(self, deployment: ModelDeployment, model: str, host: str, port: int) -> list[str]:
         self.refuse_all_but(
             deployment,
-            model__revision="main",
             parallelism__tensor=1,
             parallelism__nodes=1,
             context__max_tokens=None,
@@ -28,11 +47,8 @@ class Transformers(Backend):
             cache__dtype="auto",
             adapters=[],
         )
-        if events_port is not None:
-            raise self.unsupported(deployment, "spec.backend.type", "publishes no KV events")
-        model = self.local_source(deployment, "hf://", "file://").removeprefix("hf://")
         if model not in deployment.served_names:
             message = f"answers to no name but {found(model)}: it must be among them"
             raise self.unsupported(deployment, "spec.model.aliases", message)
-        argv = ["transformers", "serve", model, "--host", "127.0.0.1", "--port", str(port), "--continuous-batching"]
+        argv = ["transformers", "serve", model, "--host", host, "--port", str(port), "--continuous-batching"]
         return argv + deployment.spec.backend.args

@@ -2,8 +2,13 @@
 
 import json
 
-from headwater.backends.base import Backend, LoadMetrics, Reading
+from headwater.backends.base import FILES, GROUP_RANK, Backend, Launch, LoadMetrics, Pod, Reading, hub_name_or_path
 from headwater.resource import ModelDeployment
+
+_CACHE_DTYPES = ("auto", "bfloat16", "float16", "fp8")
+_MASTER_PORT = 29501
+_MAX_LORA_RANK = 64
+_MAX_LORAS = 4
 
 
 class VLLM(Backend):
@@ -15,37 +20,68 @@ class VLLM(Backend):
         total_blocks=(Reading("vllm:cache_config_info", label="num_gpu_blocks"),),
         block_size=(Reading("vllm:cache_config_info", label="block_size"),),
     )
+    image = "vllm/vllm-openai:v0.32.0"
+    loads_adapters = "runtime"
+    adapters_prefix = "/v1"
 
     def command(self, deployment: ModelDeployment, *, port: int, events_port: int | None = None) -> list[str]:
         spec = deployment.spec
-        model = _hub_name_or_path(self.local_source(deployment, "hf://", "file://"))
-        argv = ["vllm", "serve", model, "--host", "127.0.0.1", "--port", str(port)]
-        argv += ["--served-model-name", *deployment.served_names]
-        argv += ["--tensor-parallel-size", str(spec.parallelism.tensor)]
-        argv += ["--gpu-memory-utilization", str(spec.cache.fraction)]
-        argv += ["--enable-prompt-tokens-details"]  # else usage never tells the cached tokens
-        if spec.model.source.startswith("hf://"):
-            argv += ["--revision", spec.model.revision]
-        if spec.context.max_tokens is not None:
-            argv += ["--max-model-len", str(spec.context.max_tokens)]
-        if spec.quantization != "none":
-            argv += ["--quantization", spec.quantization]
-        if spec.cache.dtype != "auto":
-            argv += ["--kv-cache-dtype", spec.cache.dtype]
-        if spec.cache.host_gib:
-            argv += ["--kv-offloading-size", str(spec.cache.host_gib)]
+        self.refuse_all_but(deployment, parallelism__nodes=1, cache__dtype=_CACHE_DTYPES)
+        source = self.local_source(deployment, "hf://", "file://")
+        argv = ["vllm", "serve", hub_name_or_path(source), "--host", "127.0.0.1", "--port", str(port)]
+        argv += _flags(deployment, source)
         if events_port is not None:
             argv += ["--kv-events-config", _events_config(events_port)]
         if spec.adapters:
             argv += ["--enable-lora", "--lora-modules"]
-            argv += [f"{adapter.name}={_hub_name_or_path(adapter.source)}" for adapter in spec.adapters]
+            argv += [f"{adapter.name}={hub_name_or_path(adapter.source)}" for adapter in spec.adapters]
         return argv + spec.backend.args
 
+    def launch(self, deployment: ModelDeployment, pod: Pod) -> Launch:
+        spec = deployment.spec
+        self.refuse_all_but(deployment, cache__dtype=_CACHE_DTYPES)
+        argv = ["vllm", "serve", hub_name_or_path(pod.model), "--host", "0.0.0.0", "--port", str(pod.port)]
+        argv += _flags(deployment, pod.model)
+        argv += ["--kv-events-config", _events_config(pod.events_port), "--shutdown-timeout", str(pod.drain)]
+        env: dict[str, str] = {}
+        files: dict[str, str] = {}
+        if spec.adapters:
+            # Not those of the deployment: they come and go while the server runs.
+            argv += ["--enable-lora", "--max-loras", str(_MAX_LORAS), "--max-lora-rank", str(_MAX_LORA_RANK)]
+            env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"
+        if pod.leader is not None:
+            argv += ["--nnodes", str(spec.parallelism.nodes), "--node-rank", f"$({GROUP_RANK})"]
+            argv += ["--master-addr", pod.leader, "--master-port", str(_MASTER_PORT)]
+            argv += ["--distributed-executor-backend", "mp"]
+            argv += ["--config", f"{FILES}/rank-$({GROUP_RANK}).yaml"]  # the pods of a group have the same arguments
+            files = {f"rank-{rank}.yaml": _rank_config(rank) for rank in range(spec.parallelism.nodes)}
+            env["VLLM_HOST_IP"] = "$(POD_IP)"
+        return Launch(argv + spec.backend.args, env, files)
 
-def _hub_name_or_path(source: str) -> str:
-    return source.removeprefix("hf://").removeprefix("file://")
+
+def _flags(deployment: ModelDeployment, source: str) -> list[str]:
+    spec = deployment.spec
+    flags = ["--served-model-name", *deployment.served_names]
+    flags += ["--tensor-parallel-size", str(spec.parallelism.tensor)]
+    flags += ["--gpu-memory-utilization", str(spec.cache.fraction)]
+    flags += ["--enable-prompt-tokens-details"]  # else usage never tells the cached tokens
+    if source.startswith("hf://"):
+        flags += ["--revision", spec.model.revision]
+    if spec.context.max_tokens is not None:
+        flags += ["--max-model-len", str(spec.context.max_tokens)]
+    if spec.quantization != "none":
+        flags += ["--quantization", spec.quantization]
+    if spec.cache.dtype != "auto":
+        flags += ["--kv-cache-dtype", spec.cache.dtype]
+    if spec.cache.host_gib:
+        flags += ["--kv-offloading-size", str(spec.cache.host_gib)]
+    return flags
 
 
 def _events_config(port: int) -> str:
     # vLLM binds an endpoint only where it has a star, and connects to any other.
     return json.dumps({"enable_kv_cache_events": True, "publisher": "zmq", "endpoint": f"tcp://*:{port}"})
+
+
+def _rank_config(rank: int) -> str:
+    return f"headless: {'true' if rank else 'false'}\n"

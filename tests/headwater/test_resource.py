@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
-from headwater.resource import MAX_NAME, ModelDeployment, ResourceError, load
+from headwater.resource import Model, ModelDeployment, ResourceError, Spec, load, problems
+from headwater.values import MAX_NAME
 
 
 def written(tmp_path: Path, *specs: dict, **top) -> Path:
@@ -39,6 +41,7 @@ spec:
   model:
     source: hf://HuggingFaceTB/SmolLM2-135M-Instruct
     revision: v2
+    secretRef: {name: hub, key: hf}
     aliases: [small, HuggingFaceTB/SmolLM2-135M-Instruct]
   backend: {type: vllm, image: "vllm:1", version: "0.32", args: [--x], env: {A: b}}
   parallelism: {tensor: 4, nodes: 2}
@@ -47,9 +50,12 @@ spec:
   quantization: fp8
   cache: {fraction: 0.5, hostGiB: 8, dtype: fp8}
   adapters: [{name: sql, source: hf://owner/sql}]
-  autoscaling: {min: 0, max: 8, inFlightPerReplica: 16, scaleDownDelay: 1h5m30s}
+  autoscaling: {min: 0, max: 8, inFlightPerReplica: 16, scaleDownDelay: 1h5m30s, tolerance: 0.2}
   routing: {policy: least_loaded, weight: 50}
-  rollout: {strategy: Surge}
+  rollout: {strategy: Surge, paused: true}
+  weights: {cached: true, size: 50Gi, storageClassName: fast, accessMode: ReadWriteMany, keep: false}
+  loadTimeout: 3h
+  drainTimeout: 90s
   template: {spec: {nodeSelector: {zone: a}}}
 status: {phase: Ready}
 """
@@ -68,6 +74,10 @@ def test_every_field_of_the_design_is_read(tmp_path):
     assert spec.autoscaling is not None
     assert spec.autoscaling.scale_down_delay == timedelta(hours=1, minutes=5, seconds=30)
     assert (spec.routing.policy, spec.routing.weight, spec.rollout.strategy) == ("least_loaded", 50, "Surge")
+    assert spec.model.secret_ref is not None
+    assert (spec.model.secret_ref.name, spec.model.secret_ref.key) == ("hub", "hf")
+    assert (spec.rollout.paused, spec.weights.size, spec.weights.keep) == (True, "50Gi", False)
+    assert (spec.load_timeout, spec.drain_timeout) == (timedelta(hours=3), timedelta(seconds=90))
     assert spec.template == {"spec": {"nodeSelector": {"zone": "a"}}}
 
 
@@ -77,7 +87,7 @@ def test_what_is_read_is_written_back_with_the_same_names(tmp_path):
     (deployment,) = load(path)
     spec = deployment.model_dump(by_alias=True)["spec"]
     for field, value in yaml.safe_load(FULL)["spec"].items():
-        if field != "autoscaling":  # its delay is a duration by then
+        if field not in ("autoscaling", "loadTimeout", "drainTimeout"):  # which are or hold durations by then
             assert spec[field] == value
 
 
@@ -107,7 +117,7 @@ def test_every_scheme_of_a_source_is_known(tmp_path, source):
         ({"parallelism": {"tensor": 0}}, "spec.parallelism.tensor: must be greater than or equal to 1, found 0"),
         (
             {"parallelism": {"tensor": 3, "nodes": 2}},
-            "spec.parallelism.nodes: must divide `tensor`, which is 3; found 2",
+            "spec.parallelism.nodes: must divide `tensor`; found 2",
         ),
         ({"replica": 2}, "spec.replica: unknown field; did you mean `replicas`? Allowed: model, backend, replicas,"),
         ({"cache": {"host_gib": 2}}, "spec.cache.host_gib: unknown field; did you mean `hostGiB`?"),
@@ -118,31 +128,47 @@ def test_every_scheme_of_a_source_is_known(tmp_path, source):
         ({"model": {}}, "spec.model.source: is required"),
         (
             {"model": {"source": "hf://o/m", "aliases": ["a", "a"]}},
-            'aliases: must differ from one another, found "a" twice',
+            'aliases: must differ from one another; found "a"',
         ),
-        ({"model": {"source": "hf://o/m", "aliases": ["m0"]}}, 'spec.model.aliases: "m0" is the resource\'s name'),
+        (
+            {"model": {"source": "hf://o/m", "aliases": ["m0"]}},
+            "spec.model.aliases: must not hold the resource's own name",
+        ),
         ({"quantization": "int4"}, "spec.quantization: must be 'none', 'fp8', 'awq' or 'gptq', found \"int4\""),
         ({"cache": {"fraction": 1.5}}, "spec.cache.fraction: must be less than or equal to 1, found 1.5"),
         ({"context": {"maxTokens": "4k"}}, 'spec.context.maxTokens: must be a valid integer, found "4k"'),
         ({"replicas": 1, "autoscaling": {"max": 2}}, "spec.autoscaling: cannot stand beside `replicas`"),
-        ({"autoscaling": {"min": 3, "max": 2}}, "spec.autoscaling.max: must be at least `min`, which is 3; found 2"),
+        ({"autoscaling": {"min": 3, "max": 2}}, "spec.autoscaling.max: must be at least `min`; found 2"),
         ({"autoscaling": {"max": 2, "scaleDownDelay": "5 min"}}, "scaleDownDelay: must be a duration such as 30s"),
         ({"autoscaling": {"max": 2, "scaleDownDelay": 300}}, "scaleDownDelay: must be a duration such as 30s"),
         ({"routing": {"policy": "random"}}, "spec.routing.policy: must be 'prefix', 'round_robin', 'least_loaded' or"),
         ({"rollout": {"strategy": "auto"}}, "spec.rollout.strategy: must be 'Auto', 'Surge' or 'Replace', found"),
         (
             {"adapters": [{"name": "a", "source": "hf://o/a"}] * 2},
-            'spec.adapters: must differ from one another, found "a"',
+            'spec.adapters: must differ from one another; found "a"',
         ),
-        ({"adapters": [{"name": "m0", "source": "hf://o/a"}]}, 'spec.adapters: "m0" is a name of the model itself'),
+        (
+            {"adapters": [{"name": "m0", "source": "hf://o/a"}]},
+            "spec.adapters: must not have a name of the model itself",
+        ),
         ({"adapters": [{"name": "a"}]}, "spec.adapters[0].source: is required"),
+        ({"model": {"source": None}}, "spec.model.source: is required"),
+        ({"resources": {"limit": {"cpu": 1}}}, "spec.resources.limit: unknown field; did you mean `limits`?"),
+        ({"resources": {"limits": {"cpu": 0.5}}}, "spec.resources.limits.cpu: must be an amount such as 2, 500m or"),
+        ({"resources": {"limits": {"cpu": True}}}, "spec.resources.limits.cpu: must be an amount such as 2, 500m or"),
+        (
+            {"backend": {"env": {"": "a"}}},
+            "spec.backend.env: must be variables: letters, digits and '_', not beginning",
+        ),
+        ({"template": {"sepc": {}}}, "spec.template.sepc: unknown field; did you mean `spec`?"),
+        ({"template": {"metadata": {"name": "x"}}}, "spec.template.metadata.name: unknown field; Allowed: labels"),
     ],
 )
 def test_a_mistake_is_answered_with_its_field_and_what_is_allowed(tmp_path, spec, message):
     assert message in error_of(written(tmp_path, spec))
 
 
-@pytest.mark.parametrize("name", ["Upper", "under_score", "-dash", "dot.dot", "a" * (MAX_NAME + 1), ""])
+@pytest.mark.parametrize("name", ["Upper", "under_score", "-dash", "dot.dot", "7b", "a" * (MAX_NAME + 1), ""])
 def test_a_name_must_fit_kubernetes(tmp_path, name):
     assert "metadata.name: must be" in error_of(written(tmp_path, {}, metadata={"name": name}))
 
@@ -150,6 +176,46 @@ def test_a_name_must_fit_kubernetes(tmp_path, name):
 def test_a_name_may_be_as_long_as_fits(tmp_path):
     (deployment,) = load(written(tmp_path, {}, metadata={"name": "a" * MAX_NAME}))
     assert len(f"{deployment.name}-0123456789-01234") == 63
+
+
+def test_a_field_that_is_null_counts_as_left_out(tmp_path):
+    (deployment,) = load(written(tmp_path, {"backend": None, "replicas": None, "context": {"maxTokens": None}}))
+    assert deployment.spec == Spec(model=Model(source="hf://owner/model"))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "spec", "allowed"),
+    [
+        (2, {"parallelism": {"tensor": 2}}, True),
+        ("2", {"parallelism": {"tensor": 4, "nodes": 2}}, True),
+        (0, {"parallelism": {"tensor": 2}}, True),
+        (4, {"parallelism": {"tensor": 4, "nodes": 2}}, False),
+        (4, {}, False),
+        (4, {"parallelism": {"tensor": 2}, "backend": {"args": ["--data-parallel-size", "2"]}}, True),
+        (3, {"parallelism": {"tensor": 2}, "backend": {"args": ["--data-parallel-size", "2"]}}, False),
+        ("2k", {"parallelism": {"tensor": 2}}, False),
+    ],
+)
+def test_the_gpus_of_a_pod_are_those_that_its_model_is_split_over(tmp_path, gpus, spec, allowed):
+    path = written(tmp_path, {"resources": {"limits": {"nvidia.com/gpu": gpus}}} | spec)
+    if allowed:
+        assert load(path)
+    else:
+        assert "spec.resources.limits: GPUs must be `parallelism.tensor` /" in error_of(path)
+
+
+def test_a_duration_is_written_as_it_is_read(tmp_path):
+    (deployment,) = load(written(tmp_path, {"loadTimeout": "1h30m", "drainTimeout": "90s"}))
+    spec = deployment.model_dump(mode="json", by_alias=True)["spec"]
+    assert (spec["loadTimeout"], spec["drainTimeout"]) == ("1h30m", "1m30s")
+
+
+def test_mistakes_are_told_without_a_file_too():
+    with pytest.raises(ValidationError) as caught:
+        Spec.model_validate({"model": {"source": "x", "revison": "v1"}, "replicas": -1})
+    told = problems(caught.value)
+    assert told[0].startswith("model.revison: unknown field; did you mean `revision`?")
+    assert told[1] == "replicas: must be greater than or equal to 0, found -1"
 
 
 def test_all_mistakes_are_told_at_once_with_their_lines(tmp_path):

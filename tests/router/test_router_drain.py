@@ -17,11 +17,17 @@ FIRST, LAST = b"data: 1\n\n", b"data: [DONE]\n\n"
 
 @asynccontextmanager
 async def route(engine: Upstream, *flags: str) -> AsyncIterator[tuple[Process, httpx.AsyncClient]]:
+    async with route_with("--endpoint", f"{engine.url},backend=vllm", *flags) as running:
+        yield running
+
+
+@asynccontextmanager
+async def route_with(*flags: str) -> AsyncIterator[tuple[Process, httpx.AsyncClient]]:
     """A router as a process of its own, which takes requests when it is yielded, and a client for it."""
     listener = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
     port = listener.sockets[0].getsockname()[1]
     listener.close()
-    command = [sys.executable, "-m", "headwater", "route", "--endpoint", f"{engine.url},backend=vllm"]
+    command = [sys.executable, "-m", "headwater", "route"]
     command += ["--port", str(port), "--probe-interval", "0.05", *flags]
     process = await asyncio.create_subprocess_exec(*command, stderr=PIPE)
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:

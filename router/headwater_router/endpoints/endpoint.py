@@ -16,7 +16,7 @@ class EndpointError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class EndpointSpec:
-    """Where an engine is, as flags or a file say it. Two equal specs are the same endpoint."""
+    """Where an engine is, as flags, a file or Kubernetes say it. Two equal specs are the same endpoint."""
 
     url: str
     """http://HOST:PORT, without a path."""
@@ -24,6 +24,10 @@ class EndpointSpec:
     backend: str = "headwater"
     kv_events: str | None = None
     """ZMQ address of its KV events."""
+    uid: str = ""
+    """Of its pod: a new pod is a new endpoint, also at the address of an old one. Empty where there is no pod."""
+    deployment: str = ""
+    """NAMESPACE/NAME of the ModelDeployment that it belongs to. Empty where flags or a file name it."""
 
     @classmethod
     def of(cls, fields: dict[str, object]) -> "EndpointSpec":
@@ -70,6 +74,8 @@ class ServedModel:
     """The name that stands for the same weights: aliases share a cache, so they are hashed alike."""
     adapter: str
     """The name again, where it is a LoRA adapter of `base`; else empty."""
+    upstream: str = ""
+    """What the endpoint itself calls it, where that is something else."""
 
 
 @dataclass(slots=True, eq=False)
@@ -83,6 +89,9 @@ class Endpoint:
     target: Target = field(default_factory=lambda: Target(""))
     """A new one for each life of the engine: a restarted one has an empty cache."""
     ready: bool = False
+    """What its probe says."""
+    accepting: bool = True
+    """Whether Kubernetes lets new requests go there: not while it starts or terminates."""
     models: Sequence[ServedModel] = ()
     """Empty until it was asked for them."""
     lives: int = 0
@@ -96,7 +105,7 @@ class Endpoint:
 
     def new_life(self) -> None:
         self.lives += 1
-        self.target = Target(f"{self.spec.name}#{self.lives}")
+        self.target = Target(f"{self.spec.uid or self.spec.name}#{self.lives}")
         self.process_start = None
 
     @property
@@ -107,5 +116,9 @@ class Endpoint:
     def backend(self) -> Backend:
         return backends.get(self.spec.backend)
 
+    @property
+    def takes_requests(self) -> bool:
+        return self.ready and self.accepting
+
     def available(self, now: float) -> bool:
-        return self.ready and self.breaker.allows(now)
+        return self.ready and self.accepting and self.breaker.allows(now)

@@ -1,6 +1,7 @@
 """Looks at each endpoint again and again: does it take requests, what does it serve, how busy is it?"""
 
 import asyncio
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -15,6 +16,8 @@ from headwater_router.endpoints.fleet import Fleet
 
 log = structlog.get_logger(__name__)
 
+_MODELS_EVERY = 5
+"""Probes between two looks at what a ready endpoint serves: adapters come and go while it runs."""
 _PROCESS_START = re.compile(r"^process_start_time_seconds (\S+)$", re.MULTILINE)
 
 
@@ -32,9 +35,9 @@ class Prober:
         """Probe until cancelled."""
         pool = Pool(endpoint.host, endpoint.port, self._timeout, self._descriptors)
         try:
-            while True:
+            for turn in itertools.count():
                 try:
-                    await self._probe(endpoint, pool)
+                    await self._probe(endpoint, pool, look_anew=turn % _MODELS_EVERY == 0)
                 except Exception:
                     # One odd answer must not end the probing for good.
                     log.exception("probe failed", endpoint=endpoint.name)
@@ -43,14 +46,16 @@ class Prober:
         finally:
             pool.close()
 
-    async def _probe(self, endpoint: Endpoint, pool: Pool) -> None:
+    async def _probe(self, endpoint: Endpoint, pool: Pool, *, look_anew: bool) -> None:
         try:
             status, _ = await self._get(endpoint, pool, endpoint.backend.ready_path)
             if status != 200:
                 self._fleet.mark_unready(endpoint, f"{endpoint.backend.ready_path} says {status}")
                 return
             await self._read_load(endpoint, pool)
-            models = endpoint.models if endpoint.ready and endpoint.models else await self._read_models(endpoint, pool)
+            models = endpoint.models
+            if look_anew or not (endpoint.ready and models):
+                models = await self._read_models(endpoint, pool)
         except ConnectRefusedError as error:
             self._fleet.mark_dead(endpoint, str(error))
             return
@@ -96,6 +101,10 @@ class Prober:
 
     async def _read_models(self, endpoint: Endpoint, pool: Pool) -> Sequence[ServedModel]:
         status, body = await self._get(endpoint, pool, "/v1/models")
+        if status == 404 and endpoint.spec.deployment:
+            return []  # Not every server has it; the resource says what it serves.
+        if status != 200 and endpoint.ready and endpoint.models:
+            return endpoint.models  # Whether it takes requests is said elsewhere.
         if status != 200:
             raise UpstreamError(f"/v1/models says {status}")
         cards = [card for card in msgspec.json.decode(body)["data"] if isinstance(card.get("id"), str)]

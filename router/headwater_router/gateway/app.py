@@ -126,7 +126,7 @@ class Gateway:
     def _only_model(self) -> str:
         """What a request without `model` means. Raises BadRequestError where that is not one thing."""
         served = self._fleet.models
-        bases = {each.base for name in served for _, each in self._fleet.serving(name)}
+        bases = {each.base for name in served if (each := self._fleet.identity(name)) is not None}
         if len(bases) != 1:
             raise BadRequestError(
                 f"`model` is required; served here: {', '.join(served) or 'none yet'}.", param="model"
@@ -144,7 +144,7 @@ class Gateway:
         _answer_json(client, card)
 
     def _card(self, name: str) -> ModelCard | None:
-        served = next((model for _, model in self._fleet.serving(name)), None)
+        served = self._fleet.identity(name)
         if served is None:
             return None
         return ModelCard(id=name, created=self._started_at, parent=served.base if served.adapter else None)
@@ -153,14 +153,19 @@ class Gateway:
         _answer_json(client, {"status": "ok"})
 
     def _ready(self, client: ClientConnection) -> None:
-        """Whether requests should come here: some endpoint is ready, and the router is not about to end."""
-        ready = sum(endpoint.ready for endpoint in self._fleet)
-        status = "draining" if self.draining else "ready" if ready else "no endpoint is ready"
+        """Whether requests should come here: the router can tell where they go, and is not about to end.
+
+        On Kubernetes it can as soon as it has heard of all that is there, which may be nothing yet.
+        """
+        ready = sum(endpoint.takes_requests for endpoint in self._fleet)
+        can_route = self._fleet.listed if self._fleet.kubernetes else bool(ready)
+        status = "draining" if self.draining else "ready" if can_route else "no endpoint is ready"
         content = {"status": status, "ready_endpoints": ready, "endpoints": len(self._fleet)}
         _answer_json(client, content, 200 if status == "ready" else 503)
 
     def _prometheus(self, client: ClientConnection) -> None:
         self._metrics.collect(self._fleet, self._index, time.monotonic())
+        self._metrics.deployments.collect(self._fleet, self._forwarder.hold)
         client.answer(200, [(b"content-type", CONTENT_TYPE_LATEST.encode())], generate_latest(self._metrics.registry))
 
     def _version(self, client: ClientConnection) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final
 
+import msgspec
 import structlog
 
 from headwater.openai.errors import (
@@ -16,6 +17,7 @@ from headwater.openai.errors import (
     ServiceUnavailableError,
 )
 from headwater.openai.stream import error_event
+from headwater_router.admission.hold import Hold
 from headwater_router.client import (
     AnswerTimeoutError,
     Connection,
@@ -29,13 +31,16 @@ from headwater_router.client import (
 )
 from headwater_router.descriptors import Descriptors, NoRoomError
 from headwater_router.endpoints.endpoint import Endpoint, ServedModel
-from headwater_router.endpoints.fleet import Fleet
+from headwater_router.endpoints.fleet import Fleet, Served
 from headwater_router.gateway.connection import ClientConnection
 from headwater_router.gateway.metrics import RouterMetrics
 from headwater_router.gateway.request import Request
+from headwater_router.gateway.spread import Spread
 from headwater_router.gateway.usage import find_usage
 from headwater_router.index import PromptBuilder
 from headwater_router.picker.base import Decision, Picker, Prompt
+from headwater_router.picker.policies import Policies
+from headwater_router.picker.weights import conversation
 
 log = structlog.get_logger(__name__)
 
@@ -59,10 +64,11 @@ class Forwarder:
     def __init__(
         self,
         fleet: Fleet,
-        picker: Picker,
+        policies: Policies,
         prompts: PromptBuilder,
         metrics: RouterMetrics,
         descriptors: Descriptors,
+        hold: Hold,
         *,
         max_attempts: int,
         connect_timeout: float,
@@ -70,11 +76,13 @@ class Forwarder:
         answer_timeout: float,
     ) -> None:
         self.fleet = fleet
-        self.picker = picker
+        self.spread = Spread(fleet)
+        self.policies = policies
         self.prompts = prompts
         self.metrics = metrics
         self.descriptors = descriptors
         self.connection_wait = connection_wait
+        self.hold = hold
         self.max_attempts = max_attempts
         self.answer_timeout = answer_timeout
         self.open_requests = 0
@@ -90,15 +98,15 @@ class Forwarder:
             pool = self._pools[address] = Pool(*address, self._connect_timeout, self.descriptors)
         return pool
 
-    def served(self, model: str) -> list[tuple[Endpoint, ServedModel]]:
-        """Endpoints of a model, ready or not.
+    def identity(self, model: str) -> ServedModel:
+        """What the name stands for.
 
-        Raises ModelNotFoundError, or ServiceUnavailableError where an endpoint has not said yet what it serves.
+        Raises ModelNotFoundError, or ServiceUnavailableError where it is not known yet what there is.
         """
-        serving = self.fleet.serving(model)
-        if serving:
-            return serving
-        if self.fleet.undiscovered or model in self.fleet.models or not len(self.fleet):
+        found = self.fleet.identity(model)
+        if found is not None:
+            return found
+        if self.fleet.undiscovered or model in self.fleet.models:
             raise not_ready(model)
         raise ModelNotFoundError(model, self.fleet.models)
 
@@ -106,9 +114,13 @@ class Forwarder:
         """Answer one request. `parsed`: its body. Raises APIError while nothing is sent yet."""
         started = time.monotonic()
         model = parsed["model"]
-        first = self.served(model)[0][1]
-        prompt = self.prompts.build(request.path, parsed, request.headers, model=first.base, adapter=first.adapter)
-        forwarding = _Forwarding(self, request, client, prompt, model, started)
+        identity = self.identity(model)
+        prompt = self.prompts.build(
+            request.path, parsed, request.headers, model=identity.base, adapter=identity.adapter
+        )
+        # Its answer is worth the price only where there is more than one deployment to choose from.
+        key = conversation(parsed, prompt) if len(self.fleet.promised(model)) > 1 else None
+        forwarding = _Forwarding(self, request, client, prompt, model, key, started)
         self.open_requests += 1
         self._idle.clear()
         try:
@@ -140,8 +152,8 @@ def too_many_connections() -> ServiceUnavailableError:
 class _Forwarding:
     """The state of one request."""
 
-    __slots__ = ("_before_last", "_body", "_client", "_head", "_last", "_model", "_prompt", "_request_id", "_shared",
-                 "_started", "_streamed")  # fmt: skip
+    __slots__ = ("_before_last", "_body", "_client", "_head", "_held_since", "_key", "_last", "_model", "_prompt",
+                 "_request_id", "_shared", "_started", "_streamed")  # fmt: skip
 
     def __init__(
         self,
@@ -150,6 +162,7 @@ class _Forwarding:
         client: ClientConnection,
         prompt: Prompt,
         model: str,
+        key: int | None,
         started: float,
     ) -> None:
         self._shared = shared
@@ -157,7 +170,9 @@ class _Forwarding:
         self._body = request.body
         self._prompt = prompt
         self._model = model
+        self._key = key
         self._started = started
+        self._held_since: float | None = None
         self._streamed = False
         self._before_last = self._last = b""
         """The last two pieces of the answer, in which its usage is looked for."""
@@ -165,10 +180,12 @@ class _Forwarding:
 
     async def run(self) -> None:
         """Forward, once there is a descriptor for it."""
-        descriptors = self._shared.descriptors
+        shared, descriptors = self._shared, self._shared.descriptors
+        if not shared.fleet.ready(self._model):
+            await self._available([])  # If it is held, then without a descriptor, which others need meanwhile.
         if not descriptors.take():
             try:
-                await descriptors.wait(self._shared.connection_wait)
+                await descriptors.wait(shared.connection_wait)
             except NoRoomError:
                 raise too_many_connections() from None
         try:
@@ -183,37 +200,51 @@ class _Forwarding:
         for attempt in range(shared.max_attempts):
             if attempt:
                 await asyncio.sleep(_RETRY_PAUSE * 2 ** (attempt - 1) * random.uniform(0.5, 1))
-            now = time.monotonic()
-            endpoints = [
-                endpoint
-                for endpoint, _ in shared.served(self._model)
-                if endpoint.available(now) and endpoint not in tried
-            ]
-            if not endpoints:
+            served = await self._available(tried)
+            if not served:
                 break
-            last = attempt == shared.max_attempts - 1 or len(endpoints) == 1
-            endpoint, error = await self._attempt(endpoints, now, last)
+            last = attempt == shared.max_attempts - 1 or len(served) == 1
+            endpoint, error = await self._attempt(shared.spread.choose(self._model, served, self._key), last)
             if error is None:
                 return
             tried.append(endpoint)
             failure = error
         raise failure or not_ready(self._model)
 
-    async def _attempt(self, endpoints: list[Endpoint], now: float, last: bool) -> tuple[Endpoint, APIError | None]:
+    async def _available(self, tried: list[Endpoint]) -> list[Served]:
+        """Who could take the request now, or after being held. Raises APIError where it was held in vain."""
+        shared, model = self._shared, self._model
+        while True:
+            now = time.monotonic()
+            serving = shared.fleet.serving(model)
+            served = [each for each in serving if each[0].available(now) and each[0] not in tried]
+            if served or shared.fleet.ready(model) or not shared.hold.limit:
+                return served
+            if (deployment := shared.spread.to_wake(model, self._key)) is None:
+                return served
+            if self._held_since is None:
+                self._held_since = now
+            patience = shared.hold.seconds - (now - self._held_since)
+            await shared.hold.wait(model, deployment, len(self._body), patience)
+            shared.identity(model)
+            tried.clear()  # Whoever is ready now has come, or come back, since.
+
+    async def _attempt(self, served: list[Served], last: bool) -> tuple[Endpoint, APIError | None]:
         """Try one endpoint. Returns it, and why it failed if another one may be tried."""
-        shared = self._shared
-        by_target = {endpoint.target.id: endpoint for endpoint in endpoints}
-        decision = shared.picker.pick(self._prompt, [endpoint.target for endpoint in endpoints], now)
-        endpoint = by_target[decision.target.id]
+        shared, now = self._shared, time.monotonic()
+        by_target = {each[0].target.id: each for each in served}
+        picker = shared.policies.of(shared.fleet.deployment(served[0][0]).policy)
+        decision = picker.pick(self._prompt, [endpoint.target for endpoint, _ in served], now)
+        endpoint, model = by_target[decision.target.id]
         endpoint.breaker.sent()
         shared.metrics.decisions[decision.label].inc()
         shared.metrics.overhead.observe(now - self._started)
+        body = _renamed(self._body, model.upstream) if model.upstream else self._body
+        head = b"%bcontent-length: %d\r\nhost: %b\r\n\r\n" % (self._head, len(body), endpoint.spec.url[7:].encode())
         ok, cached = False, None
         connection: Connection | None = None
         try:
-            connection = await shared.pool(endpoint).ask(
-                self._head + b"host: " + endpoint.spec.url[7:].encode() + b"\r\n\r\n", self._body, shared.answer_timeout
-            )
+            connection = await shared.pool(endpoint).ask(head, body, shared.answer_timeout)
             if connection.status in _RETRIED_STATUSES:
                 endpoint.breaker.failed(time.monotonic())
                 if not last:
@@ -221,7 +252,7 @@ class _Forwarding:
                     return endpoint, BadGatewayError(f"The endpoint answered with status {connection.status}.")
             else:
                 endpoint.breaker.succeeded()
-            cached = await self._pass_on(connection, endpoint, decision)
+            cached = await self._pass_on(connection, endpoint, picker, decision)
             ok = connection.status < 400
             return endpoint, None
         except UpstreamError as error:
@@ -232,9 +263,11 @@ class _Forwarding:
         finally:
             if connection is not None:
                 connection.release()
-            shared.picker.finished(decision, time.monotonic(), ok=ok, cached_tokens=cached)
+            picker.finished(decision, time.monotonic(), ok=ok, cached_tokens=cached)
 
-    async def _pass_on(self, connection: Connection, endpoint: Endpoint, decision: Decision) -> int | None:
+    async def _pass_on(
+        self, connection: Connection, endpoint: Endpoint, picker: Picker, decision: Decision
+    ) -> int | None:
         """Send the answer on as it comes. Returns the cached prompt tokens, where its usage says so."""
         headers: Headers = [
             (b"x-headwater-endpoint", endpoint.name.encode()),
@@ -251,7 +284,7 @@ class _Forwarding:
         # The head goes out with the first byte of the body, so that until then another endpoint can be tried.
         chunk = await connection.read()
         now = time.monotonic()
-        shared.picker.first_byte(decision, now)
+        picker.first_byte(decision, now)
         if self._streamed:
             shared.metrics.ttft.observe(now - self._started)
         client.begin(connection.status, headers)
@@ -327,9 +360,14 @@ def _failure(error: UpstreamError) -> tuple[str, APIError]:
             )
 
 
+def _renamed(body: bytes, model: str) -> bytes:
+    """The body for a server that knows the model by another name than the client does."""
+    return msgspec.json.encode({**msgspec.json.decode(body), "model": model})
+
+
 def _request_head(request: Request) -> tuple[bytes, bytes]:
-    """The request's id, and its head for the endpoint but for the host, which differs from endpoint to endpoint."""
-    lines = [b"POST %b HTTP/1.1\r\ncontent-length: %d" % (request.target, len(request.body))]
+    """The request's id, and its head for the endpoint but for host and length, which differ from one to the other."""
+    lines = [b"POST %b HTTP/1.1" % request.target]
     request_id = b""
     headers = request.headers
     not_forwarded = _NOT_FORWARDED

@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
 from headwater_router.endpoints.breaker import BreakerState
 from headwater_router.endpoints.endpoint import Endpoint
 from headwater_router.endpoints.fleet import Fleet
+from headwater_router.gateway.deployment_metrics import DeploymentMetrics
 from headwater_router.gateway.tally import Count, Distribution, Tally
 from headwater_router.index import PrefixIndex
 from headwater_router.picker.base import Label
@@ -82,6 +83,7 @@ class RouterMetrics:
         self.index_entries = self._gauge("index_entries", "Blocks that the prefix index knows of, by source.", "source")
         self.index_gaps = self._gauge("index_gaps", "Times that KV events were lost and what was known was dropped.")
         self.index_unusable = self._gauge("index_unusable", "Blocks in KV events that could not be understood.")
+        self.deployments = DeploymentMetrics(self.registry)
 
     def answered(self, status: int) -> None:
         """Count a request by the status of its answer."""
@@ -105,7 +107,7 @@ class RouterMetrics:
     def _collect_endpoint(self, endpoint: Endpoint, now: float) -> None:
         load, name = endpoint.target.load, endpoint.name
         breaker = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
-        self.endpoint_ready.labels(name).set(endpoint.ready)
+        self.endpoint_ready.labels(name).set(endpoint.takes_requests)
         self.endpoint_in_flight.labels(name).set(load.in_flight)
         self.endpoint_prefill_tokens.labels(name).set(load.prefill_tokens)
         self.endpoint_prefill_rate.labels(name).set(load.prefill_rate)

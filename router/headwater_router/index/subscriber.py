@@ -32,6 +32,7 @@ class EventSubscriber:
             socket.setsockopt(zmq.LINGER, 0)
             socket.setsockopt(zmq.RCVHWM, 100_000)
             socket.setsockopt(zmq.RECONNECT_IVL_MAX, 5_000)
+            socket.setsockopt(zmq.IPV6, 1)  # Of both families; without it, IPv4 alone.
             socket.setsockopt(zmq.SUBSCRIBE, b"")
             socket.connect(self._address)
             while True:

@@ -1,0 +1,50 @@
+"""Asks the gateway one question: what `helm test` runs, in the router's image. The gateway's URL is the argument."""
+
+import json
+import sys
+import urllib.error
+import urllib.request
+from typing import Any
+
+TIMEOUT = 300
+"""Seconds: a model that was scaled to zero is woken first."""
+
+
+QUESTION = "What is the capital of France?"
+
+
+def call(url: str, body: dict[str, Any] | None = None) -> Any:
+    """The JSON that comes back. Raises OSError, which says what was answered."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"content-type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+            return json.load(response)
+    except urllib.error.HTTPError as error:
+        raise OSError(f"{error.code} {error.read().decode(errors='replace')}") from None
+
+
+def main(gateway: str) -> str | None:
+    """What went wrong, if something did."""
+    try:
+        print("gateway:", call(f"{gateway}/health")["status"])
+        models = [model["id"] for model in call(f"{gateway}/v1/models")["data"]]
+    except OSError as error:
+        return f"{gateway}: {error}"
+    if not models:
+        print("No model is served yet: apply a ModelDeployment, then test again.")
+        return None
+    # Those of deployments with no replica are listed, too: one answer shows that the gateway works.
+    for model in models:
+        chat = {"model": model, "max_tokens": 16, "messages": [{"role": "user", "content": QUESTION}]}
+        try:
+            answer = call(f"{gateway}/v1/chat/completions", chat)
+        except OSError as error:
+            print(f"{model}: {error}")
+            continue
+        print(f"{model}, {QUESTION}\n{answer['choices'][0]['message']['content']}")
+        return None
+    return "no model answered"
+
+
+sys.exit(main(sys.argv[1]))

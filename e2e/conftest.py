@@ -1,0 +1,116 @@
+"""The cluster that the tests share, the release of the chart on it, and a namespace for each test.
+
+`make e2e` has set KUBECONFIG: to a cluster of its own, or to the one that it was given.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from e2e.harness import ROOT, SYSTEM, Client, Object, apply, explain, kubectl, run
+
+ROUTER_IMAGE = os.environ.get("HEADWATER_E2E_ROUTER_IMAGE", "localhost/headwater-router:1")
+OPERATOR_IMAGE = os.environ.get("HEADWATER_E2E_OPERATOR_IMAGE", "localhost/headwater-operator:1")
+ENGINE_IMAGE = os.environ.get("HEADWATER_E2E_ENGINE_IMAGE", "localhost/headwater-engine-e2e:1")
+RELEASE = "headwater"
+CHART = ROOT / "charts" / "headwater"
+
+
+def pytest_configure() -> None:
+    if not os.environ.get("KUBECONFIG"):
+        raise pytest.UsageError("KUBECONFIG is not set: run `make e2e`, which starts a cluster where none is given")
+
+
+def install(*extra: str) -> None:
+    """Install the chart, or bring it up to date."""
+    values = Path(__file__).parent / "values.yaml"
+    images = [f"{part}.image.repository={image.rpartition(':')[0]}" for part, image in _images()]
+    tags = [f"{part}.image.tag={image.rpartition(':')[2]}" for part, image in _images()]
+    sets = [argument for value in (*images, *tags) for argument in ("--set-string", value)]
+    run(
+        *("helm", "upgrade", "--install", RELEASE, str(CHART), "-n", SYSTEM, "--create-namespace"),
+        *("-f", str(values), *sets, *extra, "--wait", "--timeout", "180s"),
+        timeout=240,
+    )
+
+
+def _images() -> list[tuple[str, str]]:
+    return [("operator", OPERATOR_IMAGE), ("router", ROUTER_IMAGE), ("engine", ENGINE_IMAGE)]
+
+
+@pytest.fixture(scope="session")
+def release() -> None:
+    """Operator and routers, by the chart."""
+    install()
+
+
+@pytest.fixture(scope="session")
+def client(release: None) -> Client:
+    """A pod that asks the gateway."""
+    script = (Path(__file__).parent / "client.py").read_text()
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "e2e-client", "namespace": SYSTEM},
+        "spec": {
+            "terminationGracePeriodSeconds": 0,
+            "automountServiceAccountToken": False,
+            "containers": [
+                {
+                    "name": "client",
+                    "image": ROUTER_IMAGE,
+                    "command": ["python3", "-c", "import signal; signal.pause()"],
+                    "volumeMounts": [{"name": "client", "mountPath": "/client"}],
+                }
+            ],
+            "volumes": [{"name": "client", "configMap": {"name": "e2e-client"}}],
+        },
+    }
+    script_map = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "e2e-client", "namespace": SYSTEM},
+        "data": {"client.py": script},
+    }
+    kubectl("delete", "pod", "e2e-client", "-n", SYSTEM, "--ignore-not-found", "--wait=true")
+    apply(script_map, pod)
+    kubectl("wait", "--for=condition=Ready", "pod/e2e-client", "-n", SYSTEM, "--timeout=60s")
+    return Client()
+
+
+@pytest.fixture
+def namespace(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A namespace of the test's own. Where the test fails, what is in it is shown before it goes."""
+    name = "e2e-" + re.sub(r"[^a-z0-9]+", "-", request.node.originalname.removeprefix("test_"))[:40].strip("-")
+    kubectl("delete", "namespace", name, "--ignore-not-found", "--wait=true", timeout=180)
+    kubectl("create", "namespace", name)
+    yield name
+    if getattr(request.node, "failed", False):
+        print(explain([name, SYSTEM]))
+        print(operator_log())
+    kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    report = yield
+    if report.when == "call":
+        item.failed = report.failed  # type: ignore[attr-defined]
+    return report
+
+
+def operator_log() -> str:
+    return kubectl("logs", "-n", SYSTEM, "-l", "app.kubernetes.io/component=operator", "--tail=80", "--prefix")
+
+
+def operator_pods() -> list[Object]:
+    text = kubectl("get", "pods", "-n", SYSTEM, "-l", "app.kubernetes.io/component=operator", "-o", "json")
+    return list(json.loads(text)["items"])
+
+
+def metrics_of(pod: str, port: int) -> str:
+    return kubectl("get", "--raw", f"/api/v1/namespaces/{SYSTEM}/pods/{pod}:{port}/proxy/metrics")

@@ -1,0 +1,83 @@
+"""Nodes that kwok simulates, with GPUs: pods on them start at once and do nothing."""
+
+import json
+from typing import Any
+
+from e2e.harness import Object, apply, find, kubectl
+
+GPUS = 8
+SIMULATED: Object = {
+    "spec": {
+        "nodeSelector": {"type": "kwok"},
+        "tolerations": [{"key": "kwok.x-k8s.io/node", "operator": "Exists", "effect": "NoSchedule"}],
+    }
+}
+"""For `spec.template`: these nodes and no others."""
+
+
+def add_nodes(*names: str) -> None:
+    room = {"cpu": "64", "memory": "1Ti", "pods": "110", "ephemeral-storage": "2Ti", "nvidia.com/gpu": str(GPUS)}
+    for name in names:
+        apply(
+            {
+                "apiVersion": "v1",
+                "kind": "Node",
+                "metadata": {
+                    "name": name,
+                    "annotations": {"kwok.x-k8s.io/node": "fake"},
+                    "labels": {"kubernetes.io/hostname": name, "kubernetes.io/os": "linux", "type": "kwok"},
+                },
+                "spec": {"taints": [{"key": "kwok.x-k8s.io/node", "value": "fake", "effect": "NoSchedule"}]},
+            }
+        )
+        patch = {"status": {"capacity": room, "allocatable": room}}
+        kubectl("patch", "node", name, "--subresource=status", "--type=merge", "-p", json.dumps(patch))
+    kubectl("wait", "--for=condition=Ready", "node", "-l", "type=kwok", "--timeout=60s")
+
+
+def remove_nodes() -> None:
+    kubectl("delete", "node", "-l", "type=kwok", "--ignore-not-found", "--wait=true")
+
+
+def add_volumes(names: list[str], size: str = "500Gi") -> None:
+    """For claims without a StorageClass: there is nobody who makes volumes here."""
+    for name in names:
+        apply(
+            {
+                "apiVersion": "v1",
+                "kind": "PersistentVolume",
+                "metadata": {"name": name, "labels": {"made-for": "e2e"}},
+                "spec": {
+                    "capacity": {"storage": size},
+                    "accessModes": ["ReadWriteOnce", "ReadWriteMany"],
+                    "persistentVolumeReclaimPolicy": "Retain",
+                    "hostPath": {"path": f"/var/tmp/headwater-e2e/{name}"},
+                },
+            }
+        )
+
+
+def remove_volumes() -> None:
+    kubectl("delete", "pv", "-l", "made-for=e2e", "--ignore-not-found", "--wait=false")
+
+
+def on_gpus(name: str, namespace: str, backend: str, **spec: Any) -> Object:
+    """A ModelDeployment whose pods run on simulated nodes."""
+    images = {"tgi": "text-generation-inference:3", "tensorrt-llm": "tensorrt-llm:1", "transformers": "transformers:5"}
+    return {
+        "apiVersion": "headwater.dev/v1alpha1",
+        "kind": "ModelDeployment",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {
+            "model": {"source": "hf://lab/model"},
+            "backend": {"type": backend} | ({"image": images[backend]} if backend in images else {}),
+            "weights": {"cached": False},
+            "template": SIMULATED,
+        }
+        | spec,
+    }
+
+
+def engine_pods(name: str, namespace: str) -> list[Object]:
+    selector = f"headwater.dev/deployment={name},app.kubernetes.io/component=engine"
+    return find("pods", namespace, selector)

@@ -1,0 +1,294 @@
+"""The chart: what helm and the API server say of it, and what stays when it is upgraded or removed."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+
+from e2e.conftest import CHART, ENGINE_IMAGE, OPERATOR_IMAGE, ROUTER_IMAGE
+from e2e.harness import CommandError, Object, apply, find, get, kubectl, run, wait_ready, wait_routable
+from e2e.models import model
+
+PREVIOUS = Path(__file__).parent / "fixtures" / "headwater-0.1.0.tgz"
+"""The chart as it was before, packaged: what users have who upgrade."""
+CRD = "modeldeployments.headwater.dev"
+EVERYTHING: Object = {
+    "imageRegistry": "registry.example.com/team",
+    "imagePullSecrets": ["registry"],
+    "operator": {
+        "replicas": 2,
+        "settings": {"weights_size": "200Gi", "weights_access_mode": "ReadWriteMany", "workers": 16},
+        "podLabels": {"team": "llm"},
+        "podAnnotations": {"example.com/note": "yes"},
+        "nodeSelector": {"kubernetes.io/os": "linux"},
+        "tolerations": [{"key": "dedicated", "operator": "Exists"}],
+        "affinity": {"podAntiAffinity": {}},
+        "priorityClassName": "system-cluster-critical",
+    },
+    "router": {
+        "image": {"digest": f"sha256:{'0' * 64}"},
+        "settings": {"policy": "least_loaded", "max_body_mib": 64, "hold_seconds": 0.5},
+        "autoscaling": {"enabled": True},
+        "service": {"type": "NodePort", "port": 8000, "annotations": {"example.com/lb": "internal"}},
+        "tolerations": [{"key": "dedicated", "operator": "Exists"}],
+    },
+    "ingress": {
+        "enabled": True,
+        "className": "nginx",
+        "hosts": ["llm.example.com", "*.llm.example.com"],
+        "tls": [{"secretName": "llm-tls", "hosts": ["llm.example.com"]}],
+        "annotations": {"nginx.ingress.kubernetes.io/proxy-buffering": "off"},
+    },
+    "redis": {"enabled": True},
+    "networkPolicy": {"enabled": True, "from": [{"namespaceSelector": {}}]},
+    "dashboard": {"enabled": True},
+}
+VALUES: dict[str, Object] = {
+    "defaults": {},
+    "namespaced": {"operator": {"namespaces": ["default", "kube-public"]}},
+    "everything": EVERYTHING,
+    "one router": {"router": {"replicas": 1, "drainSeconds": 0}, "crds": {"install": False}},
+    "gateway API": {
+        "httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}], "hostnames": ["llm.example.com"]}
+    },
+    "pod monitors": {"monitoring": {"enabled": True, "labels": {"release": "prometheus"}}},
+    "service monitors": {
+        "monitoring": {"enabled": True, "kind": "ServiceMonitor"},
+        "operator": {"namespaces": ["default"]},
+    },
+}
+FOREIGN = {
+    "gateway API": (
+        "sigs.k8s.io/gateway-api@v1.3.0",
+        "config/crd/standard",
+        ["gateway.networking.k8s.io_httproutes.yaml"],
+    ),
+    "monitors": (
+        "github.com/prometheus-operator/prometheus-operator@v0.83.0",
+        "example/prometheus-operator-crd",
+        ["monitoring.coreos.com_podmonitors.yaml", "monitoring.coreos.com_servicemonitors.yaml"],
+    ),
+}
+"""CRDs of others that the chart has objects of, by the Go module that carries them."""
+
+
+def helm(*arguments: str, values: Object | None = None, timeout: float = 240) -> str:
+    given = () if values is None else ("--values", "-")
+    text = None if values is None else yaml.safe_dump(values)
+    return run("helm", *arguments, *given, input=text, timeout=timeout)
+
+
+def local(**more: Object) -> Object:
+    """Values of a small release that runs on the cluster's images, beside the one of the other tests."""
+    images = {"operator": OPERATOR_IMAGE, "router": ROUTER_IMAGE, "engine": ENGINE_IMAGE}
+    values: Object = {
+        part: {"image": dict(zip(("repository", "tag"), image.rsplit(":", 1), strict=True))}
+        for part, image in images.items()
+    }
+    for part in ("operator", "router"):
+        values[part] |= {"resources": {"requests": {"cpu": "10m", "memory": "64Mi"}}} | more.pop(part, {})
+    return values | more
+
+
+# What helm says
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_helm_lint_finds_nothing(name: str) -> None:
+    assert "0 chart(s) failed" in helm("lint", "--strict", str(CHART), values=VALUES[name])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"router": {"replica": 3}}, "additional properties 'replica' not allowed"),
+        ({"router": {"settings": {"policy": "fastest"}}}, "must be one of 'prefix', 'round_robin'"),
+        ({"router": {"settings": {"max_attempts": 0}}}, "minimum: got 0, want 1"),
+        ({"router": {"settings": {"port": 9000}}}, "additional properties 'port' not allowed"),
+        ({"router": {"image": {"digest": "abc"}}}, "'abc' does not match pattern"),
+        ({"operator": {"settings": {"workrs": 2}}}, "additional properties 'workrs' not allowed"),
+        ({"operator": {"namespaces": "default"}}, "got string, want array"),
+        ({"operator": {"gatewayUrl": "llm.example.com"}}, "'llm.example.com' does not match pattern"),
+        ({"ingress": {"enabled": True}}, "at '/ingress/hosts': minItems: got 0, want 1"),
+        ({"ingress": {"enabled": True, "hosts": ["https://a.example.com"]}}, "at '/ingress/hosts/0'"),
+        ({"httpRoute": {"enabled": True}}, "at '/httpRoute/parentRefs': minItems: got 0, want 1"),
+        ({"monitoring": {"kind": "Probe"}}, "must be one of 'PodMonitor', 'ServiceMonitor'"),
+        ({"imagePullPolicy": "Sometimes"}, "must be one of 'Always', 'IfNotPresent', 'Never'"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_place_and_what_is_allowed(values: Object, message: str) -> None:
+    with pytest.raises(CommandError, match=re.escape(message)):
+        helm("template", "headwater", str(CHART), values=values)
+
+
+# What the API server says
+
+
+@pytest.fixture(scope="module")
+def foreign_crds() -> Iterator[None]:
+    """CRDs of the Gateway API and of Prometheus's operator, as their Go modules carry them."""
+    with ExitStack() as stack:
+        for module, folder, names in FOREIGN.values():
+            missing = [name for name in names if not _known(name)]
+            if not missing:
+                continue
+            if shutil.which("go") is None:
+                pytest.skip(f"the cluster has no {', '.join(missing)}, and without go they cannot be had")
+            place = Path(json.loads(run("go", "mod", "download", "-json", module, timeout=300))["Dir"]) / folder
+            for name in missing:
+                kubectl("apply", "--server-side", "-f", str(place / name))
+                stack.callback(kubectl, "delete", "-f", str(place / name), "--wait=false")
+                group, plural = name.removesuffix(".yaml").split("_")
+                kubectl("wait", "--for=condition=Established", f"crd/{plural}.{group}", "--timeout=30s")
+        yield
+
+
+def _known(name: str) -> bool:
+    group, plural = name.removesuffix(".yaml").split("_")
+    return bool(kubectl("get", "crd", f"{plural}.{group}", "--ignore-not-found"))
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_the_api_server_accepts_every_object(name: str, namespace: str, foreign_crds: None) -> None:
+    rendered = helm("template", "headwater", str(CHART), "--namespace", namespace, values=VALUES[name])
+    said = kubectl(
+        *("apply", "--server-side", "--force-conflicts", "--dry-run=server", "--validate=strict", "-f", "-"),
+        input=rendered,
+    )
+    objects = [each for each in yaml.safe_load_all(rendered) if each]
+    assert said.count("serverside-applied (server dry run)") == len(objects)
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_all_pods_meet_the_restricted_standard(name: str, namespace: str) -> None:
+    rendered = helm("template", "headwater", str(CHART), "--namespace", namespace, values=VALUES[name])
+    objects = [each for each in yaml.safe_load_all(rendered) if each]
+    pods = [each["spec"]["template"] for each in objects if each["kind"] == "Deployment"]
+    pods += [each for each in objects if each["kind"] == "Pod"]
+    kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
+    for number, pod in enumerate(pods):
+        metadata = {"name": f"pod-{number}", "namespace": namespace}
+        spec = pod["spec"] | {"serviceAccountName": "default", "priorityClassName": ""}
+        apply({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}, dry_run=True)
+    assert len(pods) >= 3
+
+
+@pytest.mark.parametrize("name", ["defaults", "namespaced"])
+def test_nobody_gets_secrets_or_exec_or_anything_at_all_of_everything(name: str) -> None:
+    rendered = helm("template", "headwater", str(CHART), values=VALUES[name])
+    for each in yaml.safe_load_all(rendered):
+        for rule in (each or {}).get("rules") or []:
+            asked = {*rule["apiGroups"], *rule["resources"], *rule["verbs"]}
+            assert not asked & {"*", "secrets", "pods/exec", "pods/attach", "pods/portforward", "escalate", "bind"}, (
+                rule
+            )
+        if name == "namespaced":
+            assert each is None or each["kind"] not in ("ClusterRole", "ClusterRoleBinding")
+
+
+# What stays
+
+
+@contextmanager
+def crd_lent() -> Iterator[None]:
+    """The CRD belongs to the release that the other tests use; a second one may have it for a while."""
+    before = json.loads(kubectl("get", "crd", CRD, "-o", "json", "--ignore-not-found") or "{}")
+    yield
+    if notes := before.get("metadata", {}).get("annotations"):
+        pairs = [f"{name}={value}" for name, value in notes.items() if name.startswith("meta.helm.sh/")]
+        kubectl("annotate", "--overwrite", "crd", CRD, *pairs)
+
+
+def rights(release: str, namespace: str) -> dict[str, bool]:
+    """What the operator may do in its namespace, and whether anything elsewhere."""
+    account = f"system:serviceaccount:{namespace}:{release}-headwater-operator"
+    asked = {
+        "deployments": ("create", "deployments.apps", "", namespace),
+        "status": ("patch", "modeldeployments.headwater.dev", "status", namespace),
+        "secrets": ("get", "secrets", "", namespace),
+        "exec": ("create", "pods", "exec", namespace),
+        "elsewhere": ("list", "modeldeployments.headwater.dev", "", "kube-system"),
+    }
+    found = {}
+    for name, (verb, resource, subresource, place) in asked.items():
+        command = ["kubectl", "auth", "can-i", verb, resource, f"--subresource={subresource}", "-n", place]
+        command += ["--as", account]
+        found[name] = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() == "yes"
+    return found
+
+
+def ask_as_told(notes: str) -> str:
+    """Run the commands that NOTES.txt ends in, as a person would paste them. Returns what they print."""
+    commands = "\n".join(line.strip() for line in notes.rstrip().splitlines()[-2:])
+    assert commands.startswith("kubectl port-forward"), commands
+    # Another port than 8080, where this machine may run something.
+    commands = commands.replace("8080", "18089")
+    return run("bash", "-c", f"trap 'kill $!' EXIT\n{commands}", timeout=60).splitlines()[-1]
+
+
+@pytest.mark.timeout(400)
+def test_an_upgrade_from_the_previous_chart_and_a_removal_keep_the_model_deployments(namespace: str) -> None:
+    release = "kept"
+    values = local(operator={"namespaces": [namespace]})
+    with crd_lent():
+        install = (
+            "upgrade",
+            "--install",
+            release,
+            "--namespace",
+            namespace,
+            "--take-ownership",
+            "--wait",
+            "--timeout=180s",
+        )
+        helm(*install, str(PREVIOUS), values=values)
+        apply(model("kept", namespace))
+        uid = _uid("kept", namespace)
+
+        notes = helm(*install, str(CHART), values=values | {"dashboard": {"enabled": True}})
+        assert len(json.loads(helm("history", release, "--namespace", namespace, "--output=json"))) == 2
+        assert _uid("kept", namespace) == uid
+        assert rights(release, namespace) == {
+            "deployments": True,
+            "status": True,
+            "secrets": False,
+            "exec": False,
+            "elsewhere": False,
+        }
+        assert json.loads(ask_as_told(notes))["object"] == "list"
+        wait_ready("kept", namespace)
+        wait_routable("kept", namespace)
+        said = helm("test", release, "--namespace", namespace, "--logs", "--timeout=120s")
+        assert "kept, What is the capital of France?" in said
+
+        engines = _engine_pods(namespace)
+        helm("uninstall", release, "--namespace", namespace, "--wait")
+        assert _uid("kept", namespace) == uid
+        left = kubectl("get", "deployments,services,serviceaccounts,roles,rolebindings", "-n", namespace, "-l",
+                       f"app.kubernetes.io/instance={release}", "-o", "name")  # fmt: skip
+        assert not left
+
+        helm(*install, str(CHART), values=values)
+        assert _uid("kept", namespace) == uid
+        wait_ready("kept", namespace)
+        assert _engine_pods(namespace) == engines, "an upgrade, a removal or a new release restarted an engine"
+        kubectl("delete", "md", "kept", "-n", namespace, "--timeout=60s")
+        helm("uninstall", release, "--namespace", namespace, "--wait")
+
+
+def _uid(name: str, namespace: str) -> str:
+    resource = get("md", name, namespace)
+    assert resource is not None, "the ModelDeployment is gone"
+    return str(resource["metadata"]["uid"])
+
+
+def _engine_pods(namespace: str) -> set[tuple[str, int]]:
+    """UID and restarts of each."""
+    pods = find("pods", namespace, "headwater.dev/deployment=kept")
+    return {(pod["metadata"]["uid"], pod["status"]["containerStatuses"][0]["restartCount"]) for pod in pods}

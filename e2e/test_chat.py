@@ -1,0 +1,35 @@
+"""From `helm install` and `kubectl apply` to an answer: a real model on a real kubelet, through the gateway."""
+
+import pytest
+import yaml
+
+from e2e.harness import ROOT, Client, apply, kubectl, wait_ready, wait_routable
+from e2e.models import template
+
+TEXT = "The Seine is a river in the north of France. It flows through Paris and into the English Channel. " * 12
+
+
+@pytest.mark.timeout(600)
+def test_a_conversation_through_the_gateway_and_its_second_turn_from_cache(client: Client, namespace: str) -> None:
+    resource = yaml.safe_load((ROOT / "examples" / "smollm2.yaml").read_text())
+    resource["metadata"]["namespace"] = namespace
+    resource["spec"]["template"] = template()
+    resource["spec"]["backend"]["args"] = ["--threads", "1", "--kv-cache-gib", "0.5"]
+    apply(resource)
+    wait_ready("smollm2", namespace)
+    wait_routable("smollm2", namespace)
+
+    question = f"{TEXT}\nWhich river flows through Paris?"
+    first = client.ask("smollm2", question, max_tokens=12)
+    assert first["status"] == 200, first
+    answer = first["body"]["choices"][0]["message"]["content"]
+    assert answer
+    second = client.ask("small", question, answer, "And into which sea?", max_tokens=4)
+    usage = second["body"]["usage"]
+    cached = usage["prompt_tokens_details"]["cached_tokens"]
+    print(f"second turn: {cached} of {usage['prompt_tokens']} prompt tokens from cache, by {second['headers']}")
+    assert second["headers"]["x-headwater-endpoint"] == first["headers"]["x-headwater-endpoint"]
+    assert cached > usage["prompt_tokens"] / 2
+
+    assert "Ready" in kubectl("get", "md", "smollm2", "-n", namespace)
+    kubectl("wait", "--for=condition=Ready", "md/smollm2", "-n", namespace, "--timeout=5s")

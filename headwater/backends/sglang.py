@@ -1,0 +1,91 @@
+"""SGLang, as `sglang.launch_server` of version 0.5.23.
+
+It reports one name and answers to any. An adapter is asked for as BASE:ADAPTER, not by its own name.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+
+from headwater.backends.base import GROUP_RANK, Backend, Launch, LoadMetrics, Pod, Reading, hub_name_or_path
+from headwater.resource import ModelDeployment, Spec
+
+_INIT_PORT = 5000
+_MAX_LORA_RANK = 64
+_CACHE_DTYPES = {"auto": "auto", "bfloat16": "bfloat16", "fp8": "fp8_e4m3"}
+_CHEAP_HEALTH = {"SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false"}
+"""Else /health generates a token, which takes a second at least and more under load."""
+
+
+class SGLang(Backend):
+    name = "sglang"
+    health_path = "/health_generate"
+    health_timeout = 25  # it waits for that token for 20 seconds
+    metrics = LoadMetrics(
+        running=(Reading("sglang:num_running_reqs"),),
+        waiting=(Reading("sglang:num_queue_reqs"),),
+        cache_usage=(Reading("sglang:token_usage"),),
+    )
+    image = "lmsysorg/sglang:v0.5.23"
+    workers_answer_probes = True
+    loads_adapters = "runtime"
+
+    def command(self, deployment: ModelDeployment, *, port: int, events_port: int | None = None) -> list[str]:
+        spec = deployment.spec
+        self.refuse_all_but(deployment, parallelism__nodes=1)
+        source = self.local_source(deployment, "hf://", "file://")
+        argv = self._serve(deployment, source, "127.0.0.1", port)
+        if events_port is not None:
+            argv += ["--kv-events-config", _events_config(events_port)]
+        if spec.adapters:
+            argv += ["--enable-lora", "--lora-paths"]
+            argv += [f"{adapter.name}={hub_name_or_path(adapter.source)}" for adapter in spec.adapters]
+        return argv + spec.backend.args
+
+    def environment(self, deployment: ModelDeployment) -> Mapping[str, str]:
+        return _CHEAP_HEALTH | deployment.spec.backend.env
+
+    def launch(self, deployment: ModelDeployment, pod: Pod) -> Launch:
+        spec = deployment.spec
+        argv = self._serve(deployment, pod.model, "0.0.0.0", pod.port)
+        argv += ["--kv-events-config", _events_config(pod.events_port)]
+        if spec.adapters:
+            # Not those of the deployment: they come and go while the server runs.
+            argv += ["--enable-lora", "--max-lora-rank", str(_MAX_LORA_RANK), "--lora-target-modules", "all"]
+        if pod.leader is not None:
+            argv += ["--nnodes", str(spec.parallelism.nodes), "--node-rank", f"$({GROUP_RANK})"]
+            argv += ["--dist-init-addr", f"{pod.leader}:{_INIT_PORT}"]
+        return Launch(argv + spec.backend.args, _CHEAP_HEALTH)
+
+    def adapter_name(self, model: str, adapter: str) -> str:
+        return f"{model}:{adapter}"
+
+    def _serve(self, deployment: ModelDeployment, source: str, host: str, port: int) -> list[str]:
+        self.refuse_all_but(deployment, cache__dtype=tuple(_CACHE_DTYPES))
+        spec = deployment.spec
+        argv = ["python3", "-m", "sglang.launch_server", "--model-path", hub_name_or_path(source)]
+        argv += ["--host", host, "--port", str(port), "--served-model-name", deployment.name]
+        argv += ["--tp-size", str(spec.parallelism.tensor), "--enable-metrics", "--enable-cache-report"]
+        if source.startswith("hf://"):
+            argv += ["--revision", spec.model.revision]
+        if spec.context.max_tokens is not None:
+            argv += ["--context-length", str(spec.context.max_tokens)]
+        if spec.quantization != "none":
+            argv += ["--quantization", spec.quantization]
+        return argv + _cache_flags(spec)
+
+
+def _cache_flags(spec: Spec) -> list[str]:
+    flags = []
+    if spec.cache.fraction != type(spec.cache).model_fields["fraction"].default:
+        # Its own default leaves room for activations and graphs, which ours does not know.
+        flags += ["--mem-fraction-static", str(spec.cache.fraction)]
+    if spec.cache.dtype != "auto":
+        flags += ["--kv-cache-dtype", _CACHE_DTYPES[spec.cache.dtype]]
+    if spec.cache.host_gib:
+        flags += ["--enable-hierarchical-cache", "--hicache-size", str(math.ceil(spec.cache.host_gib))]
+    return flags
+
+
+def _events_config(port: int) -> str:
+    return json.dumps({"publisher": "zmq", "endpoint": f"tcp://*:{port}"})

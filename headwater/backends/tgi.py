@@ -1,0 +1,69 @@
+"""Text Generation Inference, version 3, as `text-generation-launcher`.
+
+It answers to any name: what is no name of an adapter is the model itself. It tells neither its KV use nor what tokens
+were cached.
+"""
+
+from collections.abc import Mapping
+
+from headwater.backends.base import Backend, Launch, LoadMetrics, Pod, Reading, hub_name_or_path
+from headwater.resource import Adapter, ModelDeployment
+
+_CACHE_DTYPES = {"auto": "auto", "fp8": "fp8_e4m3fn"}
+
+
+class TGI(Backend):
+    name = "tgi"
+    metrics = LoadMetrics(running=(Reading("tgi_batch_current_size"),), waiting=(Reading("tgi_queue_size"),))
+    reports_cached_tokens = False
+    publishes_kv_events = False
+    image_hint = "it is called text-generation-inference; name it with its registry, and a tag of version 3"
+    drains = 90  # fixed in its launcher
+    loads_adapters = "start"
+    answers_to_any_name = True
+
+    def command(self, deployment: ModelDeployment, *, port: int, events_port: int | None = None) -> list[str]:
+        if events_port is not None:
+            raise self.unsupported(deployment, "spec.backend.type", "publishes no KV events")
+        source = self.local_source(deployment, "hf://", "file://")
+        return self._serve(deployment, source, "127.0.0.1", port)
+
+    def environment(self, deployment: ModelDeployment) -> Mapping[str, str]:
+        return self._adapters(deployment) | deployment.spec.backend.env
+
+    def launch(self, deployment: ModelDeployment, pod: Pod) -> Launch:
+        argv = self._serve(deployment, pod.model, "0.0.0.0", pod.port)
+        # The image sets this one, which would win over HF_HOME, to a folder that is not ours to write to.
+        cache = {"HUGGINGFACE_HUB_CACHE": "$(HF_HOME)/hub"}
+        return Launch(argv, cache | self._adapters(deployment))
+
+    def _serve(self, deployment: ModelDeployment, source: str, host: str, port: int) -> list[str]:
+        self.refuse_all_but(deployment, parallelism__nodes=1, cache__host_gib=0.0, cache__dtype=tuple(_CACHE_DTYPES))
+        spec = deployment.spec
+        argv = ["text-generation-launcher", "--model-id", hub_name_or_path(source)]
+        argv += ["--hostname", host, "--port", str(port)]  # else $HOSTNAME, which is the pod's name
+        argv += ["--num-shard", str(spec.parallelism.tensor), "--cuda-memory-fraction", str(spec.cache.fraction)]
+        if source.startswith("hf://"):
+            argv += ["--revision", spec.model.revision]
+        if (most := spec.context.max_tokens) is not None:
+            argv += ["--max-input-tokens", str(max(most - 1, 1)), "--max-total-tokens", str(most)]
+        if spec.quantization != "none":
+            argv += ["--quantize", spec.quantization]
+        if spec.cache.dtype != "auto":
+            argv += ["--kv-cache-dtype", _CACHE_DTYPES[spec.cache.dtype]]
+        return argv + spec.backend.args
+
+    def _adapters(self, deployment: ModelDeployment) -> dict[str, str]:
+        adapters = deployment.spec.adapters
+        return {"LORA_ADAPTERS": ",".join(self._adapter(deployment, each) for each in adapters)} if adapters else {}
+
+    def _adapter(self, deployment: ModelDeployment, adapter: Adapter) -> str:
+        kind, _, place = adapter.source.partition("://")
+        if kind == "file":
+            return f"{adapter.name}={place}"
+        if kind == "hf" and adapter.name == place:
+            return place
+        message = f"knows an adapter of the hub by no other name than its own: call {adapter.source} {place!r}"
+        if kind != "hf":
+            message = f"loads adapters from hf:// and file:// here, not {adapter.source}"
+        raise self.unsupported(deployment, "spec.adapters", message)

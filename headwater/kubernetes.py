@@ -1,0 +1,37 @@
+"""How Headwater's objects on Kubernetes are called and labelled: what operator and router must agree on."""
+
+from typing import Final
+
+GROUP: Final = "headwater.dev"
+VERSION: Final = "v1alpha1"
+PLURAL: Final = "modeldeployments"
+FIELD_MANAGER: Final = "headwater-operator"
+
+LABEL_DEPLOYMENT: Final = "headwater.dev/deployment"
+"""Name of the ModelDeployment, on all that was made for it."""
+LABEL_BACKEND: Final = "headwater.dev/backend"
+"""The server that runs in a pod."""
+LABEL_REVISION: Final = "headwater.dev/revision"
+"""Which state of the spec a pod was made from."""
+LABEL_GROUP: Final = "headwater.dev/group"
+"""Number of the replica that a pod is a part of, where a replica is several pods."""
+LABEL_COMPONENT: Final = "app.kubernetes.io/component"
+LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
+MANAGED_BY: Final = "headwater"
+
+HTTP_PORT: Final = 8000
+EVENTS_PORT: Final = 5557
+HTTP_PORT_NAME: Final = "http"
+EVENTS_PORT_NAME: Final = "kv-events"
+CONTAINER: Final = "engine"
+"""The container of the server, as `spec.template` refers to it."""
+
+
+def engine_service(deployment: str) -> str:
+    """Name of the Service whose EndpointSlices list a ModelDeployment's endpoints."""
+    return f"{deployment}-engine"
+
+
+def workers_service(deployment: str) -> str:
+    """Name of the headless Service through which the pods of a group find one another."""
+    return f"{deployment}-workers"

@@ -1,0 +1,144 @@
+"""What each backend can do, as we deploy it: one row a backend.
+
+Sources: the projects' own support tables in 2026-11, and for ours what `headwater/backends/` accepts. Where a project
+can do something that we do not deploy (SGLang's and TGI's builds for CPUs, TensorRT-LLM below Hopper or over several
+machines), the row says no. A release that changes this changes a line here, and nothing else.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final, Literal
+
+from headwater.pick.hardware import Vendor
+from headwater.pick.models import FAMILIES
+
+BackendName = Literal["headwater", "vllm", "sglang", "tgi", "tensorrt-llm", "transformers"]
+
+Strength = Literal["breadth", "prefix", "hugging face", "peak", "cpu", "default"]
+"""What a backend is chosen for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capability:
+    backend: BackendName
+    quantizations: Mapping[Vendor, frozenset[str]]
+    """For each kind of device that it runs on, besides 16 bits."""
+    tensor: bool
+    """Whether several GPUs can share a layer."""
+    nodes: bool
+    """Whether these may be in several machines."""
+    adapters: bool
+    structured: bool
+    host_cache: bool
+    """Whether evicted KV blocks can move to host memory."""
+    prefix_cache: bool
+    """Whether a prefix that requests share is kept once."""
+    build: timedelta
+    """What it needs before the first start."""
+    generations: tuple[str, ...] | None
+    """Of GPUs; None: any."""
+    families: frozenset[str] | None
+    """Of models that it has code for; None: any, if need be through the transformers library."""
+    packaged: bool
+    """Whether it loads `package://` and `random:`."""
+    strengths: frozenset[Strength]
+
+
+_ALL: Final = frozenset({"fp8", "awq", "gptq"})
+_NONE: Final[frozenset[str]] = frozenset()
+_NO_BUILD: Final = timedelta(0)
+
+CAPABILITIES: Final = (
+    # In the order that holds where no rule says otherwise.
+    Capability(
+        backend="vllm",
+        quantizations={"nvidia": _ALL, "amd": frozenset({"fp8"}), "cpu": frozenset({"awq", "gptq"})},
+        tensor=True,
+        nodes=True,
+        adapters=True,
+        structured=True,
+        host_cache=True,
+        prefix_cache=True,
+        build=_NO_BUILD,
+        generations=None,
+        families=None,
+        packaged=False,
+        strengths=frozenset({"default"}),
+    ),
+    Capability(
+        backend="sglang",
+        quantizations={"nvidia": _ALL, "amd": frozenset({"fp8"})},
+        tensor=True,
+        nodes=True,
+        adapters=True,
+        structured=True,
+        host_cache=True,
+        prefix_cache=True,
+        build=_NO_BUILD,
+        generations=None,
+        families=None,
+        packaged=False,
+        strengths=frozenset({"prefix"}),
+    ),
+    Capability(
+        backend="tensorrt-llm",
+        quantizations={"nvidia": frozenset({"fp8", "awq"})},
+        tensor=True,
+        nodes=False,
+        adapters=False,
+        structured=True,
+        host_cache=True,
+        prefix_cache=True,
+        build=timedelta(minutes=30),
+        generations=("hopper", "blackwell"),
+        families=frozenset(FAMILIES) - {"smollm"},
+        packaged=False,
+        strengths=frozenset({"peak"}),
+    ),
+    Capability(
+        backend="tgi",
+        quantizations={"nvidia": _ALL, "amd": _NONE},
+        tensor=True,
+        nodes=False,
+        adapters=True,
+        structured=True,
+        host_cache=False,
+        prefix_cache=True,
+        build=_NO_BUILD,
+        generations=None,
+        families=frozenset(FAMILIES) - {"gpt-oss"},
+        packaged=False,
+        strengths=frozenset({"hugging face"}),
+    ),
+    Capability(
+        backend="headwater",
+        quantizations={"cpu": _NONE},
+        tensor=False,
+        nodes=False,
+        adapters=False,
+        structured=False,
+        host_cache=False,
+        prefix_cache=True,
+        build=_NO_BUILD,
+        generations=None,
+        families=frozenset({"llama", "mistral", "qwen", "smollm"}),
+        packaged=True,
+        strengths=frozenset({"prefix", "cpu"}),
+    ),
+    Capability(
+        backend="transformers",
+        quantizations={"nvidia": _NONE, "amd": _NONE, "cpu": _NONE},
+        tensor=False,
+        nodes=False,
+        adapters=False,
+        structured=False,
+        host_cache=False,
+        prefix_cache=False,
+        build=_NO_BUILD,
+        generations=None,
+        families=None,
+        packaged=False,
+        strengths=frozenset({"breadth"}),
+    ),
+)

@@ -1,0 +1,196 @@
+"""`pick`: from a workload to ranked backends and the deployments to make of them, or to why there are none."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from headwater.pick.memory import Plan, degrees, explain, find_plan, shortfall
+from headwater.pick.models import Shape
+from headwater.pick.ranking import Candidate, Excluded, Ranking, rank
+from headwater.pick.workload import Workload, WorkloadError
+
+
+class ImpossibleError(Exception):
+    """No backend can serve the workload. One line: the arithmetic, or what each lacks, and what would do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One ModelDeployment to make."""
+
+    candidate: Candidate
+    plan: Plan
+    workload: Workload
+    """The part of the traffic that it is for."""
+    weight: int
+    """Percent of the requests."""
+    role: str
+    """What sets its name apart from the other's; empty where it is the only one."""
+
+    def arithmetic(self) -> list[tuple[str, str]]:
+        """The plan's figures and how they come about."""
+        assert self.workload.shape is not None
+        return list(explain(self.workload, self.workload.shape, self.candidate.able, self.plan))
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    workload: Workload
+    shape: Shape
+    places: tuple[Candidate, ...]
+    """The backends that can serve the workload, the best first."""
+    excluded: tuple[Excluded, ...]
+    parts: tuple[Part, ...]
+    """One deployment, or two behind one name where the traffic is mixed."""
+    notes: tuple[str, ...]
+    """Sentences on what the figures do not say."""
+
+    @property
+    def backend(self) -> str:
+        return self.places[0].backend
+
+
+def pick(workload: Workload) -> Pick:
+    """Choose how to serve a workload. Pure.
+
+    Raises ImpossibleError; and WorkloadError where the model's size is not known.
+    """
+    shape = workload.shape
+    if shape is None:
+        raise WorkloadError("--params: is required: neither the model's name nor --model tells its size")
+    if workload.accelerator_gib is None:
+        raise WorkloadError(f"--memory-gib: is required: {workload.accelerator.title} may be any")
+    if shape.positions and workload.tokens > shape.positions:
+        raise ImpossibleError(
+            f"{workload.input_tokens:,} + {workload.output_tokens:,} tokens = {workload.tokens:,} > "
+            f"{shape.positions:,} positions of {shape.name}; shorten the requests, or take a model with more positions"
+        )
+    ranking = rank(workload)
+    if not ranking.places:
+        raise ImpossibleError(_refusal(workload, shape, ranking))
+    parts = _two_parts(workload, ranking) if workload.mixed else None
+    return Pick(
+        workload=workload,
+        shape=shape,
+        places=ranking.places,
+        excluded=ranking.excluded,
+        parts=parts or (_whole(workload, ranking.places[0]),),
+        notes=tuple(_notes(workload, shape, parts is not None)),
+    )
+
+
+def _whole(workload: Workload, first: Candidate) -> Part:
+    assert first.plan is not None
+    return Part(first, first.plan, workload, 100, "")
+
+
+def change(workload: Workload, **changes: Any) -> Workload:
+    """The workload with other values, which must be valid ones."""
+    return workload.model_copy(update=changes)
+
+
+# Two deployments behind one name
+
+
+def _two_parts(workload: Workload, ranking: Ranking) -> tuple[Part, Part] | None:
+    """One deployment for the shared part, one for the rest; None where backends or GPUs do not suffice for two."""
+    places = ranking.places
+    heavy = next((place for place in places if "prefix" in place.able.strengths), None)
+    rest = next((place for place in places if "prefix" not in place.able.strengths), None)
+    if heavy is None or rest is None or workload.concurrency < 2:
+        return None
+    share = workload.shared_requests
+    here = min(max(1, round(workload.concurrency * share)), workload.concurrency - 1)
+    shared = {"concurrency": here}
+    rest_of_it = workload.concurrency - here
+    plain = {"concurrency": rest_of_it, "shared_prefix": 0.0, "agentic": False, "structured": False}
+    for gpus in _splits(workload.gpus, share):
+        first = _part(workload, heavy, "prefix", round(100 * share), gpus=gpus, **shared)
+        second = _part(workload, rest, "plain", 100 - round(100 * share), gpus=workload.gpus - gpus, **plain)
+        if first and second:
+            return first, second
+    return None
+
+
+def _splits(gpus: int, share: float) -> list[int]:
+    """GPUs for the first of two parts: the fair number first, then those nearest to it."""
+    return sorted(range(1, gpus), key=lambda n: abs(n - gpus * share))[:64]
+
+
+def _part(workload: Workload, candidate: Candidate, role: str, weight: int, **changes: Any) -> Part | None:
+    if (workload.tensor or 1) > changes["gpus"]:
+        return None
+    own = change(workload, mixed=False, **changes)
+    assert own.shape is not None
+    plan = find_plan(own, own.shape, candidate.able)
+    return Part(candidate, plan, own, min(max(weight, 1), 99), role) if plan else None
+
+
+# Refusals
+
+
+def _refusal(workload: Workload, shape: Shape, ranking: Ranking) -> str:
+    short = [each.able for each in ranking.excluded if each.lacks_memory and len(each.obstacles) == 1]
+    if short:
+        # Of those that only lack memory, the arithmetic of the one that can use the most GPUs together.
+        reason = shortfall(workload, shape, max(short, key=lambda able: max(degrees(workload, shape, able), default=0)))
+    else:
+        reason = "; ".join(f"{each.backend} {each.obstacles[0]}" for each in ranking.excluded)
+    ways = " or ".join(_ways_out(workload))
+    return f"{reason}; {f'try {ways}' if ways else 'no quantization and no 64 of these GPUs would change that'}"
+
+
+_MORE_GPUS: Final = (2, 4, 8, 16, 32, 64)
+
+
+def _ways_out(workload: Workload) -> Iterator[str]:
+    """Flags with which the workload would be possible: another quantization, more GPUs, or both."""
+    weights = [each for each in ("fp8", "awq") if each != workload.known_quantization]
+    found = False
+    for quantization in weights:
+        if rank(change(workload, quantization=quantization)).places:
+            found = True
+            yield f"--quantization {quantization}"
+            break
+    gpus = [number for number in _MORE_GPUS if number > workload.gpus]
+    if (number := _enough(workload, gpus)) is not None:
+        found = True
+        yield f"--gpus {number}"
+    if not found:
+        for quantization in weights:
+            both = change(workload, quantization=quantization)
+            if (number := _enough(both, gpus)) is not None:
+                yield f"--quantization {quantization} --gpus {number}"
+                return
+        if workload.known_quantization != "none" and rank(change(workload, quantization="none")).places:
+            yield "--quantization none"
+
+
+def _enough(workload: Workload, gpus: list[int]) -> int | None:
+    return next((number for number in gpus if rank(change(workload, gpus=number)).places), None)
+
+
+# Notes
+
+
+def _notes(workload: Workload, shape: Shape, two: bool) -> Iterator[str]:
+    if shape.estimated:
+        yield f"{shape.name}: its shape is estimated, with more KV cache than most; name the model for exact figures."
+    if workload.mixed and two:
+        yield "The traffic is mixed: two deployments serve one name, and the router spreads requests by their weights."
+    if workload.mixed and not two:
+        yield "The traffic is mixed, but backends or GPUs do not suffice for two deployments: one serves all of it."
+    quantization = workload.known_quantization
+    name = (workload.source or "").lower()
+    if quantization in ("awq", "gptq") and quantization not in name:
+        yield f"{quantization.upper()} needs weights that are {quantization.upper()} already: point --model at such."
+    if workload.adapters:
+        yield "Adapters have sources of their own: add them to spec.adapters."
+    if workload.accelerator.generation == "turing":
+        yield "A T4 knows no bfloat16: a checkpoint in it may need backend.args [--dtype, half]."
+    if workload.accelerator.vendor == "cpu" and workload.memory_gib is None:
+        yield f"Machines of {workload.accelerator_gib:g} GiB are assumed: --memory-gib says what yours have."
+    yield (
+        "Replicas follow from memory alone. How many prompts a second they can compute shows in a load test: "
+        "docs/choosing.md."
+    )

@@ -1,0 +1,152 @@
+"""`headwater pick`: flags that are the fields of a workload, and three ways to show what was picked."""
+
+import argparse
+import json
+import types
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic.alias_generators import to_camel
+from pydantic.fields import FieldInfo
+from rich.console import Console
+from rich.table import Table
+
+from headwater.pick.choice import Part, Pick, pick
+from headwater.pick.hardware import ACCELERATORS
+from headwater.pick.ranking import Candidate
+from headwater.pick.render import deployments, to_yaml
+from headwater.pick.workload import Workload, workload
+
+# Flags
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """A flag for each field of Workload, and those that say how to show the pick."""
+    for name, field in Workload.model_fields.items():
+        flag = f"--{name.replace('_', '-')}"
+        text = f"{field.description}{_default_text(field)}".replace("%", "%%")
+        parser.add_argument(flag, dest=name, default=argparse.SUPPRESS, help=text, **_kind(name, field))
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--yaml", action="store_true", help="Print the ModelDeployment, ready for kubectl apply -f -")
+    shown.add_argument("--json", action="store_true", help="Print everything as JSON")
+
+
+def _default_text(field: FieldInfo) -> str:
+    if isinstance(field.default, bool) or not isinstance(field.default, int | float | str):
+        return ""
+    return f" (default: {field.default})"
+
+
+def _kind(name: str, field: FieldInfo) -> dict[str, Any]:
+    """What argparse needs to know; values are checked by Workload, which knows the limits."""
+    annotation = field.annotation
+    if get_origin(annotation) in (Union, types.UnionType):
+        annotation = next(each for each in get_args(annotation) if each is not type(None))
+    if name == "gpu":
+        return {"choices": tuple(ACCELERATORS)}
+    if get_origin(annotation) is Literal:
+        return {"choices": get_args(annotation)}
+    if annotation is bool:
+        return {"action": "store_true"}
+    if annotation in (int, float) and name != "params":
+        return {"metavar": "N" if annotation is int else "NUMBER"}
+    return {"metavar": {"params": "SIZE", "build_time": "DURATION"}.get(name, name.upper())}
+
+
+# The command
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print what was picked. Raises WorkloadError, and ImpossibleError where nothing can be."""
+    given = {name: value for name, value in vars(arguments).items() if name in Workload.model_fields}
+    picked = pick(workload(given))
+    if arguments.yaml:
+        print(to_yaml(picked), end="")
+    elif arguments.json:
+        print(json.dumps(to_json(picked), indent=2, ensure_ascii=False))
+    else:
+        _show(picked, Console(highlight=False))
+    return 0
+
+
+def to_json(picked: Pick) -> dict[str, Any]:
+    """Everything that was found out, as JSON's types."""
+    return {
+        "workload": {to_camel(name): value for name, value in picked.workload.model_dump(mode="json").items()},
+        "model": {
+            "name": picked.shape.name,
+            "family": picked.shape.family,
+            "parameters": picked.shape.parameters,
+            "kvElementsPerToken": picked.shape.kv_elements,
+            "estimated": picked.shape.estimated,
+        },
+        "places": [_place(number, candidate) for number, candidate in enumerate(picked.places, 1)],
+        "excluded": [{"backend": each.backend, "obstacles": list(each.obstacles)} for each in picked.excluded],
+        "parts": [_part(part) for part in picked.parts],
+        "deployments": deployments(picked) if picked.workload.source else [],
+        "notes": list(picked.notes),
+    }
+
+
+def _place(number: int, candidate: Candidate) -> dict[str, Any]:
+    return {"place": number, "backend": candidate.backend, "reason": candidate.reason}
+
+
+def _part(part: Part) -> dict[str, Any]:
+    plan = part.plan
+    return {
+        "backend": part.candidate.backend,
+        "weight": part.weight,
+        "replicas": plan.replicas,
+        "tensor": plan.tensor,
+        "nodes": plan.nodes,
+        "gpus": plan.gpus,
+        "weightsGiB": round(plan.weights_gib, 2),
+        "kvGiB": round(plan.kv_gib, 2),
+        "kvBytesPerToken": plan.kv_token_bytes,
+        "kvTokens": plan.kv_tokens,
+        "requestsPerReplica": plan.requests,
+        "stepMilliseconds": round(plan.step_ms, 2),
+        "arithmetic": [f"{what}: {how}" for what, how in part.arithmetic()],
+    }
+
+
+def _show(picked: Pick, console: Console) -> None:
+    work = picked.workload
+    what = f"{work.gpus} x {work.accelerator.title}"
+    console.print(
+        f"[bold]{picked.shape.name}[/] on {what}: {work.concurrency:,} requests at once, "
+        f"{work.input_tokens:,} + {work.output_tokens:,} tokens each\n"
+    )
+    console.print(_ranked(picked))
+    for part in picked.parts:
+        share = f", {part.weight}% of the requests" if part.role else ""
+        console.print(f"\n[bold]{part.candidate.backend}[/]{share}")
+        console.print(_pairs(part.arithmetic()))
+    console.print()
+    for note in picked.notes:
+        console.print(note)
+    if work.source:
+        console.print("The same with --yaml is ready for: kubectl apply -f -")
+
+
+def _ranked(picked: Pick) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "backend", "GPUs", "why"):
+        table.add_column(column)
+    for number, candidate in enumerate(picked.places, 1):
+        table.add_row(str(number), candidate.backend, _size_text(candidate), candidate.reason)
+    for excluded in picked.excluded:
+        table.add_row("-", excluded.backend, "", f"It {'; it '.join(excluded.obstacles)}.", style="dim")
+    return table
+
+
+def _size_text(candidate: Candidate) -> str:
+    """Replicas times GPUs of each."""
+    return f"{candidate.plan.replicas} x {candidate.plan.tensor}" if candidate.plan else ""
+
+
+def _pairs(lines: list[tuple[str, str]]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for what, how in lines:
+        table.add_row(what, how)
+    return table

@@ -1,0 +1,232 @@
+"""Which backend for a workload: a few rules, of which the first that names a backend decides its place.
+
+A backend that cannot serve the workload at all has no place, only obstacles. The others are ordered by the first rule
+that speaks for them; within a rule, by the order of the capability table. So each place has one reason, and a change of
+the workload moves a backend only by switching a rule on or off.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+
+from headwater.pick.capabilities import CAPABILITIES, BackendName, Capability, Strength
+from headwater.pick.hardware import Vendor
+from headwater.pick.memory import Plan, find_plan, lack, shares_layers
+from headwater.pick.workload import Workload
+
+HEAVY_SHARE: Final = 0.5
+HEAVY_TOKENS: Final = 256
+"""From this share of the prompt on, and this many tokens, prefixes decide what is fast."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    backend: BackendName
+    reason: str
+    """Why it has its place: a sentence."""
+    plan: Plan | None
+    """None where the memory of the accelerators is not known."""
+    able: Capability
+
+
+@dataclass(frozen=True, slots=True)
+class Excluded:
+    backend: BackendName
+    obstacles: tuple[str, ...]
+    """Each says what the backend cannot do, after its name: "runs on CPUs only, not on an H100"."""
+    able: Capability
+    lacks_memory: bool
+    """Whether the last obstacle is the memory of the accelerators."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    places: tuple[Candidate, ...]
+    """The best first."""
+    excluded: tuple[Excluded, ...]
+    """In the same order, as if they could."""
+
+
+def prefix_heavy(workload: Workload) -> bool:
+    return workload.shared_prefix >= HEAVY_SHARE and workload.shared_tokens >= HEAVY_TOKENS
+
+
+# Why
+
+
+def _breadth(_: Workload) -> str:
+    return (
+        "It runs every architecture of the transformers library on the day it appears; "
+        "expect fewer tokens a second than from any other server."
+    )
+
+
+def _prefix(workload: Workload) -> str:
+    reasons = []
+    if prefix_heavy(workload):
+        left = workload.input_tokens - workload.shared_tokens
+        less = f": {workload.input_tokens / left:.1f} times less prefill" if left else ""
+        reasons.append(
+            f"{workload.shared_prefix:.0%} of the prompt is shared, so its radix cache skips "
+            f"{workload.shared_tokens:,} of {workload.input_tokens:,} tokens in each request{less}"
+        )
+    if workload.agentic:
+        reasons.append("each turn of an agent finds the conversation so far in its radix cache")
+    if workload.structured:
+        reasons.append("it skips over the tokens that a schema leaves no choice for")
+    if workload.mixed:
+        reasons.append(f"it takes the {workload.shared_requests:.0%} of requests that are like that")
+    text = "; ".join(reasons)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _hugging_face(_: Workload) -> str:
+    return (
+        "It is Hugging Face's own server, with the operations you have; upstream only maintains it now, "
+        "so plan for vLLM or SGLang."
+    )
+
+
+def _peak(workload: Workload) -> str:
+    return (
+        f"Its kernels get the most out of {workload.accelerator.title} GPUs, and a build of half an hour is within "
+        f"your {_minutes(workload.build_time)} minutes; each new model or shape is built again."
+    )
+
+
+def _cpu(_: Workload) -> str:
+    return (
+        "Our engine is made for CPUs: 1.45 to 2.88 times the tokens a second of vLLM's CPU build, measured in "
+        "docs/performance.md; `headwater up` runs the same."
+    )
+
+
+def _default(workload: Workload) -> str:
+    where = "on any GPU" if workload.accelerator.vendor != "cpu" else "also on CPUs"
+    return f"The boring default: the most models, quantizations and users, {where}, and nothing to build."
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    strength: Strength
+    """Speaks for the backends that have it."""
+    applies: Callable[[Workload], bool]
+    why: Callable[[Workload], str]
+
+
+RULES: Final = (
+    Rule("breadth", lambda workload: workload.broad_models, _breadth),
+    Rule("prefix", lambda w: prefix_heavy(w) or w.agentic or w.structured or w.mixed, _prefix),
+    Rule("hugging face", lambda workload: workload.hugging_face, _hugging_face),
+    Rule("peak", lambda workload: bool(workload.build_time), _peak),
+    Rule("cpu", lambda workload: workload.accelerator.vendor == "cpu", _cpu),
+    Rule("default", lambda workload: True, _default),
+)
+
+
+def _otherwise(workload: Workload, able: Capability) -> str:
+    match able.backend:
+        case "sglang":
+            return (
+                f"As able as vLLM, and first from a shared prefix of {HEAVY_SHARE:.0%} and {HEAVY_TOKENS} tokens on; "
+                f"here {workload.shared_tokens:,} of {workload.input_tokens:,} are."
+            )
+        case "tgi":
+            return (
+                "It serves this as well, but upstream only maintains it: new models and kernels come elsewhere first."
+            )
+        case "transformers":
+            return "It works, with the fewest tokens a second: for models that none of the others knows."
+        case _:
+            return "It serves this as well; no rule speaks for it."
+
+
+# What cannot be
+
+_VENDORS: Final[dict[Vendor, str]] = {"nvidia": "NVIDIA GPUs", "amd": "AMD GPUs", "cpu": "CPUs"}
+
+
+def obstacles(workload: Workload, able: Capability) -> Iterator[str]:
+    """What the backend lacks for the workload, memory apart."""
+    accelerator = workload.accelerator
+    if accelerator.vendor not in able.quantizations:
+        yield f"runs on {' and '.join(_VENDORS[each] for each in able.quantizations)} only"
+    elif workload.known_quantization not in {"none", *able.quantizations[accelerator.vendor]}:
+        yield f"serves no {workload.known_quantization} weights on {accelerator.title}"
+    elif able.generations and accelerator.generation and accelerator.generation not in able.generations:
+        wanted = " and ".join(each.title() for each in able.generations)
+        yield f"is deployed on {wanted} GPUs only; {accelerator.title} is {accelerator.generation.title()}"
+    if able.build > workload.build_time:
+        allowed = _minutes(workload.build_time)
+        yield f"needs a build of {_minutes(able.build)} minutes, and --build-time allows {allowed}"
+    yield from _traffic_obstacles(workload, able)
+    yield from _model_obstacles(workload, able)
+
+
+def _minutes(duration: timedelta) -> str:
+    return f"{duration.total_seconds() / 60:g}"
+
+
+def _traffic_obstacles(workload: Workload, able: Capability) -> Iterator[str]:
+    if workload.adapters and not able.adapters:
+        yield "serves no LoRA adapters"
+    if workload.structured and not able.structured:
+        yield "holds no answer to a schema"
+    if workload.host_cache_gib and not able.host_cache:
+        yield "keeps no KV cache in host memory"
+    if (workload.tensor or 1) > 1 and not shares_layers(workload, able):
+        yield f"shares no layer between devices, and --tensor is {workload.tensor}"
+    if (workload.nodes or 1) > 1 and not able.nodes:
+        yield f"spreads no replica over machines, and --nodes is {workload.nodes}"
+
+
+def _model_obstacles(workload: Workload, able: Capability) -> Iterator[str]:
+    family = workload.known_family
+    if family and able.families is not None and family not in able.families:
+        yield f"has no code of its own for {family} models"
+    if not loads(workload, able):
+        yield f"cannot load {workload.source}"
+
+
+def loads(workload: Workload, able: Capability) -> bool:
+    """Whether the backend can get at the weights: ours alone knows packages and made-up weights."""
+    return able.packaged or not (workload.source or "").startswith(("package://", "random:"))
+
+
+# The ranking
+
+
+def rank(workload: Workload, *, sized: bool = True) -> Ranking:
+    """All backends, in order. `sized`: whether a backend whose memory does not suffice is excluded."""
+    places, excluded = [], []
+    for able, rule in sorted(
+        ((able, _first_rule(workload, able)) for able in CAPABILITIES),
+        key=lambda pair: RULES.index(pair[1]) if pair[1] else len(RULES),
+    ):
+        found = list(obstacles(workload, able))
+        plan, missing = _fit(workload, able) if sized else (None, None)
+        if missing:
+            found.append(missing)
+        if found:
+            excluded.append(Excluded(able.backend, tuple(found), able, missing is not None))
+        else:
+            reason = rule.why(workload) if rule else _otherwise(workload, able)
+            places.append(Candidate(able.backend, reason, plan, able))
+    return Ranking(tuple(places), tuple(excluded))
+
+
+def _first_rule(workload: Workload, able: Capability) -> Rule | None:
+    return next((rule for rule in RULES if rule.strength in able.strengths and rule.applies(workload)), None)
+
+
+def _fit(workload: Workload, able: Capability) -> tuple[Plan | None, str | None]:
+    """A plan, or what is lacking; neither where sizes are not known or the device is none of the backend's."""
+    shape = workload.shape
+    if shape is None or workload.accelerator_gib is None or workload.accelerator.vendor not in able.quantizations:
+        return None, None
+    if (workload.tensor or 1) > 1 and not shares_layers(workload, able):
+        return None, None  # an obstacle already
+    if plan := find_plan(workload, shape, able):
+        return plan, None
+    return None, lack(workload, shape, able)

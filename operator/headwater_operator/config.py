@@ -1,0 +1,59 @@
+"""The operator's settings: one table that feeds flags, environment variables, help and docs."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from headwater import __version__
+
+
+def _namespaced(value: str) -> str:
+    if not re.fullmatch(r"[a-z0-9-]+/[a-z0-9-]+", value):
+        raise ValueError("must be NAMESPACE/NAME")
+    return value
+
+
+NamespacedName = Annotated[str, AfterValidator(_namespaced)]
+
+
+class OperatorSettings(BaseSettings):
+    """`headwater operate`. Each field is a flag (`--lease-name`) and a variable (`HEADWATER_OPERATOR_LEASE_NAME`)."""
+
+    model_config = SettingsConfigDict(env_prefix="HEADWATER_OPERATOR_", extra="forbid")
+
+    namespaces: list[str] = Field(
+        [], description="Namespaces to look after. Repeat the flag for each. Default: all of them."
+    )
+    lease_namespace: str = Field("default", description="Namespace of the Lease that the acting operator holds.")
+    lease_name: str = Field("headwater-operator", description="Name of that Lease.")
+    lease_seconds: float = Field(
+        15, ge=3, description="Seconds after which a Lease that is not renewed may be taken by another operator."
+    )
+    gateway_url: str | None = Field(None, description="The gateway as clients see it; shown in status.url.")
+    gateway_service: NamespacedName | None = Field(
+        None,
+        description="NAMESPACE/NAME of the routers' Service, whose pods are asked for their load. Without it there is "
+        "no autoscaling.",
+    )
+    gateway_interval: float = Field(2, gt=0, description="Seconds between two looks at the routers' load.")
+    engine_image: str = Field(
+        f"headwater-engine:{__version__}", description="Image of our own engine, for pods that name none."
+    )
+    weights_image: str | None = Field(
+        None, description="Image of the Job that fetches weights, by `headwater fetch`. Default: --engine-image."
+    )
+    weights_size: str = Field("100Gi", description="Size of a volume for weights, where the resource names none.")
+    weights_storage_class: str | None = Field(
+        None, description="StorageClass of such a volume. Default: the cluster's own."
+    )
+    weights_access_mode: Literal["ReadWriteOnce", "ReadWriteMany"] = Field(
+        "ReadWriteOnce",
+        description="Access mode of such a volume. ReadWriteOnce ties all replicas of a deployment to one node.",
+    )
+    resync_interval: float = Field(300, gt=0, description="Seconds after which everything is looked at again.")
+    workers: int = Field(8, ge=1, description="ModelDeployments that are reconciled at once.")
+    host: str = Field("127.0.0.1", description="Address that metrics and probes are served at.")
+    port: int = Field(8090, ge=0, le=65535, description="Port that metrics and probes are served at.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")

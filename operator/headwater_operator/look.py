@@ -1,0 +1,46 @@
+"""What one look at one ModelDeployment works on, from observation to status."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from headwater.resource import ModelDeployment
+from headwater_operator.kinds import Kind, Object, kind_of, name_of, namespace_of, uid_of
+from headwater_operator.pods import EnginePod
+from headwater_operator.queue import Key
+from headwater_operator.status import Situation
+
+
+@dataclass(slots=True)
+class Look:
+    key: Key
+    resource: Object
+    deployment: ModelDeployment
+    now: datetime
+    situation: Situation
+    """What will be said of it. Parts of the look add what they find."""
+    pods: list[EnginePod]
+    kept: set[tuple[str, str]] = field(default_factory=set)
+    """Kind and name of what there should be; the rest of what is ours goes."""
+    again: float | None = None
+    """Seconds until the next look, if nothing happens before."""
+
+    @property
+    def uid(self) -> str:
+        return uid_of(self.resource)
+
+    def keep(self, manifest: Object) -> None:
+        self.kept.add((kind_of(manifest).name, name_of(manifest)))
+
+    def keeps(self, kind: Kind, manifest: Object) -> bool:
+        assert namespace_of(manifest) == self.key.namespace
+        return (kind.name, name_of(manifest)) in self.kept
+
+    def look_again(self, seconds: float | None) -> None:
+        """The earliest one counts."""
+        if seconds is not None:
+            self.again = seconds if self.again is None else min(self.again, seconds)
+
+
+def read(resource: Object) -> ModelDeployment:
+    """Raises ValidationError: the API server's own checks are the same but for a few that CEL cannot say."""
+    return ModelDeployment.model_validate({name: resource[name] for name in ("apiVersion", "kind", "metadata", "spec")})

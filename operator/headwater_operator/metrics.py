@@ -1,0 +1,46 @@
+"""Prometheus metrics of the operator."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+
+_DURATION = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class OperatorMetrics:
+    """All of them, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self.reconcile_seconds = Histogram(
+            "headwater_operator_reconcile_seconds",
+            "One look at one ModelDeployment: observe, render, apply, status.",
+            registry=self.registry,
+            buckets=_DURATION,
+        )
+        self.reconciles = self._counter(
+            "reconciles", "Looks at a ModelDeployment, by outcome: done, or retry after an error.", "outcome"
+        )
+        self.api_requests = self._counter("api_requests", "Calls of the API server, watches aside.", "verb", "resource")
+        self.applied = self._counter("applied", "Objects written since they differed from what they should be.", "kind")
+        self.queue_depth = self._gauge("queue_depth", "ModelDeployments that wait to be looked at.")
+        self.leader = self._gauge("leader", "1 while this operator holds the Lease.")
+        self.desired_replicas = self._gauge(
+            "desired_replicas", "Replicas that a ModelDeployment should have now.", "namespace", "deployment"
+        )
+        self.ready_replicas = self._gauge(
+            "ready_replicas", "Replicas of it that take requests.", "namespace", "deployment"
+        )
+        self.gateway_complete = self._gauge(
+            "gateway_complete", "1 if all routers told their load the last time they were asked."
+        )
+
+    def forget(self, namespace: str, deployment: str) -> None:
+        """Of a ModelDeployment that is gone."""
+        for gauge in (self.desired_replicas, self.ready_replicas):
+            gauge.remove_by_labels({"namespace": namespace, "deployment": deployment})
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"headwater_operator_{name}", text, labels, registry=self.registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"headwater_operator_{name}", text, labels, registry=self.registry)

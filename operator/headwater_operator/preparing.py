@@ -1,0 +1,109 @@
+"""What has to be there before a pod can start: the weights on their volume, and for TensorRT-LLM the built engine.
+
+Each is the work of a Job whose result stays. Until it is there, what already runs goes on unchanged.
+"""
+
+from pydantic import ValidationError
+
+from headwater.resource import ModelDeployment, ResourceError
+from headwater_operator import render, weights
+from headwater_operator.applier import Applier
+from headwater_operator.config import OperatorSettings
+from headwater_operator.kinds import JOB, MODEL_DEPLOYMENT, Object, kind_of, name_of, namespace_of, uid_of
+from headwater_operator.look import Look, read
+from headwater_operator.pods import Problem
+from headwater_operator.render import Context, WeightsVolume
+from headwater_operator.store import Store
+from headwater_operator.weights import WeightsPhase
+
+
+class NotPreparedError(Exception):
+    """Something is still missing; the look's situation says what."""
+
+
+class Preparing:
+    def __init__(self, settings: OperatorSettings, store: Store, applier: Applier) -> None:
+        self._settings = settings
+        self._store = store
+        self._applier = applier
+
+    async def weights(self, look: Look) -> WeightsVolume | None:
+        """The volume, if it takes one. Raises NotPreparedError, ResourceError."""
+        self._check_reach(look.deployment)
+        namespace = look.key.namespace
+        plan = weights.plan(
+            look.deployment,
+            self._neighbours(namespace),
+            self._settings,
+            namespace,
+            weights.observe(self._store, namespace, look.deployment),
+            look.now,
+        )
+        for manifest in plan.delete:
+            await self._applier.delete(manifest)
+        for manifest in plan.manifests:
+            await self._applier.apply(manifest, None)
+        look.look_again(plan.again)
+        if shown := plan.shown():
+            look.situation.extra["weights"] = shown
+        match plan.phase:
+            case WeightsPhase.FAILED:
+                look.situation.problem = Problem("WeightsFailed", plan.message)
+                raise NotPreparedError
+            case WeightsPhase.PENDING | WeightsPhase.FILLING:
+                look.situation.preparing = "Downloading", plan.message
+                raise NotPreparedError
+        return plan.volume
+
+    def _check_reach(self, deployment: ModelDeployment) -> None:
+        """The resource's own rules cannot see what the operator's default is."""
+        mode = deployment.spec.weights.access_mode or self._settings.weights_access_mode
+        nodes = deployment.spec.parallelism.nodes
+        if nodes > 1 and weights.needs_volume(deployment) and mode == "ReadWriteOnce":
+            raise ResourceError(
+                f"spec.weights.accessMode: the operator's default is ReadWriteOnce, which reaches one node, and a "
+                f"replica has {nodes}; give ReadWriteMany, or cached: false"
+            )
+
+    async def build(self, look: Look, context: Context) -> str | None:
+        """The claim with the built engine, if the backend wants one. Raises NotPreparedError, ResourceError."""
+        manifests = render.render_build(look.deployment, context)
+        if not manifests:
+            return None
+        for manifest in manifests:
+            # Neither a Job nor a claim can be changed; what shapes the engine is in their name.
+            if self._store.get(kind_of(manifest), look.key.namespace, name_of(manifest)) is None:
+                await self._applier.apply(manifest, look.uid)
+        name = render.build_name(look.deployment, context.pin)
+        match _ended(self._store.get(JOB, look.key.namespace, name)):
+            case "Complete":
+                return name
+            case "Failed":
+                message = f"the engine cannot be built; kubectl logs job/{name} shows why. Deleting the Job tries again"
+                look.situation.problem = Problem("BuildFailed", message)
+            case _:
+                message = f"Job {name} builds the engine, which may take half an hour"
+                look.situation.preparing = "Building", message
+        raise NotPreparedError
+
+    def _neighbours(self, namespace: str) -> dict[str, ModelDeployment]:
+        found = {}
+        for resource in self._store.all(MODEL_DEPLOYMENT):
+            if namespace_of(resource) == namespace and "deletionTimestamp" not in resource["metadata"]:
+                try:
+                    found[uid_of(resource)] = read(resource)
+                except ValidationError:
+                    continue
+        return found
+
+
+def _ended(job: Object | None) -> str | None:
+    conditions = (job.get("status") or {}).get("conditions") or [] if job else []
+    return next(
+        (
+            str(each["type"])
+            for each in conditions
+            if each["status"] == "True" and each["type"] in ("Complete", "Failed")
+        ),
+        None,
+    )

@@ -1,0 +1,37 @@
+"""What the operator tells of itself over HTTP: /metrics, and whether it still gets anywhere."""
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from headwater_operator.controller import Controller
+from headwater_operator.metrics import OperatorMetrics
+
+
+@contextlib.asynccontextmanager
+async def serve_probes(host: str, port: int, metrics: OperatorMetrics, controller: Controller) -> AsyncIterator[None]:
+    """Serve them while inside. Raises OSError where the address is taken."""
+
+    async def prometheus(_: web.Request) -> web.Response:
+        metrics.queue_depth.set(controller.waiting)
+        return web.Response(body=generate_latest(metrics.registry), headers={"content-type": CONTENT_TYPE_LATEST})
+
+    async def health(_: web.Request) -> web.Response:
+        stuck = controller.stuck()
+        return web.Response(status=500, text=f"no end to be seen: {stuck}\n") if stuck else web.Response(text="ok\n")
+
+    async def ready(_: web.Request) -> web.Response:
+        # One that waits for the Lease is as ready as it can be: it is there to take over.
+        return web.Response(text="ok\n")
+
+    app = web.Application()
+    app.add_routes([web.get("/metrics", prometheus), web.get("/healthz", health), web.get("/readyz", ready)])
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port).start()
+        yield
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,303 @@
+"""From the spec to objects: what there should be is rendered and applied, and what should not be any more goes.
+
+Who counts the replicas: the spec; or, with `autoscaling`, the load. In the latter case `spec.replicas` of the
+Deployment is owned by a field manager of its own and is not in what is applied here.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Final
+
+import structlog
+
+from headwater.pick import resolve_auto
+from headwater_operator import groups, render, rollout
+from headwater_operator.adapting import Adapting
+from headwater_operator.api import Cluster
+from headwater_operator.applier import AUTOSCALER, Applier
+from headwater_operator.autoscale import ScaleDecision
+from headwater_operator.config import OperatorSettings
+from headwater_operator.events import EventRecorder
+from headwater_operator.gateway import deletion_costs
+from headwater_operator.kinds import (
+    BUDGET,
+    DEPLOYMENT,
+    POD,
+    SERVICE,
+    STATEFUL_SET,
+    Object,
+    annotations_of,
+    name_of,
+    namespace_of,
+    owned_by,
+)
+from headwater_operator.look import Look
+from headwater_operator.pods import EnginePod, Problem
+from headwater_operator.preparing import Preparing
+from headwater_operator.queue import Key
+from headwater_operator.render import Context, Pin
+from headwater_operator.scaling import Scaling
+from headwater_operator.store import Store
+
+log = structlog.get_logger(__name__)
+
+_DELETION_COST: Final = "controller.kubernetes.io/pod-deletion-cost"
+_PRUNED: Final = (DEPLOYMENT, SERVICE, BUDGET)
+"""Kinds of which nothing may be left that the spec no longer asks for. StatefulSets are planned one by one."""
+
+
+class Realizer:
+    def __init__(
+        self,
+        settings: OperatorSettings,
+        cluster: Cluster,
+        store: Store,
+        applier: Applier,
+        recorder: EventRecorder,
+        scaling: Scaling,
+        preparing: Preparing,
+        adapting: Adapting,
+    ) -> None:
+        self._settings = settings
+        self._cluster = cluster
+        self._store = store
+        self._applier = applier
+        self._recorder = recorder
+        self._scaling = scaling
+        self._preparing = preparing
+        self._adapting = adapting
+        self._claims = render.ClaimDefaults(
+            settings.weights_size, settings.weights_storage_class, settings.weights_access_mode
+        )
+
+    async def realize(self, look: Look) -> None:
+        """Bring the cluster a step closer to the spec.
+
+        Raises NotPreparedError, ResourceError, NotOursError, StillGoingError, ApiError.
+        """
+        spec, situation = look.deployment.spec, look.situation
+        workloads = self._workloads(look)
+        situation.autoscaled = spec.autoscaling is not None
+        decision = self._decision(look, workloads)
+        situation.wanted = decision.desired if decision else spec.first_replicas
+        self._count(look, workloads)
+        pin = self._pin(look, workloads)
+        revision = render.revision(look.deployment, pin)
+        situation.revision, situation.backend, situation.render_version = revision, pin.backend, pin.render_version
+        self._count(look, workloads)
+        situation.problem = _worst(look.pods, revision, workloads)
+        context = Context(
+            namespace=look.key.namespace,
+            uid=look.uid,
+            pin=pin,
+            weights=await self._preparing.weights(look),
+            build_claim=None,
+            strategy="Surge",
+            replicas=situation.wanted,
+            paused=spec.rollout.paused,
+            claims=self._claims,
+        )
+        context = dataclasses.replace(context, build_claim=await self._preparing.build(look, context))
+        situation.paused = spec.rollout.paused
+        if spec.parallelism.nodes == 1:
+            await self._realize_pods(look, context, workloads, decision)
+        else:
+            await self._realize_groups(look, context, workloads)
+        await self._prune(look)
+        await self._adapting.keep(look, pin.backend)
+
+    def forget(self, key: Key) -> None:
+        """Of a ModelDeployment that is gone."""
+        self._scaling.forget(key)
+        self._adapting.forget(key)
+
+    # What there is
+
+    def _workloads(self, look: Look) -> list[Object]:
+        found = [*self._store.of(look.key, DEPLOYMENT), *self._store.of(look.key, STATEFUL_SET)]
+        return [workload for workload in found if owned_by(workload, look.uid)]
+
+    def _decision(self, look: Look, workloads: Sequence[Object]) -> ScaleDecision | None:
+        rule = look.deployment.spec.autoscaling
+        if rule is None:
+            self._scaling.forget(look.key)
+            return None
+        known: dict[str, Any] = (look.resource.get("status") or {}).get("autoscaling") or {}
+        current = known.get("desired")
+        if current is None:
+            # Autoscaling is new here; what runs is where it begins.
+            live = next((each["spec"].get("replicas") for each in workloads if each["kind"] == DEPLOYMENT.name), None)
+            current = live if live is not None else rule.min
+        decision = self._scaling.follow(look.key, rule, current, known.get("memory"))
+        look.situation.extra["autoscaling"] = {
+            "desired": decision.desired,
+            "reason": decision.reason if decision.desired != known.get("desired") else known.get("reason"),
+            "memory": decision.memory.written(),
+        }
+        return decision
+
+    def _pin(self, look: Look, workloads: Sequence[Object]) -> Pin:
+        """That of the workload which was made from this very spec; else what this operator chooses."""
+        spec = look.deployment.spec
+        backend = resolve_auto(look.deployment) if spec.backend.type == "auto" else spec.backend.type
+        wanted = render.wanted_pin(look.deployment, backend, self._settings.engine_image)
+        current = render.spec_hash(spec)
+        for workload in workloads:
+            notes = annotations_of(workload)
+            if notes.get(render.SPEC_HASH_ANNOTATION) == current:
+                return render.choose_pin(Pin.from_json(notes[render.PIN_ANNOTATION]), current, current, wanted)
+        return wanted
+
+    def _count(self, look: Look, workloads: Sequence[Object]) -> None:
+        it = look.situation
+        if look.deployment.spec.parallelism.nodes == 1:
+            pods = [pod for pod in look.pods if not pod.terminating]
+            it.total = len(pods)
+            it.updated = sum(pod.revision == it.revision for pod in pods)
+            it.ready = sum(pod.ready for pod in pods)
+            it.ready_updated = sum(pod.ready and pod.revision == it.revision for pod in pods)
+        else:
+            found = groups.gather([each for each in workloads if each["kind"] == STATEFUL_SET.name], look.pods)
+            it.total = len(found)
+            it.updated = sum(group.revision == it.revision for group in found)
+            it.ready = sum(group.ready for group in found)
+            it.ready_updated = sum(group.ready and group.revision == it.revision for group in found)
+
+    # One pod a replica
+
+    async def _realize_pods(
+        self, look: Look, context: Context, workloads: Sequence[Object], decision: ScaleDecision | None
+    ) -> None:
+        workload = next((each for each in workloads if each["kind"] == DEPLOYMENT.name), None)
+        choice = rollout.choose(
+            look.deployment.spec.rollout.strategy, workload, look.pods, look.situation.revision, look.now
+        )
+        look.situation.rollout = choice.reason, choice.message
+        look.look_again(choice.look_again)
+        if workload is not None:
+            await self._prepare_scale_down(look, workload, look.situation.wanted)
+        owned_elsewhere = False
+        if decision is not None and workload is not None:
+            owned_elsewhere = True
+            if workload["spec"].get("replicas") != decision.desired or not _autoscaler_owns(workload):
+                await self._scale(look, workload, decision)
+        replicas = None if owned_elsewhere else look.situation.wanted
+        context = dataclasses.replace(context, strategy=choice.strategy, replicas=replicas)
+        for manifest in render.render(look.deployment, context):
+            look.keep(manifest)
+            await self._applier.apply(manifest, look.uid)
+
+    async def _scale(self, look: Look, workload: Object, decision: ScaleDecision) -> None:
+        before = workload["spec"].get("replicas")
+        await self._applier.scale(workload, decision.desired)
+        if before != decision.desired:
+            message = f"from {before} to {decision.desired} replicas: {decision.reason}"
+            await self._recorder.record(look.resource, "Normal", "Scaled", message)
+
+    async def _prepare_scale_down(self, look: Look, workload: Object, wanted: int) -> None:
+        """Have the ReplicaSet take the idlest: it goes by this annotation where all else is equal."""
+        if workload["spec"].get("replicas", 1) <= wanted or wanted == 0:
+            return
+        pods = [pod for pod in self._store.of(look.key, POD) if "deletionTimestamp" not in pod["metadata"]]
+        costs = deletion_costs(pods, self._scaling.pods)
+        for pod in pods:
+            cost = str(costs[name_of(pod)])
+            if annotations_of(pod).get(_DELETION_COST) != cost:
+                patch = {"metadata": {"annotations": {_DELETION_COST: cost}}}
+                await self._cluster.patch(POD, namespace_of(pod), name_of(pod), patch)
+
+    # Several pods a replica
+
+    async def _realize_groups(self, look: Look, context: Context, workloads: Sequence[Object]) -> None:
+        it, spec = look.situation, look.deployment.spec
+        found = groups.gather([each for each in workloads if each["kind"] == STATEFUL_SET.name], look.pods)
+        plan = groups.plan(
+            found,
+            wanted=it.wanted,
+            revision=it.revision,
+            strategy=spec.rollout.strategy,
+            load=self._scaling.pods,
+            now=look.now,
+        )
+        look.look_again(plan.look_again)
+        if plan.no_room:
+            it.rollout = "NoRoomForSurge", f"an old group stops before a new one starts: {plan.no_room}"
+        exhausted = next((group for group in found if group.exhausted), None)
+        if exhausted is not None and it.problem is None:
+            name = name_of(exhausted.workload)
+            it.problem = Problem(
+                "GroupRestartsExhausted",
+                f"StatefulSet {name} was restarted {exhausted.restarts} times and is left as it is; "
+                f"kubectl logs of its pods shows why; deleting it begins anew",
+            )
+        for manifest in render.render(look.deployment, context):
+            look.keep(manifest)
+            await self._applier.apply(manifest, look.uid)
+        current = [group for group in found if group.revision == it.revision and group not in plan.delete]
+        for group in current:
+            await self._applier.apply(render.render_group(look.deployment, context, group.number), look.uid)
+        if spec.rollout.paused and any(group.revision != it.revision for group in found):
+            return
+        await self._carry_out(look, context, plan)
+
+    async def _carry_out(self, look: Look, context: Context, plan: groups.GroupPlan) -> None:
+        for group in plan.delete:
+            await self._applier.delete(group.workload)
+        for number in plan.create:
+            await self._applier.apply(render.render_group(look.deployment, context, number), look.uid)
+        for group in plan.remember:
+            members = ",".join(sorted(pod.uid for pod in group.pods))
+            await self._note(group.workload, {groups.MEMBERS: members})
+        for group in plan.restart:
+            await self._note(group.workload, groups.counted_restart(group, look.now))
+            message = f"all pods of {name_of(group.workload)} begin anew, since one of them was replaced or restarted"
+            await self._recorder.record(look.resource, "Warning", "GroupRestarted", message)
+            await self._delete_pods(look, [pod for pod in group.pods if not pod.terminating])
+        await self._delete_pods(look, plan.bury, grace=0)
+
+    async def _note(self, workload: Object, notes: dict[str, str | None]) -> None:
+        kind, place = STATEFUL_SET, (namespace_of(workload), name_of(workload))
+        self._store.put(await self._cluster.patch(kind, *place, {"metadata": {"annotations": notes}}))
+
+    async def _delete_pods(self, look: Look, pods: Sequence[EnginePod], grace: int | None = None) -> None:
+        for pod in pods:
+            manifest = self._store.get(POD, look.key.namespace, pod.name)
+            if manifest is not None:
+                await self._cluster.delete(manifest, grace=grace)
+
+    # What should not be any more
+
+    async def _prune(self, look: Look) -> None:
+        for kind in _PRUNED:
+            for manifest in self._store.of(look.key, kind):
+                if owned_by(manifest, look.uid) and not look.keeps(kind, manifest):
+                    log.info("deleting", object=f"{kind.name} {name_of(manifest)}", reason="no longer asked for")
+                    await self._applier.delete(manifest)
+
+
+def _autoscaler_owns(workload: Object) -> bool:
+    fields = workload["metadata"].get("managedFields") or []
+    return any(each.get("manager") == AUTOSCALER for each in fields)
+
+
+def _worst(pods: Sequence[EnginePod], revision: str, workloads: Sequence[Object]) -> Problem | None:
+    """Of the current revision: what old pods suffer from is about to pass."""
+    found = next(
+        (pod.problem for pod in pods if pod.problem and pod.revision == revision and not pod.terminating), None
+    )
+    return found or next(filter(None, map(_of_workload, workloads)), None)
+
+
+def _of_workload(workload: Object) -> Problem | None:
+    """What the Deployment's controller says of pods that are not there."""
+    for condition in (workload.get("status") or {}).get("conditions") or []:
+        match condition["type"], condition["status"], condition.get("reason"):
+            case "ReplicaFailure", "True", _:
+                return Problem("PodsRefused", f"the API server takes no pods: {condition.get('message')}")
+            case "Progressing", "False", "ProgressDeadlineExceeded":
+                return Problem(
+                    "LoadTimeout",
+                    "no new replica got ready within spec.loadTimeout; the old ones go on. kubectl logs of the new "
+                    "pods shows what they do; raise loadTimeout if they only need longer",
+                )
+    return None

@@ -1,0 +1,82 @@
+"""What rendering needs to know beside the resource, and the metadata of whatever is rendered."""
+
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from headwater import backends
+from headwater.backends.base import Backend
+from headwater.kubernetes import LABEL_COMPONENT, LABEL_DEPLOYMENT, LABEL_MANAGED_BY, MANAGED_BY
+from headwater.resource import API_VERSION, KIND, ModelDeployment
+from headwater_operator.render.pin import Pin
+
+Manifest = dict[str, Any]
+"""A Kubernetes object, or a part of one, as in its YAML."""
+
+PIN_ANNOTATION: Final = "headwater.dev/pin"
+SPEC_HASH_ANNOTATION: Final = "headwater.dev/spec-hash"
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsVolume:
+    """A claim that holds the weights."""
+
+    claim: str
+    path: str
+    """Folder of the model, within MODELS, where the claim is mounted."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimDefaults:
+    """For a volume of which the resource does not say how it shall be."""
+
+    size: str = "100Gi"
+    storage_class: str | None = None
+    """None: the cluster's own."""
+    access_mode: Literal["ReadWriteOnce", "ReadWriteMany"] = "ReadWriteOnce"
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    namespace: str
+    uid: str
+    """Of the ModelDeployment."""
+    pin: Pin
+    weights: WeightsVolume | None
+    """None: the pods have them by other means."""
+    build_claim: str | None
+    """The claim that holds TensorRT-LLM's finished engine."""
+    strategy: Literal["Surge", "Replace"]
+    replicas: int | None
+    """None: somebody else counts them; the field is left out."""
+    paused: bool
+    claims: ClaimDefaults = field(default_factory=ClaimDefaults)
+
+    @property
+    def backend(self) -> Backend:
+        return backends.get(self.pin.backend)
+
+
+def labels(deployment: ModelDeployment, component: str) -> dict[str, str]:
+    return {
+        LABEL_MANAGED_BY: MANAGED_BY,
+        LABEL_COMPONENT: component,
+        LABEL_DEPLOYMENT: deployment.name,
+    }
+
+
+def metadata(deployment: ModelDeployment, context: Context, name: str, component: str) -> Manifest:
+    """Name, labels and owner: what goes when the ModelDeployment goes."""
+    owner = {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "name": deployment.name,
+        "uid": context.uid,
+        "controller": True,
+        "blockOwnerDeletion": False,
+    }
+    return {
+        "name": name,
+        "namespace": context.namespace,
+        "labels": labels(deployment, component),
+        "ownerReferences": [owner],
+    }

@@ -1,0 +1,177 @@
+"""The volume that keeps the weights, and the Job that fills it.
+
+Both belong to a source and its revision, not to one ModelDeployment: those of a namespace that name the same one share
+them, so nothing in here may depend on which of them is looked at.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from headwater.kubernetes import GROUP, LABEL_COMPONENT, LABEL_MANAGED_BY, MANAGED_BY
+from headwater.resource import API_VERSION, KIND, ModelDeployment
+from headwater_operator.config import OperatorSettings
+from headwater_operator.kinds import Object, annotations_of, name_of, namespace_of, uid_of
+from headwater_operator.render.context import Manifest, WeightsVolume
+from headwater_operator.render.pod import container_security, pod_security
+from headwater_operator.render.storage import HOME, HUB_CACHE, MODELS, claim, scratch, volumes
+
+FILLED: Final = f"{GROUP}/filled"
+"""Annotation of a volume whose weights are complete. The Job goes away by itself; this stays."""
+MADE_FROM: Final = f"{GROUP}/made-from"
+"""Annotation of a Job: a hash of what it was made from."""
+SOURCE: Final = f"{GROUP}/source"
+"""Annotation of volume and Job, for people: the name is a hash."""
+COMPONENT: Final = "weights"
+
+_ATTEMPTS: Final = 5
+_TTL: Final = 600
+"""Seconds that a Job stays after it has ended. One that failed is made again then."""
+_PLACEMENT: Final = (
+    "nodeSelector",
+    "affinity",
+    "tolerations",
+    "imagePullSecrets",
+    "serviceAccountName",
+    "priorityClassName",
+    "schedulerName",
+)
+"""What the Job takes over from `spec.template.spec`: a volume is often bound to where its first pod runs, and the
+engines must get there as well."""
+
+
+def key(deployment: ModelDeployment) -> str:
+    """The source, as far as it says what is in the volume."""
+    model = deployment.spec.model
+    return f"{model.source}@{model.revision}"
+
+
+def volume(deployment: ModelDeployment) -> WeightsVolume:
+    digest = hashlib.sha256(key(deployment).encode()).hexdigest()[:16]
+    return WeightsVolume(f"weights-{digest}", f"{MODELS}/{digest}")
+
+
+def render_claim(
+    deployment: ModelDeployment,
+    owners: Mapping[str, str],
+    settings: OperatorSettings,
+    namespace: str,
+    observed: Object | None,
+    *,
+    filled: bool,
+) -> Manifest:
+    """`owners`: names of the ModelDeployments that the volume goes with, by UID; none: it stays.
+
+    What cannot be changed once it is made is taken from what was observed.
+    """
+    annotations = {SOURCE: key(deployment)} | ({FILLED: "true"} if filled else {})
+    metadata: Manifest = _metadata(deployment, namespace) | {"annotations": annotations}
+    if owners:
+        metadata["ownerReferences"] = [_owner(API_VERSION, KIND, name, uid) for uid, name in sorted(owners.items())]
+    spec = _claim_spec(deployment, settings) if observed is None else _fixed(observed["spec"])
+    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
+
+
+def _claim_spec(deployment: ModelDeployment, settings: OperatorSettings) -> Manifest:
+    weights = deployment.spec.weights
+    spec: Manifest = {
+        "accessModes": [weights.access_mode or settings.weights_access_mode],
+        "resources": {"requests": {"storage": weights.size or settings.weights_size}},
+    }
+    if storage_class := weights.storage_class_name or settings.weights_storage_class:
+        spec["storageClassName"] = storage_class
+    return spec
+
+
+def _fixed(spec: Mapping[str, Any]) -> Manifest:
+    return {name: spec[name] for name in ("accessModes", "resources", "storageClassName") if name in spec}
+
+
+def render_job(deployment: ModelDeployment, settings: OperatorSettings, volume_claim: Object) -> Manifest:
+    """It goes with the volume, so that it can outlive any one of the ModelDeployments that wait for it."""
+    template = _template(deployment, settings)
+    seconds = max(round(deployment.spec.load_timeout.total_seconds()), 1)
+    spec = {
+        "backoffLimit": _ATTEMPTS - 1,
+        "activeDeadlineSeconds": seconds,
+        "ttlSecondsAfterFinished": _TTL,
+        "template": template,
+    }
+    metadata = _metadata(deployment, namespace_of(volume_claim)) | {
+        "annotations": {SOURCE: key(deployment), MADE_FROM: _hash(spec)},
+        "ownerReferences": [_owner("v1", "PersistentVolumeClaim", name_of(volume_claim), uid_of(volume_claim))],
+    }
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
+
+
+def made_alike(one: Object, other: Object) -> bool:
+    """Whether two Jobs would do the same."""
+    return annotations_of(one).get(MADE_FROM) == annotations_of(other).get(MADE_FROM)
+
+
+def _template(deployment: ModelDeployment, settings: OperatorSettings) -> Manifest:
+    model, there = deployment.spec.model, volume(deployment)
+    mounts = [claim("weights", there.claim, MODELS, read_only=False), *scratch()]
+    container = {
+        "name": "fetch",
+        "image": settings.weights_image or settings.engine_image,
+        "command": ["headwater", "fetch", model.source, there.path, "--revision", model.revision],
+        "env": [{"name": name, "value": value} for name, value in _variables(deployment).items()] + _secret(deployment),
+        "resources": {"requests": {"cpu": "500m", "memory": "1Gi"}, "limits": {"memory": "4Gi"}},
+        "volumeMounts": [mount.volume_mount for mount in mounts],
+        "securityContext": container_security(),
+        # The operator reads why it failed from here, and needs no right to read logs.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    }
+    if model.source.startswith("s3://") and model.secret_ref is not None:
+        container["envFrom"] = [{"secretRef": {"name": model.secret_ref.name}}]
+    placement = {name: value for name, value in _pod_overrides(deployment).items() if name in _PLACEMENT}
+    return {
+        "metadata": {"labels": _labels()},
+        "spec": {
+            "restartPolicy": "Never",
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "securityContext": pod_security(),
+            "containers": [container],
+            "volumes": volumes(mounts),
+            **placement,
+        },
+    }
+
+
+def _variables(deployment: ModelDeployment) -> dict[str, str]:
+    """With those of the server: a mirror of the hub or a proxy holds for the Job as well."""
+    return {"HOME": HOME, "HF_HOME": HUB_CACHE, **deployment.spec.backend.env}
+
+
+def _secret(deployment: ModelDeployment) -> list[Manifest]:
+    model = deployment.spec.model
+    variable = {"hf": "HF_TOKEN", "oci": "DOCKER_AUTH_CONFIG"}.get(model.source.partition("://")[0])
+    if model.secret_ref is None or variable is None:
+        return []
+    key = {"name": model.secret_ref.name, "key": model.secret_ref.key}
+    return [{"name": variable, "valueFrom": {"secretKeyRef": key}}]
+
+
+def _pod_overrides(deployment: ModelDeployment) -> Mapping[str, Any]:
+    overrides = deployment.spec.template.get("spec")
+    return overrides if isinstance(overrides, dict) else {}
+
+
+def _metadata(deployment: ModelDeployment, namespace: str) -> Manifest:
+    return {"name": volume(deployment).claim, "namespace": namespace, "labels": _labels()}
+
+
+def _labels() -> dict[str, str]:
+    return {LABEL_MANAGED_BY: MANAGED_BY, LABEL_COMPONENT: COMPONENT}
+
+
+def _owner(api_version: str, kind: str, name: str, uid: str) -> Manifest:
+    return {"apiVersion": api_version, "kind": kind, "name": name, "uid": uid, "blockOwnerDeletion": False}
+
+
+def _hash(spec: Manifest) -> str:
+    text = json.dumps(spec, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]

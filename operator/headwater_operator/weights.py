@@ -1,0 +1,225 @@
+"""Weights on the cluster: fetched once into a volume, however many replicas and ModelDeployments wait for them.
+
+`plan` looks at the volume, the Job that fills it and that Job's pods, and says how far it is and what to apply. The
+lasting truth is an annotation on the volume; Job and pods may be gone at any time.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Final
+
+from headwater.resource import KIND, ModelDeployment
+from headwater_operator.config import OperatorSettings
+from headwater_operator.kinds import CLAIM, JOB, POD, Object, annotations_of, name_of, owned_by, uid_of
+from headwater_operator.pods import EnginePod, parse_time
+from headwater_operator.render.context import Manifest, WeightsVolume
+from headwater_operator.render.weights import FILLED, SOURCE, key, made_alike, render_claim, render_job, volume
+from headwater_operator.store import Store
+
+_FETCHED: Final = ("hf://", "s3://", "oci://")
+"""Sources that are copied into a volume. The others are in one, or in the image, already."""
+_PATIENCE: Final = 60.0
+"""Seconds after which it is worth saying why a volume is not there: most take a few."""
+
+
+class WeightsPhase(StrEnum):
+    NOT_NEEDED = "NotNeeded"
+    PENDING = "Pending"
+    """There is no volume to write to yet."""
+    FILLING = "Filling"
+    FILLED = "Filled"
+    FAILED = "Failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What there is of it now."""
+
+    claim: Object | None = None
+    job: Object | None = None
+    pods: Sequence[Object] = ()
+    """Of the Job."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsPlan:
+    phase: WeightsPhase
+    message: str = ""
+    volume: WeightsVolume | None = None
+    """To mount; only once it is filled."""
+    claim: str | None = None
+    """Name of the volume, filled or not."""
+    manifests: Sequence[Manifest] = ()
+    """To apply, in this order. They belong to no ModelDeployment alone."""
+    delete: Sequence[Object] = ()
+    again: float | None = None
+    """Seconds after which time alone may have changed something."""
+
+    def shown(self) -> dict[str, Any]:
+        """For `status.weights`; empty where none are needed."""
+        if self.phase is WeightsPhase.NOT_NEEDED:
+            return {}
+        shown = {"phase": str(self.phase), "claim": self.claim, "message": self.message}
+        return {name: value for name, value in shown.items() if value}
+
+
+def needs_volume(deployment: ModelDeployment) -> bool:
+    return deployment.spec.weights.cached and deployment.spec.model.source.startswith(_FETCHED)
+
+
+def observe(store: Store, namespace: str, deployment: ModelDeployment) -> Observed:
+    """What the operator knows of it."""
+    name = volume(deployment).claim
+    job = store.get(JOB, namespace, name)
+    pods = [pod for pod in store.all(POD) if owned_by(pod, uid_of(job))] if job is not None else []
+    return Observed(store.get(CLAIM, namespace, name), job, pods)
+
+
+def plan(
+    deployment: ModelDeployment,
+    neighbours: Mapping[str, ModelDeployment],
+    settings: OperatorSettings,
+    namespace: str,
+    observed: Observed,
+    now: datetime,
+) -> WeightsPlan:
+    """`neighbours`: the ModelDeployments of the namespace by UID, this one among them."""
+    if not needs_volume(deployment):
+        return WeightsPlan(WeightsPhase.NOT_NEEDED)
+    users = {uid: each for uid, each in neighbours.items() if needs_volume(each) and key(each) == key(deployment)}
+    claim, job = observed.claim, observed.job
+    there = volume(deployment)
+    if claim is not None and "deletionTimestamp" in claim["metadata"]:
+        # Whoever still mounts it holds it back; a new one of its name can be made only afterwards.
+        return WeightsPlan(WeightsPhase.PENDING, f"the volume {there.claim} is being deleted", claim=there.claim)
+    filled = claim is not None and (annotations_of(claim).get(FILLED) == "true" or _is(job, "Complete"))
+    manifest = render_claim(deployment, _owners(users, claim), settings, namespace, claim, filled=filled)
+    if claim is not None and _phase(claim) == "Lost":
+        message = f"the volume {there.claim} has lost its storage; delete this PersistentVolumeClaim to fetch again"
+        return WeightsPlan(WeightsPhase.FAILED, message, claim=there.claim)
+    if filled:
+        return WeightsPlan(WeightsPhase.FILLED, "", there, there.claim, [manifest])
+    if claim is None:
+        return WeightsPlan(WeightsPhase.PENDING, f"the volume {there.claim} is made", None, there.claim, [manifest])
+    wanted = render_job(_spokesman(users, deployment), settings, claim)
+    return _filling(wanted, manifest, observed, now)
+
+
+def _owners(users: Mapping[str, ModelDeployment], claim: Object | None) -> dict[str, str]:
+    """Whom the volume goes with: nobody, if one of its users wants it kept.
+
+    One that names another source by now still counts, as long as it is there: going back must not fetch again.
+    """
+    if any(user.spec.weights.keep for user in users.values()):
+        return {}
+    references = claim["metadata"].get("ownerReferences") or [] if claim else []
+    before = {each["uid"]: each["name"] for each in references if each["kind"] == KIND}
+    return before | {uid: user.name for uid, user in users.items()}
+
+
+def _spokesman(users: Mapping[str, ModelDeployment], deployment: ModelDeployment) -> ModelDeployment:
+    """Whose Secret, variables and placement the Job has: the same whoever is looked at, or they would take turns."""
+    ranked = sorted(users.values(), key=lambda user: (user.spec.model.secret_ref is None, user.name))
+    return ranked[0] if ranked else deployment
+
+
+def _filling(wanted: Manifest, claim_manifest: Manifest, observed: Observed, now: datetime) -> WeightsPlan:
+    """The volume is there, and not filled."""
+    job, name = observed.job, name_of(wanted)
+    assert observed.claim is not None, "there is a volume"
+    if job is None or "deletionTimestamp" in job["metadata"]:
+        manifests = [claim_manifest] if job else [claim_manifest, wanted]
+        return WeightsPlan(WeightsPhase.FILLING, "the Job that fetches the weights is made", None, name, manifests)
+    failed = _is(job, "Failed")
+    tried = (job.get("status") or {}).get("failed") or 0
+    if (failed or tried) and not made_alike(job, wanted):
+        # What made it fail may be mended: a Secret, a size, an image.
+        message = "the Job that fetches the weights is made anew"
+        return WeightsPlan(WeightsPhase.FILLING, message, None, name, [claim_manifest], [job])
+    if failed:
+        message = (
+            f"{_failure(job, observed.pods)}. It is tried again in ten minutes, or at once if you delete Job {name}"
+        )
+        return WeightsPlan(WeightsPhase.FAILED, message, None, name, [claim_manifest])
+    if (waiting := _unbound(observed.claim, now)) is not None:
+        return WeightsPlan(WeightsPhase.PENDING, waiting, None, name, [claim_manifest], again=_PATIENCE)
+    again = _PATIENCE if _phase(observed.claim) == "Pending" else None
+    return WeightsPlan(
+        WeightsPhase.FILLING, _progress(wanted, tried, observed.pods), None, name, [claim_manifest], again=again
+    )
+
+
+def _is(job: Object | None, condition: str) -> bool:
+    conditions = (job.get("status") or {}).get("conditions") or [] if job else []
+    return any(each["type"] == condition and each["status"] == "True" for each in conditions)
+
+
+def _phase(claim: Object) -> str:
+    return str((claim.get("status") or {}).get("phase", "Pending"))
+
+
+# What people are told
+
+
+def _unbound(claim: Object, now: datetime) -> str | None:
+    """Why there is still no storage behind the volume."""
+    waited = (now - parse_time(claim["metadata"]["creationTimestamp"])).total_seconds()
+    if _phase(claim) != "Pending" or waited < _PATIENCE:
+        return None
+    name, storage_class = name_of(claim), claim["spec"].get("storageClassName")
+    begin = f"the volume {name} has been Pending for {waited / 60:.0f} min"
+    if not storage_class:
+        return f"{begin}: it names no StorageClass and the cluster has no default one. {_ANEW}"
+    return (
+        f"{begin}: StorageClass {storage_class} gives it no storage. Does it exist, can it give "
+        f"{', '.join(claim['spec'].get('accessModes') or [])} and {claim['spec']['resources']['requests']['storage']}? "
+        f"kubectl describe pvc {name} tells more. {_ANEW}"
+    )
+
+
+_ANEW: Final = (
+    "Set spec.weights.storageClassName, or the operator's --weights-storage-class, then delete the "
+    "PersistentVolumeClaim: it is made anew"
+)
+
+
+def _progress(wanted: Manifest, tried: int, pods: Sequence[Object]) -> str:
+    source = wanted["metadata"]["annotations"][SOURCE]
+    text = f"fetching {source}"
+    if tried:
+        text += f", attempt {tried + 1}; the last one ended with: {_last_words(pods) or 'nothing said'}"
+    latest = max((EnginePod.of(pod) for pod in pods), key=lambda pod: pod.created, default=None)
+    if latest is not None and latest.unschedulable:
+        text += f"; no node for its pod: {latest.unschedulable}"
+    elif latest is not None and latest.problem and latest.problem.reason != "PodFailed":
+        text += f"; {latest.problem.message}"
+    return text
+
+
+def _failure(job: Object, pods: Sequence[Object]) -> str:
+    conditions = {each["type"]: each for each in job["status"]["conditions"]}
+    if conditions["Failed"].get("reason") == "DeadlineExceeded":
+        seconds = job["spec"].get("activeDeadlineSeconds")
+        return (
+            f"the weights were not there after {seconds} s; give them longer by spec.loadTimeout. What has come is kept"
+        )
+    words = _last_words(pods) or conditions["Failed"].get("message") or "the Job failed"
+    return f"the weights cannot be fetched: {words.rstrip('.')}"
+
+
+def _last_words(pods: Sequence[Object]) -> str:
+    """What the pod that ended last said of it."""
+    ends = [
+        (str(ended.get("finishedAt", "")), ended)
+        for pod in pods
+        for status in (pod.get("status") or {}).get("containerStatuses") or []
+        if (ended := (status.get("state") or {}).get("terminated"))
+    ]
+    if not ends:
+        return ""
+    ended = max(ends, key=lambda each: each[0])[1]
+    if ended.get("reason") == "OOMKilled":
+        return "killed for its memory"
+    return str(ended.get("message") or "").strip() or f"exit code {ended.get('exitCode')}"

@@ -1,0 +1,224 @@
+"""What the objects of a cluster mean to the router: which models there are, and which pods serve them.
+
+Pure: objects in, a `World` out, which depends on nothing but the objects that are there now, not on the order in which
+they came and went. The watches that bring them are in `endpoints.kubernetes`.
+
+- A ModelDeployment says which names are served and how traffic is to be spread. It is known before it has any pod.
+- An EndpointSlice of its engine Service says at which address a pod listens, and whether it is ready.
+- A Pod says which server runs in it, and, before any slice does, that it is about to end.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import structlog
+
+from headwater import backends
+from headwater.backends.base import Backend
+from headwater.kubernetes import EVENTS_PORT_NAME, HTTP_PORT_NAME, LABEL_BACKEND, LABEL_DEPLOYMENT, engine_service
+from headwater_router.endpoints.endpoint import EndpointSpec, ServedModel
+
+log = structlog.get_logger(__name__)
+
+Object = Mapping[str, Any]
+"""As the API server sends it."""
+Key = tuple[str, str]
+"""Namespace and name."""
+
+_LABEL_SERVICE: Final = "kubernetes.io/service-name"
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """A ModelDeployment, as far as the router goes by it. Endpoints that flags or a file name are one without names."""
+
+    namespace: str = ""
+    name: str = ""
+    names: tuple[str, ...] = ()
+    """What clients may send as `model` to reach the model itself."""
+    adapters: tuple[str, ...] = ()
+    source: str = ""
+    policy: str | None = None
+    """None: the router's own."""
+    weight: int = 100
+    wakes: bool = True
+    """False where it was scaled to nothing by hand: no waiting request would bring it back."""
+
+    @property
+    def key(self) -> str:
+        return f"{self.namespace}/{self.name}" if self.name else ""
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """All that the router wants to know of a cluster at one moment."""
+
+    deployments: tuple[Deployment, ...] = ()
+    """By namespace and name."""
+    endpoints: Mapping[EndpointSpec, bool] = field(default_factory=dict)
+    """All that are there, and whether they may get new requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Pod:
+    uid: str
+    name: str
+    backend: str
+    ready: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Slice:
+    deployment: str
+    family: str
+    http_port: int
+    events_port: int | None
+    addresses: tuple[tuple[str, str, bool], ...]
+    """Of each pod its UID, its address, and whether it is ready."""
+
+
+class Objects:
+    """The objects that the watches have told of. One that makes no sense counts as one that is not there."""
+
+    def __init__(self) -> None:
+        self._deployments: dict[Key, Deployment] = {}
+        self._slices: dict[Key, _Slice] = {}
+        self._pods: dict[Key, _Pod] = {}
+        self._kinds: dict[str, tuple[dict[Key, Any], Callable[[Object], Any]]] = {
+            "modeldeployments": (self._deployments, _read_deployment),
+            "endpointslices": (self._slices, _read_slice),
+            "pods": (self._pods, _read_pod),
+        }
+
+    def listed(self, kind: str, namespace: str | None, objects: Iterable[Object]) -> None:
+        """These are all there are of a kind; `namespace` None: in all namespaces."""
+        known, _ = self._kinds[kind]
+        for key in [key for key in known if namespace in (None, key[0])]:
+            del known[key]
+        for each in objects:
+            self.changed(kind, each)
+
+    def changed(self, kind: str, each: Object) -> None:
+        known, read = self._kinds[kind]
+        try:
+            value = read(each)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            log.warning("object makes no sense", kind=kind, name=_key(each), reason=repr(error))
+            value = None
+        if value is None:
+            known.pop(_key(each), None)
+        else:
+            known[_key(each)] = value
+
+    def removed(self, kind: str, each: Object) -> None:
+        self._kinds[kind][0].pop(_key(each), None)
+
+    def world(self) -> World:
+        pods = {pod.uid: pod for pod in self._pods.values()}
+        endpoints: dict[str, tuple[EndpointSpec, bool]] = {}
+        # A pod can be in several slices: of both address families, or of one that is being filled from another.
+        ordered = sorted(self._slices.items(), key=lambda item: (item[1].family, item[0]))
+        for (namespace, _), each in ordered:
+            deployment = self._deployments.get((namespace, each.deployment))
+            for uid, address, ready in each.addresses if deployment is not None else ():
+                pod = pods.get(uid)
+                if pod is None or deployment is None:
+                    continue
+                spec, was_ready = endpoints.get(uid) or (_endpoint(each, address, pod, deployment), False)
+                endpoints[uid] = spec, was_ready or (ready and pod.ready)
+        deployments = tuple(self._deployments[key] for key in sorted(self._deployments))
+        return World(deployments, dict(endpoints.values()))
+
+
+def served_by(deployment: Deployment, backend: Backend, own: Sequence[ServedModel]) -> list[ServedModel]:
+    """What an endpoint of the deployment serves, where `own` is what it says itself that it serves.
+
+    The names are the deployment's, never the server's: some servers answer to one name of their own only, others list
+    whatever lies in their cache. Adapters are those that the server has loaded; one that loads them when it starts need
+    not list them. Prompts are hashed under the resource's name, so that this is the same for all its endpoints, and
+    known before there is one.
+    """
+    bases = [model.name for model in own if not model.adapter and model.name not in deployment.adapters]
+    own_name = _own_name(deployment, bases) or deployment.name
+    served = []
+    for name in deployment.names:
+        known = name in bases or not bases or backend.answers_to_any_name
+        served.append(ServedModel(name, deployment.name, "", "" if known else own_name))
+    loaded = [model.name for model in own if model.adapter or model.name in deployment.adapters]
+    if backend.loads_adapters == "start":
+        loaded += deployment.adapters
+    for name in dict.fromkeys(loaded):
+        if name not in deployment.names:
+            asked = backend.adapter_name(own_name, name)
+            served.append(ServedModel(name, deployment.name, name, "" if asked == name else asked))
+    return served
+
+
+def _own_name(deployment: Deployment, bases: Collection[str]) -> str | None:
+    """Which of its names a server is asked by, if it does not know the one in the request. None: it names none."""
+    source = deployment.source.partition("://")[2]
+    known = [name for name in (*deployment.names, source) if name in bases]
+    return next(iter([*known, *bases]), None)
+
+
+def _key(each: Object) -> Key:
+    return each["metadata"].get("namespace", ""), each["metadata"]["name"]
+
+
+def _read_deployment(each: Object) -> Deployment | None:
+    metadata, spec = each["metadata"], each["spec"]
+    if metadata.get("deletionTimestamp"):
+        return None
+    model, routing = spec["model"], spec.get("routing") or {}
+    return Deployment(
+        *_key(each),
+        names=(metadata["name"], *(model.get("aliases") or ())),
+        adapters=tuple(adapter["name"] for adapter in spec.get("adapters") or ()),
+        source=model["source"],
+        policy=routing.get("policy"),
+        weight=int(routing.get("weight", 100)),
+        wakes=spec.get("replicas") != 0,
+    )
+
+
+def _read_pod(each: Object) -> _Pod | None:
+    metadata, status = each["metadata"], each.get("status") or {}
+    backend = (metadata.get("labels") or {}).get(LABEL_BACKEND)
+    try:
+        backends.get(backend or "")
+    except backends.UnknownBackendError as error:
+        if backend is not None:  # A pod that fetches weights has none.
+            log.warning("pod passed over", pod=metadata["name"], reason=str(error))
+        return None
+    conditions = {condition["type"]: condition["status"] for condition in status.get("conditions") or ()}
+    ending = metadata.get("deletionTimestamp") or status.get("phase") in ("Succeeded", "Failed")
+    # Unless it says otherwise it is as ready as its slice says.
+    ready = not ending and conditions.get("Ready") != "False"
+    return _Pod(metadata["uid"], metadata["name"], backend or "", ready)
+
+
+def _read_slice(each: Object) -> _Slice | None:
+    labels = each["metadata"].get("labels") or {}
+    deployment = labels.get(LABEL_DEPLOYMENT)
+    # The Service of a group's workers has slices, too, with pods that are no endpoints.
+    if deployment is None or labels.get(_LABEL_SERVICE) != engine_service(deployment):
+        return None
+    ports = {port.get("name"): port.get("port") for port in each.get("ports") or ()}
+    if ports.get(HTTP_PORT_NAME) is None or each["addressType"] not in ("IPv4", "IPv6"):
+        return None
+    addresses = []
+    for endpoint in each.get("endpoints") or ():
+        conditions = endpoint.get("conditions") or {}
+        # To leave `ready` out means that it is.
+        ready = conditions.get("ready") is not False and not conditions.get("terminating")
+        target = endpoint.get("targetRef") or {}
+        if target.get("kind") == "Pod" and endpoint["addresses"]:
+            addresses.append((target["uid"], endpoint["addresses"][0], ready))
+    return _Slice(deployment, each["addressType"], ports[HTTP_PORT_NAME], ports.get(EVENTS_PORT_NAME), tuple(addresses))
+
+
+def _endpoint(each: _Slice, address: str, pod: _Pod, deployment: Deployment) -> EndpointSpec:
+    host = f"[{address}]" if each.family == "IPv6" else address
+    events = f"tcp://{host}:{each.events_port}" if each.events_port is not None else None
+    return EndpointSpec(f"http://{host}:{each.http_port}", pod.name, pod.backend, events, pod.uid, deployment.key)

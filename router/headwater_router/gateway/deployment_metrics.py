@@ -1,0 +1,93 @@
+"""Metrics of the ModelDeployments: what the operator scales by, and how well the cluster is followed."""
+
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from headwater_router.admission.hold import Hold
+from headwater_router.endpoints.fleet import Fleet
+
+_LABELS = ("namespace", "deployment")
+_OUTCOMES = ("sent", "late", "full", "left", "draining")
+
+
+class Followed(Protocol):
+    """A watch."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def last_word(self) -> float | None: ...
+
+
+class DeploymentMetrics:
+    """A deployment that is known always has its gauges, at 0 too: where they are missing, nothing is known."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.watches: Sequence[Followed] = ()
+        self._in_flight = Gauge(
+            "headwater_router_deployment_in_flight",
+            "Requests sent to endpoints of a ModelDeployment whose answers have not ended.",
+            _LABELS,
+            registry=registry,
+        )
+        self._held = Gauge(
+            "headwater_router_deployment_held",
+            "Requests that wait for an endpoint of a ModelDeployment to get ready.",
+            _LABELS,
+            registry=registry,
+        )
+        self._ready = Gauge(
+            "headwater_router_deployment_ready_endpoints",
+            "Endpoints of a ModelDeployment that take requests.",
+            _LABELS,
+            registry=registry,
+        )
+        holds = Counter(
+            "headwater_router_holds",
+            "Requests that found no endpoint ready, by what became of them: sent, late, full, left, draining.",
+            ("outcome",),
+            registry=registry,
+        )
+        self._holds = {outcome: holds.labels(outcome) for outcome in _OUTCOMES}
+        self._age = Gauge(
+            "headwater_router_watch_age_seconds",
+            "Since the API server last said anything of a kind of object.",
+            ("kind",),
+            registry=registry,
+        )
+        self._errors = Counter(
+            "headwater_router_watch_errors", "Failed tries to list or to watch a kind of object.", ("kind",),
+            registry=registry,
+        )  # fmt: skip
+
+    def hold_ended(self, outcome: str) -> None:
+        self._holds[outcome].inc()
+
+    def watch_failed(self, kind: str) -> None:
+        self._errors.labels(kind).inc()
+
+    def collect(self, fleet: Fleet, hold: Hold) -> None:
+        """Set the gauges; they are read only when somebody scrapes."""
+        for gauge in (self._in_flight, self._held, self._ready, self._age):
+            gauge.clear()
+        for key, deployment in fleet.deployments.items():
+            labels = (deployment.namespace, deployment.name)
+            self._in_flight.labels(*labels).set(0)
+            self._ready.labels(*labels).set(0)
+            self._held.labels(*labels).set(hold.held[key])
+        for endpoint in fleet:
+            if endpoint.spec.deployment in fleet.deployments:
+                deployment = fleet.deployments[endpoint.spec.deployment]
+                labels = (deployment.namespace, deployment.name)
+                self._in_flight.labels(*labels).inc(endpoint.target.load.in_flight)
+                self._ready.labels(*labels).inc(endpoint.takes_requests)
+        now = time.monotonic()
+        for kind in {watch.kind for watch in self.watches}:
+            words = [watch.last_word for watch in self.watches if watch.kind == kind]
+            if None not in words:
+                # Of all namespaces, that which has been silent the longest.
+                self._age.labels(kind).set(max(now - word for word in words if word is not None))

@@ -1,0 +1,156 @@
+"""What restarts an engine: a change of the spec that shapes its pod, and nothing else."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+
+from headwater.backends.base import UnsupportedError
+from headwater.resource import ModelDeployment, ResourceError
+from headwater_operator.render import Pin, choose_pin, render, revision, spec_hash, wanted_pin
+from headwater_operator.render.names import build_name
+from tests.operator.rendering import BACKENDS, context, deployment, deployments
+
+OLD = Pin(1, "vllm", "vllm/vllm-openai:v0.32.0")
+NEW = Pin(2, "headwater", "headwater-engine:9")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"replicas": 5},
+        {"autoscaling": {"min": 0, "max": 8}},
+        {"routing": {"policy": "session", "weight": 1}},
+        {"rollout": {"strategy": "Replace", "paused": True}},
+        {"weights": {"size": "1Ti", "keep": False, "storageClassName": "fast", "accessMode": "ReadWriteMany"}},
+        {"cache": {"fraction": 0.9, "dtype": "auto"}},
+        {"drainTimeout": "2m"},
+        {"drainTimeout": "120s", "loadTimeout": "60m"},
+    ],
+)
+def test_what_does_not_shape_pods_changes_no_hash(fields: dict[str, Any]) -> None:
+    assert spec_hash(deployment("vllm", **fields).spec) == spec_hash(deployment("vllm").spec)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model": {"revision": "v2"}},
+        {"model": {"aliases": ["a"]}},
+        {"model": {"secretRef": {"name": "hub"}}},
+        {"backend": {"image": "i"}},
+        {"backend": {"args": ["--x"]}},
+        {"backend": {"env": {"A": "b"}}},
+        {"parallelism": {"tensor": 2}},
+        {"resources": {"limits": {"cpu": 1}}},
+        {"context": {"maxTokens": 1}},
+        {"quantization": "fp8"},
+        {"cache": {"fraction": 0.5}},
+        {"adapters": [{"name": "a", "source": "hf://o/a"}]},
+        {"weights": {"cached": False}},
+        {"loadTimeout": "2h"},
+        {"drainTimeout": "1m"},
+        {"template": {"spec": {"nodeSelector": {"a": "b"}}}},
+    ],
+)
+def test_what_shapes_pods_changes_the_hash(fields: dict[str, Any]) -> None:
+    assert spec_hash(deployment("vllm", **fields).spec) != spec_hash(deployment("vllm").spec)
+
+
+@pytest.mark.parametrize(("backend", "same"), [("vllm", True), ("sglang", True), ("auto", True), ("tgi", False)])
+def test_which_adapters_there_are_matters_only_to_servers_that_load_them_at_their_start(
+    backend: str, same: bool
+) -> None:
+    one = deployment(backend, adapters=[{"name": "a", "source": "hf://o/a"}])
+    two = deployment(backend, adapters=[{"name": name, "source": f"hf://o/{name}"} for name in "ab"])
+    assert (spec_hash(one.spec) == spec_hash(two.spec)) is same
+
+
+def test_a_pin_is_kept_until_the_spec_changes() -> None:
+    assert choose_pin(OLD, "same", "same", NEW) == OLD
+    assert choose_pin(OLD, "before", "after", NEW) == NEW
+    assert choose_pin(None, None, "first", NEW) == NEW
+
+
+def test_a_pin_survives_its_annotation() -> None:
+    assert Pin.from_json(OLD.to_json()) == OLD
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"render_version": "1", "backend": "vllm", "image": "i"}'])
+def test_a_damaged_pin_is_a_value_error(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        Pin.from_json(text)
+
+
+@given(deployments())
+def test_a_revision_follows_from_spec_and_pin(wanted: ModelDeployment) -> None:
+    pin = context(wanted).pin
+    assert revision(wanted, pin) == revision(wanted, pin)
+    assert revision(wanted, pin) != revision(wanted, NEW)
+    assert len(revision(wanted, pin)) == 10
+
+
+@given(deployments(most_nodes=1))
+def test_the_selector_is_the_same_for_any_spec(wanted: ModelDeployment) -> None:
+    """Kubernetes would refuse another one: the Deployment would have to be made anew, and all its pods with it."""
+    workload = next(each for each in render(wanted, context(wanted)) if each["kind"] == "Deployment")
+    assert workload["spec"]["selector"] == {
+        "matchLabels": {"headwater.dev/deployment": wanted.name, "app.kubernetes.io/component": "engine"}
+    }
+
+
+def test_pods_of_a_newer_operator_are_left_alone() -> None:
+    wanted = deployment("vllm")
+    with pytest.raises(ResourceError, match="a newer operator, in render version 99"):
+        render(wanted, context(wanted, version=99))
+
+
+def test_an_engine_is_built_anew_only_for_what_shapes_it() -> None:
+    args = {"args": ["--backend", "tensorrt"]}
+    first = deployment("tensorrt-llm", backend=args)
+    same = deployment("tensorrt-llm", backend=args, drainTimeout="9m", resources={"limits": {"cpu": 9}})
+    other = deployment("tensorrt-llm", backend=args, context={"maxTokens": 9})
+    pin = context(first).pin
+    assert build_name(first, pin) == build_name(same, pin) != build_name(other, pin)
+
+
+# Images
+
+
+@pytest.mark.parametrize("backend", ["headwater", "vllm", "sglang"])
+def test_a_default_image_names_a_version_and_no_registry(backend: str) -> None:
+    image = wanted_pin(deployment(backend), backend, "headwater-engine:1").image
+    name, _, tag = image.partition(":")
+    assert tag and "." not in name and tag != "latest"
+
+
+@pytest.mark.parametrize("backend", ["tgi", "tensorrt-llm", "transformers"])
+def test_an_image_that_cannot_be_known_is_asked_for(backend: str) -> None:
+    with pytest.raises(UnsupportedError, match=r"spec\.backend\.image: .* has no default image: \w+"):
+        wanted_pin(deployment(backend), backend, "headwater-engine:1")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_image_of_the_spec_wins(backend: str) -> None:
+    wanted = deployment(backend, backend={"image": "my/own:1"})
+    assert wanted_pin(wanted, backend, "headwater-engine:1") == Pin(1, backend, "my/own:1")
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (None, "vllm/vllm-openai:v9"),
+        ("server", "server:v9"),
+        ("host:5000/team/server:v1", "host:5000/team/server:v9"),
+        ("host:5000/server", "host:5000/server:v9"),
+    ],
+)
+def test_a_version_takes_the_place_of_the_tag(image: str | None, expected: str) -> None:
+    wanted = deployment("vllm", backend={"image": image, "version": "v9"})
+    assert wanted_pin(wanted, "vllm", "").image == expected
+
+
+def test_a_version_beside_a_digest_is_refused() -> None:
+    wanted = deployment("vllm", backend={"image": "server@sha256:0", "version": "v9"})
+    with pytest.raises(UnsupportedError, match=r"spec\.backend\.version"):
+        wanted_pin(wanted, "vllm", "")

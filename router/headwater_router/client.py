@@ -310,7 +310,7 @@ class Pool:
 
     def put(self, connection: Connection) -> None:
         self._idle[connection] = None
-        self._descriptors.keep(connection)
+        self._descriptors.keep(connection, asyncio.get_running_loop().time())
 
     def discard(self, connection: Connection) -> None:
         if connection in self._idle:

@@ -24,6 +24,8 @@ _RESERVE: Final = 128
 _OF_AN_ENDPOINT: Final = 6
 """A probe's connection, and what a subscriber to KV events holds."""
 _ANTEROOM: Final = 32
+KEPT_SECONDS: Final = 60.0
+"""That an idle connection to an endpoint is kept."""
 
 
 class Closable(Protocol):
@@ -51,8 +53,8 @@ class Descriptors:
         self.clients = 0
         self.requests = 0
         self._anteroom = 0
-        self._kept: OrderedDict[Closable, None] = OrderedDict()
-        """The one that was used longest ago first."""
+        self._kept: OrderedDict[Closable, float] = OrderedDict()
+        """With the time of its last use; the one that was used longest ago first."""
         self._waiting: dict[asyncio.Future[None], None] = {}
 
     @classmethod
@@ -142,8 +144,8 @@ class Descriptors:
 
     # Idle connections to endpoints
 
-    def keep(self, connection: Closable) -> None:
-        self._kept[connection] = None
+    def keep(self, connection: Closable, now: float) -> None:
+        self._kept[connection] = now
         self._close_kept()
 
     def unkeep(self, connection: Closable) -> None:
@@ -153,6 +155,11 @@ class Descriptors:
     def make_room(self) -> None:
         """A request is about to open a connection."""
         self._close_kept()
+
+    def close_unused(self, now: float) -> None:
+        """Close those that nobody has used for a while: a burst shall not leave its connections behind for good."""
+        while self._kept and next(iter(self._kept.values())) <= now - KEPT_SECONDS:
+            self._kept.popitem(last=False)[0].close()
 
     def _close_kept(self) -> None:
         while self._kept and self.clients + self.requests + len(self._kept) > self.room:

@@ -115,14 +115,28 @@ def test_a_connection_that_nobody_uses_gives_way_the_oldest_first() -> None:
     descriptors = Descriptors(LIMIT)
     kept = [Kept() for _ in range(descriptors.room)]
     for connection in kept:
-        descriptors.keep(connection)
+        descriptors.keep(connection, 0)
     assert not any(connection.closed for connection in kept)
     descriptors.unkeep(kept[0])
-    descriptors.keep(kept[0])
+    descriptors.keep(kept[0], 0)
     assert descriptors.admit() is Place.ROOM
     assert descriptors.take()
     descriptors.make_room()
     assert [connection.closed for connection in kept] == [False, True, True] + [False] * (len(kept) - 3)
+
+
+def test_a_connection_that_nobody_has_used_for_a_while_is_closed() -> None:
+    descriptors = Descriptors(LIMIT)
+    early, again, late = Kept(), Kept(), Kept()
+    descriptors.keep(early, 0)
+    descriptors.keep(again, 1)
+    descriptors.keep(late, 30)
+    descriptors.unkeep(again)
+    descriptors.keep(again, 50)
+    descriptors.close_unused(59)
+    assert not early.closed
+    descriptors.close_unused(90)
+    assert (early.closed, again.closed, late.closed) == (True, False, True)
 
 
 def test_a_reserve_grows_with_the_endpoints() -> None:
@@ -171,7 +185,7 @@ class Sharing(RuleBasedStateMachine):
     @rule(count=st.integers(1, 40))
     def keep(self, count: int) -> None:
         for _ in range(count):
-            self.descriptors.keep(Kept())
+            self.descriptors.keep(Kept(), 0)
 
     @invariant()
     def never_more_than_there_are(self) -> None:

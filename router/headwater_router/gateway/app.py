@@ -164,7 +164,8 @@ class Gateway:
         _answer_json(client, content, 200 if status == "ready" else 503)
 
     def _prometheus(self, client: ClientConnection) -> None:
-        self._metrics.collect(self._fleet, self._index, time.monotonic())
+        waiting = self._forwarder.descriptors.waiting
+        self._metrics.collect(self._fleet, self._index, waiting, time.monotonic())
         self._metrics.deployments.collect(self._fleet, self._forwarder.hold)
         client.answer(200, [(b"content-type", CONTENT_TYPE_LATEST.encode())], generate_latest(self._metrics.registry))
 

@@ -80,6 +80,9 @@ class RouterMetrics:
         self.endpoint_breaker = self._gauge(
             "endpoint_breaker", "The breaker's state: 0 closed, 1 half open, 2 open.", "endpoint"
         )
+        self.connections_waiting = self._gauge(
+            "connections_waiting", "Requests that wait for a descriptor, because all that may be open are."
+        )
         self.index_entries = self._gauge("index_entries", "Blocks that the prefix index knows of, by source.", "source")
         self.index_gaps = self._gauge("index_gaps", "Times that KV events were lost and what was known was dropped.")
         self.index_unusable = self._gauge("index_unusable", "Blocks in KV events that could not be understood.")
@@ -92,8 +95,9 @@ class RouterMetrics:
             counter = self._by_status[status] = self.requests.labels(status)
         counter.inc()
 
-    def collect(self, fleet: Fleet, index: PrefixIndex, now: float) -> None:
+    def collect(self, fleet: Fleet, index: PrefixIndex, connections_waiting: int, now: float) -> None:
         """Set the gauges; they are read only when somebody scrapes."""
+        self.connections_waiting.set(connections_waiting)
         for gauge in self._endpoint_gauges():
             gauge.clear()
         for endpoint in fleet:

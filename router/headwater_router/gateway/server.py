@@ -1,4 +1,4 @@
-"""Listens, lets clients in while there are descriptors for them, and ends without cutting what can still be sent.
+"""Listens, lets clients in while there are descriptors for them, closes the idle, and ends without haste.
 
 A system that is asked to accept one connection too many says so again and again, and a loop that asks again and again
 does nothing else. So the router stops to accept before, and goes on when a client leaves; until then newcomers wait
@@ -135,5 +135,6 @@ class Server:
 
     def _tick(self) -> None:
         self.clients.close_idle(time.monotonic())
+        self._descriptors.close_unused(self._loop.time())
         self._resume()
         self._timer = self._loop.call_later(_TICK, self._tick)

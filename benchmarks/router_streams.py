@@ -20,6 +20,8 @@ import uvloop
 from router_path import answers, mocks, ours
 from servers import cpu_seconds, free_port, resident_mib, server
 
+from headwater_router.descriptors import KEPT_SECONDS
+
 
 def allow_files(count: int) -> int:
     """Returns how many the system allows. Raises SystemExit where that is not `count`."""
@@ -81,6 +83,8 @@ def main() -> None:
         result, most = uvloop.run(run(port, options.streams, router))
         seconds, cpu = time.perf_counter() - begun, cpu_seconds(router) - before
         left = look(port, router)
+        time.sleep(KEPT_SECONDS + 5)
+        later = look(port, router)
     rows = {
         "streams, all at once": options.streams,
         "answered whole": f"{result['whole']:.0f}",
@@ -91,6 +95,7 @@ def main() -> None:
         "CPU of the router, s": f"{cpu:.1f}",
         "its memory before and at most, MiB": f"{empty:.0f}, {most.memory:.0f}",
         "in flight, waiting, open files after": f"{left.in_flight}, {left.waiting}, {left.open_files}",
+        "open files a minute later": later.open_files,
     }
     print("| | |\n|---|---|")
     for name, value in rows.items():

@@ -1,4 +1,4 @@
-"""A server that ends without cutting its answers. Needs uvicorn, of the [router] and [engine] extras."""
+"""A server that ends without cutting its answers. Needs uvicorn, of the [engine] extra."""
 
 from collections.abc import Callable
 from types import FrameType

@@ -52,6 +52,8 @@ _SHAPING_FIELDS: Final = (
 )
 """Fields of a body that change a prompt from its beginning on. What only changes its end is not among them."""
 
+_SHAPING: Final = frozenset(_SHAPING_FIELDS)
+
 _utf8: Final[Callable[[str], bytes]] = methodcaller("encode", "utf-8", "surrogatepass")
 
 # Key order is kept: chat templates print tools with their keys as they came.
@@ -132,15 +134,18 @@ def completion_chain(body: Mapping[str, Any], *, model: str | None = None, adapt
 
 
 def _body_root(body: Mapping[str, Any], model: str | None, adapter: str, kind: str) -> int:
-    shape = {name: value for name in _SHAPING_FIELDS if (value := body.get(name)) is not None}
+    name = model if model is not None else str(body.get("model", ""))
     salt = body.get("cache_salt")
-    return root_hash(
-        model if model is not None else str(body.get("model", "")),
-        adapter=adapter,
-        salt=salt if isinstance(salt, str) else "",
-        shape=shape,
-        kind=kind,
-    )
+    salt = salt if isinstance(salt, str) else ""
+    if _SHAPING.isdisjoint(body):
+        return _plain_root(kind, name, adapter, salt)
+    shape = {name: value for name in _SHAPING_FIELDS if (value := body.get(name)) is not None}
+    return root_hash(name, adapter=adapter, salt=salt, shape=shape, kind=kind)
+
+
+@lru_cache(maxsize=1024)
+def _plain_root(kind: str, model: str, adapter: str, salt: str) -> int:
+    return root_hash(model, adapter=adapter, salt=salt, kind=kind)
 
 
 def _message_pieces(messages: list[Any]) -> list[bytes]:

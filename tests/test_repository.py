@@ -258,7 +258,7 @@ def test_every_request_field_is_documented(heading: str, models: tuple[type[Base
 def test_every_path_is_documented() -> None:
     metrics = ServerMetrics()
     engine = {route.path for route in EngineApp(EngineClient(EngineSettings(model="m")), metrics).asgi.routes}
-    gateway = Gateway(None, None, PrefixIndex(), RouterMetrics(), max_body=1)
+    gateway = Gateway(None, None, PrefixIndex(), RouterMetrics())
     local = {*gateway._local, "/v1/models/NAME"}
     table = rows(section(DOCS / "openai-api.md", "Paths"))
     documented = {

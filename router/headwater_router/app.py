@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import gc
-import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -11,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
-import uvicorn
 
-from headwater.draining import DrainingServer
 from headwater.logs import configure_logging
 from headwater_router.admission.hold import Hold
 from headwater_router.config import RouterSettings
+from headwater_router.descriptors import Descriptors
 from headwater_router.endpoints.breaker import Breaker
 from headwater_router.endpoints.deployments import World
 from headwater_router.endpoints.discovery import endpoint_sets, read_endpoints
@@ -26,7 +24,7 @@ from headwater_router.endpoints.probe import Prober
 from headwater_router.gateway.app import Gateway
 from headwater_router.gateway.forward import Forwarder
 from headwater_router.gateway.metrics import RouterMetrics
-from headwater_router.gateway.protocol import limited_protocol
+from headwater_router.gateway.server import Server
 from headwater_router.index import PrefixIndex, PromptBuilder
 from headwater_router.index.subscriber import EventSubscriber
 from headwater_router.index.tokenizer import ModelTokenizer
@@ -49,7 +47,7 @@ class ListenError(Exception):
 class Router:
     """Everything of one router process. Build it inside a running loop."""
 
-    def __init__(self, settings: RouterSettings) -> None:
+    def __init__(self, settings: RouterSettings, descriptors: Descriptors) -> None:
         """Raises SettingsError or EndpointError."""
         self.settings = settings
         self._flags = [EndpointSpec.parse(text) for text in settings.endpoint]
@@ -61,6 +59,7 @@ class Router:
         self._policies = Policies(settings.policy, self._index)
         self.fleet = Fleet(self._make_breaker, self._policies.forget, kubernetes=settings.kubernetes)
         self.metrics = RouterMetrics()
+        self.descriptors = descriptors
         self.hold = Hold(
             lambda model: self.fleet.ready(model) or not self.fleet.promised(model),
             self.metrics.deployments.hold_ended,
@@ -75,13 +74,20 @@ class Router:
             self._policies,
             prompts,
             self.metrics,
+            self.descriptors,
             self.hold,
             max_attempts=settings.max_attempts,
             connect_timeout=settings.connect_timeout,
+            connection_wait=settings.connection_wait,
             answer_timeout=settings.answer_timeout,
         )
-        max_body = int(settings.max_body_mib * 2**20)
-        self.gateway = Gateway(self.forwarder, self.fleet, self._index, self.metrics, max_body=max_body)
+        self.gateway = Gateway(self.forwarder, self.fleet, self._index, self.metrics)
+        self.server = Server(
+            self.gateway,
+            self.descriptors,
+            max_head=settings.max_header_kib * 1024,
+            max_body=int(settings.max_body_mib * 2**20),
+        )
         self._static: list[EndpointSpec] = []
         self._world: World | None = None
         self._probing: dict[EndpointSpec, asyncio.Task[None]] = {}
@@ -95,7 +101,7 @@ class Router:
 
     async def follow_endpoints(self) -> None:
         """Keep the fleet true to flags, file and cluster, to health and to KV events, until cancelled."""
-        prober = Prober(self.fleet, self.settings.probe_interval, self.settings.probe_timeout)
+        prober = Prober(self.fleet, self.descriptors, self.settings.probe_interval, self.settings.probe_timeout)
         async with asyncio.TaskGroup() as group:
 
             def take_world(world: World) -> None:
@@ -110,6 +116,7 @@ class Router:
 
     def _update(self, group: asyncio.TaskGroup, prober: Prober) -> None:
         new, gone = self.fleet.replace(self._static, self._world)
+        self.descriptors.reserve_for_endpoints(len(self.fleet))
         for endpoint in gone:
             self._probing.pop(endpoint.spec).cancel()
             if (subscribed := self._subscribed.pop(endpoint.spec, None)) is not None:
@@ -161,77 +168,51 @@ def _tokenizers(settings: list[str]) -> dict[str, ModelTokenizer]:
     return tokenizers
 
 
-def server_config(router: Router) -> uvicorn.Config:
-    """uvicorn without what costs on the token path."""
-    settings = router.settings
-    return uvicorn.Config(
-        router.gateway,
-        host=settings.host,
-        port=settings.port,
-        loop="uvloop",
-        http=limited_protocol(settings.max_header_kib * 1024),
-        interface="asgi3",
-        lifespan="off",
-        log_level="critical",
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        date_header=False,
-        timeout_graceful_shutdown=2,
-        timeout_keep_alive=75,
-        backlog=8192,
-    )
-
-
-async def _listen(server: uvicorn.Server) -> None:
-    """Raises ListenError."""
-    try:
-        await server.serve()
-    except SystemExit as error:  # uvicorn's way to say so; its log, which would say why, is off
-        config = server.config
-        raise ListenError(f"cannot listen on {config.host}:{config.port}: {error.__context__}") from None
-
-
 async def serve(settings: RouterSettings) -> None:
     """Route until a signal. Raises SettingsError, EndpointError or ListenError."""
-    router = Router(settings)
+    router = Router(settings, Descriptors.of_process())
     if router.discovery is not None:
         await router.discovery.connect()
-    loop = asyncio.get_running_loop()
-
-    async def drain() -> None:
-        router.hold.drain()
-        log.info("draining", open_requests=router.forwarder.open_requests, timeout=settings.shutdown_timeout)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(router.forwarder.until_idle(), settings.shutdown_timeout)
-        server.should_exit = True
-
-    def begin_drain() -> None:
-        router.gateway.draining = True
-        loop.call_soon_threadsafe(lambda: asyncio.ensure_future(drain()))
-
-    server = DrainingServer(server_config(router), begin_drain)
+    try:
+        await router.server.listen(settings.host, settings.port)
+    except OSError as error:
+        raise ListenError(f"cannot listen on {settings.host}:{settings.port}: {error}") from None
     following = asyncio.create_task(router.follow_endpoints())
-    serving = asyncio.create_task(_listen(server))
+    ending = asyncio.create_task(_until_drained(router))
     log.info("routing", url=f"http://{settings.host}:{settings.port}", policy=settings.policy)
     try:
-        await asyncio.wait((following, serving), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((following, ending), return_when=asyncio.FIRST_COMPLETED)
         if following.done():
-            server.should_exit = True
-            await serving
             following.result()
-        serving.result()
     finally:
-        following.cancel()
-        with contextlib.suppress(asyncio.CancelledError, ExceptionGroup):
-            await following
+        await router.server.close()
+        for task in (following, ending):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, ExceptionGroup):
+                await task
         router.forwarder.close()
+
+
+async def _until_drained(router: Router) -> None:
+    """Until a signal, and then until running answers are done, their time is up, or a second signal comes."""
+    loop = asyncio.get_running_loop()
+    first, second = asyncio.Event(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, lambda: (second if first.is_set() else first).set())
+    await first.wait()
+    router.gateway.draining = True
+    router.hold.drain()
+    timeout = router.settings.shutdown_timeout
+    log.info("draining", open_requests=router.forwarder.open_requests, timeout=timeout)
+    waits = [asyncio.ensure_future(each) for each in (router.forwarder.until_idle(), second.wait())]
+    await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
 
 
 def run(settings: RouterSettings) -> int:
     """Route until a signal. Returns the exit status. Raises SettingsError or EndpointError before it listens."""
     configure_logging(settings.log_level)
-    _allow_many_connections()
     _collect_garbage_rarely()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
@@ -247,13 +228,6 @@ def _uvloop() -> Callable[[], asyncio.AbstractEventLoop]:
     import uvloop
 
     return uvloop.new_event_loop
-
-
-def _allow_many_connections() -> None:
-    """Two for each open stream; the usual soft limit of 1024 files would be the first thing to run out."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _collect_garbage_rarely() -> None:

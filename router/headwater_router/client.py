@@ -2,7 +2,7 @@
 
 A general client spends most of its CPU in layers that a router has no use for. What is here is what forwarding needs:
 send prepared bytes, parse the answer's head, hand its body on as it comes, hold the engine back when the client is
-slow, and close at once when the client leaves. There is no limit on connections.
+slow, and close at once when the client leaves. How many connections there may be is for `descriptors` to say.
 """
 
 import asyncio
@@ -10,14 +10,19 @@ import contextlib
 import errno
 from collections import deque
 from collections.abc import Callable
-from typing import cast
+from typing import Final, cast
 
 import httptools
 
+from headwater_router.descriptors import Descriptors
+
 Headers = list[tuple[bytes, bytes]]
 
-_HIGH_WATER = 256 * 1024
+_HIGH_WATER: Final = 256 * 1024
 """Bytes of an answer held for a slow client before the engine is held back."""
+
+
+_SMALL: Final = 64 * 1024
 
 
 class UpstreamError(Exception):
@@ -66,8 +71,10 @@ class Connection(asyncio.Protocol):
         self._relay: Callable[[bytes], bool] | None = None
         self._paused = False
         self._error: UpstreamError | None = None
+        self._deadline: float | None = None
+        """For the first byte of the body, in the loop's time; None when it has come."""
         self._timer: asyncio.TimerHandle | None = None
-        """Runs until the first byte of the body."""
+        """Goes off at the deadline of this request or of one before: to start one for each costs more than to look."""
         self._waiter: asyncio.Future[None] | None = None
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
@@ -75,23 +82,31 @@ class Connection(asyncio.Protocol):
     # What the gateway calls
 
     async def begin(self, request: bytes, body: bytes, patience: float) -> None:
-        """Send a request and wait for the head of its answer.
+        """Send a request and wait for the head of its answer; the connection is closed if there is none.
 
         `patience`: seconds until the first byte of the answer's body, which `read` may still have to wait for. Raises
         UpstreamError.
         """
-        assert self._transport is not None
-        if self._error is not None:
-            raise self._error
         self.headers = []
         self._head_received = self._complete = False
-        self._parser = httptools.HttpResponseParser(self)
-        self._transport.writelines((request, body))
-        self._timer = self._loop.call_later(patience, self._time_out)
-        while not self._head_received:
-            if self._error is not None:
-                raise self._error
-            await self._wait()
+        try:
+            self._send(request, body)
+            self._set_deadline(patience)
+            while not self._head_received:
+                if self._error is not None:
+                    raise self._error
+                await self._wait()
+        except BaseException:
+            self.close()
+            raise
+
+    def _send(self, request: bytes, body: bytes) -> None:
+        if self._error is not None or self._transport is None:
+            raise self._error or ConnectionLostError("the endpoint closed the connection")
+        if len(body) <= _SMALL:
+            self._transport.write(request + body)  # cheaper than two buffers
+        else:
+            self._transport.writelines((request, body))
 
     async def read(self, relay: Callable[[bytes], bool] | None = None) -> bytes:
         """All of the body that is there, after waiting for some; empty at its end. Raises UpstreamError.
@@ -136,7 +151,7 @@ class Connection(asyncio.Protocol):
 
     def close(self) -> None:
         """At once, without waiting for what was written: the engine shall see that the client is gone."""
-        self._stop_timer()
+        self._pool.discard(self)
         if self._transport is not None:
             self._transport.abort()
 
@@ -157,13 +172,22 @@ class Connection(asyncio.Protocol):
         self.close()
         self._wake()
 
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
+    def _set_deadline(self, patience: float) -> None:
+        self._deadline = self._loop.time() + patience
+        if self._timer is not None and self._timer.when() > self._deadline:
             self._timer.cancel()
             self._timer = None
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._deadline, self._look_at_deadline)
 
-    def _time_out(self) -> None:
-        self._fail(AnswerTimeoutError("the endpoint did not begin to answer in time"))
+    def _look_at_deadline(self) -> None:
+        self._timer = None
+        if self._deadline is None:
+            return
+        if self._deadline > self._loop.time():
+            self._timer = self._loop.call_at(self._deadline, self._look_at_deadline)
+        else:
+            self._fail(AnswerTimeoutError("the endpoint did not begin to answer in time"))
 
     # What asyncio calls
 
@@ -188,13 +212,16 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._pool.discard(self)
-        self._stop_timer()
+        if self._timer is not None:
+            self._timer.cancel()
         if self._error is None:
             # An answer without a length ends with its connection.
             if self._head_received and not self._complete and self._ends_with_connection():
                 self._complete = True
             self._error = ConnectionLostError("the endpoint closed the connection")
         self._transport = None
+        # They keep one another alive otherwise.
+        del self._parser
         self._wake()
 
     def _ends_with_connection(self) -> bool:
@@ -217,8 +244,7 @@ class Connection(asyncio.Protocol):
             self.headers = []
 
     def on_body(self, body: bytes) -> None:
-        if self._timer is not None:
-            self._stop_timer()
+        self._deadline = None
         if self._relay is not None and not self._chunks and self._relay(body):
             return
         self._chunks.append(body)
@@ -227,7 +253,7 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._head_received:
             self._complete = True
-            self._stop_timer()
+            self._deadline = None
 
 
 _OWN_LIMITS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL))
@@ -236,10 +262,11 @@ _OWN_LIMITS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM
 class Pool:
     """Connections to one address; an idle one is taken before a new one is made."""
 
-    def __init__(self, host: str, port: int, connect_timeout: float) -> None:
+    def __init__(self, host: str, port: int, connect_timeout: float, descriptors: Descriptors) -> None:
         self._host = host
         self._port = port
         self._connect_timeout = connect_timeout
+        self._descriptors = descriptors
         self._idle: dict[Connection, None] = {}
 
     async def ask(self, request: bytes, body: bytes, patience: float) -> Connection:
@@ -251,23 +278,17 @@ class Pool:
         connection = self._take()
         if connection is not None:
             try:
-                await self._begin(connection, request, body, patience)
+                await connection.begin(request, body, patience)
                 return connection
             except ConnectionLostError:
                 pass
         connection = await self._connect()
-        await self._begin(connection, request, body, patience)
+        await connection.begin(request, body, patience)
         return connection
-
-    async def _begin(self, connection: Connection, request: bytes, body: bytes, patience: float) -> None:
-        try:
-            await connection.begin(request, body, patience)
-        except BaseException:
-            connection.close()
-            raise
 
     async def _connect(self) -> Connection:
         loop = asyncio.get_running_loop()
+        self._descriptors.make_room()
         try:
             async with asyncio.timeout(self._connect_timeout):
                 _, connection = await loop.create_connection(lambda: Connection(self), self._host, self._port)
@@ -281,13 +302,20 @@ class Pool:
 
     def _take(self) -> Connection | None:
         # The one that was used last is the least likely to have been closed meanwhile.
-        return self._idle.popitem()[0] if self._idle else None
+        if not self._idle:
+            return None
+        connection, _ = self._idle.popitem()
+        self._descriptors.unkeep(connection)
+        return connection
 
     def put(self, connection: Connection) -> None:
         self._idle[connection] = None
+        self._descriptors.keep(connection, asyncio.get_running_loop().time())
 
     def discard(self, connection: Connection) -> None:
-        self._idle.pop(connection, None)
+        if connection in self._idle:
+            del self._idle[connection]
+            self._descriptors.unkeep(connection)
 
     def close(self) -> None:
         """Close the idle ones; those in use close when their answers end."""

@@ -50,6 +50,9 @@ class RouterSettings(BaseSettings):
         3, ge=1, description="Endpoints that a request is tried on, before the first byte of an answer."
     )
     connect_timeout: float = Field(2, gt=0, description="Seconds for a connection to an endpoint.")
+    connection_wait: float = Field(
+        60, ge=0, description="Seconds that a request may wait where as many connections are open as the system allows."
+    )
     answer_timeout: float = Field(600, gt=0, description="Seconds until the first byte of an answer.")
     probe_interval: float = Field(1, gt=0, description="Seconds between two looks at an endpoint's health and load.")
     probe_timeout: float = Field(3, gt=0, description="Seconds that a probe may take.")

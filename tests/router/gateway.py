@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
-import uvicorn
 
-from headwater_router.app import Router, server_config
+from headwater_router.app import Router
 from headwater_router.config import RouterSettings
+from headwater_router.descriptors import Descriptors
 from tests.router.upstream import Upstream
 
 CHAT = "/v1/chat/completions"
@@ -57,26 +57,25 @@ class RunningGateway:
 
 
 @asynccontextmanager
-async def gateway(*engines: Upstream, ready: int | None = None, **settings: Any) -> AsyncIterator[RunningGateway]:
+async def gateway(
+    *engines: Upstream, ready: int | None = None, open_files: int = 20_000, **settings: Any
+) -> AsyncIterator[RunningGateway]:
     """Named a, b, c, ... Waits until `ready` of them take requests (all, if not given)."""
     flags = [f"{engine.url},name={name},backend=vllm" for engine, name in zip(engines, "abcdef", strict=False)]
     settings = {"endpoint": flags, "probe_interval": 0.02, "policy": "round_robin"} | settings
-    router = Router(RouterSettings(**settings))
-    server = uvicorn.Server(server_config(router))
+    router = Router(RouterSettings(**settings), Descriptors(open_files))
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     port = listener.getsockname()[1]
     following = asyncio.create_task(router.follow_endpoints())
-    serving = asyncio.create_task(server.serve([listener]))
+    router.server.start(listener)
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30, limits=limits) as client:
         running = RunningGateway(router, port, client)
         try:
-            await until(lambda: server.started)
             await running.until_ready(len(engines) if ready is None else ready)
             yield running
         finally:
-            server.should_exit = server.force_exit = True
-            await serving
+            await router.server.close()
             following.cancel()
             await asyncio.wait([following])
             router.forwarder.close()

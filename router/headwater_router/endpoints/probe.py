@@ -10,6 +10,7 @@ import structlog
 
 from headwater.backends.metrics import LoadReport, read_load
 from headwater_router.client import AnswerTimeoutError, ConnectRefusedError, Pool, UpstreamError
+from headwater_router.descriptors import Descriptors
 from headwater_router.endpoints.endpoint import Endpoint, ServedModel
 from headwater_router.endpoints.fleet import Fleet
 
@@ -23,15 +24,16 @@ _PROCESS_START = re.compile(r"^process_start_time_seconds (\S+)$", re.MULTILINE)
 class Prober:
     """Writes what it finds to the fleet."""
 
-    def __init__(self, fleet: Fleet, interval: float, timeout: float) -> None:
+    def __init__(self, fleet: Fleet, descriptors: Descriptors, interval: float, timeout: float) -> None:
         """`interval`, `timeout`: seconds, the latter for each of a probe's requests."""
         self._fleet = fleet
+        self._descriptors = descriptors
         self._interval = interval
         self._timeout = timeout
 
     async def run(self, endpoint: Endpoint) -> None:
         """Probe until cancelled."""
-        pool = Pool(endpoint.host, endpoint.port, self._timeout)
+        pool = Pool(endpoint.host, endpoint.port, self._timeout, self._descriptors)
         try:
             for turn in itertools.count():
                 try:

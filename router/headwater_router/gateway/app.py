@@ -1,6 +1,6 @@
-"""The gateway as an ASGI application: what is forwarded, and what the router answers itself."""
+"""What the gateway does with a request: what is forwarded, and what the router answers itself."""
 
-import contextlib
+import asyncio
 import time
 from collections.abc import Mapping
 from typing import Any, Final
@@ -21,18 +21,10 @@ from headwater.openai.errors import (
 )
 from headwater.openai.models import ModelCard, ModelList
 from headwater_router.endpoints.fleet import Fleet
-from headwater_router.gateway.asgi import (
-    ClientGoneError,
-    Receive,
-    Scope,
-    Send,
-    read_body,
-    send_bytes,
-    send_error,
-    send_json,
-)
-from headwater_router.gateway.forward import Forwarder
+from headwater_router.gateway.connection import ClientConnection
+from headwater_router.gateway.forward import Forwarder, too_many_connections
 from headwater_router.gateway.metrics import RouterMetrics
+from headwater_router.gateway.request import Headers, Request
 from headwater_router.index import PrefixIndex
 
 log = structlog.get_logger(__name__)
@@ -52,21 +44,18 @@ FORWARDED: Final = frozenset(
 """Paths whose JSON body names the model."""
 
 _decode = msgspec.json.Decoder().decode
+_encode = msgspec.json.Encoder().encode
 
 
 class Gateway:
-    """Raw ASGI: between uvicorn and the endpoints there is nothing but this."""
+    """Answers each request that clients' connections hand to it."""
 
-    def __init__(
-        self, forwarder: Forwarder, fleet: Fleet, index: PrefixIndex, metrics: RouterMetrics, *, max_body: int
-    ) -> None:
-        """`max_body`: bytes."""
+    def __init__(self, forwarder: Forwarder, fleet: Fleet, index: PrefixIndex, metrics: RouterMetrics) -> None:
         self.draining = False
         self._forwarder = forwarder
         self._fleet = fleet
         self._index = index
         self._metrics = metrics
-        self._max_body = max_body
         self._started_at = int(time.time())
         self._local = {
             "/v1/models": self._models,
@@ -76,43 +65,50 @@ class Gateway:
             "/version": self._version,
         }
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, request: Request, client: ClientConnection) -> None:
         try:
-            await self._answer(scope, receive, send)
+            await self._answer(request, client)
         except APIError as error:
             self._metrics.answered(error.status)
-            await send_error(send, error)
-        except ClientGoneError:
+            _answer_error(client, error)
+        except asyncio.CancelledError:
+            if not client.left:
+                raise
             self._metrics.answered(499)
         except Exception:
-            log.exception("request failed", path=scope["path"])
+            log.exception("request failed", path=request.path)
             self._metrics.answered(500)
-            # An answer that had begun cannot become another one; uvicorn says so and cuts the connection.
-            with contextlib.suppress(RuntimeError):
-                await send_error(send, InternalServerError("The router failed on this request; its log says why."))
+            # An answer that had begun cannot become another one; its connection is cut.
+            if not client.answer_began:
+                _answer_error(client, InternalServerError("The router failed on this request; its log says why."))
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path: str = scope["path"]
+    async def _answer(self, request: Request, client: ClientConnection) -> None:
+        if request.error is not None:
+            raise request.error
+        path = request.path
         if path in FORWARDED:
-            if scope["method"] != "POST":
-                raise MethodNotAllowedError(f"{scope['method']} is not allowed for {path}.")
+            self._check_method(request, path, b"POST")
             if self.draining:
                 raise ServiceUnavailableError("The router is about to end.", code="draining", retry_after=1)
-            body = await read_body(receive, self._max_body)
-            parsed = self._parse(body)
+            if client.in_anteroom:
+                raise too_many_connections()
+            parsed = self._parse(request.body)
             if parsed.get("model") is None:
                 parsed = {**parsed, "model": self._only_model()}
-                body = msgspec.json.encode(parsed)
-            await self._forwarder.forward(scope, send, body, parsed)
+                request.body = _encode(parsed)
+            await self._forwarder.forward(request, client, parsed)
         elif path in self._local or path.startswith("/v1/models/"):
-            if scope["method"] not in ("GET", "HEAD"):
-                raise MethodNotAllowedError(f"{scope['method']} is not allowed for {path}.")
+            self._check_method(request, path, b"GET", b"HEAD")
             if (local := self._local.get(path)) is not None:
-                await local(send)
+                local(client)
             else:
-                await self._model(send, path.removeprefix("/v1/models/"))
+                self._model(client, path.removeprefix("/v1/models/"))
         else:
             raise NotFoundError(f"There is nothing at {path}.")
+
+    def _check_method(self, request: Request, path: str, *allowed: bytes) -> None:
+        if request.method not in allowed:
+            raise MethodNotAllowedError(f"{request.method.decode()} is not allowed for {path}.")
 
     def _parse(self, body: bytes) -> Mapping[str, Any]:
         """A JSON object whose `model` is a name, if it has one. Raises BadRequestError."""
@@ -137,15 +133,15 @@ class Gateway:
             )
         return bases.pop()
 
-    async def _models(self, send: Send) -> None:
+    def _models(self, client: ClientConnection) -> None:
         cards = [card for name in self._fleet.models if (card := self._card(name)) is not None]
-        await send_json(send, ModelList(cards))
+        _answer_json(client, ModelList(cards))
 
-    async def _model(self, send: Send, name: str) -> None:
+    def _model(self, client: ClientConnection, name: str) -> None:
         card = self._card(name)
         if card is None:
             raise ModelNotFoundError(name, self._fleet.models)
-        await send_json(send, card)
+        _answer_json(client, card)
 
     def _card(self, name: str) -> ModelCard | None:
         served = self._fleet.identity(name)
@@ -153,10 +149,10 @@ class Gateway:
             return None
         return ModelCard(id=name, created=self._started_at, parent=served.base if served.adapter else None)
 
-    async def _health(self, send: Send) -> None:
-        await send_json(send, {"status": "ok"})
+    def _health(self, client: ClientConnection) -> None:
+        _answer_json(client, {"status": "ok"})
 
-    async def _ready(self, send: Send) -> None:
+    def _ready(self, client: ClientConnection) -> None:
         """Whether requests should come here: the router can tell where they go, and is not about to end.
 
         On Kubernetes it can as soon as it has heard of all that is there, which may be nothing yet.
@@ -165,12 +161,24 @@ class Gateway:
         can_route = self._fleet.listed if self._fleet.kubernetes else bool(ready)
         status = "draining" if self.draining else "ready" if can_route else "no endpoint is ready"
         content = {"status": status, "ready_endpoints": ready, "endpoints": len(self._fleet)}
-        await send_json(send, content, 200 if status == "ready" else 503)
+        _answer_json(client, content, 200 if status == "ready" else 503)
 
-    async def _prometheus(self, send: Send) -> None:
-        self._metrics.collect(self._fleet, self._index, time.monotonic())
+    def _prometheus(self, client: ClientConnection) -> None:
+        waiting = self._forwarder.descriptors.waiting
+        self._metrics.collect(self._fleet, self._index, waiting, time.monotonic())
         self._metrics.deployments.collect(self._fleet, self._forwarder.hold)
-        await send_bytes(send, generate_latest(self._metrics.registry), CONTENT_TYPE_LATEST.encode())
+        client.answer(200, [(b"content-type", CONTENT_TYPE_LATEST.encode())], generate_latest(self._metrics.registry))
 
-    async def _version(self, send: Send) -> None:
-        await send_json(send, {"version": __version__})
+    def _version(self, client: ClientConnection) -> None:
+        _answer_json(client, {"version": __version__})
+
+
+def _answer_json(client: ClientConnection, content: Any, status: int = 200, headers: Headers | None = None) -> None:
+    client.answer(status, [(b"content-type", b"application/json"), *(headers or [])], _encode(content))
+
+
+def _answer_error(client: ClientConnection, error: APIError) -> None:
+    headers = []
+    if error.retry_after is not None:
+        headers.append((b"retry-after", str(max(1, round(error.retry_after))).encode()))
+    _answer_json(client, error.body(), error.status, headers)

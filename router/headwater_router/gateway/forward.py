@@ -29,11 +29,12 @@ from headwater_router.client import (
     Pool,
     UpstreamError,
 )
+from headwater_router.descriptors import Descriptors, NoRoomError
 from headwater_router.endpoints.endpoint import Endpoint, ServedModel
 from headwater_router.endpoints.fleet import Fleet, Served
-from headwater_router.gateway.asgi import ClientGoneError, Scope, Send
+from headwater_router.gateway.connection import ClientConnection
 from headwater_router.gateway.metrics import RouterMetrics
-from headwater_router.gateway.protocol import client_link
+from headwater_router.gateway.request import Request
 from headwater_router.gateway.spread import Spread
 from headwater_router.gateway.usage import find_usage
 from headwater_router.index import PromptBuilder
@@ -66,10 +67,12 @@ class Forwarder:
         policies: Policies,
         prompts: PromptBuilder,
         metrics: RouterMetrics,
+        descriptors: Descriptors,
         hold: Hold,
         *,
         max_attempts: int,
         connect_timeout: float,
+        connection_wait: float,
         answer_timeout: float,
     ) -> None:
         self.fleet = fleet
@@ -77,6 +80,8 @@ class Forwarder:
         self.policies = policies
         self.prompts = prompts
         self.metrics = metrics
+        self.descriptors = descriptors
+        self.connection_wait = connection_wait
         self.hold = hold
         self.max_attempts = max_attempts
         self.answer_timeout = answer_timeout
@@ -90,7 +95,7 @@ class Forwarder:
         address = (endpoint.host, endpoint.port)
         pool = self._pools.get(address)
         if pool is None:
-            pool = self._pools[address] = Pool(*address, self._connect_timeout)
+            pool = self._pools[address] = Pool(*address, self._connect_timeout, self.descriptors)
         return pool
 
     def identity(self, model: str) -> ServedModel:
@@ -105,21 +110,21 @@ class Forwarder:
             raise not_ready(model)
         raise ModelNotFoundError(model, self.fleet.models)
 
-    async def forward(self, scope: Scope, send: Send, body: bytes, parsed: Mapping[str, Any]) -> None:
-        """Answer one request. Raises APIError while nothing is sent yet, ClientGoneError at any time."""
+    async def forward(self, request: Request, client: ClientConnection, parsed: Mapping[str, Any]) -> None:
+        """Answer one request. `parsed`: its body. Raises APIError while nothing is sent yet."""
         started = time.monotonic()
         model = parsed["model"]
         identity = self.identity(model)
         prompt = self.prompts.build(
-            scope["path"], parsed, scope["headers"], model=identity.base, adapter=identity.adapter
+            request.path, parsed, request.headers, model=identity.base, adapter=identity.adapter
         )
         # Its answer is worth the price only where there is more than one deployment to choose from.
         key = conversation(parsed, prompt) if len(self.fleet.promised(model)) > 1 else None
-        request = _Request(self, scope, send, body, prompt, model, key, started)
+        forwarding = _Forwarding(self, request, client, prompt, model, key, started)
         self.open_requests += 1
         self._idle.clear()
         try:
-            await request.run()
+            await forwarding.run()
         finally:
             self.open_requests -= 1
             if not self.open_requests:
@@ -140,63 +145,58 @@ def not_ready(model: str) -> ServiceUnavailableError:
     )
 
 
-class _Request:
-    """The state of one request. `_answer_sent` is known before any error is handled: after it, nothing is retried."""
+def too_many_connections() -> ServiceUnavailableError:
+    return ServiceUnavailableError("The router has too many open connections.", code="overloaded", retry_after=1)
 
-    __slots__ = ("_answer_sent", "_before_last", "_body", "_client", "_gone", "_head", "_held_since", "_key", "_last",
-                 "_model", "_prompt", "_request_id", "_send", "_shared", "_started", "_streamed")  # fmt: skip
+
+class _Forwarding:
+    """The state of one request."""
+
+    __slots__ = ("_before_last", "_body", "_client", "_head", "_held_since", "_key", "_last", "_model", "_prompt",
+                 "_request_id", "_shared", "_started", "_streamed")  # fmt: skip
 
     def __init__(
         self,
         shared: Forwarder,
-        scope: Scope,
-        send: Send,
-        body: bytes,
+        request: Request,
+        client: ClientConnection,
         prompt: Prompt,
         model: str,
         key: int | None,
         started: float,
     ) -> None:
         self._shared = shared
-        self._client = client_link(scope)
-        self._send = send
-        self._body = body
+        self._client = client
+        self._body = request.body
         self._prompt = prompt
         self._model = model
         self._key = key
         self._started = started
         self._held_since: float | None = None
-        self._answer_sent = False
-        self._gone = False
         self._streamed = False
         self._before_last = self._last = b""
         """The last two pieces of the answer, in which its usage is looked for."""
-        self._request_id, self._head = _request_head(scope)
+        self._request_id, self._head = _request_head(request)
 
     async def run(self) -> None:
-        """Forward, and stop at once when the client leaves, be it before the first byte or after."""
-        forwarding = asyncio.current_task()
-        assert forwarding is not None
-
-        def on_leave() -> None:
-            self._gone = True
-            forwarding.cancel()
-
-        self._client.watch(on_leave)
+        """Forward, once there is a descriptor for it."""
+        shared, descriptors = self._shared, self._shared.descriptors
+        if not shared.fleet.ready(self._model):
+            await self._available([])  # If it is held, then without a descriptor, which others need meanwhile.
+        if not descriptors.take():
+            try:
+                await descriptors.wait(shared.connection_wait)
+            except NoRoomError:
+                raise too_many_connections() from None
         try:
             await self._attempts()
-        except asyncio.CancelledError:
-            if not self._gone:
-                raise
-            forwarding.uncancel()
-            raise ClientGoneError from None
         finally:
-            self._client.watch(None)
+            descriptors.give()
 
     async def _attempts(self) -> None:
         shared = self._shared
         tried: list[Endpoint] = []
-        failure: APIError = not_ready(self._model)
+        failure: APIError | None = None
         for attempt in range(shared.max_attempts):
             if attempt:
                 await asyncio.sleep(_RETRY_PAUSE * 2 ** (attempt - 1) * random.uniform(0.5, 1))
@@ -209,7 +209,7 @@ class _Request:
                 return
             tried.append(endpoint)
             failure = error
-        raise failure
+        raise failure or not_ready(self._model)
 
     async def _available(self, tried: list[Endpoint]) -> list[Served]:
         """Who could take the request now, or after being held. Raises APIError where it was held in vain."""
@@ -256,7 +256,7 @@ class _Request:
             ok = connection.status < 400
             return endpoint, None
         except UpstreamError as error:
-            return endpoint, await self._upstream_failed(endpoint, error)
+            return endpoint, self._upstream_failed(endpoint, error)
         except BaseException:
             endpoint.breaker.abandoned()
             raise
@@ -269,28 +269,31 @@ class _Request:
         self, connection: Connection, endpoint: Endpoint, picker: Picker, decision: Decision
     ) -> int | None:
         """Send the answer on as it comes. Returns the cached prompt tokens, where its usage says so."""
-        self._streamed = any(name == b"content-type" and value.startswith(b"text/event-stream")
-                             for name, value in connection.headers)  # fmt: skip
-        headers: Headers = [each for each in connection.headers if each[0] not in _NOT_PASSED_ON]
-        headers += [
+        headers: Headers = [
             (b"x-headwater-endpoint", endpoint.name.encode()),
             (b"x-headwater-decision", decision.label.encode()),
             (b"x-request-id", self._request_id),
         ]
-        send, shared = self._send, self._shared
+        for each in connection.headers:
+            name, value = each
+            if name not in _NOT_PASSED_ON:
+                headers.append(each)
+            if name == b"content-type":
+                self._streamed = value.startswith(b"text/event-stream")
+        client, shared = self._client, self._shared
         # The head goes out with the first byte of the body, so that until then another endpoint can be tried.
         chunk = await connection.read()
         now = time.monotonic()
         picker.first_byte(decision, now)
         if self._streamed:
             shared.metrics.ttft.observe(now - self._started)
-        self._answer_sent = True
-        await send({"type": "http.response.start", "status": connection.status, "headers": headers})
+        client.begin(connection.status, headers)
         while not connection.exhausted:
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            if not client.write(chunk):
+                await client.drained()
             self._before_last, self._last = self._last, chunk
             chunk = await connection.read(self._relay)
-        await send({"type": "http.response.body", "body": chunk})
+        client.end(chunk)
         if chunk:
             self._before_last, self._last = self._last, chunk
         shared.metrics.answered(connection.status)
@@ -298,7 +301,7 @@ class _Request:
 
     def _relay(self, chunk: bytes) -> bool:
         """Send a piece on without waiting, if the client keeps up."""
-        if not self._client.write_chunk(chunk):
+        if not self._client.relay(chunk):
             return False
         self._before_last, self._last = self._last, chunk
         return True
@@ -316,7 +319,7 @@ class _Request:
             metrics.actual_cached_tokens.inc(usage.cached_tokens)
         return usage.cached_tokens
 
-    async def _upstream_failed(self, endpoint: Endpoint, error: UpstreamError) -> APIError | None:
+    def _upstream_failed(self, endpoint: Endpoint, error: UpstreamError) -> APIError | None:
         """Charge the endpoint. Returns the error for another try; None once an answer was begun, which ends here."""
         if isinstance(error, OwnLimitError):
             endpoint.breaker.abandoned()
@@ -325,7 +328,7 @@ class _Request:
         if isinstance(error, ConnectRefusedError):
             # No need to wait for the next probe.
             self._shared.fleet.mark_dead(endpoint, str(error))
-        if not self._answer_sent:
+        if not self._client.answer_began:
             reason, status = _failure(error)
             self._shared.metrics.retries.labels(reason).inc()
             return status
@@ -335,7 +338,7 @@ class _Request:
         self._shared.metrics.broken_answers.labels(endpoint.name).inc()
         if self._streamed:
             event = error_event(BadGatewayError("The endpoint broke off its answer.", code="endpoint_lost"))
-            await self._send({"type": "http.response.body", "body": event})
+            self._client.end(event)
         # Else: returning without the rest of the body cuts the connection, which is how a client sees the loss.
         return None
 
@@ -344,10 +347,7 @@ def _failure(error: UpstreamError) -> tuple[str, APIError]:
     """The one border where the client's errors become the API's."""
     match error:
         case OwnLimitError():
-            busy = ServiceUnavailableError(
-                "The router has too many open connections.", code="overloaded", retry_after=1
-            )
-            return "limit", busy
+            return "limit", too_many_connections()
         case ConnectRefusedError() | ConnectTimeoutError():
             return "connect", BadGatewayError(f"No endpoint could be reached: {error}.", code="endpoint_unreachable")
         case ConnectionLostError():
@@ -365,13 +365,11 @@ def _renamed(body: bytes, model: str) -> bytes:
     return msgspec.json.encode({**msgspec.json.decode(body), "model": model})
 
 
-def _request_head(scope: Scope) -> tuple[bytes, bytes]:
+def _request_head(request: Request) -> tuple[bytes, bytes]:
     """The request's id, and its head for the endpoint but for host and length, which differ from one to the other."""
-    query: bytes = scope["query_string"]
-    target: bytes = scope["raw_path"] + (b"?" + query if query else b"")
-    lines = [b"POST " + target + b" HTTP/1.1"]
+    lines = [b"POST %b HTTP/1.1" % request.target]
     request_id = b""
-    headers: Headers = scope["headers"]
+    headers = request.headers
     not_forwarded = _NOT_FORWARDED
     for name, value in headers:
         if name == b"connection" and value.lower() not in (b"keep-alive", b"close"):
@@ -383,6 +381,6 @@ def _request_head(scope: Scope) -> tuple[bytes, bytes]:
             if name == b"x-request-id":
                 request_id = value
     if not request_id:
-        request_id = random.randbytes(16).hex().encode()
+        request_id = b"%032x" % random.getrandbits(128)
         lines.append(b"x-request-id: " + request_id)
     return request_id, b"\r\n".join(lines) + b"\r\n"

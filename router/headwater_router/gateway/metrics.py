@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
 
 from headwater_router.endpoints.breaker import BreakerState
 from headwater_router.endpoints.endpoint import Endpoint
 from headwater_router.endpoints.fleet import Fleet
 from headwater_router.gateway.deployment_metrics import DeploymentMetrics
+from headwater_router.gateway.tally import Count, Distribution, Tally
 from headwater_router.index import PrefixIndex
 from headwater_router.picker.base import Label
 
@@ -22,7 +23,7 @@ class RouterMetrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.requests = self._counter("requests", "Answered requests, by HTTP status; 499: the client left.", "status")
-        self._by_status: dict[int, Counter] = {}
+        self._by_status: dict[int, Count] = {}
         decisions = self._counter(
             "decisions",
             "Requests sent to an endpoint, by what was known of its cache: exact (token ids matched against KV "
@@ -32,11 +33,11 @@ class RouterMetrics:
         self.decisions = {label: decisions.labels(label) for label in Label}
         self.predicted_cached_tokens = self._counter(
             "predicted_cached_tokens", "Prompt tokens expected to be in the chosen endpoint's cache."
-        )
+        ).labels()
         self.actual_cached_tokens = self._counter(
             "actual_cached_tokens", "Prompt tokens that came from cache, as the answers' usage says."
-        )
-        self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens, as the answers' usage says.")
+        ).labels()
+        self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens, as the answers' usage says.").labels()
         self.retries = self._counter(
             "retries",
             "Requests tried on a further endpoint, by reason: connect, limit, lost, timeout, malformed, status.",
@@ -79,6 +80,9 @@ class RouterMetrics:
         self.endpoint_breaker = self._gauge(
             "endpoint_breaker", "The breaker's state: 0 closed, 1 half open, 2 open.", "endpoint"
         )
+        self.connections_waiting = self._gauge(
+            "connections_waiting", "Requests that wait for a descriptor, because all that may be open are."
+        )
         self.index_entries = self._gauge("index_entries", "Blocks that the prefix index knows of, by source.", "source")
         self.index_gaps = self._gauge("index_gaps", "Times that KV events were lost and what was known was dropped.")
         self.index_unusable = self._gauge("index_unusable", "Blocks in KV events that could not be understood.")
@@ -91,8 +95,9 @@ class RouterMetrics:
             counter = self._by_status[status] = self.requests.labels(status)
         counter.inc()
 
-    def collect(self, fleet: Fleet, index: PrefixIndex, now: float) -> None:
+    def collect(self, fleet: Fleet, index: PrefixIndex, connections_waiting: int, now: float) -> None:
         """Set the gauges; they are read only when somebody scrapes."""
+        self.connections_waiting.set(connections_waiting)
         for gauge in self._endpoint_gauges():
             gauge.clear()
         for endpoint in fleet:
@@ -135,8 +140,8 @@ class RouterMetrics:
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(f"headwater_router_{name}", text, labels, registry=self.registry)
 
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"headwater_router_{name}", text, labels, registry=self.registry)
+    def _counter(self, name: str, text: str, *labels: str) -> Tally:
+        return Tally(f"headwater_router_{name}", text, labels, self.registry)
 
-    def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
-        return Histogram(f"headwater_router_{name}", text, registry=self.registry, buckets=buckets)
+    def _histogram(self, name: str, text: str, bounds: Sequence[float]) -> Distribution:
+        return Distribution(f"headwater_router_{name}", text, bounds, self.registry)

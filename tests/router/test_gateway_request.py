@@ -1,0 +1,184 @@
+"""The request parser: whatever the pieces in which bytes come, the requests are the same."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headwater_router.gateway.request import Request, RequestParser
+
+GET = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
+POST = b"POST /v1/chat/completions?a=1 HTTP/1.1\r\nHost: x\r\nX-Own: 1\r\nContent-Length: 5\r\n\r\nhello"
+CHUNKED = (
+    b"POST /v1/completions HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n"
+    b"3\r\nhel\r\n2\r\nlo\r\n0\r\nx-trailer: 1\r\n\r\n"
+)
+OFFER = (
+    b"POST /tokenize HTTP/1.1\r\nconnection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAAAA\r\n"
+    b"content-length: 5\r\n\r\nhello"
+)
+LAST = b"POST /v1/completions HTTP/1.1\r\nconnection: close\r\ncontent-length: 2\r\n\r\nhi"
+
+
+class Parsed:
+    """A parser with what it delivered."""
+
+    def __init__(self, *pieces: bytes, max_head: int = 1024, max_body: int = 64) -> None:
+        self.requests: list[Request] = []
+        self.expected = 0
+        self.parser = RequestParser(self.requests.append, self._expect, max_head=max_head, max_body=max_body)
+        for piece in pieces:
+            self.parser.feed(piece)
+
+    def _expect(self) -> None:
+        self.expected += 1
+
+    @property
+    def bodies(self) -> list[bytes]:
+        return [request.body for request in self.requests]
+
+    @property
+    def statuses(self) -> list[int | None]:
+        return [request.error.status if request.error else None for request in self.requests]
+
+
+def split(data: bytes, cuts: list[int]) -> list[bytes]:
+    places = [0, *sorted({cut % (len(data) + 1) for cut in cuts}), len(data)]
+    return [data[start:end] for start, end in pairwise(places)]
+
+
+def test_a_request_is_what_was_sent() -> None:
+    [request] = Parsed(POST).requests
+    assert (request.method, request.target, request.path) == (
+        b"POST",
+        b"/v1/chat/completions?a=1",
+        "/v1/chat/completions",
+    )
+    assert request.headers == [(b"host", b"x"), (b"x-own", b"1"), (b"content-length", b"5")]
+    assert (request.body, request.keep_alive, request.http_1_0) == (b"hello", True, False)
+
+
+@given(
+    parts=st.lists(st.sampled_from([GET, POST, CHUNKED, OFFER]), min_size=1, max_size=6),
+    last=st.sampled_from([b"", LAST, b"\x16\x03\x01 no http\r\n\r\n"]),
+    cuts=st.lists(st.integers(0, 2000), max_size=12),
+)
+def test_requests_do_not_depend_on_the_pieces_they_come_in(parts: list[bytes], last: bytes, cuts: list[int]) -> None:
+    data = b"".join(parts) + last
+    pieces = Parsed(*split(data, cuts))
+    expected = [b"" if part is GET else b"hello" for part in parts]
+    if last:
+        expected.append(b"hi" if last is LAST else b"")
+    assert pieces.bodies == expected
+    assert pieces.statuses[: len(parts)] == [None] * len(parts)
+    whole = Parsed(data)
+    assert [(each.target, each.headers, each.keep_alive) for each in pieces.requests] == [
+        (each.target, each.headers, each.keep_alive) for each in whole.requests
+    ]
+
+
+@given(
+    size=st.integers(0, 200),
+    chunked=st.booleans(),
+    cuts=st.lists(st.integers(0, 400), max_size=8),
+)
+def test_a_body_above_the_limit_is_refused_once_and_the_next_request_is_read(
+    size: int, chunked: bool, cuts: list[int]
+) -> None:
+    body = b"x" * size
+    if chunked:
+        data = b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n" + (
+            b"%x\r\n%b\r\n" % (size, body) if size else b""
+        )
+        data += b"0\r\n\r\n"
+    else:
+        data = b"POST / HTTP/1.1\r\ncontent-length: %d\r\n\r\n%b" % (size, body)
+    parsed = Parsed(*split(data + POST, cuts))
+    assert parsed.statuses == [413 if size > 64 else None, None]
+    assert parsed.bodies == [b"" if size > 64 else body, b"hello"]
+
+
+@given(size=st.integers(0, 3000), cuts=st.lists(st.integers(0, 3500), max_size=8))
+def test_a_head_above_the_limit_is_a_431_and_the_end(size: int, cuts: list[int]) -> None:
+    head = b"POST / HTTP/1.1\r\nx-long: " + b"x" * size + b"\r\ncontent-length: 0\r\n\r\n"
+    parsed = Parsed(*split(head, cuts))
+    if size > 1024:
+        assert parsed.statuses == [431]
+        parsed.parser.feed(POST)
+        assert len(parsed.requests) == 1
+    elif size < 900:
+        assert parsed.statuses == [None]
+
+
+def test_a_head_that_does_not_end_is_cut_off() -> None:
+    parsed = Parsed(POST, b"POST / HTTP/1.1\r\nx-long: ", *[b"x" * 100] * 8)
+    assert parsed.statuses == [None]
+    for _ in range(4):
+        parsed.parser.feed(b"x" * 100)
+    assert parsed.statuses == [None, 431]
+
+
+def test_a_large_body_before_it_does_not_count_as_head() -> None:
+    large = b"POST / HTTP/1.1\r\ncontent-length: 5000\r\n\r\n" + b"x" * 4000
+    parsed = Parsed(large, b"x" * 1000 + GET[:10], GET[10:], max_body=10_000)
+    assert parsed.statuses == [None, None]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        b"\x16\x03\x01\x02\x00\x01\r\n\r\n",
+        b"POST / HTTP/1.1\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n",
+        b"POST / HTTP/1.1\r\ncontent-length: -1\r\n\r\n",
+        b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+        b"POST / HTTP/1.1\r\nbad header\r\n\r\n",
+        b"POST / HTTP/1.1\r\nconnection: upgrade\r\nupgrade: h2c\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+    ],
+)
+def test_what_is_malformed_is_a_400_after_the_requests_before_it(wrong: bytes) -> None:
+    parsed = Parsed(POST + wrong + POST)
+    assert parsed.statuses == [None, 400]
+    assert not parsed.requests[-1].keep_alive
+
+
+def test_nothing_is_read_behind_a_request_that_closes_the_connection() -> None:
+    for goodbye in (LAST, b"GET / HTTP/1.0\r\n\r\n"):
+        parsed = Parsed(goodbye + POST)
+        parsed.parser.feed(POST)
+        assert parsed.statuses == [None]
+        assert not parsed.requests[0].keep_alive
+
+
+def test_a_client_that_waits_before_it_sends_its_body_is_told_to_go_on() -> None:
+    head = b"POST / HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n"
+    parsed = Parsed(head[:30], head[30:])
+    assert (parsed.expected, parsed.requests) == (1, [])
+    parsed.parser.feed(b"hello")
+    assert (parsed.expected, parsed.bodies) == (1, [b"hello"])
+    assert Parsed(head + b"hello").expected == 0
+
+
+def test_a_client_that_waits_to_send_too_large_a_body_is_refused_at_once() -> None:
+    parsed = Parsed(b"POST / HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: 500\r\n\r\n")
+    assert (parsed.expected, parsed.statuses) == (0, [413])
+    assert not parsed.requests[0].keep_alive
+
+
+def test_a_trailer_is_no_header() -> None:
+    [request] = Parsed(CHUNKED).requests
+    assert request.headers == [(b"transfer-encoding", b"chunked")]
+
+
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [
+        (b"/v1/models/a%20b?x=%20", "/v1/models/a b"),
+        (b"http://gateway:80/v1/models?x=1", "/v1/models"),
+        (b"http://gateway", "/"),
+        (b"*", "*"),
+    ],
+)
+def test_the_path_is_decoded_and_stripped_of_host_and_query(target: bytes, path: str) -> None:
+    [request] = Parsed(b"OPTIONS " + target + b" HTTP/1.1\r\n\r\n").requests
+    assert request.path == path

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+_QUIET = 1.0
+"""Seconds in which clients with an idle connection ask again, if they are about to."""
+
 
 class SettingsError(ValueError):
     """A setting is wrong in a way that its type does not show; the message names the flag."""
@@ -201,13 +204,30 @@ async def _until_drained(router: Router) -> None:
         loop.add_signal_handler(number, lambda: (second if first.is_set() else first).set())
     await first.wait()
     router.gateway.draining = True
+    router.server.leave()
     router.hold.drain()
     timeout = router.settings.shutdown_timeout
     log.info("draining", open_requests=router.forwarder.open_requests, timeout=timeout)
-    waits = [asyncio.ensure_future(each) for each in (router.forwarder.until_idle(), second.wait())]
+    waits = [asyncio.ensure_future(each) for each in (_until_quiet(router), second.wait())]
     await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:
         wait.cancel()
+
+
+async def _until_quiet(router: Router) -> None:
+    """Until no answer runs and no client that is still here asks for another one.
+
+    A client whose connection is idle may have sent a request just now. To close it then would lose that request, so
+    those get a moment to ask once more, and to be told by that answer to go elsewhere.
+    """
+    while True:
+        await router.forwarder.until_idle()
+        if all(connection.late for connection in router.server.clients.open):
+            return
+        begun = router.forwarder.begun
+        await asyncio.sleep(_QUIET)
+        if router.forwarder.begun == begun:
+            return
 
 
 def run(settings: RouterSettings) -> int:

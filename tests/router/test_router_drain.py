@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.router.gateway import BODY, CHAT, STREAM, error_of
-from tests.router.upstream import Upstream, stream_in_two, upstream
+from tests.router.upstream import Exchange, Upstream, stream_in_two, upstream
 
 FIRST, LAST = b"data: 1\n\n", b"data: [DONE]\n\n"
 
@@ -74,6 +74,21 @@ async def test_a_running_stream_finishes_while_new_requests_are_sent_away() -> N
         async with asyncio.timeout(30):
             assert await process.wait() == 0
         assert len(engine.exchanges) == 1
+
+
+async def test_a_client_that_is_here_already_is_answered_once_more_and_told_to_go() -> None:
+    async with upstream() as engine, route(engine) as (process, client):
+        engine.answer = stream_in_two(FIRST, LAST, asyncio.Event())
+        async with httpx.AsyncClient(base_url=client.base_url, timeout=30) as other:
+            assert (await other.get("/health")).status_code == 200
+            async with streaming(client):
+                process.terminate()
+                await until_ready_says(client, 503)
+                engine.answer = Exchange.whole
+                answer = await other.post(CHAT, content=BODY)
+                assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+                late = await other.post(CHAT, content=BODY)
+                assert (late.status_code, error_of(late)["code"]) == (503, "draining")
 
 
 @pytest.mark.parametrize("signals", [1, 2], ids=["when its time is up", "at the second signal"])

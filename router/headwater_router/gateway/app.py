@@ -88,7 +88,7 @@ class Gateway:
         path = request.path
         if path in FORWARDED:
             self._check_method(request, path, b"POST")
-            if self.draining:
+            if self.draining and client.late:
                 raise ServiceUnavailableError("The router is about to end.", code="draining", retry_after=1)
             if client.in_anteroom:
                 raise too_many_connections()

@@ -38,6 +38,8 @@ class Clients:
     max_body: int
     on_leave: Callable[[], None] = lambda: None
     """Called when a descriptor is free again."""
+    leaving: bool = False
+    """The router is about to end: each connection ends with its next answer, so that its client asks elsewhere."""
     open: "set[ClientConnection]" = field(default_factory=set)
     idle: "dict[ClientConnection, float]" = field(default_factory=dict)
     """Those that are answered nothing now, and since when; in that order."""
@@ -56,11 +58,13 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = ("_chunked", "_clients", "_complete", "_continue", "_head", "_loop", "_mute", "_parser", "_place",
                  "_queue", "_request", "_task", "_transport", "_writable", "_write_paused", "answer_began",
-                 "left")  # fmt: skip
+                 "late", "left")  # fmt: skip
 
     def __init__(self, clients: Clients, place: Place) -> None:
         self._clients = clients
         self._place = place
+        self.late = clients.leaving
+        """Came when the router was leaving already."""
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._parser = RequestParser(self._deliver, self._expect, max_head=clients.max_head, max_body=clients.max_body)
@@ -101,7 +105,7 @@ class ClientConnection(asyncio.Protocol):
             request.keep_alive = self._chunked = False
         if self._chunked:
             parts.append(b"transfer-encoding: chunked\r\n")
-        if not request.keep_alive or self.in_anteroom:
+        if not request.keep_alive or self.in_anteroom or self._clients.leaving:
             request.keep_alive = False
             parts.append(b"connection: close\r\n")
         parts.append(b"\r\n")

@@ -86,6 +86,8 @@ class Forwarder:
         self.max_attempts = max_attempts
         self.answer_timeout = answer_timeout
         self.open_requests = 0
+        self.begun = 0
+        """Requests since the start."""
         self._idle = asyncio.Event()
         self._idle.set()
         self._connect_timeout = connect_timeout
@@ -122,6 +124,7 @@ class Forwarder:
         key = conversation(parsed, prompt) if len(self.fleet.promised(model)) > 1 else None
         forwarding = _Forwarding(self, request, client, prompt, model, key, started)
         self.open_requests += 1
+        self.begun += 1
         self._idle.clear()
         try:
             await forwarding.run()

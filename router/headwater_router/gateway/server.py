@@ -72,6 +72,10 @@ class Server:
             self._loop.add_reader(listener, self._accept, listener)
         self._tick()
 
+    def leave(self) -> None:
+        """Have each client that is here go with its next answer."""
+        self.clients.leaving = True
+
     def stop_listening(self) -> None:
         for listener in self._listeners:
             self._loop.remove_reader(listener)

@@ -204,3 +204,14 @@ async def test_what_does_not_shape_the_engine_builds_none(world: World) -> None:
     await world.settle()
     assert len(jobs(world, "m-build-")) == 2
     assert world.condition("Ready") == ("False", "Building") and world.status()["readyReplicas"] == 1
+
+
+async def test_what_was_made_for_a_build_is_not_changed_by_a_new_operator(world: World) -> None:
+    world.create(source=HUB, backend=TENSORRT)
+    await fetched(world)
+    world.kube.finish(jobs(world, "m-build-")[0])
+    await world.settle()
+    await world.restart(weights_size="200Gi", weights_storage_class="faster")
+    await world.settle()
+    assert world.cluster.writes() == []
+    assert world.condition("Ready") == ("True", "ReplicasReady")

@@ -24,8 +24,9 @@ async def loaded(world: World, requests: int, seconds: float = 80) -> None:
     await world.settle()
 
 
-def autoscaler_owns(workload: Object) -> bool:
-    return AUTOSCALER in {each["manager"] for each in workload["metadata"]["managedFields"]}
+def owners_of_replicas(world: World) -> set[str]:
+    fields = world.child("Deployment")["metadata"]["managedFields"]
+    return {each["manager"] for each in fields if "('spec', 'replicas')" in each["fieldsV1"]}
 
 
 async def test_pain_06_the_autoscaler_owns_replicas(world: World) -> None:
@@ -33,10 +34,10 @@ async def test_pain_06_the_autoscaler_owns_replicas(world: World) -> None:
     await world.settle()
     await loaded(world, 5)
     assert world.replicas() == 5
-    assert autoscaler_owns(world.child("Deployment"))
     world.once_had()
     world.edit(context={"maxTokens": 64})
     await world.settle()
+    assert owners_of_replicas(world) == {AUTOSCALER}
     assert world.replicas() == 5
     assert world.once_had() == [], "not even for a moment"
 
@@ -47,11 +48,13 @@ async def test_pain_06_turning_autoscaling_on_begins_at_what_runs(world: World) 
     world.once_had()
     world.edit(replicas=None, autoscaling=RULE)
     await world.settle()
-    assert autoscaler_owns(world.child("Deployment"))
+    assert AUTOSCALER in owners_of_replicas(world)
     world.edit(context={"maxTokens": 64})
     await world.settle()
+    assert owners_of_replicas(world) == {AUTOSCALER}
     assert world.replicas() == 4
     assert world.once_had() == []
+    assert ("Normal", "Scaled") not in world.events()
 
 
 async def test_pain_06_turning_autoscaling_off_gives_the_number_back_to_the_spec(world: World) -> None:

@@ -165,6 +165,14 @@ def test_fewer_only_after_the_delay(gateway: Gateway) -> None:
     assert gateway.follow(scaleDownDelay="60s", stableWindow="10s", panicWindow="2s").desired == 1
 
 
+def test_what_is_to_be_written_down_asks_for_a_look_now_and_then(gateway: Gateway) -> None:
+    gateway.follow(3, scaleDownDelay="1h")
+    gateway.passes(200)
+    told = gateway.passes(600)
+    assert set(told) == {CHAT} and 5 <= len(told) <= 12, "for how long fewer have been enough, by the minute"
+    assert gateway.follow(scaleDownDelay="1h").desired == 3
+
+
 @pytest.mark.parametrize("silent", [None, "", page(name="other")], ids=["no answer", "empty", "another's"])
 def test_silence_is_never_taken_for_rest(gateway: Gateway, silent: str | None) -> None:
     gateway.pages["10.0.0.1"] = page(in_flight=3)

@@ -173,6 +173,9 @@ class ApiServer:
                 queue.put_nowait(event)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
+        if self._runner is None:
+            # Accepted while the server ends, which would wait for a watch that nobody ends.
+            return web.json_response({"message": "the server ends"}, status=503)
         query = dict(request.query)
         self.requests.append((request.path, query))
         if request.headers.get("authorization") != "Bearer secret":

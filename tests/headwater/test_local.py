@@ -260,7 +260,8 @@ def test_a_stream_ends_whole_before_it_stops(up: Up) -> None:
 def test_a_second_ctrl_c_waits_for_no_stream(up: Up) -> None:
     family = up.family()
     with httpx.stream("POST", f"{up.url}/v1/chat/completions", json=QUESTION | {"stream": True}) as answer:
-        next(answer.iter_lines())
+        lines = answer.iter_lines()  # kept: a generator that is collected closes the connection
+        assert next(lines).startswith("data: ")
         up.process.send_signal(signal.SIGINT)
         up.wait_until_said("router: stopping")
         up.process.send_signal(signal.SIGINT)

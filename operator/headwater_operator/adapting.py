@@ -44,6 +44,8 @@ class Adapting:
             return
         want = wanted(look.deployment, backends.get(backend))
         pods = [pod for pod in look.pods if pod.ready and pod.index == 0 and pod.address]
+        if backends.get(backend).loads_adapters == "start":
+            pods = [pod for pod in pods if pod.revision == look.situation.revision]  # older ones were told of others
         known = self._answers.get(look.key, {})
         answers = await asyncio.gather(*(self._ask(pod, backend, want, known) for pod in pods))
         self._answers[look.key] = {_life(pod): answer for pod, answer in zip(pods, answers, strict=True)}

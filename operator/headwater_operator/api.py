@@ -28,8 +28,8 @@ class ApiError(Exception):
 
     @property
     def permanent(self) -> bool:
-        """Whether the same call would be refused again."""
-        return self.status in (400, 403, 404, 405, 422)
+        """Whether the same call would be refused again. What is gone, the watch tells in a moment."""
+        return self.status in (400, 403, 405, 422)
 
 
 class Cluster:

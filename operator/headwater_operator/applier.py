@@ -12,7 +12,7 @@ import structlog
 from headwater.kubernetes import FIELD_MANAGER, LABEL_MANAGED_BY, MANAGED_BY
 from headwater_operator.api import Cluster
 from headwater_operator.drift import differences
-from headwater_operator.kinds import Object, kind_of, labels_of, name_of, namespace_of, owned_by, uid_of
+from headwater_operator.kinds import Object, kind_of, labels_of, name_of, namespace_of, orphaned, owned_by, uid_of
 from headwater_operator.metrics import OperatorMetrics
 from headwater_operator.store import Store
 
@@ -58,7 +58,8 @@ class Applier:
         manifest = {
             "apiVersion": workload["apiVersion"],
             "kind": workload["kind"],
-            "metadata": {"namespace": namespace_of(workload), "name": name_of(workload)},
+            # Its UID, so that one that has just gone is not made anew out of this.
+            "metadata": {"namespace": namespace_of(workload), "name": name_of(workload), "uid": uid_of(workload)},
             "spec": {"replicas": replicas},
         }
         applied = await self._cluster.apply(manifest, manager=AUTOSCALER)
@@ -91,9 +92,11 @@ class Applier:
 
 def _check_ours(live: Object, owner: str | None) -> None:
     what = f"{live['kind']} {name_of(live)}"
+    if owner is not None and owned_by(live, owner):
+        return
     if labels_of(live).get(LABEL_MANAGED_BY) != MANAGED_BY:
         raise NotOursError(f"there is a {what} already that Headwater did not make; rename it, or this resource")
-    if owner is not None and not owned_by(live, owner):
+    if owner is not None and not orphaned(live):
         raise StillGoingError(f"{what} of an earlier resource is still there")
 
 

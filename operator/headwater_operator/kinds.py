@@ -67,3 +67,8 @@ def uid_of(manifest: Object) -> str:
 def owned_by(manifest: Object, uid: str) -> bool:
     """Whether an object was made for the owner with this UID."""
     return any(owner["uid"] == uid for owner in manifest["metadata"].get("ownerReferences") or [])
+
+
+def orphaned(manifest: Object) -> bool:
+    """Whether it was left behind: by `kubectl delete --cascade=orphan`, or by a restored backup."""
+    return not manifest["metadata"].get("ownerReferences")

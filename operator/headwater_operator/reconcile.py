@@ -84,6 +84,8 @@ class Reconciler:
             if isinstance(error, ApiError) and not error.permanent:
                 raise
             situation.problem = _refusal(error)
+            if isinstance(error, ValidationError) and (known := (resource.get("status") or {}).get("autoscaling")):
+                situation.extra["autoscaling"] = known
             again = _REFUSED_AGAIN
         await self._report(resource, situation, now)
         return again

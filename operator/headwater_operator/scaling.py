@@ -65,7 +65,9 @@ class Scaling:
         if self._report is None:
             return before
         load = self._report.deployments.get((key.namespace, key.name))
-        return None if load is None else load.ready_endpoints > 0
+        if load is None or (load.ready_endpoints and not load.complete):
+            return None
+        return load.ready_endpoints > 0
 
     @property
     def pods(self) -> dict[str, int]:

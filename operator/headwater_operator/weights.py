@@ -20,6 +20,7 @@ from headwater_operator.store import Store
 
 _FETCHED: Final = ("hf://", "s3://", "oci://")
 """Sources that are copied into a volume. The others are in one, or in the image, already."""
+_SOON: Final = 0.5
 _PATIENCE: Final = 60.0
 """Seconds after which it is worth saying why a volume is not there: most take a few."""
 
@@ -102,7 +103,9 @@ def plan(
     if filled:
         return WeightsPlan(WeightsPhase.FILLED, "", there, there.claim, [manifest])
     if claim is None:
-        return WeightsPlan(WeightsPhase.PENDING, f"the volume {there.claim} is made", None, there.claim, [manifest])
+        # Making it is our own write, which is no news, and a volume that waits for its first pod does nothing more.
+        message = f"the volume {there.claim} is made"
+        return WeightsPlan(WeightsPhase.PENDING, message, None, there.claim, [manifest], again=_SOON)
     wanted = render_job(_spokesman(users, deployment), settings, claim)
     return _filling(wanted, manifest, observed, now)
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from headwater.kubernetes import LABEL_COMPONENT, LABEL_DEPLOYMENT
+from headwater.kubernetes import LABEL_COMPONENT, LABEL_DEPLOYMENT, LABEL_MANAGED_BY
 from headwater.resource import ModelDeployment, ResourceError
 from headwater_operator.render import pod
 from headwater_operator.render.context import Context, Manifest
@@ -30,4 +30,4 @@ def pod_template(deployment: ModelDeployment, context: Context, group: int | Non
 
 
 def _is_ours(label: str) -> bool:
-    return label.startswith(LABEL_DEPLOYMENT.partition("/")[0]) or label == LABEL_COMPONENT
+    return label.startswith(LABEL_DEPLOYMENT.partition("/")[0]) or label in (LABEL_COMPONENT, LABEL_MANAGED_BY)

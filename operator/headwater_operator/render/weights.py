@@ -67,8 +67,8 @@ def render_claim(
     """
     annotations = {SOURCE: key(deployment)} | ({FILLED: "true"} if filled else {})
     metadata: Manifest = _metadata(deployment, namespace) | {"annotations": annotations}
-    if owners:
-        metadata["ownerReferences"] = [_owner(API_VERSION, KIND, name, uid) for uid, name in sorted(owners.items())]
+    # Named also where there are none: what is left out would not differ from an owner that is to go.
+    metadata["ownerReferences"] = [_owner(API_VERSION, KIND, name, uid) for uid, name in sorted(owners.items())]
     spec = _claim_spec(deployment, settings) if observed is None else _fixed(observed["spec"])
     return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
 

@@ -66,6 +66,7 @@ class Realizer:
         self._scaling = scaling
         self._preparing = preparing
         self._adapting = adapting
+        self._endings = rollout.Endings()
         self._claims = render.ClaimDefaults(
             settings.weights_size, settings.weights_storage_class, settings.weights_access_mode
         )
@@ -112,6 +113,7 @@ class Realizer:
         """Of a ModelDeployment that is gone."""
         self._scaling.forget(key)
         self._adapting.forget(key)
+        self._endings.forget(key)
 
     # What there is
 
@@ -178,7 +180,12 @@ class Realizer:
     ) -> None:
         workload = next((each for each in workloads if each["kind"] == DEPLOYMENT.name), None)
         choice = rollout.choose(
-            look.deployment.spec.rollout.strategy, workload, look.pods, look.situation.revision, look.now
+            look.deployment.spec.rollout.strategy,
+            workload,
+            look.pods,
+            look.situation.revision,
+            look.now,
+            self._endings.quiet_since(look.key, rollout.ending(look.pods, look.now), look.now),
         )
         look.situation.rollout = choice.reason, choice.message
         look.look_again(choice.look_again)

@@ -12,17 +12,19 @@ until the rollout is over; what it is doing can be read off the Deployment itsel
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final, Literal
 
 from headwater_operator.kinds import Object
 from headwater_operator.pods import EnginePod
+from headwater_operator.queue import Key
 
 Strategy = Literal["Surge", "Replace"]
 
 PATIENCE: Final = 10.0
 """Seconds that a pod may be unschedulable before that counts: an autoscaler of nodes, or a pod that is just ending,
-would otherwise be taken for a lack of room."""
+would otherwise be taken for a lack of room. It begins when nothing is ending any more."""
+_LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +37,35 @@ class Choice:
     """Seconds until time alone may change it."""
 
 
-def choose(wanted: str, workload: Object | None, pods: Sequence[EnginePod], revision: str, now: datetime) -> Choice:
-    """`wanted`: spec.rollout.strategy. `workload`: the Deployment as it is."""
+class Endings:
+    """Remembers since when none of a ModelDeployment's pods is ending.
+
+    The scheduler takes a moment to give away what a pod leaves, and afterwards the cluster does not tell when it ended.
+    """
+
+    def __init__(self) -> None:
+        self._quiet_since: dict[Key, datetime] = {}
+
+    def quiet_since(self, key: Key, ending: Sequence[EnginePod], now: datetime) -> datetime | None:
+        """To be asked at every look. None: something is ending now."""
+        if ending:
+            self.forget(key)
+            return None
+        return self._quiet_since.setdefault(key, now)
+
+    def forget(self, key: Key) -> None:
+        self._quiet_since.pop(key, None)
+
+
+def choose(
+    wanted: str,
+    workload: Object | None,
+    pods: Sequence[EnginePod],
+    revision: str,
+    now: datetime,
+    quiet_since: datetime | None = None,
+) -> Choice:
+    """`wanted`: spec.rollout.strategy. `workload`: the Deployment as it is. `quiet_since`: see Endings."""
     if wanted == "Surge":
         return Choice("Surge", "Surge", "a new replica starts before an old one stops, as spec.rollout.strategy says")
     if wanted == "Replace":
@@ -46,12 +75,9 @@ def choose(wanted: str, workload: Object | None, pods: Sequence[EnginePod], revi
     if workload is not None and rolling(workload, pods, revision):
         if _strategy_of(workload) == "Replace":
             return _no_room(workload, pods, revision)
-        waiting = unplaced(pods, revision)
-        if waiting and any(pod.revision != revision and not pod.terminating for pod in pods):
-            waited = max((now - pod.created).total_seconds() for pod in waiting)
-            if waited >= PATIENCE:
-                return _no_room(workload, pods, revision)
-            return _room(look_again=PATIENCE - waited)
+        if any(pod.revision != revision and not pod.terminating for pod in pods):
+            lack, look_again = lack_of_room(unplaced(pods, revision), ending(pods, now), now, quiet_since)
+            return _no_room(workload, pods, revision) if lack else _room(look_again)
     return _room()
 
 
@@ -68,7 +94,26 @@ def _no_room(workload: Object, pods: Sequence[EnginePod], revision: str) -> Choi
 
 def unplaced(pods: Sequence[EnginePod], revision: str) -> list[EnginePod]:
     """Pods of the current revision that no node has room for."""
-    return [pod for pod in pods if pod.revision == revision and pod.unschedulable and not pod.terminating]
+    return [pod for pod in pods if pod.revision == revision and pod.lacks_room and not pod.terminating]
+
+
+def ending(pods: Sequence[EnginePod], now: datetime) -> list[EnginePod]:
+    """Pods that are about to leave their room to others. Past its grace, one may stay for ever: its node is lost."""
+    return [pod for pod in pods if pod.deleted is not None and pod.deleted > now]
+
+
+def lack_of_room(
+    waiting: Sequence[EnginePod], ending: Sequence[EnginePod], now: datetime, quiet_since: datetime | None
+) -> tuple[str | None, float | None]:
+    """What the scheduler says, once pods have waited for long enough; else the seconds until time may change that."""
+    if not waiting:
+        return None, None
+    if ending:
+        ends = [pod.deleted for pod in ending if pod.deleted is not None]
+        return None, (max(ends) - now).total_seconds() if ends else None
+    since = max(min(pod.created for pod in waiting), quiet_since or _LONG_AGO)
+    left = PATIENCE - (now - since).total_seconds()
+    return (waiting[0].unschedulable, None) if left <= 0 else (None, left)
 
 
 def rolling(workload: Object, pods: Sequence[EnginePod], revision: str) -> bool:

@@ -30,6 +30,7 @@ from headwater_operator.kinds import (
     name_of,
     namespace_of,
     owned_by,
+    uid_of,
 )
 from headwater_operator.look import Look
 from headwater_operator.pods import EnginePod, Problem
@@ -226,18 +227,21 @@ class Realizer:
     async def _realize_groups(self, look: Look, context: Context, workloads: Sequence[Object]) -> None:
         it, spec = look.situation, look.deployment.spec
         found = groups.gather([each for each in workloads if each["kind"] == STATEFUL_SET.name], look.pods)
+        ending = groups.ending(found, look.pods, look.now)
         plan = groups.plan(
             found,
+            look.pods,
             wanted=it.wanted,
             revision=it.revision,
             strategy=spec.rollout.strategy,
             load=self._scaling.pods,
             now=look.now,
+            quiet_since=self._endings.quiet_since(look.key, ending, look.now),
         )
         look.look_again(plan.look_again)
         if plan.no_room:
             it.rollout = "NoRoomForSurge", f"an old group stops before a new one starts: {plan.no_room}"
-        exhausted = next((group for group in found if group.exhausted), None)
+        exhausted = next((group for group in plan.exhausted if group.revision == it.revision), None)
         if exhausted is not None and it.problem is None:
             name = name_of(exhausted.workload)
             it.problem = Problem(
@@ -260,9 +264,8 @@ class Realizer:
             await self._applier.delete(group.workload)
         for number in plan.create:
             await self._applier.apply(render.render_group(look.deployment, context, number), look.uid)
-        for group in plan.remember:
-            members = ",".join(sorted(pod.uid for pod in group.pods))
-            await self._note(group.workload, {groups.MEMBERS: members})
+        for group, notes in plan.notes:
+            await self._note(group.workload, notes)
         for group in plan.restart:
             await self._note(group.workload, groups.counted_restart(group, look.now))
             message = f"all pods of {name_of(group.workload)} begin anew, since one of them was replaced or restarted"
@@ -270,14 +273,14 @@ class Realizer:
             await self._delete_pods(look, [pod for pod in group.pods if not pod.terminating])
         await self._delete_pods(look, plan.bury, grace=0)
 
-    async def _note(self, workload: Object, notes: dict[str, str | None]) -> None:
+    async def _note(self, workload: Object, notes: groups.Notes) -> None:
         kind, place = STATEFUL_SET, (namespace_of(workload), name_of(workload))
         self._store.put(await self._cluster.patch(kind, *place, {"metadata": {"annotations": notes}}))
 
     async def _delete_pods(self, look: Look, pods: Sequence[EnginePod], grace: int | None = None) -> None:
         for pod in pods:
             manifest = self._store.get(POD, look.key.namespace, pod.name)
-            if manifest is not None:
+            if manifest is not None and uid_of(manifest) == pod.uid:
                 await self._cluster.delete(manifest, grace=grace)
 
     # What should not be any more

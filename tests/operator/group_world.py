@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal
 
-from headwater_operator import groups
+from headwater_operator import groups, rollout
 from headwater_operator.kinds import Object, labels_of, name_of, uid_of
 from headwater_operator.pods import EnginePod
+from headwater_operator.queue import Key
 from tests.operator.objects import NOW, container, pod, stateful_set
 
 Strategy = Literal["Auto", "Surge", "Replace"]
@@ -81,7 +82,9 @@ class World:
     restarts: list[tuple[datetime, str]] = field(default_factory=list)
     buried: list[str] = field(default_factory=list)
     deleted: list[str] = field(default_factory=list)
-    no_room: list[str] = field(default_factory=list)
+    no_room: str | None = None
+    exhausted: list[str] = field(default_factory=list)
+    _endings: rollout.Endings = field(default_factory=rollout.Endings)
     _orphans: dict[str, datetime] = field(default_factory=dict)
     _uids: "itertools.count[int]" = field(default_factory=itertools.count)
     _seen: object = None
@@ -136,9 +139,9 @@ class World:
 
     def step(self) -> None:
         self.now += timedelta(seconds=1)
+        self._schedule()  # the scheduler needs a second to see what has become free, and the operator sees it before
         self._end_pods()
         self._make_pods()
-        self._schedule()
         seen = self._state()
         if seen != self._seen or self.now >= self._look_at:
             self._seen = seen
@@ -188,24 +191,28 @@ class World:
 
     def look(self) -> None:
         pods = [each.seen(self.now) for each in self.pods.values()]
+        found = groups.gather(list(self.sets.values()), pods)
         plan = groups.plan(
-            groups.gather(list(self.sets.values()), pods),
+            found,
+            pods,
             wanted=self.wanted,
             revision=self.revision,
             strategy=self.strategy,
             load=self.load,
             now=self.now,
+            quiet_since=self._endings.quiet_since(Key("default", "m"), groups.ending(found, pods, self.now), self.now),
         )
         self._look_at = self.now + timedelta(seconds=plan.look_again if plan.look_again is not None else RESYNC)
-        if plan.no_room:
-            self.no_room.append(plan.no_room)
+        self.no_room = plan.no_room
+        self.exhausted = [name_of(group.workload) for group in plan.exhausted]
         for group in plan.delete:
             self.deleted.append(name_of(group.workload))
             del self.sets[name_of(group.workload)]
         for number in plan.create:
             self.add(self.revision, number)
-        for group in plan.remember:
-            self.note(group, {groups.MEMBERS: ",".join(sorted(each.uid for each in group.pods))})
+        for group, notes in plan.notes:
+            assert name_of(group.workload) in self.sets, "what is deleted cannot be written to"
+            self.note(group, notes)
         for group in plan.restart:
             self.note(group, groups.counted_restart(group, self.now))
             self.restarts.append((self.now, name_of(group.workload)))
@@ -216,10 +223,8 @@ class World:
             self.buried.append(each.name)
             self.delete_pod(self.pods[each.name], at_once=True)
 
-    def note(self, group: groups.Group, notes: dict[str, str | None]) -> None:
-        workload = self.sets.get(name_of(group.workload))
-        if workload is None:
-            return
+    def note(self, group: groups.Group, notes: groups.Notes) -> None:
+        workload = self.sets[name_of(group.workload)]
         changed = workload["metadata"]["annotations"] | notes
         kept = {name: value for name, value in changed.items() if value is not None}
         self.sets[name_of(workload)] = workload | {"metadata": workload["metadata"] | {"annotations": kept}}

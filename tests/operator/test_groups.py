@@ -1,4 +1,4 @@
-"""Groups of pods in time: they live and die together, and a rollout goes on whatever happens on its way."""
+"""Groups of pods live and die together."""
 
 import itertools
 from collections.abc import Sequence
@@ -6,178 +6,13 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from headwater_operator.groups import MEMBERS, RESTART_BUDGET, RESTARTED_AT, RESTARTS, Group, GroupPlan, gather, plan
 from headwater_operator.kinds import name_of
 from headwater_operator.pods import EnginePod
 from headwater_operator.rollout import PATIENCE
-from tests.operator.group_world import LOAD, NO_GPU, RESYNC, SIZE, Member, World, revision_of
+from tests.operator.group_world import LOAD, NO_GPU, RESYNC, SIZE, Member, World
 from tests.operator.objects import NOW, ago, pod, stateful_set, written
-
-# Rollouts
-
-CHANGES = st.lists(
-    st.tuples(
-        st.integers(0, 200),
-        st.one_of(
-            st.tuples(st.just("revision"), st.sampled_from("abc")),
-            st.tuples(st.just("wanted"), st.integers(0, 3)),
-            st.tuples(st.just("strategy"), st.sampled_from(["Auto", "Replace"])),
-        ),
-    ),
-    max_size=6,
-)
-MESS = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3), st.integers(0, 100)), max_size=5)
-
-
-def change(world: World, what: tuple[str, Any]) -> None:
-    setattr(world, *what)
-
-
-def in_a_mess(world: World, mess: Sequence[tuple[str, int, int]]) -> None:
-    """Groups of any revisions, some ready, some not, some without room."""
-    for revision, number, _ in mess:
-        world.add(revision, number)
-    world._make_pods()
-    world._schedule()
-    for revision, number, age in mess:
-        for member in world.members(f"m-{revision}-{number}"):
-            if member.began is not None:
-                member.began -= timedelta(seconds=age)
-
-
-@settings(max_examples=60)
-@given(st.sampled_from([6, 7, 8, 100]), MESS, CHANGES)
-def test_pain_1_whatever_happened_it_ends_in_what_is_wanted(slots: int, mess: Any, changes: Any) -> None:
-    """Six slots are as many as three groups take: there is no room for a surge."""
-    world = World(slots)
-    in_a_mess(world, mess)
-    for after, what in changes:
-        change(world, what)
-        world.run(after)
-    world.settle()
-    world.run(RESYNC + 50)
-    assert world.settled() and not world.restarts
-
-
-FAULTS = st.lists(
-    st.tuples(
-        st.integers(0, 150),
-        st.sampled_from(["crash", "delete_pod", "lose", "revision", "wanted"]),
-        st.integers(0, 9),
-    ),
-    max_size=6,
-)
-
-
-def lose(world: World, member: Member) -> None:
-    member.lost = True
-    world.delete_pod(member)
-
-
-@settings(max_examples=40)
-@given(st.sampled_from([6, 7, 8]), st.sampled_from([2, 60]), FAULTS)
-def test_whatever_breaks_in_a_rollout_it_ends_in_what_is_wanted(slots: int, drain: int, faults: Any) -> None:
-    world = World(slots, drain=drain)
-    world.settle()
-    for after, what, which in faults:
-        placed = [member for member in world.pods.values() if member.began is not None and member.going is None]
-        if what == "revision":
-            world.revision = "abc"[which % 3]
-        elif what == "wanted":
-            world.wanted = 1 + which % 3
-        elif placed:
-            member = placed[which % len(placed)]
-            lose(world, member) if what == "lose" else getattr(world, what)(member)
-        world.run(after)
-    world.settle(3000)
-
-
-@settings(max_examples=60)
-@given(st.sampled_from(["Auto", "Surge"]), MESS, CHANGES)
-def test_with_room_nothing_is_missing_at_any_time(strategy: Any, mess: Any, changes: Any) -> None:
-    world = World(100, strategy=strategy)
-    in_a_mess(world, mess)
-    for after, what in [*changes, (400, ("wanted", 2))]:
-        if what[0] == "strategy":
-            continue
-        change(world, what)
-        for _ in range(after):
-            before = world.ready()
-            world.step()
-            assert world.ready() >= min(before, world.wanted)
-    assert not world.no_room
-
-
-def test_pain_1_a_rollout_without_room_for_a_surge_goes_on() -> None:
-    world = World(slots=4)
-    world.settle()
-    world.revision = "b"
-    world.settle()
-    assert len(world.no_room) == 2, "each old group went only when a new one had found no room"
-    assert world.deleted == ["m-a-1", "m-a-0"]
-
-
-def test_a_surge_that_the_resource_asks_for_waits_for_room() -> None:
-    world = World(slots=4, strategy="Surge")
-    world.settle()
-    world.revision = "b"
-    world.run(1000)
-    assert (world.ready("a"), world.ready("b")) == (2, 0)
-    world.slots = 6
-    world.settle()
-
-
-@pytest.mark.parametrize("slots", [4, 6])
-@pytest.mark.parametrize("after", [1, 12, 30, 80, 100, 150])
-def test_pain_4_a_revert_in_mid_rollout_leaves_what_serves_alone(slots: int, after: int) -> None:
-    world = World(slots)
-    world.settle()
-    world.revision = "b"
-    world.run(after)
-    world.revision = "a"
-    serving = [name for name in world.sets if world.serves(name) and revision_of(world.sets[name]) == "a"]
-    before = len(world.deleted)
-    world.settle()
-    assert not set(serving) & set(world.deleted[before:])
-
-
-def test_replace_never_has_more_than_wanted_and_one_after_the_other() -> None:
-    world = World(strategy="Replace", wanted=3)
-    world.settle()
-    world.revision = "b"
-    for _ in range(4 * (LOAD + 10)):
-        world.step()
-        assert len(world.sets) <= 3 and world.ready() >= 2
-    assert world.settled()
-
-
-def test_a_rollout_to_what_never_gets_ready_leaves_the_old_ones() -> None:
-    for strategy, left in (("Auto", 3), ("Surge", 3), ("Replace", 2)):
-        world = World(strategy=strategy, wanted=3)  # type: ignore[arg-type]
-        world.settle()
-        world.revision = "bad"
-        for _ in range(1000):
-            world.step()
-            for member in world.pods.values():
-                if member.revision == "bad" and member.began is not None:
-                    member.began = world.now
-        assert world.ready("a") == left
-
-
-def test_to_zero_and_back() -> None:
-    world = World()
-    world.settle()
-    world.wanted = 0
-    world.run(20)
-    assert not world.sets and not world.pods
-    world.wanted = 2
-    world.settle()
-
-
-# Members
 
 
 @pytest.mark.parametrize("which", range(SIZE))
@@ -247,6 +82,52 @@ def test_a_restart_long_after_the_last_one_is_the_first_again() -> None:
     assert world.sets["m-a-0"]["metadata"]["annotations"][RESTARTS] == "1"
 
 
+def test_a_group_that_is_well_for_long_has_its_budget_back() -> None:
+    world = World(wanted=1)
+    world.settle()
+    for _ in range(RESTART_BUDGET):
+        world.crash(world.members("m-a-0")[0])
+        world.run(LOAD + 320)
+    assert len(world.restarts) == RESTART_BUDGET and not world.exhausted, "it is well"
+    world.run(3601)
+    world.crash(world.members("m-a-0")[0])
+    world.settle()
+    assert world.sets["m-a-0"]["metadata"]["annotations"][RESTARTS] == "1" and not world.exhausted
+
+
+def test_a_group_that_broke_too_often_is_told_of_only_while_it_is_broken_and_current() -> None:
+    world = World(wanted=1)
+    world.settle()
+    for _ in range(RESTART_BUDGET + 1):
+        world.crash(world.members("m-a-0")[0])
+        world.run(LOAD + 320)
+    assert world.exhausted == ["m-a-0"]
+    world.revision = "b"
+    world.settle()
+    assert not world.exhausted
+
+
+@pytest.mark.parametrize(("what", "which"), [("crash", 0), ("crash", 1), ("delete_pod", 1)])
+def test_a_restart_that_was_cut_off_is_finished(what: str, which: int) -> None:
+    """A call fails, or the operator ends, when one of the pods is deleted and the others are not."""
+    world = World(wanted=1)
+    world.settle()
+    before = world.members("m-a-0")
+    getattr(world, what)(before[0])
+    delete_pod = world.delete_pod
+    failed: list[Member] = []
+
+    def fails_once(member: Member, *, at_once: bool = False) -> None:
+        if member is before[which] and not failed:
+            failed.append(member)
+        else:
+            delete_pod(member, at_once=at_once)
+
+    world.delete_pod = fails_once  # type: ignore[method-assign]
+    world.run(RESYNC)
+    assert failed and not {each.uid for each in before} & {each.uid for each in world.pods.values()} and world.settled()
+
+
 # At one moment
 
 
@@ -259,7 +140,8 @@ def group(revision: str = "a", number: int = 0, *, ready: bool = True, **annotat
 
 
 def planned(*groups: Group, wanted: int = 1, load: dict[str, int] | None = None, strategy: Any = "Auto") -> GroupPlan:
-    return plan(groups, wanted=wanted, revision="a", strategy=strategy, load=load or {}, now=NOW)
+    pods = [pod for group in groups for pod in group.pods]
+    return plan(groups, pods, wanted=wanted, revision="a", strategy=strategy, load=load or {}, now=NOW)
 
 
 def names(groups: Sequence[Group]) -> list[str]:
@@ -296,10 +178,10 @@ def test_new_groups_get_the_lowest_numbers_that_are_free() -> None:
 
 
 def test_the_members_of_a_group_are_noted_once_all_are_there() -> None:
-    assert names(planned(group(ready=False)).remember) == ["m-a-0"]
-    whole = group()
-    assert not planned(Group(whole.workload, whole.pods[:1])).remember
-    assert not planned(group(members="uid-m-a-0-0,uid-m-a-0-1")).remember
+    whole = group(ready=False)
+    assert planned(whole).notes == [(whole, {MEMBERS: "uid-m-a-0-0,uid-m-a-0-1"})]
+    assert not planned(Group(whole.workload, whole.pods[:1])).notes
+    assert not planned(group(members="uid-m-a-0-0,uid-m-a-0-1")).notes
 
 
 def test_a_group_is_ready_when_all_its_pods_are() -> None:
@@ -315,9 +197,25 @@ def test_within_the_pause_a_broken_group_waits_and_says_how_long() -> None:
 
 def test_a_group_without_room_says_when_patience_is_over() -> None:
     name = "m-a-0"
-    waiting = [EnginePod.of(pod(f"{name}-{each}", unschedulable=NO_GPU, created=ago(4))) for each in range(SIZE)]
+    waiting = [
+        EnginePod.of(pod(f"{name}-{each}", revision="a", unschedulable=NO_GPU, created=ago(4))) for each in range(SIZE)
+    ]
     result = planned(Group(stateful_set("a", 0), waiting), group("old"))
     assert not result.delete and result.look_again == PATIENCE - 4
+
+
+def test_a_pod_to_be_buried_is_looked_at_again_in_time() -> None:
+    """Whether its StatefulSet is still there or not."""
+    lost = EnginePod.of(pod("m-a-0-0", group=0, index=0, revision="a", owner="gone", deleted=ago(10)))
+    result = plan([], [lost], wanted=0, revision="a", strategy="Auto", load={}, now=NOW)
+    assert not result.bury and result.look_again == 20
+    then = NOW + timedelta(seconds=20)
+    assert plan([], [lost], wanted=0, revision="a", strategy="Auto", load={}, now=then).bury == [lost]
+
+
+def test_what_is_deleted_is_neither_noted_nor_restarted() -> None:
+    result = planned(group("old", ready=False), group("old", 1, ready=False, members="uid-m-old-1-0,another"))
+    assert names(result.delete) == ["m-old-0", "m-old-1"] and not result.notes and not result.restart
 
 
 def test_gathering_leaves_out_what_is_about_to_go() -> None:

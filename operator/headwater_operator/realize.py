@@ -4,12 +4,15 @@ Who counts the replicas: the spec; or, with `autoscaling`, the load. In the latt
 Deployment is owned by a field manager of its own and is not in what is applied here.
 """
 
+import contextlib
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
 
 import structlog
 
+from headwater.kubernetes import LABEL_REVISION
 from headwater.pick import resolve_auto
 from headwater_operator import groups, render, rollout
 from headwater_operator.adapting import Adapting
@@ -27,14 +30,16 @@ from headwater_operator.kinds import (
     STATEFUL_SET,
     Object,
     annotations_of,
+    labels_of,
     name_of,
     namespace_of,
+    orphaned,
     owned_by,
     uid_of,
 )
 from headwater_operator.look import Look
 from headwater_operator.pods import EnginePod, Problem
-from headwater_operator.preparing import Preparing
+from headwater_operator.preparing import NotPreparedError, Preparing
 from headwater_operator.queue import Key
 from headwater_operator.render import Context, Pin
 from headwater_operator.scaling import Scaling
@@ -92,21 +97,26 @@ class Realizer:
             namespace=look.key.namespace,
             uid=look.uid,
             pin=pin,
-            weights=await self._preparing.weights(look),
+            weights=None,
             build_claim=None,
             strategy="Surge",
             replicas=situation.wanted,
             paused=spec.rollout.paused,
             claims=self._claims,
         )
-        context = dataclasses.replace(context, build_claim=await self._preparing.build(look, context))
+        try:
+            context = dataclasses.replace(context, weights=await self._preparing.weights(look))
+            context = dataclasses.replace(context, build_claim=await self._preparing.build(look, context))
+        except NotPreparedError:
+            await self._scale_what_runs(look, workloads, decision)
+            raise
         situation.paused = spec.rollout.paused
-        if not workloads:
-            await self._warn_of_drains(look, context)
         if spec.parallelism.nodes == 1:
             await self._realize_pods(look, context, workloads, decision)
         else:
             await self._realize_groups(look, context, workloads)
+        if not workloads and self._workloads(look):
+            await self._warn_of_drains(look, context)
         await self._prune(look)
         await self._adapting.keep(look, pin.backend)
 
@@ -120,7 +130,7 @@ class Realizer:
 
     def _workloads(self, look: Look) -> list[Object]:
         found = [*self._store.of(look.key, DEPLOYMENT), *self._store.of(look.key, STATEFUL_SET)]
-        return [workload for workload in found if owned_by(workload, look.uid)]
+        return [workload for workload in found if owned_by(workload, look.uid) or orphaned(workload)]
 
     def _decision(self, look: Look, workloads: Sequence[Object]) -> ScaleDecision | None:
         rule = look.deployment.spec.autoscaling
@@ -131,7 +141,9 @@ class Realizer:
         current = known.get("desired")
         if current is None:
             # Autoscaling is new here; what runs is where it begins.
-            live = next((each["spec"].get("replicas") for each in workloads if each["kind"] == DEPLOYMENT.name), None)
+            if not workloads:
+                self._scaling.forget(look.key)  # what is known is of an earlier resource of this name
+            live = _replicas(workloads)
             current = live if live is not None else rule.min
         decision = self._scaling.follow(look.key, rule, current, known.get("memory"))
         look.situation.extra["autoscaling"] = {
@@ -150,7 +162,8 @@ class Realizer:
         for workload in workloads:
             notes = annotations_of(workload)
             if notes.get(render.SPEC_HASH_ANNOTATION) == current:
-                return render.choose_pin(Pin.from_json(notes[render.PIN_ANNOTATION]), current, current, wanted)
+                with contextlib.suppress(KeyError, ValueError):  # somebody changed it: it is made anew
+                    return render.choose_pin(Pin.from_json(notes[render.PIN_ANNOTATION]), current, current, wanted)
         return wanted
 
     def _count(self, look: Look, workloads: Sequence[Object]) -> None:
@@ -203,6 +216,13 @@ class Realizer:
             look.keep(manifest)
             await self._applier.apply(manifest, look.uid)
 
+    async def _scale_what_runs(self, look: Look, workloads: Sequence[Object], decision: ScaleDecision | None) -> None:
+        """What the load asks for does not wait for what the next revision needs, which may take an hour."""
+        workload = next((each for each in workloads if each["kind"] == DEPLOYMENT.name), None)
+        if decision is not None and workload is not None and workload["spec"].get("replicas") != decision.desired:
+            await self._prepare_scale_down(look, workload, decision.desired)
+            await self._scale(look, workload, decision)
+
     async def _scale(self, look: Look, workload: Object, decision: ScaleDecision) -> None:
         before = workload["spec"].get("replicas")
         await self._applier.scale(workload, decision.desired)
@@ -237,6 +257,7 @@ class Realizer:
             load=self._scaling.pods,
             now=look.now,
             quiet_since=self._endings.quiet_since(look.key, ending, look.now),
+            paused=spec.rollout.paused,
         )
         look.look_again(plan.look_again)
         if plan.no_room:
@@ -255,8 +276,6 @@ class Realizer:
         current = [group for group in found if group.revision == it.revision and group not in plan.delete]
         for group in current:
             await self._applier.apply(render.render_group(look.deployment, context, group.number), look.uid)
-        if spec.rollout.paused and any(group.revision != it.revision for group in found):
-            return
         await self._carry_out(look, context, plan)
 
     async def _carry_out(self, look: Look, context: Context, plan: groups.GroupPlan) -> None:
@@ -291,6 +310,15 @@ class Realizer:
                 if owned_by(manifest, look.uid) and not look.keeps(kind, manifest):
                     log.info("deleting", object=f"{kind.name} {name_of(manifest)}", reason="no longer asked for")
                     await self._applier.delete(manifest)
+
+
+def _replicas(workloads: Sequence[Object]) -> int | None:
+    """How many there are, or are to be; None before there are any."""
+    for workload in workloads:
+        if workload["kind"] == DEPLOYMENT.name:
+            return int(workload["spec"].get("replicas", 1))
+    revisions = Counter(labels_of(each).get(LABEL_REVISION) for each in workloads)
+    return max(revisions.values(), default=None)
 
 
 def _autoscaler_owns(workload: Object) -> bool:

@@ -196,7 +196,7 @@ def _progress(wanted: Manifest, tried: int, pods: Sequence[Object]) -> str:
     latest = max((EnginePod.of(pod) for pod in pods), key=lambda pod: pod.created, default=None)
     if latest is not None and latest.unschedulable:
         text += f"; no node for its pod: {latest.unschedulable}"
-    elif latest is not None and latest.problem and latest.problem.reason != "PodFailed":
+    elif latest is not None and latest.problem:
         text += f"; {latest.problem.message}"
     return text
 

@@ -4,7 +4,6 @@ Who counts the replicas: the spec; or, with `autoscaling`, the load. In the latt
 Deployment is owned by a field manager of its own and is not in what is applied here.
 """
 
-import contextlib
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
@@ -156,15 +155,12 @@ class Realizer:
     def _pin(self, look: Look, workloads: Sequence[Object]) -> Pin:
         """That of the workload which was made from this very spec; else what this operator chooses."""
         spec = look.deployment.spec
-        backend = resolve_auto(look.deployment) if spec.backend.type == "auto" else spec.backend.type
-        wanted = render.wanted_pin(look.deployment, backend, self._settings.engine_image)
         current = render.spec_hash(spec)
         for workload in workloads:
-            notes = annotations_of(workload)
-            if notes.get(render.SPEC_HASH_ANNOTATION) == current:
-                with contextlib.suppress(KeyError, ValueError):  # somebody changed it: it is made anew
-                    return render.choose_pin(Pin.from_json(notes[render.PIN_ANNOTATION]), current, current, wanted)
-        return wanted
+            if (pin := render.pinned(annotations_of(workload), current)) is not None:
+                return pin
+        backend = resolve_auto(look.deployment) if spec.backend.type == "auto" else spec.backend.type
+        return render.wanted_pin(look.deployment, backend, self._settings.engine_image)
 
     def _count(self, look: Look, workloads: Sequence[Object]) -> None:
         it = look.situation
@@ -205,12 +201,11 @@ class Realizer:
         look.look_again(choice.look_again)
         if workload is not None:
             await self._prepare_scale_down(look, workload, look.situation.wanted)
-        owned_elsewhere = False
+        replicas: int | None = look.situation.wanted
         if decision is not None and workload is not None:
-            owned_elsewhere = True
+            replicas = None  # the autoscaler's from here on
             if workload["spec"].get("replicas") != decision.desired or not _autoscaler_owns(workload):
                 await self._scale(look, workload, decision)
-        replicas = None if owned_elsewhere else look.situation.wanted
         context = dataclasses.replace(context, strategy=choice.strategy, replicas=replicas)
         for manifest in render.render(look.deployment, context):
             look.keep(manifest)

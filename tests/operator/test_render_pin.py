@@ -7,7 +7,16 @@ from hypothesis import given
 
 from headwater.backends.base import UnsupportedError
 from headwater.resource import ModelDeployment, ResourceError
-from headwater_operator.render import Pin, choose_pin, render, revision, spec_hash, wanted_pin
+from headwater_operator.render import (
+    PIN_ANNOTATION,
+    SPEC_HASH_ANNOTATION,
+    Pin,
+    pinned,
+    render,
+    revision,
+    spec_hash,
+    wanted_pin,
+)
 from headwater_operator.render.names import build_name
 from tests.operator.rendering import BACKENDS, context, deployment, deployments
 
@@ -67,9 +76,11 @@ def test_which_adapters_there_are_matters_only_to_servers_that_load_them_at_thei
 
 
 def test_a_pin_is_kept_until_the_spec_changes() -> None:
-    assert choose_pin(OLD, "same", "same", NEW) == OLD
-    assert choose_pin(OLD, "before", "after", NEW) == NEW
-    assert choose_pin(None, None, "first", NEW) == NEW
+    notes = {PIN_ANNOTATION: OLD.to_json(), SPEC_HASH_ANNOTATION: "same"}
+    assert pinned(notes, "same") == OLD
+    assert pinned(notes, "after") is None
+    assert pinned({}, "first") is None
+    assert pinned(notes | {PIN_ANNOTATION: "damaged"}, "same") is None
 
 
 def test_a_pin_survives_its_annotation() -> None:

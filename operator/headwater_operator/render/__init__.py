@@ -8,8 +8,6 @@ from headwater.resource import ModelDeployment
 from headwater_operator.render.budget import budget
 from headwater_operator.render.build import render_build
 from headwater_operator.render.context import (
-    PIN_ANNOTATION,
-    SPEC_HASH_ANNOTATION,
     ClaimDefaults,
     Context,
     Manifest,
@@ -20,8 +18,10 @@ from headwater_operator.render.group import render_group
 from headwater_operator.render.names import build_name, group_name
 from headwater_operator.render.pin import (
     CURRENT_RENDER_VERSION,
+    PIN_ANNOTATION,
+    SPEC_HASH_ANNOTATION,
     Pin,
-    choose_pin,
+    pinned,
     revision,
     spec_hash,
     wanted_pin,
@@ -42,8 +42,8 @@ __all__ = [
     "Pin",
     "WeightsVolume",
     "build_name",
-    "choose_pin",
     "group_name",
+    "pinned",
     "render",
     "render_build",
     "render_group",

@@ -1,7 +1,7 @@
 """What rendering needs to know beside the resource, and the metadata of whatever is rendered."""
 
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from headwater import backends
 from headwater.backends.base import Backend
@@ -11,9 +11,6 @@ from headwater_operator.render.pin import Pin
 
 Manifest = dict[str, Any]
 """A Kubernetes object, or a part of one, as in its YAML."""
-
-PIN_ANNOTATION: Final = "headwater.dev/pin"
-SPEC_HASH_ANNOTATION: Final = "headwater.dev/spec-hash"
 
 
 @dataclass(frozen=True, slots=True)

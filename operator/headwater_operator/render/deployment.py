@@ -4,8 +4,8 @@ import math
 
 from headwater.kubernetes import LABEL_COMPONENT, LABEL_DEPLOYMENT
 from headwater.resource import ModelDeployment
-from headwater_operator.render.context import PIN_ANNOTATION, SPEC_HASH_ANNOTATION, Context, Manifest, metadata
-from headwater_operator.render.pin import spec_hash
+from headwater_operator.render.context import Context, Manifest, metadata
+from headwater_operator.render.pin import PIN_ANNOTATION, SPEC_HASH_ANNOTATION, spec_hash
 from headwater_operator.render.versions import pod_template
 
 _DEADLINE_MARGIN = 600

@@ -7,6 +7,7 @@ would choose; the next change of the spec adopts what they would.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -14,6 +15,8 @@ from headwater import backends
 from headwater.backends.base import Backend
 from headwater.resource import ModelDeployment, Spec
 
+PIN_ANNOTATION: Final = "headwater.dev/pin"
+SPEC_HASH_ANNOTATION: Final = "headwater.dev/spec-hash"
 CURRENT_RENDER_VERSION: Final = 1
 
 _NOT_OF_PODS: Final = {"replicas", "autoscaling", "routing", "rollout", "weights"}
@@ -47,9 +50,14 @@ def wanted_pin(deployment: ModelDeployment, backend: str, engine_image: str) -> 
     return Pin(CURRENT_RENDER_VERSION, backend, _image(deployment, backends.get(backend), engine_image))
 
 
-def choose_pin(observed: Pin | None, observed_spec_hash: str | None, spec_hash: str, wanted: Pin) -> Pin:
-    """The observed one as long as the spec is that which it was made for."""
-    return observed if observed is not None and observed_spec_hash == spec_hash else wanted
+def pinned(notes: Mapping[str, str], spec_hash: str) -> Pin | None:
+    """The pin in a workload's annotations, if it was made for this very spec and nobody has damaged it."""
+    if notes.get(SPEC_HASH_ANNOTATION) != spec_hash:
+        return None
+    try:
+        return Pin.from_json(notes[PIN_ANNOTATION])
+    except (KeyError, ValueError):
+        return None
 
 
 def spec_hash(spec: Spec) -> str:

@@ -31,6 +31,7 @@ from headwater_engine.config import EngineSettings
 from headwater_engine.server.app import EngineApp
 from headwater_engine.server.client import EngineClient
 from headwater_engine.server.metrics import ServerMetrics
+from headwater_operator import pods
 from headwater_operator.config import OperatorSettings
 from headwater_operator.metrics import OperatorMetrics
 from headwater_router.config import RouterSettings
@@ -333,3 +334,24 @@ def test_no_file_is_too_long_to_read() -> None:
     assert not long, f"more than {LONGEST_FILE} lines: {long}; split them, or give a reason in LONGER_FILES"
     stale = [name for name in LONGER_FILES if lengths.get(name, 0) <= LONGEST_FILE]
     assert not stale, f"no exception is needed any more for {stale}"
+
+
+# docs/operator.md
+
+
+def reasons_of_problems() -> set[str]:
+    """All reasons that the condition Degraded can have."""
+    found = {reason for reason, _ in pods._WAITING.values()}
+    for path in (path for path in tracked("*.py") if name_of(path).startswith("operator/")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Problem":
+                found |= {each.value for each in node.args[:1] if isinstance(each, ast.Constant)}
+    return found
+
+
+def test_every_reason_of_degraded_says_what_to_do() -> None:
+    table = rows(section(DOCS / "operator.md", "Status").partition("Reasons of `Degraded`")[2])
+    documented = {codes(row[0])[0]: row[2] for row in table}
+    differing = documented.keys() ^ reasons_of_problems()
+    assert not differing, f"docs/operator.md, Status: reasons differ in {sorted(differing)}"
+    assert all(documented.values()), "docs/operator.md, Status: a reason without advice"

@@ -72,9 +72,7 @@ class Realizer:
         self._preparing = preparing
         self._adapting = adapting
         self._endings = rollout.Endings()
-        self._claims = render.ClaimDefaults(
-            settings.weights_size, settings.weights_storage_class, settings.weights_access_mode
-        )
+        self._claims = render.ClaimDefaults.of(settings)
 
     async def realize(self, look: Look) -> None:
         """Bring the cluster a step closer to the spec.

@@ -80,16 +80,9 @@ def _placement(deployment: ModelDeployment) -> Manifest:
 
 
 def _claim(deployment: ModelDeployment, context: Context, name: str) -> Manifest:
-    wanted, defaults = deployment.spec.weights, context.claims
-    spec: Manifest = {
-        "accessModes": [wanted.access_mode or defaults.access_mode],
-        "resources": {"requests": {"storage": wanted.size or defaults.size}},
-    }
-    if storage_class := wanted.storage_class_name or defaults.storage_class:
-        spec["storageClassName"] = storage_class
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
         "metadata": metadata(deployment, context, name, _COMPONENT),
-        "spec": spec,
+        "spec": storage.claim_spec(deployment.spec.weights, context.claims),
     }

@@ -7,6 +7,7 @@ from headwater import backends
 from headwater.backends.base import Backend
 from headwater.kubernetes import LABEL_COMPONENT, LABEL_DEPLOYMENT, LABEL_MANAGED_BY, MANAGED_BY
 from headwater.resource import API_VERSION, KIND, ModelDeployment
+from headwater_operator.config import OperatorSettings
 from headwater_operator.render.pin import Pin
 
 Manifest = dict[str, Any]
@@ -30,6 +31,10 @@ class ClaimDefaults:
     storage_class: str | None = None
     """None: the cluster's own."""
     access_mode: Literal["ReadWriteOnce", "ReadWriteMany"] = "ReadWriteOnce"
+
+    @classmethod
+    def of(cls, settings: OperatorSettings) -> "ClaimDefaults":
+        return cls(settings.weights_size, settings.weights_storage_class, settings.weights_access_mode)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ from typing import Final
 
 from headwater.backends.base import FILES
 from headwater.kubernetes import GROUP
-from headwater.resource import ModelDeployment
-from headwater_operator.render.context import Context, Manifest, WeightsVolume
+from headwater.resource import ModelDeployment, Weights
+from headwater_operator.render.context import ClaimDefaults, Context, Manifest, WeightsVolume
 
 HOME: Final = "/home/headwater"
 HUB_CACHE: Final = f"{HOME}/.cache/huggingface"
@@ -90,3 +90,14 @@ def file_annotations(contents: Mapping[str, str]) -> dict[str, str]:
 
 def _annotation(file: str) -> str:
     return f"files.{GROUP}/{file}"
+
+
+def claim_spec(wanted: Weights, defaults: ClaimDefaults) -> Manifest:
+    """Of a PersistentVolumeClaim, as the resource wants it and else as the operator's settings say."""
+    spec: Manifest = {
+        "accessModes": [wanted.access_mode or defaults.access_mode],
+        "resources": {"requests": {"storage": wanted.size or defaults.size}},
+    }
+    if storage_class := wanted.storage_class_name or defaults.storage_class:
+        spec["storageClassName"] = storage_class
+    return spec

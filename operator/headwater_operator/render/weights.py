@@ -13,9 +13,9 @@ from headwater.kubernetes import GROUP, LABEL_COMPONENT, LABEL_MANAGED_BY, MANAG
 from headwater.resource import API_VERSION, KIND, ModelDeployment
 from headwater_operator.config import OperatorSettings
 from headwater_operator.kinds import Object, annotations_of, name_of, namespace_of, uid_of
-from headwater_operator.render.context import Manifest, WeightsVolume
+from headwater_operator.render.context import ClaimDefaults, Manifest, WeightsVolume
 from headwater_operator.render.pod import container_security, pod_security
-from headwater_operator.render.storage import HOME, HUB_CACHE, MODELS, claim, scratch, volumes
+from headwater_operator.render.storage import HOME, HUB_CACHE, MODELS, claim, claim_spec, scratch, volumes
 
 FILLED: Final = f"{GROUP}/filled"
 """Annotation of a volume whose weights are complete. The Job goes away by itself; this stays."""
@@ -69,19 +69,9 @@ def render_claim(
     metadata: Manifest = _metadata(deployment, namespace) | {"annotations": annotations}
     # Named also where there are none: what is left out would not differ from an owner that is to go.
     metadata["ownerReferences"] = [_owner(API_VERSION, KIND, name, uid) for uid, name in sorted(owners.items())]
-    spec = _claim_spec(deployment, settings) if observed is None else _fixed(observed["spec"])
+    wanted = claim_spec(deployment.spec.weights, ClaimDefaults.of(settings))
+    spec = wanted if observed is None else _fixed(observed["spec"])
     return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
-
-
-def _claim_spec(deployment: ModelDeployment, settings: OperatorSettings) -> Manifest:
-    weights = deployment.spec.weights
-    spec: Manifest = {
-        "accessModes": [weights.access_mode or settings.weights_access_mode],
-        "resources": {"requests": {"storage": weights.size or settings.weights_size}},
-    }
-    if storage_class := weights.storage_class_name or settings.weights_storage_class:
-        spec["storageClassName"] = storage_class
-    return spec
 
 
 def _fixed(spec: Mapping[str, Any]) -> Manifest:

@@ -33,7 +33,8 @@ def install(*extra: str) -> None:
     sets = [argument for value in (*images, *tags) for argument in ("--set-string", value)]
     run(
         *("helm", "upgrade", "--install", RELEASE, str(CHART), "-n", SYSTEM, "--create-namespace"),
-        *("-f", str(values), *sets, *extra, "--wait", "--timeout", "180s"),
+        # The CRD outlives releases, and remembers whose it was.
+        *("-f", str(values), *sets, *extra, "--take-ownership", "--wait", "--timeout", "180s"),
         timeout=240,
     )
 

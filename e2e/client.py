@@ -20,6 +20,18 @@ async def ask(url: str, body: str) -> None:
     print(json.dumps({"status": answer.status_code, "headers": headers, "body": answer.json()}))
 
 
+async def converse(url: str, body: str, questions: list[str]) -> None:
+    request, answers = json.loads(body), []
+    messages = request["messages"] = []
+    async with httpx.AsyncClient(timeout=300) as client:
+        for question in questions:
+            messages.append({"role": "user", "content": question})
+            answer = await client.post(f"{url}/v1/chat/completions", json=request)
+            answers.append(answer.json() | {"endpoint": answer.headers.get("x-headwater-endpoint")})
+            messages.append(answer.json()["choices"][0]["message"])
+    print(json.dumps(answers))
+
+
 class Streams:
     def __init__(self, url: str, model: str, tokens: int) -> None:
         self.url = f"{url}/v1/chat/completions"
@@ -92,6 +104,8 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["ask", url, body]:
             asyncio.run(ask(url, body))
+        case ["converse", url, body, *questions]:
+            asyncio.run(converse(url, body, questions))
         case ["load", url, model, count, tokens, seconds]:
             asyncio.run(load(url, model, int(count), int(tokens), float(seconds)))
         case _:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.harness import ROOT, SYSTEM, Client, Object, apply, explain, kubectl, run
+from e2e.harness import ROOT, SYSTEM, Client, Object, apply, condition, eventually, explain, get, kubectl, run
 
 ROUTER_IMAGE = os.environ.get("HEADWATER_E2E_ROUTER_IMAGE", "localhost/headwater-router:1")
 OPERATOR_IMAGE = os.environ.get("HEADWATER_E2E_OPERATOR_IMAGE", "localhost/headwater-operator:1")
@@ -79,7 +79,7 @@ def client(release: None) -> Client:
     }
     kubectl("delete", "pod", "e2e-client", "-n", SYSTEM, "--ignore-not-found", "--wait=true")
     apply(script_map, pod)
-    kubectl("wait", "--for=condition=Ready", "pod/e2e-client", "-n", SYSTEM, "--timeout=60s")
+    eventually("the client", lambda: condition(get("pod", "e2e-client", SYSTEM), "Ready").get("status") == "True", 60)
     return Client()
 
 

@@ -104,15 +104,16 @@ class Client:
     name: str = "e2e-client"
     started: list[subprocess.Popen[str]] = field(default_factory=list)
 
-    def ask(self, model: str, *messages: str, max_tokens: int = 8, timeout: float = 120) -> Object:
-        """One chat with the `openai` client's own wire format; several messages are a conversation's turns."""
-        roles = ("user", "assistant")
-        body = {
-            "model": model,
-            "max_tokens": max_tokens,
-            "messages": [{"role": roles[i % 2], "content": text} for i, text in enumerate(messages)],
-        }
+    def ask(self, model: str, question: str, max_tokens: int = 8, timeout: float = 120) -> Object:
+        """One chat: its status, its headers of ours, its body."""
+        message = {"role": "user", "content": question}
+        body = {"model": model, "max_tokens": max_tokens, "messages": [message]}
         return json.loads(self._python("ask", json.dumps(body), timeout=timeout))
+
+    def converse(self, model: str, *questions: str, max_tokens: int = 8, timeout: float = 120) -> list[Object]:
+        """The answers of one chat's turns, over one connection: routers do not share what they know of caches."""
+        body = json.dumps({"model": model, "max_tokens": max_tokens})
+        return json.loads(self._python("converse", body, *questions, timeout=timeout))
 
     def begin_load(self, model: str, streams: int, seconds: float, tokens: int = 48) -> "Load":
         """Keep so many streams of so many tokens open until told to stop, `seconds` at most."""

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from e2e.harness import Object, apply, find, kubectl
+from e2e.harness import Object, apply, condition, eventually, find, kubectl
 
 GPUS = 8
 SIMULATED: Object = {
@@ -32,7 +32,13 @@ def add_nodes(*names: str) -> None:
         )
         patch = {"status": {"capacity": room, "allocatable": room}}
         kubectl("patch", "node", name, "--subresource=status", "--type=merge", "-p", json.dumps(patch))
-    kubectl("wait", "--for=condition=Ready", "node", "-l", "type=kwok", "--timeout=60s")
+    # Not kubectl wait, which gives up on a node that has no conditions yet.
+    eventually("the nodes are ready", _all_ready, timeout=60)
+
+
+def _all_ready() -> bool:
+    nodes = json.loads(kubectl("get", "nodes", "-l", "type=kwok", "-o", "json"))["items"]
+    return all(condition(node, "Ready").get("status") == "True" for node in nodes)
 
 
 def remove_nodes() -> None:

@@ -6,13 +6,26 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
 
 from e2e.conftest import CHART, ENGINE_IMAGE, OPERATOR_IMAGE, ROUTER_IMAGE
-from e2e.harness import CommandError, Object, apply, find, get, kubectl, run, wait_ready, wait_routable
+from e2e.harness import (
+    CommandError,
+    Object,
+    apply,
+    condition,
+    eventually,
+    find,
+    get,
+    kubectl,
+    run,
+    wait_ready,
+    wait_routable,
+)
 from e2e.models import model
 
 PREVIOUS = Path(__file__).parent / "fixtures" / "headwater-0.1.0.tgz"
@@ -145,8 +158,15 @@ def foreign_crds() -> Iterator[None]:
                 kubectl("apply", "--server-side", "-f", str(place / name))
                 stack.callback(kubectl, "delete", "-f", str(place / name), "--wait=false")
                 group, plural = name.removesuffix(".yaml").split("_")
-                kubectl("wait", "--for=condition=Established", f"crd/{plural}.{group}", "--timeout=30s")
+                established = partial(_established, f"{plural}.{group}")
+                eventually(f"{plural}.{group} is established", established, timeout=60)
         yield
+
+
+def _established(crd: str) -> bool:
+    # kubectl wait gives up on one that has no conditions yet.
+    found = json.loads(kubectl("get", "crd", crd, "-o", "json"))
+    return condition(found, "Established").get("status") == "True"
 
 
 def _known(name: str) -> bool:

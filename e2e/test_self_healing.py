@@ -11,7 +11,7 @@ from e2e.simulation import add_nodes, engine_pods, on_gpus, remove_nodes
 
 @pytest.fixture(scope="module", autouse=True)
 def nodes(release: None) -> Iterator[None]:
-    add_nodes("simulated-a", "simulated-b")
+    add_nodes("healing-a", "healing-b")
     yield
     remove_nodes()
 

@@ -39,8 +39,8 @@ class Scaling:
         self._rules: dict[Key, Autoscaling] = {}
         self._histories: dict[Key, LoadHistory] = {}
         self._decisions: dict[Key, ScaleDecision] = {}
-        self._routers: tuple[float, list[str] | None] = (float("-inf"), None)
-        """When they were looked up, and their URLs; None: that failed."""
+        self._routers: tuple[float, list[str]] = (float("-inf"), [])
+        """When they were looked up, and their URLs."""
 
     def follow(self, key: Key, rule: Autoscaling, current: int, memory: dict[str, Any] | None) -> ScaleDecision:
         """Have this ModelDeployment scaled from now on. Returns what was decided last.
@@ -90,20 +90,19 @@ class Scaling:
         now = time.monotonic()
         if now - self._routers[0] > _LOOK_FOR_ROUTERS or not self._routers[1]:
             self._routers = (now, await self._find_routers())
-        urls = self._routers[1]
-        report = await ask_gateways(client, urls or [])
+        report = await ask_gateways(client, self._routers[1])
         self._metrics.gateway_complete.set(report.complete)
         if report.failures and (self._report is None or report.failures.keys() != self._report.failures.keys()):
             log.warning("routers do not tell their load", routers=dict(report.failures))
         return report
 
-    async def _find_routers(self) -> list[str] | None:
+    async def _find_routers(self) -> list[str]:
         namespace, _, name = (self._settings.gateway_service or "").partition("/")
         try:
             slices, _ = await self._cluster.list(ENDPOINT_SLICE, namespace, f"kubernetes.io/service-name={name}")
         except ApiError as error:
             log.warning("the routers cannot be looked up", reason=str(error))
-            return None
+            return []
         return router_urls(slices)
 
     def _take(self, report: GatewayReport) -> set[Key]:

@@ -1,11 +1,14 @@
-"""How many KV blocks there is memory for."""
+"""Memory: how many KV blocks there is room for, and what freed tensors become."""
 
+import ctypes
 from pathlib import Path
 
 from headwater_engine.config import EngineSettings
 from headwater_engine.kernels.interface import BLOCK_SIZE
 
 GIB = 1 << 30
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Parameters of mallopt(3)."""
 
 
 class KVCacheTooSmallError(Exception):
@@ -21,6 +24,18 @@ def available_memory() -> int:
     if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
         available = min(available, max(0, int(text) - int(used.read_text())))
     return available
+
+
+def keep_freed_memory() -> None:
+    """Have malloc keep what tensors free for the next ones, where malloc is glibc's.
+
+    Each layer of a step takes and frees tensors of a few MB. By default, that memory goes back to the kernel and comes
+    anew, zeroed page by page: thousands of page faults in a step.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that it takes
+        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def count_blocks(settings: EngineSettings, bytes_per_block: int, max_model_len: int) -> int:

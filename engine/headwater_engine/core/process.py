@@ -4,6 +4,7 @@ Started by the HTTP process as `python -m headwater_engine.core.process REQUESTS
 settings as JSON in HEADWATER_ENGINE_SETTINGS. It ends when told to, or when its parent is gone.
 """
 
+import gc
 import os
 import signal
 import sys
@@ -19,7 +20,7 @@ from headwater_engine.cache.events import EventLog, EventPublisher
 from headwater_engine.cache.prefix_cache import PrefixCache
 from headwater_engine.config import EngineSettings
 from headwater_engine.core.engine import Engine
-from headwater_engine.core.memory import KVCacheTooSmallError, count_blocks
+from headwater_engine.core.memory import KVCacheTooSmallError, count_blocks, keep_freed_memory
 from headwater_engine.core.messages import (
     Abort,
     Failed,
@@ -133,6 +134,7 @@ def build(settings: EngineSettings, channel: Channel) -> tuple[EngineLoop, Ready
     model = load_model(
         folder, kernels=kernels, dtype=settings.dtype, progress=lambda f: channel.send(Loading(f, "weights"))
     )
+    keep_freed_memory()
     config = model.config
     shape = (config.kv_heads, config.key_dim, config.value_dim)
     wanted = settings.max_model_len or config.max_positions
@@ -163,6 +165,9 @@ def main() -> int:
         loop, ready = build(settings, channel)
         channel.send(ready)
         log.info("ready", **msgspec.structs.asdict(ready))
+        # What is loaded stays: the collector need not look through it again and again.
+        gc.collect()
+        gc.freeze()
         loop.run()
     except (LoadError, KVCacheTooSmallError, ValueError, zmq.ZMQError) as error:
         channel.send(Failed(str(error)))

@@ -17,6 +17,7 @@ import torch
 
 from headwater_engine.cache.prefix_cache import PrefixCache
 from headwater_engine.core.engine import Engine
+from headwater_engine.core.memory import keep_freed_memory
 from headwater_engine.core.messages import Generate
 from headwater_engine.core.runner import Runner
 from headwater_engine.core.scheduler import Scheduler
@@ -39,8 +40,8 @@ class TimedKernels:
         value = getattr(self._kernels, name)
         return self._timed(name, value) if callable(value) and name not in ("allocate", "bytes_per_block") else value
 
-    def linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
-        product = self._kernels.linear(weight, bias)
+    def linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None, *, wide: bool = False) -> Linear:
+        product = self._kernels.linear(weight, bias, wide=wide)
         self.products.append((product, weight.shape[1]))
         return self._timed(f"product {weight.shape[1]} to {weight.shape[0]}", product)
 
@@ -102,6 +103,7 @@ def main() -> None:
     config = model.config
     blocks = options.batch * (-(-(options.prompt + 64) // BLOCK_SIZE) + 1) + 8
     shape = (config.kv_heads, config.key_dim, config.value_dim)
+    keep_freed_memory()
     caches = [kernels.allocate(blocks, *shape) for _ in range(config.num_layers)]
     cache = PrefixCache(blocks, BLOCK_SIZE, reuse=False)
     scheduler = Scheduler(cache, max_num_seqs=options.batch, max_batched_tokens=options.budget)

@@ -11,15 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from headwater_engine.kernels.cpu import CppKernels
+from headwater_engine.kernels.cpu import CppKernels, Products
 from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch, Kernels
 from headwater_engine.kernels.reference import TorchKernels
 
-FLOAT = CppKernels(torch.float32, native_bfloat16=False)
-MIXED = CppKernels(torch.bfloat16, native_bfloat16=False)
+FLOAT = CppKernels(torch.float32, Products.FLOAT32)
+MIXED = CppKernels(torch.bfloat16, Products.FLOAT32)
 """bfloat16 weights and KV, float32 activations: what CPUs without bfloat16 arithmetic get."""
-HALF = CppKernels(torch.bfloat16, native_bfloat16=True)
+HALF = CppKernels(torch.bfloat16, Products.BFLOAT16)
 """bfloat16 activations, too: what CPUs with it get. Only products are slow where it is emulated."""
+ONEDNN = CppKernels(torch.bfloat16, Products.ONEDNN)
+"""What CPUs with AMX get."""
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -78,10 +80,55 @@ def test_attention_of_ragged_batches(dim: int, heads: int, kv_heads: int) -> Non
     torch.testing.assert_close(attend(MIXED, *shape), attend(TorchKernels(), *shape), rtol=2e-2, atol=2e-2)
 
 
-def test_attention_with_bfloat16_activations() -> None:
-    shape = ([1, 17, 300, 45], [1, 17, 1, 20], 9, 3, 64)
+@pytest.mark.parametrize("dim", [8, 21, 64, 80, 128])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (9, 3), (8, 1)])
+def test_attention_with_bfloat16_activations(dim: int, heads: int, kv_heads: int) -> None:
+    shape = ([1, 17, 300, 45, 16, 200], [1, 17, 1, 20, 1, 33], heads, kv_heads, dim)
     expected = attend(TorchKernels(torch.bfloat16), *shape)
     torch.testing.assert_close(attend(HALF, *shape), expected, rtol=3e-2, atol=3e-2)
+
+
+@pytest.mark.parametrize("kernels", [FLOAT, MIXED, HALF], ids=["float32", "mixed", "bfloat16"])
+def test_what_a_block_held_before_does_not_matter(kernels: CppKernels) -> None:
+    """Not even where the values of two tokens are multiplied at once, and the second is still to come."""
+    batch = ragged([21, 7], [21, 7])
+    _, keys, values = views(kernels, 28, 6, 2, 64)
+    queries, _, _ = views(kernels, 28, 6, 2, 64)
+    results = []
+    for before in (0.0, torch.nan):
+        cache = kernels.allocate(20, 2, 64, 64)
+        cache.keys.fill_(before)
+        cache.values.fill_(before)
+        kernels.write_cache(keys, values, cache, batch.slots)
+        results.append(kernels.paged_attention(queries, cache, batch, scale=0.125))
+    assert torch.equal(*results)
+    assert results[0].isfinite().all()
+
+
+@pytest.mark.parametrize("kernels", [FLOAT, MIXED, HALF], ids=["float32", "mixed", "bfloat16"])
+def test_tokens_written_one_by_one_or_together_are_the_same(kernels: CppKernels) -> None:
+    batch = ragged([37], [37])
+    _, keys, values = views(kernels, 37, 6, 2, 20)
+    together, alone = (kernels.allocate(12, 2, 20, 20) for _ in range(2))
+    kernels.write_cache(keys, values, together, batch.slots)
+    for start, end in ((0, 1), (1, 2), (2, 5), (5, 6), (6, 37)):
+        kernels.write_cache(keys[start:end], values[start:end], alone, batch.slots[start:end])
+    assert torch.equal(together.keys, alone.keys)
+    assert torch.equal(together.values, alone.values)
+
+
+@pytest.mark.parametrize("kernels", [FLOAT, MIXED, HALF], ids=["float32", "mixed", "bfloat16"])
+def test_fewer_queries_attend_as_they_do_among_all(kernels: CppKernels) -> None:
+    """Those of the last tokens, as a model's last layer asks for; a sequence may have none."""
+    batch = ragged([40, 9, 300], [40, 1, 33])
+    queries, keys, values = views(kernels, 74, 6, 2, 64)
+    cache = kernels.allocate(40, 2, 64, 64)
+    kernels.write_cache(keys, values, cache, batch.slots)
+    whole = kernels.paged_attention(queries, cache, batch, scale=0.125)
+    for wanted in ([39, 40, 73], [73], [40], []):
+        rows = torch.tensor(wanted, dtype=torch.long)
+        fewer = kernels.paged_attention(queries[rows], cache, batch.only(rows), scale=0.125)
+        torch.testing.assert_close(fewer, whole[rows], rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -116,16 +163,32 @@ def test_products(rows: int, inputs: int, outputs: int, biased: bool) -> None:
     rounded = weight.to(torch.bfloat16)
     expected = TorchKernels().linear(rounded.float(), bias)(x)
     torch.testing.assert_close(MIXED.linear(rounded, bias)(x), expected, rtol=1e-4, atol=1e-4)
+    # Where activations are bfloat16 as well, the sums are still float32, and only the result is rounded.
+    expected = TorchKernels().linear(rounded.float(), bias)(x.bfloat16().float())
+    for kernels in (HALF, ONEDNN):
+        torch.testing.assert_close(
+            kernels.linear(rounded, bias)(x.bfloat16()), expected.bfloat16(), rtol=1e-2, atol=1e-2
+        )
 
 
-@pytest.mark.parametrize("kernels", [FLOAT, MIXED], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("kernels", [FLOAT, MIXED, HALF], ids=["float32", "mixed", "bfloat16"])
 def test_a_row_of_a_product_does_not_depend_on_its_batch(kernels: CppKernels) -> None:
     """To the last bit, so that an answer is the same alone and among others."""
     linear = kernels.linear(random(200, 300, seed=1))
-    x = random(130, 300)
+    x = random(130, 300).to(kernels.dtype)
     whole = linear(x)
-    for rows in (1, 2, 3, 4, 5, 6, 7, 20, 64):
+    for rows in (*range(1, 11), 20, 64):
         assert torch.equal(linear(x[:rows]), whole[:rows])
+
+
+@pytest.mark.parametrize("kernels", [FLOAT, HALF], ids=["float32", "bfloat16"])
+def test_what_lies_behind_a_row_does_not_matter(kernels: CppKernels) -> None:
+    """Not even where an odd number of inputs is read in pairs."""
+    wide = random(7, 50).to(kernels.dtype)
+    wide[:, 29:] = torch.nan
+    linear = kernels.linear(random(20, 29, seed=1))
+    assert torch.equal(linear(wide[:, :29]), linear(wide[:, :29].contiguous()))
+    assert linear(wide[:, :29]).isfinite().all()
 
 
 def test_products_take_rows_that_lie_apart() -> None:

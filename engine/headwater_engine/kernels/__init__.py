@@ -5,7 +5,8 @@
 | `select(...)` | where | weights, KV | activations | products |
 |---|---|---|---|---|
 | float32 | any CPU | float32 | float32 | float32 |
-| bfloat16 | AVX512_BF16 or AMX | bfloat16 | bfloat16 | the CPU's own, summed in float32 |
+| bfloat16 | AMX | bfloat16 | bfloat16 | oneDNN's, of bfloat16, summed in float32 |
+| bfloat16 | AVX512_BF16 | bfloat16 | bfloat16 | our own, of bfloat16, summed in float32 |
 | bfloat16 | any other CPU | bfloat16 | float32 | float32: bfloat16 only halves the memory to read |
 
 Where the C++ kernels cannot be built, plain torch takes over with a warning; on the last row it then holds float32
@@ -18,7 +19,7 @@ import os
 import structlog
 import torch
 
-from headwater_engine.kernels.cpu import BuildError, CppKernels
+from headwater_engine.kernels.cpu import BuildError, CppKernels, Products
 from headwater_engine.kernels.interface import Kernels
 from headwater_engine.kernels.reference import TorchKernels
 
@@ -40,12 +41,16 @@ def select(dtype: torch.dtype) -> Kernels:
         raise ValueError(f"HEADWATER_KERNELS: found {choice!r}, allowed are 'auto' and 'torch'")
     if choice == "auto":
         try:
-            return CppKernels(dtype, native_bfloat16=computes_bfloat16())
+            return CppKernels(dtype, _products(dtype))
         except BuildError as error:
             log.warning("C++ kernels not built, plain torch takes over and is several times slower", reason=str(error))
-    return TorchKernels(dtype if computes_bfloat16() else torch.float32)
+    return TorchKernels(dtype if _products(torch.bfloat16) != Products.FLOAT32 else torch.float32)
 
 
-def computes_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 itself (AVX512_BF16 or AMX)."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+def _products(weights: torch.dtype) -> Products:
+    """What this CPU multiplies weights of this type with fastest."""
+    if weights == torch.float32:
+        return Products.FLOAT32
+    if torch.cpu._is_amx_tile_supported():
+        return Products.ONEDNN
+    return Products.BFLOAT16 if torch.cpu._is_avx512_bf16_supported() else Products.FLOAT32

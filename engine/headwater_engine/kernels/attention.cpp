@@ -17,31 +17,73 @@
 
 #include <algorithm>
 #include <limits>
+#include <new>
 #include <vector>
+
+#include "tile.h"
 
 namespace headwater {
 
-constexpr int64_t SPAN_BLOCKS = 8;
+constexpr int64_t SPAN_BLOCKS = 12;
 constexpr int64_t SPAN = SPAN_BLOCKS * TILE;  // keys between two corrections of the softmax
 constexpr int64_t TASK_ROWS = 24;
 constexpr int64_t PART_BLOCKS = 64;  // blocks of context in one part of a decoding task
 constexpr float NEVER = -std::numeric_limits<float>::infinity();
 
+inline int64_t padded(int64_t dim) { return (dim + TILE - 1) / TILE * TILE; }
+
+inline uint32_t join(bf16 first, bf16 second) { return uint32_t(second.bits) << 16 | first.bits; }
+
+template <typename T> static void write_key(const T* key, int64_t dim, int64_t offset, float* to) {
+    for (int64_t d = 0; d < dim; d++) to[place<float>(d, offset)] = widen(key[d]);
+}
+template <typename T> static void write_key(const T* key, int64_t dim, int64_t offset, bf16* to) {
+    for (int64_t d = 0; d < dim; d += 2) {
+        const bf16 second = d + 1 < dim ? narrow<bf16>(widen(key[d + 1])) : bf16{};
+        const uint32_t pair = join(narrow<bf16>(widen(key[d])), second);
+        std::memcpy(to + place<bf16>(d, offset), &pair, sizeof pair);
+    }
+}
+
+template <typename T, typename C>
+static void write_value(const T* value, int64_t dim, int64_t offset, C* to) {
+    for (int64_t d = 0; d < dim; d++) to[d / TILE * TILE * TILE + place<C>(offset, d % TILE)] = narrow<C>(widen(value[d]));
+}
+
+// The values of two tokens, the first of which has an even offset. Both or, where `second` is null, one and zeros: a
+// pair is multiplied at once, so that the second must be a number before it is there.
+template <typename T>
+static void write_value_pair(const T* first, const T* second, int64_t dim, int64_t offset, bf16* to) {
+    for (int64_t start = 0; start < dim; start += TILE) {
+        bf16* pairs = to + start * TILE + place<bf16>(offset, 0);
+        const int64_t count = std::min<int64_t>(TILE, dim - start);
+        for (int64_t d = 0; d < count; d++) {
+            const bf16 other = second ? narrow<bf16>(widen(second[start + d])) : bf16{};
+            const uint32_t pair = join(narrow<bf16>(widen(first[start + d])), other);
+            std::memcpy(pairs + 2 * d, &pair, sizeof pair);
+        }
+    }
+}
+
 template <typename T, typename C>
 void write_cache(const T* keys, int64_t key_stride, const T* values, int64_t value_stride, C* key_cache, C* value_cache,
                  const int64_t* slots, int64_t tokens, int64_t kv_heads, int64_t key_dim, int64_t value_dim) {
-    const int64_t padded_value_dim = (value_dim + TILE - 1) / TILE * TILE;
+    const int64_t key_size = packed_rows<C>(key_dim) * TILE, value_size = TILE * padded(value_dim);
 #pragma omp parallel for if (tokens > 16)
     for (int64_t t = 0; t < tokens; t++) {
-        const int64_t block = slots[t] / TILE, offset = slots[t] % TILE;
+        const int64_t offset = slots[t] % TILE;
+        const bool is_second = offset % 2 == 1 && t > 0 && slots[t - 1] == slots[t] - 1;
+        const bool has_second = offset % 2 == 0 && t + 1 < tokens && slots[t + 1] == slots[t] + 1;
         for (int64_t h = 0; h < kv_heads; h++) {
-            const T* key = keys + t * key_stride + h * key_dim;
-            C* key_to = key_cache + (block * kv_heads + h) * key_dim * TILE + place<C>(int(offset));
-            for (int64_t d = 0; d < key_dim; d++) key_to[d * TILE] = narrow<C>(widen(key[d]));
+            const int64_t at = slots[t] / TILE * kv_heads + h;
+            write_key(keys + t * key_stride + h * key_dim, key_dim, offset, key_cache + at * key_size);
             const T* value = values + t * value_stride + h * value_dim;
-            C* value_to = value_cache + ((block * kv_heads + h) * TILE + offset) * padded_value_dim;
-            for (int64_t d = 0; d < value_dim; d++)
-                value_to[d / TILE * TILE + place<C>(int(d % TILE))] = narrow<C>(widen(value[d]));
+            C* to = value_cache + at * value_size;
+            if constexpr (sizeof(C) == 2) {
+                if (offset % 2 == 0) write_value_pair(value, has_second ? value + value_stride : nullptr, value_dim, offset, to);
+                if (offset % 2 == 0 || is_second) continue;
+            }
+            write_value(value, value_dim, offset, to);
         }
     }
 }
@@ -54,162 +96,187 @@ struct Task {
     int64_t part;                    // where a cut context's partial result goes; -1: not cut
 };
 
+// Aligned, so that no vector lies in two cache lines.
+template <typename T> struct LineAllocator {
+    using value_type = T;
+    T* allocate(size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t{64})); }
+    void deallocate(T* at, size_t) { ::operator delete(at, std::align_val_t{64}); }
+    bool operator==(const LineAllocator&) const = default;
+};
+template <typename T> using Aligned = std::vector<T, LineAllocator<T>>;
+
 // What a task, or a part of one, works on. All rows are padded to whole vectors.
-struct Scratch {
-    std::vector<float> queries, scores, output, maxima, sums;
+template <typename T> struct Scratch {
+    Aligned<T> queries, weights;
+    Aligned<float> scores, output, maxima, sums;
     void fit(const AttentionShape& shape, int64_t rows) {
         queries.resize(rows * shape.key_dim);
+        weights.resize(rows * SPAN);
         scores.resize(rows * SPAN);
         output.assign(rows * padded(shape.value_dim), 0.0f);
         maxima.assign(rows, NEVER);
         sums.assign(rows, 0.0f);
     }
-    static int64_t padded(int64_t dim) { return (dim + TILE - 1) / TILE * TILE; }
 };
 
-// R rows of queries times the TILE keys of one block.
-template <int R, typename C>
-__attribute__((noinline)) static void score_block(const float* queries, int64_t dim, const C* keys, float* scores) {
-    Vec sums[R][VECS] = {};
-    for (int64_t d = 0; d < dim; d++) {
-        Vec k[VECS];
-        load_tile(keys + d * TILE, k);
-        for (int r = 0; r < R; r++)
-            for (int v = 0; v < VECS; v++) sums[r][v] += spread(queries[r * dim + d]) * k[v];
-    }
+// R rows of queries times the keys of P blocks. `ahead`: P blocks to fetch meanwhile, or null.
+template <int R, int P, typename T, typename C>
+__attribute__((noinline)) static void score(const T* queries, int64_t dim, const C* const* blocks,
+                                            const C* const* next, float* scores) {
+    const C *panels[P], *ahead[P] = {};
+    std::copy_n(blocks, P, panels);
+    if (next) std::copy_n(next, P, ahead);
+    Sums<R, P> sums;
+    clear<R, P>(sums);
+    accumulate<R, P>(sums, queries, dim, panels, dim, ahead);
     for (int r = 0; r < R; r++)
-        for (int v = 0; v < VECS; v++) store(scores + r * SPAN + v * LANES, sums[r][v]);
+        for (int p = 0; p < P; p++)
+            for (int v = 0; v < VECS; v++) store(scores + r * SPAN + p * TILE + v * LANES, sums[r][p][v]);
 }
 
-// R rows of weights times TILE dimensions of the values of a span's blocks, `keys` in all.
-template <int R, typename C>
-__attribute__((noinline)) static void add_values(const float* weights, const C* const* blocks, int64_t first_dim,
-                                                 int64_t dim, int64_t keys, float* output, int64_t stride) {
-    Vec sums[R][VECS];
+// output += R rows of weights times P * TILE dimensions of the values of a span's blocks, `keys` in all. `next`: as many
+// blocks to fetch meanwhile, or null.
+template <int R, int P, typename T, typename C>
+__attribute__((noinline)) static void add_values(const T* weights, const C* const* blocks, const C* const* next,
+                                                 int64_t first_tile, int64_t keys, float* output, int64_t stride) {
+    Sums<R, P> sums;
     for (int r = 0; r < R; r++)
-        for (int v = 0; v < VECS; v++) sums[r][v] = load(output + r * stride + v * LANES);
+        for (int p = 0; p < P; p++)
+            for (int v = 0; v < VECS; v++) sums[r][p][v] = load(output + r * stride + p * TILE + v * LANES);
     for (int64_t first = 0; first < keys; first += TILE) {
-        const C* values = blocks[first / TILE] + first_dim;
-        const int64_t count = std::min<int64_t>(TILE, keys - first);
-        for (int64_t j = 0; j < count; j++) {
-            Vec x[VECS];
-            load_tile(values + j * dim, x);
-            for (int r = 0; r < R; r++)
-                for (int v = 0; v < VECS; v++) sums[r][v] += spread(weights[r * SPAN + first + j]) * x[v];
+        const C *panels[P], *ahead[P] = {};
+        for (int p = 0; p < P; p++) {
+            const int64_t at = (first_tile + p) * TILE * TILE;
+            panels[p] = blocks[first / TILE] + at;
+            if (next) ahead[p] = next[first / TILE] + at;
         }
+        accumulate<R, P>(sums, weights + first, SPAN, panels, std::min<int64_t>(TILE, keys - first), ahead);
     }
     for (int r = 0; r < R; r++)
-        for (int v = 0; v < VECS; v++) store(output + r * stride + v * LANES, sums[r][v]);
+        for (int p = 0; p < P; p++)
+            for (int v = 0; v < VECS; v++) store(output + r * stride + p * TILE + v * LANES, sums[r][p][v]);
 }
 
-// Calls f with a compile-time number of rows: ROWS at a time, then what is left.
-template <typename F> static void in_strips(int64_t rows, F f) {
-    int64_t row = 0;
-    for (; row + ROWS <= rows; row += ROWS) f(std::integral_constant<int, ROWS>{}, row);
-    switch (rows - row) {
-        case 1: return f(std::integral_constant<int, 1>{}, row);
-        case 2: return f(std::integral_constant<int, 2>{}, row);
-        case 3: return f(std::integral_constant<int, 3>{}, row);
-        case 4: return f(std::integral_constant<int, 4>{}, row);
-        case 5: return f(std::integral_constant<int, 5>{}, row);
-    }
-}
+// Of values, a head of 64 or 128 dimensions has 4 or 8 tiles.
+constexpr int value_tiles_for(int rows) { return LANES == 8 ? panels_for(rows) : rows <= 6 ? 4 : 2; }
 
 // Masks and softmaxes the scores of a span into weights, and corrects the row's output so far.
-static void weigh_row(float* scores, int64_t span_start, int64_t keys, int64_t position, const AttentionShape& shape,
-                      float& maximum, float& sum, float* output, int64_t width) {
-    const int64_t padded = (keys + TILE - 1) / TILE * TILE;
-    if (shape.softcap > 0)
-        for (int64_t j = 0; j < keys; j++) scores[j] = shape.softcap * std::tanh(scores[j] / shape.softcap);
-    const int64_t visible = std::min(keys, position + 1 - span_start);
-    for (int64_t j = std::max<int64_t>(visible, 0); j < padded; j++) scores[j] = NEVER;
-    if (shape.window > 0)
-        for (int64_t j = 0; j < std::min(visible, position + 1 - shape.window - span_start); j++) scores[j] = NEVER;
+template <typename T>
+static void weigh_row(float* scores, T* weights, int64_t span_start, int64_t keys, int64_t position,
+                      const AttentionShape& shape, float& maximum, float& sum, float* output, int64_t width) {
+    float scale = shape.scale;
+    if (shape.softcap > 0) {
+        for (int64_t j = 0; j < keys; j++) scores[j] = shape.softcap * std::tanh(scores[j] * scale / shape.softcap);
+        scale = 1.0f;
+    }
+    const int64_t end = padded(keys), seen = position + 1 - span_start, last = std::clamp<int64_t>(seen, 0, keys);
+    const int64_t first = shape.window > 0 ? std::clamp<int64_t>(seen - shape.window, 0, last) : 0;
+    const auto visible = [&](int64_t j) {
+        const Vec each = load(scores + j);
+        if (j >= first && j + LANES <= last) return each;
+        const IntVec key = LANE + int32_t(j);
+        return select((key >= int32_t(first)) & (key < int32_t(last)), each, spread(NEVER));
+    };
     Vec most = spread(NEVER);
-    for (int64_t j = 0; j < padded; j += LANES) most = max(most, load(scores + j));
-    const float raised = std::max(maximum, max(most));
+    for (int64_t j = 0; j < end; j += LANES) most = max(most, visible(j));
+    const float raised = std::max(maximum, max(most) * scale);
     if (raised == NEVER) {  // nothing visible yet
-        std::fill(scores, scores + padded, 0.0f);
+        std::fill(weights, weights + end, T{});
         return;
     }
     Vec total{};
-    for (int64_t j = 0; j < padded; j += LANES) {
-        const Vec weight = exp(load(scores + j) - raised);
+    for (int64_t j = 0; j < end; j += LANES) {
+        const Vec weight = exp(visible(j) * scale - raised);
         total += weight;
-        store(scores + j, weight);
+        store(weights + j, weight);
     }
-    if (raised > maximum) {
+    if (raised > maximum && sum > 0) {
         const float correction = std::exp(maximum - raised);
         sum *= correction;
         for (int64_t d = 0; d < width; d += LANES) store(output + d, load(output + d) * correction);
-        maximum = raised;
     }
+    maximum = raised;
     sum += headwater::sum(total);
 }
 
-// Blocks lie anywhere, so that the CPU's own prefetching begins anew with each, after it was waited for.
-template <typename C> static void prefetch(const C* from, int64_t count) {
-    for (int64_t i = 0; i < count; i += 64 / int64_t(sizeof(C))) __builtin_prefetch(from + i);
-}
+template <typename T, typename C> struct Batch {
+    const T* queries;
+    int64_t query_stride;
+    const C *keys, *values;
+    const int32_t *tables, *context_lengths;
+    const AttentionShape& shape;
+
+    // The blocks of one span of a task, of keys and of values. Returns how many.
+    int64_t span(const Task& task, int64_t first, const C** key_blocks, const C** value_blocks) const {
+        const int64_t blocks = std::min(SPAN_BLOCKS, task.last_block - first);
+        for (int64_t b = 0; b < blocks; b++) {
+            const int64_t block = tables[task.sequence * shape.max_blocks + first + b];
+            const int64_t at = block * shape.kv_heads + task.kv_head;
+            key_blocks[b] = keys + at * packed_rows<C>(shape.key_dim) * TILE;
+            value_blocks[b] = values + at * TILE * padded(shape.value_dim);
+        }
+        return blocks;
+    }
+};
 
 // Accumulates the task's part of the context into the scratch's output, maxima and sums.
+//
+// Blocks lie anywhere, so that the CPU's own prefetching begins anew with each. So values are fetched while the scores
+// of their span are computed, and the keys of the next span, be it that of the `next` task, while values are added.
 template <typename T, typename C>
-static void attend(const Task& task, const T* queries, int64_t query_stride, const C* key_cache, const C* value_cache,
-                   const int32_t* table, int64_t context, const AttentionShape& shape, Scratch& scratch) {
+static void attend(const Batch<T, C>& batch, const Task& task, const Task& next, Scratch<T>& scratch) {
+    const AttentionShape& shape = batch.shape;
     const int64_t group = shape.heads / shape.kv_heads, rows = task.tokens * group;
-    const int64_t width = Scratch::padded(shape.value_dim);
+    const int64_t dim = shape.key_dim, width = padded(shape.value_dim);
     scratch.fit(shape, rows);
-    for (int64_t row = 0; row < rows; row++) {
-        const T* query = queries + (task.first_token + row / group) * query_stride +
-                         (task.kv_head * group + row % group) * shape.key_dim;
-        for (int64_t d = 0; d < shape.key_dim; d++)
-            scratch.queries[row * shape.key_dim + d] = widen(query[d]) * shape.scale;
-    }
-    const auto keys_of = [&](int64_t block) {
-        return key_cache + (table[block] * shape.kv_heads + task.kv_head) * shape.key_dim * TILE;
-    };
-    const auto values_of = [&](int64_t block) {
-        return value_cache + (table[block] * shape.kv_heads + task.kv_head) * TILE * width;
-    };
-    for (int64_t block = task.first_block; block < task.last_block; block += SPAN_BLOCKS) {
-        const int64_t blocks = std::min(SPAN_BLOCKS, task.last_block - block);
-        const int64_t keys = std::min(blocks * TILE, context - block * TILE);
-        for (int64_t b = 0; b < blocks; b++) {
-            const C* at = keys_of(block + b);
-            if (block + b + 1 < task.last_block) prefetch(keys_of(block + b + 1), shape.key_dim * TILE);
-            prefetch(values_of(block + b), width * TILE);
-            in_strips(rows, [&](auto R, int64_t row) {
-                score_block<R>(&scratch.queries[row * shape.key_dim], shape.key_dim, at,
-                               &scratch.scores[row * SPAN + b * TILE]);
+    for (int64_t row = 0; row < rows; row++)
+        std::copy_n(batch.queries + (task.first_token + row / group) * batch.query_stride +
+                        (task.kv_head * group + row % group) * dim,
+                    dim, &scratch.queries[row * dim]);
+    const C *keys[2][SPAN_BLOCKS], *values[2][SPAN_BLOCKS];
+    int64_t blocks = batch.span(task, task.first_block, keys[0], values[0]);
+    for (int64_t block = task.first_block, turn = 0; block < task.last_block; block += SPAN_BLOCKS, turn ^= 1) {
+        const int64_t seen = std::min(blocks * TILE, batch.context_lengths[task.sequence] - block * TILE);
+        in_strips(rows, [&](auto R, int64_t row, int64_t) {
+            in_groups<panels_for(R)>(blocks, [&](auto P, int64_t first) {
+                score<R, P>(&scratch.queries[row * dim], dim, keys[turn] + first, row ? nullptr : values[turn] + first,
+                            &scratch.scores[row * SPAN + first * TILE]);
             });
-        }
+        });
         for (int64_t row = 0; row < rows; row++)
-            weigh_row(&scratch.scores[row * SPAN], block * TILE, keys, task.first_position + row / group, shape,
-                      scratch.maxima[row], scratch.sums[row], &scratch.output[row * width], width);
-        const C* values[SPAN_BLOCKS];
-        for (int64_t b = 0; b < blocks; b++) values[b] = values_of(block + b);
-        for (int64_t d = 0; d < width; d += TILE)
-            in_strips(rows, [&](auto R, int64_t row) {
-                add_values<R>(&scratch.scores[row * SPAN], values, d, width, keys, &scratch.output[row * width + d],
-                              width);
+            weigh_row(&scratch.scores[row * SPAN], &scratch.weights[row * SPAN], block * TILE, seen,
+                      task.first_position + row / group, shape, scratch.maxima[row], scratch.sums[row],
+                      &scratch.output[row * width], width);
+        const bool ends = block + SPAN_BLOCKS >= task.last_block;
+        const int64_t coming = batch.span(ends ? next : task, ends ? next.first_block : block + SPAN_BLOCKS,
+                                          keys[turn ^ 1], values[turn ^ 1]);
+        std::fill(keys[turn ^ 1] + coming, keys[turn ^ 1] + SPAN_BLOCKS, keys[turn ^ 1][coming - 1]);
+        in_strips(rows, [&](auto R, int64_t row, int64_t) {
+            in_groups<value_tiles_for(R)>(width / TILE, [&](auto P, int64_t first) {
+                add_values<R, P>(&scratch.weights[row * SPAN], values[turn], row ? nullptr : keys[turn ^ 1], first, seen,
+                                 &scratch.output[row * width + first * TILE], width);
             });
+        });
+        blocks = coming;
     }
 }
 
 template <typename T>
-static void write_rows(const Task& task, const AttentionShape& shape, Scratch& scratch, T* output) {
-    const int64_t group = shape.heads / shape.kv_heads, width = Scratch::padded(shape.value_dim);
+static void write_rows(const Task& task, const AttentionShape& shape, Scratch<T>& scratch, T* output) {
+    const int64_t group = shape.heads / shape.kv_heads, width = padded(shape.value_dim);
     for (int64_t row = 0; row < task.tokens * group; row++) {
         const int64_t head = task.kv_head * group + row % group;
         float sum = scratch.sums[row];
         if (shape.sinks) sum += std::exp(shape.sinks[head] - scratch.maxima[row]);
+        const float share = 1.0f / sum;
         T* to = output + ((task.first_token + row / group) * shape.heads + head) * shape.value_dim;
-        for (int64_t d = 0; d < shape.value_dim; d++) to[d] = narrow<T>(scratch.output[row * width + d] / sum);
+        for (int64_t d = 0; d < shape.value_dim; d++) to[d] = narrow<T>(scratch.output[row * width + d] * share);
     }
 }
 
 // Puts the parts of one cut task together, in their order.
-static void merge(Scratch& total, const Scratch& part, int64_t rows, int64_t width) {
+template <typename T>
+static void merge(Scratch<T>& total, const Scratch<T>& part, int64_t rows, int64_t width) {
     for (int64_t row = 0; row < rows; row++) {
         const float maximum = std::max(total.maxima[row], part.maxima[row]);
         if (maximum == NEVER) continue;
@@ -248,26 +315,27 @@ void paged_attention(const T* queries, int64_t query_stride, const C* key_cache,
                      const AttentionShape& shape, T* output) {
     int64_t parts = 0;
     const std::vector<Task> tasks = plan(query_starts, context_lengths, shape, parts);
-    std::vector<Scratch> partial(parts);
+    std::vector<Scratch<T>> partial(parts);
+    const Batch<T, C> batch{queries, query_stride, key_cache, value_cache, block_tables, context_lengths, shape};
     const int64_t count = int64_t(tasks.size());
 #pragma omp parallel for schedule(dynamic) if (count > 1)
     for (int64_t i = 0; i < count; i++) {
-        static thread_local Scratch own;
+        static thread_local Scratch<T> own;
         const Task& task = tasks[i];
-        Scratch& scratch = task.part < 0 ? own : partial[task.part];
-        attend(task, queries, query_stride, key_cache, value_cache, block_tables + task.sequence * shape.max_blocks,
-               context_lengths[task.sequence], shape, scratch);
+        Scratch<T>& scratch = task.part < 0 ? own : partial[task.part];
+        // The next is another thread's, but one of this thread's is as far behind.
+        attend(batch, task, tasks[std::min(count - 1, i + omp_get_num_threads())], scratch);
         if (task.part < 0) write_rows(task, shape, scratch, output);
     }
     const int64_t group = shape.heads / shape.kv_heads;
     for (int64_t i = 0; i < count;) {
         int64_t next = i + 1;
         if (tasks[i].part >= 0) {
-            Scratch& total = partial[tasks[i].part];
+            Scratch<T>& total = partial[tasks[i].part];
             for (; next < count && tasks[next].part >= 0 && tasks[next].sequence == tasks[i].sequence &&
                    tasks[next].kv_head == tasks[i].kv_head;
                  next++)
-                merge(total, partial[tasks[next].part], group, Scratch::padded(shape.value_dim));
+                merge(total, partial[tasks[next].part], group, padded(shape.value_dim));
             write_rows(tasks[i], shape, total, output);
         }
         i = next;

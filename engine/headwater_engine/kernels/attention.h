@@ -1,7 +1,7 @@
 // Attention over the paged KV cache.
 //
-// Of each block of TILE tokens and each KV head, keys lie as [key dim][TILE], so that one load gives one dimension of
-// all keys of the block, and values as [TILE][value dim, padded to a multiple of TILE].
+// Of each block of TILE tokens and each KV head, keys are a packed matrix (vec.h) [key dim][TILE keys], and values one
+// of [TILE tokens][TILE dimensions] for every TILE dimensions: panels, as the inner loop of products takes them.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,6 @@
 #include "vec.h"
 
 namespace headwater {
-
 
 struct AttentionShape {
     int64_t heads, kv_heads, key_dim, value_dim;

@@ -26,6 +26,14 @@ template <typename F> void by_type(const Tensor& x, F f) {
         f(static_cast<float*>(nullptr));
 }
 
+// The same for activations and what is stored packed: bfloat16 ones take nothing wider.
+template <typename F> void by_types(const Tensor& x, const Tensor& stored, F f) {
+    if (is_bf16(x))
+        f(static_cast<bf16*>(nullptr), static_cast<bf16*>(nullptr));
+    else
+        by_type(stored, [&](auto* s) { f(static_cast<float*>(nullptr), s); });
+}
+
 // [rows, ...] whose last dimensions are contiguous. Returns the elements between two rows.
 int64_t row_stride(const Tensor& x) {
     int64_t expected = 1;
@@ -38,25 +46,35 @@ int64_t row_stride(const Tensor& x) {
 
 Tensor pack(const Tensor& weight) {
     TORCH_CHECK(weight.dim() == 2 && weight.is_contiguous(), "a contiguous [outputs, inputs] weight");
-    Tensor packed = at::empty({headwater::packed_size(weight.size(0), weight.size(1))}, weight.options());
+    Tensor packed;
     by_type(weight, [&](auto* t) {
-        using T = std::remove_pointer_t<decltype(t)>;
-        headwater::pack(data<T>(weight), weight.size(0), weight.size(1), data<T>(packed));
+        using W = std::remove_pointer_t<decltype(t)>;
+        packed = at::empty({headwater::packed_size<W>(weight.size(0), weight.size(1))}, weight.options());
+        headwater::pack(data<W>(weight), weight.size(0), weight.size(1), data<W>(packed));
     });
     return packed;
 }
 
-Tensor linear(const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias, int64_t inputs, int64_t outputs) {
-    TORCH_CHECK(x.dim() == 2 && x.size(1) == inputs && x.scalar_type() == at::kFloat, "x must be [rows, ", inputs,
-                "] float32");
-    TORCH_CHECK(packed.numel() == headwater::packed_size(outputs, inputs), "not a weight of this shape");
+// y is of x's type, or float32 if `wide`.
+Tensor linear(const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias, int64_t inputs, int64_t outputs,
+              bool wide) {
+    TORCH_CHECK(x.dim() == 2 && x.size(1) == inputs, "x must be [rows, ", inputs, "]");
+    TORCH_CHECK(is_bf16(packed) || !is_bf16(x), "mixed types");
     TORCH_CHECK(!bias || (bias->numel() == outputs && bias->scalar_type() == at::kFloat && bias->is_contiguous()),
                 "bias must be [", outputs, "] float32");
-    Tensor y = at::empty({x.size(0), outputs}, x.options());
-    by_type(packed, [&](auto* t) {
-        using W = std::remove_pointer_t<decltype(t)>;
-        headwater::gemm(data<float>(x), row_stride(x), data<W>(packed), bias ? data<float>(*bias) : nullptr,
-                        data<float>(y), x.size(0), inputs, outputs);
+    Tensor y = at::empty({x.size(0), outputs}, wide ? x.options().dtype(at::kFloat) : x.options());
+    by_types(x, packed, [&](auto* t, auto* w) {
+        using X = std::remove_pointer_t<decltype(t)>;
+        using W = std::remove_pointer_t<decltype(w)>;
+        TORCH_CHECK(packed.numel() == headwater::packed_size<W>(outputs, inputs), "not a weight of this shape");
+        const auto run = [&](auto* to) {
+            headwater::gemm(data<X>(x), row_stride(x), data<W>(packed), bias ? data<float>(*bias) : nullptr, to,
+                            x.size(0), inputs, outputs);
+        };
+        if (wide)
+            run(data<float>(y));
+        else
+            run(data<X>(y));
     });
     return y;
 }
@@ -67,7 +85,7 @@ void write_cache(const Tensor& keys, const Tensor& values, const Tensor& key_cac
     TORCH_CHECK(values.size(0) == tokens && values.size(1) == kv_heads && slots.numel() == tokens &&
                     slots.scalar_type() == at::kLong && slots.is_contiguous(),
                 "keys, values and slots must be of the same tokens");
-    TORCH_CHECK(key_cache.size(1) == kv_heads && key_cache.size(2) == key_dim && value_cache.size(3) >= value_dim,
+    TORCH_CHECK(key_cache.size(1) == kv_heads && key_cache.size(2) >= key_dim && value_cache.size(3) >= value_dim,
                 "the cache has another shape");
     TORCH_CHECK(keys.scalar_type() == values.scalar_type() && (is_bf16(key_cache) || !is_bf16(keys)), "mixed types");
     const auto run = [&](auto* t, auto* c) {
@@ -76,17 +94,14 @@ void write_cache(const Tensor& keys, const Tensor& values, const Tensor& key_cac
         headwater::write_cache(data<T>(keys), row_stride(keys), data<T>(values), row_stride(values), data<C>(key_cache),
                                data<C>(value_cache), data<int64_t>(slots), tokens, kv_heads, key_dim, value_dim);
     };
-    if (is_bf16(keys))
-        run(static_cast<bf16*>(nullptr), static_cast<bf16*>(nullptr));
-    else
-        by_type(key_cache, [&](auto* c) { run(static_cast<float*>(nullptr), c); });
+    by_types(keys, key_cache, run);
 }
 
 Tensor paged_attention(const Tensor& queries, const Tensor& key_cache, const Tensor& value_cache,
                        const Tensor& block_tables, const Tensor& query_starts, const Tensor& context_lengths,
                        int64_t value_dim, double scale, int64_t window, double softcap,
                        const std::optional<Tensor>& sinks) {
-    TORCH_CHECK(queries.dim() == 3 && key_cache.dim() == 4 && queries.size(2) == key_cache.size(2),
+    TORCH_CHECK(queries.dim() == 3 && key_cache.dim() == 4 && queries.size(2) <= key_cache.size(2),
                 "queries must be [tokens, heads, key dim] of the cache's key dim");
     const int64_t heads = queries.size(1), kv_heads = key_cache.size(1);
     TORCH_CHECK(heads % kv_heads == 0, heads, " heads over ", kv_heads, " KV heads");
@@ -107,10 +122,7 @@ Tensor paged_attention(const Tensor& queries, const Tensor& key_cache, const Ten
                                    data<int32_t>(block_tables), data<int32_t>(query_starts),
                                    data<int32_t>(context_lengths), shape, data<T>(output));
     };
-    if (is_bf16(queries))
-        run(static_cast<bf16*>(nullptr), static_cast<bf16*>(nullptr));
-    else
-        by_type(key_cache, [&](auto* c) { run(static_cast<float*>(nullptr), c); });
+    by_types(queries, key_cache, run);
     return output;
 }
 

@@ -1,4 +1,4 @@
-"""The kernels for CPUs, in C++: `gemm.cpp`, `attention.cpp`, `elementwise.cpp`, each opening with how it works.
+"""The kernels for CPUs, in C++: `gemm*.cpp`, `attention.cpp`, `elementwise.cpp`, each opening with how it works.
 
 Compiled at first use for this very CPU, by torch's extension loader, into its cache folder (TORCH_EXTENSIONS_DIR, else
 ~/.cache/torch_extensions). The name of the build holds a hash of the sources, torch and the CPU, so that a folder that
@@ -8,6 +8,7 @@ several machines share holds a build for each.
 import hashlib
 import platform
 import subprocess
+from enum import StrEnum
 from pathlib import Path
 from types import ModuleType
 
@@ -55,35 +56,42 @@ def _cpu() -> str:
     return "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
 
 
+class Products(StrEnum):
+    """How weights are multiplied with activations."""
+
+    FLOAT32 = "float32"
+    """Our own, of float32 activations. bfloat16 weights only halve the memory to read: results are those of float32
+    arithmetic on the same weights."""
+    BFLOAT16 = "bfloat16"
+    """Our own, of bfloat16 activations: for AVX512_BF16, slow elsewhere."""
+    ONEDNN = "onednn"
+    """oneDNN's, of bfloat16 activations: for AMX, which our own do not use."""
+
+
 class CppKernels:
-    """`Kernels` for CPUs.
+    """`Kernels` for CPUs."""
 
-    With bfloat16 on a CPU that multiplies it itself, products are oneDNN's and activations bfloat16. Everywhere else
-    products are our own with float32 activations; weights and KV of bfloat16 then only halve the memory to read, and
-    results are those of float32 arithmetic on the same weights.
-    """
-
-    def __init__(self, weights: torch.dtype, *, native_bfloat16: bool) -> None:
-        """`weights`: float32 or bfloat16, of weights and KV. Raises BuildError."""
+    def __init__(self, weights: torch.dtype, products: Products) -> None:
+        """`weights`: float32 or bfloat16, of weights and KV. Only FLOAT32 products take float32. Raises BuildError."""
         self._kernels = build()
         self._storage = weights
-        self._own_products = weights == torch.float32 or not native_bfloat16
-        self.dtype = torch.float32 if self._own_products else torch.bfloat16
+        self._products = products
+        self.dtype = torch.float32 if products == Products.FLOAT32 else torch.bfloat16
         self.name = f"cpu-{torch.backends.cpu.get_cpu_capability().lower()}-{str(weights).removeprefix('torch.')}"
 
     def allocate(self, blocks: int, kv_heads: int, key_dim: int, value_dim: int) -> LayerCache:
-        """Keys [blocks, kv heads, key dim, BLOCK_SIZE], values [blocks, kv heads, BLOCK_SIZE, value dim, padded].
+        """Room for keys [blocks, kv heads, key dim, BLOCK_SIZE] and values [blocks, kv heads, BLOCK_SIZE, value dim].
 
-        Only the kernels read them: within 16 neighbours, bfloat16 lies in the order that `vec.h` widens soonest.
+        Only the kernels know the order within a block (`attention.h`).
         """
         return LayerCache(
-            lazy_zeros((blocks, kv_heads, key_dim, BLOCK_SIZE), self._storage),
+            lazy_zeros((blocks, kv_heads, _padded(key_dim, 2), BLOCK_SIZE), self._storage),
             lazy_zeros((blocks, kv_heads, BLOCK_SIZE, _padded(value_dim)), self._storage),
             value_dim,
         )
 
     def bytes_per_block(self, kv_heads: int, key_dim: int, value_dim: int) -> int:
-        return BLOCK_SIZE * kv_heads * (key_dim + _padded(value_dim)) * self._storage.itemsize
+        return BLOCK_SIZE * kv_heads * (_padded(key_dim, 2) + _padded(value_dim)) * self._storage.itemsize
 
     def write_cache(self, keys: Tensor, values: Tensor, cache: LayerCache, slots: Tensor) -> None:
         self._kernels.write_cache(keys, values, cache.keys, cache.values, slots)
@@ -113,16 +121,16 @@ class CppKernels:
             None if sinks is None else sinks.float(),
         )
 
-    def linear(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
+    def linear(self, weight: Tensor, bias: Tensor | None = None, *, wide: bool = False) -> Linear:
         outputs, inputs = weight.shape
-        if not self._own_products:
+        if self._products == Products.ONEDNN:
             weight = weight.to(torch.bfloat16)
             bias = None if bias is None else bias.to(torch.bfloat16)
-            return lambda x: F.linear(x, weight, bias)
+            return lambda x: F.linear(x, weight, bias).to(torch.float32 if wide else self.dtype)
         packed = self._kernels.pack(weight.to(self._storage).contiguous())
         wide_bias = None if bias is None else bias.float().contiguous()
         linear = self._kernels.linear
-        return lambda x: linear(x, packed, wide_bias, inputs, outputs)
+        return lambda x: linear(x, packed, wide_bias, inputs, outputs, wide)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return self._kernels.rms_norm(x, None, weight, eps)
@@ -137,5 +145,5 @@ class CppKernels:
         return self._kernels.silu_mul(gate_up)
 
 
-def _padded(dim: int) -> int:
-    return -(-dim // 16) * 16
+def _padded(dim: int, unit: int = 16) -> int:
+    return -(-dim // unit) * unit

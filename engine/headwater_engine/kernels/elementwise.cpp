@@ -2,10 +2,23 @@
 #include "elementwise.h"
 
 #include <cmath>
+#include <type_traits>
 
 namespace headwater {
 
 constexpr int64_t PARALLEL_ELEMENTS = 32 * 1024;  // below, waking the other threads costs more than it saves
+
+// Calls f for every whole vector, then for every element that is left: then the second argument is true.
+template <typename F> inline void by_vectors(int64_t dim, F f) {
+    int64_t d = 0;
+    for (; d + LANES <= dim; d += LANES) f(d, std::false_type{});
+    for (; d < dim; d++) f(d, std::true_type{});
+}
+template <typename T> inline Vec get(const T* from, std::false_type) { return load(from); }
+template <typename T> inline float get(const T* from, std::true_type) { return widen(*from); }
+template <typename T> inline void put(T* to, Vec v) { store(to, v); }
+template <typename T> inline void put(T* to, float x) { *to = narrow<T>(x); }
+using std::exp;  // beside that of vectors
 
 template <typename T>
 void rms_norm(const T* x, int64_t x_stride, T* residual, const T* weight, float eps, T* output, int64_t rows,
@@ -14,18 +27,22 @@ void rms_norm(const T* x, int64_t x_stride, T* residual, const T* weight, float 
     for (int64_t row = 0; row < rows; row++) {
         const T* from = x + row * x_stride;
         T* to = output + row * dim;
-        float squares = 0;
         if (residual) {
             T* sum = residual + row * dim;
-#pragma omp simd
-            for (int64_t d = 0; d < dim; d++) sum[d] = narrow<T>(widen(sum[d]) + widen(from[d]));
+            by_vectors(dim, [&](int64_t d, auto one) { put(sum + d, get(sum + d, one) + get(from + d, one)); });
             from = sum;
         }
-#pragma omp simd reduction(+ : squares)
-        for (int64_t d = 0; d < dim; d++) squares += widen(from[d]) * widen(from[d]);
-        const float factor = 1.0f / std::sqrt(squares / float(dim) + eps);
-#pragma omp simd
-        for (int64_t d = 0; d < dim; d++) to[d] = narrow<T>(widen(from[d]) * factor * widen(weight[d]));
+        Vec squares{};
+        float rest = 0;
+        by_vectors(dim, [&](int64_t d, auto one) {
+            const auto value = get(from + d, one);
+            if constexpr (one)
+                rest += value * value;
+            else
+                squares += value * value;
+        });
+        const float factor = 1.0f / std::sqrt((sum(squares) + rest) / float(dim) + eps);
+        by_vectors(dim, [&](int64_t d, auto one) { put(to + d, get(from + d, one) * factor * get(weight + d, one)); });
     }
 }
 
@@ -39,12 +56,12 @@ void rope(T* x, int64_t stride, int64_t heads, int64_t head_dim, const float* co
         for (int64_t h = 0; h < heads; h++) {
             T* first = x + t * stride + h * head_dim;
             T* second = first + half;
-#pragma omp simd
-            for (int64_t d = 0; d < half; d++) {
-                const float a = widen(first[d]), b = widen(second[d]);
-                first[d] = narrow<T>(a * c[d] - b * s[d]);
-                second[d] = narrow<T>(b * c[d] + a * s[d]);
-            }
+            by_vectors(half, [&](int64_t d, auto one) {
+                const auto a = get(first + d, one), b = get(second + d, one);
+                const auto cos_d = get(c + d, one), sin_d = get(s + d, one);
+                put(first + d, a * cos_d - b * sin_d);
+                put(second + d, b * cos_d + a * sin_d);
+            });
         }
     }
 }
@@ -55,15 +72,10 @@ template <typename T> void silu_mul(const T* gate_up, T* output, int64_t rows, i
         const T* gate = gate_up + row * 2 * dim;
         const T* up = gate + dim;
         T* to = output + row * dim;
-        int64_t d = 0;
-        for (; d + LANES <= dim; d += LANES) {
-            const Vec g = load(gate + d);
-            store(to + d, g / (1.0f + exp(-g)) * load(up + d));
-        }
-        for (; d < dim; d++) {
-            const float g = widen(gate[d]);
-            to[d] = narrow<T>(g / (1.0f + std::exp(-g)) * widen(up[d]));
-        }
+        by_vectors(dim, [&](int64_t d, auto one) {
+            const auto g = get(gate + d, one);
+            put(to + d, g / (1.0f + exp(-g)) * get(up + d, one));
+        });
     }
 }
 

@@ -1,8 +1,11 @@
 // Products with packed weights.
 //
-// A weight [outputs, inputs] is cut into panels of TILE outputs, each stored input by input: what the inner loop reads
-// next always lies next. A panel, once read from memory, stays in the cache while all rows of x pass by; while one or a
-// few rows are computed, as in decoding, the panels are read at the memory's own speed.
+// A weight [outputs, inputs] is cut into panels of TILE outputs: what the inner loop (tile.h) reads next always lies
+// next. A group of panels, once read from memory, stays in the cache while all rows of x pass by.
+//
+// While one or a few rows are computed, as in decoding, panels are read at the memory's own speed. The rows of a large
+// batch that decodes compute for about as long as the memory takes to bring the weights. Both then happen at once: while
+// a group is computed, each strip of rows asks for a share of the next group.
 //
 // Each output is one sum in the order of the inputs, whatever the number of rows: a row's result does not depend on
 // what else is in the batch, to the last bit.
@@ -11,119 +14,97 @@
 #include <omp.h>
 
 #include <algorithm>
-#include <vector>
+
+#include "tile.h"
 
 namespace headwater {
 
 constexpr int64_t GROUP_BYTES = 192 * 1024;  // of panels that one thread works through together; they stay in its L2
 
 template <typename W> void pack(const W* weight, int64_t outputs, int64_t inputs, W* packed) {
-    const int64_t panels = (outputs + TILE - 1) / TILE;
+    const int64_t panels = (outputs + TILE - 1) / TILE, rows = packed_rows<W>(inputs);
 #pragma omp parallel for
-    for (int64_t panel = 0; panel < panels; panel++) {
-        W* to = packed + panel * TILE * inputs;
-        for (int64_t i = 0; i < inputs; i++)
+    for (int64_t panel = 0; panel < panels; panel++)
+        for (int64_t i = 0; i < rows; i++)
             for (int64_t column = 0; column < TILE; column++) {
                 const int64_t output = panel * TILE + column;
-                to[i * TILE + place<W>(int(column))] = output < outputs ? weight[output * inputs + i] : W{};
+                packed[panel * TILE * rows + place<W>(i, column)] =
+                    output < outputs && i < inputs ? weight[output * inputs + i] : W{};
             }
-    }
 }
 
-// R rows times P neighbouring panels. Tiles are [P][R][TILE].
-//
-// The sums of one row wait for one another; with few rows, several panels at once keep the units busy. Never inlined:
-// among the caller's variables GCC runs out of registers, and halves the speed.
-template <int R, int P, typename W>
-__attribute__((noinline))
-static void multiply(const float* x, int64_t x_stride, const W* panels, int64_t inputs, float* tiles) {
-    Vec sums[P][R][VECS] = {};
-#pragma GCC unroll 4
-    for (int64_t i = 0; i < inputs; i++)
-        for (int p = 0; p < P; p++) {
-            Vec w[VECS];
-            load_tile(panels + (p * inputs + i) * TILE, w);
-            for (int r = 0; r < R; r++) {
-                const Vec each = spread(x[r * x_stride + i]);
-                for (int v = 0; v < VECS; v++) sums[p][r][v] += each * w[v];
-            }
-        }
-    for (int p = 0; p < P; p++)
-        for (int r = 0; r < R; r++)
-            for (int v = 0; v < VECS; v++) store(tiles + (p * R + r) * TILE + v * LANES, sums[p][r][v]);
-}
-
-// The same for `rows` <= ROWS rows and as many panels as suit them, at most `panels`. Returns how many it took.
-template <typename W>
-static int multiply_some(int rows, int64_t panels, const float* x, int64_t x_stride, const W* from, int64_t inputs,
-                         float* tiles) {
-    switch (rows) {
-        case 1:
-            if (panels >= 4) return multiply<1, 4>(x, x_stride, from, inputs, tiles), 4;
-            return multiply<1, 1>(x, x_stride, from, inputs, tiles), 1;
-        case 2:
-            if (panels >= 2) return multiply<2, 2>(x, x_stride, from, inputs, tiles), 2;
-            return multiply<2, 1>(x, x_stride, from, inputs, tiles), 1;
-        case 3:
-            if (panels >= 2) return multiply<3, 2>(x, x_stride, from, inputs, tiles), 2;
-            return multiply<3, 1>(x, x_stride, from, inputs, tiles), 1;
-        case 4: return multiply<4, 1>(x, x_stride, from, inputs, tiles), 1;
-        case 5: return multiply<5, 1>(x, x_stride, from, inputs, tiles), 1;
-        default: return multiply<ROWS, 1>(x, x_stride, from, inputs, tiles), 1;
-    }
-}
-
-struct Product {
-    const float* x;
+template <typename X, typename Y> struct Product {
+    const X* x;
     int64_t x_stride;
     const float* bias;
-    float* y;
+    Y* y;
     int64_t rows, inputs, outputs;
 };
 
-// All rows times the panels `first` to `last`, which begin at `from`.
-template <typename W> static void multiply_group(const Product& p, const W* from, int64_t first, int64_t last) {
-    float tiles[8 * TILE];
-    const int64_t strips = (p.rows + ROWS - 1) / ROWS;
-    for (int64_t strip = 0; strip < strips; strip++) {
-        // Strips of nearly the same height: a last one of one or two rows would cost as much as a full one.
-        const int64_t row = p.rows * strip / strips;
-        const int count = int(p.rows * (strip + 1) / strips - row);
-        for (int64_t panel = first; panel < last;) {
-            const W* weights = from + (panel - first) * TILE * p.inputs;
-            const int taken =
-                multiply_some(count, last - panel, p.x + row * p.x_stride, p.x_stride, weights, p.inputs, tiles);
-            for (int t = 0; t < taken; t++, panel++) {
-                const int64_t column = panel * TILE;
-                const int64_t width = std::min<int64_t>(TILE, p.outputs - column);
-                for (int r = 0; r < count; r++)
-                    for (int64_t c = 0; c < width; c++)
-                        p.y[(row + r) * p.outputs + column + c] =
-                            tiles[(t * count + r) * TILE + c] + (p.bias ? p.bias[column + c] : 0.0f);
-            }
-        }
+// Of one row, the TILE outputs from `column` on, as far as there are so many.
+template <typename X, typename Y>
+inline void write_tile(const Product<X, Y>& p, int64_t row, int64_t column, const Vec* sums) {
+    Y* to = p.y + row * p.outputs + column;
+    if (column + TILE <= p.outputs) {
+        for (int v = 0; v < VECS; v++)
+            store(to + v * LANES, p.bias ? sums[v] + load(p.bias + column + v * LANES) : sums[v]);
+        return;
     }
+    for (int64_t c = 0; column + c < p.outputs; c++)
+        to[c] = narrow<Y>(sums[c / LANES][c % LANES] + (p.bias ? p.bias[column + c] : 0.0f));
 }
 
-template <typename W>
-void gemm(const float* x, int64_t x_stride, const W* packed, const float* bias, float* y, int64_t rows, int64_t inputs,
+// R rows from `row` on times the P panels at `from`, which make the outputs from `column` on. `next`: a panel to fetch
+// meanwhile, or null.
+//
+// Never inlined: among the caller's variables GCC runs out of registers, and halves the speed.
+template <int R, int P, typename X, typename W, typename Y>
+__attribute__((noinline)) static void multiply(const Product<X, Y>& p, int64_t row, int64_t column, const W* from,
+                                               const W* next) {
+    const W* panels[P];
+    for (int t = 0; t < P; t++) panels[t] = from + t * TILE * packed_rows<W>(p.inputs);
+    const W* ahead[1] = {next};
+    Sums<R, P> sums;
+    clear<R, P>(sums);
+    accumulate<R, P>(sums, p.x + row * p.x_stride, p.x_stride, panels, p.inputs, ahead);
+    for (int r = 0; r < R; r++)
+        for (int t = 0; t < P; t++) write_tile(p, row + r, column + t * TILE, sums[r][t]);
+}
+
+// All rows times the panels `first` to `last`. Meanwhile those behind them are fetched.
+template <typename X, typename W, typename Y>
+static void multiply_group(const Product<X, Y>& p, const W* packed, int64_t first, int64_t last) {
+    const int64_t panel_size = TILE * packed_rows<W>(p.inputs), panels = (p.outputs + TILE - 1) / TILE;
+    in_strips(p.rows, [&](auto R, int64_t row, int64_t strip) {
+        constexpr int P = panels_for(R);
+        in_groups<P>(last - first, [&](auto taken, int64_t offset) {
+            const int64_t panel = first + offset, next = last + offset + strip;
+            const W* ahead = strip < P && next < panels ? packed + next * panel_size : nullptr;
+            multiply<R, taken>(p, row, panel * TILE, packed + panel * panel_size, ahead);
+        });
+    });
+}
+
+template <typename X, typename W, typename Y>
+void gemm(const X* x, int64_t x_stride, const W* packed, const float* bias, Y* y, int64_t rows, int64_t inputs,
           int64_t outputs) {
-    const Product product{x, x_stride, bias, y, rows, inputs, outputs};
+    const Product<X, Y> product{x, x_stride, bias, y, rows, inputs, outputs};
     const int64_t panels = (outputs + TILE - 1) / TILE;
-    const int64_t fitting = std::max<int64_t>(4, GROUP_BYTES / int64_t(TILE * inputs * sizeof(W)));
-    // No larger than leaves every thread something to do.
-    const int64_t group = std::min(fitting, (panels + omp_get_max_threads() - 1) / omp_get_max_threads());
-    const int64_t groups = (panels + group - 1) / group;
-#pragma omp parallel for schedule(static)
-    for (int64_t g = 0; g < groups; g++) {
-        const int64_t first = g * group, last = std::min(panels, first + group);
-        multiply_group(product, packed + first * TILE * inputs, first, last);
-    }
+    constexpr int64_t MOST_PANELS = panels_for(1);
+    const int64_t unit_bytes = MOST_PANELS * packed_size<W>(TILE, inputs) * int64_t(sizeof(W));
+    const int64_t group = MOST_PANELS * std::max<int64_t>(1, GROUP_BYTES / unit_bytes);
+    // Guided: a thread reads on through neighbouring panels, and takes less at a time towards the end. Other processes
+    // may hold a core for a while, and the rest should not wait for it.
+#pragma omp parallel for schedule(guided)
+    for (int64_t first = 0; first < panels; first += group)
+        multiply_group(product, packed, first, std::min(panels, first + group));
 }
 
 template void pack(const float*, int64_t, int64_t, float*);
 template void pack(const bf16*, int64_t, int64_t, bf16*);
 template void gemm(const float*, int64_t, const float*, const float*, float*, int64_t, int64_t, int64_t);
 template void gemm(const float*, int64_t, const bf16*, const float*, float*, int64_t, int64_t, int64_t);
+template void gemm(const bf16*, int64_t, const bf16*, const float*, bf16*, int64_t, int64_t, int64_t);
+template void gemm(const bf16*, int64_t, const bf16*, const float*, float*, int64_t, int64_t, int64_t);
 
 }  // namespace headwater

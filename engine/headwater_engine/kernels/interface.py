@@ -7,7 +7,7 @@ business.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -44,6 +44,15 @@ class AttentionBatch:
     """[S + 1] int32."""
     context_lengths: Tensor
     """[S] int32: tokens with a key in the cache once this step has written its own."""
+
+    def only(self, rows: Tensor) -> "AttentionBatch":
+        """The same with the queries of fewer tokens: `rows` [R] int64, ascending, each the last one of its sequence."""
+        return replace(
+            self,
+            positions=self.positions[rows],
+            slots=self.slots[rows],
+            query_starts=torch.searchsorted(rows, self.query_starts, out_int32=True),
+        )
 
 
 Linear = Callable[[Tensor], Tensor]
@@ -89,8 +98,10 @@ class Kernels(Protocol):
         logit that joins each row's softmax without a value.
         """
 
-    def linear(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
+    def linear(self, weight: Tensor, bias: Tensor | None = None, *, wide: bool = False) -> Linear:
         """Take over weight [out, in], in whatever packed form is fastest here, and return y = x W^T + b.
+
+        `wide`: y is float32, not rounded to the activations' type where an implementation can help it.
 
         The caller drops its own reference to `weight`, so that a packed copy does not double the memory.
         """

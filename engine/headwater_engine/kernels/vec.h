@@ -1,12 +1,17 @@
 // Vectors of float, as wide as the machine's, and what the kernels do with them.
 //
-// GCC's and Clang's vector types stand in for intrinsics: the same lines become AVX2, AVX-512 or NEON. bfloat16 is
-// storage only: it becomes float, exactly, by a shift, and all arithmetic is float.
+// GCC's and Clang's vector types stand in for intrinsics: the same lines become AVX2, AVX-512 or NEON. bfloat16 becomes
+// float, exactly, by a shift.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 namespace headwater {
 
@@ -21,7 +26,6 @@ constexpr int LANES = 8;
 #endif
 constexpr int TILE = 16;  // columns that a micro-kernel computes at once: keys of a KV block, outputs of a product
 constexpr int VECS = TILE / LANES;
-constexpr int ROWS = 6;  // rows at once: ROWS * VECS accumulators stay in registers
 
 typedef float Vec __attribute__((vector_size(LANES * 4)));
 typedef int32_t IntVec __attribute__((vector_size(LANES * 4)));
@@ -56,55 +60,75 @@ inline Vec load(const bf16* from) {
     return (Vec)(__builtin_convertvector(half, WordVec) << 16);
 }
 
-// The TILE numbers of one row of a packed matrix. bfloat16 lies in pairs, (0, 8), (1, 9) and so on: one load, a shift
-// and a mask widen two vectors, where widening each by itself would take as long as the arithmetic on it.
-constexpr bool PAIRED = VECS == 2;
-template <typename T> constexpr int place(int column) { return column; }
-template <> constexpr int place<bf16>(int column) { return PAIRED ? column % LANES * 2 + column / LANES : column; }
-
-inline void load_tile(const float* from, Vec* to) {
-    for (int v = 0; v < VECS; v++) to[v] = load(from + v * LANES);
+// A packed matrix: rows of `width` columns, of which TILE are read at once. bfloat16 rows lie in pairs, element by
+// element: a load, a shift and a mask widen two vectors, where widening each by itself would take as long as the
+// arithmetic on it, and AVX-512's dot product of bfloat16 takes such pairs as they are.
+template <typename W> constexpr int64_t place(int64_t row, int64_t column, int64_t width = TILE) {
+    if constexpr (sizeof(W) == 2)
+        return row / 2 * 2 * width + 2 * column + row % 2;
+    else
+        return row * width + column;
 }
-inline void load_tile(const bf16* from, Vec* to) {
-    if constexpr (PAIRED) {
-        WordVec pairs;
-        std::memcpy(&pairs, from, sizeof pairs);
-        to[0] = (Vec)(pairs << 16);
-        to[1] = (Vec)(pairs & 0xFFFF0000u);
-    } else {
-        to[0] = load(from);
+template <typename W> constexpr int64_t packed_rows(int64_t rows) { return sizeof(W) == 2 ? rows + rows % 2 : rows; }
+
+// The TILE columns of one row of the pair of rows at `pair`.
+inline void load_row(const float* pair, int which, Vec* to) {
+    for (int v = 0; v < VECS; v++) to[v] = load(pair + which * TILE + v * LANES);
+}
+inline void load_row(const bf16* pair, int which, Vec* to) {
+    for (int v = 0; v < VECS; v++) {
+        WordVec words;
+        std::memcpy(&words, pair + v * 2 * LANES, sizeof words);
+        to[v] = (Vec)(which ? words & 0xFFFF0000u : words << 16);
     }
 }
 
 inline void store(float* to, Vec v) { std::memcpy(to, &v, sizeof v); }
 inline void store(bf16* to, Vec v) {
+#if defined(__AVX512BF16__)
+    const auto half = _mm512_cvtneps_pbh((__m512)v);
+#else
     WordVec bits = (WordVec)v;
     bits += 0x7FFF + ((bits >> 16) & 1);
     const HalfVec half = __builtin_convertvector(bits >> 16, HalfVec);
+#endif
     std::memcpy(to, &half, sizeof half);
 }
 
 inline Vec spread(float x) { return x - Vec{}; }  // x + 0 would cost an addition: it is not x for -0
 inline Vec select(IntVec where, Vec yes, Vec no) { return where ? yes : no; }
 inline Vec max(Vec a, Vec b) { return select(a > b, a, b); }
+inline Vec min(Vec a, Vec b) { return select(a < b, a, b); }
 
+template <int... lane> constexpr IntVec lanes(std::integer_sequence<int, lane...>) { return IntVec{lane...}; }
+constexpr IntVec LANE = lanes(std::make_integer_sequence<int, LANES>{});  // 0, 1, 2 ...
+
+// The vector with its lanes i and i ^ distance exchanged.
+template <int... lane> inline Vec exchanged(Vec v, int distance, std::integer_sequence<int, lane...>) {
+#if defined(__clang__)
+    Vec to = {v[lane ^ distance]...};
+    return to;
+#else
+    return __builtin_shuffle(v, IntVec{(lane ^ distance)...});
+#endif
+}
+template <typename F> inline float reduce(Vec v, F f) {
+    for (int distance = LANES / 2; distance > 0; distance /= 2)
+        v = f(v, exchanged(v, distance, std::make_integer_sequence<int, LANES>{}));
+    return v[0];
+}
 inline float sum(Vec v) {
-    float total = 0;
-    for (int i = 0; i < LANES; i++) total += v[i];
-    return total;
+    return reduce(v, [](Vec a, Vec b) { return a + b; });
 }
 inline float max(Vec v) {
-    float most = v[0];
-    for (int i = 1; i < LANES; i++) most = v[i] > most ? v[i] : most;
-    return most;
+    return reduce(v, [](Vec a, Vec b) { return max(a, b); });
 }
 
-// e^x to about 2 units in the last place; 0 below -87, where float has no normal numbers left. The range is reduced to
-// |r| <= ln(2) / 2, a polynomial does the rest (Cody and Waite; coefficients of Cephes' expf).
+// e^x to about 2 units in the last place; 0 far below -87, where float has no normal numbers left. The range is reduced
+// to |r| <= ln(2) / 2, a polynomial does the rest (Cody and Waite; coefficients of Cephes' expf).
 inline Vec exp(Vec x) {
-    const IntVec tiny = x < -87.0f;
-    x = select(x > 88.0f, spread(88.0f), select(tiny, spread(-87.0f), x));
-    const float shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+    x = max(spread(-120.0f), min(spread(88.0f), x));  // in this order, NaN stays NaN
+    const float shift = 12582912.0f;                  // 1.5 * 2^23: adding it rounds to an integer
     const Vec n = (x * 1.44269504f + shift) - shift;
     const Vec r = x - n * 0.693359375f - n * -2.12194440e-4f;
     Vec p = spread(1.9875691500e-4f);
@@ -114,8 +138,12 @@ inline Vec exp(Vec x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
+#if defined(__AVX512F__)
+    return (Vec)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
     const IntVec power = (__builtin_convertvector(n, IntVec) + 127) << 23;
-    return select(tiny, Vec{}, p * (Vec)power);
+    return select(n < -126.0f, Vec{}, p * (Vec)power);
+#endif
 }
 
 }  // namespace headwater

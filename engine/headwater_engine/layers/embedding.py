@@ -14,7 +14,7 @@ class Embedding:
         self._table = weights.take("model.embed_tokens.weight", vocab_size, hidden_size)
         self._dtype = kernels.dtype
         head = self._table if tied else weights.take("lm_head.weight", vocab_size, hidden_size)
-        self._head = kernels.linear(head)
+        self._head = kernels.linear(head, wide=True)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """[T] -> [T, hidden size], of the kernels' activation type."""
@@ -22,4 +22,4 @@ class Embedding:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[R, hidden size] -> [R, vocabulary] float32."""
-        return self._head(hidden).float()
+        return self._head(hidden)

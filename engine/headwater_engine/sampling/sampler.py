@@ -8,6 +8,7 @@ row's token does not depend on the rest of the batch.
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,14 +43,16 @@ class Sampler:
 
     def sample(self, logits: Tensor, rows: Sequence[SamplingRow]) -> list[Sampled]:
         """logits [R, V] float32, which it may change; rows [R]."""
-        broken = (~logits.amax(dim=-1).isfinite()).tolist()
+        best = _argmax(logits)
+        broken = (~logits.gather(1, best.unsqueeze(1)).squeeze(1).isfinite()).tolist()
+        tokens = best.tolist()
         scored = [n for n, row in enumerate(rows) if row.params.logprobs is not None and not broken[n]]
         # Before anything is changed: log-probabilities are the model's own.
         raw = logits[scored] if scored else logits[:0]
         for n, row in enumerate(rows):
             if shifts_logits(row.params, len(row.output)):
                 shift_logits(logits[n], row.params, row.prompt, row.output)
-        tokens = logits.argmax(dim=-1).tolist()
+                tokens[n] = int(_argmax(logits[n]))
         for n, row in enumerate(rows):
             if row.params.temperature > 0 and not broken[n]:
                 tokens[n] = _draw(logits[n], row.params, uniform(row.params.seed, len(row.output)))
@@ -69,6 +72,13 @@ class Sampler:
         for n, each in found.items():
             each.top = each.top[: rows[n].params.logprobs]
         return found
+
+
+def _argmax(logits: Tensor) -> Tensor:
+    """[..., V] -> [...] int64, the first of equals; a NaN is the largest."""
+    if not logits.is_cpu:
+        return logits.argmax(dim=-1)
+    return torch.from_numpy(np.asarray(logits.numpy().argmax(axis=-1)))  # torch's own takes six times as long
 
 
 def _draw(logits: Tensor, params: SamplingParams, noise: float) -> int:

@@ -1,0 +1,138 @@
+// The inner loop of every product here: a few rows times a few panels, with all sums in registers.
+//
+// A panel is a packed matrix (vec.h) of TILE columns: the outputs of a weight, the keys of a block, the dimensions of
+// values. Rows are float, or bfloat16 where the panels are, too. Then two inputs are multiplied at a time by AVX-512's
+// dot product of pairs; a CPU without it puts it together from shifts and products, which is right but slow.
+//
+// Each sum is taken in the order of the inputs, whatever the number of rows and panels.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "vec.h"
+
+namespace headwater {
+
+#if defined(__AVX512F__)
+constexpr int MOST_ROWS = 9;  // times three panels: 27 of 32 registers hold sums
+constexpr int panels_for(int rows) { return rows <= 4 ? 6 : 3; }
+#else
+constexpr int MOST_ROWS = 6;  // times two vectors: 12 of 16 registers hold sums
+constexpr int panels_for(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
+#endif
+
+template <int R, int P> using Sums = Vec[R][P][VECS];
+
+// Element by element: of an initialiser, GCC makes a call of memset, and loads what that wrote.
+template <int R, int P> inline void clear(Sums<R, P>& sums) {
+    for (int r = 0; r < R; r++)
+        for (int p = 0; p < P; p++)
+            for (int v = 0; v < VECS; v++) sums[r][p][v] = Vec{};
+}
+
+// sums + w[0] * x[0] + w[1] * x[1], of LANES pairs w and one pair x.
+inline Vec add_dot(Vec sums, WordVec w, uint32_t x) {
+#if defined(__AVX512BF16__)
+    return (Vec)_mm512_dpbf16_ps((__m512)sums, (__m512bh)w, (__m512bh)_mm512_set1_epi32(int(x)));
+#else
+    const WordVec pairs = x - WordVec{};
+    sums += (Vec)(w << 16) * (Vec)(pairs << 16);
+    return sums + (Vec)(w & 0xFFFF0000u) * (Vec)(pairs & 0xFFFF0000u);
+#endif
+}
+
+// Holds v in a register. Else GCC reads it from memory for every use, and the reads become the bottleneck.
+inline void keep(Vec& v) {
+#if defined(__x86_64__)
+    asm("" : "+v"(v));
+#endif
+}
+
+// `count`, 1 or 2, inputs of R rows that are `stride` apart, times those of P panels.
+template <int R, int P, typename W>
+inline __attribute__((always_inline)) void add_pair(Sums<R, P>& sums, const float* x, int64_t stride,
+                                                    const W* const (&pairs)[P], int count) {
+    for (int which = 0; which < count; which++) {
+        // With 32 registers, each x is spread once for all panels. With 16, that would push sums out.
+        constexpr int AT_ONCE = LANES == 16 ? P : 1;
+        for (int first = 0; first < P; first += AT_ONCE) {
+            Vec w[AT_ONCE][VECS];
+            for (int p = 0; p < AT_ONCE; p++) {
+                load_row(pairs[first + p], which, w[p]);
+                for (int v = 0; v < VECS; v++) keep(w[p][v]);
+            }
+            for (int r = 0; r < R; r++) {
+                const Vec each = spread(x[r * stride + which]);
+                for (int p = 0; p < AT_ONCE; p++)
+                    for (int v = 0; v < VECS; v++) sums[r][first + p][v] += each * w[p][v];
+            }
+        }
+    }
+}
+template <int R, int P>
+inline __attribute__((always_inline)) void add_pair(Sums<R, P>& sums, const bf16* x, int64_t stride,
+                                                    const bf16* const (&pairs)[P], int count) {
+    WordVec w[P][VECS];
+    for (int p = 0; p < P; p++) std::memcpy(w[p], pairs[p], sizeof w[p]);
+    for (int r = 0; r < R; r++) {
+        uint32_t pair = 0;  // a second input that is not there must not be read: it could be NaN
+        std::memcpy(&pair, x + r * stride, count * sizeof(bf16));
+        for (int p = 0; p < P; p++)
+            for (int v = 0; v < VECS; v++) sums[r][p][v] = add_dot(sums[r][p][v], w[p][v], pair);
+    }
+}
+
+// sums += the R rows at x, `stride` apart, times the P panels, over `inputs` inputs. `ahead`: panels to fetch meanwhile,
+// since they will be needed soon; none where the first is null.
+template <int R, int P, int A, typename X, typename W>
+inline __attribute__((always_inline)) void accumulate(Sums<R, P>& sums, const X* x, int64_t stride,
+                                                      const W* const (&panels)[P], int64_t inputs,
+                                                      const W* const (&ahead)[A]) {
+    const W* pairs[P];
+    const auto at = [&](int64_t i) {
+        for (int p = 0; p < P; p++) pairs[p] = panels[p] + i * TILE;
+    };
+    int64_t i = 0;
+    for (; i + 2 <= inputs; i += 2) {
+        at(i);
+        if (ahead[0])
+            for (int a = 0; a < A; a++)
+                for (int64_t line = 0; line < 2 * TILE; line += 64 / int64_t(sizeof(W)))
+                    __builtin_prefetch(ahead[a] + i * TILE + line, 0, 2);
+        add_pair<R, P>(sums, x + i, stride, pairs, 2);
+    }
+    if (i < inputs) at(i), add_pair<R, P>(sums, x + i, stride, pairs, 1);
+}
+
+// Calls f with a compile-time number of rows, and the first of them: strips of nearly the same height, since a last one
+// of one or two rows would cost as much as a full one.
+template <typename F> inline void in_strips(int64_t rows, F f) {
+    const int64_t strips = (rows + MOST_ROWS - 1) / MOST_ROWS;
+    for (int64_t strip = 0; strip < strips; strip++) {
+        const int64_t row = rows * strip / strips;
+        const auto call = [&](auto count) { f(count, row, strip); };
+        switch (rows * (strip + 1) / strips - row) {
+            case 1: call(std::integral_constant<int, 1>{}); break;
+            case 2: call(std::integral_constant<int, 2>{}); break;
+            case 3: call(std::integral_constant<int, 3>{}); break;
+            case 4: call(std::integral_constant<int, 4>{}); break;
+            case 5: call(std::integral_constant<int, 5>{}); break;
+            case 6: call(std::integral_constant<int, 6>{}); break;
+#if defined(__AVX512F__)
+            case 7: call(std::integral_constant<int, 7>{}); break;
+            case 8: call(std::integral_constant<int, 8>{}); break;
+            case 9: call(std::integral_constant<int, 9>{}); break;
+#endif
+        }
+    }
+}
+
+// Calls f(P, first) until `panels` panels are covered: P at a time, and one by one what is left.
+template <int P, typename F> inline void in_groups(int64_t panels, F f) {
+    int64_t panel = 0;
+    for (; panel + P <= panels; panel += P) f(std::integral_constant<int, P>{}, panel);
+    for (; panel < panels; panel++) f(std::integral_constant<int, 1>{}, panel);
+}
+
+}  // namespace headwater

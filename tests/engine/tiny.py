@@ -83,8 +83,8 @@ def paged_greedy(
         spans = [range(done[index], min(done[index] + chunk, len(sequences[index]))) for index in running]
         batch = flat_batch([tables[index] for index in running], spans)
         tokens = [sequences[index][at] for index, span in zip(running, spans, strict=True) for at in span]
-        hidden = model.forward(torch.tensor(tokens), batch, caches)
-        best = model.logits(hidden[batch.query_starts[1:].long() - 1]).argmax(-1).tolist()
+        hidden = model.forward(torch.tensor(tokens), batch, caches, batch.query_starts[1:].long() - 1)
+        best = model.logits(hidden).argmax(-1).tolist()
         for index, span, token in zip(running, spans, best, strict=True):
             done[index] = span.stop
             if span.stop == len(sequences[index]):

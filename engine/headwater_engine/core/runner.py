@@ -34,15 +34,20 @@ class Runner:
     def run(self, plan: Sequence[Chunk]) -> list[Sampled | None]:
         """One result for each chunk: the sampled token, or None where the chunk ends before the last known token."""
         tokens, batch = self._build(plan)
-        hidden = self._model.forward(tokens, batch, self._caches)
-        self._add_prompt_logprobs(plan, batch, hidden)
         sampling = [index for index, chunk in enumerate(plan) if chunk.samples]
+        last = batch.query_starts[1:].long() - 1
+        rows = (
+            last if len(sampling) == len(plan) else last[torch.tensor(sampling, dtype=torch.long, device=self._device)]
+        )
+        if any(chunk.request.wants_prompt_logprobs for chunk in plan):
+            hidden = self._model.forward(tokens, batch, self._caches)
+            self._add_prompt_logprobs(plan, batch, hidden)
+            hidden = hidden[rows]
+        else:
+            hidden = self._model.forward(tokens, batch, self._caches, rows if len(rows) < len(tokens) else None)
         results: list[Sampled | None] = [None] * len(plan)
         if sampling:
-            last = batch.query_starts[1:].long() - 1
-            rows = last if len(sampling) == len(plan) else last[torch.tensor(sampling, device=self._device)]
-            logits = self._model.logits(hidden[rows])
-            sampled = self._sampler.sample(logits, [plan[index].request for index in sampling])
+            sampled = self._sampler.sample(self._model.logits(hidden), [plan[index].request for index in sampling])
             for index, result in zip(sampling, sampled, strict=True):
                 results[index] = result
         return results

@@ -66,8 +66,11 @@ class Attention:
         self._scale = config.head_dim**-0.5
         self._kernels = kernels
 
-    def __call__(self, x: Tensor, batch: AttentionBatch, cache: LayerCache) -> Tensor:
-        """[T, hidden] -> [T, hidden]; writes the keys and values of the T tokens to the cache."""
+    def __call__(self, x: Tensor, batch: AttentionBatch, cache: LayerCache, rows: Tensor | None = None) -> Tensor:
+        """[T, hidden] -> [T, hidden]; writes the keys and values of the T tokens to the cache.
+
+        With `rows` [R], each the last token of its sequence, only they attend: [R, hidden].
+        """
         # Views of the fused product: only the norms of queries and keys make copies.
         heads = self._qkv(x).view(-1, self._all_heads, self._head_dim)
         queries, keys, values = heads.split_with_sizes(self._heads, dim=1)
@@ -76,5 +79,7 @@ class Attention:
         kernels = self._kernels
         kernels.rope(queries, keys, self._rope.cos, self._rope.sin, batch.positions)
         kernels.write_cache(keys, values, cache, batch.slots)
+        if rows is not None:
+            queries, batch = queries[rows], batch.only(rows)
         attended = kernels.paged_attention(queries, cache, batch, scale=self._scale, window=self._window)
         return self._o(attended.flatten(1))

@@ -46,13 +46,21 @@ class Decoder:
             progress((index + 1) / config.num_layers)
         self._norm = RMSNorm(weights, "model.norm", hidden, eps, kernels)
 
-    def forward(self, tokens: Tensor, batch: AttentionBatch, caches: list[LayerCache]) -> Tensor:
-        """[T] int64 -> hidden states [T, hidden], normalised; writes the T keys and values of each layer."""
+    def forward(
+        self, tokens: Tensor, batch: AttentionBatch, caches: list[LayerCache], rows: Tensor | None = None
+    ) -> Tensor:
+        """[T] int64 -> hidden states [T, hidden], normalised, or those of `rows`; writes T keys and values a layer."""
         residual = self._embedding.embed(tokens)
         x = None
-        for (input_norm, attention, mlp_norm, mlp), cache in zip(self._blocks, caches, strict=True):
+        last = self._blocks[-1]
+        for block, cache in zip(self._blocks, caches, strict=True):
+            input_norm, attention, mlp_norm, mlp = block
             x = input_norm(residual) if x is None else input_norm.add(x, residual)
-            x = attention(x, batch, cache)
+            if block is last and rows is not None:
+                x = attention(x, batch, cache, rows)
+                residual = residual[rows]
+            else:
+                x = attention(x, batch, cache)
             x = mlp(mlp_norm.add(x, residual))
         assert x is not None, "a model has layers"
         return self._norm.add(x, residual)

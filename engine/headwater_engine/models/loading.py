@@ -35,8 +35,14 @@ class Model(Protocol):
 
     config: ModelConfig
 
-    def forward(self, tokens: Tensor, batch: AttentionBatch, caches: list[LayerCache]) -> Tensor:
-        """[T] int64 -> hidden states [T, H]; writes the keys and values of the T tokens into `caches`, one a layer."""
+    def forward(
+        self, tokens: Tensor, batch: AttentionBatch, caches: list[LayerCache], rows: Tensor | None = None
+    ) -> Tensor:
+        """[T] int64 -> hidden states [T, H]; writes the keys and values of the T tokens into `caches`, one a layer.
+
+        With `rows` [R] int64, ascending, each the last token of its sequence: only their hidden states, [R, H]. A
+        prompt needs no others, and what they cost in the last layer is saved.
+        """
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[R, H] -> [R, vocabulary] float32."""

@@ -151,9 +151,12 @@ class TransformersModel:
             dtype=kernels.dtype,
         )
 
-    def forward(self, tokens: Tensor, batch: AttentionBatch, caches: list[LayerCache]) -> Tensor:
-        """[T] int64 -> hidden states [T, hidden]; writes the T keys and values of each layer."""
-        return self._run(tokens, batch.positions, _Paged(self._kernels, batch, caches))
+    def forward(
+        self, tokens: Tensor, batch: AttentionBatch, caches: list[LayerCache], rows: Tensor | None = None
+    ) -> Tensor:
+        """[T] int64 -> hidden states [T, hidden], or those of `rows`; writes the T keys and values of each layer."""
+        hidden = self._run(tokens, batch.positions, _Paged(self._kernels, batch, caches))
+        return hidden if rows is None else hidden[rows]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[R, hidden] -> [R, vocabulary] float32."""

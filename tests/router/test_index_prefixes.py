@@ -2,6 +2,7 @@
 
 import math
 from collections import OrderedDict
+from collections.abc import Sequence
 from itertools import takewhile
 
 import pytest
@@ -21,7 +22,7 @@ chains = st.sampled_from(
 holders = st.integers(0, 3)
 steps = st.lists(
     st.one_of(
-        st.tuples(st.sampled_from(["add", "confirm", "withdraw"]), holders, chains),
+        st.tuples(st.sampled_from(["add", "confirm", "share", "withdraw"]), holders, chains),
         st.tuples(st.just("forget"), holders, st.none()),
         st.tuples(st.just("wait"), st.integers(1, 8), st.none()),
     ),
@@ -64,6 +65,9 @@ def test_depths_are_those_of_a_naive_index(steps: list[tuple[str, int, tuple[int
                 index.dispatched(name, chain, None, now, CAPACITY)
                 index.answered(name, chain)
                 oracle.touch(holder, chain, math.inf)
+            case "share":
+                index.shared(name, chain, CAPACITY)
+                oracle.touch(holder, chain, math.inf)
             case "withdraw":
                 index.withdrawn(name, chain, None)
                 oracle.withdraw(holder, chain)
@@ -95,6 +99,7 @@ def test_entries_never_exceed_the_limit(steps: list[tuple[str, int, int]], follo
         chain = range(100 * start, 100 * start + length)
         index.dispatched(target, chain, chain, 0.0, 1000)
         index.answered(target, chain)
+        index.shared(target, range(100 * start + 50, 100 * start + 50 + length), 1000)
         index.check()
 
 
@@ -120,6 +125,30 @@ def test_heads_outlive_tails_when_room_runs_out() -> None:
     index = PrefixIndex()
     index.dispatched("a", range(10), None, 0.0, 4)
     assert index.match(range(10), 0.0) == {"a": 4}
+
+
+def test_our_answers_are_told_and_those_of_other_routers_are_not() -> None:
+    index = PrefixIndex()
+    told: list[tuple[str, Sequence[int]]] = []
+    index.on_answer = lambda target_id, chain: told.append((target_id, chain))
+    index.answered("stranger", [1])
+    index.dispatched("a", [1, 2], None, 0.0, 10)
+    index.dispatched("a", [], None, 0.0, 10)
+    assert not told
+    index.answered("a", [1, 2])
+    index.answered("a", [])
+    index.shared("a", [1, 2, 3], 10)
+    assert told == [("a", [1, 2])]
+    assert index.match([1, 2, 3, 4], 1e9) == {"a": 3}
+
+
+def test_our_own_word_on_the_size_of_a_cache_goes_before_a_guess() -> None:
+    index = PrefixIndex()
+    index.shared("a", range(8), 4)
+    assert index.match(range(8), 0.0) == {"a": 4}
+    index.dispatched("a", range(8), None, 0.0, 6)
+    index.shared("a", range(8), 4)
+    assert index.match(range(8), 0.0) == {"a": 6}
 
 
 def test_check_notices_a_table_that_disagrees() -> None:

@@ -5,8 +5,10 @@ from collections import Counter
 
 import pytest
 
+from headwater_router.index import PrefixIndex
 from headwater_router.picker import make
 from headwater_router.picker.base import Label, Prompt, Target
+from headwater_router.picker.policies import Policies
 
 
 def targets(count: int) -> list[Target]:
@@ -16,6 +18,14 @@ def targets(count: int) -> list[Target]:
 def test_an_unknown_policy_is_refused_with_those_there_are() -> None:
     with pytest.raises(ValueError, match="found 'fastest', allowed are prefix, round_robin, least_loaded, session"):
         make("fastest")
+
+
+def test_an_endpoint_that_goes_is_forgotten_before_any_picker_was_asked_for_it() -> None:
+    index = PrefixIndex()
+    policies = Policies("round_robin", index)
+    index.shared("pod-0", [1, 2], 10)
+    policies.forget("pod-0")
+    assert index.size().endpoints == 0
 
 
 def test_policies_that_do_not_look_at_prefixes_say_so() -> None:

@@ -109,6 +109,11 @@ class Endpoint:
         self.process_start = None
 
     @property
+    def incarnation(self) -> str:
+        """What all routers call this life of the engine: its pod, or else its URL, and when its process started."""
+        return f"{self.spec.uid or self.spec.url}@{self.process_start or ''}"
+
+    @property
     def name(self) -> str:
         return self.spec.name
 

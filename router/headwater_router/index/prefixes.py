@@ -1,9 +1,9 @@
 """Who holds which prefix: one index with two sources.
 
 *Dispatches* are what we sent where: known at once and for every engine, but only a guess at what is cached. They are
-keyed by the chain of the prompt's text. *Stored blocks* are what engines say in their KV events: the truth, keyed by
-the chain of the token ids, and a moment late; so for an endpoint whose events we follow, dispatches are kept by token
-ids, too, and count for the time between the dispatch and the event.
+keyed by the chain of the prompt's text; what other routers tell of theirs stands among them. *Stored blocks* are what
+engines say in their KV events: the truth, keyed by the chain of the token ids, and a moment late; so for an endpoint
+whose events we follow, dispatches are kept by token ids, too, and count for the time from the dispatch to the event.
 
 Every table maps a block's hash to a set of endpoints as the bits of an int. A prompt is matched against all endpoints
 in one walk along its chain, which ends where the last of them drops out. Memory has a hard limit, which is shared out
@@ -62,6 +62,8 @@ class PrefixIndex:
         self._capacity: dict[str, int] = {}
         self._feeds: dict[str, dict[int, _Feed]] = {}
         self._gaps = 0
+        self.on_answer: Callable[[str, Sequence[int]], None] | None = None
+        """Told what `answered` is told; not what is `shared`."""
 
     def match(self, text_chain: Sequence[int], now: float) -> dict[str, int]:
         """Leading blocks of the prompt's text that each endpoint should hold; those that hold none are left out."""
@@ -118,6 +120,14 @@ class PrefixIndex:
         if holder is not None:
             capacity = min(self._capacity.get(target_id, 0), self._share(4))
             self._dispatches.confirm(holder, text_chain, capacity)
+            if text_chain and self.on_answer is not None:
+                self.on_answer(target_id, text_chain)
+
+    def shared(self, target_id: str, text_chain: Sequence[int], capacity: int) -> None:
+        """Another router's prompt was answered there. `capacity`: as in `dispatched`, which knows better, and wins."""
+        holder = self._holder(target_id)
+        capacity = self._capacity.setdefault(target_id, capacity)
+        self._dispatches.confirm(holder, text_chain, min(capacity, self._share(4)))
 
     def withdrawn(self, target_id: str, text_chain: Sequence[int], token_chain: Sequence[int] | None) -> None:
         """The prompt was not computed there: the request failed, or was cancelled before its first byte."""

@@ -29,5 +29,6 @@ class Policies:
 
     def forget(self, target_id: str) -> None:
         """The endpoint is gone, or its cache is."""
+        self._index.forget(target_id)  # What KV events and other routers told of it, before any picker was asked.
         for picker in self._pickers.values():
             picker.forget(target_id)

@@ -245,7 +245,8 @@ class PrefixPicker:
         if not prompt.streamed:
             endpoint.whole_answers.append((now + 2 * chosen.seconds, routed))
         self._typical_prefill += _LEARNING * (uncached - self._typical_prefill)
-        self._index.dispatched(target.id, prompt.text_chain, prompt.token_chain, now, _capacity(prompt, target.load))
+        capacity = cache_blocks(target.load, prompt.text_block_tokens)
+        self._index.dispatched(target.id, prompt.text_chain, prompt.token_chain, now, capacity)
         return routed
 
     def _label(self, prompt: Prompt, target: Target, cached_tokens: int) -> Label:
@@ -299,7 +300,7 @@ def _routed(decision: Decision) -> _Routed:
     return routed
 
 
-def _capacity(prompt: Prompt, load: Load) -> int:
-    """Blocks of text that the endpoint's cache has room for."""
+def cache_blocks(load: Load, text_block_tokens: float) -> int:
+    """Blocks of text, of so many tokens each, that the endpoint's cache has room for."""
     tokens = load.total_blocks * load.block_size if load.total_blocks and load.block_size else DEFAULT_CAPACITY_TOKENS
-    return max(1, int(tokens / prompt.text_block_tokens))
+    return max(1, int(tokens / text_block_tokens))

@@ -26,7 +26,7 @@ OF_THE_CHART: dict[type[BaseSettings], set[str]] = {
         "host",
         "port",
     },
-    RouterSettings: {"host", "port", "kubernetes", "kubernetes_namespaces", "shutdown_timeout"}
+    RouterSettings: {"host", "port", "kubernetes", "kubernetes_namespaces", "shutdown_timeout", "redis_url"}
     # Refer to files or to engines outside of the cluster.
     | {"endpoint", "endpoints_file", "tokenizer"},
 }

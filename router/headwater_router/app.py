@@ -32,6 +32,7 @@ from headwater_router.picker.policies import Policies
 
 if TYPE_CHECKING:
     from headwater_router.endpoints.kubernetes import Discovery
+    from headwater_router.replicas.sharing import Sharing
 
 log = structlog.get_logger(__name__)
 
@@ -70,6 +71,7 @@ class Router:
             seconds=settings.hold_seconds,
         )
         self.fleet.on_change = self.hold.check
+        self.sharing = _sharing(settings.redis_url, self.fleet, self._index, self.metrics)
         self.discovery = _discovery(settings, self.metrics) if settings.kubernetes else None
         prompts = PromptBuilder(session_header=settings.session_header, tokenizers=_tokenizers(settings.tokenizer))
         self.forwarder = Forwarder(
@@ -103,7 +105,10 @@ class Router:
         )
 
     async def follow_endpoints(self) -> None:
-        """Keep the fleet true to flags, file and cluster, to health and to KV events, until cancelled."""
+        """Keep the fleet true to flags, file, cluster and health, and the index to KV events and other routers.
+
+        Until cancelled.
+        """
         prober = Prober(self.fleet, self.descriptors, self.settings.probe_interval, self.settings.probe_timeout)
         async with asyncio.TaskGroup() as group:
 
@@ -113,6 +118,8 @@ class Router:
 
             if self.discovery is not None:
                 group.create_task(self.discovery.run(take_world))
+            if self.sharing is not None:
+                group.create_task(self.sharing.run())
             async for specs in endpoint_sets(self._flags, self.settings.endpoints_file):
                 self._static = specs
                 self._update(group, prober)
@@ -156,6 +163,18 @@ def _discovery(settings: RouterSettings, metrics: RouterMetrics) -> "Discovery":
     discovery = Discovery(settings.kubernetes_namespaces, metrics.deployments.watch_failed)
     metrics.deployments.watches = discovery.watches
     return discovery
+
+
+def _sharing(url: str | None, fleet: Fleet, index: PrefixIndex, metrics: RouterMetrics) -> "Sharing | None":
+    """Raises SettingsError."""
+    if url is None:
+        return None
+    from headwater_router.replicas.sharing import Sharing  # As above: the client takes 6 MB.
+
+    try:
+        return Sharing(url, fleet, index, metrics)
+    except ValueError as error:
+        raise SettingsError(f"--redis-url: {error}") from None
 
 
 def _tokenizers(settings: list[str]) -> dict[str, ModelTokenizer]:

@@ -54,6 +54,12 @@ class RouterSettings(BaseSettings):
         60, ge=0, description="Seconds that a request may wait where as many connections are open as the system allows."
     )
     answer_timeout: float = Field(600, gt=0, description="Seconds until the first byte of an answer.")
+    redis_url: str | None = Field(
+        None,
+        repr=False,
+        description="redis://[[USER]:PASSWORD@]HOST[:PORT], or rediss:// for TLS: where routers tell one another which "
+        "prompts their endpoints have answered.",
+    )
     probe_interval: float = Field(1, gt=0, description="Seconds between two looks at an endpoint's health and load.")
     probe_timeout: float = Field(3, gt=0, description="Seconds that a probe may take.")
     breaker_failures: int = Field(5, ge=1, description="Failures within --breaker-window that open the breaker.")

@@ -86,6 +86,21 @@ class RouterMetrics:
         self.index_entries = self._gauge("index_entries", "Blocks that the prefix index knows of, by source.", "source")
         self.index_gaps = self._gauge("index_gaps", "Times that KV events were lost and what was known was dropped.")
         self.index_unusable = self._gauge("index_unusable", "Blocks in KV events that could not be understood.")
+        self.redis_connected = self._gauge(
+            "redis_connected", "1 while prefixes are shared with other routers through Redis."
+        )
+        shared = self._counter(
+            "shared_prefixes",
+            "Answered prompts, as routers tell them to one another: sent and dropped are this router's, received and "
+            "unknown (of an endpoint that is not known here) are the others'.",
+            "outcome",
+        )
+        self.shared_prefixes = {
+            outcome: shared.labels(outcome) for outcome in ("sent", "dropped", "received", "unknown")
+        }
+        self.shared_malformed = self._counter(
+            "shared_malformed", "Messages of other routers that could not be read."
+        ).labels()
         self.deployments = DeploymentMetrics(self.registry)
 
     def answered(self, status: int) -> None:

@@ -1,0 +1,212 @@
+"""Routers that share a Redis send a conversation to the engine that has its beginning, whichever it comes through."""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import pytest
+import structlog
+
+from headwater.prefix import chat_chain
+from headwater_router.app import Router, SettingsError
+from headwater_router.config import RouterSettings
+from headwater_router.descriptors import Descriptors
+from headwater_router.replicas.message import VERSION, Message, Prefix, encode
+from headwater_router.replicas.sharing import CHANNEL
+from tests.router.gateway import RunningGateway, gateway, until
+from tests.router.redis_server import RedisServer, redis_server
+from tests.router.upstream import Exchange, Upstream, upstream
+
+DOCUMENT = "The Seine is a river in the north of France. " * 200
+PREDICTED = "headwater_router_predicted_cached_tokens_total"
+ENTRIES = 'headwater_router_index_entries{source="dispatches"}'
+STARTED = "process_start_time_seconds {}\n"
+
+
+async def with_usage(exchange: Exchange) -> None:
+    usage = {"prompt_tokens": 2000, "prompt_tokens_details": {"cached_tokens": 1500}}
+    await exchange.whole(json.dumps({"choices": [], "usage": usage}).encode())
+
+
+def turns(conversation: int) -> tuple[bytes, bytes]:
+    """Bodies of its first and its second turn."""
+    messages = [{"role": "user", "content": f"{conversation}: {DOCUMENT}"}]
+    first = json.dumps({"model": "m", "messages": messages}).encode()
+    messages += [{"role": "assistant", "content": "I see."}, {"role": "user", "content": "Where does it end?"}]
+    return first, json.dumps({"model": "m", "messages": messages}).encode()
+
+
+@dataclass(slots=True, eq=False)
+class Replicas:
+    """Two routers before the same two engines."""
+
+    one: RunningGateway
+    other: RunningGateway
+    engines: list[Upstream]
+
+    async def until_connected(self) -> None:
+        for router in (self.one, self.other):
+            await until(lambda router=router: router.router.metrics.redis_connected._value.get() == 1)
+
+    async def converse(self, conversation: int, *, told: bool = True) -> tuple[str, str]:
+        """Who answers its first turn, through one router, and its second, through the other once that was `told`."""
+        first, second = turns(conversation)
+        answers = [await self.one.post(first)]
+        if told:
+            chain = chat_chain(json.loads(first))
+            await until(lambda: bool(self.other.router._index.match(chain, time.monotonic())))
+        answers.append(await self.other.post(second))
+        assert [answer.status_code for answer in answers] == [200, 200]
+        return answers[0].headers["x-headwater-endpoint"], answers[1].headers["x-headwater-endpoint"]
+
+
+def shared(router: RunningGateway, outcome: str) -> float:
+    return router.router.metrics.shared_prefixes[outcome].value
+
+
+@asynccontextmanager
+async def replicas(redis_url: str) -> AsyncIterator[Replicas]:
+    settings = {"policy": "prefix", "redis_url": redis_url}
+    async with upstream() as a, upstream() as b:
+        a.answer = b.answer = with_usage
+        for number, engine in enumerate((a, b)):
+            engine.serve_metrics(STARTED.format(1.7e9 + number))
+        async with gateway(a, b, **settings) as one, gateway(a, b, **settings) as other:
+            yield Replicas(one, other, [a, b])
+
+
+@pytest.fixture
+async def redis() -> AsyncIterator[RedisServer]:
+    async with redis_server() as server:
+        yield server
+
+
+@pytest.fixture
+def logs() -> Iterator[list[structlog.typing.EventDict]]:
+    """What is logged at the default level."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
+    with structlog.testing.capture_logs() as captured:
+        yield captured
+
+
+def losses(logs: list[structlog.typing.EventDict]) -> list[structlog.typing.EventDict]:
+    return [each for each in logs if each["event"].startswith("Redis cannot be used")]
+
+
+async def test_a_conversation_finds_its_prefix_through_another_router(redis: RedisServer) -> None:
+    async with replicas(redis.url) as both:
+        await both.until_connected()
+        for conversation in range(8):
+            first, second = await both.converse(conversation)
+            assert first == second
+        # None of its own prompts began as one before.
+        assert await both.other.metric(PREDICTED) > 8 * 1500
+        assert (shared(both.one, "sent"), shared(both.one, "dropped")) == (8, 0)
+        # What a router was told, it does not tell again.
+        await until(lambda: shared(both.other, "sent") == 8)
+        assert shared(both.other, "received") == 8
+        await until(lambda: shared(both.one, "received") == 8)
+
+
+async def test_without_redis_requests_are_answered_and_sharing_begins_when_it_comes(
+    logs: list[structlog.typing.EventDict],
+) -> None:
+    async with redis_server() as server:
+        await server.kill()
+        async with replicas(server.url) as both:
+            for conversation in range(3):
+                await both.converse(conversation, told=False)
+            assert await both.one.metric("headwater_router_redis_connected") == 0
+            # Until both have tried again.
+            await until(lambda: min(each.router.sharing._failures for each in (both.one, both.other)) >= 2)
+            await server.start()
+            await both.until_connected()
+            # What was answered meanwhile was kept for this moment.
+            await until(lambda: shared(both.one, "sent") == shared(both.other, "sent") == 3)
+            assert len(set(await both.converse(3))) == 1
+    assert len(losses(logs)) == 2, "each router says it once, however often it tries"
+    assert losses(logs)[0]["redis"] == f"127.0.0.1:{server.port}"
+    assert server.password not in repr(logs)
+
+
+async def test_redis_may_die_and_come_back(redis: RedisServer) -> None:
+    async with replicas(redis.url) as both:
+        await both.until_connected()
+        assert len(set(await both.converse(0))) == 1
+        await redis.kill()
+        await until(lambda: both.one.router.metrics.redis_connected._value.get() == 0)
+        for conversation in range(1, 4):
+            await both.converse(conversation, told=False)
+        await redis.start()
+        await both.until_connected()
+        # At most the message is lost that was on its way.
+        await until(lambda: shared(both.one, "sent") + shared(both.one, "dropped") == 4)
+        for conversation in range(4, 8):
+            assert len(set(await both.converse(conversation))) == 1
+
+
+async def test_a_redis_that_hangs_holds_up_neither_requests_nor_the_end(redis: RedisServer) -> None:
+    async with replicas(redis.url) as both:
+        await both.until_connected()
+        redis.freeze()
+        for conversation in range(3):
+            await both.converse(conversation, told=False)
+
+
+async def test_a_wrong_password_is_said_without_the_password_and_nothing_else_happens(
+    redis: RedisServer, logs: list[structlog.typing.EventDict]
+) -> None:
+    async with replicas(redis.url.replace(redis.password, "guessed")) as both:
+        await until(lambda: len(losses(logs)) == 2)
+        await both.converse(0, told=False)
+    assert "guessed" not in repr(logs)
+
+
+async def test_garbage_and_strangers_change_nothing(redis: RedisServer) -> None:
+    async with replicas(redis.url) as both:
+        await both.until_connected()
+        for garbage in (b"", b"\xc1", b"hello", encode(Message(VERSION + 1, "x", []))):
+            assert await redis.publish(CHANNEL, garbage) == 2
+        await redis.publish(CHANNEL, encode(Message(VERSION, "x", [Prefix("http://elsewhere:8000@", [1, 2, 3])])))
+        await until(lambda: shared(both.one, "unknown") == shared(both.other, "unknown") == 1)
+        assert await both.one.metric("headwater_router_shared_malformed_total") == 4
+        assert await both.one.metric(ENTRIES) == 0
+        assert len(set(await both.converse(0))) == 1
+
+
+async def test_nothing_is_believed_of_an_engine_that_has_restarted_since(redis: RedisServer) -> None:
+    async with replicas(redis.url) as both:
+        await both.until_connected()
+        await both.converse(0)
+        await until(lambda: shared(both.one, "received") == 1)  # so that nothing else is on its way
+        old = [endpoint.incarnation for endpoint in both.one.router.fleet]
+        for engine in both.engines:
+            engine.serve_metrics(STARTED.format(1.8e9))
+        for router in (both.one, both.other):
+            await until(lambda router=router: all(each.lives == 2 for each in router.router.fleet))
+        assert await both.one.metric(ENTRIES) == 0
+        late = [Prefix(incarnation, [1, 2, 3]) for incarnation in old]
+        await redis.publish(CHANNEL, encode(Message(VERSION, "a slow router", late)))
+        await until(lambda: shared(both.one, "unknown") == 2)
+        assert await both.one.metric(ENTRIES) == 0
+
+
+async def test_the_sharing_ends_with_the_router(redis: RedisServer) -> None:
+    async with replicas(redis.url) as both:
+        await both.until_connected()
+    assert not [task for task in asyncio.all_tasks() if "Sharing" in repr(task)]
+    assert await redis.publish(CHANNEL, b"is anybody there?") == 0
+
+
+@pytest.mark.parametrize(
+    "url", ["http://:s3cret@redis", "unix:///s3cret", "s3cret", "redis://", "redis://:s3cret/x@redis", "redis://:6379"]
+)
+def test_a_wrong_url_is_refused_without_being_repeated(url: str) -> None:
+    settings = RouterSettings(endpoint=["http://127.0.0.1:9"], redis_url=url)
+    with pytest.raises(SettingsError, match=r"--redis-url: must be redis://") as refused:
+        Router(settings, Descriptors(1000))
+    assert "s3cret" not in str(refused.value) + repr(settings)

@@ -66,6 +66,7 @@ VALUES: dict[str, Object] = {
     "defaults": {},
     "namespaced": {"operator": {"namespaces": ["default", "kube-public"]}},
     "everything": EVERYTHING,
+    "a Redis elsewhere": {"redis": {"existingSecret": "redis", "existingSecretKey": "uri"}},
     "one router": {"router": {"replicas": 1, "drainSeconds": 0}, "crds": {"install": False}},
     "gateway API": {
         "httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}], "hostnames": ["llm.example.com"]}
@@ -125,6 +126,8 @@ def test_helm_lint_finds_nothing(name: str) -> None:
         ({"router": {"settings": {"max_attempts": 0}}}, "minimum: got 0, want 1"),
         ({"router": {"settings": {"port": 9000}}}, "additional properties 'port' not allowed"),
         ({"router": {"image": {"digest": "abc"}}}, "'abc' does not match pattern"),
+        ({"router": {"settings": {"redis_url": "redis://r"}}}, "additional properties 'redis_url' not allowed"),
+        ({"redis": {"enabled": True, "existingSecret": "redis"}}, "give one of the two"),
         ({"operator": {"settings": {"workrs": 2}}}, "additional properties 'workrs' not allowed"),
         ({"operator": {"namespaces": "default"}}, "got string, want array"),
         ({"operator": {"gatewayUrl": "llm.example.com"}}, "'llm.example.com' does not match pattern"),
@@ -138,6 +141,22 @@ def test_helm_lint_finds_nothing(name: str) -> None:
 def test_a_wrong_value_is_refused_with_its_place_and_what_is_allowed(values: Object, message: str) -> None:
     with pytest.raises(CommandError, match=re.escape(message)):
         helm("template", "headwater", str(CHART), values=values)
+
+
+@pytest.mark.parametrize(
+    ("redis", "variable"),
+    [
+        ({}, {}),
+        ({"enabled": True}, {"value": "redis://headwater-redis:6379"}),
+        ({"existingSecret": "r"}, {"valueFrom": {"secretKeyRef": {"name": "r", "key": "url"}}}),
+    ],
+)
+def test_routers_are_told_of_redis(redis: Object, variable: Object) -> None:
+    rendered = helm("template", "headwater", str(CHART), "--show-only=templates/router.yaml", values={"redis": redis})
+    deployment = next(each for each in yaml.safe_load_all(rendered) if each["kind"] == "Deployment")
+    variables = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
+    told = [each for each in variables if each["name"] == "HEADWATER_ROUTER_REDIS_URL"]
+    assert told == ([{"name": "HEADWATER_ROUTER_REDIS_URL", **variable}] if variable else [])
 
 
 # What the API server says

@@ -58,6 +58,11 @@ def test_the_schema_knows_the_settings_of_the_programs() -> None:
     assert complete(json.loads(json.dumps(SCHEMA))) == SCHEMA, "run: python -m charts.schema"
 
 
+def test_a_url_with_a_password_comes_from_a_secret_only() -> None:
+    assert "redis_url" not in SCHEMA["properties"]["router"]["properties"]["settings"]["properties"]
+    assert not {"url", "password"} & SCHEMA["properties"]["redis"]["properties"].keys()
+
+
 @pytest.mark.parametrize("path", [path for path, _ in leaves(VALUES)])
 def test_the_schema_knows_every_value(path: str) -> None:
     node = SCHEMA

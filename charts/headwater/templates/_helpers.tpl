@@ -83,6 +83,21 @@ priorityClassName: {{ . }}
 {{- end }}
 {{- end -}}
 
+{{/* Where the routers find Redis, as a variable; nothing where there is none. */}}
+{{- define "headwater.redisUrl" -}}
+{{- with .Values.redis -}}
+{{- if and .enabled .existingSecret -}}
+{{- fail "redis.enabled starts a Redis and redis.existingSecret names another one: give one of the two." -}}
+{{- else if .enabled -}}
+- {name: HEADWATER_ROUTER_REDIS_URL, value: "redis://{{ include "headwater.name" (list $ "redis") }}:6379"}
+{{- else if .existingSecret -}}
+- name: HEADWATER_ROUTER_REDIS_URL
+  valueFrom:
+    secretKeyRef: {name: {{ .existingSecret | quote }}, key: {{ .existingSecretKey | quote }}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{/* The gateway as clients see it. */}}
 {{- define "headwater.gatewayUrl" -}}
 {{- if .Values.operator.gatewayUrl -}}

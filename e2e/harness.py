@@ -104,14 +104,23 @@ class Client:
     name: str = "e2e-client"
     started: list[subprocess.Popen[str]] = field(default_factory=list)
 
-    def ask(self, model: str, question: str, max_tokens: int = 8, timeout: float = 120) -> Object:
-        """One chat: its status, its headers of ours, its body."""
-        message = {"role": "user", "content": question}
-        body = {"model": model, "max_tokens": max_tokens, "messages": [message]}
-        return json.loads(self._python("ask", json.dumps(body), timeout=timeout))
+    def ask(
+        self,
+        model: str,
+        question: str,
+        max_tokens: int = 8,
+        timeout: float = 120,
+        *,
+        before: Iterable[Object] = (),
+        gateway: str = GATEWAY,
+    ) -> Object:
+        """One chat, of the messages `before` and the question: its status, its headers of ours, its body."""
+        messages = [*before, {"role": "user", "content": question}]
+        body = {"model": model, "max_tokens": max_tokens, "messages": messages}
+        return json.loads(self._python("ask", json.dumps(body), timeout=timeout, gateway=gateway))
 
     def converse(self, model: str, *questions: str, max_tokens: int = 8, timeout: float = 120) -> list[Object]:
-        """The answers of one chat's turns, over one connection: routers do not share what they know of caches."""
+        """The answers of one chat's turns, over one connection: without Redis, a router knows only its own."""
         body = json.dumps({"model": model, "max_tokens": max_tokens})
         return json.loads(self._python("converse", body, *questions, timeout=timeout))
 
@@ -124,8 +133,8 @@ class Client:
         self.started.append(process)
         return Load(process)
 
-    def _python(self, *arguments: str, timeout: float) -> str:
-        return run(*self._exec(arguments[0], GATEWAY, *arguments[1:]), timeout=timeout)
+    def _python(self, *arguments: str, timeout: float, gateway: str = GATEWAY) -> str:
+        return run(*self._exec(arguments[0], gateway, *arguments[1:]), timeout=timeout)
 
     def _exec(self, *arguments: str) -> list[str]:
         return [

@@ -147,8 +147,11 @@ def build(settings: EngineSettings, channel: Channel) -> tuple[EngineLoop, Ready
     event_log = EventLog(BLOCK_SIZE) if settings.kv_events else None
     cache = PrefixCache(blocks, BLOCK_SIZE, reuse=settings.prefix_cache, listener=event_log)
     scheduler = Scheduler(cache, max_num_seqs=settings.max_num_seqs, max_batched_tokens=settings.max_batched_tokens)
-    runner = Runner(model, [kernels.allocate(blocks, *shape) for _ in range(config.num_layers)])
-    engine = Engine(scheduler, runner, max_model_len=max_model_len)
+    caches = []
+    for layer in range(config.num_layers):
+        channel.send(Loading(layer / config.num_layers, "KV cache"))
+        caches.append(kernels.allocate(blocks, *shape))
+    engine = Engine(scheduler, Runner(model, caches), max_model_len=max_model_len)
     publisher = EventPublisher(settings.kv_events) if settings.kv_events else None
     ready = Ready(max_model_len=max_model_len, num_blocks=blocks, block_size=BLOCK_SIZE, kernels=kernels.name)
     return EngineLoop(engine, channel, event_log, publisher), ready

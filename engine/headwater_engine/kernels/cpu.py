@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch, LayerCache, Linear
-from headwater_engine.kernels.reference import lazy_zeros
+from headwater_engine.kernels.reference import taken_zeros
 
 _FOLDER = Path(__file__).parent
 _FLAGS = ["-O3", "-march=native", "-fopenmp", "-std=c++20"]
@@ -85,8 +85,8 @@ class CppKernels:
         Only the kernels know the order within a block (`attention.h`).
         """
         return LayerCache(
-            lazy_zeros((blocks, kv_heads, _padded(key_dim, 2), BLOCK_SIZE), self._storage),
-            lazy_zeros((blocks, kv_heads, BLOCK_SIZE, _padded(value_dim)), self._storage),
+            taken_zeros((blocks, kv_heads, _padded(key_dim, 2), BLOCK_SIZE), self._storage),
+            taken_zeros((blocks, kv_heads, BLOCK_SIZE, _padded(value_dim)), self._storage),
             value_dim,
         )
 

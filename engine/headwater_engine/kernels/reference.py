@@ -25,8 +25,8 @@ class TorchKernels:
     def allocate(self, blocks: int, kv_heads: int, key_dim: int, value_dim: int) -> LayerCache:
         """Keys [blocks, BLOCK_SIZE, kv heads, key dim] and values [blocks, BLOCK_SIZE, kv heads, value dim]."""
         return LayerCache(
-            lazy_zeros((blocks, BLOCK_SIZE, kv_heads, key_dim), self.dtype),
-            lazy_zeros((blocks, BLOCK_SIZE, kv_heads, value_dim), self.dtype),
+            taken_zeros((blocks, BLOCK_SIZE, kv_heads, key_dim), self.dtype),
+            taken_zeros((blocks, BLOCK_SIZE, kv_heads, value_dim), self.dtype),
             value_dim,
         )
 
@@ -94,16 +94,17 @@ class TorchKernels:
         return (F.silu(gate) * up).to(gate_up.dtype)
 
 
-def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros whose memory is taken as it is first written; torch.zeros would touch gigabytes at once.
+def taken_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros whose memory the process has from the start, in huge pages where the kernel has them.
 
-    In huge pages, where the kernel has them: they are taken in a fifth of the time.
+    Memory that is only reserved, as torch.zeros does it, is found and cleared by the kernel page by page as it is first
+    written. For a KV cache that is in the middle of prefills, and where there is too little, in the middle of traffic.
     """
     memory = mmap.mmap(-1, max(1, math.prod(shape) * dtype.itemsize), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel that is built without them
             memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=dtype, count=math.prod(shape)).view(shape)
+    return torch.frombuffer(memory, dtype=dtype, count=math.prod(shape)).view(shape).zero_()
 
 
 def _attention(

@@ -129,9 +129,7 @@ __attribute__((noinline)) static void score(const T* queries, int64_t dim, const
     Sums<R, P> sums;
     clear<R, P>(sums);
     accumulate<R, P>(sums, queries, dim, panels, dim, ahead);
-    for (int r = 0; r < R; r++)
-        for (int p = 0; p < P; p++)
-            for (int v = 0; v < VECS; v++) store(scores + r * SPAN + p * TILE + v * LANES, sums[r][p][v]);
+    for_sums<R, P>([&](int r, int p, int v) { store(scores + r * SPAN + p * TILE + v * LANES, sums[r][p][v]); });
 }
 
 // output += R rows of weights times P * TILE dimensions of the values of a span's blocks, `keys` in all. `next`: as many
@@ -140,21 +138,18 @@ template <int R, int P, typename T, typename C>
 __attribute__((noinline)) static void add_values(const T* weights, const C* const* blocks, const C* const* next,
                                                  int64_t first_tile, int64_t keys, float* output, int64_t stride) {
     Sums<R, P> sums;
-    for (int r = 0; r < R; r++)
-        for (int p = 0; p < P; p++)
-            for (int v = 0; v < VECS; v++) sums[r][p][v] = load(output + r * stride + p * TILE + v * LANES);
+    const auto at = [&](int r, int p, int v) { return output + r * stride + p * TILE + v * LANES; };
+    for_sums<R, P>([&](int r, int p, int v) { sums[r][p][v] = load(at(r, p, v)); });
     for (int64_t first = 0; first < keys; first += TILE) {
         const C *panels[P], *ahead[P] = {};
         for (int p = 0; p < P; p++) {
-            const int64_t at = (first_tile + p) * TILE * TILE;
-            panels[p] = blocks[first / TILE] + at;
-            if (next) ahead[p] = next[first / TILE] + at;
+            const int64_t offset = (first_tile + p) * TILE * TILE;
+            panels[p] = blocks[first / TILE] + offset;
+            if (next) ahead[p] = next[first / TILE] + offset;
         }
         accumulate<R, P>(sums, weights + first, SPAN, panels, std::min<int64_t>(TILE, keys - first), ahead);
     }
-    for (int r = 0; r < R; r++)
-        for (int p = 0; p < P; p++)
-            for (int v = 0; v < VECS; v++) store(output + r * stride + p * TILE + v * LANES, sums[r][p][v]);
+    for_sums<R, P>([&](int r, int p, int v) { store(at(r, p, v), sums[r][p][v]); });
 }
 
 // Of values, a head of 64 or 128 dimensions has 4 or 8 tiles.

@@ -41,17 +41,11 @@ template <typename X, typename Y> struct Product {
     int64_t rows, inputs, outputs;
 };
 
-// Of one row, the TILE outputs from `column` on, as far as there are so many.
+// Of a vector of outputs of one row, from `column` on, those that there are.
 template <typename X, typename Y>
-inline void write_tile(const Product<X, Y>& p, int64_t row, int64_t column, const Vec* sums) {
-    Y* to = p.y + row * p.outputs + column;
-    if (column + TILE <= p.outputs) {
-        for (int v = 0; v < VECS; v++)
-            store(to + v * LANES, p.bias ? sums[v] + load(p.bias + column + v * LANES) : sums[v]);
-        return;
-    }
-    for (int64_t c = 0; column + c < p.outputs; c++)
-        to[c] = narrow<Y>(sums[c / LANES][c % LANES] + (p.bias ? p.bias[column + c] : 0.0f));
+__attribute__((noinline)) static void write_rest(const Product<X, Y>& p, int64_t row, int64_t column, Vec sums) {
+    for (int64_t lane = 0; column + lane < p.outputs; lane++)
+        p.y[row * p.outputs + column + lane] = narrow<Y>(sums[lane] + (p.bias ? p.bias[column + lane] : 0.0f));
 }
 
 // R rows from `row` on times the P panels at `from`, which make the outputs from `column` on. `next`: a panel to fetch
@@ -67,8 +61,13 @@ __attribute__((noinline)) static void multiply(const Product<X, Y>& p, int64_t r
     Sums<R, P> sums;
     clear<R, P>(sums);
     accumulate<R, P>(sums, p.x + row * p.x_stride, p.x_stride, panels, p.inputs, ahead);
-    for (int r = 0; r < R; r++)
-        for (int t = 0; t < P; t++) write_tile(p, row + r, column + t * TILE, sums[r][t]);
+    for_sums<R, P>([&](int r, int t, int v) {
+        const int64_t first = column + t * TILE + v * LANES;
+        if (first + LANES <= p.outputs)
+            store(p.y + (row + r) * p.outputs + first, p.bias ? sums[r][t][v] + load(p.bias + first) : sums[r][t][v]);
+        else
+            write_rest(p, row + r, first, sums[r][t][v]);
+    });
 }
 
 // All rows times the panels `first` to `last`. Meanwhile those behind them are fetched.

@@ -24,11 +24,19 @@ constexpr int panels_for(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
 
 template <int R, int P> using Sums = Vec[R][P][VECS];
 
-// Element by element: of an initialiser, GCC makes a call of memset, and loads what that wrote.
-template <int R, int P> inline void clear(Sums<R, P>& sums) {
+// Calls f(r, p, v) for the place of every vector of sums. Written out, as the places are constants then: sums of which any
+// place is not known to GCC go through memory, before and after the inner loop.
+template <int R, int P, typename F> inline __attribute__((always_inline)) void for_sums(F f) {
+#pragma GCC unroll 9
     for (int r = 0; r < R; r++)
+#pragma GCC unroll 6
         for (int p = 0; p < P; p++)
-            for (int v = 0; v < VECS; v++) sums[r][p][v] = Vec{};
+#pragma GCC unroll 2
+            for (int v = 0; v < VECS; v++) f(r, p, v);
+}
+
+template <int R, int P> inline void clear(Sums<R, P>& sums) {
+    for_sums<R, P>([&](int r, int p, int v) { sums[r][p][v] = Vec{}; });
 }
 
 // sums + w[0] * x[0] + w[1] * x[1], of LANES pairs w and one pair x.
@@ -74,13 +82,12 @@ template <int R, int P>
 inline __attribute__((always_inline)) void add_pair(Sums<R, P>& sums, const bf16* x, int64_t stride,
                                                     const bf16* const (&pairs)[P], int count) {
     WordVec w[P][VECS];
-    for (int p = 0; p < P; p++) std::memcpy(w[p], pairs[p], sizeof w[p]);
-    for (int r = 0; r < R; r++) {
+    for_sums<1, P>([&](int, int p, int v) { std::memcpy(&w[p][v], pairs[p] + v * 2 * LANES, sizeof(WordVec)); });
+    for_sums<R, P>([&](int r, int p, int v) {
         uint32_t pair = 0;  // a second input that is not there must not be read: it could be NaN
         std::memcpy(&pair, x + r * stride, count * sizeof(bf16));
-        for (int p = 0; p < P; p++)
-            for (int v = 0; v < VECS; v++) sums[r][p][v] = add_dot(sums[r][p][v], w[p][v], pair);
-    }
+        sums[r][p][v] = add_dot(sums[r][p][v], w[p][v], pair);
+    });
 }
 
 // sums += the R rows at x, `stride` apart, times the P panels, over `inputs` inputs. `ahead`: panels to fetch meanwhile,

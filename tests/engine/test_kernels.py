@@ -22,6 +22,8 @@ HALF = CppKernels(torch.bfloat16, Products.BFLOAT16)
 """bfloat16 activations, too: what CPUs with it get. Only products are slow where it is emulated."""
 ONEDNN = CppKernels(torch.bfloat16, Products.ONEDNN)
 """What CPUs with AMX get."""
+MANY = 64 * torch.get_num_threads() + 3
+"""Rows enough for each thread to take some of them, and all of a weight."""
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -175,7 +177,7 @@ def test_products(rows: int, inputs: int, outputs: int, biased: bool) -> None:
 def test_a_row_of_a_product_does_not_depend_on_its_batch(kernels: CppKernels) -> None:
     """To the last bit, so that an answer is the same alone and among others."""
     linear = kernels.linear(random(200, 300, seed=1))
-    x = random(130, 300).to(kernels.dtype)
+    x = random(MANY, 300).to(kernels.dtype)
     whole = linear(x)
     for rows in (*range(1, 11), 20, 64):
         assert torch.equal(linear(x[:rows]), whole[:rows])
@@ -191,8 +193,9 @@ def test_what_lies_behind_a_row_does_not_matter(kernels: CppKernels) -> None:
     assert linear(wide[:, :29]).isfinite().all()
 
 
-def test_products_take_rows_that_lie_apart() -> None:
-    wide = random(7, 50)
+@pytest.mark.parametrize("rows", [7, MANY])
+def test_products_take_rows_that_lie_apart(rows: int) -> None:
+    wide = random(rows, 50)
     linear = FLOAT.linear(random(20, 30, seed=1))
     torch.testing.assert_close(linear(wide[:, :30]), linear(wide[:, :30].contiguous()), rtol=0, atol=0)
 

@@ -7,6 +7,10 @@
 // batch that decodes compute for about as long as the memory takes to bring the weights. Both then happen at once: while
 // a group is computed, each strip of rows asks for a share of the next group.
 //
+// The work is shared by panels, so that each weight is read by one thread. Where there are many rows, as in prefill, it
+// is shared by rows, as all that is done between two products: what a thread reads is then in its own cache, not in
+// another core's.
+//
 // Each output is one sum in the order of the inputs, whatever the number of rows: a row's result does not depend on
 // what else is in the batch, to the last bit.
 #include "gemm.h"
@@ -20,6 +24,7 @@
 namespace headwater {
 
 constexpr int64_t GROUP_BYTES = 192 * 1024;  // of panels that one thread works through together; they stay in its L2
+constexpr int64_t OWN_ROWS = 64;  // a thread's share of the rows from which on it takes all panels for them
 
 template <typename W> void pack(const W* weight, int64_t outputs, int64_t inputs, W* packed) {
     const int64_t panels = (outputs + TILE - 1) / TILE, rows = packed_rows<W>(inputs);
@@ -39,6 +44,10 @@ template <typename X, typename Y> struct Product {
     const float* bias;
     Y* y;
     int64_t rows, inputs, outputs;
+
+    Product of_rows(int64_t first, int64_t last) const {
+        return {x + first * x_stride, x_stride, bias, y + first * outputs, last - first, inputs, outputs};
+    }
 };
 
 // Of a vector of outputs of one row, from `column` on, those that there are.
@@ -92,6 +101,16 @@ void gemm(const X* x, int64_t x_stride, const W* packed, const float* bias, Y* y
     constexpr int64_t MOST_PANELS = panels_for(1);
     const int64_t unit_bytes = MOST_PANELS * packed_size<W>(TILE, inputs) * int64_t(sizeof(W));
     const int64_t group = MOST_PANELS * std::max<int64_t>(1, GROUP_BYTES / unit_bytes);
+    const int64_t threads = omp_get_max_threads();
+    if (rows >= OWN_ROWS * threads) {
+#pragma omp parallel for schedule(static)
+        for (int64_t thread = 0; thread < threads; thread++) {
+            const auto own = product.of_rows(rows * thread / threads, rows * (thread + 1) / threads);
+            for (int64_t first = 0; first < panels; first += group)
+                multiply_group(own, packed, first, std::min(panels, first + group));
+        }
+        return;
+    }
     // Guided: a thread reads on through neighbouring panels, and takes less at a time towards the end. Other processes
     // may hold a core for a while, and the rest should not wait for it.
 #pragma omp parallel for schedule(guided)

@@ -30,8 +30,6 @@ constexpr int64_t TASK_ROWS = 24;
 constexpr int64_t PART_BLOCKS = 64;  // blocks of context in one part of a decoding task
 constexpr float NEVER = -std::numeric_limits<float>::infinity();
 
-inline int64_t padded(int64_t dim) { return (dim + TILE - 1) / TILE * TILE; }
-
 inline uint32_t join(bf16 first, bf16 second) { return uint32_t(second.bits) << 16 | first.bits; }
 
 template <typename T> static void write_key(const T* key, int64_t dim, int64_t offset, float* to) {
@@ -119,7 +117,7 @@ template <typename T> struct Scratch {
     }
 };
 
-// R rows of queries times the keys of P blocks. `ahead`: P blocks to fetch meanwhile, or null.
+// R rows of queries times the keys of P blocks. `next`: P blocks to fetch meanwhile, or null.
 template <int R, int P, typename T, typename C>
 __attribute__((noinline)) static void score(const T* queries, int64_t dim, const C* const* blocks,
                                             const C* const* next, float* scores) {
@@ -293,7 +291,7 @@ static std::vector<Task> plan(const int32_t* query_starts, const int32_t* contex
             const int64_t tokens = std::min(tile_tokens, new_tokens - offset);
             const int64_t first = context_lengths[s] - new_tokens + offset, end = first + tokens;
             const int64_t seen = shape.window > 0 ? std::max<int64_t>(0, first + 1 - shape.window) / TILE : 0;
-            const int64_t last = (end + TILE - 1) / TILE;
+            const int64_t last = tiles(end);
             const bool cut = new_tokens == 1 && last - seen > PART_BLOCKS;
             for (int64_t head = 0; head < shape.kv_heads; head++)
                 for (int64_t from = seen; from < last; from += cut ? PART_BLOCKS : last - seen)

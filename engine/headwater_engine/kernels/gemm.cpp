@@ -27,7 +27,7 @@ constexpr int64_t GROUP_BYTES = 192 * 1024;  // of panels that one thread works 
 constexpr int64_t OWN_ROWS = 64;  // a thread's share of the rows from which on it takes all panels for them
 
 template <typename W> void pack(const W* weight, int64_t outputs, int64_t inputs, W* packed) {
-    const int64_t panels = (outputs + TILE - 1) / TILE, rows = packed_rows<W>(inputs);
+    const int64_t panels = tiles(outputs), rows = packed_rows<W>(inputs);
 #pragma omp parallel for
     for (int64_t panel = 0; panel < panels; panel++)
         for (int64_t i = 0; i < rows; i++)
@@ -82,7 +82,7 @@ __attribute__((noinline)) static void multiply(const Product<X, Y>& p, int64_t r
 // All rows times the panels `first` to `last`. Meanwhile those behind them are fetched.
 template <typename X, typename W, typename Y>
 static void multiply_group(const Product<X, Y>& p, const W* packed, int64_t first, int64_t last) {
-    const int64_t panel_size = TILE * packed_rows<W>(p.inputs), panels = (p.outputs + TILE - 1) / TILE;
+    const int64_t panel_size = TILE * packed_rows<W>(p.inputs), panels = tiles(p.outputs);
     in_strips(p.rows, [&](auto R, int64_t row, int64_t strip) {
         constexpr int P = panels_for(R);
         in_groups<P>(last - first, [&](auto taken, int64_t offset) {
@@ -97,7 +97,7 @@ template <typename X, typename W, typename Y>
 void gemm(const X* x, int64_t x_stride, const W* packed, const float* bias, Y* y, int64_t rows, int64_t inputs,
           int64_t outputs) {
     const Product<X, Y> product{x, x_stride, bias, y, rows, inputs, outputs};
-    const int64_t panels = (outputs + TILE - 1) / TILE;
+    const int64_t panels = tiles(outputs);
     constexpr int64_t MOST_PANELS = panels_for(1);
     const int64_t unit_bytes = MOST_PANELS * packed_size<W>(TILE, inputs) * int64_t(sizeof(W));
     const int64_t group = MOST_PANELS * std::max<int64_t>(1, GROUP_BYTES / unit_bytes);

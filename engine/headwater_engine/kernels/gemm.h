@@ -9,7 +9,7 @@ namespace headwater {
 
 // Number of elements of a packed [outputs, inputs] weight.
 template <typename W> int64_t packed_size(int64_t outputs, int64_t inputs) {
-    return (outputs + TILE - 1) / TILE * TILE * packed_rows<W>(inputs);
+    return padded(outputs) * packed_rows<W>(inputs);
 }
 
 template <typename W> void pack(const W* weight, int64_t outputs, int64_t inputs, W* packed);

@@ -1,7 +1,8 @@
 // Vectors of float, as wide as the machine's, and what the kernels do with them.
 //
-// GCC's and Clang's vector types stand in for intrinsics: the same lines become AVX2, AVX-512 or NEON. bfloat16 becomes
-// float, exactly, by a shift.
+// GCC's and Clang's vector types stand in for intrinsics: the same lines become AVX2, AVX-512 or NEON. Only what has no
+// operator, as AVX-512's dot product of bfloat16, is an intrinsic where there is one. bfloat16 becomes float, exactly, by
+// a shift.
 #pragma once
 
 #include <cmath>
@@ -26,6 +27,8 @@ constexpr int LANES = 8;
 #endif
 constexpr int TILE = 16;  // columns that a micro-kernel computes at once: keys of a KV block, outputs of a product
 constexpr int VECS = TILE / LANES;
+constexpr int64_t tiles(int64_t columns) { return (columns + TILE - 1) / TILE; }
+constexpr int64_t padded(int64_t columns) { return tiles(columns) * TILE; }
 
 typedef float Vec __attribute__((vector_size(LANES * 4)));
 typedef int32_t IntVec __attribute__((vector_size(LANES * 4)));
@@ -60,14 +63,14 @@ inline Vec load(const bf16* from) {
     return (Vec)(__builtin_convertvector(half, WordVec) << 16);
 }
 
-// A packed matrix: rows of `width` columns, of which TILE are read at once. bfloat16 rows lie in pairs, element by
+// A packed matrix: rows of TILE columns, which are read at once. bfloat16 rows lie in pairs, element by
 // element: a load, a shift and a mask widen two vectors, where widening each by itself would take as long as the
 // arithmetic on it, and AVX-512's dot product of bfloat16 takes such pairs as they are.
-template <typename W> constexpr int64_t place(int64_t row, int64_t column, int64_t width = TILE) {
+template <typename W> constexpr int64_t place(int64_t row, int64_t column) {
     if constexpr (sizeof(W) == 2)
-        return row / 2 * 2 * width + 2 * column + row % 2;
+        return row / 2 * 2 * TILE + 2 * column + row % 2;
     else
-        return row * width + column;
+        return row * TILE + column;
 }
 template <typename W> constexpr int64_t packed_rows(int64_t rows) { return sizeof(W) == 2 ? rows + rows % 2 : rows; }
 

@@ -36,9 +36,7 @@ class Runner:
         tokens, batch = self._build(plan)
         sampling = [index for index, chunk in enumerate(plan) if chunk.samples]
         last = batch.query_starts[1:].long() - 1
-        rows = (
-            last if len(sampling) == len(plan) else last[torch.tensor(sampling, dtype=torch.long, device=self._device)]
-        )
+        rows = last[torch.tensor(sampling, dtype=torch.long, device=self._device)]
         if any(chunk.request.wants_prompt_logprobs for chunk in plan):
             hidden = self._model.forward(tokens, batch, self._caches)
             self._add_prompt_logprobs(plan, batch, hidden)

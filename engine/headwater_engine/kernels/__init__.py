@@ -39,12 +39,13 @@ def select(dtype: torch.dtype) -> Kernels:
     choice = os.environ.get("HEADWATER_KERNELS", "auto")
     if choice not in ("auto", "torch"):
         raise ValueError(f"HEADWATER_KERNELS: found {choice!r}, allowed are 'auto' and 'torch'")
+    products = _products(dtype)
     if choice == "auto":
         try:
-            return CppKernels(dtype, _products(dtype))
+            return CppKernels(dtype, products)
         except BuildError as error:
             log.warning("C++ kernels not built, plain torch takes over and is several times slower", reason=str(error))
-    return TorchKernels(dtype if _products(torch.bfloat16) != Products.FLOAT32 else torch.float32)
+    return TorchKernels(torch.float32 if products == Products.FLOAT32 else dtype)
 
 
 def _products(weights: torch.dtype) -> Products:

@@ -56,11 +56,10 @@ class Decoder:
         for block, cache in zip(self._blocks, caches, strict=True):
             input_norm, attention, mlp_norm, mlp = block
             x = input_norm(residual) if x is None else input_norm.add(x, residual)
-            if block is last and rows is not None:
-                x = attention(x, batch, cache, rows)
-                residual = residual[rows]
-            else:
-                x = attention(x, batch, cache)
+            wanted = rows if block is last else None
+            x = attention(x, batch, cache, wanted)
+            if wanted is not None:
+                residual = residual[wanted]
             x = mlp(mlp_norm.add(x, residual))
         assert x is not None, "a model has layers"
         return self._norm.add(x, residual)

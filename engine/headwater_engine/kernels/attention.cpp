@@ -119,8 +119,8 @@ template <typename T> struct Scratch {
 
 // R rows of queries times the keys of P blocks. `next`: P blocks to fetch meanwhile, or null.
 template <int R, int P, typename T, typename C>
-__attribute__((noinline)) static void score(const T* queries, int64_t dim, const C* const* blocks,
-                                            const C* const* next, float* scores) {
+__attribute__((noinline, flatten)) static void score(const T* queries, int64_t dim, const C* const* blocks,
+                                                     const C* const* next, float* scores) {
     const C *panels[P], *ahead[P] = {};
     std::copy_n(blocks, P, panels);
     if (next) std::copy_n(next, P, ahead);
@@ -133,8 +133,9 @@ __attribute__((noinline)) static void score(const T* queries, int64_t dim, const
 // output += R rows of weights times P * TILE dimensions of the values of a span's blocks, `keys` in all. `next`: as many
 // blocks to fetch meanwhile, or null.
 template <int R, int P, typename T, typename C>
-__attribute__((noinline)) static void add_values(const T* weights, const C* const* blocks, const C* const* next,
-                                                 int64_t first_tile, int64_t keys, float* output, int64_t stride) {
+__attribute__((noinline, flatten)) static void add_values(const T* weights, const C* const* blocks,
+                                                          const C* const* next, int64_t first_tile, int64_t keys,
+                                                          float* output, int64_t stride) {
     Sums<R, P> sums;
     const auto at = [&](int r, int p, int v) { return output + r * stride + p * TILE + v * LANES; };
     for_sums<R, P>([&](int r, int p, int v) { sums[r][p][v] = load(at(r, p, v)); });

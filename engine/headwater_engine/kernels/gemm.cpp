@@ -59,11 +59,9 @@ __attribute__((noinline)) static void write_rest(const Product<X, Y>& p, int64_t
 
 // R rows from `row` on times the P panels at `from`, which make the outputs from `column` on. `next`: a panel to fetch
 // meanwhile, or null.
-//
-// Never inlined: among the caller's variables GCC runs out of registers, and halves the speed.
 template <int R, int P, typename X, typename W, typename Y>
-__attribute__((noinline)) static void multiply(const Product<X, Y>& p, int64_t row, int64_t column, const W* from,
-                                               const W* next) {
+__attribute__((noinline, flatten)) static void multiply(const Product<X, Y>& p, int64_t row, int64_t column,
+                                                        const W* from, const W* next) {
     const W* panels[P];
     for (int t = 0; t < P; t++) panels[t] = from + t * TILE * packed_rows<W>(p.inputs);
     const W* ahead[1] = {next};

@@ -24,15 +24,16 @@ constexpr int panels_for(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
 
 template <int R, int P> using Sums = Vec[R][P][VECS];
 
-// Calls f(r, p, v) for the place of every vector of sums. Written out, as the places are constants then: sums of which any
-// place is not known to GCC go through memory, before and after the inner loop.
-template <int R, int P, typename F> inline __attribute__((always_inline)) void for_sums(F f) {
-#pragma GCC unroll 9
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 6
-        for (int p = 0; p < P; p++)
-#pragma GCC unroll 2
-            for (int v = 0; v < VECS; v++) f(r, p, v);
+// Calls f(0), f(1) ... f(N - 1), written out. GCC holds an array in registers from start to end only if every place in it
+// is a constant before anything else is done to the code. So functions that have sums are `flatten`: all they call
+// becomes part of them at once. And `noinline`: among a caller's variables there would be too few registers.
+template <int N, typename F> inline void unroll(F f) {
+    [&]<int... i>(std::integer_sequence<int, i...>) { (f(i), ...); }(std::make_integer_sequence<int, N>{});
+}
+
+// Calls f(r, p, v) for every vector of sums.
+template <int R, int P, typename F> inline void for_sums(F f) {
+    unroll<R * P * VECS>([&](int i) { f(i / VECS / P, i / VECS % P, i % VECS); });
 }
 
 template <int R, int P> inline void clear(Sums<R, P>& sums) {
@@ -50,42 +51,34 @@ inline Vec add_dot(Vec sums, WordVec w, uint32_t x) {
 #endif
 }
 
-// Holds v in a register. Else GCC reads it from memory for every use, and the reads become the bottleneck.
-inline void keep(Vec& v) {
+// v, held in a register. Else GCC reads it from memory for every use, and the reads become the bottleneck.
+inline Vec keep(Vec v) {
 #if defined(__x86_64__)
     asm("" : "+v"(v));
 #endif
+    return v;
 }
 
-// `count`, 1 or 2, inputs of R rows that are `stride` apart, times those of P panels.
-template <int R, int P, typename W>
-inline __attribute__((always_inline)) void add_pair(Sums<R, P>& sums, const float* x, int64_t stride,
-                                                    const W* const (&pairs)[P], int count) {
-    for (int which = 0; which < count; which++) {
-        // With 32 registers, each x is spread once for all panels. With 16, that would push sums out.
-        constexpr int AT_ONCE = LANES == 16 ? P : 1;
-        for (int first = 0; first < P; first += AT_ONCE) {
-            Vec w[AT_ONCE][VECS];
-            for (int p = 0; p < AT_ONCE; p++) {
-                load_row(pairs[first + p], which, w[p]);
-                for (int v = 0; v < VECS; v++) keep(w[p][v]);
-            }
-            for (int r = 0; r < R; r++) {
-                const Vec each = spread(x[r * stride + which]);
-                for (int p = 0; p < AT_ONCE; p++)
-                    for (int v = 0; v < VECS; v++) sums[r][first + p][v] += each * w[p][v];
-            }
-        }
-    }
+// COUNT, 1 or 2, inputs of R rows that are `stride` apart, times those of P panels.
+template <int COUNT, int R, int P, typename W>
+inline void add_pair(Sums<R, P>& sums, const float* x, int64_t stride, const W* const (&pairs)[P]) {
+    // With 32 registers, each x is spread once for all panels. With 16, that would push sums out.
+    constexpr int AT_ONCE = LANES == 16 ? P : 1;
+    unroll<COUNT * P / AT_ONCE>([&](int turn) {
+        const int which = turn / (P / AT_ONCE), first = turn % (P / AT_ONCE) * AT_ONCE;
+        Vec w[AT_ONCE][VECS];
+        for_sums<1, AT_ONCE>([&](int, int p, int v) { w[p][v] = keep(load_row(pairs[first + p], which, v)); });
+        for_sums<R, AT_ONCE>(
+            [&](int r, int p, int v) { sums[r][first + p][v] += spread(x[r * stride + which]) * w[p][v]; });
+    });
 }
-template <int R, int P>
-inline __attribute__((always_inline)) void add_pair(Sums<R, P>& sums, const bf16* x, int64_t stride,
-                                                    const bf16* const (&pairs)[P], int count) {
+template <int COUNT, int R, int P>
+inline void add_pair(Sums<R, P>& sums, const bf16* x, int64_t stride, const bf16* const (&pairs)[P]) {
     WordVec w[P][VECS];
     for_sums<1, P>([&](int, int p, int v) { std::memcpy(&w[p][v], pairs[p] + v * 2 * LANES, sizeof(WordVec)); });
     for_sums<R, P>([&](int r, int p, int v) {
         uint32_t pair = 0;  // a second input that is not there must not be read: it could be NaN
-        std::memcpy(&pair, x + r * stride, count * sizeof(bf16));
+        std::memcpy(&pair, x + r * stride, COUNT * sizeof(bf16));
         sums[r][p][v] = add_dot(sums[r][p][v], w[p][v], pair);
     });
 }
@@ -93,9 +86,8 @@ inline __attribute__((always_inline)) void add_pair(Sums<R, P>& sums, const bf16
 // sums += the R rows at x, `stride` apart, times the P panels, over `inputs` inputs. `ahead`: panels to fetch meanwhile,
 // since they will be needed soon; none where the first is null.
 template <int R, int P, int A, typename X, typename W>
-inline __attribute__((always_inline)) void accumulate(Sums<R, P>& sums, const X* x, int64_t stride,
-                                                      const W* const (&panels)[P], int64_t inputs,
-                                                      const W* const (&ahead)[A]) {
+inline void accumulate(Sums<R, P>& sums, const X* x, int64_t stride, const W* const (&panels)[P], int64_t inputs,
+                       const W* const (&ahead)[A]) {
     const W* pairs[P];
     const auto at = [&](int64_t i) {
         for (int p = 0; p < P; p++) pairs[p] = panels[p] + i * TILE;
@@ -107,9 +99,9 @@ inline __attribute__((always_inline)) void accumulate(Sums<R, P>& sums, const X*
             for (int a = 0; a < A; a++)
                 for (int64_t line = 0; line < 2 * TILE; line += 64 / int64_t(sizeof(W)))
                     __builtin_prefetch(ahead[a] + i * TILE + line, 0, 2);
-        add_pair<R, P>(sums, x + i, stride, pairs, 2);
+        add_pair<2, R, P>(sums, x + i, stride, pairs);
     }
-    if (i < inputs) at(i), add_pair<R, P>(sums, x + i, stride, pairs, 1);
+    if (i < inputs) at(i), add_pair<1, R, P>(sums, x + i, stride, pairs);
 }
 
 // Calls f with a compile-time number of rows, and the first of them: strips of nearly the same height, since a last one

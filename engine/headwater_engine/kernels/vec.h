@@ -74,16 +74,12 @@ template <typename W> constexpr int64_t place(int64_t row, int64_t column) {
 }
 template <typename W> constexpr int64_t packed_rows(int64_t rows) { return sizeof(W) == 2 ? rows + rows % 2 : rows; }
 
-// The TILE columns of one row of the pair of rows at `pair`.
-inline void load_row(const float* pair, int which, Vec* to) {
-    for (int v = 0; v < VECS; v++) to[v] = load(pair + which * TILE + v * LANES);
-}
-inline void load_row(const bf16* pair, int which, Vec* to) {
-    for (int v = 0; v < VECS; v++) {
-        WordVec words;
-        std::memcpy(&words, pair + v * 2 * LANES, sizeof words);
-        to[v] = (Vec)(which ? words & 0xFFFF0000u : words << 16);
-    }
+// Vector v of a row: the first or the second of the pair of rows at `pair`.
+inline Vec load_row(const float* pair, int which, int v) { return load(pair + which * TILE + v * LANES); }
+inline Vec load_row(const bf16* pair, int which, int v) {
+    WordVec words;
+    std::memcpy(&words, pair + v * 2 * LANES, sizeof words);
+    return (Vec)(which ? words & 0xFFFF0000u : words << 16);
 }
 
 inline void store(float* to, Vec v) { std::memcpy(to, &v, sizeof v); }

@@ -97,7 +97,7 @@ def _peak(workload: Workload) -> str:
 
 def _cpu(_: Workload) -> str:
     return (
-        "Our engine is made for CPUs: 1.25 to 2.12 times the tokens a second of vLLM's CPU build, measured in "
+        "Our engine is made for CPUs: 1.38 to 2.24 times the tokens a second of vLLM's CPU build, measured in "
         "docs/performance.md; `headwater up` runs the same."
     )
 

@@ -9,20 +9,25 @@ from headwater_engine.kernels.interface import BLOCK_SIZE
 GIB = 1 << 30
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameters of mallopt(3)."""
+_CGROUP = Path("/sys/fs/cgroup")
 
 
-class KVCacheTooSmallError(Exception):
-    """The KV cache has no room; the message says what to change."""
+class KVCacheSizeError(Exception):
+    """There is no memory for the KV cache; the message says what to change."""
 
 
 def available_memory() -> int:
-    """Bytes that this process can still take without swapping, a container's limit included."""
+    """Bytes that this process can still take without swapping, a container's limit included.
+
+    Cached files count as free, such as those of the weights that were just read: the kernel gives them up.
+    """
     meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
     available = int(meminfo["MemAvailable"].split()[0]) * 1024
-    limit = Path("/sys/fs/cgroup/memory.max")
-    used = Path("/sys/fs/cgroup/memory.current")
+    limit, used, stat = (_CGROUP / f"memory.{name}" for name in ("max", "current", "stat"))
     if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
-        available = min(available, max(0, int(text) - int(used.read_text())))
+        counts = dict(line.split() for line in stat.read_text().splitlines())
+        cached = int(counts["inactive_file"]) + int(counts["active_file"])
+        available = min(available, max(0, int(text) - int(used.read_text()) + cached))
     return available
 
 
@@ -41,19 +46,26 @@ def keep_freed_memory() -> None:
 def count_blocks(settings: EngineSettings, bytes_per_block: int, max_model_len: int) -> int:
     """Blocks of the KV cache: as the settings say, else a quarter of the memory that is free, 4 GiB at most.
 
-    Raises KVCacheTooSmallError where not even one request of a single block fits.
+    Raises KVCacheSizeError where not even one request of a single block fits, or the settings say more than is free:
+    all of it is taken at once, and the kernel would end the process.
     """
-    if settings.num_blocks is not None:
-        return settings.num_blocks
-    if settings.kv_cache_gib is not None:
-        budget = int(settings.kv_cache_gib * GIB)
-    else:
-        budget = min(available_memory() // 4, 4 * GIB)
+    free = available_memory()
+    blocks = settings.num_blocks or _blocks_of_budget(settings, bytes_per_block, max_model_len, free)
+    if blocks * bytes_per_block > free:
+        raise KVCacheSizeError(
+            f"The KV cache would take {blocks * bytes_per_block / GIB:.3f} GiB, and {free / GIB:.3f} GiB are free: "
+            "free some memory, or lower --kv-cache-gib or --num-blocks."
+        )
+    return blocks
+
+
+def _blocks_of_budget(settings: EngineSettings, bytes_per_block: int, max_model_len: int, free: int) -> int:
+    budget = min(free // 4, 4 * GIB) if settings.kv_cache_gib is None else int(settings.kv_cache_gib * GIB)
     # More than all sequences at their longest, and as much again for reuse, would never be touched.
     useful = 2 * settings.max_num_seqs * -(-max_model_len // BLOCK_SIZE)
     blocks = min(budget // bytes_per_block, useful)
     if blocks < 2:
-        raise KVCacheTooSmallError(
+        raise KVCacheSizeError(
             f"The KV cache needs {2 * bytes_per_block / GIB:.3f} GiB for two blocks of {BLOCK_SIZE} tokens, and "
             f"{budget / GIB:.3f} GiB are there: free some memory, or set --kv-cache-gib."
         )

@@ -20,7 +20,7 @@ from headwater_engine.cache.events import EventLog, EventPublisher
 from headwater_engine.cache.prefix_cache import PrefixCache
 from headwater_engine.config import EngineSettings
 from headwater_engine.core.engine import Engine
-from headwater_engine.core.memory import KVCacheTooSmallError, count_blocks, keep_freed_memory
+from headwater_engine.core.memory import KVCacheSizeError, count_blocks, keep_freed_memory
 from headwater_engine.core.messages import (
     Abort,
     Failed,
@@ -125,7 +125,7 @@ class EngineLoop:
 
 
 def build(settings: EngineSettings, channel: Channel) -> tuple[EngineLoop, Ready]:
-    """Load the model and lay out the cache. Raises LoadError or KVCacheTooSmallError with a sentence for the user."""
+    """Load the model and lay out the cache. Raises LoadError or KVCacheSizeError with a sentence for the user."""
     torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
     folder = resolve(settings.model, settings.revision)
     # At first use the C++ kernels are compiled, which takes a minute or two.
@@ -172,7 +172,7 @@ def main() -> int:
         gc.collect()
         gc.freeze()
         loop.run()
-    except (LoadError, KVCacheTooSmallError, ValueError, zmq.ZMQError) as error:
+    except (LoadError, KVCacheSizeError, ValueError, zmq.ZMQError) as error:
         channel.send(Failed(str(error)))
         return 1
     finally:

@@ -181,6 +181,7 @@ def test_a_row_of_a_product_does_not_depend_on_its_batch(kernels: CppKernels) ->
     whole = linear(x)
     for rows in (*range(1, 11), 20, 64):
         assert torch.equal(linear(x[:rows]), whole[:rows])
+    assert torch.equal(torch.cat([linear(few) for few in x.split(40)]), whole)
 
 
 @pytest.mark.parametrize("kernels", [FLOAT, HALF], ids=["float32", "bfloat16"])

@@ -15,6 +15,7 @@ from collections import deque
 import psutil
 
 from headwater_router.index import PrefixIndex, PromptBuilder
+from headwater_router.outcome import Outcome
 from headwater_router.picker import make
 from headwater_router.picker.base import Decision, Picker, Prompt, Target
 
@@ -75,8 +76,8 @@ class Soak:
         seconds = time.perf_counter() - start
         if len(self.open) > IN_FLIGHT:
             decision = self.open.popleft()
-            self.picker.first_byte(decision, self.now)
-            self.picker.finished(decision, self.now, ok=True)
+            self.picker.first_token(decision, self.now)
+            self.picker.finished(decision, self.now, Outcome.ANSWERED)
         return seconds
 
 

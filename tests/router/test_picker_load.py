@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headwater_router.outcome import Outcome
 from headwater_router.picker import POLICIES, make
 from headwater_router.picker.base import Decision, Picker, Prompt, Target
 
@@ -18,7 +19,7 @@ PROMPTS = [
 
 steps = st.lists(
     st.tuples(
-        st.sampled_from(["pick", "pick", "first_byte", "finish", "fail", "forget", "gauge"]), st.integers(0, 10**6)
+        st.sampled_from(["pick", "pick", "first_token", "finish", "fail", "forget", "gauge"]), st.integers(0, 10**6)
     ),
     max_size=60,
 )
@@ -44,10 +45,12 @@ def test_load_returns_to_zero_and_picks_stay_within_the_targets(policy: str, ste
                 assert decision.target in offered
                 assert 0 <= decision.predicted_cached_tokens < decision.prompt.tokens
                 open_.append(decision)
-            case "first_byte" if open_:
-                picker_.first_byte(open_[number % len(open_)], now)
+            case "first_token" if open_:
+                picker_.first_token(open_[number % len(open_)], now)
             case "finish" | "fail" if open_:
-                picker_.finished(open_.pop(number % len(open_)), now, ok=step == "finish")
+                picker_.finished(
+                    open_.pop(number % len(open_)), now, Outcome.ANSWERED if step == "finish" else Outcome.FAILED
+                )
             case "forget":
                 picker_.forget(targets[number % 5].id)
             case "gauge":
@@ -55,7 +58,7 @@ def test_load_returns_to_zero_and_picks_stay_within_the_targets(policy: str, ste
         assert sum(target.load.in_flight for target in targets) == len(open_)
         assert all(target.load.prefill_tokens >= 0 for target in targets)
     for decision in open_:
-        picker_.finished(decision, now, ok=False)
+        picker_.finished(decision, now, Outcome.FAILED)
     assert all(target.load.in_flight == target.load.prefill_tokens == 0 for target in targets)
 
 
@@ -70,9 +73,9 @@ def test_a_decision_counts_before_anything_is_answered(policy: str) -> None:
 def test_finishing_twice_is_refused(policy: str) -> None:
     picker_ = picker(policy)
     decision = picker_.pick(PROMPTS[0], [Target("a")], 0.0)
-    picker_.finished(decision, 1.0, ok=True)
+    picker_.finished(decision, 1.0, Outcome.ANSWERED)
     with pytest.raises(ValueError, match="finished twice"):
-        picker_.finished(decision, 1.0, ok=True)
+        picker_.finished(decision, 1.0, Outcome.ANSWERED)
 
 
 @pytest.mark.parametrize("policy", POLICIES)

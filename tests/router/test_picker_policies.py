@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 
 from headwater_router.index import PrefixIndex
+from headwater_router.outcome import Outcome
 from headwater_router.picker import make
 from headwater_router.picker.base import Label, Prompt, Target
 from headwater_router.picker.policies import Policies
@@ -47,7 +48,7 @@ def test_least_loaded_breaks_ties_at_random() -> None:
     for _ in range(400):
         decision = picker.pick(Prompt("m", [], 10), pods, 0.0)
         chosen[decision.target.id] += 1
-        picker.finished(decision, 0.0, ok=True)
+        picker.finished(decision, 0.0, Outcome.ANSWERED)
     assert set(chosen) == {pod.id for pod in pods}
     assert max(chosen.values()) < 150
 
@@ -55,7 +56,7 @@ def test_least_loaded_breaks_ties_at_random() -> None:
 def session_of(pods: list[Target], session: str) -> str:
     picker = make("session", rng=random.Random(0))
     decision = picker.pick(Prompt("m", [], 10, session=session), pods, 0.0)
-    picker.finished(decision, 0.0, ok=True)
+    picker.finished(decision, 0.0, Outcome.ANSWERED)
     return decision.target.id
 
 

@@ -9,6 +9,7 @@ from headwater.events import BlockStored, EventBatch
 from headwater.prefix import token_chain
 from headwater_router.index import PrefixIndex
 from headwater_router.index.stored import KEY_TOKENS, token_root
+from headwater_router.outcome import Outcome
 from headwater_router.picker import make
 from headwater_router.picker.base import Decision, Label, Picker, Prompt, Target
 
@@ -26,8 +27,8 @@ def prompt(chain: list[int], tokens: int | None = None) -> Prompt:
 
 
 def answer(picker: Picker, decision: Decision, now: float, seconds: float = 0.1) -> None:
-    picker.first_byte(decision, now + seconds)
-    picker.finished(decision, now + seconds, ok=True)
+    picker.first_token(decision, now + seconds)
+    picker.finished(decision, now + seconds, Outcome.ANSWERED)
 
 
 def teach(picker: Picker, target: Target, seconds_per_token: float, now: float = 0.0) -> float:
@@ -60,7 +61,7 @@ def test_prompts_that_are_new_go_anywhere_among_the_idle() -> None:
     for number in range(400):
         decision = picker.pick(prompt([number]), pods, 0.0)
         chosen[decision.target.id] += 1
-        picker.finished(decision, 0.0, ok=True)
+        picker.finished(decision, 0.0, Outcome.ANSWERED)
     assert all(60 < chosen[pod.id] < 140 for pod in pods)
 
 
@@ -86,7 +87,7 @@ def test_a_pod_to_which_a_prefix_spilled_is_a_holder_from_then_on() -> None:
     assert again.target is second
     assert again.predicted_cached_tokens == 1280
     for decision in [*busy, again]:
-        picker.finished(decision, 3.0, ok=False)
+        picker.finished(decision, 3.0, Outcome.FAILED)
 
 
 def test_a_pod_that_is_forgotten_holds_nothing_and_late_answers_change_nothing() -> None:
@@ -102,15 +103,15 @@ def test_a_pod_that_is_forgotten_holds_nothing_and_late_answers_change_nothing()
 
 def test_a_request_that_failed_before_its_first_byte_leaves_no_trace() -> None:
     picker, (pod,) = prefix_picker(), targets(1)
-    picker.finished(picker.pick(prompt([1, 2]), [pod], 0.0), 0.1, ok=False)
+    picker.finished(picker.pick(prompt([1, 2]), [pod], 0.0), 0.1, Outcome.FAILED)
     assert picker.pick(prompt([1, 2]), [pod], 0.2).predicted_cached_tokens == 0
 
 
 def test_an_answer_that_breaks_off_was_computed_all_the_same() -> None:
     picker, (pod,) = prefix_picker(), targets(1)
     decision = picker.pick(prompt([1, 2]), [pod], 0.0)
-    picker.first_byte(decision, 0.1)
-    picker.finished(decision, 0.2, ok=False)
+    picker.first_token(decision, 0.1)
+    picker.finished(decision, 0.2, Outcome.FAILED)
     assert picker.pick(prompt([1, 2]), [pod], 1e6).predicted_cached_tokens == 256
 
 
@@ -144,7 +145,7 @@ def test_waiting_in_the_queue_is_not_taken_for_slowness() -> None:
     now = teach(picker, pod, 1 / 1000)
     burst = [picker.pick(Prompt("m", [], 1000), [pod], now) for _ in range(20)]
     for number, decision in enumerate(burst):
-        picker.first_byte(decision, now + 1 + number)
+        picker.first_token(decision, now + 1 + number)
     assert pod.load.prefill_rate == pytest.approx(1000, rel=0.2)
 
 
@@ -153,8 +154,8 @@ def test_an_engine_that_keeps_no_prefixes_loses_its_credit_and_can_win_it_back()
 
     def predicted(reported: int) -> int:
         decision = picker.pick(prompt([1, 2, 3, 4]), [pod], 0.0)
-        picker.first_byte(decision, 0.1)
-        picker.finished(decision, 0.2, ok=True, cached_tokens=reported)
+        picker.first_token(decision, 0.1)
+        picker.finished(decision, 0.2, Outcome.ANSWERED, cached_tokens=reported)
         return decision.predicted_cached_tokens
 
     assert [predicted(0) for _ in range(60)][-1] < 64
@@ -180,8 +181,8 @@ def test_an_answer_that_is_not_streamed_teaches_no_rate_and_leaves_the_queue_in_
     assert pod.load.prefill_tokens == 1000
     picker.pick(Prompt("m", [], 100), [pod], 60.0)
     assert pod.load.prefill_tokens == 100
-    picker.first_byte(whole, 90.0)
-    picker.finished(whole, 90.0, ok=True)
+    picker.first_token(whole, 90.0)
+    picker.finished(whole, 90.0, Outcome.ANSWERED)
     assert pod.load.prefill_rate == 0
     assert pod.load.in_flight == 1
     assert picker.pick(Prompt("m", [1, 2], 1000), [pod], 1e6).predicted_cached_tokens == 128
@@ -194,7 +195,7 @@ def test_a_pod_without_answers_is_taken_to_be_like_the_others() -> None:
     for number in range(100):
         decision = picker.pick(prompt([number], 2000), [known, new], now)
         chosen[decision.target.id] += 1
-        picker.finished(decision, now, ok=False)
+        picker.finished(decision, now, Outcome.FAILED)
     assert 25 < chosen[new.id] < 75
 
 
@@ -206,7 +207,7 @@ def test_a_pod_that_seemed_slow_is_tried_again_after_a_while() -> None:
     def slow_among(count: int, now: float) -> int:
         decisions = [picker.pick(Prompt("m", [], 500), [quick, slow], now) for _ in range(count)]
         for decision in decisions:
-            picker.finished(decision, now, ok=False)
+            picker.finished(decision, now, Outcome.FAILED)
         return sum(decision.target is slow for decision in decisions)
 
     assert slow_among(20, now + 1) == 0

@@ -12,6 +12,7 @@ import pytest
 
 from headwater.prefix import root_hash, token_chain
 from headwater_router.index import PrefixIndex
+from headwater_router.outcome import Outcome
 from headwater_router.picker import make
 from headwater_router.picker.base import Decision, Picker, Prompt, Target
 
@@ -119,10 +120,10 @@ class Fleet:
 
     def _first_token(self, request: Request, decision: Decision) -> None:
         request.first_token = self.clock.now
-        self.picker.first_byte(decision, self.clock.now)
+        self.picker.first_token(decision, self.clock.now)
 
     def _ended(self, request: Request, decision: Decision) -> None:
-        self.picker.finished(decision, self.clock.now, ok=True, cached_tokens=request.cached)
+        self.picker.finished(decision, self.clock.now, Outcome.ANSWERED, cached_tokens=request.cached)
         self.done.append(request)
         if request.then is not None:
             request.then(self.clock.now)

@@ -38,6 +38,7 @@ from headwater_router.gateway.request import Request
 from headwater_router.gateway.spread import Spread
 from headwater_router.gateway.usage import find_usage
 from headwater_router.index import PromptBuilder
+from headwater_router.outcome import Outcome
 from headwater_router.picker.base import Decision, Picker, Prompt
 from headwater_router.picker.policies import Policies
 from headwater_router.picker.weights import conversation
@@ -266,7 +267,8 @@ class _Forwarding:
         finally:
             if connection is not None:
                 connection.release()
-            picker.finished(decision, time.monotonic(), ok=ok, cached_tokens=cached)
+            outcome = Outcome.ANSWERED if ok else Outcome.FAILED
+            picker.finished(decision, time.monotonic(), outcome, cached)
 
     async def _pass_on(
         self, connection: Connection, endpoint: Endpoint, picker: Picker, decision: Decision
@@ -287,7 +289,7 @@ class _Forwarding:
         # The head goes out with the first byte of the body, so that until then another endpoint can be tried.
         chunk = await connection.read()
         now = time.monotonic()
-        picker.first_byte(decision, now)
+        picker.first_token(decision, now)
         if self._streamed:
             shared.metrics.ttft.observe(now - self._started)
         client.begin(connection.status, headers)

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+from headwater_router.outcome import Outcome
+
 
 class Label(StrEnum):
     """How much a decision knew of the cache."""
@@ -28,6 +30,9 @@ class Load:
 
     in_flight: int = 0
     """Requests sent there whose answer has not ended."""
+    penalty: int = 0
+    """Requests that it turned down or failed lately, each for as long as an answer takes. The dispatcher writes it: an
+    endpoint that fails at once would look idle. Counts like `in_flight` where load is compared."""
     prefill_tokens: int = 0
     """Predicted uncached prompt tokens sent there whose first byte has not come."""
     prefill_rate: float = 0.0
@@ -87,16 +92,16 @@ class Decision:
 
 
 class Picker(Protocol):
-    """A scheduling policy. Every decision gets exactly one `finished`; `first_byte` comes before it or not at all."""
+    """A scheduling policy. Every decision gets exactly one `finished`; `first_token` comes before it or not at all."""
 
     def pick(self, prompt: Prompt, targets: Sequence[Target], now: float) -> Decision:
         """Choose among `targets`, at least one. Counts the load and the expected cache content at once."""
 
-    def first_byte(self, decision: Decision, now: float) -> None:
-        """The answer began: the prefill is over, and its duration teaches the rate."""
+    def first_token(self, decision: Decision, now: float) -> None:
+        """The first piece of content is here: the prefill is over, and its duration teaches the rate."""
 
-    def finished(self, decision: Decision, now: float, *, ok: bool, cached_tokens: int | None = None) -> None:
-        """The answer ended, failed (`ok=False`) or was cancelled. `cached_tokens`: what the engine's usage said."""
+    def finished(self, decision: Decision, now: float, outcome: Outcome, cached_tokens: int | None = None) -> None:
+        """The stay ended. Only `Outcome.ANSWERED` teaches anything. `cached_tokens`: what the engine's usage said."""
 
     def forget(self, target_id: str) -> None:
         """The endpoint is gone, or its cache is: drop everything known of what it holds."""

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from headwater_router.outcome import Outcome
 from headwater_router.picker.base import Decision, Label, Prompt, Target
 
 
@@ -39,10 +40,10 @@ class CountingPicker(ABC):
         begin(decision)
         return decision
 
-    def first_byte(self, decision: Decision, now: float) -> None:
+    def first_token(self, decision: Decision, now: float) -> None:
         end_prefill(counted(decision))
 
-    def finished(self, decision: Decision, now: float, *, ok: bool, cached_tokens: int | None = None) -> None:
+    def finished(self, decision: Decision, now: float, outcome: Outcome, cached_tokens: int | None = None) -> None:
         end(counted(decision))
 
     def forget(self, target_id: str) -> None:

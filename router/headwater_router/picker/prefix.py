@@ -41,6 +41,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from headwater_router.index.prefixes import PrefixIndex
+from headwater_router.outcome import Outcome
 from headwater_router.picker.base import Decision, Label, Load, Prompt, Target
 from headwater_router.picker.counting import CountedDecision, begin, counted, end, end_prefill
 from headwater_router.picker.speed import DEFAULT_SECONDS_PER_ANSWER, DEFAULT_SECONDS_PER_TOKEN, Speed
@@ -124,7 +125,7 @@ class PrefixPicker:
                 best = self._rng.choice([candidate for candidate in tied if candidate.prefill_seconds <= work])
         return self._send(prompt, best, cached, now)
 
-    def first_byte(self, decision: Decision, now: float) -> None:
+    def first_token(self, decision: Decision, now: float) -> None:
         routed = _routed(decision)
         target, endpoint = routed.target, routed.endpoint
         self._see_gauges(endpoint, target.load)
@@ -137,7 +138,7 @@ class PrefixPicker:
         self._learned = True
         self._confirm(routed)
 
-    def finished(self, decision: Decision, now: float, *, ok: bool, cached_tokens: int | None = None) -> None:
+    def finished(self, decision: Decision, now: float, outcome: Outcome, cached_tokens: int | None = None) -> None:
         routed = _routed(decision)
         computed = routed.prompt.streamed and not routed.prefilling
         self._end_prefill(routed)
@@ -149,7 +150,7 @@ class PrefixPicker:
             routed.endpoint.trust = max(trust, _LEAST_TRUST)
         if computed:
             return
-        if ok:
+        if outcome is Outcome.ANSWERED:
             self._confirm(routed)
         elif self._is_current(routed):
             prompt = routed.prompt

@@ -1,0 +1,29 @@
+"""How a request's stay at one endpoint ended. Whoever counts, learns or charges goes by this, and by nothing else.
+
+Two questions are asked of it: may anything be *learned* of the endpoint (only from what was answered),
+and whose *fault* was it (`endpoints.breaker` counts the endpoint's, nobody counts the client's)?
+"""
+
+from enum import StrEnum
+
+
+class Outcome(StrEnum):
+    ANSWERED = "answered"
+    """A whole answer."""
+    REFUSED = "refused"
+    """The engine said no to this request: a 4xx, of which another engine would say the same."""
+    OVERLOADED = "overloaded"
+    """Back-pressure: 429, or 503 with a Retry-After. It works, and wants no more for now."""
+    FAILED = "failed"
+    """A 5xx, an answer that is not HTTP, or an error event in a stream."""
+    UNREACHABLE = "unreachable"
+    """No connection: nothing was sent, so nothing was computed."""
+    LOST = "lost"
+    """The connection broke with the request sent, before the answer or within it."""
+    STALLED = "stalled"
+    """An answer that had begun stood still for too long."""
+    TIMED_OUT = "timed_out"
+    """The answer did not begin in time."""
+    CLIENT_LEFT = "client_left"
+    UNSENT = "unsent"
+    """This router's own limits: says nothing of the endpoint."""

@@ -9,10 +9,11 @@ import msgspec
 import structlog
 
 from headwater.backends.metrics import LoadReport, read_load
-from headwater_router.client import AnswerTimeoutError, ConnectRefusedError, Pool, UpstreamError
 from headwater_router.descriptors import Descriptors
 from headwater_router.endpoints.endpoint import Endpoint, ServedModel
 from headwater_router.endpoints.fleet import Fleet
+from headwater_router.upstream.errors import AnswerTimeoutError, ConnectRefusedError, UpstreamError
+from headwater_router.upstream.pool import Pool
 
 log = structlog.get_logger(__name__)
 
@@ -69,7 +70,8 @@ class Prober:
         request = f"GET {path} HTTP/1.1\r\nhost: {endpoint.spec.url[7:]}\r\n\r\n".encode()
         try:
             async with asyncio.timeout(self._timeout):
-                connection = await pool.ask(request, b"", self._timeout)
+                deadline = asyncio.get_running_loop().time() + self._timeout
+                connection = await pool.ask(request, b"", deadline, self._timeout)
                 try:
                     pieces = [await connection.read()]
                     while pieces[-1]:

@@ -18,17 +18,6 @@ from headwater.openai.errors import (
 )
 from headwater.openai.stream import error_event
 from headwater_router.admission.hold import Hold
-from headwater_router.client import (
-    AnswerTimeoutError,
-    Connection,
-    ConnectionLostError,
-    ConnectRefusedError,
-    ConnectTimeoutError,
-    Headers,
-    OwnLimitError,
-    Pool,
-    UpstreamError,
-)
 from headwater_router.descriptors import Descriptors, NoRoomError
 from headwater_router.endpoints.endpoint import Endpoint, ServedModel
 from headwater_router.endpoints.fleet import Fleet, Served
@@ -37,25 +26,35 @@ from headwater_router.gateway.metrics import RouterMetrics
 from headwater_router.gateway.request import Request
 from headwater_router.gateway.spread import Spread
 from headwater_router.gateway.usage import find_usage
+from headwater_router.headers import OWN_TO_A_CONNECTION, Headers, end_to_end
 from headwater_router.index import PromptBuilder
 from headwater_router.outcome import Outcome
 from headwater_router.picker.base import Decision, Picker, Prompt
 from headwater_router.picker.policies import Policies
 from headwater_router.picker.weights import conversation
+from headwater_router.upstream.connection import Connection
+from headwater_router.upstream.errors import (
+    AnswerTimeoutError,
+    ConnectionLostError,
+    ConnectRefusedError,
+    NotConnectedError,
+    OwnLimitError,
+    StalledError,
+    UpstreamError,
+)
+from headwater_router.upstream.pool import Pool
 
 log = structlog.get_logger(__name__)
 
-_OWN_TO_A_CONNECTION: Final = frozenset(
-    (b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te",
-     b"trailer", b"transfer-encoding", b"upgrade")
-)  # fmt: skip
-_NOT_FORWARDED: Final = _OWN_TO_A_CONNECTION | {b"host", b"content-length", b"accept-encoding", b"expect"}
+_NOT_FORWARDED: Final = OWN_TO_A_CONNECTION | {b"host", b"content-length", b"accept-encoding", b"expect"}
 """accept-encoding: the usage is read off the answer's last bytes, and token streams gain nothing from compression."""
-_NOT_PASSED_ON: Final = _OWN_TO_A_CONNECTION | {b"x-request-id", b"x-headwater-endpoint", b"x-headwater-decision"}
-"""The router sets the last three itself."""
+_NOT_PASSED_ON: Final = frozenset((b"x-request-id", b"x-headwater-endpoint", b"x-headwater-decision"))
+"""The router sets these itself."""
 _RETRY_PAUSE: Final = 0.05
 """Seconds before the second attempt, twice that before the third; half to all of it, at random."""
 _RETRIED_STATUSES: Final = frozenset((500, 502, 503, 504))
+_STALL_TIMEOUT: Final = 300.0
+"""Seconds between two pieces of an answer."""
 _NOT_READY_RETRY_AFTER: Final = 2.0
 
 
@@ -248,7 +247,8 @@ class _Forwarding:
         ok, cached = False, None
         connection: Connection | None = None
         try:
-            connection = await shared.pool(endpoint).ask(head, body, shared.answer_timeout)
+            deadline = asyncio.get_running_loop().time() + shared.answer_timeout
+            connection = await shared.pool(endpoint).ask(head, body, deadline, _STALL_TIMEOUT)
             if connection.status in _RETRIED_STATUSES:
                 endpoint.breaker.failed(time.monotonic())
                 if not last:
@@ -353,11 +353,11 @@ def _failure(error: UpstreamError) -> tuple[str, APIError]:
     match error:
         case OwnLimitError():
             return "limit", too_many_connections()
-        case ConnectRefusedError() | ConnectTimeoutError():
+        case NotConnectedError():
             return "connect", BadGatewayError(f"No endpoint could be reached: {error}.", code="endpoint_unreachable")
         case ConnectionLostError():
             return "lost", BadGatewayError("The endpoint broke off before it answered.", code="endpoint_lost")
-        case AnswerTimeoutError():
+        case AnswerTimeoutError() | StalledError():
             return "timeout", GatewayTimeoutError("The endpoint did not answer in time.", code="endpoint_timeout")
         case _:
             return "malformed", BadGatewayError(
@@ -374,17 +374,10 @@ def _request_head(request: Request) -> tuple[bytes, bytes]:
     """The request's id, and its head for the endpoint but for host and length, which differ from one to the other."""
     lines = [b"POST %b HTTP/1.1" % request.target]
     request_id = b""
-    headers = request.headers
-    not_forwarded = _NOT_FORWARDED
-    for name, value in headers:
-        if name == b"connection" and value.lower() not in (b"keep-alive", b"close"):
-            # It names further headers that are meant for the router alone.
-            not_forwarded |= {each.strip().lower() for each in value.split(b",")}
-    for name, value in headers:
-        if name not in not_forwarded:
-            lines.append(name + b": " + value)
-            if name == b"x-request-id":
-                request_id = value
+    for name, value in end_to_end(request.headers, _NOT_FORWARDED):
+        lines.append(name + b": " + value)
+        if name == b"x-request-id":
+            request_id = value
     if not request_id:
         request_id = b"%032x" % random.getrandbits(128)
         lines.append(b"x-request-id: " + request_id)

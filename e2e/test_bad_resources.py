@@ -113,7 +113,7 @@ FULL: dict[str, Any] = {
         "scaleUpDelay": "1m",
         "scaleDownDelay": "1h5m30s",
     },
-    "routing": {"policy": "session", "weight": 50},
+    "routing": {"policy": "session", "weight": 50, "sharedWith": ["research", "*"]},
     "rollout": {"strategy": "Surge", "paused": True},
     "weights": {"cached": True, "size": "50Gi", "storageClassName": "fast", "accessMode": "ReadWriteMany"},
     "loadTimeout": "3h",

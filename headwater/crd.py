@@ -202,6 +202,18 @@ def _status() -> Schema:
             "x-kubernetes-list-map-keys": ["type"],
             "items": _condition(),
         },
+        claimedNames={
+            "description": "The names that this namespace had first, and keeps while they are asked for.",
+            "type": "array",
+            "x-kubernetes-list-type": "map",
+            "x-kubernetes-list-map-keys": ["name"],
+            "items": _object(
+                "One name.",
+                ("name", "since"),
+                name=_text("What clients send as `model`."),
+                since=_text("Since when it is this namespace's.", format="date-time"),
+            ),
+        },
         adapters={
             "description": "The adapters, as the replicas report them.",
             "type": "array",

@@ -30,6 +30,7 @@ from headwater.values import (
     ImageName,
     ImageTag,
     Name,
+    NamespaceName,
     ObjectName,
     Revision,
     Rule,
@@ -218,6 +219,9 @@ class Routing(_Part):
     """How the gateway chooses a replica for a request."""
     weight: int = Field(default=100, ge=0, le=_MOST)
     """Share of the requests, against other ModelDeployments that serve the same name."""
+    shared_with: Annotated[list[NamespaceName], Distinct()] = Field(default=[], max_length=64)
+    """Namespaces whose ModelDeployments may serve the names of this one, too, and get their share of its requests; * is
+    all. Others that ask for a name that this namespace had first do not get it."""
 
 
 class Rollout(_Part):

@@ -110,6 +110,7 @@ ObjectName = Annotated[
         longest=253,
     ),
 ]
+NamespaceName = Annotated[str, Form("must be the name of a namespace, or * for all", _LABEL, r"\*", longest=63)]
 SecretKeyName = Annotated[
     str, Form("must be a key of a Secret: letters, digits, '-', '_' and '.'", r"[-.\w]+", longest=253)
 ]

@@ -17,9 +17,13 @@ class UnknownBackendError(ValueError):
     """There is no backend of this name; the message lists those there are."""
 
 
+def names() -> list[str]:
+    return sorted(_BACKENDS)
+
+
 def get(name: str) -> Backend:
     """The backend of this name; "auto" is our own engine. Raises UnknownBackendError."""
     try:
         return _BACKENDS["headwater" if name == "auto" else name]
     except KeyError:
-        raise UnknownBackendError(f"no backend {name!r}; there are: {', '.join(sorted(_BACKENDS))}") from None
+        raise UnknownBackendError(f"no backend {name!r}; there are: {', '.join(names())}") from None

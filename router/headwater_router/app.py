@@ -17,7 +17,7 @@ from headwater_router.config import RouterSettings
 from headwater_router.descriptors import Descriptors
 from headwater_router.endpoints.breaker import Breaker
 from headwater_router.endpoints.deployments import World
-from headwater_router.endpoints.discovery import endpoint_sets, read_endpoints
+from headwater_router.endpoints.discovery import StaticEndpoints
 from headwater_router.endpoints.endpoint import Endpoint, EndpointError, EndpointSpec
 from headwater_router.endpoints.fleet import Fleet
 from headwater_router.endpoints.probe import Prober
@@ -54,11 +54,10 @@ class Router:
     def __init__(self, settings: RouterSettings, descriptors: Descriptors) -> None:
         """Raises SettingsError or EndpointError."""
         self.settings = settings
-        self._flags = [EndpointSpec.parse(text) for text in settings.endpoint]
-        if not self._flags and settings.endpoints_file is None and not settings.kubernetes:
+        flags = [EndpointSpec.parse(text) for text in settings.endpoint]
+        if not flags and settings.endpoints_file is None and not settings.kubernetes:
             raise SettingsError("there is nothing to route to: give --endpoint or --endpoints-file, or --kubernetes")
-        if settings.endpoints_file is not None:
-            read_endpoints(settings.endpoints_file)
+        self._static = StaticEndpoints(flags, settings.endpoints_file)
         self._index = PrefixIndex()
         self._policies = Policies(settings.policy, self._index)
         self.fleet = Fleet(self._make_breaker, self._policies.forget, kubernetes=settings.kubernetes)
@@ -93,7 +92,6 @@ class Router:
             max_head=settings.max_header_kib * 1024,
             max_body=int(settings.max_body_mib * 2**20),
         )
-        self._static: list[EndpointSpec] = []
         self._world: World | None = None
         self._probing: dict[EndpointSpec, asyncio.Task[None]] = {}
         self._subscribed: dict[EndpointSpec, asyncio.Task[None]] = {}
@@ -109,7 +107,10 @@ class Router:
 
         Until cancelled.
         """
-        prober = Prober(self.fleet, self.descriptors, self.settings.probe_interval, self.settings.probe_timeout)
+        settings = self.settings
+        prober = Prober(
+            self.fleet, self.descriptors, settings.probe_interval, settings.probe_timeout, settings.probe_failures
+        )
         async with asyncio.TaskGroup() as group:
 
             def take_world(world: World) -> None:
@@ -120,12 +121,11 @@ class Router:
                 group.create_task(self.discovery.run(take_world))
             if self.sharing is not None:
                 group.create_task(self.sharing.run())
-            async for specs in endpoint_sets(self._flags, self.settings.endpoints_file):
-                self._static = specs
+            async for _ in self._static.changes():
                 self._update(group, prober)
 
     def _update(self, group: asyncio.TaskGroup, prober: Prober) -> None:
-        new, gone = self.fleet.replace(self._static, self._world)
+        new, gone = self.fleet.replace(self._static.specs, self._world)
         self.descriptors.reserve_for_endpoints(len(self.fleet))
         for endpoint in gone:
             self._probing.pop(endpoint.spec).cancel()

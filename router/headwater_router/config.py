@@ -16,11 +16,13 @@ class RouterSettings(BaseSettings):
     port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     endpoint: list[str] = Field(
         [],
-        description="An engine's URL, with optional settings behind it: http://HOST:PORT[,name=N][,backend=vllm]"
-        "[,kv_events=tcp://HOST:PORT]. Repeat the flag for each engine.",
+        description="An engine's URL, with optional settings behind it: http[s]://HOST[:PORT][/PATH][,name=N]"
+        "[,backend=vllm][,kv_events=tcp://HOST:PORT][,api_key_env=NAME][,api_key_file=PATH]. Repeat the flag for each.",
     )
     endpoints_file: Path | None = Field(
-        None, description="A YAML or JSON list of {url, name, backend, kv_events}, read again whenever it changes."
+        None,
+        description="A YAML or JSON list of {url, name, backend, kv_events, api_key_env, api_key_file}, read again "
+        "whenever it changes.",
     )
     kubernetes: bool = Field(
         False, description="Find endpoints through the ModelDeployments, EndpointSlices and Pods of a cluster."
@@ -62,6 +64,9 @@ class RouterSettings(BaseSettings):
     )
     probe_interval: float = Field(1, gt=0, description="Seconds between two looks at an endpoint's health and load.")
     probe_timeout: float = Field(3, gt=0, description="Seconds that a probe may take.")
+    probe_failures: int = Field(
+        3, ge=1, description="Probes without an answer, in a row, after which an endpoint gets no requests."
+    )
     breaker_failures: int = Field(5, ge=1, description="Failures within --breaker-window that open the breaker.")
     breaker_window: float = Field(60, gt=0, description="Seconds that a failure is remembered.")
     breaker_open: float = Field(

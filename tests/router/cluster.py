@@ -12,6 +12,9 @@ from aiohttp import web
 
 Object = dict[str, Any]
 
+SECRET = "what-nobody-but-the-engine-may-know"
+COLUMNS = ("Name", "Ready", "Status", "Restarts", "Age", "IP", "Node")
+TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io"
 _PLURALS = {"ModelDeployment": "modeldeployments", "EndpointSlice": "endpointslices", "Pod": "pods"}
 
 
@@ -25,8 +28,7 @@ def model(name: str = "m", namespace: str = "default", **spec: Any) -> Object:
 
 
 def pod(name: str = "m-1", deployment: str = "m", namespace: str = "default", **settings: Any) -> Object:
-    """`uid`, `backend`, `ready` (its condition; None: not said), `ending`."""
-    ready = settings.get("ready", True)
+    """`uid`, `backend`, `address` (None: it has none yet), `ending`."""
     metadata: Object = {"name": name, "namespace": namespace, "uid": settings.get("uid", f"uid-of-{name}")}
     metadata["labels"] = {
         "headwater.dev/deployment": deployment,
@@ -34,8 +36,26 @@ def pod(name: str = "m-1", deployment: str = "m", namespace: str = "default", **
     }
     if settings.get("ending"):
         metadata["deletionTimestamp"] = "2026-01-01T00:00:00Z"
-    conditions = [] if ready is None else [{"type": "Ready", "status": str(ready)}]
-    return {"kind": "Pod", "metadata": metadata, "status": {"phase": "Running", "conditions": conditions}}
+    secret = {"containers": [{"name": "engine", "env": [{"name": "TOKEN", "value": SECRET}]}]}
+    status = {"phase": "Running"} | ({"podIP": address} if (address := settings.get("address", "10.0.0.1")) else {})
+    return {"kind": "Pod", "metadata": metadata, "spec": secret, "status": status}
+
+
+def row(pod: Object) -> Object:
+    """As it stands in the API server's table."""
+    cells = [pod["metadata"]["name"], "1/1", "Running", 0, "5m", pod["status"].get("podIP", "<none>"), "node-1"]
+    partial = {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": pod["metadata"]}
+    return {"cells": cells, "object": partial}
+
+
+def table(*pods: Object, version: str = "1", more: str = "", columns: bool = True) -> Object:
+    return {
+        "kind": "Table",
+        "apiVersion": "meta.k8s.io/v1",
+        "metadata": {"resourceVersion": version, "continue": more},
+        "columnDefinitions": [{"name": name, "type": "string"} for name in COLUMNS] if columns else None,
+        "rows": [row(each) for each in pods],
+    }
 
 
 def member(pod: Object, address: str = "10.0.0.1", **conditions: bool) -> Object:
@@ -67,7 +87,7 @@ def replica(
     port: int, name: str = "m-1", deployment: str = "m", namespace: str = "default", **settings: Any
 ) -> list[Object]:
     """A pod that listens on a port of this machine, in a slice of its own."""
-    its = pod(name, deployment, namespace, **settings)
+    its = pod(name, deployment, namespace, **{"address": "127.0.0.1"} | settings)
     listed = member(its, "127.0.0.1")
     return [its, endpoint_slice(listed, name=name, deployment=deployment, namespace=namespace, port=port)]
 
@@ -85,6 +105,8 @@ class ApiServer:
     """How it says that a version is too old: within a watch, or instead of one."""
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     """Path and query of each so far."""
+    told: str = ""
+    """All that it has said of objects."""
     _objects: dict[tuple[str, str, str], Object] = field(default_factory=dict)
     _version: int = 1
     _oldest: int = 0
@@ -191,8 +213,17 @@ class ApiServer:
         objects = [each for each in objects if namespace in (None, each["metadata"]["namespace"])]
         start = int(query.get("continue", 0))
         more = str(start + self.page) if start + self.page < len(objects) else ""
-        metadata = {"resourceVersion": str(self._version), "continue": more}
-        return web.json_response({"metadata": metadata, "items": objects[start : start + self.page]})
+        page = objects[start : start + self.page]
+        if request.headers.get("accept") == TABLE:
+            content = table(*page, version=str(self._version), more=more)
+        else:
+            content = {"metadata": {"resourceVersion": str(self._version), "continue": more}, "items": page}
+        return self._json(content)
+
+    def _json(self, content: Object, status: int = 200) -> web.Response:
+        text = json.dumps(content)
+        self.told += text
+        return web.json_response(text=text, status=status)
 
     async def _watch(
         self, request: web.Request, plural: str, namespace: str | None, version: int
@@ -210,13 +241,29 @@ class ApiServer:
         self._watches[queue] = plural, namespace
         try:
             await response.prepare(request)
+            first = True
             while (told := await queue.get()) is not None:
-                await response.write(json.dumps(told).encode() + b"\n")
+                if request.headers.get("accept") == TABLE:
+                    told = _as_table(told, columns=first)
+                    first = False
+                self.told += (line := json.dumps(told))
+                await response.write(line.encode() + b"\n")
         except ConnectionError:
             pass
         finally:
             del self._watches[queue]
         return response
+
+
+def _as_table(event: Any, *, columns: bool) -> Any:
+    """An event of a watch, as a server sends it to who asked for tables; it names the columns only once."""
+    match event:
+        case {"type": "ADDED" | "MODIFIED" | "DELETED", "object": {"kind": "Pod"} as its}:
+            return event | {"object": table(its, version=its["metadata"]["resourceVersion"], columns=columns)}
+        case {"type": "BOOKMARK", "object": its}:
+            return event | {"object": table(version=its["metadata"]["resourceVersion"], columns=columns)}
+        case _:
+            return event
 
 
 @asynccontextmanager

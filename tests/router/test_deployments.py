@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from headwater import backends
 from headwater_router.endpoints.deployments import Deployment, Objects, World, served_by
 from headwater_router.endpoints.endpoint import EndpointSpec, ServedModel
-from tests.router.cluster import Object, endpoint_slice, member, model, pod
+from headwater_router.endpoints.table import PodTable
+from tests.router.cluster import Object, endpoint_slice, member, model, pod, table
 
 KINDS = {"ModelDeployment": "modeldeployments", "EndpointSlice": "endpointslices", "Pod": "pods"}
 
@@ -19,8 +20,13 @@ def world(*objects: Object) -> World:
     """As if all had been listed at once."""
     known = Objects()
     for kind, plural in KINDS.items():
-        known.listed(plural, None, [each for each in objects if each["kind"] == kind])
+        known.listed(plural, None, told(*(each for each in objects if each["kind"] == kind)))
     return known.world()
+
+
+def told(*objects: Object) -> list[Object]:
+    """As the watches tell of them."""
+    return [PodTable().read(table(each))[0] if each["kind"] == "Pod" else each for each in objects]
 
 
 def test_a_deployment_is_known_by_its_names_before_it_has_a_pod() -> None:
@@ -61,15 +67,15 @@ def test_without_a_port_for_kv_events_there_are_none() -> None:
 
 
 def test_an_address_of_ipv6_stands_in_brackets() -> None:
-    listed = endpoint_slice(member(pod(), "fd00::7"), events_port=5557, family="IPv6")
-    [spec] = world(model(), pod(), listed).endpoints
+    listed = endpoint_slice(member(pod(), "fd00:0::7"), events_port=5557, family="IPv6")
+    [spec] = world(model(), pod(address="fd00::7"), listed).endpoints
     assert (spec.url, spec.kv_events) == ("http://[fd00::7]:8000", "tcp://[fd00::7]:5557")
 
 
 def test_a_pod_of_both_address_families_is_one_endpoint() -> None:
     six = endpoint_slice(member(pod(), "fd00::7"), name="a", family="IPv6")
-    four = endpoint_slice(member(pod(), "10.0.0.7"), name="b")
-    assert [spec.url for spec in world(model(), pod(), six, four).endpoints] == ["http://10.0.0.7:8000"]
+    four = endpoint_slice(member(pod(), "10.0.0.1"), name="b")
+    assert [spec.url for spec in world(model(), pod(), six, four).endpoints] == ["http://10.0.0.1:8000"]
 
 
 @pytest.mark.parametrize(
@@ -78,10 +84,9 @@ def test_a_pod_of_both_address_families_is_one_endpoint() -> None:
         (pod(), {"ready": False}),
         (pod(), {"ready": True, "terminating": True}),
         (pod(), {"ready": False, "serving": True, "terminating": True}),
-        (pod(ready=False), {}),
         (pod(ending=True), {}),
     ],
-    ids=["not ready", "terminating, published all the same", "draining", "its pod is not ready", "its pod ends"],
+    ids=["not ready", "terminating, published all the same", "draining", "its pod ends"],
 )
 def test_who_is_not_ready_stays_but_gets_nothing_new(its_pod: Object, conditions: dict[str, bool]) -> None:
     assert list(world(model(), its_pod, endpoint_slice(member(its_pod, **conditions))).endpoints.values()) == [False]
@@ -90,7 +95,7 @@ def test_who_is_not_ready_stays_but_gets_nothing_new(its_pod: Object, conditions
 def test_who_says_nothing_of_being_ready_is() -> None:
     listed = member(pod())
     listed["conditions"] = {}
-    assert list(world(model(), pod(ready=None), endpoint_slice(listed)).endpoints.values()) == [True]
+    assert list(world(model(), pod(), endpoint_slice(listed)).endpoints.values()) == [True]
 
 
 def test_a_pod_in_two_slices_is_ready_where_one_of_them_says_so() -> None:
@@ -106,16 +111,38 @@ def test_a_pod_in_two_slices_is_ready_where_one_of_them_says_so() -> None:
         [model(), pod()],
         [model(), pod(uid="another"), endpoint_slice(member(pod()))],
         [model(), pod(), endpoint_slice(member(pod()), namespace="other")],
+        [model(), model(namespace="b"), pod(), endpoint_slice(member(pod()), namespace="b")],
+        [model(), pod(), endpoint_slice(member(pod(), "10.0.0.2"))],
+        [model(), pod(address=None), endpoint_slice(member(pod()))],
+        [model(), pod(), endpoint_slice(member(pod()), port=99999)],
         [model(), pod(), endpoint_slice(member(pod()), service="m-workers")],
         [model(), pod(), endpoint_slice(member(pod()), port=None)],
         [model(), pod(), endpoint_slice(member(pod()), family="FQDN")],
         [model(), pod(backend="ollama"), endpoint_slice(member(pod()))],
     ],
-    ids=["no deployment", "no pod", "no slice", "an earlier pod of the name", "another namespace", "the workers' slice",
+    ids=["no deployment", "no pod", "no slice", "an earlier pod of the name", "another namespace",
+         "another namespace's pod", "another address", "no address yet", "no port that there is", "the workers' slice",
          "no port for HTTP", "no address", "an unknown server"],
 )  # fmt: skip
 def test_what_is_no_endpoint(objects: list[Object]) -> None:
     assert world(*objects).endpoints == {}
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["169.254.169.254", "127.0.0.1", "0.0.0.0", "224.0.0.1", "fe80::1", "::1", "::", "ff02::1",
+     "::ffff:169.254.169.254", "::ffff:127.0.0.1", "fe80::1%eth0", "metadata.internal", ""],
+)  # fmt: skip
+def test_an_address_that_no_pod_can_have_is_not_believed_though_pod_and_slice_say_so(address: str) -> None:
+    family = "IPv6" if ":" in address else "IPv4"
+    its = pod(address=address)
+    assert world(model(), its, endpoint_slice(member(its, address), family=family)).endpoints == {}
+
+
+def test_a_slice_of_another_namespace_takes_no_pod_away() -> None:
+    stolen = endpoint_slice(member(pod()), namespace="a", name="a")
+    found = world(model(), model(namespace="a"), pod(), endpoint_slice(member(pod())), stolen).endpoints
+    assert [spec.deployment for spec in found] == ["default/m"]
 
 
 def test_a_new_pod_at_the_address_of_an_old_one_is_another_endpoint() -> None:
@@ -153,7 +180,8 @@ def objects_of(rng: random.Random) -> list[Object]:
                     name,
                     namespace,
                     uid=f"{namespace}{name}{i}-{rng.randrange(2)}",
-                    ready=rng.random() < 0.7,
+                    address=rng.choice([f"10.0.0.{i}", "10.0.0.9", None]),
+                    ending=rng.random() < 0.3,
                 )
                 for i in range(3)
             ]
@@ -180,16 +208,16 @@ def test_any_way_to_a_state_gives_what_a_fresh_list_of_it_gives(seed: int) -> No
         rng.shuffle(steps)
         for step in steps:
             if step not in wanted:
-                known.removed(step[0], there.pop(step))
+                known.removed(step[0], told(there.pop(step))[0])
             else:
-                known.changed(step[0], wanted[step])
+                known.changed(step[0], told(wanted[step])[0])
                 there[step] = wanted[step]
             if rng.random() < 0.1:  # A watch that began anew, of one namespace or of all.
                 plural, namespace = rng.choice([*KINDS.values()]), rng.choice([None, "a", "b"])
                 again = [
                     each for (kind, place, _), each in there.items() if kind == plural and namespace in (None, place)
                 ]
-                known.listed(plural, namespace, rng.sample(again, len(again)))
+                known.listed(plural, namespace, told(*rng.sample(again, len(again))))
     assert known.world() == world(*there.values())
 
 

@@ -2,44 +2,8 @@
 
 from pathlib import Path
 
-import pytest
-
-from headwater_router.endpoints.discovery import read_endpoints
-from headwater_router.endpoints.endpoint import EndpointError, EndpointSpec
 from tests.router.gateway import gateway, until
 from tests.router.upstream import upstream
-
-
-def test_a_flag_says_where_an_endpoint_is_and_more() -> None:
-    spec = EndpointSpec.parse("http://10.0.0.1:8000/,name=n,backend=vllm,kv_events=tcp://10.0.0.1:5557")
-    assert spec == EndpointSpec("http://10.0.0.1:8000", "n", "vllm", "tcp://10.0.0.1:5557")
-    assert EndpointSpec.parse("http://h:1").name == "h:1"
-
-
-@pytest.mark.parametrize(
-    ("text", "complaint"),
-    [
-        ("h:8000", "http://HOST:PORT"),
-        ("https://h:8000", "http://HOST:PORT"),
-        ("http://h:8000/v1", "http://HOST:PORT"),
-        ("http://h:8000,backend=ollama", "ollama"),
-        ("http://h:8000,colour=red", "colour"),
-        ("http://h:8000,name", "name=value"),
-    ],
-)
-def test_a_wrong_flag_is_answered_with_what_is_allowed(text: str, complaint: str) -> None:
-    with pytest.raises(EndpointError, match=complaint):
-        EndpointSpec.parse(text)
-
-
-@pytest.mark.parametrize(
-    "content", ["{a: b}", "- http://h:1", "- {url: 7}", "- {name: n}", "[", "- {url: 'http://h:1', x: y}"]
-)
-def test_a_wrong_file_is_named(tmp_path: Path, content: str) -> None:
-    file = tmp_path / "endpoints.yaml"
-    file.write_text(content)
-    with pytest.raises(EndpointError, match=r"endpoints\.yaml"):
-        read_endpoints(file)
 
 
 async def test_the_file_is_read_again_when_it_changes(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.router.cluster import ApiServer, endpoint_slice, member, model, pod, replica
+from tests.router.cluster import ApiServer, Object, endpoint_slice, member, model, pod, replica
 from tests.router.gateway import BODY, CHAT, STREAM, RunningGateway, error_of, gateway, until
 from tests.router.upstream import answer_at_once, stream_in_two, upstream
 
@@ -98,7 +98,7 @@ async def test_who_ends_gets_nothing_new_and_finishes_what_it_has(
             cluster.put(*replica(new.port, "new"))
             await until_takes(router, "old", "new")
             if how == "terminating":
-                cluster.put(pod("old", ending=True))
+                cluster.put(pod("old", address="127.0.0.1", ending=True))
             else:
                 listed = member(pod("old"), "127.0.0.1", ready=False)
                 cluster.put(endpoint_slice(listed, name="old", port=old.port))
@@ -182,17 +182,74 @@ async def test_a_server_with_a_name_of_its_own_is_asked_by_that(
         assert exchange.headers[b"content-length"] == str(len(exchange.body)).encode()
 
 
+OLD, NEW = "2025-01-01T00:00:00Z", "2026-01-01T00:00:00Z"
+
+
+def created(each: Object, time: str, **held: str) -> Object:
+    each["metadata"]["creationTimestamp"] = time
+    each["status"] = {"claimedNames": [{"name": name, "since": since} for name, since in held.items()]}
+    return each
+
+
 async def test_pods_of_one_name_in_two_namespaces_are_two_endpoints(cluster: ApiServer, router: RunningGateway) -> None:
-    async with upstream("m") as first, upstream("m") as second:
-        for engine, namespace in ((first, "a"), (second, "b")):
-            cluster.put(model("m", namespace), *replica(engine.port, namespace=namespace, uid=namespace))
-        await router.until_ready(2)
+    async with upstream("m") as first, upstream("n") as second:
+        for engine, namespace, name in ((first, "a", "m"), (second, "b", "n")):
+            cluster.put(model(name, namespace))
+            cluster.put(*replica(engine.port, "pod-0", name, namespace=namespace, uid=namespace))
+        await until_takes(router, "a/pod-0", "b/pod-0")
+        assert (await router.post(ask("m"))).headers["x-headwater-endpoint"] == "a/pod-0"
+        assert (await router.post(ask("n"))).headers["x-headwater-endpoint"] == "b/pod-0"
+        load = 'headwater_router_endpoint_ready{endpoint="%s"}'
+        assert [await router.metric(load % name) for name in ("a/pod-0", "b/pod-0", "pod-0")] == [1, 1, 0]
+        [before, _] = router.router.fleet
+        cluster.remove(pod("pod-0", "n", "b"))
+        await until_takes(router, "pod-0")
+        [after] = router.router.fleet
+        assert after is before, "a name is only a name: all that is known of it stays"
+
+
+async def test_an_alias_in_another_namespace_takes_no_request(cluster: ApiServer, router: RunningGateway) -> None:
+    async with upstream("m") as own, upstream("n", "m") as thief:
+        steal = {"model": {"aliases": ["m"]}, "routing": {"weight": 1_000_000}}
+        cluster.put(created(model("n", "a", **steal), OLD), *replica(thief.port, "n-1", "n", namespace="a"))
+        cluster.put(created(model("m", "z"), NEW), *replica(own.port, namespace="z"))
+        await until_takes(router, "m-1", "n-1")
         for number in range(20):
             assert (await router.post(BODY.replace(b"hi", b"%d" % number))).status_code == 200
-        assert first.exchanges
-        assert second.exchanges
-        ready = 'headwater_router_deployment_ready_endpoints{deployment="m",namespace="%s"}'
-        assert [await router.metric(ready % namespace) for namespace in "ab"] == [1, 1]
+        assert len(own.exchanges) == 20
+        assert not thief.exchanges
+        assert (await router.post(ask("n"))).headers["x-headwater-endpoint"] == "n-1"
+        assert await names(router) == ["a/m", "m", "n"]
+
+
+async def test_a_name_by_its_namespace_always_works_and_is_translated(
+    cluster: ApiServer, router: RunningGateway
+) -> None:
+    async with upstream("m") as first, upstream("m", {"id": "sql", "parent": "m"}) as second:
+        cluster.put(created(model("m", "a"), OLD), *replica(first.port, namespace="a", uid="a"))
+        cluster.put(created(model("m", "b"), NEW), *replica(second.port, namespace="b", uid="b"))
+        await until_takes(router, "a/m-1", "b/m-1")
+        await until(lambda: "sql" in router.router.fleet.models)
+        for name, at in (("a/m", "a/m-1"), ("b/m", "b/m-1"), ("m", "a/m-1"), ("b/sql", "b/m-1")):
+            assert (await router.post(ask(name))).headers["x-headwater-endpoint"] == at
+        assert [json.loads(each.body)["model"] for each in second.exchanges] == ["m", "sql"]
+        assert await names(router) == ["b/m", "m", "sql"]
+
+
+async def test_the_owner_of_a_name_may_share_it(cluster: ApiServer, router: RunningGateway) -> None:
+    async with upstream("m") as own, upstream("m") as guest:
+        cluster.put(created(model("m", "z", routing={"weight": 1}), OLD), *replica(own.port, namespace="z", uid="z"))
+        cluster.put(created(model("m", "a", routing={"weight": 9}), NEW), *replica(guest.port, namespace="a", uid="a"))
+        await until_takes(router, "a/m-1", "z/m-1")
+        assert (await router.post()).headers["x-headwater-endpoint"] == "z/m-1"
+        cluster.put(created(model("m", "z", routing={"weight": 1, "sharedWith": ["a"]}), OLD))
+        await until(lambda: len(router.router.fleet.serving("m")) == 2)
+        for number in range(40):
+            assert (await router.post(BODY.replace(b"hi", b"%d" % number))).status_code == 200
+        assert len(guest.exchanges) > 20
+        cluster.put(created(model("m", "z", routing={"weight": 1}), OLD))
+        await until(lambda: len(router.router.fleet.serving("m")) == 1)
+        assert (await router.post()).headers["x-headwater-endpoint"] == "z/m-1"
 
 
 async def test_endpoints_of_flags_and_of_a_cluster_stand_side_by_side(cluster: ApiServer) -> None:

@@ -12,7 +12,7 @@ import pytest
 from headwater_router.endpoints.deployments import World
 from headwater_router.endpoints.endpoint import EndpointError
 from headwater_router.endpoints.kubernetes import Discovery
-from tests.router.cluster import ApiServer, endpoint_slice, member, model, pod
+from tests.router.cluster import SECRET, ApiServer, endpoint_slice, member, model, pod
 from tests.router.gateway import until
 
 
@@ -48,7 +48,8 @@ async def test_what_is_there_is_listed_and_what_comes_is_watched(cluster: ApiSer
     cluster.put(model(), pod(), endpoint_slice(member(pod())))
     async with follow() as following:
         await until(lambda: following.endpoints == {"m-1": True})
-        cluster.put(model("n"), pod("m-2"), endpoint_slice(member(pod()), member(pod("m-2"), "10.0.0.2")))
+        its = pod("m-2", address="10.0.0.2")
+        cluster.put(model("n"), its, endpoint_slice(member(pod()), member(its, "10.0.0.2")))
         await until(lambda: following.endpoints == {"m-1": True, "m-2": True})
         assert following.names == ["default/m", "default/n"]
         cluster.remove(model())
@@ -63,6 +64,32 @@ async def test_only_what_belongs_to_deployments_is_asked_for(cluster: ApiServer)
     selectors = {(path.rpartition("/")[2], query.get("labelSelector")) for path, query in cluster.requests}
     label = "headwater.dev/deployment"
     assert selectors == {("modeldeployments", None), ("endpointslices", label), ("pods", label)}
+
+
+async def test_of_pods_nothing_is_asked_that_is_no_business_of_the_routers(cluster: ApiServer) -> None:
+    """Their specs hold what others keep in the environment of their containers."""
+    cluster.put(model(), pod(), endpoint_slice(member(pod())))
+    async with follow() as following:
+        await until(lambda: following.endpoints == {"m-1": True} and cluster.watching == 3)
+        cluster.put(pod(ending=True))
+        await until(lambda: following.endpoints == {"m-1": False})
+        cluster.remove(pod())
+        await until(lambda: following.endpoints == {})
+    assert "10.0.0.1" in cluster.told
+    assert SECRET not in cluster.told
+    assert not following.errors
+
+
+async def test_a_watch_of_pods_that_goes_on_knows_its_columns(cluster: ApiServer) -> None:
+    async with follow() as following:
+        await until(lambda: following.names == [] and cluster.watching == 3)
+        cluster.bookmark()
+        cluster.put(model(), pod(), endpoint_slice(member(pod())))
+        await until(lambda: following.endpoints == {"m-1": True})
+        cluster.hang_up()
+        cluster.remove(pod())
+        await until(lambda: following.endpoints == {})
+    assert not following.errors
 
 
 async def test_nothing_is_known_before_everything_was_listed(cluster: ApiServer) -> None:

@@ -76,7 +76,7 @@ async def test_a_deployment_without_an_endpoint_leaves_its_requests_to_the_other
 ) -> None:
     weigh(cluster, 1, 0)
     for name in ("old-1", "old-2"):
-        cluster.put(pod(name, "old", ending=True))
+        cluster.put(pod(name, "old", address="127.0.0.1", ending=True))
     await until(lambda: sum(endpoint.takes_requests for endpoint in router.router.fleet) == 1)
     assert await asked(router) == {"new": 60}
 

@@ -5,18 +5,24 @@ they came and went. The watches that bring them are in `endpoints.kubernetes`.
 
 - A ModelDeployment says which names are served and how traffic is to be spread. It is known before it has any pod.
 - An EndpointSlice of its engine Service says at which address a pod listens, and whether it is ready.
-- A Pod says which server runs in it, and, before any slice does, that it is about to end.
+- A Pod says which server runs in it, what its address is, and, before any slice does, that it is about to end.
+
+Whoever may write EndpointSlices in some namespace could have the router connect to anything that it can reach. So an
+address is believed only where the pod itself has it, which the cluster's nodes say.
 """
 
+import ipaddress
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import structlog
 
-from headwater import backends
+from headwater import backends, names
 from headwater.backends.base import Backend
 from headwater.kubernetes import EVENTS_PORT_NAME, HTTP_PORT_NAME, LABEL_BACKEND, LABEL_DEPLOYMENT, engine_service
+from headwater.names import Claimant, Claims
+from headwater_router.endpoints.address import Address
 from headwater_router.endpoints.endpoint import EndpointSpec, ServedModel
 
 log = structlog.get_logger(__name__)
@@ -44,6 +50,7 @@ class Deployment:
     weight: int = 100
     wakes: bool = True
     """False where it was scaled to nothing by hand: no waiting request would bring it back."""
+    claimant: Claimant = field(default_factory=lambda: Claimant("", ""), compare=False)
 
     @property
     def key(self) -> str:
@@ -58,6 +65,8 @@ class World:
     """By namespace and name."""
     endpoints: Mapping[EndpointSpec, bool] = field(default_factory=dict)
     """All that are there, and whether they may get new requests."""
+    claims: Claims = field(default_factory=lambda: names.claims(()))
+    """Whose the names are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +74,9 @@ class _Pod:
     uid: str
     name: str
     backend: str
-    ready: bool
+    address: str
+    """Empty until it has one."""
+    ending: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,20 +126,22 @@ class Objects:
         self._kinds[kind][0].pop(_key(each), None)
 
     def world(self) -> World:
-        pods = {pod.uid: pod for pod in self._pods.values()}
+        # By namespace, too: a slice says nothing of the pods of others.
+        pods = {(namespace, pod.uid): pod for (namespace, _), pod in self._pods.items()}
         endpoints: dict[str, tuple[EndpointSpec, bool]] = {}
         # A pod can be in several slices: of both address families, or of one that is being filled from another.
         ordered = sorted(self._slices.items(), key=lambda item: (item[1].family, item[0]))
         for (namespace, _), each in ordered:
             deployment = self._deployments.get((namespace, each.deployment))
             for uid, address, ready in each.addresses if deployment is not None else ():
-                pod = pods.get(uid)
-                if pod is None or deployment is None:
+                pod = pods.get((namespace, uid))
+                if pod is None or deployment is None or address != pod.address:
                     continue
                 spec, was_ready = endpoints.get(uid) or (_endpoint(each, address, pod, deployment), False)
-                endpoints[uid] = spec, was_ready or (ready and pod.ready)
+                endpoints[uid] = spec, was_ready or (ready and not pod.ending)
         deployments = tuple(self._deployments[key] for key in sorted(self._deployments))
-        return World(deployments, dict(endpoints.values()))
+        claims = names.claims(deployment.claimant for deployment in deployments)
+        return World(deployments, dict(endpoints.values()), claims)
 
 
 def served_by(deployment: Deployment, backend: Backend, own: Sequence[ServedModel]) -> list[ServedModel]:
@@ -179,11 +192,13 @@ def _read_deployment(each: Object) -> Deployment | None:
         policy=routing.get("policy"),
         weight=int(routing.get("weight", 100)),
         wakes=spec.get("replicas") != 0,
+        claimant=names.read(each),
     )
 
 
 def _read_pod(each: Object) -> _Pod | None:
-    metadata, status = each["metadata"], each.get("status") or {}
+    """From a row of `endpoints.table`."""
+    metadata = each["metadata"]
     backend = (metadata.get("labels") or {}).get(LABEL_BACKEND)
     try:
         backends.get(backend or "")
@@ -191,11 +206,23 @@ def _read_pod(each: Object) -> _Pod | None:
         if backend is not None:  # A pod that fetches weights has none.
             log.warning("pod passed over", pod=metadata["name"], reason=str(error))
         return None
-    conditions = {condition["type"]: condition["status"] for condition in status.get("conditions") or ()}
-    ending = metadata.get("deletionTimestamp") or status.get("phase") in ("Succeeded", "Failed")
-    # Unless it says otherwise it is as ready as its slice says.
-    ready = not ending and conditions.get("Ready") != "False"
-    return _Pod(metadata["uid"], metadata["name"], backend or "", ready)
+    ending = bool(metadata.get("deletionTimestamp"))
+    return _Pod(metadata["uid"], metadata["name"], backend or "", _address(each["address"]), ending)
+
+
+def _address(text: object) -> str:
+    """As it is always written. Empty for what is none, or none that a pod can have."""
+    try:
+        address = ipaddress.ip_address(text) if isinstance(text, str) and "%" not in text else None
+    except ValueError:
+        return ""
+    return str(address) if address is not None and may_be_a_pods(address) else ""
+
+
+def may_be_a_pods(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Not so the addresses of this machine itself and of its link, where clouds answer with the node's credentials."""
+    address = getattr(address, "ipv4_mapped", None) or address
+    return not (address.is_loopback or address.is_link_local or address.is_multicast or address.is_unspecified)
 
 
 def _read_slice(each: Object) -> _Slice | None:
@@ -205,20 +232,32 @@ def _read_slice(each: Object) -> _Slice | None:
     if deployment is None or labels.get(_LABEL_SERVICE) != engine_service(deployment):
         return None
     ports = {port.get("name"): port.get("port") for port in each.get("ports") or ()}
-    if ports.get(HTTP_PORT_NAME) is None or each["addressType"] not in ("IPv4", "IPv6"):
+    if not _is_port(ports.get(HTTP_PORT_NAME)) or each["addressType"] not in ("IPv4", "IPv6"):
         return None
+    events_port = ports.get(EVENTS_PORT_NAME)
     addresses = []
     for endpoint in each.get("endpoints") or ():
         conditions = endpoint.get("conditions") or {}
         # To leave `ready` out means that it is.
         ready = conditions.get("ready") is not False and not conditions.get("terminating")
         target = endpoint.get("targetRef") or {}
-        if target.get("kind") == "Pod" and endpoint["addresses"]:
-            addresses.append((target["uid"], endpoint["addresses"][0], ready))
-    return _Slice(deployment, each["addressType"], ports[HTTP_PORT_NAME], ports.get(EVENTS_PORT_NAME), tuple(addresses))
+        if target.get("kind") == "Pod" and endpoint["addresses"] and (address := _address(endpoint["addresses"][0])):
+            addresses.append((target["uid"], address, ready))
+    return _Slice(
+        deployment,
+        each["addressType"],
+        ports[HTTP_PORT_NAME],
+        events_port if _is_port(events_port) else None,
+        tuple(addresses),
+    )
+
+
+def _is_port(value: object) -> bool:
+    return type(value) is int and 1 <= value <= 65535
 
 
 def _endpoint(each: _Slice, address: str, pod: _Pod, deployment: Deployment) -> EndpointSpec:
-    host = f"[{address}]" if each.family == "IPv6" else address
+    host = f"[{address}]" if ":" in address else address
     events = f"tcp://{host}:{each.events_port}" if each.events_port is not None else None
-    return EndpointSpec(f"http://{host}:{each.http_port}", pod.name, pod.backend, events, pod.uid, deployment.key)
+    url = Address(False, address, each.http_port).url
+    return EndpointSpec(url, pod.name, pod.backend, events, pod.uid, deployment.key)

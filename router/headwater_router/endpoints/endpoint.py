@@ -1,17 +1,26 @@
 """One engine as the router knows it."""
 
-from collections.abc import Sequence
+import re
+import ssl
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from typing import Final
 
 from headwater import backends
 from headwater.backends.base import Backend
+from headwater_router.endpoints.address import EndpointError as EndpointError
+from headwater_router.endpoints.address import read_events, read_url, refuse_credentials, shown
 from headwater_router.endpoints.breaker import Breaker
+from headwater_router.endpoints.key import ApiKey
+from headwater_router.endpoints.readiness import Readiness
+from headwater_router.endpoints.tls import trust
 from headwater_router.picker.base import Target
 
-
-class EndpointError(ValueError):
-    """An endpoint is not described right; the message says what was found and what is allowed."""
+_LONGEST_NAME: Final = 253
+_LONGEST_FILE: Final = 4096
+_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
+_SETTINGS: Final = ("url", "name", "backend", "kv_events", "api_key_env", "api_key_file")
+_FIRST_SETTING: Final = re.compile(f",(?:{'|'.join(_SETTINGS)})=")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +28,9 @@ class EndpointSpec:
     """Where an engine is, as flags, a file or Kubernetes say it. Two equal specs are the same endpoint."""
 
     url: str
-    """http://HOST:PORT, without a path."""
+    """http://HOST[:PORT][/PATH], or https://; always written in the same way."""
     name: str
+    """What people call it, who may call two by the same name: it identifies nothing."""
     backend: str = "headwater"
     kv_events: str | None = None
     """ZMQ address of its KV events."""
@@ -28,39 +38,42 @@ class EndpointSpec:
     """Of its pod: a new pod is a new endpoint, also at the address of an old one. Empty where there is no pod."""
     deployment: str = ""
     """NAMESPACE/NAME of the ModelDeployment that it belongs to. Empty where flags or a file name it."""
+    api_key_env: str = ""
+    """Variable with the key that it wants to see. The key itself is never a part of the spec."""
+    api_key_file: str = ""
+    """Or a file with it."""
 
     @classmethod
-    def of(cls, fields: dict[str, object]) -> "EndpointSpec":
-        """Raises EndpointError."""
-        unknown = fields.keys() - {"url", "name", "backend", "kv_events"}
-        if unknown:
+    def of(cls, fields: Mapping[object, object]) -> "EndpointSpec":
+        """Of settings that somebody wrote. Raises EndpointError, also for a key that cannot be read."""
+        settings = _texts(fields)
+        address = read_url(settings.get("url", ""))
+        name = settings.get("name") or address.authority + address.path
+        if len(name) > _LONGEST_NAME or not name.isprintable():
             raise EndpointError(
-                f"endpoint: unknown setting {sorted(unknown)[0]!r}; allowed are url, name, backend, kv_events"
+                f"endpoint {address.url}: name must be at most {_LONGEST_NAME} printable characters, found {_cut(name)}"
             )
-        not_text = next((name for name, value in fields.items() if not isinstance(value, str)), None)
-        if not_text is not None:
-            raise EndpointError(f"endpoint: {not_text} must be text, found {fields[not_text]!r}")
-        url = str(fields.get("url", "")).rstrip("/")
-        parts = urlsplit(url)
-        if parts.scheme != "http" or not parts.hostname or parts.path or parts.query:
-            raise EndpointError(f"endpoint: url must be http://HOST:PORT, found {url!r}")
-        backend = str(fields.get("backend", "headwater"))
+        backend = settings.get("backend", "headwater")
         try:
             backends.get(backend)
-        except backends.UnknownBackendError as error:
-            raise EndpointError(f"endpoint {url}: {error}") from None
-        events = fields.get("kv_events")
-        return cls(url, str(fields.get("name") or parts.netloc), backend, str(events) if events else None)
+        except backends.UnknownBackendError:
+            allowed = ", ".join(backends.names())
+            raise EndpointError(f"endpoint {address.url}: no backend {_cut(backend)}; there are: {allowed}") from None
+        events = read_events(settings["kv_events"]) if settings.get("kv_events") else None
+        variable, file = settings.get("api_key_env", ""), settings.get("api_key_file", "")
+        _check_key(address.url, variable, file)
+        return cls(address.url, name, backend, events, api_key_env=variable, api_key_file=file)
 
     @classmethod
     def parse(cls, text: str) -> "EndpointSpec":
         """From the flag's `URL[,name=value...]`. Raises EndpointError."""
+        refuse_credentials(_FIRST_SETTING.split(text, maxsplit=1)[0])  # before a password with a comma is taken apart
         url, *settings = text.split(",")
-        fields: dict[str, object] = {"url": url}
+        fields: dict[object, object] = {"url": url}
         for setting in settings:
             name, separator, value = setting.partition("=")
             if not separator:
-                raise EndpointError(f"endpoint {url}: settings are name=value, found {setting!r}")
+                raise EndpointError(f"endpoint {shown(url)}: settings are name=value, found {shown(setting)}")
             fields[name.strip()] = value
         return cls.of(fields)
 
@@ -76,6 +89,15 @@ class ServedModel:
     """The name again, where it is a LoRA adapter of `base`; else empty."""
     upstream: str = ""
     """What the endpoint itself calls it, where that is something else."""
+    root: str = ""
+    """Where the weights come from, as the endpoint says. Empty: it says nothing."""
+    owned_by: str = ""
+    max_model_len: int | None = None
+    """Tokens of one request, prompt and output together, as the endpoint says."""
+
+
+def _never() -> float:
+    return float("-inf")
 
 
 @dataclass(slots=True, eq=False)
@@ -84,12 +106,28 @@ class Endpoint:
 
     spec: EndpointSpec
     breaker: Breaker
+    name: str = ""
+    """As in its spec, or with its namespace where another endpoint has that name, too."""
     host: str = ""
     port: int = 80
+    tls: ssl.SSLContext | None = None
+    path: bytes = b""
+    """What comes before the path of each request."""
+    authority: bytes = b""
+    """For the header `host`."""
+    key: ApiKey = field(default_factory=lambda: ApiKey("", ""), repr=False)
     target: Target = field(default_factory=lambda: Target(""))
     """A new one for each life of the engine: a restarted one has an empty cache."""
+    readiness: Readiness = Readiness.NEW
+    """What its probes say. Written by `become` alone."""
     ready: bool = False
-    """What its probe says."""
+    """Whether that lets it take requests; a field of its own because every request asks."""
+    reason: str = "it was not looked at yet"
+    """Why it is not ready, or was late: for people. Empty while nothing is wrong."""
+    missed: int = 0
+    """Probes in a row that got no answer."""
+    met: bool = False
+    """Whether it has answered anything in this life."""
     accepting: bool = True
     """Whether Kubernetes lets new requests go there: not while it starts or terminates."""
     models: Sequence[ServedModel] = ()
@@ -97,25 +135,34 @@ class Endpoint:
     lives: int = 0
     process_start: float | None = None
     """Of the engine, seconds since the epoch, where it says so."""
+    last_heard: Callable[[], float] = _never
+    """When a byte of an answer came last, in the loop's time. Whoever reads the answers puts it here."""
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.spec.url)
-        self.host, self.port = parts.hostname or "", parts.port or 80
+        """Raises EndpointError for a spec whose URL is none."""
+        address = read_url(self.spec.url)
+        self.name = self.spec.name
+        self.host, self.port = address.host, address.port
+        self.tls = trust() if address.tls else None
+        self.path, self.authority = address.path.encode(), address.authority.encode()
+        self.key = ApiKey(self.spec.api_key_env, self.spec.api_key_file)
         self.new_life()
+
+    def become(self, readiness: Readiness) -> None:
+        """Raises ValueError for a step that there is not."""
+        self.readiness = self.readiness.to(readiness)
+        self.ready = readiness.takes_requests
 
     def new_life(self) -> None:
         self.lives += 1
-        self.target = Target(f"{self.spec.uid or self.spec.name}#{self.lives}")
+        self.target = Target(f"{self.spec.uid or self.spec.url}#{self.lives}")
         self.process_start = None
+        self.met = False
 
     @property
     def incarnation(self) -> str:
         """What all routers call this life of the engine: its pod, or else its URL, and when its process started."""
         return f"{self.spec.uid or self.spec.url}@{self.process_start or ''}"
-
-    @property
-    def name(self) -> str:
-        return self.spec.name
 
     @property
     def backend(self) -> Backend:
@@ -127,3 +174,42 @@ class Endpoint:
 
     def available(self, now: float) -> bool:
         return self.ready and self.accepting and self.breaker.allows(now)
+
+    def why_not(self) -> str:
+        """Why it gets no requests. Empty: it does, or only its breaker keeps it from them."""
+        if not self.ready:
+            return self.reason
+        return "" if self.accepting else "its pod is not ready, or ends"
+
+
+def _texts(fields: Mapping[object, object]) -> dict[str, str]:
+    """The settings that are given. Raises EndpointError."""
+    settings: dict[str, str] = {}
+    for name, value in fields.items():
+        if not isinstance(name, str) or name not in _SETTINGS:
+            raise EndpointError(f"endpoint: unknown setting {_cut(name)}; allowed are {', '.join(_SETTINGS)}")
+        if not isinstance(value, str):
+            raise EndpointError(f"endpoint: {name} must be text, found {_cut(value)}")
+        settings[name] = value
+    return settings
+
+
+def _check_key(url: str, variable: str, file: str) -> None:
+    """Raises EndpointError."""
+    if variable and file:
+        raise EndpointError(f"endpoint {url}: api_key_env and api_key_file cannot stand beside one another")
+    if variable and not _VARIABLE.fullmatch(variable):
+        raise EndpointError(f"endpoint {url}: api_key_env must be the name of a variable")
+    if len(file) > _LONGEST_FILE or not file.isprintable():
+        raise EndpointError(f"endpoint {url}: api_key_file must be a path")
+    try:
+        ApiKey(variable, file).read()
+    except EndpointError as error:
+        raise EndpointError(f"endpoint {url}: {error}") from None
+
+
+def _cut(value: object) -> str:
+    """A wrong value, in a length that fits a message, whatever it is."""
+    if isinstance(value, str):
+        return repr(value) if len(value) <= 80 else f"{value[:80]!r}..."
+    return "nothing" if value is None else f"a {type(value).__name__}"

@@ -1,19 +1,26 @@
-"""All endpoints, and which of them serve which model."""
+"""All endpoints, what is known of them, and which of them serve which model."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from typing import Final
 
 import structlog
 
+from headwater.names import claims
+from headwater.openai.models import ModelCard
 from headwater_router.endpoints.breaker import Breaker
-from headwater_router.endpoints.deployments import Deployment, World, served_by
+from headwater_router.endpoints.catalogue import Catalogue, catalogue
+from headwater_router.endpoints.catalogue import Served as Served
+from headwater_router.endpoints.deployments import Deployment, World
 from headwater_router.endpoints.endpoint import Endpoint, EndpointSpec, ServedModel
+from headwater_router.endpoints.readiness import Readiness
 
 log = structlog.get_logger(__name__)
 
-Served = tuple[Endpoint, ServedModel]
-
 _UNNAMED = Deployment()
 """What stands for endpoints of flags and files."""
+_TOLD: Final = 3
+"""Endpoints that a message tells of."""
 
 
 class Fleet:
@@ -28,18 +35,19 @@ class Fleet:
         """Whether all ModelDeployments were heard of."""
         self.on_change: Callable[[], None] = lambda: None
         """Called when a model may have become ready, or may be gone."""
+        self.on_unreachable: Callable[[Endpoint], None] = lambda endpoint: None
+        """Called when an endpoint has been silent for long: no answer of it that is still open will ever end."""
         self.deployments: dict[str, Deployment] = {}
         """By their keys."""
         self._make_breaker = make_breaker
         self._forget = forget
         self._endpoints: dict[EndpointSpec, Endpoint] = {}
-        self._by_model: dict[str, list[Served]] = {}
-        self.shared: set[str] = set()
-        """Models that endpoints of more than one deployment serve."""
-        self._promised: dict[str, list[Deployment]] = {}
-        """Deployments by the names that their resources give them, whether there is an endpoint or not."""
-        self._seen_models: set[str] = set()
-        """Names of endpoints that belong to no deployment."""
+        self._claims = claims(())
+        self._catalogue = Catalogue()
+        self._seen: set[str] = set()
+        """Names of endpoints that belong to no deployment, also of those that have gone."""
+        self.models: Sequence[str] = ()
+        """Of a deployment, or served by at least one endpoint while it was among us; in order."""
 
     def __iter__(self) -> Iterator[Endpoint]:
         return iter(list(self._endpoints.values()))
@@ -59,7 +67,7 @@ class Fleet:
         new = [Endpoint(spec, self._make_breaker()) for spec in accepting if spec not in self._endpoints]
         for endpoint in gone:
             del self._endpoints[endpoint.spec]
-            endpoint.ready = False
+            endpoint.become(Readiness.GONE)
             self._forget(endpoint.target.id)
         for endpoint in new:
             self._endpoints[endpoint.spec] = endpoint
@@ -68,65 +76,124 @@ class Fleet:
         if world is not None:
             self.listed = True
             self.deployments = {deployment.key: deployment for deployment in world.deployments}
+            self._claims = world.claims
+        self._call_by_name()
         self._index_models()
         return new, gone
 
+    # What probes find out, and the token path before them
+
     def mark_ready(self, endpoint: Endpoint, models: Sequence[ServedModel]) -> None:
-        changed = endpoint.models != models
-        if not endpoint.ready or changed:
-            log.info("endpoint ready", endpoint=endpoint.name, models=[model.name for model in models])
-        was_ready, endpoint.ready = endpoint.ready, True
+        if endpoint.readiness is Readiness.GONE:
+            return
+        changed, was_ready = endpoint.models != models, endpoint.ready
+        if not was_ready or changed:
+            log.info("endpoint ready", endpoint=endpoint.name, models=[model.name for model in models[:_TOLD]])
+        endpoint.become(Readiness.READY)
+        endpoint.reason, endpoint.missed, endpoint.met = "", 0, True
         if changed:
-            unloaded = {model.name for model in endpoint.models} - {model.name for model in models}
+            self._seen -= {model.name for model in endpoint.models} - {model.name for model in models}
             endpoint.models = models
-            self._seen_models -= unloaded
             self._index_models()
         elif not was_ready:
             self.on_change()
 
     def mark_unready(self, endpoint: Endpoint, reason: str) -> None:
+        """It is there, and says that it takes no requests, or nothing that makes sense."""
+        if self._lose(endpoint, reason):
+            endpoint.missed, endpoint.met = 0, True
+
+    def mark_late(self, endpoint: Endpoint, reason: str) -> None:
+        """It missed a probe. That alone takes it nothing."""
+        if endpoint.readiness is Readiness.GONE:
+            return
         if endpoint.ready:
-            log.warning("endpoint not ready", endpoint=endpoint.name, reason=reason)
-        endpoint.ready = False
+            endpoint.become(Readiness.LATE)
+        self._tell(endpoint, "endpoint late" if endpoint.ready else "endpoint not ready", reason)
+
+    def mark_unreachable(self, endpoint: Endpoint, reason: str) -> None:
+        """It has been silent for long. It may live, so what is known of its cache is kept."""
+        if self._lose(endpoint, reason):
+            self.on_unreachable(endpoint)
 
     def mark_dead(self, endpoint: Endpoint, reason: str) -> None:
-        """Nobody listens there: whoever comes back is a new process with an empty cache."""
-        was_ready = endpoint.ready
-        self.mark_unready(endpoint, reason)
-        if was_ready:
-            self.begin_new_life(endpoint)
+        """Its host says that nobody listens: whoever comes back is a new process with an empty cache."""
+        if self._lose(endpoint, reason):
+            endpoint.missed = 0
+            if endpoint.met:
+                self.begin_new_life(endpoint)
 
     def begin_new_life(self, endpoint: Endpoint) -> None:
         self._forget(endpoint.target.id)
         endpoint.new_life()
 
+    def _lose(self, endpoint: Endpoint, reason: str) -> bool:
+        """Returns whether it is still one of us."""
+        if endpoint.readiness is Readiness.GONE:
+            return False
+        if endpoint.readiness is not Readiness.NEW:
+            endpoint.become(Readiness.UNREADY)
+        self._tell(endpoint, "endpoint not ready", reason)
+        return True
+
+    def _tell(self, endpoint: Endpoint, event: str, reason: str) -> None:
+        if reason != endpoint.reason:
+            endpoint.reason = reason
+            log.warning(event, endpoint=endpoint.name, reason=reason)
+
+    # What the token path asks
+
     def serving(self, model: str) -> list[Served]:
         """Whether they are ready or not."""
-        return self._by_model.get(model, [])
+        return self._catalogue.serving.get(model, [])
 
     def ready(self, model: str) -> bool:
         """Whether an endpoint takes requests for it, or could, were it not for its breaker."""
         return any(endpoint.takes_requests for endpoint, _ in self.serving(model))
 
+    def why_not_ready(self, model: str) -> str:
+        """Why no endpoint takes requests for it, in a sentence without an end. Empty: one does, or has no reason."""
+        serving = [endpoint for endpoint, _ in self.serving(model)]
+        # One that was never ready may be the one that serves it.
+        asked = serving or [each for each in self if not each.models and not each.spec.deployment]
+        reasons = [f"{each.name}: {why}" for each in asked if (why := each.why_not())]
+        if not asked and self.promised(model):
+            return "it has no endpoint"
+        more = f", and {len(reasons) - _TOLD} more" if len(reasons) > _TOLD else ""
+        return "; ".join(reasons[:_TOLD]) + more
+
     def promised(self, model: str) -> list[Deployment]:
         """The deployments that are to serve it, whether they have an endpoint or not."""
-        return self._promised.get(model, [])
+        return self._catalogue.promised.get(model, [])
 
     def deployment(self, endpoint: Endpoint) -> Deployment:
         return self.deployments.get(endpoint.spec.deployment, _UNNAMED)
 
     def identity(self, model: str) -> ServedModel | None:
         """What a name stands for. None: for nothing that is known here."""
-        if promised := self._promised.get(model):
-            first = promised[0]
-            return ServedModel(model, first.name, model if model in first.adapters else "")
-        serving = self._by_model.get(model)
-        return serving[0][1] if serving else None
+        return self._catalogue.identities.get(model)
+
+    def card(self, model: str, created: int) -> ModelCard | None:
+        """What is known of a name, for a list of models. None: nothing. `created`: seconds since the epoch."""
+        identity = self.identity(model)
+        if identity is None:
+            return None
+        served = [each for _, each in self.serving(model)]
+        lengths = [each.max_model_len for each in served if each.max_model_len is not None]
+        owners = [each.owned_by for each in served if each.owned_by]
+        return ModelCard(
+            id=model,
+            created=created,
+            owned_by=owners[0] if owners else "headwater",
+            root=next((each.root for each in served if each.root), None),
+            parent=identity.base if identity.adapter else None,
+            max_model_len=min(lengths, default=None),
+        )
 
     @property
-    def models(self) -> list[str]:
-        """Of a deployment, or served by at least one endpoint while it was among us."""
-        return sorted(self._seen_models | self._promised.keys() | self._by_model.keys())
+    def shared(self) -> set[str]:
+        """Models that endpoints of more than one deployment serve."""
+        return self._catalogue.shared
 
     @property
     def undiscovered(self) -> bool:
@@ -135,23 +202,15 @@ class Fleet:
             return True
         return any(not endpoint.models for spec, endpoint in self._endpoints.items() if not spec.deployment)
 
+    def _call_by_name(self) -> None:
+        """A pod by its name alone, unless there is another one in some namespace, or an endpoint that is called so."""
+        count = Counter(spec.name for spec in self._endpoints)
+        for spec, endpoint in self._endpoints.items():
+            namespace = spec.deployment.partition("/")[0]
+            endpoint.name = f"{namespace}/{spec.name}" if namespace and count[spec.name] > 1 else spec.name
+
     def _index_models(self) -> None:
-        self._by_model = {}
-        for endpoint in self._endpoints.values():
-            models = endpoint.models
-            if endpoint.spec.deployment:
-                models = served_by(self.deployment(endpoint), endpoint.backend, models)
-            else:
-                self._seen_models |= {model.name for model in models}
-            for model in models:
-                self._by_model.setdefault(model.name, []).append((endpoint, model))
-        self.shared = {
-            name
-            for name, serving in self._by_model.items()
-            if len({endpoint.spec.deployment for endpoint, _ in serving}) > 1
-        }
-        self._promised = {}
-        for deployment in self.deployments.values():
-            for name in (*deployment.names, *deployment.adapters):
-                self._promised.setdefault(name, []).append(deployment)
+        self._catalogue = catalogue(self._endpoints.values(), self.deployments, self._claims)
+        self._seen |= self._catalogue.static
+        self.models = sorted(self._seen | self._catalogue.listed)
         self.on_change()

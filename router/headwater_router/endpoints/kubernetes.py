@@ -1,8 +1,9 @@
 """Discovery on Kubernetes: ModelDeployments, EndpointSlices and Pods, watched for as long as the router runs.
 
-Needs `get`, `list` and `watch` on these three, and nothing else. The first `World` comes when each of them has been
-listed; from then on each change brings another one, at once. An API server that is away changes nothing: the router
-goes on with what it knows, and its own probes still tell which endpoints are alive.
+Needs `get`, `list` and `watch` on these three, and nothing else; of Pods it asks for a table, never for their specs.
+The first `World` comes when each of them has been listed; from then on each change brings another one, at once. An API
+server that is away changes nothing: the router goes on with what it knows, and its own probes still tell which
+endpoints are alive.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ import structlog
 from headwater.kubernetes import GROUP, LABEL_DEPLOYMENT, PLURAL, VERSION
 from headwater_router.endpoints.deployments import Object, Objects, World
 from headwater_router.endpoints.endpoint import EndpointError
+from headwater_router.endpoints.table import PodTable
 from headwater_router.endpoints.watch import FIRST_PAUSE, Watch
 
 if TYPE_CHECKING:
@@ -36,10 +38,11 @@ class _Kind(NamedTuple):
     selector: str
 
 
+_PODS: Final = "pods"
 _KINDS: Final = (
     _Kind(PLURAL, f"/apis/{GROUP}/{VERSION}", ""),
     _Kind("endpointslices", "/apis/discovery.k8s.io/v1", LABEL_DEPLOYMENT),
-    _Kind("pods", "/api/v1", LABEL_DEPLOYMENT),
+    _Kind(_PODS, "/api/v1", LABEL_DEPLOYMENT),
 )
 
 
@@ -74,13 +77,15 @@ class ApiServer:
             client, self._client = self._client, None
             await client.close()
 
-    async def get(self, path: str, query: Mapping[str, str], patience: aiohttp.ClientTimeout) -> aiohttp.ClientResponse:
+    async def get(
+        self, path: str, query: Mapping[str, str], patience: aiohttp.ClientTimeout, accept: str
+    ) -> aiohttp.ClientResponse:
         assert self._client is not None
         response: aiohttp.ClientResponse = await self._client.call_api(
             path,
             "GET",
             query_params=[(name, value) for name, value in query.items() if value],
-            header_params={"Accept": "application/json"},
+            header_params={"Accept": accept},
             auth_settings=["BearerToken"],  # Read anew each time: a pod's token is replaced every hour.
             _preload_content=False,
             _request_timeout=patience,
@@ -101,7 +106,15 @@ class Discovery:
         places: list[str | None] = [*namespaces] or [None]
         self.watches = [
             Watch(
-                self._server, self, kind.plural, kind.group, namespace, kind.selector, on_error, first_pause=first_pause
+                self._server,
+                self,
+                kind.plural,
+                kind.group,
+                namespace,
+                kind.selector,
+                on_error,
+                PodTable() if kind.plural == _PODS else None,
+                first_pause,
             )
             for kind in _KINDS
             for namespace in places

@@ -1,127 +1,208 @@
-"""Looks at each endpoint again and again: does it take requests, what does it serve, how busy is it?"""
+"""Looks at each endpoint again and again: does it take requests, what does it serve, how busy is it?
+
+Only three things take requests away from an endpoint: its own word, a host that says that nobody listens, and several
+probes in a row without an answer. One late answer may be the network, or a busy moment; while bytes of other answers
+come from there it lives, however late the probe is. What its metrics page says, or does not say, is about load alone.
+"""
 
 import asyncio
 import itertools
+import math
 import re
 from collections.abc import Sequence
+from typing import Final
 
-import msgspec
 import structlog
 
+from headwater import backends
 from headwater.backends.metrics import LoadReport, read_load
 from headwater_router.descriptors import Descriptors
 from headwater_router.endpoints.endpoint import Endpoint, ServedModel
 from headwater_router.endpoints.fleet import Fleet
-from headwater_router.upstream.errors import AnswerTimeoutError, ConnectRefusedError, UpstreamError
+from headwater_router.endpoints.listing import read_models
+from headwater_router.upstream.errors import (
+    AnswerTimeoutError,
+    ConnectRefusedError,
+    ConnectTimeoutError,
+    OwnLimitError,
+    UnreachableError,
+    UpstreamError,
+)
 from headwater_router.upstream.pool import Pool
 
 log = structlog.get_logger(__name__)
 
-_MODELS_EVERY = 5
+_MODELS_EVERY: Final = 5
 """Probes between two looks at what a ready endpoint serves: adapters come and go while it runs."""
-_PROCESS_START = re.compile(r"^process_start_time_seconds (\S+)$", re.MULTILINE)
+_MODELS_PATH: Final = "/v1/models"
+_MOST_READY: Final = 64 * 1024
+"""Bytes of an answer that are read; of each kind. More is not waited for."""
+_MOST_MODELS: Final = 2**20
+_MOST_METRICS: Final = 2**22
+_PROCESS_START: Final = re.compile(r"^process_start_time_seconds (\S+)$", re.MULTILINE)
+_SILENCE: Final = (ConnectTimeoutError, AnswerTimeoutError, UnreachableError)
+"""What a machine does that is gone, or stands still."""
+_NO_REPORT: Final = LoadReport(None, None, None, None, None)
 
 
 class Prober:
     """Writes what it finds to the fleet."""
 
-    def __init__(self, fleet: Fleet, descriptors: Descriptors, interval: float, timeout: float) -> None:
-        """`interval`, `timeout`: seconds, the latter for each of a probe's requests."""
+    def __init__(
+        self, fleet: Fleet, descriptors: Descriptors, interval: float, timeout: float, failures: int = 3
+    ) -> None:
+        """`interval`, `timeout`: seconds, the latter for each of a probe's requests. `failures`: probes without an
+        answer, in a row, that an endpoint is not ready after.
+        """
         self._fleet = fleet
         self._descriptors = descriptors
         self._interval = interval
         self._timeout = timeout
+        self._failures = failures
 
     async def run(self, endpoint: Endpoint) -> None:
         """Probe until cancelled."""
-        pool = Pool(endpoint.host, endpoint.port, self._timeout, self._descriptors)
+        pool = Pool(endpoint.host, endpoint.port, self._timeout, self._descriptors, endpoint.tls)
+        loading: asyncio.Task[None] | None = None
         try:
-            for turn in itertools.count():
-                try:
+            async with asyncio.TaskGroup() as group:
+                for turn in itertools.count():
                     await self._probe(endpoint, pool, look_anew=turn % _MODELS_EVERY == 0)
-                except Exception:
-                    # One odd answer must not end the probing for good.
-                    log.exception("probe failed", endpoint=endpoint.name)
-                    self._fleet.mark_unready(endpoint, "its answer to the probe makes no sense")
-                await asyncio.sleep(self._interval)
+                    # Beside the next probes, which a page that never ends must not hold up.
+                    if endpoint.ready and (loading is None or loading.done()):
+                        loading = group.create_task(self._read_load(endpoint, pool))
+                    await asyncio.sleep(self._interval)
         finally:
             pool.close()
 
     async def _probe(self, endpoint: Endpoint, pool: Pool, *, look_anew: bool) -> None:
+        begun = asyncio.get_running_loop().time()
+        endpoint.key.refresh()
+        path = endpoint.backend.ready_path
         try:
-            status, _ = await self._get(endpoint, pool, endpoint.backend.ready_path)
+            status, _ = await self._get(endpoint, pool, path, _MOST_READY)
             if status != 200:
-                self._fleet.mark_unready(endpoint, f"{endpoint.backend.ready_path} says {status}")
+                self._fleet.mark_unready(endpoint, _refusal(endpoint, path, status))
                 return
-            await self._read_load(endpoint, pool)
-            models = endpoint.models
+            models: Sequence[ServedModel] | None = endpoint.models
             if look_anew or not (endpoint.ready and models):
                 models = await self._read_models(endpoint, pool)
-        except ConnectRefusedError as error:
-            self._fleet.mark_dead(endpoint, str(error))
-            return
+        except OwnLimitError:
+            return  # It says nothing of the endpoint.
+        except ConnectRefusedError:
+            self._fleet.mark_dead(endpoint, f"nobody listens at {endpoint.host}:{endpoint.port}")
         except UpstreamError as error:
-            self._fleet.mark_unready(endpoint, str(error))
-            return
-        self._fleet.mark_ready(endpoint, models)
+            self._missed(endpoint, error, begun)
+        except Exception:
+            # One odd answer must not end the probing for good.
+            log.exception("probe failed", endpoint=endpoint.name)
+            self._fleet.mark_unready(endpoint, "its answer to the probe makes no sense")
+        else:
+            if models is not None:
+                self._fleet.mark_ready(endpoint, models)
 
-    async def _get(self, endpoint: Endpoint, pool: Pool, path: str) -> tuple[int, bytes]:
-        """Status and body. Raises UpstreamError."""
-        request = f"GET {path} HTTP/1.1\r\nhost: {endpoint.spec.url[7:]}\r\n\r\n".encode()
+    def _missed(self, endpoint: Endpoint, error: UpstreamError, begun: float) -> None:
+        if endpoint.last_heard() >= begun:
+            endpoint.missed = 0
+            return
+        endpoint.missed += 1
+        reason = self._reason(endpoint, error)
+        if endpoint.missed % self._failures:
+            self._fleet.mark_late(endpoint, reason)
+        elif isinstance(error, _SILENCE):
+            self._fleet.mark_unreachable(endpoint, reason)
+        else:
+            self._fleet.mark_unready(endpoint, reason)
+
+    def _reason(self, endpoint: Endpoint, error: UpstreamError) -> str:
+        match error:
+            case ConnectTimeoutError():
+                return f"no connection to {endpoint.host}:{endpoint.port} within {self._timeout:g} s"
+            case UnreachableError():
+                return f"{error} ({endpoint.host})"
+            case _:
+                return str(error)
+
+    async def _get(self, endpoint: Endpoint, pool: Pool, path: str, most: int) -> tuple[int, bytes]:
+        """Status and body, of which at most about `most` bytes are read. Raises UpstreamError."""
+        request = b"GET %b%b HTTP/1.1\r\nhost: %b\r\n%b\r\n" % (
+            endpoint.path,
+            path.encode(),
+            endpoint.authority,
+            endpoint.key.header,
+        )
         try:
             async with asyncio.timeout(self._timeout):
                 deadline = asyncio.get_running_loop().time() + self._timeout
                 connection = await pool.ask(request, b"", deadline, self._timeout)
                 try:
-                    pieces = [await connection.read()]
-                    while pieces[-1]:
-                        pieces.append(await connection.read())
+                    body = bytearray()
+                    while len(body) < most and (piece := await connection.read()):
+                        body += piece
                 finally:
                     connection.release()
         except TimeoutError:
-            raise AnswerTimeoutError(f"{path} was not answered in time") from None
-        return connection.status, b"".join(pieces)
+            raise AnswerTimeoutError(f"no answer on {path} within {self._timeout:g} s") from None
+        return connection.status, bytes(body[:most])
+
+    async def _read_models(self, endpoint: Endpoint, pool: Pool) -> Sequence[ServedModel] | None:
+        """None: it does not say so, and is not ready for that. Once it has said so, it need not say so again."""
+        try:
+            status, body = await self._get(endpoint, pool, _MODELS_PATH, _MOST_MODELS)
+            if status == 200:
+                return read_models(body)
+        except (UpstreamError, ValueError) as error:
+            if endpoint.models:
+                return endpoint.models
+            if isinstance(error, UpstreamError):
+                raise
+            self._fleet.mark_unready(endpoint, f"its {_MODELS_PATH} makes no sense: {error}")
+            return None
+        if status == 404 and endpoint.spec.deployment:
+            return []  # Not every server has it; the resource says what it serves.
+        if endpoint.models:
+            return endpoint.models
+        self._fleet.mark_unready(endpoint, _refusal(endpoint, _MODELS_PATH, status))
+        return None
 
     async def _read_load(self, endpoint: Endpoint, pool: Pool) -> None:
         path = endpoint.backend.metrics_path
         if path is None:
             return
-        status, body = await self._get(endpoint, pool, path)
-        if status != 200:
-            _store(endpoint, LoadReport(None, None, None, None, None))
-            return
-        text = body.decode(errors="replace")
-        if (start := _PROCESS_START.search(text)) is not None:
-            self._notice_restart(endpoint, float(start[1]))
-        _store(endpoint, read_load(text, endpoint.backend.metrics))
+        report = _NO_REPORT
+        try:
+            status, body = await self._get(endpoint, pool, path, _MOST_METRICS)
+            if status == 200:
+                text = body.decode(errors="replace")
+                self._notice_restart(endpoint, text)
+                report = read_load(text, endpoint.backend.metrics)
+        except Exception as error:
+            # Whatever stands there: a page that cannot be read is no report, and no more than that.
+            log.debug("load not read", endpoint=endpoint.name, reason=repr(error)[:200])
+        _store(endpoint, report)
 
-    def _notice_restart(self, endpoint: Endpoint, process_start: float) -> None:
-        if endpoint.process_start not in (None, process_start):
+    def _notice_restart(self, endpoint: Endpoint, page: str) -> None:
+        if (found := _PROCESS_START.search(page)) is None or not math.isfinite(start := float(found[1])):
+            return
+        if endpoint.process_start not in (None, start):
             log.warning("endpoint restarted", endpoint=endpoint.name)
             self._fleet.begin_new_life(endpoint)
-        endpoint.process_start = process_start
+        endpoint.process_start = start
 
-    async def _read_models(self, endpoint: Endpoint, pool: Pool) -> Sequence[ServedModel]:
-        status, body = await self._get(endpoint, pool, "/v1/models")
-        if status == 404 and endpoint.spec.deployment:
-            return []  # Not every server has it; the resource says what it serves.
-        if status != 200 and endpoint.ready and endpoint.models:
-            return endpoint.models  # Whether it takes requests is said elsewhere.
-        if status != 200:
-            raise UpstreamError(f"/v1/models says {status}")
-        cards = [card for card in msgspec.json.decode(body)["data"] if isinstance(card.get("id"), str)]
-        # The first name of the same weights stands for all of them.
-        bases: dict[str, str] = {}
-        for card in cards:
-            if not card.get("parent"):
-                bases.setdefault(str(card.get("root") or card["id"]), card["id"])
-        models = []
-        for card in cards:
-            if parent := card.get("parent"):
-                models.append(ServedModel(card["id"], base=str(parent), adapter=card["id"]))
-            else:
-                models.append(ServedModel(card["id"], base=bases[str(card.get("root") or card["id"])], adapter=""))
-        return models
+
+def _refusal(endpoint: Endpoint, path: str, status: int) -> str:
+    """What a status says to people, as far as it can be guessed."""
+    if status in (401, 403):
+        key = f"it does not take the key of {endpoint.key.source}" if endpoint.key.source else _KEY_WANTED
+        return f"{status} on {path}: {key}"
+    if status == 404 and path == endpoint.backend.ready_path:
+        others = [name for name in backends.names() if backends.get(name).ready_path != path]
+        likely = "vllm" if "vllm" in others else others[0]
+        return f"404 on {path}: is it backend={likely}? These have another path: {', '.join(others)}"
+    return f"{status} on {path}"
+
+
+_KEY_WANTED: Final = "it needs a key: api_key_env= or api_key_file="
 
 
 def _store(endpoint: Endpoint, report: LoadReport) -> None:

@@ -11,7 +11,7 @@ once when its API server is back. What was known stays in force until a new list
 import asyncio
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -20,6 +20,7 @@ import msgspec
 import structlog
 
 from headwater_router.endpoints.deployments import Object
+from headwater_router.endpoints.table import ACCEPT, PodTable
 
 log = structlog.get_logger(__name__)
 
@@ -39,7 +40,7 @@ class Client(Protocol):
     """The API server: opens a GET, whatever it takes to be let in."""
 
     async def get(
-        self, path: str, query: Mapping[str, str], patience: aiohttp.ClientTimeout
+        self, path: str, query: Mapping[str, str], patience: aiohttp.ClientTimeout, accept: str
     ) -> aiohttp.ClientResponse: ...
 
 
@@ -74,6 +75,8 @@ class Watch:
     selector: str
     on_error: Callable[[str], None]
     """Called with the kind for each failed try."""
+    table: PodTable | None = None
+    """Reads what is watched where that comes as a table, and not as objects."""
     first_pause: float = FIRST_PAUSE
     listed: bool = False
     """Whether a whole list has come."""
@@ -127,9 +130,9 @@ class Watch:
         query = {"limit": str(_PAGE), "labelSelector": self.selector}
         objects: list[Object] = []
         while True:
-            async with await self.client.get(self.path, query, patience) as response:
+            async with await self.client.get(self.path, query, patience, self._accept) as response:
                 page = await self._content(response)
-            objects += page["items"]
+            objects += page["items"] if self.table is None else self.table.read(page)
             query["continue"] = page["metadata"].get("continue") or ""
             if not query["continue"]:
                 break
@@ -149,7 +152,7 @@ class Watch:
             "labelSelector": self.selector,
         }
         told = False
-        async with await self.client.get(self.path, query, patience) as response:
+        async with await self.client.get(self.path, query, patience, self._accept) as response:
             if response.status != 200:
                 await self._content(response)
             self.last_word = time.monotonic()
@@ -169,10 +172,21 @@ class Watch:
             case "ERROR":
                 raise ApiError(each.get("code", 0), each.get("message", "no message"))
             case "ADDED" | "MODIFIED":
-                self.sink.changed(self.kind, each)
+                for told in self._told(each):
+                    self.sink.changed(self.kind, told)
             case "DELETED":
-                self.sink.removed(self.kind, each)
+                for told in self._told(each):
+                    self.sink.removed(self.kind, told)
+            case "BOOKMARK" if self.table is not None:
+                self.table.learn(each)  # It may be the first event.
         self._version = each["metadata"]["resourceVersion"]
+
+    def _told(self, each: Any) -> Sequence[Object]:
+        return [each] if self.table is None else self.table.read(each)
+
+    @property
+    def _accept(self) -> str:
+        return "application/json" if self.table is None else ACCEPT
 
     async def _content(self, response: aiohttp.ClientResponse) -> Any:
         """Raises ApiError for a status other than 200."""

@@ -91,13 +91,15 @@ class Forwarder:
         self._idle = asyncio.Event()
         self._idle.set()
         self._connect_timeout = connect_timeout
-        self._pools: dict[tuple[str, int], Pool] = {}
+        self._pools: dict[tuple[str, int, bool], Pool] = {}
 
     def pool(self, endpoint: Endpoint) -> Pool:
-        address = (endpoint.host, endpoint.port)
+        address = (endpoint.host, endpoint.port, endpoint.tls is not None)
         pool = self._pools.get(address)
         if pool is None:
-            pool = self._pools[address] = Pool(*address, self._connect_timeout, self.descriptors)
+            pool = self._pools[address] = Pool(
+                endpoint.host, endpoint.port, self._connect_timeout, self.descriptors, endpoint.tls
+            )
         return pool
 
     def identity(self, model: str) -> ServedModel:
@@ -243,7 +245,9 @@ class _Forwarding:
         shared.metrics.decisions[decision.label].inc()
         shared.metrics.overhead.observe(now - self._started)
         body = _renamed(self._body, model.upstream) if model.upstream else self._body
-        head = b"%bcontent-length: %d\r\nhost: %b\r\n\r\n" % (self._head, len(body), endpoint.spec.url[7:].encode())
+        head = b"POST %b%bcontent-length: %d\r\nhost: %b\r\n%b\r\n" % (
+            endpoint.path, self._head, len(body), endpoint.authority, endpoint.key.header
+        )  # fmt: skip
         ok, cached = False, None
         connection: Connection | None = None
         try:
@@ -371,8 +375,8 @@ def _renamed(body: bytes, model: str) -> bytes:
 
 
 def _request_head(request: Request) -> tuple[bytes, bytes]:
-    """The request's id, and its head for the endpoint but for host and length, which differ from one to the other."""
-    lines = [b"POST %b HTTP/1.1" % request.target]
+    """The request's id, and its head for the endpoint but for what differs from one to the other."""
+    lines = [b"%b HTTP/1.1" % request.target]
     request_id = b""
     for name, value in end_to_end(request.headers, _NOT_FORWARDED):
         lines.append(name + b": " + value)

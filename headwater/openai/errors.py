@@ -2,6 +2,8 @@
 
 APIError
  ├── BadRequestError 400
+ ├── AuthenticationError 401
+ ├── PermissionDeniedError 403
  ├── NotFoundError 404
  │    └── ModelNotFoundError
  ├── MethodNotAllowedError 405
@@ -14,7 +16,8 @@ APIError
  └── GatewayTimeoutError 504
 """
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 from pydantic import ValidationError
@@ -30,24 +33,54 @@ class APIError(Exception):
     type: ClassVar[str] = "server_error"
 
     def __init__(
-        self, message: str, *, param: str | None = None, code: str | None = None, retry_after: float | None = None
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
-        """`param`: the request's field, if one is to blame. `retry_after`: seconds, for the Retry-After header."""
+        """`param`: the request's field, if one is to blame. `retry_after`: seconds, for the Retry-After header.
+        `headers`: further ones of the answer, named in lower case.
+        """
         super().__init__(message)
         self.message = message
         self.param = param
         self.code = code
         self.retry_after = retry_after
+        self._headers = headers or {}
 
     def body(self) -> dict[str, Any]:
         """The JSON answer."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    def headers(self) -> dict[str, str]:
+        """Of the answer, beside its content type; named in lower case."""
+        if self.retry_after is None:
+            return dict(self._headers)
+        # Rounded up: whoever comes a moment too early is refused once more.
+        return {**self._headers, "retry-after": str(max(1, math.ceil(self.retry_after)))}
 
 
 class BadRequestError(APIError):
     """The request cannot be served as it is, now or later."""
 
     status = 400
+    type = "invalid_request_error"
+
+
+class AuthenticationError(APIError):
+    """Nobody knows who asks: no key, or one that does not count."""
+
+    status = 401
+    type = "invalid_request_error"
+
+
+class PermissionDeniedError(APIError):
+    """Who asks is known, and may not have this."""
+
+    status = 403
     type = "invalid_request_error"
 
 

@@ -181,3 +181,14 @@ def test_an_error_in_a_stream_is_an_event():
     sent = error_event(errors.InternalServerError("The engine died."))
     assert json.loads(sent.removeprefix(b"data: "))["error"]["message"] == "The engine died."
     assert DONE == b"data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize(("seconds", "header"), [(0.2, "1"), (1, "1"), (1.2, "2"), (30, "30")])
+def test_a_retry_is_never_said_to_be_worth_while_too_early(seconds, header):
+    assert errors.RateLimitError("busy", retry_after=seconds).headers() == {"retry-after": header}
+
+
+def test_an_error_may_have_headers_of_its_own():
+    error = errors.AuthenticationError("who?", headers={"www-authenticate": "Bearer"})
+    assert (error.status, error.headers()) == (401, {"www-authenticate": "Bearer"})
+    assert errors.PermissionDeniedError("no").headers() == {}

@@ -204,8 +204,7 @@ async def _events(chunks: AsyncGenerator[msgspec.Struct, None]) -> AsyncIterator
 
 async def _api_error(http: Request, error: Exception) -> Response:
     assert isinstance(error, APIError)
-    headers = {"Retry-After": str(round(error.retry_after))} if error.retry_after is not None else None
-    return _json(error.body(), error.status, headers)
+    return _json(error.body(), error.status, error.headers())
 
 
 async def _http_error(http: Request, error: Exception) -> Response:

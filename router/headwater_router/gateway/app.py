@@ -178,7 +178,5 @@ def _answer_json(client: ClientConnection, content: Any, status: int = 200, head
 
 
 def _answer_error(client: ClientConnection, error: APIError) -> None:
-    headers = []
-    if error.retry_after is not None:
-        headers.append((b"retry-after", str(max(1, round(error.retry_after))).encode()))
+    headers = [(name.encode(), value.encode()) for name, value in error.headers().items()]
     _answer_json(client, error.body(), error.status, headers)

@@ -6,6 +6,7 @@ what it means, and which environment variable sets it.
 
 import argparse
 import difflib
+import os
 import re
 import sys
 import types
@@ -77,6 +78,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_route(commands)
     _add_pick(commands)
     _add_fetch(commands)
+    _add_keys(commands)
     _add_operate(commands)
     _add_completion(commands)
     return parser
@@ -152,6 +154,18 @@ def _add_fetch(commands: Any) -> None:
     )
     add_flags(fetcher)
     fetcher.set_defaults(run=_fetch, parser=fetcher)
+
+
+def _add_keys(commands: Any) -> None:
+    from headwater.keys import add_flags
+
+    keys = commands.add_parser(
+        "keys",
+        help="make an API key",
+        description="Makes an API key for `headwater route --api-keys`, and shows it once: only its hash is kept.",
+    )
+    add_flags(keys)
+    keys.set_defaults(run=_keys, parser=keys)
 
 
 def _add_operate(commands: Any) -> None:
@@ -239,6 +253,12 @@ def _fetch(arguments: argparse.Namespace) -> int:
     return run(arguments)
 
 
+def _keys(arguments: argparse.Namespace) -> int:
+    from headwater.keys import run
+
+    return run(arguments)
+
+
 def _operate(arguments: argparse.Namespace) -> int:
     from headwater_operator.config import OperatorSettings
 
@@ -311,8 +331,27 @@ def _kind(name: str, field: FieldInfo) -> dict[str, Any]:
     return {"metavar": metavar, "action": "append"} if get_origin(annotation) is list else {"metavar": metavar}
 
 
+_SERVICE_LINK = re.compile(r"(.*_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
+"""Variables that Kubernetes makes for Services, in the pods of their namespace."""
+
+
+def _check_variables(settings: type[BaseSettings]) -> None:
+    """A variable that is misspelled is as wrong as a flag: with HEADWATER_ROUTER_API_KEY a router would run open.
+
+    Raises UsageError.
+    """
+    prefix = settings.model_config["env_prefix"]
+    known = [variable(settings, name).removeprefix(prefix) for name in settings.model_fields]
+    for name in sorted(each.removeprefix(prefix) for each in os.environ if each.startswith(prefix)):
+        if name not in known and not _SERVICE_LINK.fullmatch(name):
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {prefix}{close[0]}?" if close else ""
+            raise UsageError(f"unknown variable {prefix}{name}{hint}")
+
+
 def _settings(arguments: argparse.Namespace, settings: type[S], positional: str | None = None) -> S:
     """Flags over environment variables over defaults. Raises UsageError, which names the flag or the variable."""
+    _check_variables(settings)
     given = {name: value for name, value in vars(arguments).items() if name in settings.model_fields}
     try:
         return settings(**given)

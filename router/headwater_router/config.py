@@ -30,6 +30,27 @@ class RouterSettings(BaseSettings):
     kubernetes_namespaces: list[str] = Field(
         [], description="Namespaces to look for them in. Repeat the flag for each. Default: all of them."
     )
+    api_keys: Path | None = Field(
+        None,
+        description="A YAML file with the keys of clients, read again whenever it changes. Without it everybody may "
+        "ask.",
+    )
+    access_log: str = Field(
+        "off", description="Where to write a JSON line for each request: a file, - for stdout, or off."
+    )
+    admin_host: str = Field("127.0.0.1", description="Address of the admin port.")
+    admin_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Port of metrics, readiness and the admin API; 0 takes a free one. The clients' port has then "
+        "/health and the API only.",
+    )
+    admin_keys: Path | None = Field(
+        None,
+        description="A YAML file with the keys of the admin API. Without it the API is there on a loopback address "
+        "only.",
+    )
     hold_requests: int = Field(
         256,
         ge=0,

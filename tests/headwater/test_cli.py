@@ -13,7 +13,7 @@ from headwater_engine.server import app as engine_app
 from headwater_router import app as router_app
 from headwater_router.config import RouterSettings
 
-COMMANDS = ("up", "serve", "route", "operate", "pick", "fetch", "completion")
+COMMANDS = ("up", "serve", "route", "operate", "pick", "fetch", "keys", "completion")
 
 
 def run(*arguments: str) -> int:
@@ -133,6 +133,31 @@ def test_a_wrong_variable_is_named(variable: str, value: str, message: str, caps
     monkeypatch.setenv(variable, value)
     assert run("serve", "x") == cli.USAGE_ERROR
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("HEADWATER_ROUTER_API_KEY", "; did you mean HEADWATER_ROUTER_API_KEYS?"),
+        ("HEADWATER_ROUTER_APIKEYS", "; did you mean HEADWATER_ROUTER_API_KEYS?"),
+        ("HEADWATER_ROUTER_ADMIN_PROT", "; did you mean HEADWATER_ROUTER_ADMIN_PORT?"),
+        ("HEADWATER_ROUTER_XYZZY", ""),
+    ],
+)
+def test_a_misspelled_variable_does_not_start_a_router_without_it(name, hint, routed, capsys, monkeypatch) -> None:
+    monkeypatch.setenv(name, "x")
+    assert run("route", "--endpoint", "http://a:1") == cli.USAGE_ERROR
+    assert capsys.readouterr().err == f"headwater route: unknown variable {name}{hint}\n"
+    assert routed == []
+
+
+@pytest.mark.parametrize(
+    "name", ["SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT_80_TCP", "PORT_80_TCP_ADDR", "B_SERVICE_HOST"]
+)
+def test_what_kubernetes_sets_for_services_is_no_setting(name: str, routed, monkeypatch) -> None:
+    monkeypatch.setenv(f"HEADWATER_ROUTER_{name}", "10.0.0.1")
+    assert run("route", "--endpoint", "http://a:1") == 0
+    assert len(routed) == 1
 
 
 def test_a_missing_file_is_an_error_without_traceback(capsys, tmp_path) -> None:

@@ -8,6 +8,7 @@ from headwater_router.endpoints.breaker import BreakerState
 from headwater_router.endpoints.endpoint import Endpoint
 from headwater_router.endpoints.fleet import Fleet
 from headwater_router.gateway.deployment_metrics import DeploymentMetrics
+from headwater_router.gateway.key_metrics import KeyMetrics
 from headwater_router.gateway.tally import Count, Distribution, Tally
 from headwater_router.index import PrefixIndex
 from headwater_router.picker.base import Label
@@ -102,6 +103,10 @@ class RouterMetrics:
             "shared_malformed", "Messages of other routers that could not be read."
         ).labels()
         self.deployments = DeploymentMetrics(self.registry)
+        self.keys = KeyMetrics(self.registry)
+        self.access_log_dropped = self._counter(
+            "access_log_dropped", "Lines of the access log that were lost, since it could not be written."
+        ).labels()
 
     def answered(self, status: int) -> None:
         """Count a request by the status of its answer."""

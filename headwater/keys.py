@@ -1,0 +1,124 @@
+"""API keys: what they look like, what stands of them in a file, and `headwater keys new`, which makes one.
+
+Of a key that is made here only the hash is written down. It is plain SHA-256: a key of 256 random bits cannot be found
+by trying, however quick one try is, so a slow hash would only cost each request its time.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import os
+import secrets
+import sys
+import tempfile
+import textwrap
+from pathlib import Path
+from typing import Any, Final
+
+import shtab
+import yaml
+
+LEAST_LENGTH: Final = 16
+"""Characters of a key."""
+LONGEST_NAME: Final = 64
+_PREFIX: Final = "sk-hw-"
+"""Says whose it is, to people and to programs that look for lost secrets."""
+
+
+class KeysFileError(ValueError):
+    """A file of keys cannot be used; the message names it, and never repeats what stands in it."""
+
+
+def new_key() -> str:
+    return _PREFIX + secrets.token_urlsafe(32)
+
+
+def hashed(key: str) -> str:
+    """As it stands in a file."""
+    return f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"
+
+
+def checked_name(name: str) -> str:
+    """Raises ValueError for what cannot be the name of a key."""
+    if not 1 <= len(name) <= LONGEST_NAME or not name.isprintable() or name != name.strip():
+        raise ValueError(f"must be 1 to {LONGEST_NAME} printable characters, without spaces around them")
+    return name
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=("new",), metavar="new", help="make a key")
+    parser.add_argument("name", metavar="NAME", help="whose it is; logs and metrics call it so")
+    parser.add_argument(
+        "--file", type=Path, help="a file for `headwater route --api-keys`, to which the key is added; else only shown"
+    ).complete = shtab.FILE  # type: ignore[attr-defined]
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The key goes to stdout, by itself, so that a script can take it; all else is said on stderr."""
+    key = new_key()
+    try:
+        entry = {"name": checked_name(arguments.name), "hash": hashed(key)}
+        if arguments.file is not None:
+            add_to_file(arguments.file, entry)
+    except KeysFileError as error:
+        print(f"headwater keys: {error}", file=sys.stderr)
+        return 1
+    except ValueError as error:
+        print(f"headwater keys: NAME: {error}", file=sys.stderr)
+        return 2
+    print(key)
+    if arguments.file is None:
+        print("The key is shown this once. Its entry, for a file of keys:", file=sys.stderr)
+        print(yaml.safe_dump({"keys": [entry]}, sort_keys=False), end="", file=sys.stderr)
+    else:
+        print(f"The key is shown this once; {arguments.file} has its hash.", file=sys.stderr)
+    return 0
+
+
+def add_to_file(path: Path, entry: dict[str, str]) -> None:
+    """At its end, so that comments and order of what is there stay. Makes the file if there is none.
+
+    Raises KeysFileError, and then the file is as it was.
+    """
+    try:
+        text = path.read_text() if path.exists() else "keys:\n"
+        content = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        raise KeysFileError(f"{path}: cannot be read as YAML") from None
+    keys = (content.get("keys") or []) if isinstance(content, dict) else None
+    if not isinstance(keys, list):
+        raise KeysFileError(f"{path}: has no list `keys`")
+    if any(isinstance(each, dict) and each.get("name") == entry["name"] for each in keys):
+        raise KeysFileError(f"{path}: there is a key of the name {entry['name']!r} already")
+    added = _with(text, entry, {**content, "keys": [*keys, entry]})
+    if added is None:
+        raise KeysFileError(f"{path}: the list `keys` is not at its end, or in one line; add the key by hand")
+    try:
+        _replace(path, added)
+    except OSError as error:
+        raise KeysFileError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def _with(text: str, entry: dict[str, str], wanted: dict[str, Any]) -> str | None:
+    """The text with one more entry, indented as those that are there: the one way that gives what is wanted."""
+    lines = yaml.safe_dump([entry], sort_keys=False, allow_unicode=True)
+    for indent in ("  ", "", "    "):
+        added = text.rstrip("\n") + "\n" + textwrap.indent(lines, indent)
+        with contextlib.suppress(yaml.YAMLError):
+            if yaml.safe_load(added) == wanted:
+                return added
+    return None
+
+
+def _replace(path: Path, text: str) -> None:
+    """Whole or not at all: a router may read it at this moment. For its owner's eyes, unless it was for others'."""
+    mode = path.stat().st_mode & 0o777 if path.exists() else 0o600
+    number, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(number, "w") as file:
+            file.write(text)
+        Path(name).chmod(mode)
+        Path(name).replace(path.resolve())
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

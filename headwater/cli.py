@@ -127,6 +127,7 @@ def _add_route(commands: Any) -> None:
         "its help.",
     )
     _add_settings(route, RouterSettings)
+    route.add_argument("--check", action="store_true", help="only check flags and files, and say what would be served")
     route.set_defaults(run=_route, parser=route)
 
 
@@ -226,6 +227,9 @@ def _route(arguments: argparse.Namespace) -> int:
     from headwater_router.config import RouterSettings
 
     settings = _settings(arguments, RouterSettings)
+    if arguments.check:
+        check: Callable[[RouterSettings], int] = _import("headwater_router.check", "router").run
+        return check(settings)
     app = _import("headwater_router.app", "router")
     try:
         status: int = app.run(settings)

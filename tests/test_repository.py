@@ -34,7 +34,11 @@ from headwater_engine.server.metrics import ServerMetrics
 from headwater_operator import pods
 from headwater_operator.config import OperatorSettings
 from headwater_operator.metrics import OperatorMetrics
+from headwater_router.admin.app import make_app
+from headwater_router.admin.guard import Guard
+from headwater_router.admission import key_file
 from headwater_router.config import RouterSettings
+from headwater_router.gateway.access_log import AccessRecord
 from headwater_router.gateway.app import FORWARDED, Gateway
 from headwater_router.gateway.metrics import RouterMetrics
 from headwater_router.index import PrefixIndex
@@ -120,7 +124,7 @@ def default_text(field: FieldInfo) -> str:
 )
 def test_every_setting_is_documented(command: str, settings: type[BaseSettings], positional: str | None) -> None:
     table = rows(section(DOCS / "configuration.md", f"headwater {command}").partition("\n### ")[0])
-    documented = {codes(row[1])[0]: row for row in table}
+    documented = {codes(row[1])[0]: row for row in table if codes(row[1])}
     expected = {cli.variable(settings, name): (name, field) for name, field in settings.model_fields.items()}
     missing, gone = expected.keys() - documented.keys(), documented.keys() - expected.keys()
     assert not missing, f"docs/configuration.md, headwater {command}: no row for {', '.join(sorted(missing))}"
@@ -268,6 +272,31 @@ def test_every_path_is_documented() -> None:
     for where, expected in (("engine", engine), ("router", FORWARDED | local)):
         differing = documented[where] ^ expected
         assert not differing, f"docs/openai-api.md, Paths, {where}: differs in {sorted(differing)}"
+
+
+def test_every_path_of_the_admin_port_is_documented() -> None:
+    app = make_app(None, RouterSettings(), None, Guard(None, loopback=True))
+    served = {
+        f"{method.upper()} {path.replace('{name}', 'NAME')}"
+        for path, methods in app.openapi()["paths"].items()
+        for method in methods
+        if path.startswith("/admin/")
+    }
+    documented = {codes(row[0])[0] for row in rows(section(DOCS / "security.md", "Admin port"))}
+    assert documented == served, f"docs/security.md, Admin port: differs in {sorted(documented ^ served)}"
+
+
+def test_every_field_of_keys_and_of_the_access_log_is_documented() -> None:
+    for heading, fields in (("Keys", key_file._Entry.model_fields), ("Access log", AccessRecord.__struct_fields__)):
+        text = section(DOCS / "security.md", heading).partition("\n### ")[0]
+        documented = {code for row in rows(text) for code in codes(row[0])}
+        assert documented == set(fields), f"docs/security.md, {heading}: differs in {documented ^ set(fields)}"
+
+
+def test_the_example_of_keys_is_valid(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```yaml\n(.*?)```", (DOCS / "security.md").read_text(), re.DOTALL)
+    (tmp_path / "keys.yaml").write_text(example)
+    assert key_file.read_keys(tmp_path / "keys.yaml")
 
 
 def error_codes() -> set[str]:

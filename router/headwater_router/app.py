@@ -6,14 +6,13 @@ import gc
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
 
 from headwater.logs import configure_logging
 from headwater_router.admission.hold import Hold
-from headwater_router.config import RouterSettings
+from headwater_router.config import RouterSettings, contradictions
 from headwater_router.descriptors import Descriptors
 from headwater_router.endpoints.breaker import Breaker
 from headwater_router.endpoints.deployments import World
@@ -27,7 +26,7 @@ from headwater_router.gateway.metrics import RouterMetrics
 from headwater_router.gateway.server import Server
 from headwater_router.index import PrefixIndex, PromptBuilder
 from headwater_router.index.subscriber import EventSubscriber
-from headwater_router.index.tokenizer import ModelTokenizer
+from headwater_router.index.tokenizer import ModelTokenizer, named_tokenizer
 from headwater_router.picker.policies import Policies
 
 if TYPE_CHECKING:
@@ -55,8 +54,8 @@ class Router:
         """Raises SettingsError or EndpointError."""
         self.settings = settings
         flags = [EndpointSpec.parse(text) for text in settings.endpoint]
-        if not flags and settings.endpoints_file is None and not settings.kubernetes:
-            raise SettingsError("there is nothing to route to: give --endpoint or --endpoints-file, or --kubernetes")
+        for contradiction in contradictions(settings):
+            raise SettingsError(contradiction)
         self._static = StaticEndpoints(flags, settings.endpoints_file)
         self._index = PrefixIndex()
         self._policies = Policies(settings.policy, self._index)
@@ -178,16 +177,10 @@ def _sharing(url: str | None, fleet: Fleet, index: PrefixIndex, metrics: RouterM
 
 
 def _tokenizers(settings: list[str]) -> dict[str, ModelTokenizer]:
-    tokenizers = {}
-    for setting in settings:
-        model, separator, folder = setting.partition("=")
-        if not separator:
-            raise SettingsError(f"--tokenizer: must be MODEL=FOLDER, found {setting!r}")
-        try:
-            tokenizers[model] = ModelTokenizer.from_folder(Path(folder))
-        except (OSError, ValueError) as error:
-            raise SettingsError(f"--tokenizer: {error}") from None
-    return tokenizers
+    try:
+        return dict(named_tokenizer(setting) for setting in settings)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"--tokenizer: {error}") from None
 
 
 async def serve(settings: RouterSettings) -> None:

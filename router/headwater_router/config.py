@@ -1,5 +1,6 @@
 """The router's settings: one table that feeds flags, environment variables, help and docs."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -95,3 +96,13 @@ class RouterSettings(BaseSettings):
     )
     shutdown_timeout: float = Field(30, ge=0, description="Seconds that running answers get to finish after SIGTERM.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+
+
+def contradictions(settings: RouterSettings) -> Iterator[str]:
+    """What is wrong with settings that are right one by one, in a sentence each."""
+    if not settings.endpoint and settings.endpoints_file is None and not settings.kubernetes:
+        yield "there is nothing to route to: give --endpoint or --endpoints-file, or --kubernetes"
+    if settings.admin_keys is not None and settings.admin_port is None:
+        yield "--admin-keys: there is no admin API without --admin-port"
+    if settings.admin_port is not None and settings.admin_port == settings.port != 0:
+        yield f"--admin-port: {settings.admin_port} is the clients' port"

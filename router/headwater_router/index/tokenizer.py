@@ -96,6 +96,14 @@ class ModelTokenizer:
         return ids
 
 
+def named_tokenizer(setting: str) -> tuple[str, ModelTokenizer]:
+    """What `MODEL=FOLDER` stands for. Raises ValueError or OSError."""
+    model, separator, folder = setting.partition("=")
+    if not separator:
+        raise ValueError(f"must be MODEL=FOLDER, found {setting!r}")
+    return model, ModelTokenizer.from_folder(Path(folder))
+
+
 def _environment() -> ImmutableSandboxedEnvironment:
     """As `transformers` renders templates, whose dialect they are written in."""
     environment = ImmutableSandboxedEnvironment(

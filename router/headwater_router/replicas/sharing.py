@@ -51,22 +51,27 @@ _FIRST_PAUSE: Final = 0.5
 _LONGEST_PAUSE: Final = 15.0
 
 
+def address_of(url: str) -> str:
+    """HOST:PORT. Raises ValueError for a URL that is none, in words that do not repeat it: it may hold a password."""
+    try:
+        parts = urlsplit(url)
+        if parts.scheme not in ("redis", "rediss") or not parts.hostname:
+            raise ValueError
+        parse_url(url)
+        return f"{parts.hostname}:{parts.port or 6379}"
+    except ValueError:
+        raise ValueError(
+            "must be redis://[[USER]:PASSWORD@]HOST[:PORT], or rediss:// for TLS, "
+            "with %XX for characters that mean something in a URL"
+        ) from None
+
+
 class Sharing:
     """Run it as a task for as long as the router runs."""
 
     def __init__(self, url: str, fleet: Fleet, index: PrefixIndex, metrics: RouterMetrics) -> None:
-        """Raises ValueError for a URL that is none, in words that do not repeat it: it may hold a password."""
-        try:
-            parts = urlsplit(url)
-            self._address = f"{parts.hostname}:{parts.port or 6379}"
-            if parts.scheme not in ("redis", "rediss") or not parts.hostname:
-                raise ValueError
-            parse_url(url)
-        except ValueError:
-            raise ValueError(
-                "must be redis://[[USER]:PASSWORD@]HOST[:PORT], or rediss:// for TLS, "
-                "with %XX for characters that mean something in a URL"
-            ) from None
+        """Raises ValueError, as `address_of`."""
+        self._address = address_of(url)
         self._url = url
         self._fleet = fleet
         self._index = index

@@ -1,0 +1,173 @@
+"""What the admin API answers with. The text under a field is its description on the API's page."""
+
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict, computed_field
+
+from headwater_router.endpoints.breaker import BreakerState
+from headwater_router.outcome import Outcome
+from headwater_router.picker.base import Label
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, from_attributes=True, use_attribute_docstrings=True)
+
+
+# Endpoints
+
+
+class State(StrEnum):
+    """Why an endpoint gets requests or not, in one word: the first of these that holds."""
+
+    CORDONED = "cordoned"
+    LEAVING = "leaving"
+    NOT_READY = "not_ready"
+    EJECTED = "ejected"
+    READY = "ready"
+
+
+class BreakerInfo(_Model):
+    state: BreakerState
+    ejections: int
+    """Since the endpoint is known."""
+    error_share: float
+    """Of its latest requests, 0 to 1."""
+
+
+class SpeedInfo(_Model):
+    samples: int
+    """Answers that it was learned from; 0: these are the defaults."""
+    seconds_per_token: float
+    seconds_per_answer: float
+
+
+class LoadInfo(_Model):
+    in_flight: int
+    """Requests of this router whose answers have not ended."""
+    penalty: int
+    """Requests that it turned down or failed lately."""
+    prefill_tokens: int
+    """Uncached prompt tokens sent there whose first token has not come."""
+    reported_running: int | None
+    """As the endpoint itself says; null where it does not. So for the next two."""
+    reported_waiting: int | None
+    reported_cache_usage: float | None
+
+
+class EndpointInfo(_Model):
+    id: str
+    """Unique, and the same as long as the endpoint is known."""
+    name: str
+    url: str
+    backend: str
+    deployment: str
+    """NAMESPACE/NAME of its ModelDeployment; empty where flags or a file name the endpoint."""
+    models: list[str]
+    ready: bool
+    """What its probe says."""
+    reason: str
+    """Why it is not ready; empty where it is."""
+    accepting: bool
+    """Whether Kubernetes lets requests go there."""
+    cordoned: bool
+    breaker: BreakerInfo
+    speed: SpeedInfo
+    load: LoadInfo
+    cached_blocks: int
+    """That the prefix index believes in its cache."""
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def state(self) -> State:
+        if self.cordoned:
+            return State.CORDONED
+        if not self.accepting:
+            return State.LEAVING
+        if not self.ready:
+            return State.NOT_READY
+        return State.EJECTED if self.breaker.state is BreakerState.OPEN else State.READY
+
+
+class Drain(_Model):
+    drained: bool
+    """Whether nothing of this router runs there any more."""
+    endpoint: EndpointInfo
+
+
+# Decisions and failures
+
+
+class CandidateInfo(_Model):
+    endpoint: str
+    cached_tokens: int
+    predicted_ttft: float | None
+    in_flight: int
+    penalty: int
+
+
+class DecisionInfo(_Model):
+    time: float
+    """Seconds since the epoch."""
+    request_id: str
+    key: str
+    """The name of the client's API key."""
+    model: str
+    policy: str
+    label: Label
+    attempt: int
+    """1 is the first."""
+    endpoint: str
+    prompt_tokens: int
+    candidates: list[CandidateInfo]
+    """The chosen one first, then the best of the others."""
+
+
+class FailureInfo(_Model):
+    time: float
+    request_id: str
+    key: str
+    model: str
+    endpoint: str
+    """Empty where the request was sent to none."""
+    outcome: Outcome
+    reason: str
+
+
+# Models, keys, settings
+
+
+class ModelInfo(_Model):
+    name: str
+    base: str
+    """The name that stands for the same weights."""
+    adapter: bool
+    deployments: list[str]
+    endpoints: int
+    ready_endpoints: int
+    held: int
+    """Requests that wait for an endpoint."""
+
+
+class KeyInfo(_Model):
+    name: str
+    disabled: bool
+    models: list[str]
+    requests_per_minute: int | None
+    requests_left: int | None
+    """That may be sent at once now; null without a limit."""
+    max_concurrent: int | None
+    running: int
+    own_cache_salt: bool
+    admitted: int
+    """Requests since the start. So for the next three."""
+    refused_rate: int
+    refused_concurrency: int
+    refused_model: int
+
+
+class KeysInfo(_Model):
+    checked: bool
+    """Whether clients need a key at all."""
+    refused: str | None
+    """Why the file as it is now is not in force; null while it is."""
+    keys: list[KeyInfo]

@@ -1,0 +1,1 @@
+"""Chooses where a request goes, and is told what became of it."""

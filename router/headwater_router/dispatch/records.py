@@ -1,0 +1,56 @@
+"""What is kept of the last decisions and failures, for whoever asks why.
+
+Plain text and numbers: a record holds no endpoint and no request alive. Times are seconds since the epoch, durations
+seconds.
+"""
+
+from dataclasses import dataclass
+
+from headwater_router.outcome import Outcome
+from headwater_router.picker.base import Label
+
+
+@dataclass(slots=True)
+class Candidate:
+    """An endpoint that a request could have gone to."""
+
+    endpoint: str
+    cached_tokens: int
+    """Prompt tokens expected in its cache."""
+    predicted_ttft: float | None
+    """None where nothing is learned of it, and with policies that do not predict."""
+    in_flight: int
+    penalty: int
+
+
+@dataclass(slots=True)
+class DecisionRecord:
+    """One attempt: where it went, and what else there was."""
+
+    time: float
+    request_id: str
+    key: str
+    """The name of its API key."""
+    model: str
+    policy: str
+    label: Label
+    attempt: int
+    """1 is the first."""
+    endpoint: str
+    prompt_tokens: int
+    candidates: tuple[Candidate, ...]
+    """The chosen one first, then the best of the others."""
+
+
+@dataclass(slots=True)
+class FailureRecord:
+    """One stay at an endpoint that ended otherwise than with an answer, or a request that found none."""
+
+    time: float
+    request_id: str
+    key: str
+    model: str
+    endpoint: str
+    """Empty where it was sent to none."""
+    outcome: Outcome
+    reason: str

@@ -346,7 +346,8 @@ def _check_variables(settings: type[BaseSettings]) -> None:
     """
     prefix = settings.model_config["env_prefix"]
     known = [variable(settings, name).removeprefix(prefix) for name in settings.model_fields]
-    for name in sorted(each.removeprefix(prefix) for each in os.environ if each.startswith(prefix)):
+    given = {each.upper() for each in os.environ}  # Case does not matter to pydantic-settings.
+    for name in sorted(each.removeprefix(prefix) for each in given if each.startswith(prefix)):
         if name not in known and not _SERVICE_LINK.fullmatch(name):
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {prefix}{close[0]}?" if close else ""

@@ -111,14 +111,18 @@ def _with(text: str, entry: dict[str, str], wanted: dict[str, Any]) -> str | Non
 
 
 def _replace(path: Path, text: str) -> None:
-    """Whole or not at all: a router may read it at this moment. For its owner's eyes, unless it was for others'."""
-    mode = path.stat().st_mode & 0o777 if path.exists() else 0o600
-    number, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Whole or not at all: a router may read it at this moment. A new file is for its owner's eyes."""
+    target = path.resolve()
+    number, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(number, "w") as file:
             file.write(text)
-        Path(name).chmod(mode)
-        Path(name).replace(path.resolve())
+        if target.exists():
+            before = target.stat()
+            Path(name).chmod(before.st_mode & 0o777)
+            with contextlib.suppress(PermissionError):  # Only root may give a file back to its owner.
+                os.chown(name, before.st_uid, before.st_gid)
+        Path(name).replace(target)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise

@@ -141,13 +141,14 @@ def test_a_wrong_variable_is_named(variable: str, value: str, message: str, caps
         ("HEADWATER_ROUTER_API_KEY", "; did you mean HEADWATER_ROUTER_API_KEYS?"),
         ("HEADWATER_ROUTER_APIKEYS", "; did you mean HEADWATER_ROUTER_API_KEYS?"),
         ("HEADWATER_ROUTER_ADMIN_PROT", "; did you mean HEADWATER_ROUTER_ADMIN_PORT?"),
+        ("headwater_router_api_key", "; did you mean HEADWATER_ROUTER_API_KEYS?"),
         ("HEADWATER_ROUTER_XYZZY", ""),
     ],
 )
 def test_a_misspelled_variable_does_not_start_a_router_without_it(name, hint, routed, capsys, monkeypatch) -> None:
     monkeypatch.setenv(name, "x")
     assert run("route", "--endpoint", "http://a:1") == cli.USAGE_ERROR
-    assert capsys.readouterr().err == f"headwater route: unknown variable {name}{hint}\n"
+    assert capsys.readouterr().err == f"headwater route: unknown variable {name.upper()}{hint}\n"
     assert routed == []
 
 

@@ -243,6 +243,13 @@ async def test_a_log_is_added_to_and_not_for_everybody(tmp_path: Path, dropped: 
     assert path.stat().st_mode & 0o007 == 0
 
 
+def test_a_closed_stdout_is_an_error_at_the_start(dropped: Count, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its descriptor may be a client's by then."""
+    monkeypatch.setattr(module, "sys", SimpleNamespace(stdout=None))
+    with pytest.raises(OSError, match="stdout is closed"):
+        open_access_log("-", dropped)
+
+
 def test_off_is_off(dropped: Count) -> None:
     assert open_access_log("off", dropped) is None
 

@@ -12,6 +12,7 @@ import yaml
 
 from headwater import __version__
 from headwater.keys import hashed
+from headwater_router.admin import guard
 from headwater_router.admin.app import make_app
 from headwater_router.admin.guard import Guard
 from headwater_router.admin.shown import HIDDEN, shown_settings
@@ -325,6 +326,15 @@ async def test_a_key_is_asked_for_before_anything_is_done_or_told(controls: Fake
         for path in ("a/cordon", "none/cordon", "a/eject?seconds=x"):
             assert (await asking.post(f"/admin/endpoints/{path}")).status_code == 401
     assert controls.done == []
+
+
+async def test_who_changes_something_is_on_record(controls: FakeControls, admin_keys: Keys, monkeypatch) -> None:
+    told: list[tuple[str, str, str]] = []
+    monkeypatch.setattr(guard.log, "info", lambda _, path, key, client: told.append((path, key, client)), raising=False)
+    async with client(controls, keys=admin_keys, x_api_key=KEY) as asking:
+        await asking.get("/admin/endpoints")
+        await asking.post("/admin/endpoints/a/cordon")
+    assert told == [("/admin/endpoints/a/cordon", "ops", "127.0.0.1")]
 
 
 async def test_without_keys_other_machines_are_not_answered(controls: FakeControls) -> None:

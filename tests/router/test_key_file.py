@@ -1,9 +1,12 @@
 """The file of keys: what it may say, that anything else refuses it, and that no refusal repeats what it says."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from headwater.keys import KeysFileError, hashed
 from headwater_router.admission import key_file
@@ -69,6 +72,10 @@ def test_salts_differ_by_key_and_tell_nothing_of_it(file: Path) -> None:
 SECRET = "sk-very-secret-key-of-mine"
 
 
+def _joined(pieces: list[tuple[str, str]]) -> bytes:
+    return "".join(tag + piece for tag, piece in pieces).encode()
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -115,8 +122,16 @@ SECRET = "sk-very-secret-key-of-mine"
         (f"keys:\n- ? [{SECRET}]\n  : a", "names of fields must be plain text"),
         (f"keys: [{{name: a, key: {SECRET}: x}}]", "not YAML"),
         (f"keys:\n- name: a\n  key:{SECRET}", "line 4: could not find expected ':'"),
-        (f"keys: !!python/object:os.system {{a: {SECRET}}}", "could not determine a constructor"),
+        (f"keys: !!python/object:os.system {{a: {SECRET}}}", "not YAML"),
         ("[" * 100_000, "not YAML"),
+        (f"keys: [{{name: a, key: !!int {SECRET}}}]", "not YAML"),
+        (f"keys: [{{name: a, key: !!bool {SECRET}}}]", "not YAML"),
+        (f"keys: [{{name: a, key: !!timestamp {SECRET}}}]", "not YAML"),
+        ("keys: [{name: 2026-13-45, key: a}]", "not YAML"),
+        (f"keys: [{{name: a, key: !{SECRET} x}}]", "not YAML"),
+        (f"keys: [{{name: a, key: !{SECRET}!x x}}]", "not YAML"),
+        (f"keys: [{{name: a, key: *{SECRET}}}]", "found undefined alias"),
+        (f"keys: [&{SECRET} a, &{SECRET} b]", "second occurrence"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_refuses_the_file_and_is_not_repeated(text: str, reason: str, file: Path) -> None:
@@ -128,6 +143,24 @@ def test_what_is_wrong_refuses_the_file_and_is_not_repeated(text: str, reason: s
     assert reason in message
     assert SECRET not in message
     assert "\n" not in message
+
+
+TAGS = st.sampled_from(
+    ["", "!!bool ", "!!int ", "!!float ", "!!timestamp ", "!!binary ", "!!set ", "!!omap ", "!x ", "&a ", "*a "]
+)
+PIECES = st.sampled_from(["keys:", "- ", "name: ", "key: ", "hash: ", "models: ", "\n", "  ", "{", "}", "[", "]", ",", ": ", "?", "<<: ", "0x", "1e9", "~", "'", '"', "|", "#", "\t", "a", SECRET])  # fmt: skip  # noqa: E501
+
+
+@given(st.one_of(st.binary(max_size=200), st.lists(st.tuples(TAGS, PIECES), max_size=30).map(_joined)))
+def test_no_file_does_more_than_to_be_refused(content: bytes) -> None:
+    """A failure of another kind would end the task that reads it, and with it the router."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        try:
+            read_keys(Path(file.name))
+        except KeysFileError as error:
+            assert SECRET not in str(error)
 
 
 def test_bytes_that_are_no_text_refuse_the_file(file: Path) -> None:

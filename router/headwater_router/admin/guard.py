@@ -10,10 +10,13 @@ from collections.abc import AsyncIterator
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
+import structlog
 from fastapi import Request, Response
 
 from headwater.openai.errors import PermissionDeniedError
-from headwater_router.admission.keys import Keys
+from headwater_router.admission.keys import ANYONE, Admitted, Keys
+
+log = structlog.get_logger(__name__)
 
 
 class Guard:
@@ -26,17 +29,21 @@ class Guard:
 
     async def __call__(self, request: Request, response: Response) -> AsyncIterator[None]:
         """Raises AuthenticationError, PermissionDeniedError or RateLimitError."""
-        if self._keys is None:
-            self._check_neighbour(request)
-            yield
-            return
-        method = request.method.encode()
-        admitted = self._keys.admit(method, request.scope["path"], request.headers.raw, time.monotonic())
+        admitted = self._admit(request)
         response.headers.update(admitted.headers)
+        if request.method != "GET":
+            client = request.client.host if request.client else ""
+            log.info("admin request", path=request.scope["path"], key=admitted.name, client=client)
         try:
             yield
         finally:
             admitted.release()
+
+    def _admit(self, request: Request) -> Admitted:
+        if self._keys is None:
+            self._check_neighbour(request)
+            return ANYONE
+        return self._keys.admit(request.method.encode(), request.scope["path"], request.headers.raw, time.monotonic())
 
     def _check_neighbour(self, request: Request) -> None:
         if not self._loopback:

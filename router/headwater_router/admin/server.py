@@ -47,6 +47,7 @@ class AdminServer:
                 log_level="critical",
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,
                 h11_max_incomplete_event_size=_MOST_HEAD,
                 timeout_graceful_shutdown=_LAST_BYTES,
             )

@@ -59,12 +59,7 @@ def read_keys(path: Path) -> list[Key]:
         raise KeysFileError(f"{path}: {error.strerror}") from None
     except ValidationError as error:
         raise KeysFileError(f"{path}: {_sentence(error.errors(include_url=False, include_input=False)[0])}") from None
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark is not None else ""
-        raise KeysFileError(f"{path}: not YAML that can be read here{line}: {error.problem}") from None
-    except (yaml.YAMLError, RecursionError):
-        raise KeysFileError(f"{path}: not YAML that can be read here") from None
-    except ValueError as error:
+    except KeysFileError as error:
         raise KeysFileError(f"{path}: {error}") from None
 
 
@@ -101,24 +96,36 @@ class _Loader(yaml.CSafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _problem(text: str, node: yaml.Node) -> yaml.MarkedYAMLError:
-    return yaml.constructor.ConstructorError(None, None, text, node.start_mark)
+class _RefusedError(yaml.MarkedYAMLError):
+    """By the loader above."""
+
+
+def _problem(text: str, node: yaml.Node) -> _RefusedError:
+    return _RefusedError(None, None, text, node.start_mark)
 
 
 def _bytes(path: Path) -> bytes:
     if not stat.S_ISREG(path.stat().st_mode):
-        raise ValueError("is not a file")  # To open a pipe would wait until somebody writes.
+        raise KeysFileError("is not a file")  # To open a pipe would wait until somebody writes.
     with path.open("rb") as file:
         content = file.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
-        raise ValueError(f"is larger than {MOST_BYTES // 2**20} MiB")
+        raise KeysFileError(f"is larger than {MOST_BYTES // 2**20} MiB")
     return content
 
 
 def _load(content: bytes) -> Any:
-    loaded = yaml.load(content, _Loader)
+    try:
+        loaded = yaml.load(content, _Loader)
+    except (_RefusedError, yaml.scanner.ScannerError, yaml.parser.ParserError, yaml.composer.ComposerError) as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark is not None else ""
+        raise KeysFileError(f"not YAML that can be read here{line}: {error.problem}") from None
+    except Exception:
+        # For what does not fit its tag, as in `!!bool maybe`, the library raises whatever its own code ran into, and
+        # some of it repeats what it read.
+        raise KeysFileError("not YAML that can be read here") from None
     if loaded is None:
-        raise ValueError("is empty; it must have a list `keys`")
+        raise KeysFileError("is empty; it must have a list `keys`")
     return loaded
 
 

@@ -6,6 +6,7 @@ so a log never costs a request, nor memory without bound.
 """
 
 import asyncio
+import errno
 import os
 import select
 import sys
@@ -177,7 +178,7 @@ class _Output:
     def __init__(self, path: Path | None) -> None:
         """Raises OSError."""
         self._path = path
-        self._file = sys.stdout.fileno() if path is None else _open(path)
+        self._file = _open(path) if path is not None else _stdout()
         self._within_line = False
         """A line was cut: the next one must not go on where it ends."""
 
@@ -208,10 +209,19 @@ class _Output:
             moved = not os.path.samestat(self._path.stat(), os.fstat(self._file))
         except FileNotFoundError:
             moved = True
+        except OSError:
+            moved = False  # Nobody knows; the one that is open still is.
         if moved:
             new = _open(self._path)
             os.close(self._file)
             self._file, self._within_line = new, False
+
+
+def _stdout() -> int:
+    if sys.stdout is None:
+        # Its number may be that of a client's connection by now.
+        raise OSError(errno.EBADF, "stdout is closed")
+    return sys.stdout.fileno()
 
 
 def _open(path: Path) -> int:

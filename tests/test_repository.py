@@ -275,7 +275,7 @@ def test_every_path_is_documented() -> None:
 
 
 def test_every_path_of_the_admin_port_is_documented() -> None:
-    app = make_app(None, RouterSettings(), None, Guard(None, loopback=True))
+    app = make_app(None, None, RouterSettings(), None, Guard(None, loopback=True))
     served = {
         f"{method.upper()} {path.replace('{name}', 'NAME')}"
         for path, methods in app.openapi()["paths"].items()

@@ -1,9 +1,9 @@
 """A router as the admin API sees it."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from headwater_router.admin.controls import Readiness
 from headwater_router.admin.models import BreakerInfo, EndpointInfo, LoadInfo, ModelInfo, SpeedInfo
 from headwater_router.dispatch.records import Candidate, DecisionRecord, FailureRecord
 from headwater_router.endpoints.breaker import BreakerState
@@ -29,11 +29,30 @@ def load(in_flight: int) -> LoadInfo:
     )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class FakePage:
+    status: int
+    content_type: str
+    body: bytes
+
+
+class FakePages:
+    status = 200
+
+    def ready(self) -> FakePage:
+        return FakePage(self.status, "application/json", b'{"status":"ready"}')
+
+    def prometheus(self) -> FakePage:
+        return FakePage(200, "text/plain; version=1.0.0", b"headwater_router_redis_connected 0.0\n")
+
+    def version(self) -> FakePage:
+        return FakePage(200, "application/json", b'{"version":"1.2.3"}')
+
+
 class FakeControls:
     """Two endpoints, and a list of what was done to them."""
 
     def __init__(self) -> None:
-        self.ready = True
         self.known = {each.id: each for each in (endpoint("uid-1", "a"), endpoint("uid-2", "b"))}
         self.done: list[tuple[Any, ...]] = []
         self.recent_decisions: list[DecisionRecord] = []
@@ -41,12 +60,6 @@ class FakeControls:
 
     def change(self, id: str, **fields: Any) -> None:
         self.known[id] = self.known[id].model_copy(update=fields)
-
-    def readiness(self) -> Readiness:
-        return Readiness(self.ready, {"status": "ready" if self.ready else "no endpoint is ready"})
-
-    def metrics(self) -> bytes:
-        return b"headwater_router_redis_connected 0.0\n"
 
     def endpoints(self) -> Sequence[EndpointInfo]:
         return list(self.known.values())

@@ -53,8 +53,8 @@ async def test_a_line_says_all_of_a_request(log: AccessLog, tmp_path: Path) -> N
             prompt_tokens=7,
             cached_tokens=3,
             output_tokens=9,
-            queued_seconds=0.00012345678,
-            first_token_seconds=0.25,
+            queued=0.00012345678,
+            first_token=0.25,
             seconds=1.5,
             bytes_in=100,
             bytes_out=2000,
@@ -72,7 +72,7 @@ async def test_a_line_says_all_of_a_request(log: AccessLog, tmp_path: Path) -> N
             "model": "m",
             "status": 200,
             "outcome": "answered",
-            "error": None,
+            "error": "",
             "decision": "exact",
             "tries": [
                 {"endpoint": "a", "outcome": "unreachable", "reason": "Connection refused"},
@@ -81,8 +81,8 @@ async def test_a_line_says_all_of_a_request(log: AccessLog, tmp_path: Path) -> N
             "prompt_tokens": 7,
             "cached_tokens": 3,
             "output_tokens": 9,
-            "queued_seconds": 0.000123,
-            "first_token_seconds": 0.25,
+            "queued": 0.000123,
+            "first_token": 0.25,
             "seconds": 1.5,
             "bytes_in": 100,
             "bytes_out": 2000,
@@ -92,7 +92,7 @@ async def test_a_line_says_all_of_a_request(log: AccessLog, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("text", ["x" * 2**20, "a\nb\r\n\x00\x1b[31m", '"}\n{"status":200', "\ud800half", "ä" * 500])
 async def test_what_a_client_sends_makes_one_line_of_bounded_length(text: str, log: AccessLog, tmp_path: Path) -> None:
-    log.write(record(id=text, path=text, model=text))
+    log.write(record(id=text, path=text, model=text, error=text))
     log.close()
     content = (tmp_path / "access.log").read_bytes()
     assert content.count(b"\n") == 1
@@ -100,8 +100,8 @@ async def test_what_a_client_sends_makes_one_line_of_bounded_length(text: str, l
     assert len(content) < 2500
     (line,) = lines(tmp_path / "access.log")
     assert line["status"] == 200
-    assert [len(line[name]) for name in ("id", "path", "model")] == [
-        min(len(text), most) for most in (128, 256, 128)
+    assert [len(line[name]) for name in ("id", "path", "model", "error")] == [
+        min(len(text), most) for most in (128, 256, 128, 256)
     ]  # fmt: skip
 
 

@@ -10,7 +10,6 @@ import httpx
 import pytest
 import yaml
 
-from headwater import __version__
 from headwater.keys import hashed
 from headwater_router.admin import guard
 from headwater_router.admin.app import make_app
@@ -19,10 +18,11 @@ from headwater_router.admin.shown import HIDDEN, shown_settings
 from headwater_router.admission.keys import Keys
 from headwater_router.config import RouterSettings
 from headwater_router.endpoints.breaker import BreakerState
-from tests.router.controls import BreakerInfo, FakeControls, decision, endpoint, failure, load
+from tests.router.controls import BreakerInfo, FakeControls, FakePages, decision, endpoint, failure, load
 
 KEY = "sk-admin-0123456789"
 CLIENT = "sk-client-0123456789"
+PAGES = FakePages()
 API = ("/admin/endpoints", "/admin/models", "/admin/decisions", "/admin/failures", "/admin/settings", "/admin/keys")
 
 
@@ -35,7 +35,7 @@ def client(
     controls: FakeControls, *, keys: Keys | None = None, clients: Keys | None = None, loopback: bool = True, **sent: str
 ) -> httpx.AsyncClient:
     settings = RouterSettings(endpoint=["http://a:1"], redis_url="redis://:secret@redis:6379")
-    app = make_app(controls, settings, clients, Guard(keys, loopback=loopback))
+    app = make_app(PAGES, controls, settings, clients, Guard(keys, loopback=loopback))
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     headers = {name.replace("_", "-"): value for name, value in sent.items()}
     return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:9090", headers=headers)
@@ -142,7 +142,7 @@ async def test_keys_are_shown_without_what_lets_somebody_in(controls: FakeContro
     entry = {"models": ["m", "ns/*"], "requests_per_minute": 5, "max_concurrent": 2, "cache_salt": "own"}
     path.write_text(yaml.safe_dump({"keys": [{"name": "team-a", "key": CLIENT, **entry}]}))
     clients = Keys(path)
-    clients.admit(b"POST", "/v1/completions", [(b"x-api-key", CLIENT.encode())], 1e9)
+    clients.admit("/v1/completions", [(b"x-api-key", CLIENT.encode())], 1e9)
     async with client(controls, clients=clients) as asking:
         text = (await asking.get("/admin/keys")).text
     shown = json.loads(text)
@@ -278,16 +278,15 @@ async def test_our_own_failure_is_told_without_its_details(controls: FakeControl
 # Probes, and the page
 
 
-async def test_probes_are_answered(admin: httpx.AsyncClient, controls: FakeControls) -> None:
+async def test_probes_are_answered(admin: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (await admin.get("/health")).json() == {"status": "ok"}
-    assert (await admin.get("/version")).json() == {"version": __version__}
+    assert (await admin.get("/version")).json() == {"version": "1.2.3"}
     assert (await admin.get("/ready")).json() == {"status": "ready"}
     metrics = await admin.get("/metrics")
-    assert metrics.headers["content-type"].startswith("text/plain; version=")
-    assert metrics.content == controls.metrics()
-    controls.ready = False
-    answer = await admin.get("/ready")
-    assert (answer.status_code, answer.json()) == (503, {"status": "no endpoint is ready"})
+    assert metrics.headers["content-type"] == "text/plain; version=1.0.0"
+    assert metrics.content == PAGES.prometheus().body
+    monkeypatch.setattr(PAGES, "status", 503)
+    assert (await admin.get("/ready")).status_code == 503
 
 
 async def test_the_api_describes_itself(admin: httpx.AsyncClient) -> None:

@@ -16,7 +16,7 @@ from headwater_router.admin import server as module
 from headwater_router.admin.server import AdminServer
 from headwater_router.admission.keys import Keys
 from headwater_router.config import RouterSettings
-from tests.router.controls import FakeControls, load
+from tests.router.controls import FakeControls, FakePages, load
 from tests.router.gateway import until
 
 KEY = "sk-admin-0123456789"
@@ -26,7 +26,7 @@ KEY = "sk-admin-0123456789"
 async def admin(
     controls: FakeControls, host: str = "127.0.0.1", keys: Keys | None = None
 ) -> AsyncIterator[AdminServer]:
-    server = AdminServer(controls, RouterSettings(admin_host=host, admin_port=0), None, keys)
+    server = AdminServer(FakePages(), controls, RouterSettings(admin_host=host, admin_port=0), None, keys)
     server.start()
     try:
         yield server
@@ -80,7 +80,7 @@ async def test_a_taken_port_is_an_error_at_once(controls: FakeControls) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         settings = RouterSettings(admin_port=taken.getsockname()[1])
         with pytest.raises(OSError, match="in use"):
-            AdminServer(controls, settings, None, None)
+            AdminServer(FakePages(), controls, settings, None, None)
 
 
 async def test_its_end_waits_for_nobody(controls: FakeControls, monkeypatch: pytest.MonkeyPatch) -> None:

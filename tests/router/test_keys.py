@@ -53,7 +53,7 @@ def bearer(name: str) -> list[tuple[bytes, bytes]]:
 
 
 def admit(keys: Keys, headers: list[tuple[bytes, bytes]], now: float = NOW) -> Admitted:
-    return keys.admit(b"POST", CHAT, headers, now)
+    return keys.admit(CHAT, headers, now)
 
 
 def refused(keys: Keys, headers: list[tuple[bytes, bytes]], now: float = NOW) -> APIError:
@@ -122,15 +122,14 @@ def test_others_are_told_to_bring_a_key(headers, message: str, reason: str, clie
 
 def test_health_needs_no_key_and_reaches_no_model(clients: Clients) -> None:
     keys = clients.keys(a={})
-    for method, path in ((b"GET", "/health"), (b"OPTIONS", CHAT)):
-        admitted = keys.admit(method, path, [], NOW)
-        assert not admitted.may_use("m")
-        with pytest.raises(PermissionDeniedError):
-            admitted.require("m")
-        admitted.release()
+    admitted = keys.admit("/health", [], NOW)
+    assert not admitted.may_use("m")
+    with pytest.raises(PermissionDeniedError):
+        admitted.require("m")
+    admitted.release()
     for path in ("/metrics", "/v1/models", "/health/", "//health", "/nowhere"):
         with pytest.raises(AuthenticationError):
-            keys.admit(b"GET", path, [], NOW)
+            keys.admit(path, [], NOW)
 
 
 def test_without_keys_everybody_may_use_everything() -> None:

@@ -12,7 +12,6 @@ from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import APIKeyHeader, HTTPBearer
-from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from headwater import __version__
@@ -24,7 +23,7 @@ from headwater.openai.errors import (
     NotFoundError,
 )
 from headwater.validation import field_path
-from headwater_router.admin.controls import Controls
+from headwater_router.admin.controls import Controls, Page, Pages
 from headwater_router.admin.guard import Guard
 from headwater_router.admin.models import DecisionInfo, Drain, EndpointInfo, FailureInfo, KeysInfo, ModelInfo
 from headwater_router.admin.shown import shown_keys, shown_settings
@@ -44,10 +43,10 @@ Name = Annotated[str, Path(description="An endpoint's name, or its id.", max_len
 Limit = Annotated[int, Query(ge=1, le=MOST_RECORDS, description="How many of the last ones.")]
 
 
-def make_app(controls: Controls, settings: RouterSettings, clients: Keys | None, guard: Guard) -> FastAPI:
+def make_app(pages: Pages, controls: Controls, settings: RouterSettings, clients: Keys | None, guard: Guard) -> FastAPI:
     """`clients`: the keys of the clients' port, where it asks for any."""
     app = FastAPI(title="Headwater router", version=__version__, redoc_url=None, swagger_ui_oauth2_redirect_url=None)
-    app.include_router(_plain_routes(controls))
+    app.include_router(_plain_routes(pages))
     schemes = [Depends(HTTPBearer(auto_error=False)), Depends(APIKeyHeader(name="x-api-key", auto_error=False))]
     admin = APIRouter(prefix="/admin", dependencies=[Depends(guard), *schemes])
     _add_endpoints(admin, controls)
@@ -60,7 +59,7 @@ def make_app(controls: Controls, settings: RouterSettings, clients: Keys | None,
     return app
 
 
-def _plain_routes(controls: Controls) -> APIRouter:
+def _plain_routes(pages: Pages) -> APIRouter:
     """What probes and Prometheus ask for, without a key."""
     plain = APIRouter(tags=["probes"])
 
@@ -69,22 +68,25 @@ def _plain_routes(controls: Controls) -> APIRouter:
         """The router's loop turns."""
         return {"status": "ok"}
 
-    @plain.get("/ready", responses={503: {"description": "It does not."}})
-    async def ready() -> JSONResponse:
+    @plain.get("/ready", response_class=Response, responses={503: {"description": "They should not."}})
+    async def ready() -> Response:
         """Whether new requests should come here."""
-        readiness = controls.readiness()
-        return JSONResponse(dict(readiness.content), 200 if readiness.ready else 503)
+        return _page(pages.ready())
 
-    @plain.get("/version")
-    async def version() -> dict[str, str]:
-        return {"version": __version__}
+    @plain.get("/version", response_class=Response)
+    async def version() -> Response:
+        return _page(pages.version())
 
     @plain.get("/metrics", response_class=Response)
     async def metrics() -> Response:
         """For Prometheus."""
-        return Response(controls.metrics(), media_type=CONTENT_TYPE_LATEST)
+        return _page(pages.prometheus())
 
     return plain
+
+
+def _page(page: Page) -> Response:
+    return Response(page.body, page.status, {"content-type": page.content_type})
 
 
 def _add_endpoints(admin: APIRouter, controls: Controls) -> None:

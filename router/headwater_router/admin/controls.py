@@ -1,27 +1,39 @@
-"""What the admin API asks of the router: the seam between the two."""
+"""What the admin port asks of the router: the seam between the two."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 from headwater_router.admin.models import EndpointInfo, ModelInfo
 from headwater_router.dispatch.records import DecisionRecord, FailureRecord
 
 
-class Readiness(NamedTuple):
-    ready: bool
-    content: Mapping[str, Any]
-    """Of the answer."""
+class Page(Protocol):
+    """An answer that is ready to be sent."""
+
+    @property
+    def status(self) -> int: ...
+
+    @property
+    def content_type(self) -> str: ...
+
+    @property
+    def body(self) -> bytes: ...
+
+
+class Pages(Protocol):
+    """What is served on the clients' port where there is no admin port."""
+
+    def ready(self) -> Page: ...
+
+    def prometheus(self) -> Page: ...
+
+    def version(self) -> Page: ...
 
 
 class Controls(Protocol):
     """Everything is called in the router's loop, and returns at once. Endpoints are told by `EndpointInfo.id`; one that
     has gone meanwhile is no error.
     """
-
-    def readiness(self) -> Readiness: ...
-
-    def metrics(self) -> bytes:
-        """The page for Prometheus."""
 
     def endpoints(self) -> Sequence[EndpointInfo]: ...
 

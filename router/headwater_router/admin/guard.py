@@ -43,7 +43,7 @@ class Guard:
         if self._keys is None:
             self._check_neighbour(request)
             return ANYONE
-        return self._keys.admit(request.method.encode(), request.scope["path"], request.headers.raw, time.monotonic())
+        return self._keys.admit(request.scope["path"], request.headers.raw, time.monotonic())
 
     def _check_neighbour(self, request: Request) -> None:
         if not self._loopback:

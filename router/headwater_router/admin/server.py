@@ -11,7 +11,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from headwater_router.admin.app import make_app
-from headwater_router.admin.controls import Controls
+from headwater_router.admin.controls import Controls, Pages
 from headwater_router.admin.guard import Guard
 from headwater_router.admission.keys import Keys
 from headwater_router.config import RouterSettings
@@ -29,14 +29,19 @@ class AdminServer:
     """Listens from its making on, and answers from `start` on."""
 
     def __init__(
-        self, controls: Controls, settings: RouterSettings, clients: Keys | None, admin_keys: Keys | None
+        self,
+        pages: Pages,
+        controls: Controls,
+        settings: RouterSettings,
+        clients: Keys | None,
+        admin_keys: Keys | None,
     ) -> None:
         """`clients`: the keys of the clients' port. `admin_keys`: those of this one. Raises OSError."""
         assert settings.admin_port is not None
         self._sockets = _listen(settings.admin_host, settings.admin_port)
         self.port: int = self._sockets[0].getsockname()[1]
         loopback = all(ip_address(each.getsockname()[0]).is_loopback for each in self._sockets)
-        app = make_app(controls, settings, clients, Guard(admin_keys, loopback=loopback))
+        app = make_app(pages, controls, settings, clients, Guard(admin_keys, loopback=loopback))
         self._server = _Server(
             uvicorn.Config(
                 app,

@@ -127,13 +127,12 @@ class Keys:
     def __len__(self) -> int:
         return len(self._by_digest)
 
-    def admit(self, method: bytes, path: str, headers: Headers, now: float) -> Admitted:
+    def admit(self, path: str, headers: Headers, now: float) -> Admitted:
         """Let a request in, and count it. `now`: monotonic seconds.
 
         Raises AuthenticationError without a key that counts, and RateLimitError above the key's limits.
         """
-        # A browser asks without credentials whether it may ask with them. That answer is no model's.
-        if path in KEYLESS_PATHS or method == b"OPTIONS":
+        if path in KEYLESS_PATHS:
             return _UNASKED
         key = self._authenticate(headers)
         return _enter(key, self._uses[key.name], now)

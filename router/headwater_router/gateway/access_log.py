@@ -11,7 +11,7 @@ import os
 import select
 import sys
 import threading
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Final
@@ -35,7 +35,8 @@ _MOST_WAITING: Final = 8 * 2**20
 _LAST_LINES: Final = 1.0
 """Seconds that the thread gets at the end."""
 _LONGEST_NAME: Final = 128
-_LONGEST_PATH: Final = 256
+_LONGEST_TEXT: Final = 256
+"""Characters."""
 _MODE: Final = 0o640
 """Of a new file: it has the addresses of clients."""
 
@@ -54,8 +55,8 @@ class Try(msgspec.Struct):
 class AccessRecord(msgspec.Struct, kw_only=True):
     """One line. What was not measured, or not told by the endpoint, is null. Times are in seconds."""
 
-    time: datetime
-    """When the request was whole."""
+    time: datetime = msgspec.field(default_factory=lambda: datetime.now(UTC))
+    """When the request ended."""
     id: str
     """As in x-request-id."""
     client: str
@@ -69,17 +70,18 @@ class AccessRecord(msgspec.Struct, kw_only=True):
     status: int
     """As sent to the client; 499 where it left before."""
     outcome: str
-    error: str | None = None
-    """Code of the router's own answer, where it gave one."""
-    decision: str | None = None
+    error: str = ""
+    """What the router itself answered, where it did: the error's code, or its message."""
+    decision: str = ""
     tries: list[Try] = []
     """In their order; the last one answered, if any did."""
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     output_tokens: int | None = None
-    queued_seconds: float | None = None
+    queued: float | None = None
     """Until it was first sent to an endpoint."""
-    first_token_seconds: float | None = None
+    first_token: float | None = None
+    """Until that was here."""
     seconds: float
     """Until its end."""
     bytes_in: int = 0
@@ -230,20 +232,22 @@ def _open(path: Path) -> int:
 
 def _line(record: AccessRecord) -> bytes:
     """What clients send is cut to a length that fits a log."""
-    if len(record.path) > _LONGEST_PATH:
-        record.path = record.path[:_LONGEST_PATH]
+    if len(record.path) > _LONGEST_TEXT:
+        record.path = record.path[:_LONGEST_TEXT]
     if len(record.model) > _LONGEST_NAME:
         record.model = record.model[:_LONGEST_NAME]
     if len(record.id) > _LONGEST_NAME:
         record.id = record.id[:_LONGEST_NAME]
+    if len(record.error) > _LONGEST_TEXT:
+        record.error = record.error[:_LONGEST_TEXT]
     record.seconds = round(record.seconds, 6)
-    if record.queued_seconds is not None:
-        record.queued_seconds = round(record.queued_seconds, 6)
-    if record.first_token_seconds is not None:
-        record.first_token_seconds = round(record.first_token_seconds, 6)
+    if record.queued is not None:
+        record.queued = round(record.queued, 6)
+    if record.first_token is not None:
+        record.first_token = round(record.first_token, 6)
     try:
         return _encode(record) + b"\n"
     except UnicodeEncodeError:  # Halves of characters, which JSON can spell and UTF-8 cannot.
-        for name in ("id", "path", "model"):
+        for name in ("id", "path", "model", "error"):
             setattr(record, name, getattr(record, name).encode("utf-8", "replace").decode())
         return _encode(record) + b"\n"

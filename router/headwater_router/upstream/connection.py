@@ -178,9 +178,9 @@ class Connection(asyncio.Protocol):
         What is unread of an answer that is complete is dropped. What is still to come of another would be taken for
         the next one's.
         """
-        if self.state is COMPLETE:
-            self._drop()
+        if self.state in (COMPLETE, IDLE):  # Who releases twice has not got it any more, and is told so.
             self._become(IDLE)
+            self._drop()
             self._reused = True
             self._pool.put(self)
         else:

@@ -25,11 +25,18 @@ HTTP_PORT_NAME: Final = "http"
 EVENTS_PORT_NAME: Final = "kv-events"
 CONTAINER: Final = "engine"
 """The container of the server, as `spec.template` refers to it."""
+ADMIN_SECRET_KEY: Final = "key"
+"""Where in a ModelDeployment's `admin_secret` the key is."""
 
 
 def engine_service(deployment: str) -> str:
     """Name of the Service whose EndpointSlices list a ModelDeployment's endpoints."""
     return f"{deployment}-engine"
+
+
+def admin_secret(deployment: str) -> str:
+    """Name of the Secret with the key that a ModelDeployment's servers ask for before they are changed."""
+    return f"{deployment}-admin"
 
 
 def workers_service(deployment: str) -> str:

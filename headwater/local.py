@@ -68,11 +68,12 @@ def _plan_replica(
     url = f"http://127.0.0.1:{port}"
     environment = {"OMP_NUM_THREADS": str(threads), "HEADWATER_ENGINE_THREADS": str(threads)}
     endpoint = {"url": url, "name": name, "backend": backend.name}
-    if backend.publishes_kv_events:
+    publishes = backend.publishes_kv_events and deployment.spec.routing.policy == "prefix"  # the one that reads them
+    if publishes:
         endpoint["kv_events"] = f"tcp://127.0.0.1:{events_port}"
     process = Process(
         name,
-        backend.command(deployment, port=port, events_port=events_port if backend.publishes_kv_events else None),
+        backend.command(deployment, port=port, events_port=events_port if publishes else None),
         url,
         backend.ready_path,
         folder / f"{name}.log",

@@ -13,6 +13,8 @@ GROUP_RANK: Final = "GROUP_RANK"
 """Variable with a pod's number within its group; an argument refers to it as $(GROUP_RANK)."""
 FILES: Final = "/etc/headwater"
 """Folder of the files of a `Launch`."""
+ADMIN_KEY: Final = "HEADWATER_ADMIN_KEY"
+"""Variable with the key that a server asks for before its adapters, its cache or its weights are touched."""
 
 
 class UnsupportedError(ResourceError):
@@ -50,7 +52,8 @@ class Pod:
     mounted: bool
     """Whether that path is in a volume, which can be mounted elsewhere, too."""
     port: int
-    events_port: int
+    events_port: int | None
+    """Where KV events are published. None: nowhere."""
     drain: int
     """Seconds that running answers get after SIGTERM."""
     threads: int | None = None
@@ -59,6 +62,8 @@ class Pod:
     """Address of rank 0 where a replica is several pods."""
     engine: str | None = None
     """Folder of a finished TensorRT-LLM engine."""
+    admin_key: bool = False
+    """Whether the container has the variable ADMIN_KEY."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +102,9 @@ class Backend(ABC):
     reports_cached_tokens: ClassVar[bool] = True
     """Whether `usage.prompt_tokens_details.cached_tokens` is there, if started by `command` or `launch`."""
     publishes_kv_events: ClassVar[bool] = True
-    """Whether `command` knows what to do with an `events_port`."""
+    """Whether `command` and `launch` know what to do with an `events_port`."""
+    takes_admin_key: ClassVar[bool] = False
+    """Whether `launch` can have the server ask for an ADMIN_KEY, and calls such as `load_adapter` have to bring it."""
     refuses_unknown_fields: ClassVar[bool] = False
     """Whether a request with a field that the server does not know is answered with an error."""
 

@@ -30,7 +30,9 @@ class Headwater(Backend):
     def launch(self, deployment: ModelDeployment, pod: Pod) -> Launch:
         argv = ["headwater", "serve", pod.model, "--host", "0.0.0.0", "--port", str(pod.port)]
         argv += self._flags(deployment, pod.model)
-        argv += ["--kv-events", f"tcp://*:{pod.events_port}", "--shutdown-timeout", str(pod.drain)]
+        if pod.events_port is not None:
+            argv += ["--kv-events", f"tcp://*:{pod.events_port}"]
+        argv += ["--shutdown-timeout", str(pod.drain)]
         if pod.threads is not None:
             argv += ["--threads", str(pod.threads)]  # else one for each core of the node, which wait for one another
         return Launch(argv + deployment.spec.backend.args)

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 
-from headwater.backends.base import GROUP_RANK, Backend, Launch, LoadMetrics, Pod, Reading, hub_name_or_path
+from headwater.backends.base import ADMIN_KEY, GROUP_RANK, Backend, Launch, LoadMetrics, Pod, Reading, hub_name_or_path
 from headwater.resource import ModelDeployment, Spec
 
 _INIT_PORT = 5000
@@ -29,6 +29,7 @@ class SGLang(Backend):
     image = "lmsysorg/sglang:v0.5.23"
     workers_answer_probes = True
     loads_adapters = "runtime"
+    takes_admin_key = True
 
     def command(self, deployment: ModelDeployment, *, port: int, events_port: int | None = None) -> list[str]:
         spec = deployment.spec
@@ -48,7 +49,10 @@ class SGLang(Backend):
     def launch(self, deployment: ModelDeployment, pod: Pod) -> Launch:
         spec = deployment.spec
         argv = self._serve(deployment, pod.model, "0.0.0.0", pod.port)
-        argv += ["--kv-events-config", _events_config(pod.events_port)]
+        if pod.events_port is not None:
+            argv += ["--kv-events-config", _events_config(pod.events_port)]
+        if pod.admin_key:
+            argv += ["--admin-api-key", f"$({ADMIN_KEY})"]
         if spec.adapters:
             # Not those of the deployment: they come and go while the server runs.
             argv += ["--enable-lora", "--max-lora-rank", str(_MAX_LORA_RANK), "--lora-target-modules", "all"]

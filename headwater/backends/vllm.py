@@ -42,7 +42,9 @@ class VLLM(Backend):
         self.refuse_all_but(deployment, cache__dtype=_CACHE_DTYPES)
         argv = ["vllm", "serve", hub_name_or_path(pod.model), "--host", "0.0.0.0", "--port", str(pod.port)]
         argv += _flags(deployment, pod.model)
-        argv += ["--kv-events-config", _events_config(pod.events_port), "--shutdown-timeout", str(pod.drain)]
+        if pod.events_port is not None:
+            argv += ["--kv-events-config", _events_config(pod.events_port)]
+        argv += ["--shutdown-timeout", str(pod.drain)]
         env: dict[str, str] = {}
         files: dict[str, str] = {}
         if spec.adapters:

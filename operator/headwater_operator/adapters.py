@@ -91,9 +91,12 @@ class _RefusedError(Exception):
 
 
 async def sync_adapters(
-    backend: Backend, base_url: str, wanted: Wanted, client: httpx.AsyncClient
+    backend: Backend, base_url: str, wanted: Wanted, client: httpx.AsyncClient, key: str | None = None
 ) -> list[AdapterState]:
-    """Make one engine have what is wanted of it, and say what it has then. Never raises for what an engine does."""
+    """Make one engine have what is wanted of it, and say what it has then. Never raises for what an engine does.
+
+    `key`: what an engine that was started with an admin key wants to see before it changes anything.
+    """
     try:
         loaded = await _loaded(backend, base_url, client)
     except _RefusedError as error:
@@ -107,9 +110,9 @@ async def sync_adapters(
     failures: dict[str, str] = {}
     # One after the other: servers load under a lock, and what is unloaded first makes room.
     for name in unload:
-        failures |= await _change(name, backend.unload_adapter(name), base_url, client)
+        failures |= await _change(name, backend.unload_adapter(name), base_url, client, key)
     for name in load:
-        failures |= await _change(name, backend.load_adapter(name, wanted.paths[name]), base_url, client)
+        failures |= await _change(name, backend.load_adapter(name, wanted.paths[name]), base_url, client, key)
     try:
         loaded = await _loaded(backend, base_url, client)
     except _RefusedError as error:
@@ -140,21 +143,29 @@ async def _loaded(backend: Backend, base_url: str, client: httpx.AsyncClient) ->
 
 
 async def _change(
-    name: str, call: tuple[str, str, Mapping[str, str]], base_url: str, client: httpx.AsyncClient
+    name: str, call: tuple[str, str, Mapping[str, str]], base_url: str, client: httpx.AsyncClient, key: str | None
 ) -> dict[str, str]:
     """Why it failed, by name; empty if it did not."""
     method, path, body = call
     try:
-        await _ask(client, method, base_url + path, body, _LOAD_SECONDS)
+        await _ask(client, method, base_url + path, body, _LOAD_SECONDS, key)
     except _RefusedError as error:
         return {name: str(error)}
     return {}
 
 
-async def _ask(client: httpx.AsyncClient, method: str, url: str, body: Mapping[str, str] | None, seconds: float) -> Any:
+async def _ask(
+    client: httpx.AsyncClient,
+    method: str,
+    url: str,
+    body: Mapping[str, str] | None,
+    seconds: float,
+    key: str | None = None,
+) -> Any:
     """The JSON of a good answer. Raises _RefusedError."""
+    headers = {"authorization": f"Bearer {key}"} if key is not None else None
     try:
-        response = await client.request(method, url, json=body, timeout=seconds)
+        response = await client.request(method, url, json=body, timeout=seconds, headers=headers)
     except httpx.TimeoutException:
         raise _RefusedError(f"the engine did not answer within {seconds:g} s") from None
     except httpx.HTTPError as error:

@@ -8,9 +8,10 @@ from typing import Final
 
 import httpx
 
-from headwater import backends
+from headwater.backends.base import Backend
 from headwater.kubernetes import HTTP_PORT
 from headwater_operator.adapters import AdapterState, Wanted, summarize, sync_adapters, wanted
+from headwater_operator.admin_keys import AdminKeys
 from headwater_operator.look import Look
 from headwater_operator.pods import EnginePod, Problem
 from headwater_operator.queue import Key
@@ -34,20 +35,25 @@ class _Answer:
 class Adapting:
     """Remembers answers for a short while; a restarted container is asked at once."""
 
-    def __init__(self, client: httpx.AsyncClient) -> None:
+    def __init__(self, client: httpx.AsyncClient, keys: AdminKeys) -> None:
         self._client = client
+        self._keys = keys
         self._answers: dict[Key, dict[tuple[str, int], _Answer]] = {}
 
-    async def keep(self, look: Look, backend: str) -> None:
-        """Bring the adapters of all ready replicas to what the resource says, and add to the status what they have."""
+    async def keep(self, look: Look, backend: Backend) -> None:
+        """Bring the adapters of all ready replicas to what the resource says, and add to the status what they have.
+
+        Raises ApiError.
+        """
         if not look.deployment.spec.adapters and look.key not in self._answers:
             return
-        want = wanted(look.deployment, backends.get(backend))
+        want = wanted(look.deployment, backend)
         pods = [pod for pod in look.pods if pod.ready and pod.index == 0 and pod.address]
-        if backends.get(backend).loads_adapters == "start":
+        if backend.loads_adapters == "start":
             pods = [pod for pod in pods if pod.revision == look.situation.revision]  # older ones were told of others
         known = self._answers.get(look.key, {})
-        answers = await asyncio.gather(*(self._ask(pod, backend, want, known) for pod in pods))
+        key = await self._keys.of(look.key) if backend.takes_admin_key else None
+        answers = await asyncio.gather(*(self._ask(pod, backend, key, want, known) for pod in pods))
         self._answers[look.key] = {_life(pod): answer for pod, answer in zip(pods, answers, strict=True)}
         if not look.deployment.spec.adapters:
             del self._answers[look.key]
@@ -62,13 +68,15 @@ class Adapting:
     def forget(self, key: Key) -> None:
         self._answers.pop(key, None)
 
-    async def _ask(self, pod: EnginePod, backend: str, want: Wanted, known: dict[tuple[str, int], _Answer]) -> _Answer:
+    async def _ask(
+        self, pod: EnginePod, backend: Backend, key: str | None, want: Wanted, known: dict[tuple[str, int], _Answer]
+    ) -> _Answer:
         now = time.monotonic()
         answer = known.get(_life(pod))
         if answer is not None and answer.holds(want, now):
             return answer
         host = f"[{pod.address}]" if ":" in str(pod.address) else pod.address
-        states = await sync_adapters(backends.get(backend), f"http://{host}:{HTTP_PORT}", want, self._client)
+        states = await sync_adapters(backend, f"http://{host}:{HTTP_PORT}", want, self._client, key)
         return _Answer(want, states, now)
 
 

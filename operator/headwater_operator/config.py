@@ -1,9 +1,10 @@
 """The operator's settings: one table that feeds flags, environment variables, help and docs."""
 
+import json
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from headwater import __version__
@@ -15,7 +16,27 @@ def _namespaced(value: str) -> str:
     return value
 
 
+def _from_text(value: Any) -> Any:
+    """A flag's JSON; a variable's is read already."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _peer(value: dict[str, Any]) -> dict[str, Any]:
+    if not value or value.keys() - _PEER_FIELDS:
+        # One that the API server does not know would be dropped, and what is left lets in more than was meant.
+        raise ValueError(f"must have one or more of {', '.join(_PEER_FIELDS)}, and nothing else")
+    return value
+
+
+_PEER_FIELDS: Final = ("namespaceSelector", "podSelector", "ipBlock")
+
 NamespacedName = Annotated[str, AfterValidator(_namespaced)]
+Peer = Annotated[dict[str, Any], BeforeValidator(_from_text), AfterValidator(_peer)]
+"""Who may connect, as an element of a NetworkPolicy's `ingress.from`."""
+KVEvents = Literal["never", "prefix"]
 
 
 class OperatorSettings(BaseSettings):
@@ -40,6 +61,23 @@ class OperatorSettings(BaseSettings):
     gateway_interval: float = Field(2, gt=0, description="Seconds between two looks at the routers' load.")
     engine_image: str = Field(
         f"headwater-engine:{__version__}", description="Image of our own engine, for pods that name none."
+    )
+    kv_events: KVEvents = Field(
+        "never",
+        description="Which engines publish KV events, which tell the token ids of all prompts: none, or those whose "
+        "routing.policy is prefix. Routers make use of them for prompts that are token ids, and with --tokenizer. "
+        "Counts for revisions that are made from then on.",
+    )
+    engine_routers: list[Peer] = Field(
+        [],
+        description="Who may send requests to engines and read their KV events, as an element of a NetworkPolicy's "
+        "`ingress.from` in JSON: the routers. Repeat the flag for each. With one, each ModelDeployment gets a "
+        "NetworkPolicy that keeps all others out.",
+    )
+    engine_clients: list[Peer] = Field(
+        [],
+        description="Who else may reach the port that engines serve at: this operator, for adapters, and Prometheus. "
+        "Repeat the flag for each.",
     )
     weights_image: str | None = Field(
         None, description="Image of the Job that fetches weights, by `headwater fetch`. Default: --engine-image."

@@ -30,14 +30,16 @@ POD: Final = Kind("Pod", "v1", "pods")
 JOB: Final = Kind("Job", "batch/v1", "jobs")
 CLAIM: Final = Kind("PersistentVolumeClaim", "v1", "persistentvolumeclaims")
 BUDGET: Final = Kind("PodDisruptionBudget", "policy/v1", "poddisruptionbudgets")
+NETWORK_POLICY: Final = Kind("NetworkPolicy", "networking.k8s.io/v1", "networkpolicies")
+SECRET: Final = Kind("Secret", "v1", "secrets")
 ENDPOINT_SLICE: Final = Kind("EndpointSlice", "discovery.k8s.io/v1", "endpointslices")
 LEASE: Final = Kind("Lease", "coordination.k8s.io/v1", "leases")
 EVENT: Final = Kind("Event", "v1", "events")
 
-CHILDREN: Final = (DEPLOYMENT, STATEFUL_SET, SERVICE, POD, JOB, CLAIM, BUDGET)
+CHILDREN: Final = (DEPLOYMENT, STATEFUL_SET, SERVICE, POD, JOB, CLAIM, BUDGET, NETWORK_POLICY)
 """What is made for a ModelDeployment, by us or, as with Pods, by the controllers of what we made."""
 
-_BY_NAME: Final = {kind.name: kind for kind in (MODEL_DEPLOYMENT, *CHILDREN, ENDPOINT_SLICE, LEASE, EVENT)}
+_BY_NAME: Final = {kind.name: kind for kind in (MODEL_DEPLOYMENT, *CHILDREN, SECRET, ENDPOINT_SLICE, LEASE, EVENT)}
 
 
 def kind_of(manifest: Object) -> Kind:

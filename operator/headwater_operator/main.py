@@ -20,6 +20,7 @@ import structlog
 from headwater.kubernetes import GROUP, LABEL_MANAGED_BY, MANAGED_BY, PLURAL, VERSION
 from headwater.logs import configure_logging
 from headwater_operator.adapting import Adapting
+from headwater_operator.admin_keys import AdminKeys
 from headwater_operator.api import ApiError, Cluster
 from headwater_operator.applier import Applier
 from headwater_operator.config import OperatorSettings
@@ -89,7 +90,9 @@ def _build(
     recorder = EventRecorder(cluster, identity)
     applier = Applier(cluster, store, metrics)
     preparing = Preparing(settings, store, applier)
-    realizer = Realizer(settings, cluster, store, applier, recorder, scaling, preparing, Adapting(engines))
+    keys = AdminKeys(settings, cluster)
+    adapting = Adapting(engines, keys)
+    realizer = Realizer(settings, cluster, store, applier, recorder, scaling, preparing, adapting, keys)
     reconciler = Reconciler(settings, cluster, store, realizer, recorder, scaling, metrics)
     return Controller(settings, cluster, store, reconciler, scaling, metrics)
 

@@ -11,10 +11,11 @@ from typing import Any, Final
 
 import structlog
 
-from headwater.kubernetes import LABEL_REVISION
+from headwater.kubernetes import LABEL_REVISION, admin_secret
 from headwater.pick import resolve_auto
 from headwater_operator import groups, render, rollout
 from headwater_operator.adapting import Adapting
+from headwater_operator.admin_keys import AdminKeys
 from headwater_operator.api import Cluster
 from headwater_operator.applier import AUTOSCALER, Applier
 from headwater_operator.autoscale import ScaleDecision
@@ -24,6 +25,7 @@ from headwater_operator.gateway import deletion_costs
 from headwater_operator.kinds import (
     BUDGET,
     DEPLOYMENT,
+    NETWORK_POLICY,
     POD,
     SERVICE,
     STATEFUL_SET,
@@ -47,7 +49,7 @@ from headwater_operator.store import Store
 log = structlog.get_logger(__name__)
 
 _DELETION_COST: Final = "controller.kubernetes.io/pod-deletion-cost"
-_PRUNED: Final = (DEPLOYMENT, SERVICE, BUDGET)
+_PRUNED: Final = (DEPLOYMENT, SERVICE, BUDGET, NETWORK_POLICY)
 """Kinds of which nothing may be left that the spec no longer asks for. StatefulSets are planned one by one."""
 
 
@@ -62,6 +64,7 @@ class Realizer:
         scaling: Scaling,
         preparing: Preparing,
         adapting: Adapting,
+        keys: AdminKeys,
     ) -> None:
         self._settings = settings
         self._cluster = cluster
@@ -71,8 +74,10 @@ class Realizer:
         self._scaling = scaling
         self._preparing = preparing
         self._adapting = adapting
+        self._keys = keys
         self._endings = rollout.Endings()
         self._claims = render.ClaimDefaults.of(settings)
+        self._access = render.Access.of(settings)
 
     async def realize(self, look: Look) -> None:
         """Bring the cluster a step closer to the spec.
@@ -100,6 +105,7 @@ class Realizer:
             replicas=situation.wanted,
             paused=spec.rollout.paused,
             claims=self._claims,
+            access=self._access,
         )
         try:
             context = dataclasses.replace(context, weights=await self._preparing.weights(look))
@@ -107,6 +113,7 @@ class Realizer:
         except NotPreparedError:
             await self._scale_what_runs(look, workloads, decision)
             raise
+        await self._put_key(look, context, workloads)
         situation.paused = spec.rollout.paused
         if spec.parallelism.nodes == 1:
             await self._realize_pods(look, context, workloads, decision)
@@ -115,7 +122,7 @@ class Realizer:
         if not workloads and self._workloads(look):
             await self._warn_of_drains(look, context)
         await self._prune(look)
-        await self._adapting.keep(look, pin.backend)
+        await self._adapting.keep(look, context.backend)
 
     def forget(self, key: Key) -> None:
         """Of a ModelDeployment that is gone."""
@@ -158,7 +165,7 @@ class Realizer:
             if (pin := render.pinned(annotations_of(workload), current)) is not None:
                 return pin
         backend = resolve_auto(look.deployment) if spec.backend.type == "auto" else spec.backend.type
-        return render.wanted_pin(look.deployment, backend, self._settings.engine_image)
+        return render.wanted_pin(look.deployment, backend, self._settings.engine_image, self._settings.kv_events)
 
     def _count(self, look: Look, workloads: Sequence[Object]) -> None:
         it = look.situation
@@ -174,6 +181,17 @@ class Realizer:
             it.updated = sum(group.revision == it.revision for group in found)
             it.ready = sum(group.ready for group in found)
             it.ready_updated = sum(group.ready and group.revision == it.revision for group in found)
+
+    async def _put_key(self, look: Look, context: Context, workloads: Sequence[Object]) -> None:
+        """Before the first pods that need it, and again where pods say that it is gone: nobody watches Secrets."""
+        pin, problem = context.pin, look.situation.problem
+        told = any(annotations_of(each).get(render.PIN_ANNOTATION) == pin.to_json() for each in workloads)
+        missed = (
+            problem is not None and problem.reason == "ConfigMissing" and admin_secret(look.key.name) in problem.message
+        )
+        if pin.asks_for_admin_key and (missed or not told):
+            key = await self._keys.of(look.key)
+            await self._keys.put(render.admin_secret(look.deployment, context, key))
 
     async def _warn_of_drains(self, look: Look, context: Context) -> None:
         """Once, when the first workload is made."""

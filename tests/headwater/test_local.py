@@ -75,6 +75,14 @@ def test_every_port_is_used_once(tmp_path) -> None:
     assert len(set(ports)) == 10
 
 
+@pytest.mark.parametrize(("policy", "published"), [("prefix", True), ("session", False)])
+def test_events_are_published_where_the_router_reads_them(policy: str, published: bool, tmp_path) -> None:
+    plan = deployments(tmp_path, ours("a", 1, routing={"policy": policy}))
+    (replica,) = plan_replicas(plan, tmp_path, cores=2)
+    assert ("kv_events" in replica.endpoint) is published
+    assert ("--kv-events" in replica.process.command) is published
+
+
 def test_the_router_reads_where_the_replicas_are(tmp_path) -> None:
     plan = deployments(tmp_path, ours("a", 2, routing={"policy": "session"}))
     replicas = plan_replicas(plan, tmp_path, cores=2)

@@ -18,6 +18,10 @@ class FakeVLLM:
         self.slow: set[str] = set()
         """Paths that it loads only after the client has given up."""
         self.calls: list[tuple[str, str]] = []
+        self.keys: set[str | None] = set()
+        """The `authorization` that came with them."""
+        self.admin_key: str | None = None
+        """Without it nothing is changed. Of SGLang, not of vLLM, which is the same in all else that is here."""
         self.url = ""
         self.given_up = threading.Event()
 
@@ -31,7 +35,11 @@ class FakeVLLM:
         ]
         return {"object": "list", "data": cards}
 
-    def post(self, path: str, body: dict[str, str]) -> tuple[int, Any]:
+    def post(self, path: str, body: dict[str, str], authorization: str | None = None) -> tuple[int, Any]:
+        self.keys.add(authorization)
+        if self.admin_key is not None and authorization != f"Bearer {self.admin_key}":
+            return 401, {"error": "Unauthorized"}
+        path = path if path.startswith("/v1/") else f"/v1{path}"  # SGLang's are at the root
         name = body["lora_name"]
         self.calls.append((path.rpartition("/")[2].partition("_")[0], name))
         if path == "/v1/unload_lora_adapter":
@@ -67,7 +75,7 @@ def fake_vllm() -> Iterator[FakeVLLM]:
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            self.answer(*server.post(self.path, body))
+            self.answer(*server.post(self.path, body, self.headers["authorization"]))
 
         def answer(self, status: int, content: Any) -> None:
             body = content.encode() if isinstance(content, str) else json.dumps(content).encode()

@@ -27,7 +27,7 @@ def deployment(server: str = "headwater", source: str = "hf://owner/model", **sp
 
 
 def context(wanted: ModelDeployment, version: int = CURRENT_RENDER_VERSION, **fields: Any) -> Context:
-    pin = Pin(version, wanted.spec.backend.type, "repository/server:pinned")
+    pin = Pin(version, wanted.spec.backend.type, "repository/server:pinned", fields.pop("kv_events", True))
     made = Context(
         namespace="models",
         uid="00000000-0000-0000-0000-000000000000",

@@ -31,10 +31,10 @@ def revisions(world: World) -> set[str]:
     return {labels_of(pod)["headwater.dev/revision"] for pod in world.kube.pods()}
 
 
-def version_2(deployment: ModelDeployment, context: Context, group: int | None) -> Manifest:
+def next_version(deployment: ModelDeployment, context: Context, group: int | None) -> Manifest:
     """A renderer that makes pods otherwise."""
     made = versions.RENDERERS[1](deployment, context, group)
-    made["metadata"]["labels"]["v"] = "2"
+    made["metadata"]["labels"]["v"] = "next"
     return made
 
 
@@ -121,23 +121,24 @@ async def test_pain_02_a_new_operator_restarts_no_engine(
     world.create(replicas=2, **kind)
     await world.settle()
     before, engines = templates(world), ready(world)
-    monkeypatch.setitem(versions.RENDERERS, 2, version_2)
-    monkeypatch.setattr(pin, "CURRENT_RENDER_VERSION", 2)
+    version = pin.CURRENT_RENDER_VERSION
+    monkeypatch.setitem(versions.RENDERERS, version + 1, next_version)
+    monkeypatch.setattr(pin, "CURRENT_RENDER_VERSION", version + 1)
     await world.restart(engine_image="engine:2")
     await world.settle()
     assert templates(world) == before and ready(world) == engines
     assert world.cluster.writes() == []
-    assert world.status()["renderVersion"] == 1
+    assert world.status()["renderVersion"] == version
 
     world.edit(replicas=3, routing={"weight": 1}, rollout={"strategy": "Surge"})
     await world.settle()
     assert engines <= ready(world), "what does not shape pods adopts nothing"
-    assert world.status()["renderVersion"] == 1
+    assert world.status()["renderVersion"] == version
 
     world.edit(**CHANGE)
     await world.settle()
-    assert world.status()["renderVersion"] == 2
-    assert all(template["metadata"]["labels"]["v"] == "2" for template in templates(world))
+    assert world.status()["renderVersion"] == version + 1
+    assert all(template["metadata"]["labels"]["v"] == "next" for template in templates(world))
 
 
 async def test_pain_02_the_new_image_comes_with_the_next_change(world: World) -> None:

@@ -63,13 +63,14 @@ async def test_what_the_backend_cannot_do_is_unsupported(world: World) -> None:
 async def test_pods_of_a_newer_operator_are_left_as_they_are(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     from headwater_operator.render import pin, versions
 
+    current = pin.CURRENT_RENDER_VERSION
     monkeypatch.setattr(pin, "CURRENT_RENDER_VERSION", 7)
     monkeypatch.setitem(versions.RENDERERS, 7, versions.RENDERERS[1])
     world.create()
     await world.settle()
     template = world.child("Deployment")["spec"]["template"]
     monkeypatch.delitem(versions.RENDERERS, 7)
-    monkeypatch.setattr(pin, "CURRENT_RENDER_VERSION", 1)
+    monkeypatch.setattr(pin, "CURRENT_RENDER_VERSION", current)
     await world.restart()
     await world.settle()
     assert world.condition("Degraded") == ("True", "Unsupported")

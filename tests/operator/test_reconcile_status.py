@@ -5,6 +5,7 @@ from prometheus_client import generate_latest
 
 from headwater_operator.kinds import uid_of
 from headwater_operator.queue import Key
+from headwater_operator.render import CURRENT_RENDER_VERSION
 from tests.operator.world import World
 
 
@@ -96,7 +97,7 @@ async def test_it_says_where_it_is_served_and_by_what(world: World) -> None:
     await world.settle()
     assert world.status()["url"] == "https://models.example"
     assert world.status()["backend"] == "headwater"
-    assert world.status()["renderVersion"] == 1
+    assert world.status()["renderVersion"] == CURRENT_RENDER_VERSION
 
 
 async def test_a_status_that_somebody_else_wrote_is_put_right(world: World) -> None:

@@ -55,7 +55,8 @@ REFUSED = [(backend, case) for backend in BACKENDS for case in sorted(set(CASES)
 def shaped(backend: str, case: str, version: int) -> tuple[ModelDeployment, Context]:
     spec = {key: dict(value) if isinstance(value, dict) else value for key, value in CASES[case].items()}
     wanted = deployment(backend, **spec)
-    made = context(wanted, version, weights=WEIGHTS if case in ("weights", "everything") else None)
+    weights = WEIGHTS if case in ("weights", "everything") else None
+    made = context(wanted, version, weights=weights, kv_events=version == 1 or case == "everything")
     return wanted, built(wanted, made) if case == "engine" else made
 
 

@@ -7,8 +7,10 @@ from hypothesis import given
 
 from headwater.backends.base import UnsupportedError
 from headwater.resource import ModelDeployment, ResourceError
+from headwater_operator.config import KVEvents
 from headwater_operator.render import (
     PIN_ANNOTATION,
+    RENDERERS,
     SPEC_HASH_ANNOTATION,
     Pin,
     pinned,
@@ -125,12 +127,53 @@ def test_an_engine_is_built_anew_only_for_what_shapes_it() -> None:
     assert build_name(first, pin) == build_name(same, pin) != build_name(other, pin)
 
 
+def test_a_new_render_version_builds_no_engine_anew() -> None:
+    """Which takes half an hour of a GPU, of each replica's kind."""
+    wanted = deployment("tensorrt-llm", backend={"args": ["--backend", "tensorrt"]})
+    names = {build_name(wanted, Pin(version, "tensorrt-llm", "image:1")) for version in RENDERERS}
+    assert len(names) == 1
+
+
+# KV events and the admin key
+
+
+@pytest.mark.parametrize("backend", ["headwater", "vllm", "sglang"])
+@pytest.mark.parametrize(
+    ("kv_events", "policy", "publishes"),
+    [("prefix", "prefix", True), ("prefix", "session", False), ("never", "prefix", False)],
+)
+def test_events_are_published_where_a_router_would_read_them(
+    backend: str, kv_events: KVEvents, policy: str, publishes: bool
+) -> None:
+    wanted = deployment(backend, routing={"policy": policy})
+    assert wanted_pin(wanted, backend, "headwater-engine:1", kv_events).publishes_kv_events is publishes
+
+
+@pytest.mark.parametrize("backend", ["tgi", "tensorrt-llm", "transformers"])
+def test_a_server_that_has_no_events_publishes_none(backend: str) -> None:
+    wanted = deployment(backend, backend={"image": "server:1"})
+    assert not wanted_pin(wanted, backend, "", "prefix").publishes_kv_events
+
+
+def test_a_pin_from_before_there_was_a_choice_stays_to_the_letter_and_means_what_it_did() -> None:
+    before = '{"backend": "vllm", "image": "vllm/vllm-openai:v0.32.0", "render_version": 1}'
+    pin = Pin.from_json(before)
+    assert pin.publishes_kv_events and not pin.asks_for_admin_key
+    assert pin.to_json() == before, "revisions are made of it"
+
+
+def test_that_no_events_are_published_is_pinned() -> None:
+    pin = Pin(2, "vllm", "image:1", kv_events=False)
+    assert Pin.from_json(pin.to_json()) == pin
+    assert revision(deployment("vllm"), pin) != revision(deployment("vllm"), Pin(2, "vllm", "image:1"))
+
+
 # Images
 
 
 @pytest.mark.parametrize("backend", ["headwater", "vllm", "sglang"])
 def test_a_default_image_names_a_version_and_no_registry(backend: str) -> None:
-    image = wanted_pin(deployment(backend), backend, "headwater-engine:1").image
+    image = wanted_pin(deployment(backend), backend, "headwater-engine:1", "never").image
     name, _, tag = image.partition(":")
     assert tag and "." not in name and tag != "latest"
 
@@ -138,13 +181,13 @@ def test_a_default_image_names_a_version_and_no_registry(backend: str) -> None:
 @pytest.mark.parametrize("backend", ["tgi", "tensorrt-llm", "transformers"])
 def test_an_image_that_cannot_be_known_is_asked_for(backend: str) -> None:
     with pytest.raises(UnsupportedError, match=r"spec\.backend\.image: .* has no default image: \w+"):
-        wanted_pin(deployment(backend), backend, "headwater-engine:1")
+        wanted_pin(deployment(backend), backend, "headwater-engine:1", "never")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_image_of_the_spec_wins(backend: str) -> None:
     wanted = deployment(backend, backend={"image": "my/own:1"})
-    assert wanted_pin(wanted, backend, "headwater-engine:1") == Pin(1, backend, "my/own:1")
+    assert wanted_pin(wanted, backend, "headwater-engine:1", "never").image == "my/own:1"
 
 
 @pytest.mark.parametrize(
@@ -158,10 +201,10 @@ def test_the_image_of_the_spec_wins(backend: str) -> None:
 )
 def test_a_version_takes_the_place_of_the_tag(image: str | None, expected: str) -> None:
     wanted = deployment("vllm", backend={"image": image, "version": "v9"})
-    assert wanted_pin(wanted, "vllm", "").image == expected
+    assert wanted_pin(wanted, "vllm", "", "never").image == expected
 
 
 def test_a_version_beside_a_digest_is_refused() -> None:
     wanted = deployment("vllm", backend={"image": "server@sha256:0", "version": "v9"})
     with pytest.raises(UnsupportedError, match=r"spec\.backend\.version"):
-        wanted_pin(wanted, "vllm", "")
+        wanted_pin(wanted, "vllm", "", "never")

@@ -68,6 +68,7 @@ class World:
         )
         self.reconciler = self.controller._reconciler
         self.scaling = self.controller._scaling
+        self.keys = self.reconciler._realizer._keys
 
     async def restart(self, **settings: Any) -> None:
         self.start(**settings)
@@ -190,5 +191,5 @@ class World:
         engine = self.engines.setdefault(request.url.host, FakeVLLM())
         if request.method == "GET":
             return httpx.Response(200, json=engine.models())
-        status, body = engine.post(request.url.path, json.loads(request.content))
+        status, body = engine.post(request.url.path, json.loads(request.content), request.headers.get("authorization"))
         return httpx.Response(status, json=body)

@@ -5,9 +5,11 @@ what builds a TensorRT-LLM engine. What they are given beside the resource is a 
 """
 
 from headwater.resource import ModelDeployment
+from headwater_operator.render.admin_key import admin_secret
 from headwater_operator.render.budget import budget
 from headwater_operator.render.build import render_build
 from headwater_operator.render.context import (
+    Access,
     ClaimDefaults,
     Context,
     Manifest,
@@ -16,6 +18,7 @@ from headwater_operator.render.context import (
 from headwater_operator.render.deployment import deployment as _deployment
 from headwater_operator.render.group import render_group
 from headwater_operator.render.names import build_name, group_name
+from headwater_operator.render.network_policy import network_policy
 from headwater_operator.render.pin import (
     CURRENT_RENDER_VERSION,
     PIN_ANNOTATION,
@@ -36,11 +39,13 @@ __all__ = [
     "PIN_ANNOTATION",
     "RENDERERS",
     "SPEC_HASH_ANNOTATION",
+    "Access",
     "ClaimDefaults",
     "Context",
     "Manifest",
     "Pin",
     "WeightsVolume",
+    "admin_secret",
     "build_name",
     "group_name",
     "pinned",
@@ -54,9 +59,14 @@ __all__ = [
 
 
 def render(deployment: ModelDeployment, context: Context) -> list[Manifest]:
-    """Services, budget and, where a replica is one pod, the Deployment. Raises UnsupportedError and ResourceError."""
+    """Services, network policy, budget and, where a replica is one pod, the Deployment.
+
+    Raises UnsupportedError and ResourceError.
+    """
     grouped = deployment.spec.parallelism.nodes > 1
     objects = [endpoints(deployment, context)]
+    if context.access is not None:
+        objects.append(network_policy(deployment, context, context.access))  # before there is a pod to reach
     objects += [workers(deployment, context)] if grouped else [_deployment(deployment, context)]
     if (disruptions := budget(deployment, context)) is not None:
         objects.append(disruptions)

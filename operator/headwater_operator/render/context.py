@@ -1,5 +1,6 @@
 """What rendering needs to know beside the resource, and the metadata of whatever is rendered."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -38,6 +39,20 @@ class ClaimDefaults:
 
 
 @dataclass(frozen=True, slots=True)
+class Access:
+    """Who may connect to engines: elements of a NetworkPolicy's `ingress.from`."""
+
+    routers: Sequence[Manifest]
+    clients: Sequence[Manifest]
+    """Others, to the port that they serve at."""
+
+    @classmethod
+    def of(cls, settings: OperatorSettings) -> "Access | None":
+        """None: nobody is kept out."""
+        return cls(settings.engine_routers, settings.engine_clients) if settings.engine_routers else None
+
+
+@dataclass(frozen=True, slots=True)
 class Context:
     namespace: str
     uid: str
@@ -52,6 +67,7 @@ class Context:
     """None: somebody else counts them; the field is left out."""
     paused: bool
     claims: ClaimDefaults = field(default_factory=ClaimDefaults)
+    access: Access | None = None
 
     @property
     def backend(self) -> Backend:

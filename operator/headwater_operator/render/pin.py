@@ -14,10 +14,13 @@ from typing import Any, Final
 from headwater import backends
 from headwater.backends.base import Backend
 from headwater.resource import ModelDeployment, Spec
+from headwater_operator.config import KVEvents
 
 PIN_ANNOTATION: Final = "headwater.dev/pin"
 SPEC_HASH_ANNOTATION: Final = "headwater.dev/spec-hash"
-CURRENT_RENDER_VERSION: Final = 1
+CURRENT_RENDER_VERSION: Final = 2
+_BUILD_VERSIONS: Final = {1: 1, 2: 1}
+"""By render version, which rules engines of TensorRT-LLM are built by: half an hour of a GPU for each new one."""
 
 _NOT_OF_PODS: Final = {"replicas", "autoscaling", "routing", "rollout", "weights"}
 _DIGITS: Final = 10
@@ -29,25 +32,42 @@ class Pin:
     backend: str
     """Resolved: never "auto"."""
     image: str
+    kv_events: bool = True
+    """Whether the server publishes KV events, if it can. In render version 1 all did."""
+
+    @property
+    def publishes_kv_events(self) -> bool:
+        return self.kv_events and backends.get(self.backend).publishes_kv_events
+
+    @property
+    def asks_for_admin_key(self) -> bool:
+        """Whether the server takes adapters and the like only from who has its key."""
+        return self.render_version > 1 and backends.get(self.backend).takes_admin_key
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
+        told = asdict(self)
+        if self.kv_events:
+            del told["kv_events"]  # so that pins from before there was a choice, and the revisions of them, stay
+        return json.dumps(told, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> "Pin":
         """Raises ValueError for what is no pin."""
         match json.loads(text):
-            case {"render_version": int(version), "backend": str(backend), "image": str(image)}:
-                return cls(version, backend, image)
+            case {"render_version": int(version), "backend": str(backend), "image": str(image), **others}:
+                return cls(version, backend, image, others.get("kv_events") is not False)
         raise ValueError(f"not a pin: {text}")
 
 
-def wanted_pin(deployment: ModelDeployment, backend: str, engine_image: str) -> Pin:
+def wanted_pin(deployment: ModelDeployment, backend: str, engine_image: str, kv_events: KVEvents) -> Pin:
     """What this operator chooses for a new revision. Raises UnsupportedError where the image must be named.
 
     `backend`: resolved. `engine_image`: of our own engine.
     """
-    return Pin(CURRENT_RENDER_VERSION, backend, _image(deployment, backends.get(backend), engine_image))
+    server = backends.get(backend)
+    # Routers follow them for this policy alone; to anybody else they would only tell what is in the prompts.
+    publishes = server.publishes_kv_events and kv_events == "prefix" == deployment.spec.routing.policy
+    return Pin(CURRENT_RENDER_VERSION, backend, _image(deployment, server, engine_image), publishes)
 
 
 def pinned(notes: Mapping[str, str], spec_hash: str) -> Pin | None:
@@ -85,7 +105,7 @@ def build_revision(deployment: ModelDeployment, pin: Pin) -> str:
         spec.context.max_tokens,
         spec.quantization,
         pin.image,
-        pin.render_version,
+        _BUILD_VERSIONS.get(pin.render_version, pin.render_version),
     ]
     return _digest(shaping)
 

@@ -1,4 +1,4 @@
-"""The template of an engine's pod: render version 1.
+"""The template of an engine's pod: render version 2.
 
 A change that shows in any golden file restarts engines. Where it has to be, this file is kept as it is for those that
 run, and a copy of it becomes the next version: see docs/rendering.md.
@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any, Final
 
-from headwater.backends.base import GROUP_RANK, Backend, Launch, Pod
+from headwater.backends.base import ADMIN_KEY, GROUP_RANK, Backend, Launch, Pod
 from headwater.kubernetes import (
+    ADMIN_SECRET_KEY,
     CONTAINER,
     EVENTS_PORT,
     EVENTS_PORT_NAME,
@@ -19,6 +20,7 @@ from headwater.kubernetes import (
     LABEL_DEPLOYMENT,
     LABEL_GROUP,
     LABEL_REVISION,
+    admin_secret,
 )
 from headwater.resource import ModelDeployment, Spec
 from headwater_operator.render import storage
@@ -48,7 +50,7 @@ def template(deployment: ModelDeployment, context: Context, group: int | None) -
         "image": context.pin.image,
         "command": launch.argv,
         "env": env(deployment, context, launch, grouped=grouped),
-        "ports": _ports(backend),
+        "ports": _ports(context),
         "resources": resources(spec, backend),
         "volumeMounts": [mount.volume_mount for mount in mounts],
         "securityContext": container_security(),
@@ -146,6 +148,9 @@ def env(deployment: ModelDeployment, context: Context, launch: Launch, *, groupe
     elif secret := spec.model.secret_ref:
         key = {"secretKeyRef": {"name": secret.name, "key": secret.key}}
         entries["HF_TOKEN"] = {"name": "HF_TOKEN", "valueFrom": key}
+    if context.pin.asks_for_admin_key:
+        key = {"secretKeyRef": {"name": admin_secret(deployment.name), "key": ADMIN_SECRET_KEY}}
+        entries[ADMIN_KEY] = {"name": ADMIN_KEY, "valueFrom": key}
     values |= {**launch.env, **spec.backend.env}
     entries |= {name: {"name": name, "value": value} for name, value in values.items()}
     return list(entries.values())
@@ -174,11 +179,12 @@ def describe(deployment: ModelDeployment, context: Context, group: int | None = 
         model=model(deployment, context),
         mounted=storage.weights(deployment, context) is not None,
         port=HTTP_PORT,
-        events_port=EVENTS_PORT,
+        events_port=EVENTS_PORT if context.pin.publishes_kv_events else None,
         drain=drain(deployment.spec),
         threads=_cores(deployment.spec.resources),
         leader=None if group is None else leader_address(deployment, context.pin, group, context.namespace),
         engine=None if context.build_claim is None else storage.ENGINE,
+        admin_key=context.pin.asks_for_admin_key,
     )
 
 
@@ -196,9 +202,9 @@ def _cores(resources: Mapping[str, Any]) -> int | None:
     return max(1, int(cores))
 
 
-def _ports(backend: Backend) -> list[Manifest]:
+def _ports(context: Context) -> list[Manifest]:
     ports = [{"name": HTTP_PORT_NAME, "containerPort": HTTP_PORT}]
-    if backend.publishes_kv_events:
+    if context.pin.publishes_kv_events:
         ports.append({"name": EVENTS_PORT_NAME, "containerPort": EVENTS_PORT})
     return ports
 

@@ -20,7 +20,7 @@ _RANK_0: Final = {"apps.kubernetes.io/pod-index": "0"}
 def endpoints(deployment: ModelDeployment, context: Context) -> Manifest:
     """Lists what takes requests: every replica, of a group its rank 0."""
     ports = [_port(HTTP_PORT_NAME, HTTP_PORT)]
-    if context.backend.publishes_kv_events:
+    if context.pin.publishes_kv_events:
         ports.append(_port(EVENTS_PORT_NAME, EVENTS_PORT))
     grouped = deployment.spec.parallelism.nodes > 1
     spec = {"selector": selector(deployment) | (_RANK_0 if grouped else {}), "ports": ports}

@@ -61,8 +61,8 @@ class Adapting:
         states = [answer.states for answer in answers]
         look.situation.extra["adapters"] = summarize(states)
         missing = _missing(states)
-        if missing is not None and look.situation.problem is None:
-            look.situation.problem = Problem("AdapterNotLoaded", f"adapter {missing.name}: {missing.message}")
+        if missing is not None and look.situation.flaw is None:
+            look.situation.flaw = Problem("AdapterNotLoaded", f"adapter {missing.name}: {missing.message}")
         look.look_again(_TRUSTED_FOR if missing is None else _TRIED_AGAIN)
 
     def forget(self, key: Key) -> None:

@@ -55,10 +55,20 @@ class Controller:
 
     def observed(self, manifest: Object, deleted: bool) -> None:
         """A watch told the state of an object."""
-        news = self._store.remove(manifest) if deleted else self._store.put(manifest)
-        if news:
-            for key in self._concerned(manifest):
+        rivals = self._rivals_before_and_after(manifest, deleted)
+        if rivals is not None:
+            for key in (*self._concerned(manifest), *rivals):
                 self._queue.add(key)
+
+    def _rivals_before_and_after(self, manifest: Object, deleted: bool) -> set[Key] | None:
+        """Take the state in. Returns whose names another one may get or lose by it; None where it was no news."""
+        names, own = self._store.names, Key(namespace_of(manifest), name_of(manifest))
+        is_resource = kind_of(manifest) is MODEL_DEPLOYMENT
+        asked, rivals = (names.claimant(own), names.rivals(own)) if is_resource else (None, set())
+        if not (self._store.remove(manifest) if deleted else self._store.put(manifest)):
+            return None
+        # A status that is written, as many are, changes nothing for anybody else.
+        return rivals | names.rivals(own) if is_resource and names.claimant(own) != asked else set()
 
     def _concerned(self, manifest: Object) -> list[Key]:
         if kind_of(manifest) is MODEL_DEPLOYMENT:

@@ -71,6 +71,8 @@ class Reconciler:
         # For a spec that cannot be read: what runs goes on all the same.
         serving = [pod for pod in pods if pod.index == 0 and not pod.terminating]
         situation.total, situation.ready = len(serving), sum(pod.ready for pod in serving)
+        claimed, situation.flaw = self._store.names.standing(key, now)
+        situation.extra["claimedNames"] = claimed or None
         again: float | None = None
         try:
             look = Look(key, resource, read(resource), now, situation, pods)

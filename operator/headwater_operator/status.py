@@ -44,6 +44,8 @@ class Situation:
     pods: Sequence[EnginePod] = ()
     problem: Problem | None = None
     """What will not pass by itself; the first and worst."""
+    flaw: Problem | None = None
+    """The same, where it keeps no replica from serving: it makes the resource Degraded, and nothing else."""
     preparing: tuple[str, str] | None = None
     """Reason and message of what has to be done before pods can start: weights, an engine build."""
     paused: bool = False
@@ -156,8 +158,8 @@ def _progressing(it: Situation) -> dict[str, str]:
 
 
 def _degraded(it: Situation) -> dict[str, str]:
-    if it.problem:
-        return _condition("Degraded", True, it.problem.reason, it.problem.message)
+    if told := it.problem or it.flaw:
+        return _condition("Degraded", True, told.reason, told.message)
     return _condition("Degraded", False, "AsExpected", "nothing needs attention")
 
 

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from headwater.kubernetes import LABEL_DEPLOYMENT
-from headwater_operator.kinds import Kind, Object, kind_of, labels_of, name_of, namespace_of
+from headwater_operator.kinds import MODEL_DEPLOYMENT, Kind, Object, kind_of, labels_of, name_of, namespace_of
+from headwater_operator.names import Names
 from headwater_operator.queue import Key
 
 _Place = tuple[str, str, str]
@@ -27,6 +28,7 @@ class Store:
     def __init__(self) -> None:
         self._objects: dict[_Place, Object] = {}
         self._by_deployment: defaultdict[Key, set[_Place]] = defaultdict(set)
+        self.names = Names()
         self._ends: dict[_Place, int] = {}
         """Of what is gone: the version of that word. The oldest first."""
 
@@ -40,6 +42,8 @@ class Store:
         self._objects[place] = manifest
         if (name := labels_of(manifest).get(LABEL_DEPLOYMENT)) is not None:
             self._by_deployment[Key(namespace_of(manifest), name)].add(place)
+        if kind_of(manifest) is MODEL_DEPLOYMENT:
+            self.names.put(manifest)
         return True
 
     def remove(self, manifest: Object) -> bool:
@@ -94,6 +98,8 @@ class Store:
             self._by_deployment[key].discard(place)
             if not self._by_deployment[key]:
                 del self._by_deployment[key]
+        if kind_of(manifest) is MODEL_DEPLOYMENT:
+            self.names.remove(Key(namespace_of(manifest), name_of(manifest)))
         return True
 
 

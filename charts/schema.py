@@ -23,10 +23,13 @@ OF_THE_CHART: dict[type[BaseSettings], set[str]] = {
         "gateway_url",
         "gateway_service",
         "engine_image",
+        "engine_routers",
+        "engine_clients",
         "host",
         "port",
     },
     RouterSettings: {"host", "port", "kubernetes", "kubernetes_namespaces", "shutdown_timeout", "redis_url"}
+    | {"admin_host", "admin_port", "admin_keys", "api_keys"}
     # Refer to files or to engines outside of the cluster.
     | {"endpoint", "endpoints_file", "tokenizer"},
 }

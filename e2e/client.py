@@ -2,19 +2,25 @@
 
 client.py ask URL BODY                      one chat; prints the answer with the router's headers
 client.py load URL MODEL STREAMS TOKENS SECONDS    until a line on standard input; prints the counts
+
+HEADWATER_API_KEY is the gateway's key; empty: it is asked without one.
 """
 
 import asyncio
 import json
+import os
 import sys
 import time
 from collections import Counter
 
 import httpx
 
+KEY = os.environ.get("HEADWATER_API_KEY")
+HEADERS = {"authorization": f"Bearer {KEY}"} if KEY else {}
+
 
 async def ask(url: str, body: str) -> None:
-    async with httpx.AsyncClient(timeout=300) as client:
+    async with httpx.AsyncClient(headers=HEADERS, timeout=300) as client:
         answer = await client.post(f"{url}/v1/chat/completions", content=body)
     headers = {name: value for name, value in answer.headers.items() if name.startswith(("x-headwater", "retry-after"))}
     print(json.dumps({"status": answer.status_code, "headers": headers, "body": answer.json()}))
@@ -23,7 +29,7 @@ async def ask(url: str, body: str) -> None:
 async def converse(url: str, body: str, questions: list[str]) -> None:
     request, answers = json.loads(body), []
     messages = request["messages"] = []
-    async with httpx.AsyncClient(timeout=300) as client:
+    async with httpx.AsyncClient(headers=HEADERS, timeout=300) as client:
         for question in questions:
             messages.append({"role": "user", "content": question})
             answer = await client.post(f"{url}/v1/chat/completions", json=request)
@@ -89,7 +95,7 @@ async def load(url: str, model: str, count: int, tokens: int, seconds: float) ->
     streams = Streams(url, model, tokens)
     asyncio.get_running_loop().add_reader(sys.stdin.fileno(), streams.stopping.set)
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=count)
-    async with httpx.AsyncClient(timeout=120, limits=limits) as client, asyncio.TaskGroup() as group:
+    async with httpx.AsyncClient(headers=HEADERS, timeout=120, limits=limits) as client, asyncio.TaskGroup() as group:
         for number in range(count):
             group.create_task(streams.keep(client, number))
         try:

@@ -18,6 +18,8 @@ OPERATOR_IMAGE = os.environ.get("HEADWATER_E2E_OPERATOR_IMAGE", "localhost/headw
 ENGINE_IMAGE = os.environ.get("HEADWATER_E2E_ENGINE_IMAGE", "localhost/headwater-engine-e2e:1")
 RELEASE = "headwater"
 CHART = ROOT / "charts" / "headwater"
+API_KEY = {"name": "headwater-api-keys", "key": "key"}
+"""The key that the chart made, in its Secret."""
 
 
 def pytest_configure() -> None:
@@ -65,6 +67,7 @@ def client(release: None) -> Client:
                     "name": "client",
                     "image": ROUTER_IMAGE,
                     "command": ["python3", "-c", "import signal; signal.pause()"],
+                    "env": [{"name": "HEADWATER_API_KEY", "valueFrom": {"secretKeyRef": API_KEY}}],
                     "volumeMounts": [{"name": "client", "mountPath": "/client"}],
                 }
             ],

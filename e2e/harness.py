@@ -113,11 +113,15 @@ class Client:
         *,
         before: Iterable[Object] = (),
         gateway: str = GATEWAY,
+        key: str | None = None,
     ) -> Object:
-        """One chat, of the messages `before` and the question: its status, its headers of ours, its body."""
+        """One chat, of the messages `before` and the question: its status, its headers of ours, its body.
+
+        `key`: instead of the pod's own; an empty one is none.
+        """
         messages = [*before, {"role": "user", "content": question}]
         body = {"model": model, "max_tokens": max_tokens, "messages": messages}
-        return json.loads(self._python("ask", json.dumps(body), timeout=timeout, gateway=gateway))
+        return json.loads(self._python("ask", json.dumps(body), timeout=timeout, gateway=gateway, key=key))
 
     def converse(self, model: str, *questions: str, max_tokens: int = 8, timeout: float = 120) -> list[Object]:
         """The answers of one chat's turns, over one connection: without Redis, a router knows only its own."""
@@ -133,10 +137,10 @@ class Client:
         self.started.append(process)
         return Load(process)
 
-    def _python(self, *arguments: str, timeout: float, gateway: str = GATEWAY) -> str:
-        return run(*self._exec(arguments[0], gateway, *arguments[1:]), timeout=timeout)
+    def _python(self, *arguments: str, timeout: float, gateway: str = GATEWAY, key: str | None = None) -> str:
+        return run(*self._exec(arguments[0], gateway, *arguments[1:], key=key), timeout=timeout)
 
-    def _exec(self, *arguments: str) -> list[str]:
+    def _exec(self, *arguments: str, key: str | None = None) -> list[str]:
         return [
             "kubectl",
             "exec",
@@ -145,6 +149,7 @@ class Client:
             self.namespace,
             self.name,
             "--",
+            *(["env", f"HEADWATER_API_KEY={key}"] if key is not None else []),
             "python3",
             "/client/client.py",
             *arguments,
@@ -170,7 +175,7 @@ def explain(namespaces: Iterable[str]) -> str:
     parts = []
     for namespace in namespaces:
         for command in (
-            ["get", "md,deploy,sts,pods,svc,job,pvc", "-o", "wide"],
+            ["get", "md,deploy,sts,pods,svc,job,pvc,netpol", "-o", "wide"],
             ["get", "events", "--sort-by=.lastTimestamp"],
             ["describe", "md"],
         ):

@@ -67,6 +67,8 @@ VALUES: dict[str, Object] = {
     "namespaced": {"operator": {"namespaces": ["default", "kube-public"]}},
     "everything": EVERYTHING,
     "a Redis elsewhere": {"redis": {"existingSecret": "redis", "existingSecretKey": "uri"}},
+    "keys of one's own": {"apiKeys": {"existingSecret": "keys"}, "monitoring": {"from": []}},
+    "no keys, and nobody kept out": {"apiKeys": {"enabled": False}, "engine": {"networkPolicy": {"enabled": False}}},
     "one router": {"router": {"replicas": 1, "drainSeconds": 0}, "crds": {"install": False}},
     "gateway API": {
         "httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}], "hostnames": ["llm.example.com"]}
@@ -127,6 +129,10 @@ def test_helm_lint_finds_nothing(name: str) -> None:
         ({"router": {"settings": {"port": 9000}}}, "additional properties 'port' not allowed"),
         ({"router": {"image": {"digest": "abc"}}}, "'abc' does not match pattern"),
         ({"router": {"settings": {"redis_url": "redis://r"}}}, "additional properties 'redis_url' not allowed"),
+        ({"router": {"settings": {"api_keys": "/f"}}}, "additional properties 'api_keys' not allowed"),
+        ({"monitoring": {"from": [{}]}}, "at '/monitoring/from/0': minProperties: got 0, want 1"),
+        ({"engine": {"networkPolicy": {"from": [{"pods": {}}]}}}, "additional properties 'pods' not allowed"),
+        ({"operator": {"settings": {"kv_events": "on"}}}, "must be one of 'never', 'prefix'"),
         ({"redis": {"enabled": True, "existingSecret": "redis"}}, "give one of the two"),
         ({"operator": {"settings": {"workrs": 2}}}, "additional properties 'workrs' not allowed"),
         ({"operator": {"namespaces": "default"}}, "got string, want array"),
@@ -219,14 +225,15 @@ def test_all_pods_meet_the_restricted_standard(name: str, namespace: str) -> Non
 
 
 @pytest.mark.parametrize("name", ["defaults", "namespaced"])
-def test_nobody_gets_secrets_or_exec_or_anything_at_all_of_everything(name: str) -> None:
+def test_nobody_gets_secrets_of_others_or_exec_or_anything_at_all_of_everything(name: str) -> None:
     rendered = helm("template", "headwater", str(CHART), values=VALUES[name])
     for each in yaml.safe_load_all(rendered):
         for rule in (each or {}).get("rules") or []:
             asked = {*rule["apiGroups"], *rule["resources"], *rule["verbs"]}
-            assert not asked & {"*", "secrets", "pods/exec", "pods/attach", "pods/portforward", "escalate", "bind"}, (
-                rule
-            )
+            assert not asked & {"*", "pods/exec", "pods/attach", "pods/portforward", "escalate", "bind"}, rule
+            if "secrets" in asked:
+                own = rule["verbs"] == ["get"] and rule.get("resourceNames") == ["headwater-operator-key"]
+                assert own or rule["verbs"] == ["create"], rule
         if name == "namespaced":
             assert each is None or each["kind"] not in ("ClusterRole", "ClusterRoleBinding")
 
@@ -264,11 +271,17 @@ def rights(release: str, namespace: str) -> dict[str, bool]:
 
 def ask_as_told(notes: str) -> str:
     """Run the commands that NOTES.txt ends in, as a person would paste them. Returns what they print."""
-    commands = "\n".join(line.strip() for line in notes.rstrip().splitlines()[-2:])
-    assert commands.startswith("kubectl port-forward"), commands
+    commands = "\n".join(line.strip() for line in notes.rstrip().splitlines()[-3:])
+    assert commands.startswith("KEY=$(kubectl get secret"), commands
     # Another port than 8080, where this machine may run something.
     commands = commands.replace("8080", "18089")
     return run("bash", "-c", f"trap 'kill $!' EXIT\n{commands}", timeout=60).splitlines()[-1]
+
+
+def key_of(release: str, namespace: str) -> str:
+    secret = get("secret", f"{release}-headwater-api-keys", namespace)
+    assert secret is not None
+    return str(secret["data"]["key"])
 
 
 @pytest.mark.timeout(400)
@@ -301,6 +314,9 @@ def test_an_upgrade_from_the_previous_chart_and_a_removal_keep_the_model_deploym
             "elsewhere": False,
         }
         assert json.loads(ask_as_told(notes))["object"] == "list"
+        key = key_of(release, namespace)
+        helm(*install, str(CHART), values=values)
+        assert key_of(release, namespace) == key, "an upgrade locks all clients out"
         wait_ready("kept", namespace)
         wait_routable("kept", namespace)
         said = helm("test", release, "--namespace", namespace, "--logs", "--timeout=120s")

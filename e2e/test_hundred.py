@@ -11,7 +11,7 @@ from e2e.harness import SYSTEM, Object, apply, condition, eventually, find, kube
 from e2e.simulation import add_nodes, on_gpus, remove_nodes
 
 COUNT = 100
-KINDS = ("md", "deployment", "service", "pdb")
+KINDS = ("md", "deployment", "service", "pdb", "networkpolicy")
 
 
 @pytest.fixture(scope="module", autouse=True)

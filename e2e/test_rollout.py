@@ -86,7 +86,7 @@ def in_flight(pods: set[str]) -> set[str]:
     for router in find("pods", SYSTEM, "app.kubernetes.io/component=router"):
         if condition(router, "Ready").get("status") == "True":
             page = kubectl(
-                "get", "--raw", f"/api/v1/namespaces/{SYSTEM}/pods/{router['metadata']['name']}:8080/proxy/metrics"
+                "get", "--raw", f"/api/v1/namespaces/{SYSTEM}/pods/{router['metadata']['name']}:9090/proxy/metrics"
             )
             lines = [line for line in page.splitlines() if line.startswith("headwater_router_endpoint_in_flight{")]
             found |= {pod for pod in pods for line in lines if f'"{pod}"' in line and not line.endswith(" 0.0")}

@@ -72,7 +72,7 @@ def router_pods() -> dict[str, str]:
 
 def sample(router: str, name: str) -> float:
     """A sample of a router's metrics; 0 where it is not there. Labels are in the order of the page."""
-    found = re.search(rf"^headwater_router_{re.escape(name)} (\S+)$", metrics_of(router, 8080), re.MULTILINE)
+    found = re.search(rf"^headwater_router_{re.escape(name)} (\S+)$", metrics_of(router, 9090), re.MULTILINE)
     return float(found[1]) if found else 0.0
 
 

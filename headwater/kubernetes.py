@@ -23,6 +23,8 @@ HTTP_PORT: Final = 8000
 EVENTS_PORT: Final = 5557
 HTTP_PORT_NAME: Final = "http"
 EVENTS_PORT_NAME: Final = "kv-events"
+ADMIN_PORT_NAME: Final = "admin"
+"""Of the routers: where they tell their metrics."""
 CONTAINER: Final = "engine"
 """The container of the server, as `spec.template` refers to it."""
 ADMIN_SECRET_KEY: Final = "key"

@@ -55,8 +55,8 @@ class OperatorSettings(BaseSettings):
     gateway_url: str | None = Field(None, description="The gateway as clients see it; shown in status.url.")
     gateway_service: NamespacedName | None = Field(
         None,
-        description="NAMESPACE/NAME of the routers' Service, whose pods are asked for their load. Without it there is "
-        "no autoscaling.",
+        description="NAMESPACE/NAME of the routers' Service, whose pods are asked for their load, at its port admin if "
+        "it has one. Without it there is no autoscaling.",
     )
     gateway_interval: float = Field(2, gt=0, description="Seconds between two looks at the routers' load.")
     engine_image: str = Field(

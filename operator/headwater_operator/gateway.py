@@ -13,7 +13,7 @@ from typing import Final
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from headwater.kubernetes import HTTP_PORT_NAME
+from headwater.kubernetes import ADMIN_PORT_NAME, HTTP_PORT_NAME
 from headwater_operator.kinds import Object, name_of
 
 Deployment = tuple[str, str]
@@ -78,10 +78,10 @@ def router_urls(slices: Iterable[Object]) -> list[str]:
 
 
 def _port(endpoint_slice: Object) -> int | None:
-    ports = endpoint_slice.get("ports") or []
-    named = [port for port in ports if port.get("name") == HTTP_PORT_NAME]
-    chosen = named or (ports if len(ports) == 1 else [])
-    return chosen[0]["port"] if chosen else None
+    """A router that has no admin port tells its metrics where it serves."""
+    ports = {port.get("name"): port["port"] for port in endpoint_slice.get("ports") or []}
+    only = next(iter(ports.values())) if len(ports) == 1 else None
+    return next((ports[name] for name in (ADMIN_PORT_NAME, HTTP_PORT_NAME) if name in ports), only)
 
 
 def _host(address: str) -> str:

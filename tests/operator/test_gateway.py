@@ -157,6 +157,13 @@ def test_routers_are_those_that_serve_and_each_is_asked_once() -> None:
     assert router_urls(slices) == ["http://10.0.0.1:8080", "http://10.0.0.2:8080", "http://[fd00::4]:8080"]
 
 
+def test_the_load_is_asked_for_at_the_admin_port_and_of_older_routers_where_they_serve() -> None:
+    with_it = endpoint_slice("IPv4", ("a", "10.0.0.1", True))
+    with_it["ports"] = [{"name": "http", "port": 8080}, {"name": "admin", "port": 9090}]
+    without = endpoint_slice("IPv4", ("b", "10.0.0.2", True)) | {"metadata": {"name": "gateway-b"}}
+    assert router_urls([without, with_it]) == ["http://10.0.0.1:9090", "http://10.0.0.2:8080"]
+
+
 @pytest.mark.parametrize("port", [None, "https"])
 def test_a_service_without_our_port_has_no_routers(port: str | None) -> None:
     assert router_urls([endpoint_slice("IPv4", ("a", "10.0.0.1", True), port=port)]) == []

@@ -1,6 +1,10 @@
-"""Asks the gateway one question: what `helm test` runs, in the router's image. The gateway's URL is the argument."""
+"""Asks the gateway one question: what `helm test` runs, in the router's image. The gateway's URL is the argument.
+
+HEADWATER_API_KEY is the key, where the gateway asks for one.
+"""
 
 import json
+import os
 import sys
 import urllib.error
 import urllib.request
@@ -16,7 +20,10 @@ QUESTION = "What is the capital of France?"
 def call(url: str, body: dict[str, Any] | None = None) -> Any:
     """The JSON that comes back. Raises OSError, which says what was answered."""
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"content-type": "application/json"})
+    headers = {"content-type": "application/json"}
+    if key := os.environ.get("HEADWATER_API_KEY"):
+        headers["authorization"] = f"Bearer {key}"
+    request = urllib.request.Request(url, data, headers)
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
             return json.load(response)

@@ -83,6 +83,32 @@ priorityClassName: {{ . }}
 {{- end }}
 {{- end -}}
 
+{{/* A component's pods as an element of a NetworkPolicy's `from`, in whichever namespace that is: (list . COMPONENT). */}}
+{{- define "headwater.peer" -}}
+namespaceSelector:
+  matchLabels: {kubernetes.io/metadata.name: {{ (index . 0).Release.Namespace }}}
+podSelector:
+  matchLabels: {{- include "headwater.selectorLabels" . | nindent 4 }}
+{{- end -}}
+
+{{/* Who may reach engines, as the operator's variables; nothing where all may. */}}
+{{- define "headwater.engineAccess" -}}
+{{- with .Values.engine.networkPolicy -}}
+{{- if .enabled -}}
+{{- $operator := include "headwater.peer" (list $ "operator") | fromYaml -}}
+- name: HEADWATER_OPERATOR_ENGINE_ROUTERS
+  value: {{ list (include "headwater.peer" (list $ "router") | fromYaml) | toJson | quote }}
+- name: HEADWATER_OPERATOR_ENGINE_CLIENTS
+  value: {{ concat (list $operator) $.Values.monitoring.from .from | toJson | quote }}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The Secret with the files of keys. */}}
+{{- define "headwater.keysSecret" -}}
+{{- .Values.apiKeys.existingSecret | default (include "headwater.name" (list . "api-keys")) -}}
+{{- end -}}
+
 {{/* Where the routers find Redis, as a variable; nothing where there is none. */}}
 {{- define "headwater.redisUrl" -}}
 {{- with .Values.redis -}}

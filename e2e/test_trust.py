@@ -121,7 +121,7 @@ def test_engines_are_reached_by_those_who_have_something_to_do_there(client: Cli
     apply(model("walled", namespace))
     wait_ready("walled", namespace)
     wait_routable("walled", namespace)
-    policy = get("networkpolicy", "walled", namespace)
+    policy = get("networkpolicy", "walled-engine", namespace)
     assert policy is not None
     (rule,) = policy["spec"]["ingress"]
     assert [port["port"] for port in rule["ports"]] == [8000]
@@ -132,8 +132,8 @@ def test_engines_are_reached_by_those_who_have_something_to_do_there(client: Cli
     ports = [port["name"] for port in (get("service", "walled-engine", namespace) or {})["spec"]["ports"]]
     assert ports == ["http"], "no KV events unless they are asked for"
 
-    kubectl("delete", "networkpolicy", "walled", "-n", namespace)
-    eventually("it is back", lambda: get("networkpolicy", "walled", namespace), timeout=30)
+    kubectl("delete", "networkpolicy", "walled-engine", "-n", namespace)
+    eventually("it is back", lambda: get("networkpolicy", "walled-engine", namespace), timeout=30)
     assert client.ask("walled", "Hello?")["status"] == 200, "routers get in"
     (engine,) = find("pods", namespace, "headwater.dev/deployment=walled")
     if heeds_policies(namespace):

@@ -55,20 +55,17 @@ class Controller:
 
     def observed(self, manifest: Object, deleted: bool) -> None:
         """A watch told the state of an object."""
-        rivals = self._rivals_before_and_after(manifest, deleted)
-        if rivals is not None:
-            for key in (*self._concerned(manifest), *rivals):
-                self._queue.add(key)
-
-    def _rivals_before_and_after(self, manifest: Object, deleted: bool) -> set[Key] | None:
-        """Take the state in. Returns whose names another one may get or lose by it; None where it was no news."""
         names, own = self._store.names, Key(namespace_of(manifest), name_of(manifest))
-        is_resource = kind_of(manifest) is MODEL_DEPLOYMENT
-        asked, rivals = (names.claimant(own), names.rivals(own)) if is_resource else (None, set())
-        if not (self._store.remove(manifest) if deleted else self._store.put(manifest)):
-            return None
-        # A status that is written, as many are, changes nothing for anybody else.
-        return rivals | names.rivals(own) if is_resource and names.claimant(own) != asked else set()
+        asked = names.claimant(own)
+        news = self._store.remove(manifest) if deleted else self._store.put(manifest)
+        if not news:
+            return
+        concerned = set(self._concerned(manifest))
+        if (asks := names.claimant(own)) != asked:
+            # Others may get a name by it, or lose one.
+            concerned |= names.rivals(asked) | names.rivals(asks)
+        for key in concerned:
+            self._queue.add(key)
 
     def _concerned(self, manifest: Object) -> list[Key]:
         if kind_of(manifest) is MODEL_DEPLOYMENT:

@@ -49,10 +49,11 @@ class Names:
         """None for one that is about to go, or makes no sense."""
         return self._claimants.get(key)
 
-    def rivals(self, key: Key) -> set[Key]:
+    def rivals(self, claimant: Claimant | None) -> set[Key]:
         """Those of other namespaces that ask for one of its names."""
-        claimant = self._claimants.get(key)
-        return {each for each in self._who_ask(claimant) if each.namespace != key.namespace} if claimant else set()
+        if claimant is None:
+            return set()
+        return {each for each in self._who_ask(claimant) if each.namespace != claimant.namespace}
 
     def standing(self, key: Key, now: datetime) -> tuple[list[dict[str, str]], Problem | None]:
         """What is to be in `status.claimedNames`, and what to say where a name is another namespace's."""
@@ -60,13 +61,13 @@ class Names:
         if claimant is None:
             return [], None
         # Within one namespace nothing is contested, however many serve the name.
-        everyone = self._who_ask(claimant) if self.rivals(key) else {key}
+        everyone = self._who_ask(claimant) if self.rivals(claimant) else {key}
         claimants = [self._claimants[each] for each in everyone]
         found = names.claims(claimants)
         return names.record(claimant, found, now.strftime("%Y-%m-%dT%H:%M:%SZ")), _taken(claimant, found, claimants)
 
     def _who_ask(self, claimant: Claimant) -> set[Key]:
-        return {each for name in _contested(claimant) for each in self._asking[name]}
+        return {each for name in _contested(claimant) for each in self._asking.get(name, ())}
 
 
 def _contested(claimant: Claimant) -> list[str]:

@@ -83,10 +83,10 @@ async def test_it_comes_with_the_resource_is_put_right_and_goes(monkeypatch: pyt
     world = World(monkeypatch, **KEPT_OUT)
     world.create(**spec)
     await world.settle()
-    before = world.child("NetworkPolicy")
-    world.cluster.merge("NetworkPolicy", "m", {"spec": {"ingress": [{}]}})
+    before = world.child("NetworkPolicy", "m-engine")
+    world.cluster.merge("NetworkPolicy", "m-engine", {"spec": {"ingress": [{}]}})
     await world.settle()
-    assert world.child("NetworkPolicy")["spec"] == before["spec"]
+    assert world.child("NetworkPolicy", "m-engine")["spec"] == before["spec"]
     await world.at_rest()
     world.delete()
     await world.settle()

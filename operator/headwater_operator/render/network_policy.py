@@ -7,7 +7,7 @@ beside this one lets in more.
 
 from collections.abc import Sequence
 
-from headwater.kubernetes import EVENTS_PORT, HTTP_PORT
+from headwater.kubernetes import EVENTS_PORT, HTTP_PORT, engine_service
 from headwater.resource import ModelDeployment
 from headwater_operator.render.context import Access, Context, Manifest, metadata
 from headwater_operator.render.deployment import selector
@@ -24,7 +24,7 @@ def network_policy(deployment: ModelDeployment, context: Context, access: Access
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
-        "metadata": metadata(deployment, context, deployment.name, "engine"),
+        "metadata": metadata(deployment, context, engine_service(deployment.name), "engine"),
         "spec": {
             "podSelector": {"matchLabels": selector(deployment)},
             "policyTypes": ["Ingress"],

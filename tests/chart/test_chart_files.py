@@ -13,10 +13,13 @@ from typing import Any
 import pytest
 import yaml
 from prometheus_client import CollectorRegistry
+from pydantic_settings import BaseSettings
 
-from charts.schema import complete
+from charts.schema import OF_THE_CHART, complete
 from headwater_engine.server.metrics import ServerMetrics
+from headwater_operator.config import OperatorSettings
 from headwater_operator.metrics import OperatorMetrics
+from headwater_router.config import RouterSettings
 from headwater_router.gateway.metrics import RouterMetrics
 
 ROOT = Path(__file__).parents[2]
@@ -56,6 +59,16 @@ def test_a_crd_has_the_line_that_the_keep_policy_is_put_behind() -> None:
 
 def test_the_schema_knows_the_settings_of_the_programs() -> None:
     assert complete(json.loads(json.dumps(SCHEMA))) == SCHEMA, "run: python -m charts.schema"
+
+
+@pytest.mark.parametrize("settings", [OperatorSettings, RouterSettings])
+def test_what_the_chart_sets_is_a_setting(settings: type[BaseSettings]) -> None:
+    """A variable that a program does not know is passed over in silence, and a port or a key with it."""
+    templates = "".join(path.read_text() for path in (CHART / "templates").glob("*.*"))
+    prefix = settings.model_config["env_prefix"]
+    set_by_it = {name.lower() for name in re.findall(rf"{prefix}([A-Z_]+)", templates)}
+    assert set_by_it
+    assert set_by_it | OF_THE_CHART[settings] <= settings.model_fields.keys()
 
 
 def test_a_url_with_a_password_comes_from_a_secret_only() -> None:

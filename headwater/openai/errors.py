@@ -7,7 +7,9 @@ APIError
  ├── NotFoundError 404
  │    └── ModelNotFoundError
  ├── MethodNotAllowedError 405
+ ├── RequestTimeoutError 408
  ├── RequestTooLargeError 413
+ ├── UnsupportedMediaTypeError 415
  ├── RateLimitError 429
  ├── HeadersTooLargeError 431
  ├── InternalServerError 500
@@ -106,10 +108,24 @@ class MethodNotAllowedError(APIError):
     type = "invalid_request_error"
 
 
+class RequestTimeoutError(APIError):
+    """The client took too long to send its request."""
+
+    status = 408
+    type = "invalid_request_error"
+
+
 class RequestTooLargeError(APIError):
     """The body is longer than the server reads."""
 
     status = 413
+    type = "invalid_request_error"
+
+
+class UnsupportedMediaTypeError(APIError):
+    """The body is compressed in a way that the server does not know."""
+
+    status = 415
     type = "invalid_request_error"
 
 

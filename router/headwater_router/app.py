@@ -21,12 +21,15 @@ from headwater_router.endpoints.endpoint import Endpoint, EndpointError, Endpoin
 from headwater_router.endpoints.fleet import Fleet
 from headwater_router.endpoints.probe import Prober
 from headwater_router.gateway.app import Gateway
+from headwater_router.gateway.bodies import BodyBudget
+from headwater_router.gateway.cors import Cors
 from headwater_router.gateway.forward import Forwarder
 from headwater_router.gateway.metrics import RouterMetrics
 from headwater_router.gateway.server import Server
 from headwater_router.index import PrefixIndex, PromptBuilder
 from headwater_router.index.subscriber import EventSubscriber
 from headwater_router.index.tokenizer import ModelTokenizer, named_tokenizer
+from headwater_router.memory import memory_limit
 from headwater_router.picker.policies import Policies
 
 if TYPE_CHECKING:
@@ -90,6 +93,9 @@ class Router:
             self.descriptors,
             max_head=settings.max_header_kib * 1024,
             max_body=int(settings.max_body_mib * 2**20),
+            bodies=_body_budget(settings),
+            most_of_an_address=settings.max_connections_per_address,
+            cors=Cors(settings.cors_origin) if settings.cors_origin else None,
         )
         self._world: World | None = None
         self._probing: dict[EndpointSpec, asyncio.Task[None]] = {}
@@ -153,6 +159,13 @@ class Router:
                     return
             finally:
                 task.cancel()
+
+
+def _body_budget(settings: RouterSettings) -> BodyBudget:
+    """Never less than one body of the largest size: such a request would be told to come back for ever."""
+    mib = settings.max_bodies_mib
+    limit = memory_limit() // 4 if mib is None else int(mib * 2**20)
+    return BodyBudget(max(limit, int(settings.max_body_mib * 2**20)))
 
 
 def _discovery(settings: RouterSettings, metrics: RouterMetrics) -> "Discovery":

@@ -69,7 +69,23 @@ class RouterSettings(BaseSettings):
         "token by token. Repeat the flag for each model.",
     )
     max_body_mib: float = Field(32, gt=0, description="Largest request body in MiB; a larger one gets a 413.")
+    max_bodies_mib: float | None = Field(
+        None,
+        gt=0,
+        description="Most MiB of request bodies that are held at once; beyond that a request gets a 503. Default: a "
+        "quarter of the memory that the container, or else the machine, has.",
+    )
     max_header_kib: int = Field(64, ge=1, description="Largest request head in KiB; a larger one gets a 431.")
+    max_connections_per_address: int | None = Field(
+        None,
+        ge=1,
+        description="Most connections of one client address. Default: nine tenths of those that there can be.",
+    )
+    cors_origin: list[str] = Field(
+        [],
+        description="An origin such as https://chat.example whose pages may ask here from a browser; * is all. Repeat "
+        "the flag for each.",
+    )
     max_attempts: int = Field(
         3, ge=1, description="Endpoints that a request is tried on, before the first byte of an answer."
     )

@@ -23,7 +23,7 @@ from typing import Final, Protocol
 _RESERVE: Final = 128
 _OF_AN_ENDPOINT: Final = 6
 """A probe's connection, and what a subscriber to KV events holds."""
-_ANTEROOM: Final = 32
+ANTEROOM: Final = 32
 KEPT_SECONDS: Final = 60.0
 """That an idle connection to an endpoint is kept."""
 
@@ -66,9 +66,9 @@ class Descriptors:
         return cls(hard if hard != resource.RLIM_INFINITY else 2**20)
 
     def reserve_for_endpoints(self, count: int) -> None:
-        reserve = _RESERVE + _OF_AN_ENDPOINT * count + _ANTEROOM
+        reserve = _RESERVE + _OF_AN_ENDPOINT * count + ANTEROOM
         self.room = max(self._limit - reserve, self._limit // 2)
-        self._most_clients = self.room * 3 // 4
+        self.most_clients = self.room * 3 // 4
         self._most_with_requests = self.room - max(self.room // 40, min(64, self.room // 8))
 
     @property
@@ -88,7 +88,11 @@ class Descriptors:
             self.clients += 1
             self._close_kept()
             return Place.ROOM
-        if self._anteroom < _ANTEROOM:
+        return self.admit_to_anteroom()
+
+    def admit_to_anteroom(self) -> Place | None:
+        """As `admit`, for a client that is not to take a place from others."""
+        if self._anteroom < ANTEROOM:
             self._anteroom += 1
             return Place.ANTEROOM
         return None
@@ -101,7 +105,7 @@ class Descriptors:
             self._grant()
 
     def _has_place(self) -> bool:
-        return self.clients < self._most_clients and self.clients + self.requests < self.room
+        return self.clients < self.most_clients and self.clients + self.requests < self.room
 
     # Requests
 

@@ -6,6 +6,7 @@ from asyncio import StreamReader, StreamWriter
 
 import pytest
 
+from headwater_router.gateway.clients import State
 from tests.router.gateway import BODY, CHAT, STREAM, RunningGateway, gateway, until
 from tests.router.upstream import Exchange, never, stream_in_two, upstream
 
@@ -157,10 +158,11 @@ async def test_idle_connections_are_closed_after_a_while() -> None:
         engine.answer = never
         busy[1].write(post())
         clients = router.router.server.clients
-        await until(lambda: len(engine.exchanges) == 2 and len(clients.idle) == 2)
-        clients.close_idle(min(clients.idle.values()) + 74)
+        idle = clients.since[State.IDLE]
+        await until(lambda: len(engine.exchanges) == 2 and len(idle) == 2)
+        clients.tick(min(idle.values()) + 74)
         assert len(clients.open) == 3
-        clients.close_idle(max(clients.idle.values()) + 75)
+        clients.tick(max(idle.values()) + 75)
         for reader, writer in (answered, silent):
             assert await reader.read() == b""
             writer.close()

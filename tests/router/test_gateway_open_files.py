@@ -5,6 +5,7 @@ import errno
 import socket
 from typing import cast
 
+from headwater_router.gateway.clients import State
 from tests.router.gateway import STREAM, RunningGateway, error_of, gateway, until
 from tests.router.upstream import never, stream_in_two, upstream
 
@@ -101,7 +102,10 @@ async def test_health_and_metrics_are_answered_when_no_client_finds_room() -> No
 async def test_when_the_anteroom_is_full_newcomers_wait_to_be_accepted() -> None:
     async with upstream() as engine, gateway(engine, open_files=OPEN_FILES) as router:
         server = router.router.server
-        silent = [await asyncio.open_connection("127.0.0.1", router.port) for _ in range(60 + 32)]
+        silent = [
+            await asyncio.open_connection("127.0.0.1", router.port, local_addr=(f"127.0.0.{2 + number % 2}", 0))
+            for number in range(60 + 32)
+        ]
         await until(lambda: len(server.clients.open) == 92)
         reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
         writer.write(b"GET /health HTTP/1.1\r\nconnection: close\r\n\r\n")
@@ -119,14 +123,15 @@ async def test_idle_clients_leave_early_when_others_wait() -> None:
         engine.answer = never
         idle = [await asyncio.open_connection("127.0.0.1", router.port) for _ in range(8)]
         clients = router.router.server.clients
-        await until(lambda: len(clients.idle) == 8)
-        clients.close_idle(min(clients.idle.values()) + 6)
+        since = clients.since[State.IDLE]
+        await until(lambda: len(since) == 8)
+        clients.tick(min(since.values()) + 6)
         assert len(clients.open) == 8
-        last = max(clients.idle.values())
+        last = max(since.values())
         streams = await open_in_order(router, 36)
         waiting = router.router.descriptors.waiting
         assert waiting > 0
-        clients.close_idle(last + 6)
+        clients.tick(last + 6)
         for reader, writer in idle:
             assert await reader.read() == b""
             writer.close()
@@ -161,7 +166,7 @@ class Exhausted:
 async def test_a_system_that_refuses_to_accept_is_asked_again_later() -> None:
     async with upstream() as engine, gateway(engine) as router:
         server = router.router.server
-        await until(lambda: not server.clients.open or bool(server.clients.idle))
+        await until(lambda: not server.clients.open or bool(server.clients.since[State.IDLE]))
         before = router.router.descriptors.clients
         server._accept(cast("socket.socket", Exhausted()))
         assert server.paused

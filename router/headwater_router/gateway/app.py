@@ -21,10 +21,12 @@ from headwater.openai.errors import (
 )
 from headwater.openai.models import ModelCard, ModelList
 from headwater_router.endpoints.fleet import Fleet
+from headwater_router.gateway.clients import too_many_connections
 from headwater_router.gateway.connection import ClientConnection
-from headwater_router.gateway.forward import Forwarder, too_many_connections
+from headwater_router.gateway.forward import Forwarder
 from headwater_router.gateway.metrics import RouterMetrics
-from headwater_router.gateway.request import Headers, Request
+from headwater_router.gateway.request import Request
+from headwater_router.headers import Headers
 from headwater_router.index import PrefixIndex
 
 log = structlog.get_logger(__name__)

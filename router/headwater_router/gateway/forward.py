@@ -21,6 +21,7 @@ from headwater_router.admission.hold import Hold
 from headwater_router.descriptors import Descriptors, NoRoomError
 from headwater_router.endpoints.endpoint import Endpoint, ServedModel
 from headwater_router.endpoints.fleet import Fleet, Served
+from headwater_router.gateway.clients import too_many_connections
 from headwater_router.gateway.connection import ClientConnection
 from headwater_router.gateway.metrics import RouterMetrics
 from headwater_router.gateway.request import Request
@@ -46,10 +47,16 @@ from headwater_router.upstream.pool import Pool
 
 log = structlog.get_logger(__name__)
 
-_NOT_FORWARDED: Final = OWN_TO_A_CONNECTION | {b"host", b"content-length", b"accept-encoding", b"expect"}
+_NOT_FORWARDED: Final = OWN_TO_A_CONNECTION | {
+    b"host",
+    b"content-length",
+    b"accept-encoding",
+    b"expect",
+    b"x-request-id",
+}
 """accept-encoding: the usage is read off the answer's last bytes, and token streams gain nothing from compression."""
 _NOT_PASSED_ON: Final = frozenset((b"x-request-id", b"x-headwater-endpoint", b"x-headwater-decision"))
-"""The router sets these itself."""
+"""The router sets these itself, the id where the answer begins."""
 _RETRY_PAUSE: Final = 0.05
 """Seconds before the second attempt, twice that before the third; half to all of it, at random."""
 _RETRIED_STATUSES: Final = frozenset((500, 502, 503, 504))
@@ -150,10 +157,6 @@ def not_ready(model: str) -> ServiceUnavailableError:
     )
 
 
-def too_many_connections() -> ServiceUnavailableError:
-    return ServiceUnavailableError("The router has too many open connections.", code="overloaded", retry_after=1)
-
-
 class _Forwarding:
     """The state of one request."""
 
@@ -181,7 +184,8 @@ class _Forwarding:
         self._streamed = False
         self._before_last = self._last = b""
         """The last two pieces of the answer, in which its usage is looked for."""
-        self._request_id, self._head = _request_head(request)
+        self._request_id = request.id
+        self._head = _request_head(request)
 
     async def run(self) -> None:
         """Forward, once there is a descriptor for it."""
@@ -281,7 +285,6 @@ class _Forwarding:
         headers: Headers = [
             (b"x-headwater-endpoint", endpoint.name.encode()),
             (b"x-headwater-decision", decision.label.encode()),
-            (b"x-request-id", self._request_id),
         ]
         for each in connection.headers:
             name, value = each
@@ -374,15 +377,9 @@ def _renamed(body: bytes, model: str) -> bytes:
     return msgspec.json.encode({**msgspec.json.decode(body), "model": model})
 
 
-def _request_head(request: Request) -> tuple[bytes, bytes]:
-    """The request's id, and its head for the endpoint but for what differs from one to the other."""
-    lines = [b"%b HTTP/1.1" % request.target]
-    request_id = b""
+def _request_head(request: Request) -> bytes:
+    """Its head for the endpoint but for what differs from one to the other."""
+    lines = [b"%b HTTP/1.1" % request.target, b"x-request-id: " + request.id]
     for name, value in end_to_end(request.headers, _NOT_FORWARDED):
         lines.append(name + b": " + value)
-        if name == b"x-request-id":
-            request_id = value
-    if not request_id:
-        request_id = b"%032x" % random.getrandbits(128)
-        lines.append(b"x-request-id: " + request_id)
-    return request_id, b"\r\n".join(lines) + b"\r\n"
+    return b"\r\n".join(lines) + b"\r\n"

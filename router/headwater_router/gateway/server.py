@@ -1,4 +1,4 @@
-"""Listens, lets clients in while there are descriptors for them, closes the idle, and ends without haste.
+"""Listens, lets clients in while there are descriptors for them, and ends without haste.
 
 A system that is asked to accept one connection too many says so again and again, and a loop that asks again and again
 does nothing else. So the router stops to accept before, and goes on when a client leaves; until then newcomers wait
@@ -10,13 +10,20 @@ import contextlib
 import socket
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 import structlog
 
-from headwater_router.descriptors import Descriptors, Place
-from headwater_router.gateway.connection import ClientConnection, Clients
+from headwater_router.descriptors import Descriptors
+from headwater_router.gateway.bodies import BodyBudget
+from headwater_router.gateway.clients import Clients
+from headwater_router.gateway.connection import ClientConnection
+from headwater_router.gateway.cors import Cors
+from headwater_router.gateway.parser import Admit
 from headwater_router.gateway.request import Request
+from headwater_router.gateway.seats import Seat, Seats
+from headwater_router.sockets import keep_alive
 
 log = structlog.get_logger(__name__)
 
@@ -24,7 +31,7 @@ _BACKLOG: Final = 8192
 _AT_ONCE: Final = 64
 """Connections accepted before those that are there get their turn."""
 _TICK: Final = 1.0
-"""Seconds between two looks at idle connections."""
+"""Seconds between two looks at connections whose time may be up."""
 _LAST_BYTES: Final = 2.0
 """Seconds that clients get to read what was written before the end."""
 
@@ -39,15 +46,25 @@ class Server:
         *,
         max_head: int,
         max_body: int,
+        bodies: BodyBudget,
+        most_of_an_address: int | None = None,
+        admit: Admit | None = None,
+        cors: Cors | None = None,
     ) -> None:
-        """Limits are in bytes."""
+        """Limits are in bytes, `most_of_an_address` in connections: None lets one have most of what there is room for.
+
+        `admit`: called with each request's head; None lets everybody in.
+        """
         self._loop = asyncio.get_running_loop()
         self._descriptors = descriptors
-        self.clients = Clients(handle, descriptors, max_head, max_body, on_leave=self._on_leave)
+        self._seats = Seats(descriptors, most_of_an_address)
+        self.clients = Clients(
+            handle, descriptors, self._seats, bodies, max_head, max_body, admit, cors, on_leave=self._on_leave
+        )
         self._listeners: list[socket.socket] = []
         self.paused = False
         self._all_left = asyncio.Event()
-        self._entering: set[asyncio.Task[None]] = set()
+        self._entering: dict[asyncio.Task[Any], None] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     async def listen(self, host: str, port: int) -> None:
@@ -87,6 +104,8 @@ class Server:
     async def close(self) -> None:
         """Stop listening; answers that are not complete are cut, others get a moment to reach their clients."""
         self.stop_listening()
+        for task in self._entering:
+            task.cancel()
         for connection in list(self.clients.open):
             if connection.answering:
                 connection.abort()
@@ -106,20 +125,35 @@ class Server:
                 self._pause()
                 return
             try:
-                client, _ = listener.accept()
+                client, address = listener.accept()
             except OSError as error:
                 self._descriptors.leave(place)
                 if not isinstance(error, (BlockingIOError, ConnectionError)):
                     log.warning("cannot accept connections for a moment", reason=error.strerror)
                     self._pause()
                 return
-            task = self._loop.create_task(self._enter(client, place))
-            self._entering.add(task)
-            task.add_done_callback(self._entering.discard)
+            seat = self._seats.take(place, address[0])
+            if seat is None:
+                client.close()
+                continue
+            self._let_in(client, seat)
 
-    async def _enter(self, client: socket.socket, place: Place) -> None:
+    def _let_in(self, client: socket.socket, seat: Seat) -> None:
         client.setblocking(False)
-        await self._loop.connect_accepted_socket(lambda: ClientConnection(self.clients, place), client)
+        keep_alive(client)
+        connection = ClientConnection(self.clients, seat)
+        task = self._loop.create_task(self._loop.connect_accepted_socket(lambda: connection, client))
+        self._entering[task] = None
+        task.add_done_callback(partial(self._entered, client, connection))
+
+    def _entered(self, client: socket.socket, connection: ClientConnection, task: asyncio.Task[Any]) -> None:
+        """Not within a coroutine, which a task that is cancelled at once never begins."""
+        del self._entering[task]
+        if task.cancelled() or (error := task.exception()) is not None:
+            connection.give_up()
+            client.close()
+            if not task.cancelled():
+                log.warning("a connection failed before it began", reason=str(error))
 
     def _pause(self) -> None:
         self.paused = True
@@ -138,7 +172,7 @@ class Server:
                 self._loop.add_reader(listener, self._accept, listener)
 
     def _tick(self) -> None:
-        self.clients.close_idle(time.monotonic())
+        self._timer = self._loop.call_later(_TICK, self._tick)
+        self.clients.tick(time.monotonic())
         self._descriptors.close_unused(self._loop.time())
         self._resume()
-        self._timer = self._loop.call_later(_TICK, self._tick)

@@ -6,7 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwater_router.gateway.request import Request, RequestParser
+from headwater.openai.errors import APIError
+from headwater_router.gateway.bodies import BodyBudget
+from headwater_router.gateway.parser import Admit, RequestParser, Stage
+from headwater_router.gateway.request import Head, Request
+from tests.router.front import Counted
 
 GET = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
 POST = b"POST /v1/chat/completions?a=1 HTTP/1.1\r\nHost: x\r\nX-Own: 1\r\nContent-Length: 5\r\n\r\nhello"
@@ -24,10 +28,26 @@ LAST = b"POST /v1/completions HTTP/1.1\r\nconnection: close\r\ncontent-length: 2
 class Parsed:
     """A parser with what it delivered."""
 
-    def __init__(self, *pieces: bytes, max_head: int = 1024, max_body: int = 64) -> None:
+    def __init__(
+        self,
+        *pieces: bytes,
+        max_head: int = 1024,
+        max_body: int = 64,
+        budget: int = 2**20,
+        admit: Admit | None = None,
+    ) -> None:
         self.requests: list[Request] = []
         self.expected = 0
-        self.parser = RequestParser(self.requests.append, self._expect, max_head=max_head, max_body=max_body)
+        self.budget = BodyBudget(budget)
+        self.parser = RequestParser(
+            self.requests.append,
+            self._expect,
+            max_head=max_head,
+            max_body=max_body,
+            bodies=self.budget,
+            admit=admit,
+            client="10.0.0.7",
+        )
         for piece in pieces:
             self.parser.feed(piece)
 
@@ -37,6 +57,12 @@ class Parsed:
     @property
     def bodies(self) -> list[bytes]:
         return [request.body for request in self.requests]
+
+    def let_go(self) -> None:
+        """As when all answers were given, and the client leaves."""
+        for request in self.requests:
+            request.end()
+        self.parser.close()
 
     @property
     def statuses(self) -> list[int | None]:
@@ -182,3 +208,116 @@ def test_a_trailer_is_no_header() -> None:
 def test_the_path_is_decoded_and_stripped_of_host_and_query(target: bytes, path: str) -> None:
     [request] = Parsed(b"OPTIONS " + target + b" HTTP/1.1\r\n\r\n").requests
     assert request.path == path
+
+
+@pytest.mark.parametrize(
+    ("target", "path", "upstream"),
+    [
+        (b"/v1/chat/completions/", "/v1/chat/completions", b"/v1/chat/completions"),
+        (b"/v1/completions//?a=/", "/v1/completions", b"/v1/completions?a=/"),
+        (b"/?a=1", "/", b"/?a=1"),
+        (b"//", "/", b"/"),
+        (b"/v1/models/a%2F", "/v1/models/a/", b"/v1/models/a%2F"),
+    ],
+)
+def test_a_slash_at_the_end_of_the_path_means_nothing(target: bytes, path: str, upstream: bytes) -> None:
+    [request] = Parsed(b"GET " + target + b" HTTP/1.1\r\n\r\n").requests
+    assert (request.path, request.target) == (path, upstream)
+
+
+@pytest.mark.parametrize("given", [b"abc-1", b"a b", b"x" * 128])
+def test_a_request_is_known_by_the_id_that_its_client_gives_it(given: bytes) -> None:
+    [request] = Parsed(b"GET / HTTP/1.1\r\nX-Request-Id: " + given + b"\r\n\r\n").requests
+    assert (request.id, request.client) == (given, "10.0.0.7")
+
+
+@pytest.mark.parametrize("given", [b"", b"x" * 129, b"caf\xc3\xa9", b"a\tb"])
+def test_an_id_that_no_log_could_hold_is_replaced(given: bytes) -> None:
+    parsed = Parsed(b"GET / HTTP/1.1\r\nx-request-id: " + given + b"\r\n\r\n" + GET + b"no http\r\n\r\n")
+    ids = [request.id for request in parsed.requests]
+    assert len(set(ids)) == 3
+    assert all(len(each) == 32 and int(each, 16) for each in ids)
+
+
+def test_what_is_wrong_with_a_head_is_answered_under_the_id_that_it_has() -> None:
+    parsed = Parsed(b"GET / HTTP/1.1\r\nx-request-id: mine\r\nx-next: 1\r\nbad header\r\n\r\n")
+    assert (parsed.statuses, parsed.requests[0].id) == ([400], b"mine")
+
+
+# What is decided from the head
+
+
+def refuse(head: Head) -> APIError | None:
+    return AuthenticationFailed("no") if head.path == "/secret" else None
+
+
+class AuthenticationFailed(APIError):  # noqa: N818
+    status = 401
+
+
+SECRET = b"POST /secret HTTP/1.1\r\ncontent-length: 5\r\n\r\nhello"
+
+
+@given(
+    parts=st.lists(st.sampled_from([GET, POST, CHUNKED, OFFER, SECRET]), min_size=1, max_size=6),
+    last=st.sampled_from([b"", LAST, b"\x16\x03\x01 no http\r\n\r\n", POST[:-2], POST[:30]]),
+    cuts=st.lists(st.integers(0, 2000), max_size=12),
+)
+def test_each_head_is_asked_about_once_and_what_was_taken_up_for_it_is_given_back_once(
+    parts: list[bytes], last: bytes, cuts: list[int]
+) -> None:
+    door = Counted(refuse)
+    parsed = Parsed(*split(b"".join(parts) + last, cuts), admit=door)
+    whole = sum(last is each for each in (LAST,))
+    assert parsed.statuses[: len(parts)] == [401 if part is SECRET else None for part in parts]
+    begun = len(parts) + whole + (last == POST[:-2])
+    assert len(door.heads) == begun
+    assert door.taken == begun - parts.count(SECRET)
+    for request in parsed.requests:
+        assert (request.admitted is None) == (request.error is not None)
+    parsed.let_go()
+    parsed.requests[0].end()
+    assert door.given == door.taken
+    assert parsed.budget.in_flight == 0
+
+
+def test_a_head_is_answered_before_its_body_is_here() -> None:
+    head = SECRET[:-5]
+    parsed = Parsed(head, admit=Counted(refuse))
+    assert parsed.statuses == [401]
+    for piece in (b"he", b"llo", POST):
+        parsed.parser.feed(piece)
+    assert parsed.statuses == [401, None]
+    assert [request.keep_alive for request in parsed.requests] == [True, True]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [b"expect: 100-continue\r\ncontent-length: 5\r\n", b"content-length: 1048577\r\n"],
+    ids=["one that waits", "a long one"],
+)
+def test_a_body_that_is_not_worth_reading_ends_the_connection(more: bytes) -> None:
+    parsed = Parsed(b"POST /secret HTTP/1.1\r\n" + more + b"\r\n", admit=Counted(refuse), max_body=2**22)
+    assert (parsed.statuses, parsed.expected) == ([401], 0)
+    assert not parsed.requests[0].keep_alive
+    assert parsed.parser.stage is Stage.ENDED
+
+
+def test_what_nobody_wants_is_read_up_to_a_bound() -> None:
+    parsed = Parsed(b"POST /secret HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n", admit=Counted(refuse))
+    chunk = b"10000\r\n" + b"x" * 65_536 + b"\r\n"
+    for _ in range(16):
+        parsed.parser.feed(chunk)
+        assert parsed.parser.stage is Stage.BODY
+    parsed.parser.feed(chunk)
+    assert parsed.parser.stage is Stage.ENDED
+    assert parsed.statuses == [401]
+    assert parsed.budget.in_flight == 0
+
+
+def test_a_client_that_leaves_amid_its_body_gives_back_what_was_taken_up() -> None:
+    door = Counted()
+    parsed = Parsed(POST[:-2], admit=door)
+    assert (door.taken, door.given, parsed.budget.in_flight) == (1, 0, 3)
+    parsed.let_go()
+    assert (door.given, parsed.budget.in_flight) == (1, 0)

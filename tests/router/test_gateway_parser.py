@@ -256,10 +256,11 @@ class AuthenticationFailed(APIError):  # noqa: N818
 
 
 SECRET = b"POST /secret HTTP/1.1\r\ncontent-length: 5\r\n\r\nhello"
+SECRETS = [SECRET, OFFER.replace(b"/tokenize", b"/secret"), CHUNKED.replace(b"/v1/completions", b"/secret")]
 
 
 @given(
-    parts=st.lists(st.sampled_from([GET, POST, CHUNKED, OFFER, SECRET]), min_size=1, max_size=6),
+    parts=st.lists(st.sampled_from([GET, POST, CHUNKED, OFFER, *SECRETS]), min_size=1, max_size=6),
     last=st.sampled_from([b"", LAST, b"\x16\x03\x01 no http\r\n\r\n", POST[:-2], POST[:30]]),
     cuts=st.lists(st.integers(0, 2000), max_size=12),
 )
@@ -269,10 +270,10 @@ def test_each_head_is_asked_about_once_and_what_was_taken_up_for_it_is_given_bac
     door = Counted(refuse)
     parsed = Parsed(*split(b"".join(parts) + last, cuts), admit=door)
     whole = sum(last is each for each in (LAST,))
-    assert parsed.statuses[: len(parts)] == [401 if part is SECRET else None for part in parts]
+    assert parsed.statuses[: len(parts)] == [401 if part in SECRETS else None for part in parts]
     begun = len(parts) + whole + (last == POST[:-2])
     assert len(door.heads) == begun
-    assert door.taken == begun - parts.count(SECRET)
+    assert door.taken == begun - sum(part in SECRETS for part in parts)
     for request in parsed.requests:
         assert (request.admitted is None) == (request.error is not None)
     parsed.let_go()

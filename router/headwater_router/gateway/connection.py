@@ -126,6 +126,7 @@ class ClientConnection(AnswerWriter):
         self._task = self._loop.create_task(self._answer(request))
 
     async def _answer(self, request: Request) -> None:
+        assert self._transport is not None
         cors = self._clients.cors
         try:
             if cors is not None and request.error is None and cors.asks_first(request):
@@ -139,7 +140,8 @@ class ClientConnection(AnswerWriter):
         finally:
             request.end()
             self._task = self._request = None
-            if self.state is ANSWERING:
+            # It may have been aborted a moment ago, and is lost in the next one.
+            if self.state is ANSWERING and not self._transport.is_closing():
                 self._go_on(request)
 
     def _go_on(self, request: Request) -> None:
@@ -204,8 +206,9 @@ class ClientConnection(AnswerWriter):
         """
         assert self._transport is not None
         self._enter(CLOSING)
-        self._read(True)
-        self._transport.write_eof()
+        if not self._transport.is_closing():
+            self._read(True)
+            self._transport.write_eof()
 
     def close(self) -> None:
         """After what was written."""

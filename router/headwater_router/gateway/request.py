@@ -58,11 +58,13 @@ class Request(Head):
     held_body: int = 0
 
     def hold_head(self) -> bool:
-        """Count the head, if there is memory for it."""
+        """Count the head, if it is not counted yet and there is memory for it."""
+        if self.held_head:
+            return True
         size = head_size(self.target, self.headers)
         if not self.bodies.take(size):
             return False
-        self.held_head += size
+        self.held_head = size
         return True
 
     def hold_body(self, count: int) -> bool:

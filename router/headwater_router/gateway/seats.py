@@ -57,7 +57,7 @@ class Seats:
         self._descriptors.leave(seat.place)
 
     def _most_of_room(self) -> int:
-        return self._most if self._most is not None else int(self._descriptors.most_clients * _SHARE)
+        return self._most if self._most is not None else max(1, int(self._descriptors.most_clients * _SHARE))
 
 
 def _network(client: str) -> str:

@@ -127,6 +127,8 @@ class AnswerWriter(asyncio.Protocol):
     def look_at_reader(self, now: float) -> None:
         """An answer waits for the client: let go of one that has taken nothing since the last look."""
         assert self._transport is not None
+        if self._transport.is_closing():
+            return  # Its time for that is counted elsewhere.
         before, self._unread = self._unread, self._not_taken()
         if self._unread >= before:
             self._transport.abort()

@@ -7,11 +7,17 @@ to the one server that it knows nothing of.
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from headwater.backends.base import LoadMetrics, Reading
+
+_LONGEST_LINE: Final = 4096
+"""Characters. The parser takes the square of a line's labels: 4 MiB of them would be minutes."""
+_MOST_TEXT: Final = 2**18
+"""Characters of all lines that matter: some lines for each data-parallel engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +54,11 @@ def _samples(page: str, metrics: LoadMetrics) -> list[Sample]:
     )
     names = tuple({reading.metric + end for reading in readings for end in ("{", " ")})
     # The parser takes 30 times as long over the whole page as over the few lines that matter.
-    lines = "\n".join(line for line in page.splitlines() if line.startswith(names))
-    return [sample for family in text_string_to_metric_families(lines) for sample in family.samples]
+    lines = [line for line in page.splitlines() if line.startswith(names) and len(line) <= _LONGEST_LINE]
+    text = "\n".join(lines)
+    if len(text) > _MOST_TEXT:
+        text = text[:_MOST_TEXT].rpartition("\n")[0]
+    return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
 
 
 def _values(samples: list[Sample], readings: tuple[Reading, ...]) -> list[float]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from headwater import backends
-from headwater.backends import UnknownBackendError
+from headwater.backends import UnknownBackendError, metrics
 from headwater.backends.base import UnsupportedError
 from headwater.backends.metrics import LoadReport, read_load
 from headwater.resource import ModelDeployment
@@ -223,3 +223,14 @@ def test_what_is_not_reported_is_none_and_not_zero(page):
 def test_a_damaged_page_is_refused():
     with pytest.raises(ValueError, match="float"):
         read_load("vllm:num_requests_running{ 1\n", backends.get("vllm").metrics)
+
+
+def test_no_page_is_parsed_beyond_what_servers_have_to_say(monkeypatch):
+    parsed = []
+    monkeypatch.setattr(metrics, "text_string_to_metric_families", lambda text: parsed.append(text) or ())
+    line = "vllm:num_requests_running 1\n"
+    read_load(line * 100_000, backends.get("vllm").metrics)
+    read_load(f"vllm:num_requests_running{{{'a=1,' * 100_000}}} 1\n" + line, backends.get("vllm").metrics)
+    assert [len(text) <= 2**18 for text in parsed] == [True, True]
+    assert parsed[0].endswith(" 1")
+    assert parsed[1] == line.strip()

@@ -1,9 +1,18 @@
 """Where endpoints come from, and what probes find out about them."""
 
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
+import trustme
+
+from headwater_router.endpoints.readiness import Readiness
+from headwater_router.endpoints.tls import trust
 from tests.router.gateway import gateway, until
-from tests.router.upstream import upstream
+from tests.router.upstream import Exchange, Upstream, UpstreamConnection, upstream
 
 
 async def test_the_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
@@ -81,3 +90,76 @@ async def test_what_an_engine_reports_of_its_load_is_read_and_what_it_does_not_i
         await until(lambda: load.reported_running is None)
         assert await router.metric('headwater_router_endpoint_reported_running{endpoint="a"}') == 0
         assert endpoint.ready
+
+
+@pytest.fixture
+def own_authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[trustme.CA]:
+    """Whom the router trusts, in place of those whom the system does."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
+    trust.cache_clear()
+    yield authority
+    trust.cache_clear()
+
+
+@asynccontextmanager
+async def behind_tls(engine: Upstream, certificate: trustme.LeafCert) -> AsyncIterator[int]:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    certificate.configure_cert(context)
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: UpstreamConnection(engine), "127.0.0.1", 0, ssl=context)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+
+
+async def test_an_endpoint_behind_tls_and_below_a_path_gets_its_key_and_not_the_clients(
+    own_authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENGINE_KEY", "of-the-engine")
+    async with upstream() as engine, behind_tls(engine, own_authority.issue_cert("localhost")) as port:
+        engine.pages = {b"/base" + path: page for path, page in engine.pages.items()}
+        flag = f"https://localhost:{port}/base,name=a,backend=vllm,api_key_env=ENGINE_KEY"
+        async with gateway(endpoint=[flag], ready=1) as router:
+            assert (await router.post()).status_code == 200
+            [exchange] = engine.exchanges
+            assert exchange.line == b"POST /base/v1/chat/completions HTTP/1.1"
+            assert exchange.headers[b"host"] == b"localhost:%d" % port
+            assert exchange.headers[b"authorization"] == b"Bearer of-the-engine"
+            assert {path for path in engine.probed if path in engine.pages} == {b"/base/health", b"/base/v1/models"}
+
+
+async def test_a_certificate_of_somebody_else_is_not_trusted(own_authority: trustme.CA) -> None:
+    foreign = trustme.CA().issue_cert("localhost")
+    async with (
+        upstream() as engine,
+        behind_tls(engine, foreign) as port,
+        gateway(endpoint=[f"https://localhost:{port},backend=vllm"], ready=0) as router,
+    ):
+        await until(lambda: "TLS" in router.router.fleet.why_not_ready("m"))
+        assert not engine.probed
+
+
+async def test_who_listens_nowhere_is_told_so() -> None:
+    async with upstream() as engine:
+        port = engine.port
+    async with gateway(endpoint=[f"http://127.0.0.1:{port}"], ready=0) as router:
+        await until(lambda: router.router.fleet.why_not_ready("m").endswith(f"nobody listens at 127.0.0.1:{port}"))
+
+
+async def test_a_metrics_page_that_never_ends_takes_nothing_from_its_endpoint() -> None:
+    async def never_ends(exchange: Exchange) -> None:
+        await exchange.begin_stream()
+        while not exchange.connection.gone.is_set():
+            await exchange.chunk(b"# " + b"x" * 65536 + b"\n")
+            await asyncio.sleep(0)
+
+    async with upstream() as engine, gateway(engine) as router:
+        engine.pages[b"/metrics"] = never_ends
+        probed = engine.probed[b"/health"]
+        await until(lambda: engine.probed[b"/health"] > probed + 20)
+        [endpoint] = router.router.fleet
+        assert endpoint.readiness is Readiness.READY
+        assert (await router.post()).status_code == 200

@@ -124,8 +124,8 @@ class Upstream:
     port: int = 0
     answer: Handler = answer_at_once
     """To a POST."""
-    pages: dict[bytes, tuple[int, bytes]] = field(default_factory=dict)
-    """Status and body, by path."""
+    pages: dict[bytes, tuple[int, bytes] | Handler] = field(default_factory=dict)
+    """Status and body, by path, or what answers there."""
     exchanges: list[Exchange] = field(default_factory=list)
     """POSTs so far."""
     probed: dict[bytes, int] = field(default_factory=dict)
@@ -150,8 +150,8 @@ class Upstream:
             exchange.connection.served_posts += 1
             await self.answer(exchange)
         else:
-            status, body = self.pages.get(path, (404, b"{}"))
-            await exchange.whole(body, status)
+            page = self.pages.get(path, (404, b"{}"))
+            await (page(exchange) if callable(page) else exchange.whole(page[1], page[0]))
             self.probed[path] = self.probed.get(path, 0) + 1
 
     @property

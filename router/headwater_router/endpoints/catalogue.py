@@ -90,10 +90,12 @@ def _contested(offers: list[tuple[Deployment, ServedModel]], claims: Claims) -> 
 
 def _promise(made: Catalogue, deployment: Deployment, claims: Claims) -> None:
     for name in (*deployment.names, *deployment.adapters):
+        adapter = name if name in deployment.adapters else ""
         long = qualified(deployment.namespace, name)
         short = _may(deployment, name, claims, made)
-        for each in dict.fromkeys((*([name] if short else []), *([long] if long not in made.static else []))):
-            made.promised.setdefault(each, []).append(deployment)
-            adapter = name if name in deployment.adapters else ""
+        for each in [each for each, its in ((name, short), (long, long not in made.static)) if its]:
+            promised = made.promised.setdefault(each, [])
+            if deployment not in promised:
+                promised.append(deployment)
             made.identities.setdefault(each, ServedModel(each, deployment.name, adapter))
         made.listed.add(name if short else long)

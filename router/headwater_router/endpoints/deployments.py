@@ -13,7 +13,7 @@ address is believed only where the pod itself has it, which the cluster's nodes 
 
 import ipaddress
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import structlog
@@ -152,20 +152,26 @@ def served_by(deployment: Deployment, backend: Backend, own: Sequence[ServedMode
     not list them. Prompts are hashed under the resource's name, so that this is the same for all its endpoints, and
     known before there is one.
     """
-    bases = [model.name for model in own if not model.adapter and model.name not in deployment.adapters]
+    bases = {model.name: model for model in own if not model.adapter and model.name not in deployment.adapters}
     own_name = _own_name(deployment, bases) or deployment.name
     served = []
     for name in deployment.names:
         known = name in bases or not bases or backend.answers_to_any_name
-        served.append(ServedModel(name, deployment.name, "", "" if known else own_name))
-    loaded = [model.name for model in own if model.adapter or model.name in deployment.adapters]
+        said = bases.get(name) or bases.get(own_name) or _SILENT
+        served.append(replace(said, name=name, base=deployment.name, upstream="" if known else own_name))
+    loaded = {model.name: model for model in own if model.adapter or model.name in deployment.adapters}
     if backend.loads_adapters == "start":
-        loaded += deployment.adapters
-    for name in dict.fromkeys(loaded):
+        loaded |= {name: _SILENT for name in deployment.adapters if name not in loaded}
+    for name, said in loaded.items():
         if name not in deployment.names:
             asked = backend.adapter_name(own_name, name)
-            served.append(ServedModel(name, deployment.name, name, "" if asked == name else asked))
+            upstream = "" if asked == name else asked
+            served.append(replace(said, name=name, base=deployment.name, adapter=name, upstream=upstream))
     return served
+
+
+_SILENT: Final = ServedModel("", "", "")
+"""Of a server that says nothing of it."""
 
 
 def _own_name(deployment: Deployment, bases: Collection[str]) -> str | None:

@@ -39,7 +39,11 @@ _MOST_READY: Final = 64 * 1024
 """Bytes of an answer that are read; of each kind. More is not waited for."""
 _MOST_MODELS: Final = 2**20
 _MOST_METRICS: Final = 2**22
+_MOST_AT_ONCE: Final = 2**16
+"""Characters of a metrics page that are gone through without letting others go on."""
 _PROCESS_START: Final = re.compile(r"^process_start_time_seconds (\S+)$", re.MULTILINE)
+_STATUS: Final = re.compile(rb'\s*\{\s*"status"\s*:\s*"([a-z_ ]{1,40})"')
+"""Why our own engine is not ready: loading, draining, failed."""
 _SILENCE: Final = (ConnectTimeoutError, AnswerTimeoutError, UnreachableError)
 """What a machine does that is gone, or stands still."""
 _NO_REPORT: Final = LoadReport(None, None, None, None, None)
@@ -67,7 +71,7 @@ class Prober:
         try:
             async with asyncio.TaskGroup() as group:
                 for turn in itertools.count():
-                    await self._probe(endpoint, pool, look_anew=turn % _MODELS_EVERY == 0)
+                    await self.look(endpoint, pool, models_too=turn % _MODELS_EVERY == 0)
                     # Beside the next probes, which a page that never ends must not hold up.
                     if endpoint.ready and (loading is None or loading.done()):
                         loading = group.create_task(self._read_load(endpoint, pool))
@@ -75,17 +79,18 @@ class Prober:
         finally:
             pool.close()
 
-    async def _probe(self, endpoint: Endpoint, pool: Pool, *, look_anew: bool) -> None:
+    async def look(self, endpoint: Endpoint, pool: Pool, *, models_too: bool) -> None:
+        """One probe. `models_too`: also what is known already of what it serves is asked anew."""
         begun = asyncio.get_running_loop().time()
         endpoint.key.refresh()
         path = endpoint.backend.ready_path
         try:
-            status, _ = await self._get(endpoint, pool, path, _MOST_READY)
+            status, body = await self._get(endpoint, pool, path, _MOST_READY)
             if status != 200:
-                self._fleet.mark_unready(endpoint, _refusal(endpoint, path, status))
+                self._fleet.mark_unready(endpoint, _refusal(endpoint, path, status, body))
                 return
             models: Sequence[ServedModel] | None = endpoint.models
-            if look_anew or not (endpoint.ready and models):
+            if models_too or not (endpoint.ready and models):
                 models = await self._read_models(endpoint, pool)
         except OwnLimitError:
             return  # It says nothing of the endpoint.
@@ -162,7 +167,7 @@ class Prober:
             return []  # Not every server has it; the resource says what it serves.
         if endpoint.models:
             return endpoint.models
-        self._fleet.mark_unready(endpoint, _refusal(endpoint, _MODELS_PATH, status))
+        self._fleet.mark_unready(endpoint, _refusal(endpoint, _MODELS_PATH, status, body))
         return None
 
     async def _read_load(self, endpoint: Endpoint, pool: Pool) -> None:
@@ -175,7 +180,10 @@ class Prober:
             if status == 200:
                 text = body.decode(errors="replace")
                 self._notice_restart(endpoint, text)
-                report = read_load(text, endpoint.backend.metrics)
+                if len(text) <= _MOST_AT_ONCE:
+                    report = read_load(text, endpoint.backend.metrics)
+                else:
+                    report = await asyncio.to_thread(read_load, text, endpoint.backend.metrics)
         except Exception as error:
             # Whatever stands there: a page that cannot be read is no report, and no more than that.
             log.debug("load not read", endpoint=endpoint.name, reason=repr(error)[:200])
@@ -190,8 +198,8 @@ class Prober:
         endpoint.process_start = start
 
 
-def _refusal(endpoint: Endpoint, path: str, status: int) -> str:
-    """What a status says to people, as far as it can be guessed."""
+def _refusal(endpoint: Endpoint, path: str, status: int, body: bytes) -> str:
+    """What a status that is not 200 says to people, as far as it can be guessed."""
     if status in (401, 403):
         key = f"it does not take the key of {endpoint.key.source}" if endpoint.key.source else _KEY_WANTED
         return f"{status} on {path}: {key}"
@@ -199,7 +207,8 @@ def _refusal(endpoint: Endpoint, path: str, status: int) -> str:
         others = [name for name in backends.names() if backends.get(name).ready_path != path]
         likely = "vllm" if "vllm" in others else others[0]
         return f"404 on {path}: is it backend={likely}? These have another path: {', '.join(others)}"
-    return f"{status} on {path}"
+    word = _STATUS.match(body)
+    return f"{status} on {path}{f': {word[1].decode()}' if word else ''}"
 
 
 _KEY_WANTED: Final = "it needs a key: api_key_env= or api_key_file="

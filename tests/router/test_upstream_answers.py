@@ -168,6 +168,17 @@ def test_a_connection_that_is_to_end_with_its_answer_is_not_kept(last: bytes) ->
     wires.close()
 
 
+def test_an_answer_before_the_end_of_its_request_is_the_connections_last() -> None:
+    wires = Wires()
+    asked = wires.ask()
+    wires.all[0].unsent = 1
+    wires.send(answer(b"too large", 413))
+    assert whole(wires, asked) == b"too large"
+    release(wires, asked)
+    assert not wires.kept and not wires.all[0].open
+    wires.close()
+
+
 def test_mistakes_of_ours_are_told_and_not_passed_over() -> None:
     wires = Wires()
     asked = wires.ask()

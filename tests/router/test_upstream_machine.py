@@ -87,11 +87,12 @@ class Exchanges(RuleBasedStateMachine):
             self.send(-1, len(asked.answer) - len(rest) - 12 if sent == "some" else 10_000)
 
     @precondition(lambda self: self.asked)
-    @rule(which=WHICH, relay=st.booleans())
-    def read(self, which: int, relay: bool) -> None:
+    @rule(which=WHICH, relay=st.sampled_from(["takes", "takes none", "is not there"]))
+    def read(self, which: int, relay: str) -> None:
         asked = self.one(which)
         if asked.task.done() and asked.reading is None:
-            asked.reading = self.wires.start(asked.connection.read(asked.take if relay else None))
+            relays = {"takes": asked.take, "takes none": lambda _: False}
+            asked.reading = self.wires.start(asked.connection.read(relays.get(relay)))
         self.look()
 
     @precondition(lambda self: self.asked)

@@ -28,6 +28,8 @@ class Wire(asyncio.Transport):
         self.open = True
         self.was_reset = False
         self.reading = True
+        self.unsent = 0
+        """Bytes that the engine did not take yet."""
         self._loop = loop
         self._unread: list[bytes] = []
 
@@ -41,6 +43,9 @@ class Wire(asyncio.Transport):
 
     def abort(self) -> None:
         self._lose(None)
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
 
     def pause_reading(self) -> None:
         assert self.open

@@ -5,6 +5,8 @@ send prepared bytes, parse the answer's head, hand its body on as it comes, hold
 slow, and close at once when the client leaves. How many connections there may be is for `descriptors` to say.
 
     pool.py         finds or makes a connection for a request
-    connection.py   one connection, as a machine of checked states, and the answer that comes over it
+    connection.py   one connection, and the answer that comes over it
+    state.py        what it may do after what
+    head.py         what an answer's head may be
     errors.py       all that can go wrong
 """

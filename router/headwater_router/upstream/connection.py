@@ -97,8 +97,8 @@ class Connection(asyncio.Protocol):
         """Send a request and wait for the head of its answer; the connection is closed if there is none.
 
         `deadline`: for the first byte of the answer's body, which `read` may still have to wait for, in the loop's
-        time. `stall`: seconds that may pass between two later pieces. `sends`: how often it was sent before. Raises
-        UpstreamError.
+        time. `stall`: seconds, above 0, that may pass between two later pieces. `sends`: how often it was sent before.
+        Raises UpstreamError.
         """
         if self.state is CLOSED:
             self._error.sends = sends
@@ -350,7 +350,8 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self.state is SENT:
             return  # one of 1xx
-        if self._parser.should_keep_alive():
+        # What is still to be sent of a request that was answered before its end could be taken for the next one.
+        if self._parser.should_keep_alive() and self._transport and not self._transport.get_write_buffer_size():
             self._become(COMPLETE)
         else:
             self._hang_up(ENDED)

@@ -137,13 +137,13 @@ class Pool:
 
 def _why_not(error: Exception) -> NotConnectedError:
     """The one border where the system's errors, and those of TLS, become ours."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     if isinstance(error, ssl.SSLCertVerificationError):
         return InsecureError(f"the endpoint's certificate is not to be trusted: {error.verify_message}")
     if isinstance(error, ssl.SSLError):
-        return InsecureError(f"there is no TLS with the endpoint: {error.reason or error}")
+        return InsecureError(f"there is no TLS with the endpoint: {reason}")
     if isinstance(error, socket.gaierror):
-        return UnreachableError(f"the endpoint's name was not found: {error.strerror}")
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        return UnreachableError(f"the endpoint's name was not found: {reason}")
     errors = _errors_of(error)
     if errors & _OWN_LIMITS:
         return OwnLimitError(f"the router can open no further connection: {reason}")

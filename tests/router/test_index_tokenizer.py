@@ -113,6 +113,47 @@ def test_templates_cannot_reach_out(tmp_path: Path) -> None:
     assert ModelTokenizer.from_folder(write(tmp_path, template=hostile)).chat({"messages": HELLO}) is None
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [{"chat_template": "{{ 1 }}"}, {"messages": []}, {"tools": []}, {"bos_token": "x"}, {"raise_exception": 1}, [1]],
+)
+def test_arguments_of_a_template_are_not_those_of_the_router(tmp_path: Path, arguments: object) -> None:
+    tokenizer = ModelTokenizer.from_folder(write(tmp_path))
+    assert tokenizer.chat({"messages": HELLO, "chat_template_kwargs": arguments}) is None
+    assert tokenizer.chat({"messages": HELLO, "chat_template_kwargs": {}}) is not None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"messages": HELLO * 2000},
+        {"messages": [{"role": "user", "content": "hello", "tool_calls": [[]] * 9000}]},
+        {"messages": HELLO, "documents": [{}] * 9000},
+        {"messages": HELLO, "tools": [1] * 9000},
+    ],
+    ids=["messages", "calls", "documents", "tools"],
+)
+def test_a_template_is_not_given_many_values_to_loop_over(
+    tmp_path: Path, fields: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = ModelTokenizer.from_folder(write(tmp_path))
+    monkeypatch.setattr(tokenizer, "_template", NeverRendered())
+    assert tokenizer.chat(fields) is None
+
+
+class NeverRendered:
+    def render(self, **values: object) -> str:
+        raise AssertionError("it was rendered")
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{{ 1 // 0 }}", "{{ messages[9].x.y }}", "{{ 'x' + 1 }}", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"],
+)
+def test_what_a_template_stumbles_over_has_no_ids(tmp_path: Path, template: str) -> None:
+    assert ModelTokenizer.from_folder(write(tmp_path, template=template)).chat({"messages": HELLO}) is None
+
+
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"tokenizer\.json"):
         ModelTokenizer.from_folder(tmp_path)

@@ -4,6 +4,10 @@ Only for models for which it is switched on: it costs more than all the rest of 
 prompts are to be matched exactly against KV events. It reads the folder that the engine reads: `tokenizer.json`, and
 the template from `chat_template.jinja` or `tokenizer_config.json`. What cannot be rendered here as the engine would
 (images, tools that the template refuses) has no token ids, and is matched by its text.
+
+A template is a program, and it runs on the router's one thread. So it is always the model's own: a request that brings
+one, or that gives the model's arguments of the router's, has no token ids. And it loops over what a client sent, so
+that is no more than `_MAX_VALUES` JSON values, in no more text than `index.prompt.MAX_EXACT_BYTES`.
 """
 
 import json
@@ -20,9 +24,28 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 _SPECIAL_TOKENS: Final = ("bos_token", "eos_token", "pad_token", "unk_token")
+_RESERVED: Final = frozenset(
+    (
+        *_SPECIAL_TOKENS,
+        "add_generation_prompt",
+        "chat_template",
+        "continue_final_message",
+        "documents",
+        "messages",
+        "raise_exception",
+        "strftime_now",
+        "tools",
+    )
+)
+"""No names for a template's further arguments."""
+_MAX_VALUES: Final = 8192
 _CACHED_PROMPTS: Final = 1024
 _CACHED_IDS: Final = 4_000_000
 """Over all cached prompts; about 32 bytes each."""
+_NOT_RENDERED: Final = (
+    jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError
+)  # fmt: skip
+"""What a template raises over values that it was not written for."""
 
 
 class ModelTokenizer:
@@ -57,10 +80,12 @@ class ModelTokenizer:
 
     def chat(self, body: Mapping[str, Any]) -> list[int] | None:
         """The ids of a /v1/chat/completions body, None if they cannot be told."""
-        messages = _text_messages(body.get("messages"))
-        if self._template is None or messages is None or body.get("chat_template") is not None:
+        if self._template is None or body.get("chat_template") is not None or not _few_values(body):
             return None
-        arguments = body.get("chat_template_kwargs")
+        messages = _text_messages(body.get("messages"))
+        arguments = body.get("chat_template_kwargs") or {}
+        if messages is None or not isinstance(arguments, dict) or not _RESERVED.isdisjoint(arguments):
+            return None
         try:
             text = self._template.render(
                 messages=messages,
@@ -69,9 +94,9 @@ class ModelTokenizer:
                 add_generation_prompt=body.get("add_generation_prompt", True),
                 continue_final_message=body.get("continue_final_message", False),
                 **self._special_tokens,
-                **(arguments if isinstance(arguments, dict) else {}),
+                **arguments,
             )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError):
+        except _NOT_RENDERED:
             return None  # The engine will refuse the request, and say why.
         return self._encode(text, add_special_tokens=body.get("add_special_tokens") is True)
 
@@ -149,6 +174,19 @@ def _default_template(config: Mapping[str, Any]) -> str | None:
             return next((each["template"] for each in named if each.get("name") == "default"), None)
         case _:
             return None
+
+
+def _few_values(body: Mapping[str, Any]) -> bool:
+    """Whether they are few enough to loop over; counts no further than that."""
+    open_values: list[Any] = [body]
+    for value in open_values:  # It grows on the way.
+        if isinstance(value, dict):
+            open_values += value.values()
+        elif isinstance(value, list):
+            open_values += value
+        if len(open_values) > _MAX_VALUES:
+            return False
+    return True
 
 
 def _text_messages(messages: Any) -> list[dict[str, Any]] | None:

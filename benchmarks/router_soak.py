@@ -12,8 +12,10 @@ import random
 import time
 from collections import deque
 
+import msgspec
 import psutil
 
+from headwater_router.gateway.body import read_body
 from headwater_router.index import PrefixIndex, PromptBuilder
 from headwater_router.outcome import Outcome
 from headwater_router.picker import make
@@ -31,9 +33,9 @@ HEADERS = [
 ]
 
 
-def bodies(rng: random.Random, first: int) -> list[dict[str, object]]:
+def bodies(rng: random.Random, first: int) -> list[bytes]:
     systems = [f"System prompt {number}. " * 45 for number in range(100)]
-    return [
+    requests = [
         {
             "model": "m",
             "stream": True,
@@ -44,6 +46,7 @@ def bodies(rng: random.Random, first: int) -> list[dict[str, object]]:
         }
         for number in range(first, first + SLICE)
     ]
+    return [msgspec.json.encode(request) for request in requests]
 
 
 class Soak:
@@ -59,10 +62,10 @@ class Soak:
         self.open: deque[Decision] = deque()
         self.now = 0.0
 
-    def slice(self, requests: list[dict[str, object]]) -> tuple[float, float, float]:
-        """Microseconds a request to build, to pick, and to take its answer."""
+    def slice(self, requests: list[bytes]) -> tuple[float, float, float]:
+        """Microseconds a request to read and build, to pick, and to take its answer."""
         start = time.perf_counter()
-        prompts = [self.builder.build("/v1/chat/completions", body, HEADERS) for body in requests]
+        prompts = [self.builder.build("/v1/chat/completions", read_body(body), HEADERS, model="m") for body in requests]
         built = time.perf_counter()
         picking = sum(self._pick(prompt) for prompt in prompts)
         end = time.perf_counter()

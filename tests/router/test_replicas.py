@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import pytest
 import structlog
 
-from headwater.prefix import chat_chain
 from headwater_router.app import Router, SettingsError
 from headwater_router.config import RouterSettings
 from headwater_router.descriptors import Descriptors
+from headwater_router.gateway.body import read_body
+from headwater_router.index import PromptBuilder
 from headwater_router.replicas.message import VERSION, Message, Prefix, encode
 from headwater_router.replicas.sharing import CHANNEL
-from tests.router.gateway import RunningGateway, gateway, until
+from tests.router.gateway import CHAT, RunningGateway, gateway, until
 from tests.router.redis_server import RedisServer, redis_server
 from tests.router.upstream import Exchange, Upstream, upstream
 
@@ -57,7 +58,7 @@ class Replicas:
         first, second = turns(conversation)
         answers = [await self.one.post(first)]
         if told:
-            chain = chat_chain(json.loads(first))
+            chain = PromptBuilder().build(CHAT, read_body(first), [], model="m").text_chain
             await until(lambda: bool(self.other.router._index.match(chain, time.monotonic())))
         answers.append(await self.other.post(second))
         assert [answer.status_code for answer in answers] == [200, 200]

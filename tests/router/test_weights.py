@@ -1,14 +1,19 @@
 """Several deployments of one name: each gets its share, and a conversation stays where it is."""
 
+import json
 import random
+import re
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headwater_router.gateway.body import read_body
 from headwater_router.index import PromptBuilder
+from headwater_router.picker import weights
 from headwater_router.picker.weights import choose, conversation
 
 KEYS = range(2000)
@@ -57,9 +62,10 @@ def test_more_weight_takes_conversations_and_gives_none_away() -> None:
 # Conversations
 
 
-def key_of(body: dict[str, Any], path: str = "/v1/chat/completions", session: str | None = None) -> int | None:
+def key_of(body: Any, path: str = "/v1/chat/completions", session: str | None = None) -> int | None:
     headers = [(b"x-session-id", session.encode())] if session else []
-    return conversation(body, PromptBuilder().build(path, body, headers, model="m"))
+    read = read_body(body if isinstance(body, bytes) else json.dumps(body).encode())
+    return conversation(read, PromptBuilder().build(path, read, headers, model="m"))
 
 
 def chat(*turns: str, system: str = "You help.") -> dict[str, Any]:
@@ -90,8 +96,70 @@ def test_a_completion_is_known_by_its_beginning() -> None:
     assert key_of({"model": "m", "prompt": "short"}, "/v1/completions") is None
 
 
+def test_the_order_of_a_messages_keys_does_not_matter() -> None:
+    first = {"content": 'Hello, "you" {[', "name": "n", "role": "user"}
+    one, more = {"messages": [first]}, {"messages": [first, {"content": "Hi!", "role": "assistant"}]}
+    assert key_of(one) == key_of(more) != key_of({"messages": [{**first, "content": "Bye"}]})
+
+
+def test_content_in_parts_is_part_of_the_key() -> None:
+    def asking(*texts: str) -> dict[str, Any]:
+        return {"role": "user", "content": [{"type": "text", "text": text} for text in texts]}
+
+    one, more = {"messages": [asking("a", "b")]}, {"messages": [asking("a", "b"), asking("c")]}
+    assert key_of(one) == key_of(more) != key_of({"messages": [asking("a", "c")]})
+
+
+texts = st.text(st.sampled_from('ab"\\{}[]:,é\n'), max_size=30) | st.just('"role":"user"')
+turn = st.fixed_dictionaries({"role": st.sampled_from(["system", "user", "assistant"]), "content": texts})
+
+
+@given(st.lists(turn, max_size=3), texts, st.lists(turn, max_size=3))
+def test_every_conversation_keeps_its_key(before: list[Any], text: str, after: list[Any]) -> None:
+    messages = [*before, {"role": "user", "content": text}]
+    assert key_of({"messages": messages}) == key_of({"messages": messages + after}) is not None
+
+
 @pytest.mark.parametrize(
-    "body", [{}, {"messages": None}, {"messages": 7}, {"messages": []}, {"messages": [None]}, {"input": ""}]
+    "first",
+    [
+        '"x"' + "x" * 300_000,
+        '\\"' * 200_000,
+        "é{[" * 200_000,
+        "x " * 65_500,
+        [[]] * 20_000,
+        [1] * 200_000,
+        [{}] * 20_000,
+    ],
+    ids=["text", "escapes", "brackets", "to the edge", "lists", "numbers", "objects"],
 )
-def test_a_body_that_makes_no_sense_does_no_harm(body: dict[str, Any]) -> None:
+def test_a_first_message_of_any_length_is_a_key_after_few_looks(first: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[object] = []
+
+    def counted(*place: Any) -> Iterator[re.Match[bytes]]:
+        for token in find(*place):
+            looks.append(token)
+            yield token
+
+    find = weights._tokens
+    monkeypatch.setattr(weights, "_tokens", counted)
+    message = {"role": "user", "content": first}
+    one, more = {"messages": [message]}, {"messages": [message, {"role": "assistant", "content": "Hi!"}]}
+    assert key_of(one) == key_of(more) is not None
+    assert len(looks) <= 2 * weights._MAX_TOKENS
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        b'{"messages":NaN}',
+        {"messages": None},
+        {"messages": 7},
+        {"messages": []},
+        {"messages": [None]},
+        {"input": ""},
+    ],
+)
+def test_a_body_that_makes_no_sense_does_no_harm(body: Any) -> None:
     key_of(body)

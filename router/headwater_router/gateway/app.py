@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -21,6 +20,7 @@ from headwater.openai.errors import (
 )
 from headwater.openai.models import ModelCard, ModelList
 from headwater_router.endpoints.fleet import Fleet
+from headwater_router.gateway.body import read_body, with_model
 from headwater_router.gateway.clients import too_many_connections
 from headwater_router.gateway.connection import ClientConnection
 from headwater_router.gateway.forward import Forwarder
@@ -45,7 +45,6 @@ FORWARDED: Final = frozenset(
 )
 """Paths whose JSON body names the model."""
 
-_decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
 
 
@@ -94,11 +93,11 @@ class Gateway:
                 raise ServiceUnavailableError("The router is about to end.", code="draining", retry_after=1)
             if client.in_anteroom:
                 raise too_many_connections()
-            parsed = self._parse(request.body)
-            if parsed.get("model") is None:
-                parsed = {**parsed, "model": self._only_model()}
-                request.body = _encode(parsed)
-            await self._forwarder.forward(request, client, parsed)
+            body = read_body(request.body)
+            if (model := body.model) is None:
+                model = self._only_model()
+                request.body = with_model(request.body, body, model)
+            await self._forwarder.forward(request, client, body, model)
         elif path in self._local or path.startswith("/v1/models/"):
             self._check_method(request, path, b"GET", b"HEAD")
             if (local := self._local.get(path)) is not None:
@@ -111,19 +110,6 @@ class Gateway:
     def _check_method(self, request: Request, path: str, *allowed: bytes) -> None:
         if request.method not in allowed:
             raise MethodNotAllowedError(f"{request.method.decode()} is not allowed for {path}.")
-
-    def _parse(self, body: bytes) -> Mapping[str, Any]:
-        """A JSON object whose `model` is a name, if it has one. Raises BadRequestError."""
-        try:
-            parsed = _decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise BadRequestError(f"The body is not valid JSON: {error}.", code="invalid_json") from None
-        if not isinstance(parsed, dict):
-            raise BadRequestError("The body must be a JSON object.")
-        model = parsed.get("model")
-        if model is not None and not (isinstance(model, str) and model):
-            raise BadRequestError(f"`model` must be a name, found {model!r}.", param="model")
-        return parsed
 
     def _only_model(self) -> str:
         """What a request without `model` means. Raises BadRequestError where that is not one thing."""

@@ -3,10 +3,8 @@
 import asyncio
 import random
 import time
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
-import msgspec
 import structlog
 
 from headwater.openai.errors import (
@@ -21,6 +19,7 @@ from headwater_router.admission.hold import Hold
 from headwater_router.descriptors import Descriptors, NoRoomError
 from headwater_router.endpoints.endpoint import Endpoint, ServedModel
 from headwater_router.endpoints.fleet import Fleet, Served
+from headwater_router.gateway.body import Body, read_body, with_model
 from headwater_router.gateway.clients import too_many_connections
 from headwater_router.gateway.connection import ClientConnection
 from headwater_router.gateway.metrics import RouterMetrics
@@ -121,16 +120,13 @@ class Forwarder:
             raise not_ready(model)
         raise ModelNotFoundError(model, self.fleet.models)
 
-    async def forward(self, request: Request, client: ClientConnection, parsed: Mapping[str, Any]) -> None:
-        """Answer one request. `parsed`: its body. Raises APIError while nothing is sent yet."""
+    async def forward(self, request: Request, client: ClientConnection, body: Body, model: str) -> None:
+        """Answer one request. `body`: what was read of it. Raises APIError while nothing is sent yet."""
         started = time.monotonic()
-        model = parsed["model"]
         identity = self.identity(model)
-        prompt = self.prompts.build(
-            request.path, parsed, request.headers, model=identity.base, adapter=identity.adapter
-        )
+        prompt = self.prompts.build(request.path, body, request.headers, model=identity.base, adapter=identity.adapter)
         # Its answer is worth the price only where there is more than one deployment to choose from.
-        key = conversation(parsed, prompt) if len(self.fleet.promised(model)) > 1 else None
+        key = conversation(body, prompt) if len(self.fleet.promised(model)) > 1 else None
         forwarding = _Forwarding(self, request, client, prompt, model, key, started)
         self.open_requests += 1
         self.begun += 1
@@ -248,7 +244,9 @@ class _Forwarding:
         endpoint.breaker.sent()
         shared.metrics.decisions[decision.label].inc()
         shared.metrics.overhead.observe(now - self._started)
-        body = _renamed(self._body, model.upstream) if model.upstream else self._body
+        body = self._body
+        if model.upstream:
+            body = with_model(body, read_body(body), model.upstream)
         head = b"POST %b%bcontent-length: %d\r\nhost: %b\r\n%b\r\n" % (
             endpoint.path, self._head, len(body), endpoint.authority, endpoint.key.header
         )  # fmt: skip
@@ -370,11 +368,6 @@ def _failure(error: UpstreamError) -> tuple[str, APIError]:
             return "malformed", BadGatewayError(
                 f"The endpoint's answer makes no sense: {error}.", code="endpoint_malformed"
             )
-
-
-def _renamed(body: bytes, model: str) -> bytes:
-    """The body for a server that knows the model by another name than the client does."""
-    return msgspec.json.encode({**msgspec.json.decode(body), "model": model})
 
 
 def _request_head(request: Request) -> bytes:

@@ -4,26 +4,78 @@ The chain of the text is always there, and is all that most endpoints need. Toke
 token ids, or where the model's tokenizer was given; then prompts are also matched against the engines' KV events.
 Otherwise the number of tokens is estimated from the bytes of the text, at a rate that is learned from the usage in
 the answers.
+
+The text stays JSON. Only where token ids are wanted is any of it read into Python objects, and no more than
+`MAX_EXACT_BYTES`. A prompt holds nothing of the body, which can go while the answer is on its way.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, Protocol
+import re
+from collections.abc import Iterable, Mapping
+from operator import attrgetter
+from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
+from msgspec import Raw
 
-from headwater.prefix import BLOCK_BYTES, chat_chain, completion_chain, responses_chain, token_chain
+from headwater.prefix import (
+    BLOCK_BYTES,
+    MAX_TOKENS,
+    fold_attachments,
+    root_hash,
+    text_chain,
+    token_chain,
+)
+from headwater_router.gateway.body import Body
 from headwater_router.index.stored import KEY_TOKENS, token_root
 from headwater_router.picker.base import Prompt
 
 DEFAULT_BYTES_PER_TOKEN: Final = 4.0
-_MESSAGE_BYTES: Final = 16
-"""What a chat template adds to a message: four tokens or so."""
+MAX_EXACT_BYTES: Final = 8 * MAX_TOKENS
+"""Of JSON that is decoded where token ids are wanted: a token id takes up to seven, a token of text about four."""
+ATTACHMENT_TOKENS: Final = 1000
+"""What an image costs with most models, within a factor of three."""
+_MAX_BRACKETS: Final = 1 << 16
+"""In that JSON: a program text of a MiB has half as many, and lists cost twenty times their bytes."""
 _LEARNING: Final = 0.05
+
+_SHAPING: Final = (
+    "tools",
+    "functions",
+    "documents",
+    "chat_template",
+    "chat_template_kwargs",
+    "reasoning_effort",
+    "add_special_tokens",
+    "instructions",
+    "system",
+    "previous_response_id",
+    "cache_salt",
+)
+"""Fields of a body that change a prompt from its beginning on. What only changes its end is not among them."""
+
+_RENDERED: Final = (
+    "messages",
+    "prompt",
+    "tools",
+    "documents",
+    "chat_template",
+    "chat_template_kwargs",
+    "add_special_tokens",
+    "add_generation_prompt",
+    "continue_final_message",
+)
+"""Fields that a tokenizer is given."""
+
+_shaping: Final = attrgetter(*_SHAPING)
+_opening: Final = re.compile(rb"[\[\s]+").match
+_ids: Final = msgspec.json.Decoder(list[int]).decode
+_id_lists: Final = msgspec.json.Decoder(list[list[int]]).decode
+_salt: Final = msgspec.json.Decoder(str | None).decode
+_NULL: Final = Raw(b"null")
+_UNREADABLE: Final = (msgspec.DecodeError, ValueError, RecursionError)
 
 Headers = Iterable[tuple[bytes, bytes]]
 """As in an ASGI scope: names in lower case."""
-
-_json: Final[Callable[[Any], bytes]] = msgspec.json.Encoder().encode
 
 
 class Tokenizer(Protocol):
@@ -32,6 +84,17 @@ class Tokenizer(Protocol):
     def chat(self, body: Mapping[str, Any]) -> list[int] | None: ...
 
     def completion(self, body: Mapping[str, Any]) -> list[int] | None: ...
+
+
+class _Text(NamedTuple):
+    """What a body asks to be read, as JSON."""
+
+    kind: str
+    """Texts of different kinds never share a chain."""
+    stream: bytes = b""
+    """Without its end: a prompt that goes on has this one as its beginning."""
+    beside: int = 0
+    """Bytes that are part of the prompt, and not of the stream."""
 
 
 class PromptBuilder:
@@ -44,50 +107,40 @@ class PromptBuilder:
         self._session_header = session_header.lower().encode()
         self._tokenizers = dict(tokenizers or {})
         self._bytes_per_token: dict[str, float] = {}
+        """By names of models that are served, not by what clients call them."""
 
-    def build(
-        self, path: str, body: Mapping[str, Any], headers: Headers, *, model: str | None = None, adapter: str = ""
-    ) -> Prompt:
+    def build(self, path: str, body: Body, headers: Headers, *, model: str, adapter: str = "") -> Prompt:
         """The prompt of a request. A body that makes no sense gives an empty chain: the engine will refuse it in words.
 
         `model`: the model's own name, where the body may have an alias. `adapter`: the LoRA adapter, if it names one.
         """
-        name = model if model is not None else str(body.get("model", ""))
-        ids: list[int] | None = None
-        tokenizer = self._tokenizers.get(name)
-        match path.rpartition("/")[2]:
-            case "completions" if path.endswith("/chat/completions"):
-                chain = chat_chain(body, model=name, adapter=adapter)
-                size = _items_bytes(body.get("messages")) + _tools_bytes(body)
-                ids = tokenizer.chat(body) if tokenizer else None
-            case "completions":
-                chain = completion_chain(body, model=name, adapter=adapter)
-                size = _text_bytes(body.get("prompt"))
-                ids = _given_ids(body.get("prompt")) or (tokenizer.completion(body) if tokenizer else None)
-            case "responses":
-                chain = responses_chain(body, model=name, adapter=adapter)
-                size = _items_bytes(body.get("input")) + _text_bytes(body.get("instructions")) + _tools_bytes(body)
-            case _:
-                chain, size = [], 0
-        bytes_per_token = self._bytes_per_token.get(name, DEFAULT_BYTES_PER_TOKEN)
+        text = _text_of(path, body)
+        stream, attachments = fold_attachments(text.stream)
+        rate = self._bytes_per_token.get(model, DEFAULT_BYTES_PER_TOKEN)
+        if text.kind == "tokens":
+            rate = len(stream) / (stream.count(b",") + 1)
+        read = (len(stream) - attachments * BLOCK_BYTES) / rate + attachments * ATTACHMENT_TOKENS
         prompt = Prompt(
-            name,
-            chain,
-            max(1, round(size / bytes_per_token)),
-            text_block_tokens=BLOCK_BYTES / bytes_per_token,
-            streamed=body.get("stream") is True,
+            model,
+            text_chain(_root_of(body, model, adapter, text.kind), stream) if len(stream) >= BLOCK_BYTES else [],
+            max(1, round(read + text.beside / rate)),
+            text_block_tokens=BLOCK_BYTES * (read / len(stream) if read else 1 / rate),
+            text_bytes=0 if attachments or text.kind == "tokens" else len(stream) + text.beside,
+            streamed=body.stream,
             session=self._session(headers),
         )
-        if ids:
-            self._count_tokens(prompt, ids, body, adapter)
+        if text.kind == "tokens":
+            _count_tokens(prompt, _given_ids(body.prompt), body, adapter)
+        elif (tokenizer := self._tokenizers.get(model)) is not None:
+            _count_tokens(prompt, _rendered(tokenizer, text.kind, body), body, adapter)
         return prompt
 
     def learn(self, prompt: Prompt, prompt_tokens: int) -> None:
         """An answer's usage said how many tokens the prompt has."""
-        if prompt.token_chain is None and prompt.text_chain and prompt_tokens > 0:
-            seen = (BLOCK_BYTES / prompt.text_block_tokens) * prompt.tokens / prompt_tokens
+        if prompt.token_chain is None and prompt.text_bytes >= BLOCK_BYTES and prompt_tokens > 0:
+            seen = prompt.text_bytes / prompt_tokens
             known = self._bytes_per_token.get(prompt.model, DEFAULT_BYTES_PER_TOKEN)
-            # A byte is a token at most; far above is no text but what the chain did not see, such as images.
+            # A byte is a token at most; far above is no text but what the engine did not read.
             self._bytes_per_token[prompt.model] = known + _LEARNING * (min(max(seen, 1.0), 16.0) - known)
 
     def _session(self, headers: Headers) -> str | None:
@@ -96,57 +149,81 @@ class PromptBuilder:
                 return value.decode("latin-1")
         return None
 
-    def _count_tokens(self, prompt: Prompt, ids: list[int], body: Mapping[str, Any], adapter: str) -> None:
-        salt = body.get("cache_salt")
-        root = token_root(adapter=adapter, salt=salt if isinstance(salt, str) else "")
-        try:
-            prompt.token_chain = token_chain(root, ids, KEY_TOKENS)
-        except ValueError:
-            return  # Not token ids after all.
-        prompt.token_block_size = KEY_TOKENS
-        prompt.tokens = len(ids)
-        if prompt.text_chain and isinstance(body.get("prompt"), list):
-            prompt.text_block_tokens = BLOCK_BYTES / 4  # A token id takes 4 bytes of the chain.
 
-
-def _given_ids(prompt: Any) -> list[int] | None:
-    """The ids of a prompt that is one list of them."""
-    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], list):
-        prompt = prompt[0]
-    if isinstance(prompt, list) and prompt and all(type(each) is int for each in prompt):
-        return prompt
-    return None
-
-
-def _items_bytes(items: Any) -> int:
-    """Bytes of a list of messages or other input items."""
-    if not isinstance(items, list):
-        return _text_bytes(items)
-    total = 0
-    for item in items:
-        total += _MESSAGE_BYTES
-        if isinstance(item, dict):
-            content = item.get("content")
-            total += len(content) if isinstance(content, str) and content.isascii() else _text_bytes(content)
-            if calls := item.get("tool_calls"):
-                total += len(_json(calls))
-    return total
-
-
-def _tools_bytes(body: Mapping[str, Any]) -> int:
-    tools = body.get("tools")
-    return len(_json(tools)) if tools else 0
-
-
-def _text_bytes(value: Any) -> int:
-    match value:
-        case str():
-            return len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass"))
-        case {"text": str() as text}:
-            return _text_bytes(text)
-        case [int(), *_]:
-            return 4 * len(value)  # Token ids, at the default of 4 bytes each.
-        case list():
-            return sum(map(_text_bytes, value))
+def _text_of(path: str, body: Body) -> _Text:
+    match path.rpartition("/")[2]:
+        case "completions" if path.endswith("/chat/completions"):
+            return _Text("chat", _open_ended(body.messages), len(body.tools) + len(body.functions))
+        case "completions":
+            opening = _opening(body.prompt)  # One prompt in a list is that prompt.
+            stream = _open_ended(body.prompt, opening.end() if opening else 0)
+            return _Text("text" if stream.startswith(b'"') else "tokens" if stream else "", stream)
+        case "responses":
+            return _Text("responses", _open_ended(body.input), len(body.tools) + len(body.instructions))
+        case "messages":
+            return _Text("messages", _open_ended(body.messages), len(body.tools) + len(body.system))
         case _:
-            return 0
+            return _Text("")
+
+
+def _open_ended(raw: Raw, start: int = 0) -> bytes:
+    """A list or a string from `start` on, without its last byte; nothing of anything else."""
+    text = memoryview(raw)
+    return bytes(text[start:-1]) if bytes(text[:1]) in (b"[", b'"') else b""
+
+
+def _root_of(body: Body, model: str, adapter: str, kind: str) -> int:
+    values = _shaping(body)
+    shape = {}
+    if any(values):
+        shape = {name: raw for name, raw in zip(_SHAPING, values, strict=True) if raw and raw != _NULL}
+    return root_hash(model, adapter=adapter, shape=shape, kind=kind)
+
+
+def _rendered(tokenizer: Tokenizer, kind: str, body: Body) -> list[int] | None:
+    """The ids of what the engine makes of the body; None for a long one, or where they cannot be told."""
+    fields = {name: raw for name in _RENDERED if (raw := getattr(body, name))}
+    if sum(map(len, fields.values())) > MAX_EXACT_BYTES or sum(map(_brackets, fields.values())) > _MAX_BRACKETS:
+        return None
+    try:
+        values = {name: msgspec.json.decode(raw) for name, raw in fields.items()}
+    except _UNREADABLE:
+        return None
+    match kind:
+        case "chat":
+            return tokenizer.chat(values)
+        case "text":
+            return tokenizer.completion(values)
+        case _:
+            return None
+
+
+def _brackets(raw: Raw) -> int:
+    """No fewer than it has lists and objects."""
+    text = bytes(raw)
+    return text.count(b"[") + text.count(b"{")
+
+
+def _given_ids(raw: Raw) -> list[int] | None:
+    """The ids of a prompt that is one list of them, and no longer than prompts are."""
+    if len(raw) > MAX_EXACT_BYTES:
+        return None
+    lists = _brackets(raw)
+    try:
+        return _ids(raw) if lists == 1 else _id_lists(raw)[0] if lists == 2 else None
+    except (*_UNREADABLE, IndexError):
+        return None
+
+
+def _count_tokens(prompt: Prompt, ids: list[int] | None, body: Body, adapter: str) -> None:
+    """Where the ids are known, there is nothing to estimate."""
+    if not ids or len(body.cache_salt) > MAX_EXACT_BYTES:
+        return
+    try:
+        salt = _salt(body.cache_salt) if body.cache_salt else None
+        chain = token_chain(token_root(adapter=adapter, salt=salt or ""), ids[:MAX_TOKENS], KEY_TOKENS)
+    except _UNREADABLE:
+        return  # Not token ids after all, or no salt.
+    prompt.token_chain = chain
+    prompt.token_block_size = KEY_TOKENS
+    prompt.tokens = len(ids)

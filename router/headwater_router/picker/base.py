@@ -71,6 +71,8 @@ class Prompt:
     """The same for all engines: the index translates from their own block sizes."""
     text_block_tokens: float = 128.0
     """Prompt tokens in one block of `text_chain`, estimated."""
+    text_bytes: int = 0
+    """Of the text, as JSON, that `tokens` was estimated from; 0 where more than the text went into it."""
     streamed: bool = True
     """Whether the answer is streamed. If not, its first byte says nothing of the prefill."""
     session: str | None = None

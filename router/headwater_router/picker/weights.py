@@ -14,28 +14,50 @@ A prompt without messages is known by its first block. What has neither is cast 
 
 import math
 import random
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+import re
+from collections.abc import Sequence
+from itertools import islice
+from typing import Final
 
-import msgspec
 from xxhash import xxh3_64_intdigest
 
+from headwater_router.gateway.body import Body
 from headwater_router.picker.base import Prompt
 
-_json: Final = msgspec.json.Encoder().encode
+_MAX_TOKENS: Final = 4096
+_MAX_BYTES: Final = 1 << 16
+"""Of the user's first message behind its role: conversations that differ only after these have one key."""
+_by_user: Final = re.compile(rb'"role"(?<!\\"role")\s*+:\s*+"user"').search
+"""In JSON, where no text can imitate it: there the quotes are escaped."""
+_tokens: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|[\[\]{}]', re.DOTALL).finditer
+"""Strings, which are over where the text is cut, and brackets."""
 
 
-def conversation(body: Mapping[str, Any], prompt: Prompt) -> int | None:
+def conversation(body: Body, prompt: Prompt) -> int | None:
     """A hash of what stays the same from turn to turn. None: nothing is known to."""
     if prompt.session is not None:
         return xxh3_64_intdigest(prompt.session.encode("utf-8", "surrogatepass"))
-    items = body.get("messages", body.get("input"))
-    if isinstance(items, str) and items:
-        return xxh3_64_intdigest(_json(items))
-    if isinstance(items, list) and items:
-        first = next((place for place, item in enumerate(items) if _is_from_user(item)), 0)
-        return xxh3_64_intdigest(_json(items[: first + 1]))
+    items = memoryview(body.messages or body.input)
+    if len(items) > 2 and bytes(items[:1]) == b'"':
+        return xxh3_64_intdigest(items)
+    if (end := _end_of_users_first(items)) is not None:
+        return xxh3_64_intdigest(items[:end])
     return prompt.text_chain[0] if prompt.text_chain else None
+
+
+def _end_of_users_first(items: memoryview) -> int | None:
+    """Where the user's first message ends, or where the search for it does: that place is the same in each turn."""
+    match = _by_user(items)
+    if match is None:
+        return None
+    end, depth = match.end(), 1
+    for token in islice(_tokens(items, end, end + _MAX_BYTES), _MAX_TOKENS):
+        end = token.end()
+        bracket = items[token.start()]
+        depth += (bracket in b"[{") - (bracket in b"]}")
+        if not depth:
+            break
+    return end
 
 
 def choose(weights: Sequence[tuple[str, int]], key: int | None, rng: random.Random) -> str:
@@ -52,7 +74,3 @@ def _distance(key: int, name: str, weight: int) -> float:
     """Of hashes that are even over (0, 1), -log is exponential, and the least of these is so with the weight's odds."""
     even = (xxh3_64_intdigest(name.encode(), key) + 0.5) / 2**64
     return -math.log(even) / weight if even < 1 else 0.0
-
-
-def _is_from_user(item: Any) -> bool:
-    return isinstance(item, dict) and item.get("role") == "user"

@@ -5,7 +5,7 @@ from typing import Final
 
 import msgspec
 
-VERSION: Final = 1
+VERSION: Final = 2
 """To be raised with the message's shape, and with what `headwater.prefix` makes of a prompt."""
 
 

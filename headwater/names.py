@@ -92,14 +92,15 @@ def read(each: Mapping[str, Any]) -> Claimant:
     metadata, spec, status = each["metadata"], each["spec"], each.get("status") or {}
     adapters = (adapter["name"] for adapter in spec.get("adapters") or ())
     others = (*(spec["model"].get("aliases") or ()), *adapters)
-    if not all(isinstance(name, str) for name in others):
+    shared_with = (spec.get("routing") or {}).get("sharedWith") or []
+    if not isinstance(shared_with, list) or not all(isinstance(name, str) for name in (*others, *shared_with)):
         raise TypeError("a name must be text")
     return Claimant(
         metadata.get("namespace", ""),
         metadata["name"],
         others,
         metadata.get("creationTimestamp") or "",
-        tuple((spec.get("routing") or {}).get("sharedWith") or ()),
+        tuple(shared_with),
         {claim["name"]: claim["since"] for claim in status.get("claimedNames") or ()},
     )
 

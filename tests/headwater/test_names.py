@@ -116,10 +116,18 @@ def test_a_claimant_is_read_off_what_the_api_server_sends() -> None:
     assert read(bare) == Claimant("", "m")
 
 
-@pytest.mark.parametrize("model", [{"aliases": [{}]}, {"aliases": [1]}, {"aliases": 1}, None], ids=str)
-def test_what_is_no_resource_is_said_to_be_none_when_it_is_read(model: object) -> None:
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"model": None},
+        *({"model": {"aliases": odd}} for odd in ([{}], [1], 1)),
+        *({"model": {}, "routing": {"sharedWith": odd}} for odd in ([{}], [1], 1, "ab")),
+    ],
+    ids=str,
+)
+def test_what_is_no_resource_is_said_to_be_none_when_it_is_read(spec: object) -> None:
     with pytest.raises((TypeError, AttributeError)):
-        read({"metadata": {"name": "m"}, "spec": {"model": model}})
+        read({"metadata": {"name": "m"}, "spec": spec})
 
 
 # Whatever is written

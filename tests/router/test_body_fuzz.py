@@ -42,7 +42,9 @@ def container(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     space = st.sampled_from(["", "", " ", "\n\t"])
     member = st.tuples(names.flatmap(escaped), space, inner).map(lambda parts: f"{parts[0]}:{parts[1]}{parts[2]}")
     lists = st.lists(inner, max_size=5).map(lambda values: f"[{','.join(values)}]")
-    copies = st.tuples(inner, st.integers(1, 300)).map(lambda each: f"[{','.join([each[0]] * each[1])}]")
+    copies = st.tuples(inner, st.integers(1, 9000)).map(
+        lambda each: f"[{','.join([each[0]] * (each[1] // len(each[0])))}]"
+    )
     objects = st.tuples(space, st.lists(member, max_size=5)).map(lambda parts: f"{{{parts[0]}{', '.join(parts[1])}}}")
     return lists | copies | objects
 

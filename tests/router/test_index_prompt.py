@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from headwater.prefix import BLOCK_BYTES, MAX_BLOCKS, MAX_TOKENS, token_chain
 from headwater_router.gateway.body import read_body
-from headwater_router.index import PromptBuilder
+from headwater_router.index import PrefixIndex, PromptBuilder
 from headwater_router.index.prompt import ATTACHMENT_TOKENS, MAX_EXACT_BYTES
 from headwater_router.index.stored import KEY_TOKENS, token_root
-from headwater_router.picker.base import Prompt
+from headwater_router.picker import make
+from headwater_router.picker.base import Load, Prompt, Target
 
 TEXT = "A headwater is where streams begin. " * 60
 PATHS = {
@@ -202,6 +203,24 @@ def test_the_estimate_learns_from_usage() -> None:
     prompt = build(saying(TEXT), builder=builder)
     assert prompt.tokens == pytest.approx(300, rel=0.05)
     assert prompt.text_block_tokens == pytest.approx(512 * 300 / len(TEXT), rel=0.05)
+
+
+@pytest.mark.parametrize("odd", ["images", "short token ids"])
+def test_no_single_prompt_makes_an_endpoints_cache_look_small(odd: str) -> None:
+    index, target = PrefixIndex(), Target("a", Load(total_blocks=2000, block_size=16))
+    picker = make("prefix", index, random.Random(0))
+    for number in range(9):
+        picker.pick(build(saying(f"{number} " + TEXT * 5)), [target], float(number))
+    held = index.size().dispatched
+    assert held > 188
+    image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{'A' * 9000}"}}
+    prompts = {
+        "images": build(chat({"role": "user", "content": [image] * 9})),
+        "short token ids": build({"prompt": [1] * 2000}, "text"),
+    }
+    assert prompts[odd].text_block_tokens > 170
+    picker.pick(prompts[odd], [target], 9.0)
+    assert index.size().dispatched > held
 
 
 def test_names_that_clients_think_of_are_not_remembered() -> None:

@@ -116,7 +116,7 @@ class PromptBuilder:
         """
         text = _text_of(path, body)
         stream, attachments = fold_attachments(text.stream)
-        rate = self._bytes_per_token.get(model, DEFAULT_BYTES_PER_TOKEN)
+        usual = rate = self._bytes_per_token.get(model, DEFAULT_BYTES_PER_TOKEN)
         if text.kind == "tokens":
             rate = len(stream) / (stream.count(b",") + 1)
         read = (len(stream) - attachments * BLOCK_BYTES) / rate + attachments * ATTACHMENT_TOKENS
@@ -125,6 +125,7 @@ class PromptBuilder:
             text_chain(_root_of(body, model, adapter, text.kind), stream) if len(stream) >= BLOCK_BYTES else [],
             max(1, round(read + text.beside / rate)),
             text_block_tokens=BLOCK_BYTES * (read / len(stream) if read else 1 / rate),
+            usual_block_tokens=BLOCK_BYTES / usual,
             text_bytes=0 if attachments or text.kind == "tokens" else len(stream) + text.beside,
             streamed=body.stream,
             session=self._session(headers),

@@ -71,6 +71,9 @@ class Prompt:
     """The same for all engines: the index translates from their own block sizes."""
     text_block_tokens: float = 128.0
     """Prompt tokens in one block of `text_chain`, estimated."""
+    usual_block_tokens: float = 128.0
+    """The same over all prompts of the model. What an endpoint's cache holds is counted by it, so that no prompt of
+    images or short token ids makes it look small."""
     text_bytes: int = 0
     """Of the text, as JSON, that `tokens` was estimated from; 0 where more than the text went into it."""
     streamed: bool = True

@@ -246,7 +246,7 @@ class PrefixPicker:
         if not prompt.streamed:
             endpoint.whole_answers.append((now + 2 * chosen.seconds, routed))
         self._typical_prefill += _LEARNING * (uncached - self._typical_prefill)
-        capacity = cache_blocks(target.load, prompt.text_block_tokens)
+        capacity = cache_blocks(target.load, prompt.usual_block_tokens)
         self._index.dispatched(target.id, prompt.text_chain, prompt.token_chain, now, capacity)
         return routed
 

@@ -107,7 +107,7 @@ def main() -> None:
     caches = [kernels.allocate(blocks, *shape) for _ in range(config.num_layers)]
     cache = PrefixCache(blocks, BLOCK_SIZE, reuse=False)
     scheduler = Scheduler(cache, max_num_seqs=options.batch, max_batched_tokens=options.budget)
-    engine = Engine(scheduler, Runner(model, caches), max_model_len=options.prompt + 64)
+    engine = Engine(scheduler, Runner(model, caches, kernels.device), max_model_len=options.prompt + 64)
     torch.manual_seed(0)
     for number in range(options.batch):
         prompt = torch.randint(100, 10_000, (options.prompt,)).tolist()

@@ -22,6 +22,9 @@ class EngineSettings(BaseSettings):
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="Of the weights. auto: the checkpoint's own, where this machine computes it fast."
     )
+    device: Literal["auto", "cuda", "cpu"] = Field(
+        "auto", description="Where the model runs. auto: on the first NVIDIA GPU, else on the CPU."
+    )
     max_model_len: int | None = Field(
         None,
         ge=1,
@@ -36,7 +39,7 @@ class EngineSettings(BaseSettings):
     kv_cache_gib: float | None = Field(
         None,
         gt=0,
-        description="Memory for the KV cache in GiB. Default: a quarter of what is free, 4 at most.",
+        description="Memory for the KV cache in GiB. Default: a quarter of what is free, 4 at most; on a GPU 85 %.",
     )
     num_blocks: int | None = Field(None, ge=2, description="KV blocks of 16 tokens; wins over --kv-cache-gib.")
     prefix_cache: bool = Field(True, description="Reuse the KV blocks of earlier requests with the same beginning.")

@@ -1,5 +1,9 @@
 """Errors of the engine whose message is a sentence for the user."""
 
 
+class DeviceError(Exception):
+    """The GPU has failed, and no further call to it can work; the message says how. The process must end."""
+
+
 class LoadError(Exception):
     """A model cannot be loaded; the message says what was found, and what to do about it where that is known."""

@@ -23,7 +23,7 @@ def make_engine(
     scheduler = Scheduler(
         PrefixCache(blocks, BLOCK_SIZE, reuse=reuse), max_num_seqs=max_num_seqs, max_batched_tokens=max_batched_tokens
     )
-    return Engine(scheduler, Runner(model, caches), max_model_len=config.max_positions)
+    return Engine(scheduler, Runner(model, caches, kernels.device), max_model_len=config.max_positions)
 
 
 def greedy_answers(

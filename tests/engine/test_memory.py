@@ -3,17 +3,19 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from headwater_engine.config import EngineSettings
 from headwater_engine.core import memory
-from headwater_engine.core.memory import GIB, KVCacheSizeError, available_memory, count_blocks
+from headwater_engine.core.memory import GIB, KVCacheSizeError, available_memory, count_blocks, find_room
 
 MIB = 1 << 20
 
 
 def count(monkeypatch: pytest.MonkeyPatch, free: int, *, max_model_len: int = 1 << 20, **settings: object) -> int:
     monkeypatch.setattr(memory, "available_memory", lambda: free)
-    return count_blocks(EngineSettings(model="x", **settings), MIB, max_model_len)  # type: ignore[arg-type]
+    room = find_room(torch.device("cpu"))
+    return count_blocks(EngineSettings(model="x", **settings), MIB, max_model_len, room)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("free", "blocks"), [(8 * GIB, 2048), (64 * GIB, 4096)])
@@ -41,6 +43,11 @@ def test_too_little_for_one_request_is_refused(monkeypatch: pytest.MonkeyPatch) 
 def test_more_than_is_free_is_refused(monkeypatch: pytest.MonkeyPatch, settings: dict[str, object]) -> None:
     with pytest.raises(KVCacheSizeError, match=r"would take 9\.000 GiB, and 8\.000 GiB are free: .* lower"):
         count(monkeypatch, 8 * GIB, **settings)
+
+
+def test_on_a_gpu_it_takes_most_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (20 * GIB, 80 * GIB))
+    assert find_room(torch.device("cuda", 0)) == (20 * GIB, 17 * GIB)
 
 
 def test_a_containers_limit_counts_and_its_cached_files_are_free(

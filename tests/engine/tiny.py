@@ -81,9 +81,11 @@ def paged_greedy(
     while any(len(sequence) < length for sequence, length in zip(sequences, lengths, strict=True)):
         running = [index for index, sequence in enumerate(sequences) if len(sequence) < lengths[index]]
         spans = [range(done[index], min(done[index] + chunk, len(sequences[index]))) for index in running]
-        batch = flat_batch([tables[index] for index in running], spans)
+        batch = flat_batch([tables[index] for index in running], spans, kernels.device)
         tokens = [sequences[index][at] for index, span in zip(running, spans, strict=True) for at in span]
-        hidden = model.forward(torch.tensor(tokens), batch, caches, batch.query_starts[1:].long() - 1)
+        hidden = model.forward(
+            torch.tensor(tokens, device=kernels.device), batch, caches, batch.query_starts[1:].long() - 1
+        )
         best = model.logits(hidden).argmax(-1).tolist()
         for index, span, token in zip(running, spans, best, strict=True):
             done[index] = span.stop
@@ -92,7 +94,7 @@ def paged_greedy(
     return [sequence[len(prompt) :] for sequence, prompt in zip(sequences, prompts, strict=True)]
 
 
-def flat_batch(tables: Sequence[Sequence[int]], spans: Sequence[range]) -> AttentionBatch:
+def flat_batch(tables: Sequence[Sequence[int]], spans: Sequence[range], device: torch.device) -> AttentionBatch:
     """The batch in which each sequence, with its block table, computes the positions of its span."""
     slots = [
         table[at // BLOCK_SIZE] * BLOCK_SIZE + at % BLOCK_SIZE
@@ -103,9 +105,11 @@ def flat_batch(tables: Sequence[Sequence[int]], spans: Sequence[range]) -> Atten
     for span in spans:
         starts.append(starts[-1] + len(span))
     return AttentionBatch(
-        positions=torch.tensor([at for span in spans for at in span]),
-        slots=torch.tensor(slots),
-        block_tables=torch.tensor([list(table) for table in tables], dtype=torch.int32),
-        query_starts=torch.tensor(starts, dtype=torch.int32),
-        context_lengths=torch.tensor([span.stop for span in spans], dtype=torch.int32),
+        positions=torch.tensor([at for span in spans for at in span], device=device),
+        slots=torch.tensor(slots, device=device),
+        block_tables=torch.tensor([list(table) for table in tables], dtype=torch.int32, device=device),
+        query_starts=torch.tensor(starts, dtype=torch.int32, device=device),
+        context_lengths=torch.tensor([span.stop for span in spans], dtype=torch.int32, device=device),
+        longest_query=max(len(span) for span in spans),
+        longest_context=max(span.stop for span in spans),
     )

@@ -13,6 +13,7 @@ import structlog
 from headwater_engine.core.messages import FinishReason, Generate, Output, Stats
 from headwater_engine.core.request import Request
 from headwater_engine.core.scheduler import Chunk, Scheduler
+from headwater_engine.errors import DeviceError
 from headwater_engine.sampling.sampler import Sampled
 
 log = structlog.get_logger(__name__)
@@ -67,6 +68,8 @@ class Engine:
         plan = self.scheduler.schedule()
         try:
             results = self._runner.run(plan)
+        except DeviceError:
+            raise
         except Exception as error:
             return self._isolate(plan, error)
         outputs = self._update(plan, results)
@@ -74,7 +77,10 @@ class Engine:
         return outputs
 
     def _isolate(self, plan: Sequence[Chunk], error: Exception) -> list[Output]:
-        """A step's exception fails one request, not all: the plan's requests are tried again, each alone."""
+        """A step's exception fails one request, not all: the plan's requests are tried again, each alone.
+
+        Not one of the device, after which nothing can be tried again.
+        """
         log.exception("step failed", requests=[chunk.request.id for chunk in plan])
         self.scheduler.quarantine(plan)
         if len(plan) > 1:

@@ -2,6 +2,9 @@
 
 import ctypes
 from pathlib import Path
+from typing import NamedTuple
+
+import torch
 
 from headwater_engine.config import EngineSettings
 from headwater_engine.kernels.interface import BLOCK_SIZE
@@ -43,14 +46,32 @@ def keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
-def count_blocks(settings: EngineSettings, bytes_per_block: int, max_model_len: int) -> int:
-    """Blocks of the KV cache: as the settings say, else a quarter of the memory that is free, 4 GiB at most.
+class Room(NamedTuple):
+    """Memory in bytes, of the device that holds the KV cache."""
+
+    free: int
+    share: int
+    """What the KV cache takes where no setting says how much."""
+
+
+def find_room(device: torch.device) -> Room:
+    """To be asked once the weights are loaded."""
+    if device.type == "cpu":
+        free = available_memory()
+        return Room(free, min(free // 4, 4 * GIB))
+    free, _ = torch.cuda.mem_get_info(device)
+    # A GPU is there for this alone. The rest is for the activations of a step.
+    return Room(free, int(0.85 * free))
+
+
+def count_blocks(settings: EngineSettings, bytes_per_block: int, max_model_len: int, room: Room) -> int:
+    """Blocks of the KV cache: as the settings say, else what `room` has for it.
 
     Raises KVCacheSizeError where not even one request of a single block fits, or the settings say more than is free:
-    all of it is taken at once, and the kernel would end the process.
+    all of it is taken at once, and on a CPU the kernel would end the process.
     """
-    free = available_memory()
-    blocks = settings.num_blocks or _blocks_of_budget(settings, bytes_per_block, max_model_len, free)
+    free = room.free
+    blocks = settings.num_blocks or _blocks_of_budget(settings, bytes_per_block, max_model_len, room)
     if blocks * bytes_per_block > free:
         raise KVCacheSizeError(
             f"The KV cache would take {blocks * bytes_per_block / GIB:.3f} GiB, and {free / GIB:.3f} GiB are free: "
@@ -59,8 +80,8 @@ def count_blocks(settings: EngineSettings, bytes_per_block: int, max_model_len: 
     return blocks
 
 
-def _blocks_of_budget(settings: EngineSettings, bytes_per_block: int, max_model_len: int, free: int) -> int:
-    budget = min(free // 4, 4 * GIB) if settings.kv_cache_gib is None else int(settings.kv_cache_gib * GIB)
+def _blocks_of_budget(settings: EngineSettings, bytes_per_block: int, max_model_len: int, room: Room) -> int:
+    budget = room.share if settings.kv_cache_gib is None else int(settings.kv_cache_gib * GIB)
     # More than all sequences at their longest, and as much again for reuse, would never be touched.
     useful = 2 * settings.max_num_seqs * -(-max_model_len // BLOCK_SIZE)
     blocks = min(budget // bytes_per_block, useful)

@@ -20,7 +20,7 @@ from headwater_engine.cache.events import EventLog, EventPublisher
 from headwater_engine.cache.prefix_cache import PrefixCache
 from headwater_engine.config import EngineSettings
 from headwater_engine.core.engine import Engine
-from headwater_engine.core.memory import KVCacheSizeError, count_blocks, keep_freed_memory
+from headwater_engine.core.memory import KVCacheSizeError, count_blocks, find_room, keep_freed_memory
 from headwater_engine.core.messages import (
     Abort,
     Failed,
@@ -34,8 +34,8 @@ from headwater_engine.core.messages import (
 )
 from headwater_engine.core.runner import Runner
 from headwater_engine.core.scheduler import Scheduler
-from headwater_engine.errors import LoadError
-from headwater_engine.kernels import select
+from headwater_engine.errors import DeviceError, LoadError
+from headwater_engine.kernels import find_device, select
 from headwater_engine.kernels.interface import BLOCK_SIZE
 from headwater_engine.models.loading import load_model, weights_dtype
 from headwater_engine.models.source import resolve
@@ -127,10 +127,11 @@ class EngineLoop:
 def build(settings: EngineSettings, channel: Channel) -> tuple[EngineLoop, Ready]:
     """Load the model and lay out the cache. Raises LoadError or KVCacheSizeError with a sentence for the user."""
     torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
+    device = find_device(settings.device)
     folder = resolve(settings.model, settings.revision)
     # At first use the C++ kernels are compiled, which takes a minute or two.
     channel.send(Loading(0.0, "kernels"))
-    kernels = select(weights_dtype(folder, settings.dtype))
+    kernels = select(weights_dtype(folder, settings.dtype), device)
     model = load_model(
         folder, kernels=kernels, dtype=settings.dtype, progress=lambda f: channel.send(Loading(f, "weights"))
     )
@@ -140,7 +141,8 @@ def build(settings: EngineSettings, channel: Channel) -> tuple[EngineLoop, Ready
     wanted = settings.max_model_len or config.max_positions
     if wanted > config.max_positions:
         raise LoadError(f"--max-model-len {wanted} is more than the {config.max_positions} positions of this model.")
-    blocks = count_blocks(settings, kernels.bytes_per_block(*shape) * config.num_layers, wanted)
+    bytes_per_block = kernels.bytes_per_block(*shape) * config.num_layers
+    blocks = count_blocks(settings, bytes_per_block, wanted, find_room(device))
     max_model_len = min(wanted, blocks * BLOCK_SIZE)
     if max_model_len < wanted:
         log.warning("the KV cache is smaller than the model's context", blocks=blocks, max_model_len=max_model_len)
@@ -151,7 +153,12 @@ def build(settings: EngineSettings, channel: Channel) -> tuple[EngineLoop, Ready
     for layer in range(config.num_layers):
         channel.send(Loading(layer / config.num_layers, "KV cache"))
         caches.append(kernels.allocate(blocks, *shape))
-    engine = Engine(scheduler, Runner(model, caches), max_model_len=max_model_len)
+    runner = Runner(model, caches, device)
+    if device.type == "cuda":
+        channel.send(Loading(0.0, "first steps"))
+        budget, sequences = settings.max_batched_tokens, settings.max_num_seqs
+        runner.warm_up(budget=budget, sequences=sequences, longest=max_model_len)
+    engine = Engine(scheduler, runner, max_model_len=max_model_len)
     publisher = EventPublisher(settings.kv_events) if settings.kv_events else None
     ready = Ready(max_model_len=max_model_len, num_blocks=blocks, block_size=BLOCK_SIZE, kernels=kernels.name)
     return EngineLoop(engine, channel, event_log, publisher), ready
@@ -172,8 +179,11 @@ def main() -> int:
         gc.collect()
         gc.freeze()
         loop.run()
-    except (LoadError, KVCacheSizeError, ValueError, zmq.ZMQError) as error:
+    except (LoadError, KVCacheSizeError, DeviceError, ValueError, zmq.ZMQError) as error:
         channel.send(Failed(str(error)))
+        return 1
+    except torch.OutOfMemoryError as error:
+        channel.send(Failed(f"The GPU has too little memory; lower --kv-cache-gib or --max-batched-tokens. {error}"))
         return 1
     finally:
         channel.close()

@@ -12,6 +12,7 @@ from torch import Tensor
 from headwater_engine.core.messages import TokenLogprobs
 from headwater_engine.core.request import Request
 from headwater_engine.core.scheduler import Chunk
+from headwater_engine.errors import DeviceError
 from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch, LayerCache
 from headwater_engine.models.loading import Model
 from headwater_engine.sampling.logprobs import token_logprobs
@@ -24,7 +25,7 @@ LOGIT_ROWS = 64
 class Runner:
     """A model, the KV caches of its layers, and a sampler."""
 
-    def __init__(self, model: Model, caches: list[LayerCache], device: str = "cpu") -> None:
+    def __init__(self, model: Model, caches: list[LayerCache], device: torch.device) -> None:
         self._model = model
         self._caches = caches
         self._device = device
@@ -32,7 +33,52 @@ class Runner:
 
     @torch.inference_mode()
     def run(self, plan: Sequence[Chunk]) -> list[Sampled | None]:
-        """One result for each chunk: the sampled token, or None where the chunk ends before the last known token."""
+        """One result for each chunk: the sampled token, or None where the chunk ends before the last known token.
+
+        Raises DeviceError where the device cannot go on.
+        """
+        try:
+            return self._run(plan)
+        except Exception:
+            self._check_device()
+            raise
+
+    @torch.inference_mode()
+    def warm_up(self, *, budget: int, sequences: int, longest: int) -> None:
+        """Steps of each kind, so that no request waits until a GPU's kernels are compiled and its memory is taken.
+
+        `budget` tokens of a step, `sequences` at once, `longest` context. They write keys and values to block 0 only,
+        and nobody reads there what he has not written.
+        """
+        prompt = min(budget, longest)
+        for counts, context in (([prompt], prompt), ([prompt], longest), ([1], longest), ([1] * sequences, 1)):
+            tokens, batch = self._made_up(counts, context)
+            rows = batch.query_starts[1:].long() - 1
+            self._model.logits(self._model.forward(tokens, batch, self._caches, rows)).argmax(-1).tolist()
+
+    def _made_up(self, counts: list[int], context: int) -> tuple[Tensor, AttentionBatch]:
+        """The last `counts` tokens of sequences of `context`, all of whose blocks are block 0."""
+        positions = np.concatenate([np.arange(context - count, context) for count in counts])
+        batch = AttentionBatch(
+            positions=self._tensor(positions),
+            slots=self._tensor(positions % BLOCK_SIZE),
+            block_tables=self._tensor(np.zeros((len(counts), -(-context // BLOCK_SIZE)), dtype=np.int32)),
+            query_starts=self._tensor(np.cumsum([0, *counts], dtype=np.int32)),
+            context_lengths=self._tensor(np.full(len(counts), context, dtype=np.int32)),
+            longest_query=max(counts),
+            longest_context=context,
+        )
+        return self._tensor(np.zeros(len(positions), dtype=np.int64)), batch
+
+    def _check_device(self) -> None:
+        """A GPU that failed answers every further call with the error of the first."""
+        if self._device.type == "cuda":
+            try:
+                torch.cuda.synchronize(self._device)
+            except RuntimeError as error:
+                raise DeviceError(f"The GPU has failed: {str(error).splitlines()[0]}") from error
+
+    def _run(self, plan: Sequence[Chunk]) -> list[Sampled | None]:
         tokens, batch = self._build(plan)
         sampling = [index for index, chunk in enumerate(plan) if chunk.samples]
         last = batch.query_starts[1:].long() - 1
@@ -80,6 +126,8 @@ class Runner:
             block_tables=self._tensor(block_tables),
             query_starts=self._tensor(query_starts),
             context_lengths=self._tensor(context_lengths),
+            longest_query=max(chunk.count for chunk in plan),
+            longest_context=int(context_lengths.max()),
         )
         return self._tensor(tokens), batch
 

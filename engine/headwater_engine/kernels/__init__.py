@@ -1,6 +1,7 @@
 """The operations that a model needs of the hardware: `select` picks the fastest implementation that works here.
 
-`interface.py` is the contract, `reference.py` the same in plain torch. What is computed in which type on a CPU:
+`interface.py` is the contract, `reference.py` the same in plain torch. On an NVIDIA GPU (`gpu.py`) weights, KV,
+activations and products are all of the weights' type, with sums in float32. What is computed in which type on a CPU:
 
 | `select(...)` | where | weights, KV | activations | products |
 |---|---|---|---|---|
@@ -19,6 +20,7 @@ import os
 import structlog
 import torch
 
+from headwater_engine.errors import LoadError
 from headwater_engine.kernels.cpu import BuildError, CppKernels, Products
 from headwater_engine.kernels.interface import Kernels
 from headwater_engine.kernels.reference import TorchKernels
@@ -26,12 +28,28 @@ from headwater_engine.kernels.reference import TorchKernels
 log = structlog.get_logger(__name__)
 
 
-def select(dtype: torch.dtype) -> Kernels:
-    """The best kernels on this machine for weights of `dtype`, bfloat16 or float32.
+CPU = torch.device("cpu")
+
+
+def find_device(choice: str) -> torch.device:
+    """What `--device` asks for: `cpu`, `cuda`, or with `auto` a GPU where there is one. Raises LoadError."""
+    if choice == "cpu" or (choice == "auto" and not torch.cuda.is_available()):
+        return CPU
+    if not torch.cuda.is_available():
+        raise LoadError(f"--device cuda: torch {torch.__version__} finds no NVIDIA GPU on this machine.")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def select(dtype: torch.dtype, device: torch.device = CPU) -> Kernels:
+    """The best kernels on this machine for weights of `dtype`, bfloat16 or float32, on a device of `find_device`.
 
     float16 counts as bfloat16: no CPU computes it faster. Raises ValueError for any other type, or for an unknown
     HEADWATER_KERNELS.
     """
+    if device.type == "cuda":
+        from headwater_engine.kernels.gpu import TritonKernels  # triton, which torch for CPUs comes without
+
+        return TritonKernels(dtype, device)
     if dtype == torch.float16:
         dtype = torch.bfloat16
     if dtype not in (torch.bfloat16, torch.float32):

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch, LayerCache, Linear
+from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch, HeadNorms, LayerCache, Linear
 from headwater_engine.kernels.reference import taken_zeros
 
 _FOLDER = Path(__file__).parent
@@ -71,6 +71,8 @@ class Products(StrEnum):
 class CppKernels:
     """`Kernels` for CPUs."""
 
+    device = torch.device("cpu")
+
     def __init__(self, weights: torch.dtype, products: Products) -> None:
         """`weights`: float32 or bfloat16, of weights and KV. Only FLOAT32 products take float32. Raises BuildError."""
         self._kernels = build()
@@ -95,6 +97,24 @@ class CppKernels:
 
     def write_cache(self, keys: Tensor, values: Tensor, cache: LayerCache, slots: Tensor) -> None:
         self._kernels.write_cache(keys, values, cache.keys, cache.values, slots)
+
+    def place(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cache: LayerCache,
+        batch: AttentionBatch,
+        norms: HeadNorms | None = None,
+    ) -> Tensor:
+        if norms is not None:
+            queries = self.rms_norm(queries, norms.queries, norms.eps)
+            keys = self.rms_norm(keys, norms.keys, norms.eps)
+        self.rope(queries, keys, cos, sin, batch.positions)
+        self.write_cache(keys, values, cache, batch.slots)
+        return queries
 
     def paged_attention(
         self,
@@ -139,6 +159,7 @@ class CppKernels:
         return self._kernels.rms_norm(x, residual, weight, eps)
 
     def rope(self, queries: Tensor, keys: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> None:
+        """The rotation of `place`, in place."""
         self._kernels.rope(queries, keys, cos, sin, positions)
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:

@@ -44,6 +44,10 @@ class AttentionBatch:
     """[S + 1] int32."""
     context_lengths: Tensor
     """[S] int32: tokens with a key in the cache once this step has written its own."""
+    longest_query: int
+    """The most tokens that a sequence has here. The host's number, as the next one: to ask a GPU is to wait for it."""
+    longest_context: int
+    """The largest of `context_lengths`."""
 
     def only(self, rows: Tensor) -> "AttentionBatch":
         """The same with the queries of fewer tokens: `rows` [R] int64, ascending, each the last one of its sequence."""
@@ -52,7 +56,18 @@ class AttentionBatch:
             positions=self.positions[rows],
             slots=self.slots[rows],
             query_starts=torch.searchsorted(rows, self.query_starts, out_int32=True),
+            longest_query=1,
         )
+
+
+class HeadNorms(NamedTuple):
+    """RMS norms over each query and key head."""
+
+    queries: Tensor
+    """[key dim]: the weights of the queries' norm."""
+    keys: Tensor
+    """[key dim]"""
+    eps: float
 
 
 Linear = Callable[[Tensor], Tensor]
@@ -63,11 +78,13 @@ class Kernels(Protocol):
     """The operations that are worth writing for a device. Activations are [T, ...], contiguous, of `dtype`.
 
     Queries, keys and values, wherever they are taken, may instead be views of one fused projection: [T, heads, D] with
-    contiguous heads, and any stride from token to token. `rms_norm` takes such views too, for norms over each head.
+    contiguous heads, and any stride from token to token. `rms_norm` takes such views too.
     """
 
     name: str
-    """For logs and /metrics: `cpu-avx2`, `cpu-torch`, ..."""
+    """For logs and /metrics: `cpu-avx2`, `cpu-torch`, `cuda-triton-bfloat16`, ..."""
+    device: torch.device
+    """Where weights, activations and KV are."""
     dtype: torch.dtype
     """Of activations. A kernel may hold weights and KV in a narrower type."""
 
@@ -79,6 +96,24 @@ class Kernels(Protocol):
 
     def write_cache(self, keys: Tensor, values: Tensor, cache: LayerCache, slots: Tensor) -> None:
         """Store keys [T, kv heads, key dim] and values [T, kv heads, value dim] at `slots` [T]."""
+
+    def place(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cache: LayerCache,
+        batch: AttentionBatch,
+        norms: HeadNorms | None = None,
+    ) -> Tensor:
+        """All that comes between the projection and attention: norms of heads, rotation, keys and values to the cache.
+
+        Queries [T, heads, D] and keys [T, kv heads, D] are rotated by their positions, first half against second half
+        (NeoX order). cos, sin: [max positions, rotary dim // 2] float32; with a rotary dim below D the rest stays as it
+        is. Returns the queries; those that were given, and the keys, may be overwritten.
+        """
 
     def paged_attention(
         self,
@@ -111,12 +146,6 @@ class Kernels(Protocol):
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
         """residual += x, in place; then rms_norm(residual)."""
-
-    def rope(self, queries: Tensor, keys: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> None:
-        """Rotate queries [T, heads, D] and keys [T, kv heads, D] in place, first half against second half (NeoX order).
-
-        cos, sin: [max positions, rotary dim // 2] float32; with a rotary dim below D the rest stays as it is.
-        """
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         """[T, 2 * I] -> [T, I]: silu(first half) * second half."""

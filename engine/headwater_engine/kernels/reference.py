@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch, LayerCache, Linear
+from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch, HeadNorms, LayerCache, Linear
 
 
 class TorchKernels:
     """`Kernels` in plain torch. Weights, activations and KV are all of `dtype`; sums and softmax are float32."""
 
     name = "cpu-torch"
+    device = torch.device("cpu")
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         self.dtype = dtype
@@ -36,6 +37,24 @@ class TorchKernels:
     def write_cache(self, keys: Tensor, values: Tensor, cache: LayerCache, slots: Tensor) -> None:
         cache.keys.flatten(0, 1)[slots] = keys.to(cache.keys.dtype)
         cache.values.flatten(0, 1)[slots] = values.to(cache.values.dtype)
+
+    def place(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cache: LayerCache,
+        batch: AttentionBatch,
+        norms: HeadNorms | None = None,
+    ) -> Tensor:
+        if norms is not None:
+            queries = self.rms_norm(queries, norms.queries, norms.eps)
+            keys = self.rms_norm(keys, norms.keys, norms.eps)
+        self.rope(queries, keys, cos, sin, batch.positions)
+        self.write_cache(keys, values, cache, batch.slots)
+        return queries
 
     def paged_attention(
         self,
@@ -79,6 +98,7 @@ class TorchKernels:
         return self.rms_norm(residual, weight, eps)
 
     def rope(self, queries: Tensor, keys: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> None:
+        """The rotation of `place`, in place."""
         half = cos.shape[-1]
         cosines, sines = (
             cos[positions].unsqueeze(1),

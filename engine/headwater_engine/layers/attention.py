@@ -4,9 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from headwater_engine.kernels.interface import AttentionBatch, Kernels, LayerCache
+from headwater_engine.kernels.interface import AttentionBatch, HeadNorms, Kernels, LayerCache
 from headwater_engine.layers.linear import load_linear
-from headwater_engine.layers.norm import RMSNorm
 from headwater_engine.layers.rope import RotaryTable
 from headwater_engine.layers.weights import Weights
 
@@ -32,10 +31,9 @@ class Attention:
         "_head_dim",
         "_heads",
         "_kernels",
-        "_key_norm",
+        "_norms",
         "_o",
         "_qkv",
-        "_query_norm",
         "_rope",
         "_scale",
         "_window",
@@ -57,10 +55,12 @@ class Attention:
         names = ("q_proj", "k_proj", "v_proj")
         self._qkv = load_linear(weights, names, hidden, (queries, keys, keys), kernels, bias=config.qkv_bias)
         self._o = load_linear(weights, ("o_proj",), queries, (hidden,), kernels, bias=config.output_bias)
-        self._query_norm = self._key_norm = None
-        if (eps := config.head_norm_eps) is not None:
-            self._query_norm = RMSNorm(weights, "q_norm", config.head_dim, eps, kernels)
-            self._key_norm = RMSNorm(weights, "k_norm", config.head_dim, eps, kernels)
+        self._norms = None
+        if config.head_norm_eps is not None:
+            query_norm, key_norm = (
+                weights.take(f"{name}.weight", config.head_dim, dtype=kernels.dtype) for name in ("q_norm", "k_norm")
+            )
+            self._norms = HeadNorms(query_norm, key_norm, config.head_norm_eps)
         self._rope = rope
         self._window = window
         self._scale = config.head_dim**-0.5
@@ -71,14 +71,11 @@ class Attention:
 
         With `rows` [R], each the last token of its sequence, only they attend: [R, hidden].
         """
-        # Views of the fused product: only the norms of queries and keys make copies.
+        # Views of the fused product.
         heads = self._qkv(x).view(-1, self._all_heads, self._head_dim)
         queries, keys, values = heads.split_with_sizes(self._heads, dim=1)
-        if self._query_norm is not None and self._key_norm is not None:
-            queries, keys = self._query_norm(queries), self._key_norm(keys)
         kernels = self._kernels
-        kernels.rope(queries, keys, self._rope.cos, self._rope.sin, batch.positions)
-        kernels.write_cache(keys, values, cache, batch.slots)
+        queries = kernels.place(queries, keys, values, *self._rope, cache, batch, self._norms)
         if rows is not None:
             queries, batch = queries[rows], batch.only(rows)
         attended = kernels.paged_attention(queries, cache, batch, scale=self._scale, window=self._window)

@@ -53,8 +53,8 @@ class RotaryTable(NamedTuple):
     sin: Tensor
 
 
-def rotary_table(config: RopeConfig) -> RotaryTable:
-    """The angles of all positions; raises ValueError for an unknown type."""
+def rotary_table(config: RopeConfig, device: torch.device) -> RotaryTable:
+    """The angles of all positions, computed on the CPU; raises ValueError for an unknown type."""
     positions = torch.arange(config.max_positions, dtype=torch.float32)
     attention_factor = 1.0
     match config.type:
@@ -73,7 +73,7 @@ def rotary_table(config: RopeConfig) -> RotaryTable:
         case unknown:
             raise ValueError(f"rope_type: found {unknown!r}, allowed are {', '.join(ROPE_TYPES)}")
     angles = positions.unsqueeze(1) * frequencies
-    return RotaryTable(angles.cos() * attention_factor, angles.sin() * attention_factor)
+    return RotaryTable((angles.cos() * attention_factor).to(device), (angles.sin() * attention_factor).to(device))
 
 
 def _frequencies(theta: float, dim: int) -> Tensor:

@@ -27,17 +27,18 @@ class Checkpoint(Protocol):
 
 
 class Weights:
-    """The tensors of a checkpoint below one prefix, converted to `dtype`."""
+    """The tensors of a checkpoint below one prefix, converted to `dtype` and brought to `device`."""
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
         self.dtype = dtype
+        self._device = device
         self._checkpoint = checkpoint
         self._prefix = ""
         self._taken: set[str] = set()
 
     def scope(self, name: str) -> "Weights":
         """The weights below `name`: `scope("mlp").take("up_proj.weight", ...)` takes `mlp.up_proj.weight`."""
-        scoped = Weights(self._checkpoint, self.dtype)
+        scoped = Weights(self._checkpoint, self.dtype, self._device)
         scoped._prefix = f"{self._prefix}{name}."
         scoped._taken = self._taken
         return scoped
@@ -54,7 +55,7 @@ class Weights:
                 f"The tensor {full_name} has shape {list(tensor.shape)}; the config asks for {list(shape)}."
             )
         self._taken.add(full_name)
-        return tensor.to(dtype or self.dtype)
+        return tensor.to(self._device, dtype or self.dtype)
 
     def finish(self) -> None:
         """Raises LoadError where the checkpoint holds tensors that no layer took: then it is another architecture."""

@@ -32,7 +32,7 @@ class Decoder:
             dtype=weights.dtype,
         )
         self._embedding = Embedding(weights, config.vocab_size, hidden, kernels, tied=config.tied_embeddings)
-        rope = rotary_table(config.rope)
+        rope = rotary_table(config.rope, kernels.device)
         self._blocks: list[tuple[RMSNorm, Attention, RMSNorm, GatedMLP]] = []
         for index, window in enumerate(config.windows):
             layer = weights.scope(f"model.layers.{index}")

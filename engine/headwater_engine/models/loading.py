@@ -86,7 +86,7 @@ def load_model(
         adopted = TransformersModel(folder, kernels)
         progress(1.0)
         return adopted
-    weights = Weights(open_checkpoint(folder, values), weights_dtype(folder, dtype))
+    weights = Weights(open_checkpoint(folder, values), weights_dtype(folder, dtype), kernels.device)
     model = Decoder(FAMILIES[values["model_type"]](RawConfig(values)), weights, kernels, progress)
     weights.finish()
     return model

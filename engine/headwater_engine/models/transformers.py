@@ -132,7 +132,7 @@ class TransformersModel:
         """Loads it, and tries on a few tokens whether it can run here. Raises LoadError."""
         transformers.utils.logging.disable_progress_bar()
         config = _read_config(folder)
-        model = _load(folder, config, kernels.dtype)
+        model = _load(folder, config, kernels.dtype).to(kernels.device)
         self._decoder: nn.Module = getattr(model, model.base_model_prefix, None) or model
         if self._decoder is model:
             raise LoadError(f"{type(model).__name__} of transformers does not separate its decoder from its head.")
@@ -176,8 +176,11 @@ class TransformersModel:
         """
         try:
             alone, pair = _Probe(), _Probe()
-            hidden = self._run(torch.tensor([3]), torch.tensor([5]), alone)
-            neighboured = self._run(torch.tensor([1, 3]), torch.tensor([0, 5]), pair)
+            three, one_and_three, five, none_and_five = (
+                torch.tensor(numbers, device=self._kernels.device) for numbers in ([3], [1, 3], [5], [0, 5])
+            )
+            hidden = self._run(three, five, alone)
+            neighboured = self._run(one_and_three, none_and_five, pair)
             self.logits(hidden)
         except LoadError:
             raise

@@ -28,17 +28,17 @@ def shift_logits(logits: Tensor, params: SamplingParams, prompt: Sequence[int], 
     time they stand there.
     """
     if params.repetition_penalty != 1.0:
-        seen = torch.tensor(sorted({*prompt, *output}), dtype=torch.long)
+        seen = logits.new_tensor(sorted({*prompt, *output}), dtype=torch.long)
         values = logits[seen]
         logits[seen] = torch.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
     if (params.presence_penalty or params.frequency_penalty) and output:
         counts = Counter(output)
-        tokens = torch.tensor(list(counts), dtype=torch.long)
-        times = torch.tensor(list(counts.values()), dtype=logits.dtype)
+        tokens = logits.new_tensor(list(counts), dtype=torch.long)
+        times = logits.new_tensor(list(counts.values()))
         logits[tokens] -= params.presence_penalty + params.frequency_penalty * times
     if params.logit_bias:
-        tokens = torch.tensor(list(params.logit_bias), dtype=torch.long)
-        logits[tokens] += torch.tensor(list(params.logit_bias.values()), dtype=logits.dtype)
+        tokens = logits.new_tensor(list(params.logit_bias), dtype=torch.long)
+        logits[tokens] += logits.new_tensor(list(params.logit_bias.values()))
     if len(output) < params.min_tokens:
         ends = [token for token in (*params.eos_token_ids, *params.stop_token_ids) if token < len(logits)]
-        logits[torch.tensor(ends, dtype=torch.long)] = float("-inf")
+        logits[logits.new_tensor(ends, dtype=torch.long)] = float("-inf")

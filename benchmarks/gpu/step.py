@@ -1,0 +1,165 @@
+"""Whole steps of a random Llama-3.1-8B on one GPU, over the floor that reading weights and KV sets.
+
+    PYTHONPATH=engine python benchmarks/gpu/step.py
+
+`step` is the engine's own, eager: schedule, launch, sample, tokens home. `forward` is what its kernels take by
+themselves, recorded as a CUDA graph, which the engine does not do yet: the rest of a step is Python and gaps between
+launches. The floor is (weights + KV of all contexts) / the bandwidth of a copy in this run.
+"""
+
+import statistics
+import time
+from collections.abc import Collection
+from typing import NamedTuple
+
+import measure
+import shapes
+import torch
+from measure import Ceilings, Report
+from shapes import DEVICE, KV_BYTES, LAYERS
+from torch import Tensor
+
+from headwater_engine.cache.prefix_cache import PrefixCache
+from headwater_engine.core.engine import Engine
+from headwater_engine.core.messages import Generate
+from headwater_engine.core.runner import Runner
+from headwater_engine.core.scheduler import Scheduler
+from headwater_engine.kernels.interface import BLOCK_SIZE, LayerCache
+from headwater_engine.layers.weights import Weights
+from headwater_engine.models.config import RawConfig
+from headwater_engine.models.decoder import Decoder
+from headwater_engine.models.llama import llama
+from headwater_engine.models.shapes import SHAPES
+from headwater_engine.sampling.params import SamplingParams
+
+PROMPT = 1024
+BUDGET = 8192
+"""Tokens of a step."""
+STEPS = 24
+"""Decoding steps that are timed, after some to warm up."""
+MOST = 256
+"""Sequences at once."""
+
+
+class MadeOnTheGPU:
+    """A checkpoint of random weights that come from nowhere: 8 billion numbers from a CPU would take a minute."""
+
+    def __init__(self) -> None:
+        self.bytes_read_a_step = 0
+
+    def names(self) -> Collection[str]:
+        return ()
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        if "embed_tokens" not in name:  # of which a step reads a few rows
+            self.bytes_read_a_step += 2 * torch.Size(shape).numel()
+        if "norm" in name:
+            return torch.ones(shape, device=DEVICE, dtype=torch.bfloat16)
+        return torch.empty(shape, device=DEVICE, dtype=torch.bfloat16).normal_(std=0.02)
+
+
+class Ran(NamedTuple):
+    """What a run of the engine took."""
+
+    step: float
+    """Seconds of a step in which all sequences decode, median."""
+    context: float
+    """Tokens of a sequence then, mean."""
+    prompt_rate: float
+    """Prompt tokens a second."""
+
+
+def run_engine(model: Decoder, caches: list[LayerCache], sequences: int) -> Ran:
+    cache = PrefixCache(len(caches[0].keys), BLOCK_SIZE, reuse=False)
+    scheduler = Scheduler(cache, max_num_seqs=MOST, max_batched_tokens=BUDGET)
+    engine = Engine(scheduler, Runner(model, caches, DEVICE), max_model_len=2 * PROMPT)
+    # Those that come first decode while the last prompts are read.
+    params = SamplingParams(max_tokens=STEPS + sequences * PROMPT // BUDGET + 3, temperature=0, ignore_eos=True)
+    for number in range(sequences):
+        engine.add(Generate(id=str(number), prompt=torch.randint(100_000, (PROMPT,)).tolist(), params=params))
+    steps, contexts, reading = [], [], 0.0
+    while engine.has_work:
+        reads = engine.stats().prompt_tokens_computed < sequences * PROMPT
+        begun = time.perf_counter()
+        outputs = engine.step()
+        took = time.perf_counter() - begun
+        if reads:
+            reading += took
+        elif len(outputs) == len(engine.scheduler.running) == sequences:
+            steps.append(took)
+            contexts.append(statistics.mean(len(request.tokens) for request in engine.scheduler.running))
+    return Ran(statistics.median(steps[2:]), statistics.mean(contexts[2:]), sequences * PROMPT / reading)
+
+
+def forward(model: Decoder, caches: list[LayerCache], sequences: int, context: int) -> tuple[float, float]:
+    """Seconds on the GPU of a decoding step's kernels, and seconds in which Python launches them."""
+    contexts = [context] * sequences
+    batch, tokens = shapes.batch(contexts, [1] * sequences), torch.randint(100_000, (sequences,), device=DEVICE)
+
+    def run() -> Tensor:
+        return model.logits(model.forward(tokens, batch, caches)).argmax(-1)
+
+    recorded = measure.seconds(lambda _: run(), [None])
+    launching = []
+    for _ in range(7):
+        torch.cuda.synchronize()
+        begun = time.perf_counter()
+        run()
+        launching.append(time.perf_counter() - begun)
+    return recorded, statistics.median(launching)
+
+
+def row(
+    report: Report, ceiling: Ceilings, weights: int, sequences: int, model: Decoder, caches: list[LayerCache]
+) -> None:
+    run_engine(model, caches, min(sequences, 8))  # compiles, and lets cuBLAS choose
+    ran = run_engine(model, caches, sequences)
+    recorded, launching = forward(model, caches, sequences, round(ran.context))
+    floor = (weights + sequences * ran.context * KV_BYTES * LAYERS) / ceiling.bandwidth
+    report.row(
+        sequences,
+        floor * 1e3,
+        recorded * 1e3,
+        recorded / floor,
+        ran.step * 1e3,
+        ran.step / floor,
+        launching * 1e3,
+        f"{sequences / ran.step:.0f}",
+        f"{ran.prompt_rate:.0f}",
+        weights * ran.prompt_rate / ceiling.bf16,  # two operations for each weight, which has two bytes
+    )
+
+
+@torch.inference_mode()
+def main() -> None:
+    torch.manual_seed(0)
+    ceiling = measure.ceilings()
+    print(f"copy {ceiling.bandwidth / 1e9:.0f} GB/s, bf16 product {ceiling.bf16 / 1e12:.0f} TFLOP/s")
+    checkpoint, kernels = MadeOnTheGPU(), shapes.kernels()
+    config = llama(RawConfig(SHAPES["llama-3.1-8b"]))
+    model = Decoder(config, Weights(checkpoint, torch.bfloat16, DEVICE), kernels, lambda fraction: None)
+    weights = checkpoint.bytes_read_a_step
+    blocks = MOST * (-(-(PROMPT + STEPS + MOST * PROMPT // BUDGET) // BLOCK_SIZE) + 2)
+    caches = [kernels.allocate(blocks, shapes.KV_HEADS, shapes.DIM, shapes.DIM) for _ in range(LAYERS)]
+    torch.cuda.empty_cache()
+    columns = (
+        "sequences",
+        "floor ms",
+        "forward ms",
+        "of floor",
+        "step ms",
+        "of floor ",
+        "launching ms",
+        "output tok/s",
+        "prompt tok/s",
+        "of the bf16 rate",
+    )
+    report = Report("step", columns)
+    report.note(bandwidth=ceiling.bandwidth, bf16=ceiling.bf16, weights=weights)
+    for sequences in (1, 8, 32, 128, MOST):
+        row(report, ceiling, weights, sequences, model, caches)
+    print(f"\nmost memory taken: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
+
+
+if __name__ == "__main__":
+    main()

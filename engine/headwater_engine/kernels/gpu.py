@@ -1,0 +1,90 @@
+"""The kernels for NVIDIA GPUs: Triton's (`kernels/triton/`), and cuBLAS for products."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch, HeadNorms, LayerCache, Linear
+from headwater_engine.kernels.triton import activation, attention, norm, rope
+
+
+class TritonKernels:
+    """`Kernels` for GPUs. Weights, activations and KV are all of `dtype`; sums and softmax are float32."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self.dtype = dtype
+        self.device = device
+        self.name = f"{device.type}-triton-{str(dtype).removeprefix('torch.')}"
+        # A CPU, under Triton's interpreter, is none; a few have attention cut long contexts there, too.
+        is_gpu = device.type == "cuda"
+        self._processors = torch.cuda.get_device_properties(device).multi_processor_count if is_gpu else 4
+
+    def allocate(self, blocks: int, kv_heads: int, key_dim: int, value_dim: int) -> LayerCache:
+        """Keys [blocks, kv heads, BLOCK_SIZE, key dim] and values [blocks, kv heads, BLOCK_SIZE, value dim].
+
+        So that the tokens of a block lie side by side for one head, which is what a program reads.
+        """
+        keys, values = (
+            torch.zeros(blocks, kv_heads, BLOCK_SIZE, dim, dtype=self.dtype, device=self.device)
+            for dim in (key_dim, value_dim)
+        )
+        return LayerCache(keys, values, value_dim)
+
+    def bytes_per_block(self, kv_heads: int, key_dim: int, value_dim: int) -> int:
+        return BLOCK_SIZE * kv_heads * (key_dim + value_dim) * self.dtype.itemsize
+
+    def write_cache(self, keys: Tensor, values: Tensor, cache: LayerCache, slots: Tensor) -> None:
+        rope.write_cache(keys, values, cache, slots)
+
+    def place(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cache: LayerCache,
+        batch: AttentionBatch,
+        norms: HeadNorms | None = None,
+    ) -> Tensor:
+        rope.place(queries, keys, values, cos, sin, batch.positions, batch.slots, cache, norms)
+        return queries
+
+    def paged_attention(
+        self,
+        queries: Tensor,
+        cache: LayerCache,
+        batch: AttentionBatch,
+        *,
+        scale: float,
+        window: int | None = None,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        return attention.paged_attention(
+            queries,
+            cache,
+            batch,
+            scale=scale,
+            window=window,
+            softcap=softcap,
+            sinks=sinks,
+            processors=self._processors,
+        )
+
+    def linear(self, weight: Tensor, bias: Tensor | None = None, *, wide: bool = False) -> Linear:
+        weight = weight.to(self.device, self.dtype)
+        bias = None if bias is None else bias.to(self.device, self.dtype)
+        if wide and bias is None and self.dtype != torch.float32:
+            # cuBLAS sums in float32; nothing rounds it.
+            return lambda x: torch.mm(x, weight.t(), out_dtype=torch.float32)
+        return lambda x: F.linear(x, weight, bias).to(torch.float32 if wide else self.dtype)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return norm.rms_norm(x, weight, eps)
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return norm.add_rms_norm(x, residual, weight, eps)
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        return activation.silu_mul(gate_up)

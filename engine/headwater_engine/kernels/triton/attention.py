@@ -1,0 +1,349 @@
+"""Attention over the paged cache: prompts and single tokens of many sequences in one launch.
+
+**Whose work is a program's.** All query heads of a group read the same keys and values, so that one program computes
+them together: its tile has `rows` rows, each a (token, head) pair of one sequence and one KV head. With 4 heads in a
+group, a tile of 64 rows holds 16 tokens of a prompt; a sequence that decodes fills 4 rows of its 16, and since decoding
+waits for memory, the idle rows cost nothing. Each key is read once for the whole tile.
+
+**How a program computes.** It walks over the keys, `keys` of them at a time. Where they lie, the block table says.
+Scores S = Q K^T become weights by softmax, whose maximum is not known before the last key. So it keeps, a row, the
+largest score so far (m), the sum of the weights relative to it (l) and the weighted sum of the values (a), and whenever
+a larger score comes, scales down what it has by exp(old m - new m) (*online softmax*; Milakov and Gimelshein, 2018; Dao
+et al., FlashAttention). In the end the result is a / l. Exponentials are taken to base 2, which is what GPUs have.
+
+**Few sequences, long contexts.** A GPU has more than a hundred processors; one request with 8 KV heads would use eight
+of them. So the context is cut into `splits` parts for programs of their own, which leave their a / l and log2(l) + m
+behind, and a second kernel puts them together: each part counts by its share of the whole sum (*flash-decoding*).
+Parts are cut on the GPU from each sequence's own length, so that the grid depends on nothing but the sizes of the
+batch, and a recorded launch stays right while contexts grow.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch, LayerCache
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+class Tiling(NamedTuple):
+    """How the work is cut, and what hardware a program gets."""
+
+    rows: int
+    """(token, head) pairs in a tile."""
+    keys: int
+    """Keys that a program takes at a time."""
+    splits: int
+    """Parts of each context."""
+    warps: int
+    """Of 32 threads, a program."""
+    stages: int
+    """Tiles of keys and values that are under way from memory at once."""
+
+
+def choose_tiling(batch: AttentionBatch, kv_heads: int, group: int, head_dim: int, processors: int) -> Tiling:
+    """From sizes that the host knows: nothing is tried out at run time, and nothing waits for the GPU."""
+    tokens, sequences = len(batch.positions), len(batch.context_lengths)
+    if batch.longest_query == 1:
+        rows, keys, warps, stages = max(16, triton.next_power_of_2(group)), 64, 4, 3
+        tiles = sequences
+    else:
+        rows, keys, warps, stages = max(64, triton.next_power_of_2(group)), 64, 4, 3
+        tiles = tokens // (rows // group) + sequences
+    if head_dim > 128:
+        keys, stages = 32, 2
+    # Enough programs for each processor to have some under way while others wait for memory, but parts long enough
+    # to be worth their merging.
+    wanted = triton.cdiv(4 * processors, tiles * kv_heads)
+    splits = max(1, min(wanted, triton.cdiv(batch.longest_context, 4 * keys), 64))
+    return Tiling(rows, keys, splits, warps, stages)
+
+
+def paged_attention(
+    queries: Tensor,
+    cache: LayerCache,
+    batch: AttentionBatch,
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+    processors: int,
+    tiling: Tiling | None = None,
+) -> Tensor:
+    """As `Kernels.paged_attention`, on keys and values of [blocks, kv heads, BLOCK_SIZE, dim]."""
+    tokens, heads, key_dim = queries.shape
+    kv_heads, value_dim = cache.values.shape[1], cache.values.shape[3]
+    group = heads // kv_heads
+    tiling = tiling or choose_tiling(batch, kv_heads, group, max(key_dim, value_dim), processors)
+    output = queries.new_empty(tokens, heads, value_dim)
+    if tokens == 0:
+        return output
+    sequences = len(batch.context_lengths)
+    alone = batch.longest_query == 1
+    tiles = sequences if alone else tokens // (tiling.rows // group) + sequences
+    parts, sums = output, output
+    if tiling.splits > 1:
+        parts = output.new_empty(tokens, heads, tiling.splits, value_dim, dtype=torch.float32)
+        sums = output.new_empty(tokens, heads, tiling.splits, dtype=torch.float32)
+    _attention_kernel[(tiles, kv_heads, tiling.splits)](
+        queries,
+        cache.keys,
+        cache.values,
+        batch.block_tables,
+        batch.query_starts,
+        batch.context_lengths,
+        sinks,
+        parts,
+        sums,
+        queries.stride(0),
+        batch.block_tables.stride(0),
+        sequences,
+        tiling.splits,
+        scale * LOG2_E.value,
+        softcap or 0.0,
+        window or 0,
+        GROUP=group,
+        KV_HEADS=kv_heads,
+        KEY_DIM=key_dim,
+        VALUE_DIM=value_dim,
+        KEY_LANES=_lanes(key_dim),
+        VALUE_LANES=_lanes(value_dim),
+        BLOCK=BLOCK_SIZE,
+        ROWS=tiling.rows,
+        KEYS=tiling.keys,
+        ONE_QUERY_EACH=alone,
+        HAS_WINDOW=window is not None,
+        HAS_SOFTCAP=softcap is not None,
+        SPLIT=tiling.splits > 1,
+        num_warps=tiling.warps,
+        num_stages=tiling.stages,
+    )
+    if tiling.splits > 1:
+        _merge_kernel[(tokens * heads,)](
+            parts,
+            sums,
+            output,
+            tiling.splits,
+            VALUE_DIM=value_dim,
+            VALUE_LANES=triton.next_power_of_2(value_dim),
+            PARTS=triton.next_power_of_2(tiling.splits),
+            num_warps=4 if tiling.splits > 8 else 1,
+        )
+    return output
+
+
+def _lanes(dim: int) -> int:
+    """Columns of a tile: a power of two, and what the matrix units take at least."""
+    return max(16, triton.next_power_of_2(dim))
+
+
+# Triton compiles a kernel anew for a number that is 1, or divisible by 16, unless told that it need not.
+@triton.jit(do_not_specialize=["table_stride", "sequences", "splits", "window"])
+def _attention_kernel(
+    queries,  # [T, KV_HEADS * GROUP, KEY_DIM], tokens `query_stride` apart
+    keys,  # [blocks, KV_HEADS, BLOCK, KEY_DIM]
+    values,  # [blocks, KV_HEADS, BLOCK, VALUE_DIM]
+    block_tables,  # [S, ...], sequences `table_stride` apart
+    query_starts,  # [S + 1]
+    context_lengths,  # [S]
+    sinks,  # [heads], or None
+    parts,  # [T, heads, splits, VALUE_DIM] float32; not SPLIT: the result, [T, heads, VALUE_DIM]
+    sums,  # [T, heads, splits] float32: log2 of each part's sum of weights
+    query_stride,
+    table_stride,
+    sequences,
+    splits,
+    scale,  # times log2(e)
+    softcap,
+    window,
+    GROUP: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    KEY_DIM: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    KEY_LANES: tl.constexpr,
+    VALUE_LANES: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+    ONE_QUERY_EACH: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    SPLIT: tl.constexpr,
+):
+    kv_head, split = tl.program_id(1), tl.program_id(2)
+    TOKENS: tl.constexpr = ROWS // GROUP
+    # Which tokens of which sequence? Those of the longest contexts, at the end, begin first.
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)
+    if ONE_QUERY_EACH:
+        sequence, first = tile, 0
+    else:
+        sequence = _sequence_of(tile, query_starts, sequences, TOKENS)
+        first = (tile - (tl.load(query_starts + sequence) // TOKENS + sequence)) * TOKENS
+    start = tl.load(query_starts + sequence)
+    count = tl.load(query_starts + sequence + 1) - start
+    if first >= count:
+        return
+    context = tl.load(context_lengths + sequence)
+
+    row = tl.arange(0, ROWS)
+    token, head = start + first + row // GROUP, kv_head * GROUP + row % GROUP
+    is_row = (row < TOKENS * GROUP) & (first + row // GROUP < count)
+    position = context - count + first + row // GROUP
+    index = token.to(tl.int64) * (KV_HEADS * GROUP) + head
+
+    # The keys that any row sees, [begin, end), and this program's part of them, [low, high).
+    end = context - count + tl.minimum(first + TOKENS, count)
+    begin = 0
+    if HAS_WINDOW:
+        begin = tl.maximum(context - count + first - window + 1, 0) // KEYS * KEYS
+    low, high = begin, end
+    if SPLIT:
+        length = tl.cdiv(tl.cdiv(end - begin, KEYS), splits) * KEYS
+        low = begin + split * length
+        high = tl.minimum(low + length, end)
+        if low >= end:
+            tl.store(sums + index * splits + split, tl.full([ROWS], float("-inf"), tl.float32), mask=is_row)
+            return
+    # Up to here all rows see all keys, so that nothing need be masked.
+    clear = low
+    if not HAS_WINDOW:
+        clear = low + (tl.minimum(context - count + first + 1, high) - low) // KEYS * KEYS
+        clear = tl.maximum(clear, low)
+
+    dim = tl.arange(0, KEY_LANES)
+    query = tl.load(
+        queries + token.to(tl.int64)[:, None] * query_stride + head[:, None] * KEY_DIM + dim[None, :],
+        mask=is_row[:, None] & (dim < KEY_DIM)[None, :],
+        other=0.0,
+    )
+    largest = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    result = tl.zeros([ROWS, VALUE_LANES], tl.float32)
+    if sinks is not None and split == 0:
+        # A key of its own without a value, which is counted once.
+        largest = tl.load(sinks + head, mask=is_row, other=0.0).to(tl.float32) * LOG2_E
+        total = total + 1.0
+
+    table = block_tables + sequence.to(tl.int64) * table_stride
+    for at in tl.range(low, clear, KEYS):
+        largest, total, result = _attend(
+            query, keys, values, table, at, end, kv_head, position, largest, total, result, scale, softcap, window,
+            KV_HEADS, KEY_DIM, VALUE_DIM, KEY_LANES, VALUE_LANES, BLOCK, KEYS, False, False, HAS_SOFTCAP,
+        )  # fmt: skip
+    for at in tl.range(clear, high, KEYS):
+        largest, total, result = _attend(
+            query, keys, values, table, at, end, kv_head, position, largest, total, result, scale, softcap, window,
+            KV_HEADS, KEY_DIM, VALUE_DIM, KEY_LANES, VALUE_LANES, BLOCK, KEYS, True, HAS_WINDOW, HAS_SOFTCAP,
+        )  # fmt: skip
+
+    # A row of a part may have seen nothing, with a window: then its sum is 0, and its logarithm -inf.
+    result = result / tl.where(total > 0, total, 1.0)[:, None]
+    if SPLIT:
+        tl.store(sums + index * splits + split, largest + tl.log2(total), mask=is_row)
+        index = index * splits + split
+    column = tl.arange(0, VALUE_LANES)
+    tl.store(
+        parts + index[:, None] * VALUE_DIM + column[None, :],
+        result.to(parts.dtype.element_ty),
+        mask=is_row[:, None] & (column < VALUE_DIM)[None, :],
+    )
+
+
+@triton.jit
+def _sequence_of(tile, query_starts, sequences, TOKENS: tl.constexpr):
+    """The sequence whose tile it is. Sequence s has the tiles from query_starts[s] // TOKENS + s on.
+
+    That leaves room for the last, partly filled tile of each without knowing how many queries each has.
+    """
+    low, high = 0, sequences
+    while low < high:
+        middle = (low + high) // 2
+        if tl.load(query_starts + middle) // TOKENS + middle <= tile:
+            low = middle + 1
+        else:
+            high = middle
+    return low - 1
+
+
+@triton.jit
+def _attend(
+    query, keys, values, table, at, end, kv_head, position, largest, total, result, scale, softcap, window,
+    KV_HEADS: tl.constexpr, KEY_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, KEY_LANES: tl.constexpr,
+    VALUE_LANES: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr,
+    MASKED: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+):  # fmt: skip
+    """Take in the keys `at` to `at + KEYS`: the new largest score, sum and weighted values of each row.
+
+    MASKED: some are behind the end of the context, or some rows do not see them.
+    """
+    key_position = at + tl.arange(0, KEYS)
+    there = key_position < end
+    block = tl.load(table + key_position // BLOCK, mask=there, other=0).to(tl.int64)
+    place = (block * KV_HEADS + kv_head) * BLOCK + key_position % BLOCK
+
+    scores = tl.dot(query, tl.trans(_rows(keys, place, there, KEY_DIM, KEY_LANES, MASKED)), input_precision="ieee")
+    if HAS_SOFTCAP:
+        # tanh, of natural units
+        turned = tl.exp(-2.0 * tl.abs(scores * scale / (LOG2_E * softcap)))
+        scores = tl.where(scores < 0, -1.0, 1.0) * (1.0 - turned) / (1.0 + turned) * softcap * LOG2_E
+    else:
+        scores = scores * scale
+    if MASKED:
+        visible = key_position[None, :] <= position[:, None]
+        if HAS_WINDOW:
+            visible = visible & (key_position[None, :] > position[:, None] - window)
+        scores = tl.where(visible, scores, float("-inf"))
+
+    larger = tl.maximum(largest, tl.max(scores, 1))
+    # Where nothing was visible so far, -inf minus -inf would be no number.
+    shift = tl.where(larger == float("-inf"), 0.0, larger) if MASKED else larger
+    weights = tl.exp2(scores - shift[:, None])
+    shrink = tl.exp2(largest - shift)
+    value = _rows(values, place, there, VALUE_DIM, VALUE_LANES, MASKED)
+    result = tl.dot(weights.to(value.dtype), value, result * shrink[:, None], input_precision="ieee")
+    return larger, total * shrink + tl.sum(weights, 1), result
+
+
+@triton.jit
+def _rows(cache, place, there, DIM: tl.constexpr, LANES: tl.constexpr, MASKED: tl.constexpr):
+    """Rows `place` of [rows, DIM] as a tile of LANES columns. MASKED: 0 instead of what is not `there`.
+
+    What a block holds behind the context may be anything, and 0 times infinity is no number.
+    """
+    column = tl.arange(0, LANES)
+    address = cache + place[:, None] * DIM + column[None, :]
+    if MASKED:
+        return tl.load(address, mask=there[:, None] & (column < DIM)[None, :], other=0.0)
+    if DIM != LANES:
+        return tl.load(address, mask=(column < DIM)[None, :], other=0.0)
+    return tl.load(address)
+
+
+@triton.jit(do_not_specialize=["splits"])
+def _merge_kernel(
+    parts,  # [rows, splits, VALUE_DIM] float32: results over a part of the keys each
+    sums,  # [rows, splits] float32: log2 of each part's sum of weights
+    output,  # [rows, VALUE_DIM]
+    splits,
+    VALUE_DIM: tl.constexpr,
+    VALUE_LANES: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    """The result over all keys: the mean of the parts, each by its sum of weights."""
+    row = tl.program_id(0).to(tl.int64)
+    part, column = tl.arange(0, PARTS), tl.arange(0, VALUE_LANES)
+    logs = tl.load(sums + row * splits + part, mask=part < splits, other=float("-inf"))
+    share = tl.exp2(logs - tl.max(logs, 0))
+    # An empty part has written no result.
+    result = tl.load(
+        parts + (row * splits + part)[:, None] * VALUE_DIM + column[None, :],
+        mask=(share > 0)[:, None] & (column < VALUE_DIM)[None, :],
+        other=0.0,
+    )
+    merged = tl.sum(result * share[:, None], 0) / tl.sum(share, 0)
+    tl.store(output + row * VALUE_DIM + column, merged.to(output.dtype.element_ty), mask=column < VALUE_DIM)

@@ -1,0 +1,62 @@
+"""Attention at the sizes of real models, as it is compiled for a GPU. Small and odd ones: test_triton_kernels.py."""
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    pytest.skip("there is no GPU", allow_module_level=True)
+
+from tests.engine.triton_case import Case
+
+DECODE = ([1, 17, 5000, 900, 2048], [1] * 5)
+PROMPTS = ([700, 300, 5000, 64], [700, 1, 130, 64])
+"""A whole prompt, one that decodes, a chunk behind a long context, and a short prompt."""
+
+
+@pytest.mark.parametrize("batch", [DECODE, PROMPTS], ids=["decode", "prompts"])
+@pytest.mark.parametrize(
+    ("dim", "group", "dtype"),
+    [
+        (128, 4, torch.bfloat16),
+        (128, 7, torch.float16),
+        (64, 3, torch.bfloat16),
+        (80, 1, torch.float16),
+        (96, 8, torch.bfloat16),
+        (256, 2, torch.bfloat16),
+        (128, 16, torch.bfloat16),
+        (64, 2, torch.float32),
+    ],
+)
+def test_it_is_the_reference(batch: tuple[list[int], list[int]], dim: int, group: int, dtype: torch.dtype) -> None:
+    Case(*batch, group=group, kv_heads=2, dim=dim, dtype=dtype).run(None)
+
+
+@pytest.mark.parametrize("batch", [DECODE, PROMPTS], ids=["decode", "prompts"])
+@pytest.mark.parametrize(
+    "options", [{"window": 100}, {"window": 1024, "sinks": True}, {"softcap": 3.0, "sinks": True}], ids=str
+)
+def test_options(batch: tuple[list[int], list[int]], options: dict[str, float]) -> None:
+    Case(*batch, group=4, kv_heads=2, dim=64, dtype=torch.float16).run(None, **options)  # type: ignore[arg-type]
+
+
+def test_a_recorded_launch_stays_right_while_contexts_grow() -> None:
+    """The parts of a context are cut on the GPU: what a CUDA graph replays depends on the sizes of the batch alone."""
+    from headwater_engine.kernels.gpu import TritonKernels
+    from tests.engine.batches import ragged, random
+
+    kernels = TritonKernels(torch.bfloat16, torch.device("cuda"))
+    cache = kernels.allocate(320, 2, 128, 128)
+    for tensor in cache[:2]:
+        tensor.copy_(random(*tensor.shape))
+    batch = ragged([4000, 700], [1, 1], kernels.device)
+    queries = random(2, 8, 128).to(kernels.device, kernels.dtype)
+    attend = lambda: kernels.paged_attention(queries, cache, batch, scale=0.09)  # noqa: E731
+    attend()
+    graph = torch.cuda.CUDAGraph()
+    batch.context_lengths.copy_(torch.tensor([1000, 3]))
+    with torch.cuda.graph(graph):
+        recorded = attend()
+    for lengths in ([1000, 3], [3999, 600], [17, 17]):
+        batch.context_lengths.copy_(torch.tensor(lengths))
+        graph.replay()
+        torch.testing.assert_close(recorded, attend())

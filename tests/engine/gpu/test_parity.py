@@ -1,0 +1,69 @@
+"""Tiny models through the whole engine on a GPU give transformers' greedy tokens: batched, in chunks, preempted."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    pytest.skip("there is no GPU", allow_module_level=True)
+
+from headwater_engine.kernels import find_device, select
+from headwater_engine.kernels.reference import TorchKernels
+from headwater_engine.models.loading import load_model
+from headwater_engine.models.source import resolve
+from tests.engine.greedy import greedy_answers, make_engine
+from tests.engine.tiny import flat_batch, make_tiny, reference_greedy
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"sliding_window": 20},
+    "qwen2": {},
+    "qwen3": {"head_dim": 32},
+    "olmo2": {},
+}
+NEW_TOKENS = 24
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_tokens(family: str, tmp_path: Path) -> None:
+    folder = make_tiny(family, tmp_path, **FAMILIES[family])
+    rng = random.Random(3)
+    shared = [rng.randrange(256) for _ in range(40)]
+    prompts = [
+        [*shared[: rng.choice((0, 17, 40))], *(rng.randrange(256) for _ in range(rng.randint(1, 60)))]
+        for _ in range(32)
+    ]
+    expected = reference_greedy(folder, prompts, NEW_TOKENS)
+    kernels = select(torch.float32, find_device("cuda"))
+    model = load_model(resolve(str(folder)), kernels=kernels)
+
+    def answers(blocks: int, budget: int, reuse: bool, at_once: int = 32) -> tuple[list[list[int]], int]:
+        engine = make_engine(model, kernels, blocks, max_num_seqs=at_once, max_batched_tokens=budget, reuse=reuse)
+        return greedy_answers(engine, prompts, NEW_TOKENS), engine.stats().preemptions
+
+    assert answers(400, 512, reuse=False)[0] == expected
+    assert answers(400, 37, reuse=True)[0] == expected
+    assert answers(64, 512, reuse=False, at_once=1)[0] == expected
+    preempted, times = answers(40, 128, reuse=True)
+    assert preempted == expected
+    assert times > 0
+
+
+@torch.inference_mode()
+def test_bfloat16_logits_are_near_those_of_float32(tmp_path: Path) -> None:
+    folder = resolve(str(make_tiny("qwen3", tmp_path, head_dim=32)))
+    tokens = torch.randint(256, (100,), generator=torch.Generator().manual_seed(0))
+    logits = []
+    for kernels in (select(torch.bfloat16, find_device("cuda")), TorchKernels(torch.float32)):
+        model = load_model(folder, kernels=kernels, dtype=str(kernels.dtype).removeprefix("torch."))
+        shape = (model.config.kv_heads, model.config.key_dim, model.config.value_dim)
+        caches = [kernels.allocate(9, *shape) for _ in range(model.config.num_layers)]
+        batch = flat_batch([list(range(1, 8))], [range(100)], kernels.device)
+        hidden = model.forward(tokens.to(kernels.device), batch, caches)
+        logits.append(model.logits(hidden).cpu())
+    ours, theirs = logits
+    assert ours.dtype == torch.float32
+    assert (ours - theirs).norm() < 0.05 * theirs.norm()

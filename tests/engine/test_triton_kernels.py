@@ -1,0 +1,198 @@
+"""Every Triton kernel computes what its plain torch reference does: on a GPU, or in Triton's interpreter without one.
+
+The interpreter takes milliseconds for each program of a kernel, so that shapes are small, and tiles too: all that
+happens between tiles and parts of long contexts happens here within a few dozen tokens.
+"""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from headwater_engine.kernels.interface import BLOCK_SIZE, HeadNorms, LayerCache
+from tests.engine.batches import ragged, random, views
+
+pytest.importorskip("triton", reason="torch for CPUs comes without Triton")
+
+from headwater_engine.kernels.gpu import TritonKernels
+from headwater_engine.kernels.triton.attention import Tiling, choose_tiling
+from tests.engine.triton_case import DEVICE, TOLERANCE, Case, kernels_of, same
+
+dtypes = st.sampled_from(list(TOLERANCE))
+# The interpreter keeps bfloat16 as integers, and multiplies matrices of those.
+product_dtypes = dtypes if DEVICE.type == "cuda" else st.sampled_from([torch.float32, torch.float16])
+
+
+def rows_of(cache: LayerCache, slots: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values of a TritonKernels' cache, [slots, kv heads, dim]."""
+    block, offset = slots // BLOCK_SIZE, slots % BLOCK_SIZE
+    return cache.keys[block, :, offset], cache.values[block, :, offset]
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    contexts = draw(st.lists(st.integers(1, 50), min_size=1, max_size=3))
+    new = [draw(st.one_of(st.just(1), st.integers(1, min(context, 9)))) for context in contexts]
+    group, kv_heads = draw(st.sampled_from([1, 2, 3, 4, 7, 8])), draw(st.sampled_from([1, 2]))
+    return Case(contexts, new, group, kv_heads, draw(st.sampled_from([16, 20, 32])), draw(product_dtypes))
+
+
+tilings = st.builds(
+    Tiling,
+    rows=st.sampled_from([16, 32]),
+    keys=st.sampled_from([16, 32]),
+    splits=st.sampled_from([1, 2, 3]),
+    warps=st.just(4),
+    stages=st.just(2),
+)
+
+
+@settings(max_examples=20)
+@given(case=cases(), tiling=tilings)
+def test_attention_of_odd_batches(case: Case, tiling: Tiling) -> None:
+    case.run(tiling)
+
+
+@settings(max_examples=20)
+@given(
+    case=cases(),
+    tiling=tilings,
+    window=st.none() | st.integers(1, 40),
+    softcap=st.none() | st.just(2.5),
+    sinks=st.booleans(),
+)
+def test_attention_options(case: Case, tiling: Tiling, window: int | None, softcap: float | None, sinks: bool) -> None:
+    case.run(tiling, window=window, softcap=softcap, sinks=sinks)
+
+
+@pytest.mark.parametrize("dim", [64, 80, 96, 128, 256])
+@pytest.mark.parametrize("group", [1, 7, 16])
+def test_every_head_size_with_the_tiling_that_is_chosen(dim: int, group: int) -> None:
+    for new in ([1, 1], [1, 3]):
+        Case([70, 5], new, group, 1, dim, torch.float16).run(None)
+
+
+def test_a_prompt_among_tokens_that_decode() -> None:
+    Case([9, 40, 17, 1], [1, 40, 1, 1], 4, 2, 16, torch.float32).run(Tiling(16, 16, 2, 4, 2))
+
+
+def test_sequences_may_have_no_query() -> None:
+    """As in a model's last layer, where prompts that go on want no logits."""
+    ours, theirs = kernels_of(torch.float32)
+    batch = ragged([20, 9, 33], [20, 1, 5])
+    rows = torch.tensor([20, 25])
+    queries, keys, values = views(theirs, 26, 4, 2, 16)
+    reference, cache = (each.allocate(12, 2, 16, 16) for each in (theirs, ours))
+    theirs.write_cache(keys, values, reference, batch.slots)
+    for target, source in zip(cache[:2], (keys, values), strict=True):
+        target[batch.slots // BLOCK_SIZE, :, batch.slots % BLOCK_SIZE] = source.to(DEVICE)
+    expected = theirs.paged_attention(queries[rows], reference, batch.only(rows), scale=0.25)
+    fewer = ragged([20, 9, 33], [20, 1, 5], DEVICE).only(rows.to(DEVICE))
+    same(ours.paged_attention(queries[rows].to(DEVICE), cache, fewer, scale=0.25), expected)
+    none = ragged([20, 9, 33], [20, 1, 5], DEVICE).only(rows[:0].to(DEVICE))
+    assert ours.paged_attention(queries[:0].to(DEVICE), cache, none, scale=0.25).shape == (0, 4, 16)
+
+
+def test_contexts_are_cut_only_where_processors_would_idle() -> None:
+    def splits(sequences: int, context: int) -> int:
+        batch = ragged([context] * sequences, [1] * sequences)
+        return choose_tiling(batch, kv_heads=8, group=4, head_dim=128, processors=132).splits
+
+    assert splits(1, 30) == 1
+    assert 1 < splits(1, 1024) <= splits(1, 8192)
+    assert splits(256, 1024) == 1
+    assert [splits(n, 4096) for n in (1, 4, 16, 64)] == sorted((splits(n, 4096) for n in (1, 4, 16, 64)), reverse=True)
+
+
+@settings(max_examples=15)
+@given(
+    dtype=dtypes,
+    tokens=st.integers(0, 3),
+    kv_heads=st.sampled_from([1, 2, 5]),
+    group=st.sampled_from([1, 3]),
+    dim=st.sampled_from([16, 20, 24]),
+    rotated=st.sampled_from([1.0, 0.5]),
+    normed=st.booleans(),
+)
+def test_placing(
+    dtype: torch.dtype, tokens: int, kv_heads: int, group: int, dim: int, rotated: float, normed: bool
+) -> None:
+    """Norms of heads, rotation, and writing to the cache."""
+    angles = random(64, int(dim * rotated) // 2, seed=4)
+    batch = ragged([40], [tokens])
+    results = []
+    for kernels in kernels_of(dtype):
+        device = kernels.device
+        queries, keys, values = views(kernels, tokens, kv_heads * group, kv_heads, dim)
+        cache = kernels.allocate(7, kv_heads, dim, dim)
+        weights = (random(dim, seed=seed).to(device, dtype) for seed in (5, 6))
+        norms = HeadNorms(*weights, eps=1e-5) if normed else None
+        of_device = ragged([40], [tokens], device)
+        placed = kernels.place(
+            queries, keys, values, angles.cos().to(device), angles.sin().to(device), cache, of_device, norms
+        )
+        results.append((placed, cache))
+    (ours, our_cache), (theirs, their_cache) = results
+    same(ours, theirs)
+    written = [cache.flatten(0, 1)[batch.slots] for cache in their_cache[:2]]
+    for our_rows, their_rows in zip(rows_of(our_cache, batch.slots.to(DEVICE)), written, strict=True):
+        same(our_rows, their_rows)
+    assert our_cache.keys.count_nonzero() <= tokens * kv_heads * dim, "no other row was written"
+
+
+@settings(max_examples=10)
+@given(
+    dtype=dtypes, tokens=st.integers(0, 3), kv_heads=st.sampled_from([1, 5]), dims=st.sampled_from([(8, 8), (24, 16)])
+)
+def test_writing_the_cache(dtype: torch.dtype, tokens: int, kv_heads: int, dims: tuple[int, int]) -> None:
+    ours = TritonKernels(dtype, DEVICE)
+    slots = torch.tensor([3, 40, 17])[:tokens].to(DEVICE)
+    keys, values = (random(tokens, kv_heads, dim).to(DEVICE, dtype) for dim in dims)
+    cache = ours.allocate(3, kv_heads, *dims)
+    ours.write_cache(keys, values, cache, slots)
+    written = rows_of(cache, slots)
+    assert torch.equal(written[0], keys)
+    assert torch.equal(written[1], values)
+    assert cache.values.count_nonzero() <= values.numel()
+
+
+@settings(max_examples=15)
+@given(dtype=dtypes, rows=st.integers(0, 3), size=st.integers(1, 600))
+def test_norms(dtype: torch.dtype, rows: int, size: int) -> None:
+    ours, theirs = kernels_of(dtype)
+    x, residual, weight = random(rows, size), random(rows, size, seed=1), random(size, seed=2)
+    x, residual, weight = x.to(dtype), residual.to(dtype), weight.to(dtype)
+    same(ours.rms_norm(x.to(DEVICE), weight.to(DEVICE), 1e-5), theirs.rms_norm(x, weight, 1e-5))
+    kept = residual.to(DEVICE, copy=True)
+    same(ours.add_rms_norm(x.to(DEVICE), kept, weight.to(DEVICE), 1e-5), theirs.add_rms_norm(x, residual, weight, 1e-5))
+    same(kept, residual)
+
+
+def test_norms_of_heads_that_are_views() -> None:
+    ours, theirs = kernels_of(torch.float32)
+    _, keys, _ = views(theirs, 3, 6, 2, 24)
+    weight = random(24, seed=3)
+    spread = random(3, 240).to(DEVICE)
+    ours_keys = spread.view(3, 10, 24)[:, 6:8]
+    ours_keys.copy_(keys)
+    same(ours.rms_norm(ours_keys, weight.to(DEVICE), 1e-6), theirs.rms_norm(keys, weight, 1e-6))
+
+
+@settings(max_examples=10)
+@given(dtype=dtypes, rows=st.integers(0, 2), size=st.integers(1, 1200))
+def test_activation(dtype: torch.dtype, rows: int, size: int) -> None:
+    ours, theirs = kernels_of(dtype)
+    gate_up = (20 * random(rows, 2 * size)).to(dtype)
+    same(ours.silu_mul(gate_up.to(DEVICE)), theirs.silu_mul(gate_up))
+
+
+@pytest.mark.parametrize("wide", [True, False])
+@pytest.mark.parametrize("biased", [True, False])
+def test_products(wide: bool, biased: bool) -> None:
+    ours, theirs = kernels_of(torch.bfloat16 if DEVICE.type == "cuda" else torch.float32)
+    weight, x = random(40, 24, seed=1), random(5, 24).to(ours.dtype)
+    bias = random(40, seed=2) if biased else None
+    found = ours.linear(weight, bias, wide=wide)(x.to(DEVICE))
+    assert found.dtype == (torch.float32 if wide else ours.dtype)
+    torch.testing.assert_close(found.cpu(), theirs.linear(weight, bias, wide=wide)(x), **TOLERANCE[ours.dtype])

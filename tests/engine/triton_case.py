@@ -1,0 +1,67 @@
+"""One batch for Triton's attention and for its reference, on a GPU or in Triton's interpreter."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from headwater_engine.kernels.gpu import TritonKernels
+from headwater_engine.kernels.interface import BLOCK_SIZE
+from headwater_engine.kernels.reference import TorchKernels
+from headwater_engine.kernels.triton.attention import Tiling, paged_attention
+from tests.engine.batches import ragged, random, views
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+TOLERANCE = {
+    torch.float32: {"rtol": 1e-4, "atol": 1e-5},
+    torch.float16: {"rtol": 4e-3, "atol": 2e-3},
+    torch.bfloat16: {"rtol": 2e-2, "atol": 2e-2},
+}
+
+
+def kernels_of(dtype: torch.dtype) -> tuple[TritonKernels, TorchKernels]:
+    return TritonKernels(dtype, DEVICE), TorchKernels(dtype)
+
+
+def same(ours: Tensor, theirs: Tensor) -> None:
+    torch.testing.assert_close(ours.cpu(), theirs, **TOLERANCE[theirs.dtype])
+
+
+@dataclass
+class Case:
+    """A batch and its cache, in which all that the batch must not see is NaN."""
+
+    contexts: list[int]
+    new: list[int]
+    group: int
+    kv_heads: int
+    dim: int
+    dtype: torch.dtype
+
+    def run(self, tiling: Tiling | None, *, sinks: bool = False, **options: float | None) -> None:
+        ours, theirs = kernels_of(self.dtype)
+        whole, heads = ragged(self.contexts, self.contexts), self.kv_heads * self.group
+        _, keys, values = views(theirs, sum(self.contexts), heads, self.kv_heads, self.dim)
+        blocks = int(whole.block_tables.max()) + 2
+        reference, cache = (each.allocate(blocks, self.kv_heads, self.dim, self.dim) for each in (theirs, ours))
+        theirs.write_cache(keys, values, reference, whole.slots)
+        for target, source in zip(cache[:2], (keys, values), strict=True):
+            target.fill_(torch.nan)
+            target[whole.slots // BLOCK_SIZE, :, whole.slots % BLOCK_SIZE] = source.to(DEVICE)
+        queries, _, _ = views(theirs, sum(self.new), heads, self.kv_heads, self.dim)
+        sink = random(heads, seed=9) if sinks else None
+        scale = self.dim**-0.5
+        expected = theirs.paged_attention(
+            queries, reference, ragged(self.contexts, self.new), scale=scale, sinks=sink, **options
+        )
+        found = paged_attention(
+            queries.to(DEVICE),
+            cache,
+            ragged(self.contexts, self.new, DEVICE),
+            scale=scale,
+            sinks=None if sink is None else sink.to(DEVICE),
+            processors=4,
+            tiling=tiling,
+            **{"window": None, "softcap": None, **options},  # type: ignore[arg-type]
+        )
+        same(found, expected)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import shapes
 import torch
 from measure import OUT, copies_of, seconds
-from shapes import DIM, HEADS, KV_BYTES, KV_HEADS
+from shapes import DIM, KV_BYTES, KV_HEADS
 from torch import Tensor
 
 from headwater_engine.kernels.interface import AttentionBatch, LayerCache
@@ -22,7 +22,7 @@ from headwater_engine.kernels.triton.attention import Tiling, choose_tiling, pag
 
 DECODE = [(1, 1024), (1, 8192), (8, 1024), (32, 1024), (32, 8192), (128, 1024), (256, 1024)]
 PROMPTS = [(2048, 2048), (8192, 8192), (2048, 8192), (64, 8192)]
-PROCESSORS = 132
+PROCESSORS = shapes.kernels()._processors
 SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 
 
@@ -67,7 +67,7 @@ def measure(contexts: list[int], new: list[int], tilings: list[Tiling]) -> dict[
     batch, queries = shapes.batch(contexts, new), shapes.random_queries(sum(new))
     copies = copies_of(sum(contexts) * KV_BYTES) if max(new) == 1 else 1
     caches = [shapes.random_cache(shapes.blocks_of(contexts)) for _ in range(copies)]
-    chosen = choose_tiling(batch, KV_HEADS, HEADS // KV_HEADS, DIM, PROCESSORS)
+    chosen = choose_tiling(batch, queries, KV_HEADS, PROCESSORS)
 
     def time(tiling: Tiling) -> float:
         try:

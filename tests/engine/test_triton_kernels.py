@@ -16,7 +16,7 @@ from tests.engine.batches import ragged, random, views
 pytest.importorskip("triton", reason="torch for CPUs comes without Triton")
 
 from headwater_engine.kernels.gpu import TritonKernels
-from headwater_engine.kernels.triton.attention import Tiling, choose_tiling
+from headwater_engine.kernels.triton.attention import Processors, Tiling, choose_tiling
 from tests.engine.triton_case import DEVICE, TOLERANCE, Case, kernels_of, same
 
 dtypes = st.sampled_from(list(TOLERANCE))
@@ -97,12 +97,26 @@ def test_sequences_may_have_no_query() -> None:
 def test_contexts_are_cut_only_where_processors_would_idle() -> None:
     def splits(sequences: int, context: int) -> int:
         batch = ragged([context] * sequences, [1] * sequences)
-        return choose_tiling(batch, kv_heads=8, group=4, head_dim=128, processors=132).splits
+        queries = torch.empty(sequences, 32, 128, dtype=torch.bfloat16)
+        return choose_tiling(batch, queries, 8, Processors(132, 232_448)).splits
 
     assert splits(1, 30) == 1
     assert 1 < splits(1, 1024) <= splits(1, 8192)
     assert splits(256, 1024) == 1
-    assert [splits(n, 4096) for n in (1, 4, 16, 64)] == sorted((splits(n, 4096) for n in (1, 4, 16, 64)), reverse=True)
+    fewer = [splits(sequences, 4096) for sequences in (1, 4, 16, 64)]
+    assert fewer == sorted(fewer, reverse=True)
+
+
+@pytest.mark.parametrize("shared_memory", [101_376, 166_912, 232_448], ids=["L4", "A100", "H100"])
+@pytest.mark.parametrize("dim", [64, 80, 128, 256])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("new", [1, 500])
+def test_a_programs_tiles_fit_into_its_memory(shared_memory: int, dim: int, dtype: torch.dtype, new: int) -> None:
+    batch, queries = ragged([700], [new]), torch.empty(new, 32, dim, dtype=dtype)
+    tiling = choose_tiling(batch, queries, 8, Processors(100, shared_memory))
+    row = 2 ** (dim - 1).bit_length() * dtype.itemsize
+    # The queries, keys and values; of prompts, whose products run beside the loop, the keys and values to come as well.
+    assert tiling.rows * row + (2 if new == 1 else 4) * tiling.keys * row <= shared_memory
 
 
 @settings(max_examples=15)

@@ -8,10 +8,11 @@ from torch import Tensor
 from headwater_engine.kernels.gpu import TritonKernels
 from headwater_engine.kernels.interface import BLOCK_SIZE
 from headwater_engine.kernels.reference import TorchKernels
-from headwater_engine.kernels.triton.attention import Tiling, paged_attention
+from headwater_engine.kernels.triton.attention import Processors, Tiling, paged_attention
 from tests.engine.batches import ragged, random, views
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+PROCESSORS = Processors(132, 232_448) if DEVICE.type == "cuda" else Processors(4, 1 << 17)
 TOLERANCE = {
     torch.float32: {"rtol": 1e-4, "atol": 1e-5},
     torch.float16: {"rtol": 4e-3, "atol": 2e-3},
@@ -60,7 +61,7 @@ class Case:
             ragged(self.contexts, self.new, DEVICE),
             scale=scale,
             sinks=None if sink is None else sink.to(DEVICE),
-            processors=4,
+            processors=PROCESSORS,
             tiling=tiling,
             **{"window": None, "softcap": None, **options},  # type: ignore[arg-type]
         )

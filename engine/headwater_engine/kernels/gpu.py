@@ -15,9 +15,13 @@ class TritonKernels:
         self.dtype = dtype
         self.device = device
         self.name = f"{device.type}-triton-{str(dtype).removeprefix('torch.')}"
-        # A CPU, under Triton's interpreter, is none; a few have attention cut long contexts there, too.
-        is_gpu = device.type == "cuda"
-        self._processors = torch.cuda.get_device_properties(device).multi_processor_count if is_gpu else 4
+        # Under Triton's interpreter, on a CPU: a few, so that long contexts are cut there, too.
+        self._processors = attention.Processors(4, 1 << 17)
+        if device.type == "cuda":
+            properties = torch.cuda.get_device_properties(device)
+            self._processors = attention.Processors(
+                properties.multi_processor_count, properties.shared_memory_per_block_optin
+            )
 
     def allocate(self, blocks: int, kv_heads: int, key_dim: int, value_dim: int) -> LayerCache:
         """Keys [blocks, kv heads, BLOCK_SIZE, key dim] and values [blocks, kv heads, BLOCK_SIZE, value dim].

@@ -12,16 +12,19 @@ import torch
 if not torch.cuda.is_available():
     pytest.skip("there is no GPU", allow_module_level=True)
 
-PORT = 8199
+from tests.engine.test_server import free_port
+
+pytestmark = pytest.mark.xdist_group("serving")
 
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    command = [sys.executable, "-m", "headwater", "serve", "random:tiny", "--device", "cuda", "--port", str(PORT)]
+    port = free_port()
+    command = [sys.executable, "-m", "headwater", "serve", "random:tiny", "--device", "cuda", "--port", str(port)]
     log = tmp_path_factory.mktemp("serving") / "log"
     with log.open("w") as target:
         process = subprocess.Popen(command, stdout=target, stderr=target)
-    with httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=30) as http:
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
         deadline = time.monotonic() + 120
         while True:
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-4000:]
@@ -31,10 +34,10 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
             except httpx.TransportError:
                 pass
             time.sleep(0.2)
-        assert "cuda-triton-bfloat16" in log.read_text()
         yield http
     process.terminate()
     assert process.wait(60) == 0
+    assert "cuda-triton-bfloat16" in log.read_text()
 
 
 def test_it_answers_on_the_gpu(client: httpx.Client) -> None:

@@ -30,6 +30,14 @@ from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch, Layer
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
+class Processors(NamedTuple):
+    """What a GPU has for programs."""
+
+    count: int
+    shared_memory: int
+    """Bytes that a program can have."""
+
+
 class Tiling(NamedTuple):
     """How the work is cut, and what hardware a program gets."""
 
@@ -42,25 +50,39 @@ class Tiling(NamedTuple):
     warps: int
     """Of 32 threads, a program."""
     stages: int
-    """Tiles of keys and values that are under way from memory at once."""
+    """Of what a program does at once: fetch keys and values, compute with those before."""
 
 
-def choose_tiling(batch: AttentionBatch, kv_heads: int, group: int, head_dim: int, processors: int) -> Tiling:
-    """From sizes that the host knows: nothing is tried out at run time, and nothing waits for the GPU."""
-    tokens, sequences = len(batch.positions), len(batch.context_lengths)
-    if batch.longest_query == 1:
-        rows, keys, warps, stages = max(16, triton.next_power_of_2(group)), 64, 4, 3
-        tiles = sequences
+def choose_tiling(batch: AttentionBatch, queries: Tensor, kv_heads: int, processors: Processors) -> Tiling:
+    """From sizes that the host knows: nothing is tried out at run time, and nothing waits for the GPU.
+
+    The numbers are those that were fastest on an H200, or nearly (benchmarks/gpu/tilings.py).
+    """
+    group, alone = queries.shape[1] // kv_heads, batch.longest_query == 1
+    row_bytes = triton.next_power_of_2(queries.shape[2]) * queries.itemsize
+    if alone:
+        rows = 16
+    elif row_bytes <= 256:
+        rows = 128 if processors.shared_memory >= 200_000 else 64
     else:
-        rows, keys, warps, stages = max(64, triton.next_power_of_2(group)), 64, 4, 3
-        tiles = tokens // (rows // group) + sequences
-    if head_dim > 128:
-        keys, stages = 32, 2
-    # Enough programs for each processor to have some under way while others wait for memory, but parts long enough
-    # to be worth their merging.
-    wanted = triton.cdiv(4 * processors, tiles * kv_heads)
-    splits = max(1, min(wanted, triton.cdiv(batch.longest_context, 4 * keys), 64))
-    return Tiling(rows, keys, splits, warps, stages)
+        rows = 64 if row_bytes <= 512 else 32
+    rows = max(rows, triton.next_power_of_2(group))
+    # Enough programs for each processor to have some under way while others wait for memory.
+    wanted = triton.cdiv(4 * processors.count, count_tiles(batch, rows, group) * kv_heads)
+    splits = max(1, min(wanted, triton.cdiv(batch.longest_context, 128), 32))
+    if row_bytes > 256:
+        keys = 32 if row_bytes <= 512 else 16
+    elif alone:
+        keys = 64 if splits == 1 else 128
+    else:
+        keys = min(rows, 128)
+    return Tiling(rows, keys, splits, warps=8 if rows >= 128 else 4, stages=2)
+
+
+def count_tiles(batch: AttentionBatch, rows: int, group: int) -> int:
+    """Tiles of all sequences at most: how many queries each has, only the GPU knows."""
+    sequences = len(batch.context_lengths)
+    return sequences if batch.longest_query == 1 else len(batch.positions) // (rows // group) + sequences
 
 
 def paged_attention(
@@ -72,25 +94,22 @@ def paged_attention(
     window: int | None,
     softcap: float | None,
     sinks: Tensor | None,
-    processors: int,
+    processors: Processors,
     tiling: Tiling | None = None,
 ) -> Tensor:
     """As `Kernels.paged_attention`, on keys and values of [blocks, kv heads, BLOCK_SIZE, dim]."""
     tokens, heads, key_dim = queries.shape
     kv_heads, value_dim = cache.values.shape[1], cache.values.shape[3]
     group = heads // kv_heads
-    tiling = tiling or choose_tiling(batch, kv_heads, group, max(key_dim, value_dim), processors)
+    tiling = tiling or choose_tiling(batch, queries, kv_heads, processors)
     output = queries.new_empty(tokens, heads, value_dim)
     if tokens == 0:
         return output
-    sequences = len(batch.context_lengths)
-    alone = batch.longest_query == 1
-    tiles = sequences if alone else tokens // (tiling.rows // group) + sequences
     parts, sums = output, output
     if tiling.splits > 1:
         parts = output.new_empty(tokens, heads, tiling.splits, value_dim, dtype=torch.float32)
         sums = output.new_empty(tokens, heads, tiling.splits, dtype=torch.float32)
-    _attention_kernel[(tiles, kv_heads, tiling.splits)](
+    _attention_kernel[(count_tiles(batch, tiling.rows, group), kv_heads, tiling.splits)](
         queries,
         cache.keys,
         cache.values,
@@ -102,7 +121,7 @@ def paged_attention(
         sums,
         queries.stride(0),
         batch.block_tables.stride(0),
-        sequences,
+        len(batch.context_lengths),
         tiling.splits,
         scale * LOG2_E.value,
         softcap or 0.0,
@@ -116,7 +135,7 @@ def paged_attention(
         BLOCK=BLOCK_SIZE,
         ROWS=tiling.rows,
         KEYS=tiling.keys,
-        ONE_QUERY_EACH=alone,
+        ONE_QUERY_EACH=batch.longest_query == 1,
         HAS_WINDOW=window is not None,
         HAS_SOFTCAP=softcap is not None,
         SPLIT=tiling.splits > 1,

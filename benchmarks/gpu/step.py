@@ -2,9 +2,10 @@
 
     PYTHONPATH=engine python benchmarks/gpu/step.py
 
-`step` is the engine's own, eager: schedule, launch, sample, tokens home. `forward` is what its kernels take by
-themselves, recorded as a CUDA graph, which the engine does not do yet: the rest of a step is Python and gaps between
-launches. The floor is (weights + KV of all contexts) / the bandwidth of a copy in this run.
+`step` is the engine's own, with recorded decoding steps: schedule, launch, sample, tokens home; `eager` is the same
+without a recording. `forward` is what the kernels take by themselves, and `launching` what Python takes to launch them
+one by one. The floor is (weights + KV of all contexts) / the bandwidth of a copy in this run. Prompts: two operations
+for each weight and token, over the rate of a large product in this run.
 """
 
 import statistics
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from headwater_engine.cache.prefix_cache import PrefixCache
 from headwater_engine.core.engine import Engine
+from headwater_engine.core.graphs import cuda_recorder
 from headwater_engine.core.messages import Generate
 from headwater_engine.core.runner import Runner
 from headwater_engine.core.scheduler import Scheduler
@@ -69,10 +71,10 @@ class Ran(NamedTuple):
     """Prompt tokens a second."""
 
 
-def run_engine(model: Decoder, caches: list[LayerCache], sequences: int) -> Ran:
-    cache = PrefixCache(len(caches[0].keys), BLOCK_SIZE, reuse=False)
+def run_engine(runner: Runner, caches: list[LayerCache], sequences: int) -> Ran:
+    cache = PrefixCache(len(caches[0].keys) - 1, BLOCK_SIZE, reuse=False)
     scheduler = Scheduler(cache, max_num_seqs=MOST, max_batched_tokens=BUDGET)
-    engine = Engine(scheduler, Runner(model, caches, DEVICE), max_model_len=2 * PROMPT)
+    engine = Engine(scheduler, runner, max_model_len=2 * PROMPT)
     # Those that come first decode while the last prompts are read.
     params = SamplingParams(max_tokens=STEPS + sequences * PROMPT // BUDGET + 3, temperature=0, ignore_eos=True)
     for number in range(sequences):
@@ -110,10 +112,16 @@ def forward(model: Decoder, caches: list[LayerCache], sequences: int, context: i
 
 
 def row(
-    report: Report, ceiling: Ceilings, weights: int, sequences: int, model: Decoder, caches: list[LayerCache]
+    report: Report,
+    ceiling: Ceilings,
+    weights: int,
+    sequences: int,
+    model: Decoder,
+    caches: list[LayerCache],
+    recorded_steps: Runner,
 ) -> None:
-    run_engine(model, caches, min(sequences, 8))  # compiles, and lets cuBLAS choose
-    ran = run_engine(model, caches, sequences)
+    eager = run_engine(Runner(model, caches, DEVICE), caches, sequences)
+    ran = run_engine(recorded_steps, caches, sequences)
     recorded, launching = forward(model, caches, sequences, round(ran.context))
     floor = (weights + sequences * ran.context * KV_BYTES * LAYERS) / ceiling.bandwidth
     report.row(
@@ -123,6 +131,7 @@ def row(
         recorded / floor,
         ran.step * 1e3,
         ran.step / floor,
+        eager.step * 1e3,
         launching * 1e3,
         f"{sequences / ran.step:.0f}",
         f"{ran.prompt_rate:.0f}",
@@ -149,6 +158,7 @@ def main() -> None:
         "of floor",
         "step ms",
         "of floor ",
+        "eager ms",
         "launching ms",
         "output tok/s",
         "prompt tok/s",
@@ -156,8 +166,14 @@ def main() -> None:
     )
     report = Report("step", columns)
     report.note(bandwidth=ceiling.bandwidth, bf16=ceiling.bf16, weights=weights)
+    runner = Runner(model, caches, DEVICE)
+    begun = time.perf_counter()
+    runner.warm_up(
+        budget=BUDGET, sequences=MOST, longest=2 * PROMPT, spare_block=len(caches[0].keys) - 1, record=cuda_recorder()
+    )
+    print(f"compiled and recorded in {time.perf_counter() - begun:.1f} s", flush=True)
     for sequences in (1, 8, 32, 128, MOST):
-        row(report, ceiling, weights, sequences, model, caches)
+        row(report, ceiling, weights, sequences, model, caches, runner)
     print(f"\nmost memory taken: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
 
 

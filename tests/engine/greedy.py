@@ -15,10 +15,11 @@ from headwater_engine.sampling.params import SamplingParams
 def make_engine(
     model: Model, kernels: Kernels, blocks: int, *, max_num_seqs: int, max_batched_tokens: int, reuse: bool
 ) -> Engine:
-    """With `blocks` of KV cache; `reuse` is the prefix cache."""
+    """With `blocks` of KV cache and one that is nobody's; `reuse` is the prefix cache."""
     config = model.config
     caches = [
-        kernels.allocate(blocks, config.kv_heads, config.key_dim, config.value_dim) for _ in range(config.num_layers)
+        kernels.allocate(blocks + 1, config.kv_heads, config.key_dim, config.value_dim)
+        for _ in range(config.num_layers)
     ]
     scheduler = Scheduler(
         PrefixCache(blocks, BLOCK_SIZE, reuse=reuse), max_num_seqs=max_num_seqs, max_batched_tokens=max_batched_tokens

@@ -20,6 +20,7 @@ from headwater_engine.cache.events import EventLog, EventPublisher
 from headwater_engine.cache.prefix_cache import PrefixCache
 from headwater_engine.config import EngineSettings
 from headwater_engine.core.engine import Engine
+from headwater_engine.core.graphs import cuda_recorder
 from headwater_engine.core.memory import KVCacheSizeError, count_blocks, find_room, keep_freed_memory
 from headwater_engine.core.messages import (
     Abort,
@@ -152,12 +153,17 @@ def build(settings: EngineSettings, channel: Channel) -> tuple[EngineLoop, Ready
     caches = []
     for layer in range(config.num_layers):
         channel.send(Loading(layer / config.num_layers, "KV cache"))
-        caches.append(kernels.allocate(blocks, *shape))
+        caches.append(kernels.allocate(blocks + 1, *shape))  # one that is nobody's
     runner = Runner(model, caches, device)
     if device.type == "cuda":
         channel.send(Loading(0.0, "first steps"))
-        budget, sequences = settings.max_batched_tokens, settings.max_num_seqs
-        runner.warm_up(budget=budget, sequences=sequences, longest=max_model_len)
+        runner.warm_up(
+            budget=settings.max_batched_tokens,
+            sequences=settings.max_num_seqs,
+            longest=max_model_len,
+            spare_block=blocks,
+            record=cuda_recorder(),
+        )
     engine = Engine(scheduler, runner, max_model_len=max_model_len)
     publisher = EventPublisher(settings.kv_events) if settings.kv_events else None
     ready = Ready(max_model_len=max_model_len, num_blocks=blocks, block_size=BLOCK_SIZE, kernels=kernels.name)

@@ -17,6 +17,8 @@ from headwater_engine.models.config import DecoderConfig, ModelConfig
 class Decoder:
     """A model that a `DecoderConfig` describes."""
 
+    recordable = True
+
     def __init__(
         self, config: DecoderConfig, weights: Weights, kernels: Kernels, progress: Callable[[float], None]
     ) -> None:

@@ -34,6 +34,8 @@ class Model(Protocol):
     """What the engine runs. Call it under `torch.inference_mode()`."""
 
     config: ModelConfig
+    recordable: bool
+    """Whether a step of one token a sequence always launches the same kernels on the same memory."""
 
     def forward(
         self, tokens: Tensor, batch: AttentionBatch, caches: list[LayerCache], rows: Tensor | None = None

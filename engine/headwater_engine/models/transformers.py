@@ -128,6 +128,9 @@ class _HandThrough(nn.Module):
 class TransformersModel:
     """A causal language model of transformers on the paged cache."""
 
+    recordable = False
+    """Its modules may ask the GPU for a number in the middle of a step."""
+
     def __init__(self, folder: ModelFolder, kernels: Kernels) -> None:
         """Loads it, and tries on a few tokens whether it can run here. Raises LoadError."""
         transformers.utils.logging.disable_progress_bar()

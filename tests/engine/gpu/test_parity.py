@@ -10,6 +10,8 @@ import torch
 if not torch.cuda.is_available():
     pytest.skip("there is no GPU", allow_module_level=True)
 
+from headwater_engine.core.graphs import cuda_recorder
+from headwater_engine.core.runner import Runner
 from headwater_engine.kernels import find_device, select
 from headwater_engine.kernels.reference import TorchKernels
 from headwater_engine.models.loading import load_model
@@ -40,14 +42,21 @@ def test_greedy_tokens(family: str, tmp_path: Path) -> None:
     kernels = select(torch.float32, find_device("cuda"))
     model = load_model(resolve(str(folder)), kernels=kernels)
 
-    def answers(blocks: int, budget: int, reuse: bool, at_once: int = 32) -> tuple[list[list[int]], int]:
+    def answers(
+        blocks: int, budget: int, reuse: bool, at_once: int = 32, recorded: bool = False
+    ) -> tuple[list[list[int]], int]:
         engine = make_engine(model, kernels, blocks, max_num_seqs=at_once, max_batched_tokens=budget, reuse=reuse)
+        if recorded:
+            runner: Runner = engine._runner  # type: ignore[assignment]
+            runner.warm_up(budget=budget, sequences=at_once, longest=160, spare_block=blocks, record=cuda_recorder())
+            assert (runner._graphs is not None) == model.recordable
         return greedy_answers(engine, prompts, NEW_TOKENS), engine.stats().preemptions
 
     assert answers(400, 512, reuse=False)[0] == expected
     assert answers(400, 37, reuse=True)[0] == expected
+    assert answers(400, 37, reuse=True, recorded=True)[0] == expected
     assert answers(64, 512, reuse=False, at_once=1)[0] == expected
-    preempted, times = answers(40, 128, reuse=True)
+    preempted, times = answers(40, 128, reuse=True, recorded=True)
     assert preempted == expected
     assert times > 0
 

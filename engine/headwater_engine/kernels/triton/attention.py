@@ -67,8 +67,8 @@ def choose_tiling(batch: AttentionBatch, queries: Tensor, kv_heads: int, process
     else:
         rows = 64 if row_bytes <= 512 else 32
     rows = max(rows, triton.next_power_of_2(group))
-    # Enough programs for each processor to have some under way while others wait for memory.
-    wanted = triton.cdiv(4 * processors.count, count_tiles(batch, rows, group) * kv_heads)
+    # Enough programs for each processor to have some under way while others wait for memory, which prompts seldom do.
+    wanted = triton.cdiv((4 if alone else 2) * processors.count, count_tiles(batch, rows, group) * kv_heads)
     splits = max(1, min(wanted, triton.cdiv(batch.longest_context, 128), 32))
     if row_bytes > 256:
         keys = 32 if row_bytes <= 512 else 16

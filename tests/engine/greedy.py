@@ -37,7 +37,7 @@ def greedy_answers(
         assert engine.add(Generate(id=str(n), prompt=prompt, params=params)) is None
     while engine.has_work:
         for output in engine.step():
-            assert output.error is None
+            assert output.error is None, output.error
             answers[output.id] += output.tokens
     engine.scheduler.check()
     return list(answers.values())

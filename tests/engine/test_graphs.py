@@ -3,8 +3,11 @@
 A stand-in for the recorder computes anew on the same memory, as a CUDA graph does; tests/engine/gpu has the real one.
 """
 
+import gc
 import random
+import weakref
 from collections.abc import Callable
+from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 
@@ -85,6 +88,27 @@ def test_a_step_is_written_where_it_was_recorded_and_nobodys_rows_touch_nobodys_
         assert (batch.block_tables[count:, 0] == SPARE).all()
         assert (batch.context_lengths[count:] == 1).all()
         assert batch.query_starts.tolist() == list(range(len(tokens) + 1))
+
+
+def test_what_a_recording_reads_stays_alive() -> None:
+    """Though the recorder keeps nothing of what it ran: a CUDA graph knows addresses only."""
+    read: list[weakref.ref[Tensor]] = []
+
+    def step(tokens: Tensor, batch: AttentionBatch) -> Tensor:
+        for tensor in (tokens, *(getattr(batch, field.name) for field in fields(batch))):
+            if isinstance(tensor, Tensor):
+                read.append(weakref.ref(tensor if tensor._base is None else tensor._base))
+        return tokens
+
+    def forgetting(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        output = run()
+        return lambda: output
+
+    graphs = DecodeGraphs(step, forgetting, torch.device("cpu"), most=4, longest=LONGEST, spare_block=SPARE)
+    gc.collect()
+    assert graphs
+    assert read
+    assert all(each() is not None for each in read)
 
 
 def test_the_ladder_reaches_the_top_and_leaves_few_rows_idle() -> None:

@@ -102,7 +102,7 @@ def test_contexts_are_cut_only_where_processors_would_idle() -> None:
 
     assert splits(1, 30) == 1
     assert 1 < splits(1, 1024) <= splits(1, 8192)
-    assert splits(256, 1024) == 1
+    assert splits(64, 1024) == splits(256, 1024) == 1
     fewer = [splits(sequences, 4096) for sequences in (1, 4, 16, 64)]
     assert fewer == sorted(fewer, reverse=True)
 

@@ -37,16 +37,17 @@ class DecodeGraphs:
     ) -> None:
         """Records all sizes up to `most` sequences, of contexts of up to `longest` tokens."""
         self._spare = spare_block
+        # A recording knows addresses, and keeps nothing alive: all that a step reads is held here.
         self._numbers = torch.zeros(3, most, dtype=torch.long, device=device)  # tokens, positions, slots
         self._lengths = torch.ones(most, dtype=torch.int32, device=device)
         self._tables = torch.full((most, -(-longest // BLOCK_SIZE)), spare_block, dtype=torch.int32, device=device)
         self._numbers[2] = spare_block * BLOCK_SIZE
-        starts = torch.arange(most + 1, dtype=torch.int32, device=device)
+        self._starts = torch.arange(most + 1, dtype=torch.int32, device=device)
         self._replays: dict[int, Callable[[], Tensor]] = {}
         for size in ladder(most):  # the largest takes the memory that all others find
             tokens, positions, slots = self._numbers[:, :size].unbind()
             batch = AttentionBatch(
-                positions, slots, self._tables[:size], starts[: size + 1], self._lengths[:size], 1, longest
+                positions, slots, self._tables[:size], self._starts[: size + 1], self._lengths[:size], 1, longest
             )
             self._replays[size] = record(lambda tokens=tokens, batch=batch: step(tokens, batch))  # type: ignore[misc]
         self._sizes = sorted(self._replays)

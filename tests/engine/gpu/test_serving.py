@@ -36,7 +36,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
             time.sleep(0.2)
         yield http
     process.terminate()
-    assert process.wait(60) == 0
+    assert process.wait(60) == 0, log.read_text()[-4000:]
     assert "cuda-triton-bfloat16" in log.read_text()
 
 
@@ -60,6 +60,8 @@ def test_sampled_answers_and_their_log_probabilities(client: httpx.Client) -> No
         "logprobs": 2,
         "ignore_eos": True,
     }
-    one, other = (client.post("/v1/completions", json=body).json()["choices"][0] for _ in range(2))
+    replies = [client.post("/v1/completions", json=body).json() for _ in range(2)]
+    assert all("choices" in reply for reply in replies), replies
+    one, other = (reply["choices"][0] for reply in replies)
     assert one["text"] == other["text"]
     assert len(one["logprobs"]["token_logprobs"]) == 8

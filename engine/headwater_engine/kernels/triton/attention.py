@@ -67,15 +67,14 @@ def choose_tiling(batch: AttentionBatch, queries: Tensor, kv_heads: int, process
     else:
         rows = 64 if row_bytes <= 512 else 32
     rows = max(rows, triton.next_power_of_2(group))
-    # Enough programs for each processor to have some under way while others wait for memory, which prompts seldom do.
-    wanted = triton.cdiv((4 if alone else 2) * processors.count, count_tiles(batch, rows, group) * kv_heads)
-    splits = max(1, min(wanted, triton.cdiv(batch.longest_context, 128), 32))
+    # As many programs as run at once, four on a processor where they mostly wait for memory; one more would be a second
+    # round that most processors wait for.
+    room = (4 if alone else 2) * processors.count // (count_tiles(batch, rows, group) * kv_heads)
+    splits = max(1, min(room, triton.cdiv(batch.longest_context, 64), 64))
     if row_bytes > 256:
         keys = 32 if row_bytes <= 512 else 16
-    elif alone:
-        keys = 64 if splits == 1 else 128
     else:
-        keys = min(rows, 128)
+        keys = 64 if alone else min(rows, 128)
     return Tiling(rows, keys, splits, warps=8 if rows >= 128 else 4, stages=2)
 
 

@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/.set-up
 PORT ?= 8080
 
-.PHONY: help setup demo test e2e lint format bench-engine bench-router clean
+.PHONY: help setup demo test gpu-test e2e lint format bench-engine bench-router bench-gpu clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -37,6 +37,9 @@ test: lint ## everything that CI checks
 	# Real models on both cores, one thing at a time.
 	$(BIN)/python -m pytest -q tests/system tests/engine/test_smollm2.py
 
+gpu-test: $(STAMP) ## on a machine with an NVIDIA GPU: kernels against references, greedy tokens, serving
+	PYTHON=$(BIN)/python benchmarks/gpu/run tests
+
 e2e: $(STAMP) ## the whole product on a real cluster: KUBECONFIG's, or one of its own; TESTS=e2e/test_chat.py
 	@e2e/run $(TESTS)
 
@@ -49,6 +52,9 @@ bench-engine: $(STAMP) ## our engine against vLLM on CPU; FOLDER=model, PEER=com
 
 bench-router: $(STAMP) ## our token path against the Rust routers
 	$(BIN)/python benchmarks/router_path.py
+
+bench-gpu: $(STAMP) ## kernels, steps and serving on an NVIDIA GPU, beside its ceilings
+	PYTHON=$(BIN)/python benchmarks/gpu/run kernels step serve
 
 clean: ## remove .venv and what runs left behind
 	rm -rf .venv .headwater .pytest_cache .mypy_cache .ruff_cache .hypothesis

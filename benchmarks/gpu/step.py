@@ -48,6 +48,8 @@ class MadeOnTheGPU:
 
     def __init__(self) -> None:
         self.bytes_read_a_step = 0
+        self.head_bytes = 0
+        """Of those, what is read for tokens that are to be sampled only."""
 
     def names(self) -> Collection[str]:
         return ()
@@ -55,6 +57,8 @@ class MadeOnTheGPU:
     def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
         if "embed_tokens" not in name:  # of which a step reads a few rows
             self.bytes_read_a_step += 2 * torch.Size(shape).numel()
+        if "lm_head" in name:
+            self.head_bytes = 2 * torch.Size(shape).numel()
         if "norm" in name:
             return torch.ones(shape, device=DEVICE, dtype=torch.bfloat16)
         return torch.empty(shape, device=DEVICE, dtype=torch.bfloat16).normal_(std=0.02)
@@ -114,7 +118,7 @@ def forward(model: Decoder, caches: list[LayerCache], sequences: int, context: i
 def row(
     report: Report,
     ceiling: Ceilings,
-    weights: int,
+    checkpoint: MadeOnTheGPU,
     sequences: int,
     model: Decoder,
     caches: list[LayerCache],
@@ -123,7 +127,7 @@ def row(
     eager = run_engine(Runner(model, caches, DEVICE), caches, sequences)
     ran = run_engine(recorded_steps, caches, sequences)
     recorded, launching = forward(model, caches, sequences, round(ran.context))
-    floor = (weights + sequences * ran.context * KV_BYTES * LAYERS) / ceiling.bandwidth
+    floor = (checkpoint.bytes_read_a_step + sequences * ran.context * KV_BYTES * LAYERS) / ceiling.bandwidth
     report.row(
         sequences,
         floor * 1e3,
@@ -135,7 +139,8 @@ def row(
         launching * 1e3,
         f"{sequences / ran.step:.0f}",
         f"{ran.prompt_rate:.0f}",
-        weights * ran.prompt_rate / ceiling.bf16,  # two operations for each weight, which has two bytes
+        # two operations for each weight, which has two bytes
+        (checkpoint.bytes_read_a_step - checkpoint.head_bytes) * ran.prompt_rate / ceiling.bf16,
     )
 
 
@@ -147,7 +152,6 @@ def main() -> None:
     checkpoint, kernels = MadeOnTheGPU(), shapes.kernels()
     config = llama(RawConfig(SHAPES["llama-3.1-8b"]))
     model = Decoder(config, Weights(checkpoint, torch.bfloat16, DEVICE), kernels, lambda fraction: None)
-    weights = checkpoint.bytes_read_a_step
     blocks = MOST * (-(-(PROMPT + STEPS + MOST * PROMPT // BUDGET) // BLOCK_SIZE) + 2)
     caches = [kernels.allocate(blocks, shapes.KV_HEADS, shapes.DIM, shapes.DIM) for _ in range(LAYERS)]
     torch.cuda.empty_cache()
@@ -165,7 +169,7 @@ def main() -> None:
         "of the bf16 rate",
     )
     report = Report("step", columns)
-    report.note(bandwidth=ceiling.bandwidth, bf16=ceiling.bf16, weights=weights)
+    report.note(bandwidth=ceiling.bandwidth, bf16=ceiling.bf16, weights=checkpoint.bytes_read_a_step)
     runner = Runner(model, caches, DEVICE)
     begun = time.perf_counter()
     runner.warm_up(
@@ -173,7 +177,7 @@ def main() -> None:
     )
     print(f"compiled and recorded in {time.perf_counter() - begun:.1f} s", flush=True)
     for sequences in (1, 8, 32, 128, MOST):
-        row(report, ceiling, weights, sequences, model, caches, runner)
+        row(report, ceiling, checkpoint, sequences, model, caches, runner)
     print(f"\nmost memory taken: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
 
 

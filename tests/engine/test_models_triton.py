@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from headwater_engine.cache.prefix_cache import PrefixCache
 from headwater_engine.core.engine import Engine
@@ -17,6 +18,8 @@ from headwater_engine.core.runner import Runner
 from headwater_engine.core.scheduler import Chunk, Scheduler
 from headwater_engine.errors import DeviceError, LoadError
 from headwater_engine.kernels import find_device
+from headwater_engine.kernels.interface import AttentionBatch, LayerCache
+from headwater_engine.models.config import ModelConfig
 from headwater_engine.models.loading import load_model
 from headwater_engine.models.source import resolve
 from headwater_engine.sampling.params import SamplingParams
@@ -76,3 +79,33 @@ def test_a_failed_gpu_is_no_requests_fault() -> None:
     with pytest.raises(DeviceError):
         engine.step()
     assert runner.calls == 1
+
+
+def test_an_error_is_the_gpus_where_the_gpu_repeats_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that failed answers every call with its first error; one that did not has nothing to do with this one."""
+    runner = Runner(Unloaded(), [], torch.device("cuda"))
+
+    def fail(device: torch.device) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with ...")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    with pytest.raises(ValueError):
+        runner.run([])
+    monkeypatch.setattr(torch.cuda, "synchronize", fail)
+    with pytest.raises(DeviceError, match="^The GPU has failed: CUDA error: an illegal memory access was encountered$"):
+        runner.run([])
+
+
+class Unloaded:
+    """A model that no step gets to."""
+
+    config: ModelConfig
+    recordable = True
+
+    def forward(
+        self, tokens: Tensor, batch: AttentionBatch, caches: list[LayerCache], rows: Tensor | None = None
+    ) -> Tensor:
+        raise NotImplementedError
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        raise NotImplementedError

@@ -92,7 +92,9 @@ def test_an_error_is_the_gpus_where_the_gpu_repeats_it(monkeypatch: pytest.Monke
     with pytest.raises(ValueError):
         runner.run([])
     monkeypatch.setattr(torch.cuda, "synchronize", fail)
-    with pytest.raises(DeviceError, match="^The GPU has failed: CUDA error: an illegal memory access was encountered$"):
+    with pytest.raises(
+        DeviceError, match=r"^The GPU has failed: CUDA error: an illegal memory access was encountered$"
+    ):
         runner.run([])
 
 

@@ -33,7 +33,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 class Processors(NamedTuple):
     """What a GPU has for programs."""
 
-    count: int
+    number: int
     shared_memory: int
     """Bytes that a program can have."""
 
@@ -69,7 +69,7 @@ def choose_tiling(batch: AttentionBatch, queries: Tensor, kv_heads: int, process
     rows = max(rows, triton.next_power_of_2(group))
     # As many programs as run at once, four on a processor where they mostly wait for memory; one more would be a second
     # round that most processors wait for.
-    room = (4 if alone else 2) * processors.count // (count_tiles(batch, rows, group) * kv_heads)
+    room = (4 if alone else 2) * processors.number // (count_tiles(batch, rows, group) * kv_heads)
     splits = max(1, min(room, triton.cdiv(batch.longest_context, 64), 64))
     if row_bytes > 256:
         keys = 32 if row_bytes <= 512 else 16

@@ -43,3 +43,38 @@ def test_no_sequence_of_samples_makes_a_speed_that_is_not_positive() -> None:
         speed.learn(rng.randrange(0, 50_000), rng.randrange(1, 300), rng.choice([0.0, 1e-6, 0.1, 100.0]), float(number))
         assert speed.seconds_per_token > 0
         assert speed.seconds_per_answer >= 0
+
+
+def test_a_first_answer_that_came_at_once_is_not_believed_at_once() -> None:
+    speed = Speed()
+    speed.learn(8000, 1, 0.0, 0.0)
+    assert speed.seconds_per_token > 1 / 40_000
+
+
+def test_an_endpoint_that_became_quick_is_believed_in_time() -> None:
+    speed = taught(1 / 400, 0.01)
+    for number in range(80):
+        speed.learn(1000, 1, 0.1, 101.0 + number)
+    assert 1000 * speed.seconds_per_token + speed.seconds_per_answer < 0.2
+
+
+def test_answers_without_end_that_come_at_once_make_no_prefix_worthless_for_long() -> None:
+    speed = Speed()
+    for number in range(1000):
+        speed.learn(4000, 1, 0.0, float(number))
+    assert speed.seconds_per_token >= 1e-6
+    for number in range(30):
+        speed.learn(4000, 1, 1.0, 1000.0 + number)
+    assert speed.seconds_per_token == pytest.approx(1 / 4000, rel=0.5)
+
+
+def test_equal_prompts_in_equal_steps_leave_the_tokens_a_part_of_the_time() -> None:
+    """Steps of 50 ms whatever is in them: by least squares, tokens cost nothing or less."""
+    rng = random.Random(4)
+    speed = Speed()
+    for number in range(500):
+        answers = rng.randrange(1, 12)
+        speed.learn(1000 + rng.randrange(-20, 20), answers, 0.05 * answers, float(number))
+        assert 1 / speed.seconds_per_token < 1e6
+    assert 1000 * speed.seconds_per_token > 0.01
+    assert 1000 * speed.seconds_per_token + 6 * speed.seconds_per_answer == pytest.approx(0.3, rel=0.3)

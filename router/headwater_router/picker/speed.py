@@ -10,8 +10,13 @@ speed under load, and only there, where it has it.
 
 Both terms are fitted by least squares over samples that fade, each weighted by the inverse square of its size so that
 one long prompt does not outweigh a hundred short ones. A prior sample keeps the fit solvable from the first answer
-on. A sample far above the prediction (a compilation, a swap, a stall) counts only as a multiple of it: an endpoint
-that is really slower is believed after a few answers, one hiccup is not.
+on. A sample far above the prediction (a compilation, a swap, a stall) or far below it (a prompt that was cached without
+our knowing) counts only as a multiple or a fraction of it: an endpoint that is really slower or quicker is believed
+after a few answers, one oddity is not.
+
+Where all samples are alike, the two terms cannot be told apart, and the fit may give all the time to the answers. Were
+it believed, a prefix would be worth nothing. So the tokens keep a part of the time at least, and no engine is taken to
+compute more than a million of them a second.
 """
 
 from dataclasses import dataclass
@@ -25,8 +30,10 @@ _MEMORY: Final = 0.96
 _PRIOR_TOKENS: Final = 128
 _SURPRISE: Final = 8.0
 _SURPRISE_SECONDS: Final = 0.25
-_FASTEST: Final = 1e-7
-"""Seconds a token below which a fit is an artefact of batching."""
+_FASTEST: Final = 1e-6
+"""Seconds a token, below which a fit is an artefact."""
+_LEAST_PART: Final = 0.05
+"""Of the time, that is the tokens'."""
 
 
 @dataclass(slots=True)
@@ -46,7 +53,7 @@ class Speed:
     def learn(self, tokens: float, answers: int, seconds: float, now: float) -> None:
         """A first byte came after `seconds`, with so many tokens and answers (see the module) until then."""
         predicted = self.seconds_per_token * tokens + self.seconds_per_answer * answers
-        seconds = min(max(seconds, 0.0), _SURPRISE * predicted + _SURPRISE_SECONDS)
+        seconds = min(max(seconds, predicted / _SURPRISE), _SURPRISE * predicted + _SURPRISE_SECONDS)
         weight = 1.0 / (tokens + _PRIOR_TOKENS) ** 2
         self._tokens_tokens = _MEMORY * self._tokens_tokens + weight * tokens * tokens
         self._tokens_answers = _MEMORY * self._tokens_answers + weight * tokens * answers
@@ -66,8 +73,9 @@ class Speed:
         v = self._answers_seconds + prior_answers * DEFAULT_SECONDS_PER_ANSWER
         determinant = a * d - b * b
         per_token, per_answer = (u * d - v * b) / determinant, (v * a - u * b) / determinant
+        least = max(_LEAST_PART * u / a, _FASTEST)
         if per_answer < 0:
             per_token, per_answer = u / a, 0.0
-        elif per_token < _FASTEST:
-            per_token, per_answer = _FASTEST, v / d
+        elif per_token < least:
+            per_token, per_answer = least, max((v - b * least) / d, 0.0)
         self.seconds_per_token, self.seconds_per_answer = max(per_token, _FASTEST), per_answer

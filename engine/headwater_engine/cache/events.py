@@ -8,13 +8,17 @@ outside.
 
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Final
 
 import xxhash
 import zmq
 
 from headwater.events import AllBlocksCleared, BlockRemoved, BlockStored, Event, EventBatch, encode
 from headwater_engine.cache.radix_tree import Node
+
+MESSAGE_BLOCKS: Final = 4096
+"""That an event is of, and a message, at most: whoever listens has limits, and others to serve meanwhile."""
 
 
 class EventLog:
@@ -31,7 +35,7 @@ class EventLog:
         seed = parent.hash if parent.hash is not None else xxhash.xxh3_64_intdigest(node.salt.encode())
         node.hash = xxhash.xxh3_64_intdigest(array("I", node.tokens).tobytes(), seed=seed)
         last = self._events[-1] if self._events else None
-        if parent is self._last_stored and isinstance(last, BlockStored):
+        if parent is self._last_stored and isinstance(last, BlockStored) and len(last.block_hashes) < MESSAGE_BLOCKS:
             last.block_hashes.append(node.hash)
             last.token_ids.extend(node.tokens)
             if last.extra_keys is not None:
@@ -58,7 +62,7 @@ class EventLog:
     def removed(self, node: Node) -> None:
         assert node.hash is not None
         last = self._events[-1] if self._events else None
-        if isinstance(last, BlockRemoved):
+        if isinstance(last, BlockRemoved) and len(last.block_hashes) < MESSAGE_BLOCKS:
             last.block_hashes.append(node.hash)
         else:
             self._events.append(BlockRemoved(block_hashes=[node.hash], medium="CPU"))
@@ -101,11 +105,25 @@ class EventPublisher:
         return found
 
     def publish(self, events: Sequence[Event]) -> None:
-        if not events:
-            return
-        payload = encode(EventBatch(ts=time.time(), events=list(events)))
-        self._socket.send_multipart([b"", self._sequence.to_bytes(8, "big"), payload])
-        self._sequence += 1
+        for part in _parts(events):
+            payload = encode(EventBatch(ts=time.time(), events=part))
+            self._socket.send_multipart([b"", self._sequence.to_bytes(8, "big"), payload])
+            self._sequence += 1
 
     def close(self) -> None:
         self._context.destroy()
+
+
+def _parts(events: Sequence[Event]) -> Iterator[list[Event]]:
+    """In order, and none empty. What clears is never alone if anything follows: that would say the cache is empty."""
+    part: list[Event] = []
+    blocks = 0
+    for event in events:
+        size = 0 if isinstance(event, AllBlocksCleared) else len(event.block_hashes)
+        if blocks and blocks + size > MESSAGE_BLOCKS:
+            yield part
+            part, blocks = [], 0
+        part.append(event)
+        blocks += size
+    if part:
+        yield part

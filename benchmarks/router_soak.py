@@ -20,6 +20,7 @@ from headwater_router.index import PrefixIndex, PromptBuilder
 from headwater_router.outcome import Outcome
 from headwater_router.picker import make
 from headwater_router.picker.base import Decision, Picker, Prompt, Target
+from headwater_router.picker.targets import Targets
 
 SLICE = 2_000
 IN_FLIGHT = 64
@@ -56,8 +57,8 @@ class Soak:
         self.index = PrefixIndex()
         self.builder = PromptBuilder()
         self.picker: Picker = make("prefix", self.index, random.Random(0))
-        self.targets = [Target(f"pod-{number}") for number in range(targets)]
-        for target in self.targets:
+        self.targets = Targets(Target(f"pod-{number}") for number in range(targets))
+        for target in self.targets.all:
             target.load.total_blocks, target.load.block_size = 25_000, 16
         self.open: deque[Decision] = deque()
         self.now = 0.0
@@ -108,7 +109,7 @@ def main() -> None:
     mean = [sum(column) / len(slices) for column in zip(*slices, strict=True)]
     for name, (build, pick, answer) in {"quickest slice": quickest, "mean": mean}.items():
         print(f"{name}: build {build:.1f}, pick {pick:.1f}, answer {answer:.1f}; build + pick {build + pick:.1f} us")
-    print("in flight:", [target.load.in_flight for target in soak.targets])
+    print("in flight:", [target.load.in_flight for target in soak.targets.all])
 
 
 if __name__ == "__main__":

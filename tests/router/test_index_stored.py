@@ -1,16 +1,18 @@
 """KV events of every engine become the same keys, and stay true to what the engine holds."""
 
 import json
+from collections import deque
 from pathlib import Path
 
 import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwater.events import AllBlocksCleared, BlockHash, BlockRemoved, BlockStored, EventBatch, decode
+from headwater.events import AllBlocksCleared, BlockHash, BlockRemoved, BlockStored, decode
 from headwater.prefix import token_chain
 from headwater_router.index import PrefixIndex
 from headwater_router.index.stored import KEY_TOKENS, StoredBlocks, token_root
+from tests.router.indexing import apply, exhaust, token_depths
 
 RECORDED = Path(__file__).parent.parent / "fixtures" / "vllm-0.32.0"
 IDS = list(range(1000, 1000 + 256))
@@ -43,12 +45,12 @@ class Feed:
         self.sequence = 0
 
     def send(self, *events: BlockStored | BlockRemoved | AllBlocksCleared, rank: int = 0) -> None:
-        self.index.apply("pod", self.sequence, EventBatch(0.0, list(events), rank))
+        apply(self.index, "pod", self.sequence, *events, rank=rank)
         self.index.check()
         self.sequence += 1
 
     def depth(self, ids: list[int], **root: str) -> int:
-        return self.index.match_tokens(chain(ids, **root), 0.0).get("pod", 0)
+        return token_depths(self.index, chain(ids, **root)).get("pod", 0)
 
 
 @given(size=st.sampled_from([1, 4, 8, 16, 24, 32, 128]), cut=st.integers(0, 256))
@@ -118,10 +120,10 @@ def test_a_block_is_held_until_its_last_copy_goes() -> None:
 
 def test_a_gap_drops_what_that_publisher_said_and_no_other() -> None:
     index = PrefixIndex()
-    index.apply("pod", 0, EventBatch(0.0, [stored(IDS[:32], 16)], 0))
-    index.apply("pod", 0, EventBatch(0.0, [stored(IDS[:16], 16)], 1))
-    index.apply("pod", 2, EventBatch(0.0, [], 0))
-    assert index.match_tokens(chain(IDS), 0.0) == {"pod": 1}
+    apply(index, "pod", 0, stored(IDS[:32], 16))
+    apply(index, "pod", 0, stored(IDS[:16], 16), rank=1)
+    apply(index, "pod", 2)
+    assert token_depths(index, chain(IDS)) == {"pod": 1}
     assert index.size().gaps == 1
     index.check()
 
@@ -141,7 +143,8 @@ def test_recorded_events_of_vllm_match_the_prompts_that_caused_them() -> None:
     for line in lines:
         message = json.loads(line)
         timestamp, events, rank = message["batch"]
-        index.apply("pod", message["seq"], decode(_msgpack([timestamp, events, rank])))
+        batch = decode(_msgpack([timestamp, events, rank]))
+        exhaust(index.apply("pod", message["seq"], batch.dp_rank, batch.events))
         for event in events:
             if event["type"] == "BlockStored":
                 salt = event["extra_keys"][0][0] if event["extra_keys"][0] else ""
@@ -149,8 +152,8 @@ def test_recorded_events_of_vllm_match_the_prompts_that_caused_them() -> None:
     assert tokens
     index.check()
     for salt, ids in tokens.items():
-        assert index.match_tokens(chain(ids, salt=salt), 0.0) == {"pod": len(ids) // KEY_TOKENS}
-        assert index.match_tokens(chain(ids, salt="another"), 0.0) == {}
+        assert token_depths(index, chain(ids, salt=salt)) == {"pod": len(ids) // KEY_TOKENS}
+        assert token_depths(index, chain(ids, salt="another")) == {}
 
 
 def _msgpack(value: object) -> bytes:
@@ -176,11 +179,11 @@ def test_the_tables_agree_and_keep_their_limit_through_any_events(commands: list
             case "store":
                 ids = [start] * 16 * length
                 event = stored(ids, 16, first=10 * start, parent=None if start < 3 else 10 * (start - 3))
-                table.apply(holder, 0, event, 7)
+                deque(table.apply(holder, 0, event, 7), maxlen=0)
             case "remove":
-                table.apply(holder, 0, BlockRemoved([10 * start, 10 * start + 1], "GPU"), 7)
+                deque(table.apply(holder, 0, BlockRemoved([10 * start, 10 * start + 1], "GPU"), 7), maxlen=0)
             case "clear":
-                table.apply(holder, 0, AllBlocksCleared(), 7)
+                deque(table.apply(holder, 0, AllBlocksCleared(), 7), maxlen=0)
             case "purge":
                 table.forget(holder)
         table.check()

@@ -9,11 +9,12 @@ from pathlib import Path
 import zmq
 import zmq.asyncio
 
-from headwater.events import BlockStored, EventBatch, decode, encode, from_frames, to_frames
+from headwater.events import MOST_BYTES, BlockStored, EventBatch, decode, encode, from_frames, to_frames
 from headwater.prefix import token_chain
 from headwater_router.index import PrefixIndex
 from headwater_router.index.stored import KEY_TOKENS, token_root
 from headwater_router.index.subscriber import EventSubscriber
+from tests.router.indexing import exhaust, token_depths
 
 RECORDED = Path(__file__).parent.parent / "fixtures" / "vllm-0.32.0"
 IDS = list(range(64))
@@ -41,7 +42,7 @@ async def publisher(address: str = "tcp://127.0.0.1:*") -> AsyncIterator[tuple[z
 
 
 def depth(index: PrefixIndex) -> int:
-    return index.match_tokens(CHAIN, 0.0).get("pod", 0)
+    return token_depths(index, CHAIN).get("pod", 0)
 
 
 async def test_events_of_a_publisher_fill_the_index() -> None:
@@ -73,14 +74,44 @@ async def test_a_publisher_that_restarts_is_found_again_and_believed_anew() -> N
         task.cancel()
 
 
+async def test_a_message_that_is_too_large_is_not_taken_in_and_the_next_one_is() -> None:
+    index = PrefixIndex()
+    async with publisher() as (socket, address), asyncio.TaskGroup() as group:
+        task = group.create_task(EventSubscriber(index, "pod", address).run())
+        assert await socket.recv() == b"\x01"
+        await socket.send_multipart(message(0, 0, None))
+        await socket.send_multipart(to_frames(b"", 1, bytes(4 * MOST_BYTES + 1)))
+        async with asyncio.timeout(30):
+            while await socket.recv() != b"\x01":  # It hangs up, and comes back.
+                pass
+        await socket.send_multipart(message(0, 0, None))
+        await socket.send_multipart(message(1, 1, 0))
+        await until(lambda: depth(index) == 2)
+        task.cancel()
+
+
+async def test_nothing_is_left_of_an_endpoint_whose_subscriber_ended() -> None:
+    """Also where it was forgotten before, and events came after that."""
+    index = PrefixIndex()
+    async with publisher() as (socket, address), asyncio.TaskGroup() as group:
+        task = group.create_task(EventSubscriber(index, "pod", address).run())
+        await socket.recv()
+        index.forget("pod")
+        await socket.send_multipart(message(0, 0, None))
+        await until(lambda: depth(index) == 1)
+        task.cancel()
+    assert index.size().endpoints == 0
+    index.check()
+
+
 def test_a_message_that_cannot_be_read_counts_as_lost() -> None:
     index = PrefixIndex()
     subscriber = EventSubscriber(index, "pod", "")
-    subscriber.take(message(0, 0, None))
-    subscriber.take(to_frames(b"", 1, b"\xc1"))
-    subscriber.take([b"one frame"])
+    exhaust(subscriber.take(message(0, 0, None)))
+    exhaust(subscriber.take(to_frames(b"", 1, b"\xc1")))
+    exhaust(subscriber.take([b"one frame"]))
     assert depth(index) == 1
-    subscriber.take(message(2, 1, 0))
+    exhaust(subscriber.take(message(2, 1, 0)))
     assert depth(index) == 0
     size = index.size()
     assert (size.gaps, size.unusable) == (1, 1)
@@ -106,10 +137,10 @@ def test_messages_recorded_from_vllm_fill_the_index() -> None:
     index = PrefixIndex()
     subscriber = EventSubscriber(index, "pod", "")
     for frames in recorded_messages():
-        subscriber.take(frames)
+        exhaust(subscriber.take(frames))
     index.check()
     events = [event for frames in recorded_messages() for event in decode(from_frames(frames).payload).events]
     plain = next(event for event in events if isinstance(event, BlockStored) and event.extra_keys == [None] * 4)
     chain = token_chain(token_root(), plain.token_ids, KEY_TOKENS)
-    assert index.match_tokens(chain, 0.0) == {"pod": len(chain)}
+    assert token_depths(index, chain) == {"pod": len(chain)}
     assert index.size().unusable == 0

@@ -5,13 +5,14 @@ from collections import Counter
 
 import pytest
 
-from headwater.events import BlockStored, EventBatch
+from headwater.events import BlockStored
 from headwater.prefix import token_chain
 from headwater_router.index import PrefixIndex
 from headwater_router.index.stored import KEY_TOKENS, token_root
 from headwater_router.outcome import Outcome
 from headwater_router.picker import make
 from headwater_router.picker.base import Decision, Label, Picker, Prompt, Target
+from tests.router.indexing import apply
 
 
 def targets(count: int) -> list[Target]:
@@ -234,9 +235,9 @@ def test_gauges_that_show_our_own_requests_count_them_once() -> None:
     assert [pod.load.in_flight for pod in pods] == [20, 20]
 
 
-def stored(ids: list[int]) -> EventBatch:
+def stored(ids: list[int]) -> BlockStored:
     blocks = len(ids) // 16
-    return EventBatch(0.0, [BlockStored([*range(blocks)], None, ids, 16, None, "GPU", None)])
+    return BlockStored([*range(blocks)], None, ids, 16, None, "GPU", None)
 
 
 def test_a_decision_is_exact_only_where_events_confirm_what_it_rests_on() -> None:
@@ -245,7 +246,7 @@ def test_a_decision_is_exact_only_where_events_confirm_what_it_rests_on() -> Non
     ids = list(range(160))
     known = Prompt("m", [1], 160, token_chain=token_chain(token_root(), ids, KEY_TOKENS))
     text = Prompt("m", [1], 160)
-    index.apply(followed.id, 0, stored(ids[:96]))
+    apply(index, followed.id, 0, stored(ids[:96]))
     exact = picker.pick(known, [followed, other], 0.0)
     assert (exact.target, exact.label, exact.predicted_cached_tokens) == (followed, Label.EXACT, 96)
     # What was just dispatched should come, but no event has said so yet.
@@ -261,6 +262,6 @@ def test_engines_reuse_whole_blocks_of_their_own_size() -> None:
     picker, (pod,) = prefix_picker(index=index), targets(1)
     pod.load.block_size = 128
     ids = list(range(256))
-    index.apply(pod.id, 0, EventBatch(0.0, [BlockStored([1, 2], None, ids, 128, None, "GPU", None)]))
+    apply(index, pod.id, 0, BlockStored([1, 2], None, ids, 128, None, "GPU", None))
     chain = token_chain(token_root(), ids[:200], KEY_TOKENS)
     assert picker.pick(Prompt("m", [], 200, token_chain=chain), [pod], 0.0).predicted_cached_tokens == 128

@@ -1,9 +1,10 @@
 """Who holds which prefix: one index with two sources.
 
 *Dispatches* are what we sent where: known at once and for every engine, but only a guess at what is cached. They are
-keyed by the chain of the prompt's text; what other routers tell of theirs stands among them. *Stored blocks* are what
-engines say in their KV events: the truth, keyed by the chain of the token ids, and a moment late; so for an endpoint
-whose events we follow, dispatches are kept by token ids, too, and count for the time from the dispatch to the event.
+keyed by the chain of the prompt's text; what other routers tell of theirs stands among them. What is not answered yet
+is `Pending`, apart from the rest. *Stored blocks* are what engines say in their KV events: the truth, keyed by the
+chain of the token ids, and a moment late; so for an endpoint whose events we follow, what was sent is pending by token
+ids, too, for the time from the dispatch to the event.
 
 Every table maps a block's hash to a set of endpoints as the bits of an int. A prompt is matched against all endpoints
 in one walk along its chain, which ends where the last of them drops out. Memory has a hard limit, which is shared out
@@ -12,16 +13,26 @@ evenly among the endpoints; within its share, each is kept as its own cache is, 
 Endpoints are known by their ids. One that restarts has a new id, and `forget` drops the old.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import structlog
 
-from headwater.events import AllBlocksCleared, EventBatch
+from headwater.events import AllBlocksCleared, Event
 from headwater_router.index.dispatches import Dispatches
+from headwater_router.index.match import Match, walk
+from headwater_router.index.pending import NO_TICKET, Pending
 from headwater_router.index.stored import StoredBlocks
 
 log = structlog.get_logger(__name__)
+
+_PENDING_TEXT: Final = 8_192
+"""Blocks of text on their way to one endpoint: eight of the longest prompts."""
+_PENDING_TOKENS: Final = 65_536
+"""The same in spans of token ids."""
+_PIECE: Final = 512
+"""Blocks and keys of KV events that are taken over in one stretch: about a millisecond."""
 
 
 @dataclass(slots=True)
@@ -31,6 +42,11 @@ class _Feed:
     sequence: int
     complete: bool
     """We have heard of everything that it holds."""
+
+
+Tickets = tuple[int, int]
+"""Of a prompt on its way to an endpoint: by its text, and by its token ids. To be handed back when it is answered, or
+comes to nothing."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -53,40 +69,36 @@ class PrefixIndex:
         """`max_entries`: hard limit over all endpoints and sources; an entry is about 250 bytes.
         `unconfirmed_ttl`: seconds that a dispatch counts without an answer; long enough for a long prefill."""
         self._max_entries = max_entries
-        self._dispatches = Dispatches(unconfirmed_ttl)
-        self._expected = Dispatches(unconfirmed_ttl)
+        self._dispatches = Dispatches()
+        self._sent = Pending(unconfirmed_ttl)
+        self._expected = Pending(unconfirmed_ttl)
         self._stored = StoredBlocks()
         self._holders: dict[str, int] = {}
-        self._names: list[str] = []
+        self.names: list[str] = []
+        """The endpoint of each holder. To be read only, and for holders that `match` gave just now."""
         self._free: list[int] = []
         self._capacity: dict[str, int] = {}
         self._feeds: dict[str, dict[int, _Feed]] = {}
         self._gaps = 0
+        self.changes = 0
+        """Times that an endpoint got a holder or lost it."""
         self.on_answer: Callable[[str, Sequence[int]], None] | None = None
         """Told what `answered` is told; not what is `shared`."""
 
-    def match(self, text_chain: Sequence[int], now: float) -> dict[str, int]:
-        """Leading blocks of the prompt's text that each endpoint should hold; those that hold none are left out."""
-        depths = {}
-        for holder, depth in _depths(text_chain, self._dispatches.masks.get):
-            live = self._dispatches.live_depth(holder, text_chain, depth, now)
-            if live:
-                depths[self._names[holder]] = live
-        return depths
+    @property
+    def holders(self) -> Mapping[str, int]:
+        """By endpoint, if anything was ever known of it."""
+        return self._holders
 
-    def match_tokens(self, token_chain: Sequence[int], now: float) -> dict[str, int]:
+    def match(self, text_chain: Sequence[int], now: float) -> Match:
+        """Leading blocks of the prompt's text that each endpoint should hold."""
+        self._sent.expire(now)
+        return walk(text_chain, self._dispatches.masks, self._sent.masks)
+
+    def match_tokens(self, token_chain: Sequence[int], now: float) -> Match:
         """The same for the prompt's token ids, in spans of `KEY_TOKENS`, for endpoints whose KV events we follow."""
-        stored, expected = self._stored.masks.get, self._expected.masks.get
-        depths = {}
-        for holder, depth in _depths(token_chain, lambda key: stored(key, 0) | expected(key, 0)):
-            while depth and not self._stored.holds(holder, token_chain[depth - 1]):
-                live = self._expected.live_depth(holder, token_chain[:depth], depth, now)
-                if live == depth:
-                    break
-                depth = live
-            if depth:
-                depths[self._names[holder]] = depth
-        return depths
+        self._expected.expire(now)
+        return walk(token_chain, self._stored.masks, self._expected.masks)
 
     def confirmed(self, target_id: str, token_chain: Sequence[int], depth: int) -> bool:
         """Whether KV events, and nothing else, say that the endpoint holds just these leading spans."""
@@ -100,26 +112,34 @@ class PrefixIndex:
         return target_id in self._feeds
 
     def complete(self, target_id: str) -> bool:
-        """Whether its KV events tell all that it holds: we heard them from the start, and lost none."""
+        """Whether its KV events tell all that it holds: we heard them from the start, lost none, and kept all."""
         feeds = self._feeds.get(target_id)
-        return feeds is not None and all(feed.complete for feed in feeds.values())
+        if feeds is None:
+            return False
+        holder = self._holders[target_id]
+        return all(feed.complete and self._stored.whole(holder, rank) for rank, feed in feeds.items())
 
     def dispatched(
         self, target_id: str, text_chain: Sequence[int], token_chain: Sequence[int] | None, now: float, capacity: int
-    ) -> None:
+    ) -> Tickets:
         """A prompt goes there. `capacity`: blocks of text that its cache has room for."""
         holder = self._holder(target_id)
         self._capacity[target_id] = capacity
-        self._dispatches.add(holder, text_chain, now, min(capacity, self._share(4)))
+        share = self._share(8)
+        text = self._sent.add(holder, text_chain, self._dispatches.masks, now, min(capacity, _PENDING_TEXT, share))
+        tokens = NO_TICKET
         if token_chain is not None and target_id in self._feeds:
-            self._expected.add(holder, token_chain, now, self._share(4))
+            tokens = self._expected.add(holder, token_chain, self._stored.masks, now, min(_PENDING_TOKENS, share))
+        return text, tokens
 
-    def answered(self, target_id: str, text_chain: Sequence[int]) -> None:
+    def answered(self, target_id: str, text_chain: Sequence[int], tickets: Tickets) -> None:
         """The prompt was computed there, so its blocks are cached. Nothing, if the endpoint was forgotten since."""
         holder = self._holders.get(target_id)
         if holder is not None:
+            # What is pending by token ids stays until the KV event comes, which may be after the answer.
+            self._sent.drop(tickets[0])
             capacity = min(self._capacity.get(target_id, 0), self._share(4))
-            self._dispatches.confirm(holder, text_chain, capacity)
+            self._dispatches.add(holder, text_chain, capacity)
             if text_chain and self.on_answer is not None:
                 self.on_answer(target_id, text_chain)
 
@@ -127,37 +147,61 @@ class PrefixIndex:
         """Another router's prompt was answered there. `capacity`: as in `dispatched`, which knows better, and wins."""
         holder = self._holder(target_id)
         capacity = self._capacity.setdefault(target_id, capacity)
-        self._dispatches.confirm(holder, text_chain, min(capacity, self._share(4)))
+        self._dispatches.add(holder, text_chain, min(capacity, self._share(4)))
 
-    def withdrawn(self, target_id: str, text_chain: Sequence[int], token_chain: Sequence[int] | None) -> None:
+    def withdrawn(self, tickets: Tickets) -> None:
         """The prompt was not computed there: the request failed, or was cancelled before its first byte."""
-        holder = self._holders.get(target_id)
-        if holder is not None:
-            self._dispatches.withdraw(holder, text_chain)
-            self._expected.withdraw(holder, token_chain or ())
+        self._sent.drop(tickets[0])
+        self._expected.drop(tickets[1])
 
-    def apply(self, target_id: str, sequence: int, batch: EventBatch) -> None:
+    def apply(self, target_id: str, sequence: int, rank: int, events: Iterable[Event | None]) -> Iterator[None]:
         """Take over a batch of the endpoint's KV events. Where a batch before it was lost, what that publisher said is
-        dropped first: it may have removed any of it."""
+        dropped first: it may have removed any of it.
+
+        Works while it is iterated over, and pauses after each piece of work, for whoever else wants the thread.
+        Raises what `events` raises; then the batch counts as lost.
+        """
         holder = self._holder(target_id)
         feeds = self._feeds.setdefault(target_id, {})
-        feed = feeds.get(batch.dp_rank)
+        for gone in self._take_over(target_id, holder, feeds, sequence, rank, events):
+            if gone:
+                self._expected.discard(holder, gone)
+            if self._stored.work >= _PIECE:
+                self._stored.work = 0
+                yield
+                if self._feeds.get(target_id) is not feeds:  # Forgotten meanwhile.
+                    return
+
+    def _take_over(
+        self,
+        target_id: str,
+        holder: int,
+        feeds: dict[int, _Feed],
+        sequence: int,
+        rank: int,
+        events: Iterable[Event | None],
+    ) -> Iterator[Sequence[int]]:
+        """Gives the keys that are gone by the engine's word."""
+        feed = feeds.get(rank)
         if feed is None:
-            feed = feeds[batch.dp_rank] = _Feed(sequence, complete=sequence == 0)
+            feed = feeds[rank] = _Feed(sequence - 1, complete=sequence == 0)
         elif sequence != feed.sequence + 1:
-            self._gap(target_id, batch.dp_rank, feed, sequence)
-            feed.complete = sequence == 0
-        feed.sequence = sequence
+            yield from self._gap(target_id, holder, rank, feed, sequence)
         cleared = False
-        for event in batch.events:
-            gone = self._stored.apply(holder, batch.dp_rank, event, self._share(2))
-            self._expected.discard(holder, gone)
+        for event in events:
+            if event is None:
+                self._stored.work += 1
+                yield ()
+                continue
+            yield from self._stored.apply(holder, rank, event, self._share(2))
             if isinstance(event, AllBlocksCleared):
                 feed.complete = cleared = True
+        feed.sequence = sequence
         # An engine that repeats its content for a new subscriber clears first, too; only an empty cache forgets texts.
         if cleared and not self._stored.holds_any(holder):
             self._dispatches.trim(holder, 0)
-            self._expected.trim(holder, 0)
+            self._sent.forget(holder)
+            self._expected.forget(holder)
 
     def forget(self, target_id: str) -> None:
         """The endpoint is gone, or its cache is."""
@@ -165,20 +209,22 @@ class PrefixIndex:
         self._capacity.pop(target_id, None)
         holder = self._holders.pop(target_id, None)
         if holder is not None:
-            for table in (self._dispatches, self._expected, self._stored):
+            for table in (self._dispatches, self._sent, self._expected, self._stored):
                 table.forget(holder)
             self._free.append(holder)
+            self.changes += 1
 
     def size(self) -> IndexSize:
-        dispatched = len(self._dispatches) + len(self._expected)
+        dispatched = len(self._dispatches) + len(self._sent) + len(self._expected)
         return IndexSize(len(self._holders), dispatched, len(self._stored), self._gaps, self._stored.unusable)
 
     def check(self) -> None:
         """Raises AssertionError where the tables disagree or are too large. Takes time in proportion to their size."""
-        for table in (self._dispatches, self._expected, self._stored):
+        for table in (self._dispatches, self._sent, self._expected, self._stored):
             table.check()
-        assert len(self._dispatches) + len(self._expected) + len(self._stored) <= self._max_entries
-        assert sorted([*self._holders.values(), *self._free]) == list(range(len(self._names)))
+        size = self.size()
+        assert size.dispatched + size.stored <= self._max_entries
+        assert sorted([*self._holders.values(), *self._free]) == list(range(len(self.names)))
 
     def _holder(self, target_id: str) -> int:
         holder = self._holders.get(target_id)
@@ -186,53 +232,37 @@ class PrefixIndex:
             return holder
         if self._free:
             holder = self._free.pop()
-            self._names[holder] = target_id
+            self.names[holder] = target_id
         else:
-            holder = len(self._names)
-            self._names.append(target_id)
+            holder = len(self.names)
+            self.names.append(target_id)
         self._holders[target_id] = holder
+        self.changes += 1
         for other in self._holders.values():
             self._dispatches.trim(other, self._share(4))
-            self._expected.trim(other, self._share(4))
             self._stored.trim(other, self._share(2))
+        self._sent.trim(self._share(8))
+        self._expected.trim(self._share(8))
         return holder
 
     def _share(self, part: int) -> int:
         """What one endpoint may have of the nth part of all entries."""
         return self._max_entries // (part * len(self._holders))
 
-    def _gap(self, target_id: str, rank: int, feed: _Feed, sequence: int) -> None:
+    def _gap(self, target_id: str, holder: int, rank: int, feed: _Feed, sequence: int) -> Iterator[Sequence[int]]:
         self._gaps += 1
-        dropped = self._stored.purge(self._holders[target_id], rank)
-        log.warning(
-            "KV events were lost; cached prefixes are estimated until the engine reports anew",
-            endpoint=target_id,
-            rank=rank,
-            expected=feed.sequence + 1,
-            found=sequence,
-            dropped=len(dropped),
-        )
-
-
-def _depths(chain: Sequence[int], holders_of: Callable[[int], int | None]) -> Iterator[tuple[int, int]]:
-    """For each holder of the first block, how many blocks it holds without a break: (holder, depth)."""
-    alive = -1
-    depth = 0
-    for key in chain:
-        mask = alive & (holders_of(key) or 0)
-        if mask != alive:
-            if depth:
-                yield from _each(alive & ~mask, depth)
-            alive = mask
-            if not mask:
-                return
-        depth += 1
-    if depth:
-        yield from _each(alive, depth)
-
-
-def _each(mask: int, depth: int) -> Iterator[tuple[int, int]]:
-    while mask:
-        lowest = mask & -mask
-        yield lowest.bit_length() - 1, depth
-        mask ^= lowest
+        expected, was_complete = feed.sequence + 1, feed.complete
+        feed.complete = sequence == 0
+        dropped = 0
+        for gone in self._stored.purge(holder, rank):
+            dropped += len(gone)
+            yield gone
+        if was_complete:
+            log.warning(
+                "KV events were lost; cached prefixes are estimated until the engine reports anew",
+                endpoint=target_id,
+                rank=rank,
+                expected=expected,
+                found=sequence,
+                dropped=dropped,
+            )

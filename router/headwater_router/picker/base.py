@@ -5,12 +5,15 @@ pure: no socket, no clock but the `now` that is passed in (monotonic seconds). L
 gateway awaits anything, so that a burst spreads.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from headwater_router.outcome import Outcome
+
+if TYPE_CHECKING:
+    from headwater_router.picker.targets import Targets
 
 
 class Label(StrEnum):
@@ -82,6 +85,16 @@ class Prompt:
     """Value of the session header, for the `session` policy."""
 
 
+class Candidate(NamedTuple):
+    """One of those that a decision compared, for people to read."""
+
+    target_id: str
+    predicted_ttft: float | None
+    """Seconds; None where nothing is predicted."""
+    cached_tokens: int
+    """Expected there of the prompt."""
+
+
 @dataclass(slots=True, eq=False)
 class Decision:
     """Where a request goes and why. Handed back to the picker as the request moves on."""
@@ -95,12 +108,23 @@ class Decision:
     at: float
     """`now` of the pick."""
 
+    def candidates(self) -> list[Candidate]:
+        """Those that were compared, the best first, where the policy predicts; else the chosen one. Made when asked."""
+        return [Candidate(self.target.id, self.predicted_ttft, self.predicted_cached_tokens)]
+
 
 class Picker(Protocol):
     """A scheduling policy. Every decision gets exactly one `finished`; `first_token` comes before it or not at all."""
 
-    def pick(self, prompt: Prompt, targets: Sequence[Target], now: float) -> Decision:
-        """Choose among `targets`, at least one. Counts the load and the expected cache content at once."""
+    def pick(
+        self, prompt: Prompt, targets: "Targets | Sequence[Target]", now: float, excluded: Collection[str] = ()
+    ) -> Decision:
+        """Choose among `targets`, without those whose ids are `excluded`. Counts the load and the expected cache
+        content at once. Raises ValueError where nobody is left to choose.
+
+        With the same `Targets` each time it costs about the same whether they are 8 or 512; a plain sequence is looked
+        at from end to end.
+        """
 
     def first_token(self, decision: Decision, now: float) -> None:
         """The first piece of content is here: the prefill is over, and its duration teaches the rate."""

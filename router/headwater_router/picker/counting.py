@@ -7,17 +7,21 @@ ends, however it ends.
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import KW_ONLY, dataclass
 
 from headwater_router.outcome import Outcome
 from headwater_router.picker.base import Decision, Label, Prompt, Target
+from headwater_router.picker.targets import Targets
 
 
 @dataclass(slots=True, eq=False)
 class CountedDecision(Decision):
     """A decision with what it put on its target's load."""
 
+    targets: Targets
+    """Among which it was made."""
+    _: KW_ONLY
     prefilling: bool = False
     """Its prompt still counts among the target's `prefill_tokens`."""
     prefill_tokens: int = 0
@@ -31,12 +35,15 @@ class CountingPicker(ABC):
         self.rng = rng
 
     @abstractmethod
-    def choose(self, prompt: Prompt, targets: Sequence[Target], now: float) -> Target:
-        """One of `targets`, of which there is at least one."""
+    def choose(self, prompt: Prompt, targets: Targets, excluded: Collection[str]) -> Target:
+        """One of `targets` that is not excluded. Raises ValueError if there is none."""
 
-    def pick(self, prompt: Prompt, targets: Sequence[Target], now: float) -> Decision:
-        target = self.choose(prompt, targets, now)
-        decision = CountedDecision(target, prompt, Label.FALLBACK, 0, None, now, prefill_tokens=prompt.tokens)
+    def pick(
+        self, prompt: Prompt, targets: Targets | Sequence[Target], now: float, excluded: Collection[str] = ()
+    ) -> Decision:
+        targets = Targets.of(targets)
+        target = self.choose(prompt, targets, excluded)
+        decision = CountedDecision(target, prompt, Label.FALLBACK, 0, None, now, targets, prefill_tokens=prompt.tokens)
         begin(decision)
         return decision
 
@@ -78,3 +85,4 @@ def end(decision: CountedDecision) -> None:
     decision.ended = True
     end_prefill(decision)
     decision.target.load.in_flight -= 1
+    decision.targets.eased(decision.target)

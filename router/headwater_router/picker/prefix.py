@@ -5,6 +5,9 @@
                + seconds_per_answer(e) * (answers in progress on e + 1) * (prompts queued on e + 1)
     choose the e with the least wait(e) + prefill(e)
 
+*Whom* it compares: all of a few endpoints. Of many, those who hold most of the prompt, and some where there should be
+room (`picker.targets`); so a decision costs about the same however many there are.
+
 *Speed.* Both coefficients are learned for each endpoint from its own first bytes (`picker.speed`). An endpoint
 without an answer in the last five minutes is taken to be like the mean of those that had one, so newcomers are tried,
 and one that looked slow once is tried again. Before there is any answer, defaults stand in: prefixes are followed and
@@ -22,6 +25,10 @@ home as a holder, too; requests that follow share the holders. A hot prefix so s
 are shorter than computing it anew, and no further: each further copy costs a whole prefill, and is made only when
 that is the quickest answer.
 
+*What an endpoint turned down or failed at* lately (`Load.penalty`) counts as so many requests that are there, of which
+as many are taken to wait for their first token as of all that are on their way. So one that refuses at once, and is
+always idle, gets no more than its share; nothing else is learned of it.
+
 *Trust.* What dispatches let expect is discounted by what the endpoint's answers reported as cached of it before. An
 engine that keeps no prefixes, or fewer than it seemed to, so gets load by its speed alone.
 
@@ -35,16 +42,17 @@ their prompt is taken off the queue after twice the predicted time.
 """
 
 import random
-from collections import OrderedDict, deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from collections.abc import Collection, Sequence
+from typing import Final
 
+from headwater_router.index.match import NOTHING, Match
 from headwater_router.index.prefixes import PrefixIndex
 from headwater_router.outcome import Outcome
 from headwater_router.picker.base import Decision, Label, Load, Prompt, Target
-from headwater_router.picker.counting import CountedDecision, begin, counted, end, end_prefill
-from headwater_router.picker.speed import DEFAULT_SECONDS_PER_ANSWER, DEFAULT_SECONDS_PER_TOKEN, Speed
+from headwater_router.picker.counting import end
+from headwater_router.picker.known import Compared, Known, Routed, routed
+from headwater_router.picker.speed import DEFAULT_SECONDS_PER_ANSWER, DEFAULT_SECONDS_PER_TOKEN
+from headwater_router.picker.targets import Targets
 
 DEFAULT_CAPACITY_TOKENS: Final = 500_000
 """What an endpoint's cache is taken to hold where it does not say so."""
@@ -54,51 +62,38 @@ _TIE: Final = 0.1
 _LEARNING: Final = 0.1
 _LEAST_TRUST: Final = 0.05
 """Above zero, or nothing would be expected that could prove right again."""
+_HOLDERS: Final = 3
+"""How many are compared because of what they hold, where not all are."""
+_MEAN_SECONDS: Final = 1.0
+"""For so long the mean speed of many endpoints is taken not to change."""
 
 
-@dataclass(slots=True, eq=False)
-class _Endpoint:
-    """What this picker knows of one target beside its load."""
+class _View:
+    """What was worked out for one `Targets`."""
 
-    speed: Speed = field(default_factory=Speed)
-    queue: "OrderedDict[_Routed, None]" = field(default_factory=OrderedDict)
-    """Requests of ours whose first byte has not come, oldest first."""
-    head: "_Routed | None" = None
-    """The first of them."""
-    last_first_byte: float = float("-inf")
-    trust: float = 1.0
-    """Share of the tokens that dispatches let expect in its cache that its answers then reported as cached."""
-    whole_answers: "deque[tuple[float, _Routed]]" = field(default_factory=deque)
-    """Requests that are not streamed, with the time at which their prefill should be over."""
-    seen_running: int | None = None
-    seen_waiting: int | None = None
-    """The gauges as last reported."""
-    foreign_running: int = 0
-    """Requests there that are not ours and are being answered."""
-    foreign_waiting: int = 0
+    __slots__ = ("by_id", "changes", "holders", "index", "mean", "mean_at")
 
+    def __init__(self, targets: Targets, index: PrefixIndex) -> None:
+        self.index = index
+        self.by_id = {target.id: target for target in targets.all}
+        self.holders = 0
+        """Those of the targets that the index knows, as bits."""
+        self.changes = -1
+        """`index.changes` when that was worked out."""
+        self.mean = (DEFAULT_SECONDS_PER_TOKEN, DEFAULT_SECONDS_PER_ANSWER)
+        self.mean_at = float("-inf")
 
-@dataclass(slots=True, eq=False)
-class _Routed(CountedDecision):
-    endpoint: _Endpoint = field(default_factory=_Endpoint)
-    expected_tokens: float = 0.0
-    """Cached tokens before they were discounted by the endpoint's trust."""
-    work: "tuple[float, int]" = (0.0, 1)
-    """What the prediction multiplied the endpoint's two coefficients with."""
-
-
-class _Candidate(NamedTuple):
-    """Compares by what comes first."""
-
-    seconds: float
-    """Predicted until the first token."""
-    place: int
-    """Among the targets; keeps comparisons from going on to what cannot be compared."""
-    prefill_seconds: float
-    target: Target
-    endpoint: _Endpoint
-    tokens: float
-    answers: int
+    def among(self, excluded: Collection[str]) -> int:
+        """The holders of a prefix that may be chosen."""
+        index = self.index
+        if self.changes != index.changes:
+            self.changes = index.changes
+            self.holders = sum(1 << index.holders[name] for name in self.by_id if name in index.holders)
+        among = self.holders
+        for name in excluded:
+            if name in self.by_id and name in index.holders:
+                among &= ~(1 << index.holders[name])
+        return among
 
 
 class PrefixPicker:
@@ -107,148 +102,178 @@ class PrefixPicker:
     def __init__(self, index: PrefixIndex, rng: random.Random) -> None:
         self._index = index
         self._rng = rng
-        self._endpoints: dict[str, _Endpoint] = {}
+        self._known: dict[str, Known] = {}
         self._learned = False
         """Whether there was any answer to learn from."""
         self._typical_prefill = 256.0
         """Uncached tokens of a request, on average: the best guess for a request of others that waits."""
+        self._in_flight = 0
+        self._queued = 0
+        """Of these, those whose first token has not come."""
 
-    def pick(self, prompt: Prompt, targets: Sequence[Target], now: float) -> Decision:
-        cached = self._cached_tokens(prompt, targets, now)
-        candidates = self._candidates(prompt, targets, cached, now)
-        best = min(candidates)
-        if len(candidates) > 1:
+    def pick(
+        self, prompt: Prompt, targets: Targets | Sequence[Target], now: float, excluded: Collection[str] = ()
+    ) -> Decision:
+        targets = Targets.of(targets)
+        text = self._index.match(prompt.text_chain, now)
+        tokens = NOTHING if prompt.token_chain is None else self._index.match_tokens(prompt.token_chain, now)
+        offered = self._offered(targets, excluded, text, tokens)
+        compared = self._compare(prompt, targets, offered, text, tokens, now)
+        best = min(compared)
+        if len(compared) > 1:
             limit = best.seconds + _TIE * best.prefill_seconds
-            tied = [candidate for candidate in candidates if candidate.seconds <= limit]
+            tied = [each for each in compared if each.seconds <= limit]
             if len(tied) > 1:
-                work = (1 + _TIE) * min(candidate.prefill_seconds for candidate in tied)
-                best = self._rng.choice([candidate for candidate in tied if candidate.prefill_seconds <= work])
-        return self._send(prompt, best, cached, now)
+                work = (1 + _TIE) * min([each.prefill_seconds for each in tied])
+                tied = [each for each in tied if each.prefill_seconds <= work]
+                best = tied[int(self._rng.random() * len(tied))]
+        return self._send(prompt, targets, best, compared, now)
 
     def first_token(self, decision: Decision, now: float) -> None:
-        routed = _routed(decision)
-        target, endpoint = routed.target, routed.endpoint
-        self._see_gauges(endpoint, target.load)
-        if not routed.prompt.streamed:
+        found = routed(decision)
+        target, known = found.target, found.chosen.known
+        known.see_gauges(target.load)
+        if not found.prompt.streamed:
             return
-        self._end_prefill(routed)
-        endpoint.last_first_byte = now
-        endpoint.speed.learn(*routed.work, now - routed.at, now)
-        target.load.prefill_rate = 1.0 / endpoint.speed.seconds_per_token
+        self._end_prefill(found)
+        known.last_first_byte = now
+        known.speed.learn(found.chosen.total_tokens, found.chosen.answers, now - found.at, now)
+        known.fresh_until = now + _STALE_SECONDS
+        target.load.prefill_rate = 1.0 / known.speed.seconds_per_token
         self._learned = True
-        self._confirm(routed)
+        found.targets.eased(target)
+        self._confirm(found)
 
     def finished(self, decision: Decision, now: float, outcome: Outcome, cached_tokens: int | None = None) -> None:
-        routed = _routed(decision)
-        computed = routed.prompt.streamed and not routed.prefilling
-        self._end_prefill(routed)
-        end(routed)
-        self._see_gauges(routed.endpoint, routed.target.load)
-        if cached_tokens is not None and routed.expected_tokens >= 1:
-            share = min(1.0, cached_tokens / routed.expected_tokens)
-            trust = routed.endpoint.trust + _LEARNING * (share - routed.endpoint.trust)
-            routed.endpoint.trust = max(trust, _LEAST_TRUST)
+        found = routed(decision)
+        known, expected = found.chosen.known, found.chosen.expected_tokens
+        computed = found.prompt.streamed and not found.prefilling
+        self._end_prefill(found)
+        end(found)
+        self._in_flight -= 1
+        known.see_gauges(found.target.load)
+        if outcome is Outcome.ANSWERED and cached_tokens is not None and expected >= 1:
+            share = min(1.0, cached_tokens / expected)
+            known.trust = max(known.trust + _LEARNING * (share - known.trust), _LEAST_TRUST)
         if computed:
             return
         if outcome is Outcome.ANSWERED:
-            self._confirm(routed)
-        elif self._is_current(routed):
-            prompt = routed.prompt
-            self._index.withdrawn(routed.target.id, prompt.text_chain, prompt.token_chain)
+            self._confirm(found)
+        else:
+            self._index.withdrawn(found.tickets)
 
     def forget(self, target_id: str) -> None:
-        self._endpoints.pop(target_id, None)
+        self._known.pop(target_id, None)
         self._index.forget(target_id)
 
-    def _cached_tokens(self, prompt: Prompt, targets: Sequence[Target], now: float) -> dict[str, int]:
-        """By endpoint, where there are any. At least the last token is always computed."""
-        most = prompt.tokens - 1
-        cached = {}
-        for target_id, depth in self._index.match(prompt.text_chain, now).items():
-            endpoint = self._endpoints.get(target_id)
-            trust = endpoint.trust if endpoint is not None else 1.0
-            cached[target_id] = int(trust * min(most, depth * prompt.text_block_tokens))
-        if prompt.token_chain is not None:
-            depths = self._index.match_tokens(prompt.token_chain, now)
-            for target in targets:
-                if self._index.follows(target.id):
-                    tokens = depths.get(target.id, 0) * prompt.token_block_size
-                    # Engines reuse whole blocks of their own size only.
-                    tokens -= tokens % (target.load.block_size or prompt.token_block_size)
-                    if not self._index.complete(target.id):
-                        tokens = max(tokens, cached.get(target.id, 0))
-                    cached[target.id] = min(most, tokens)
-        return cached
+    def _offered(self, targets: Targets, excluded: Collection[str], text: Match, tokens: Match) -> Sequence[Target]:
+        """Those to compare."""
+        if not targets.many or not (text or tokens):
+            return targets.some(self._rng, excluded)
+        view = self._view(targets)
+        among, names = view.among(excluded), self._index.names
+        holders = text.deepest(among, _HOLDERS, self._rng)
+        if tokens:
+            holders += [holder for holder in tokens.deepest(among, _HOLDERS, self._rng) if holder not in holders]
+        return targets.some(self._rng, excluded, [view.by_id[names[holder]] for holder in holders])
 
-    def _candidates(
-        self, prompt: Prompt, targets: Sequence[Target], cached: dict[str, int], now: float
-    ) -> list[_Candidate]:
-        candidates = []
+    def _view(self, targets: Targets) -> _View:
+        view = targets.view
+        if not isinstance(view, _View) or view.index is not self._index:
+            view = targets.view = _View(targets, self._index)
+        return view
+
+    def _compare(
+        self, prompt: Prompt, targets: Targets, offered: Sequence[Target], text: Match, tokens: Match, now: float
+    ) -> list[Compared]:
+        compared = []
         like_others: tuple[float, float] | None = None
-        for place, target in enumerate(targets):
+        typical, known_of, holder_of = self._typical_prefill, self._known.get, self._index.holders.get
+        anybody, block_tokens, most = bool(text or tokens), prompt.text_block_tokens, prompt.tokens - 1
+        for place, target in enumerate(offered):
             load = target.load
-            endpoint = self._endpoints.get(target.id)
-            if endpoint is None:
-                endpoint = self._endpoints[target.id] = _Endpoint()
-            if endpoint.whole_answers:
-                self._release_due(endpoint, now)
-            if load.reported_waiting != endpoint.seen_waiting or load.reported_running != endpoint.seen_running:
-                self._see_gauges(endpoint, load)
-            speed = endpoint.speed
-            per_token, per_answer = speed.seconds_per_token, speed.seconds_per_answer
-            if not speed.samples or now - speed.learned_at > _STALE_SECONDS:
+            known = known_of(target.id)
+            if known is None:
+                known = self._known[target.id] = Known()
+            if known.whole_answers:
+                self._release_due(known, now)
+            if load.reported_waiting != known.seen_waiting or load.reported_running != known.seen_running:
+                known.see_gauges(load)
+            if now <= known.fresh_until:
+                per_token, per_answer = known.speed.seconds_per_token, known.speed.seconds_per_answer
+            else:
                 if like_others is None:
                     like_others = self._mean_speed(targets, now)
                 per_token, per_answer = like_others
-            ours, waiting = len(endpoint.queue), endpoint.foreign_waiting
-            answers = (load.in_flight - ours + endpoint.foreign_running + 1) * (ours + waiting + 1)
-            tokens: float = prompt.tokens - cached.get(target.id, 0)
-            prefill = per_token * tokens
-            tokens += load.prefill_tokens + waiting * self._typical_prefill
-            if endpoint.head is not None:
-                tokens -= _head_progress(endpoint.head, per_token, now)
-            seconds = per_token * tokens + per_answer * answers
-            candidates.append(_Candidate(seconds, place, prefill, target, endpoint, tokens, answers))
-        return candidates
+            cached, expected = 0, 0.0
+            if anybody and (holder := holder_of(target.id)) is not None:
+                expected = text.depth(holder) * block_tokens
+                if expected > most:
+                    expected = most
+                cached = int(known.trust * expected)
+                if prompt.token_chain is not None:
+                    cached, expected = self._by_events(prompt, target, tokens.depth(holder), cached, expected)
+            uncached = prompt.tokens - cached
+            total = uncached + load.prefill_tokens + known.foreign_waiting * typical
+            if known.head is not None:
+                total -= known.head_progress(known.head, per_token, now)
+            ours = len(known.queue)
+            running = load.in_flight - ours + known.foreign_running + 1
+            queued = ours + known.foreign_waiting + 1
+            seconds = per_token * total + per_answer * running * queued
+            if load.penalty:
+                seconds += self._penalty_seconds(load.penalty, running, queued, per_token, per_answer)
+            prefill = per_token * uncached
+            compared.append(Compared(seconds, place, prefill, total, running * queued, target, known, cached, expected))
+        return compared
 
-    def _mean_speed(self, targets: Sequence[Target], now: float) -> tuple[float, float]:
+    def _penalty_seconds(self, penalty: int, running: int, queued: int, per_token: float, per_answer: float) -> float:
+        """What so many more requests would add to a wait, if as many of them were queued as of all that there are."""
+        ahead = penalty * (self._queued / self._in_flight if self._in_flight else 1.0)
+        answers = (running + penalty - ahead) * (queued + ahead) - running * queued
+        return per_token * ahead * self._typical_prefill + per_answer * answers
+
+    def _by_events(self, prompt: Prompt, target: Target, depth: int, cached: int, expected: float) -> tuple[int, float]:
+        """Cached and expected tokens by what KV events tell, where they tell more, or all."""
+        if not self._index.follows(target.id):
+            return cached, expected
+        stored = depth * prompt.token_block_size
+        # Engines reuse whole blocks of their own size only. At least the last token is always computed.
+        stored = min(prompt.tokens - 1, stored - stored % (target.load.block_size or prompt.token_block_size))
+        return (stored, stored) if stored >= cached or self._index.complete(target.id) else (cached, expected)
+
+    def _mean_speed(self, targets: Targets, now: float) -> tuple[float, float]:
         """Seconds per token and per request, of those that answered lately, else of those that ever did."""
-        speeds = [endpoint.speed for target in targets if (endpoint := self._endpoints.get(target.id))]
-        known = [speed for speed in speeds if speed.samples]
-        known = [speed for speed in known if now - speed.learned_at <= _STALE_SECONDS] or known
-        if not known:
-            return DEFAULT_SECONDS_PER_TOKEN, DEFAULT_SECONDS_PER_ANSWER
-        return (
-            sum(speed.seconds_per_token for speed in known) / len(known),
-            sum(speed.seconds_per_answer for speed in known) / len(known),
-        )
+        view = self._view(targets)
+        if not targets.many or now - view.mean_at > _MEAN_SECONDS:
+            speeds = [known.speed for each in targets.all if (known := self._known.get(each.id)) is not None]
+            speeds = [speed for speed in speeds if speed.samples]
+            speeds = [speed for speed in speeds if now - speed.learned_at <= _STALE_SECONDS] or speeds
+            if speeds:
+                per_token = sum([speed.seconds_per_token for speed in speeds]) / len(speeds)
+                per_answer = sum([speed.seconds_per_answer for speed in speeds]) / len(speeds)
+                view.mean, view.mean_at = (per_token, per_answer), now
+        return view.mean
 
-    def _send(self, prompt: Prompt, chosen: _Candidate, cached: dict[str, int], now: float) -> Decision:
-        target, endpoint = chosen.target, chosen.endpoint
-        cached_tokens = cached.get(target.id, 0)
-        uncached = prompt.tokens - cached_tokens
-        routed = _Routed(
-            target,
-            prompt,
-            self._label(prompt, target, cached_tokens),
-            cached_tokens,
-            chosen.seconds if self._learned else None,
-            now,
-            prefill_tokens=uncached,
-            endpoint=endpoint,
-            expected_tokens=cached_tokens / endpoint.trust,
-            work=(chosen.tokens, chosen.answers),
-        )
-        begin(routed)
-        endpoint.queue[routed] = None
-        if endpoint.head is None:
-            endpoint.head = routed
-        if not prompt.streamed:
-            endpoint.whole_answers.append((now + 2 * chosen.seconds, routed))
-        self._typical_prefill += _LEARNING * (uncached - self._typical_prefill)
+    def _send(
+        self, prompt: Prompt, targets: Targets, chosen: Compared, compared: Sequence[Compared], now: float
+    ) -> Decision:
+        target, cached = chosen.target, chosen.cached_tokens
+        uncached = prompt.tokens - cached
+        label = self._label(prompt, target, cached)
+        predicted = chosen.seconds if self._learned else None
         capacity = cache_blocks(target.load, prompt.usual_block_tokens)
-        self._index.dispatched(target.id, prompt.text_chain, prompt.token_chain, now, capacity)
-        return routed
+        tickets = self._index.dispatched(target.id, prompt.text_chain, prompt.token_chain, now, capacity)
+        found = Routed(
+            target, prompt, label, cached, predicted, now, targets, chosen, compared, tickets, prefill_tokens=uncached
+        )
+        found.begin()
+        self._in_flight += 1
+        self._queued += 1
+        if not prompt.streamed:
+            chosen.known.whole_answers.append((now + 2 * chosen.seconds, found))
+        self._typical_prefill += _LEARNING * (uncached - self._typical_prefill)
+        return found
 
     def _label(self, prompt: Prompt, target: Target, cached_tokens: int) -> Label:
         if prompt.token_chain is not None:
@@ -257,48 +282,20 @@ class PrefixPicker:
                 return Label.EXACT
         return Label.APPROXIMATE if prompt.text_chain else Label.FALLBACK
 
-    def _confirm(self, routed: _Routed) -> None:
-        if self._is_current(routed):
-            self._index.answered(routed.target.id, routed.prompt.text_chain)
+    def _confirm(self, found: Routed) -> None:
+        # Not where the endpoint was forgotten since: the answer says nothing of the cache that it has now.
+        if self._known.get(found.target.id) is found.chosen.known:
+            self._index.answered(found.target.id, found.prompt.text_chain, found.tickets)
 
-    def _is_current(self, routed: _Routed) -> bool:
-        """Whether the endpoint was not forgotten since: else the answer says nothing of the cache it has now."""
-        return self._endpoints.get(routed.target.id) is routed.endpoint
-
-    def _see_gauges(self, endpoint: _Endpoint, load: Load) -> None:
-        if load.reported_waiting != endpoint.seen_waiting or load.reported_running != endpoint.seen_running:
-            endpoint.seen_waiting, endpoint.seen_running = load.reported_waiting, load.reported_running
-            running, waiting = load.reported_running or 0, load.reported_waiting or 0
-            foreign = max(0, running + waiting - load.in_flight)
-            endpoint.foreign_waiting = min(foreign, max(0, waiting - len(endpoint.queue)))
-            endpoint.foreign_running = foreign - endpoint.foreign_waiting
-
-    def _release_due(self, endpoint: _Endpoint, now: float) -> None:
-        waiting = endpoint.whole_answers
+    def _release_due(self, known: Known, now: float) -> None:
+        waiting = known.whole_answers
         while waiting and (waiting[0][0] <= now or waiting[0][1].ended):
             self._end_prefill(waiting.popleft()[1])
 
-    def _end_prefill(self, routed: _Routed) -> None:
-        if routed.prefilling:
-            endpoint = routed.endpoint
-            del endpoint.queue[routed]
-            if endpoint.head is routed:
-                endpoint.head = next(iter(endpoint.queue), None)
-            end_prefill(routed)
-
-
-def _head_progress(head: _Routed, per_token: float, now: float) -> float:
-    """Tokens that should be computed by now of the prompt at the head of an endpoint's queue, at most all of it."""
-    last = head.endpoint.last_first_byte
-    progress = (now - (head.at if head.at > last else last)) / per_token
-    return progress if progress < head.prefill_tokens else head.prefill_tokens
-
-
-def _routed(decision: Decision) -> _Routed:
-    routed = counted(decision)
-    if not isinstance(routed, _Routed):
-        raise TypeError(f"the prefix policy did not make the decision {decision!r}")
-    return routed
+    def _end_prefill(self, found: Routed) -> None:
+        if found.prefilling:
+            self._queued -= 1
+            found.end_prefill()
 
 
 def cache_blocks(load: Load, text_block_tokens: float) -> int:

@@ -1,0 +1,80 @@
+"""The endpoints that may answer, and where among many of them to look for one that has room.
+
+To look at all would cost with 512 endpoints sixty times what it costs with eight, and most of it for endpoints that no
+request will go to. So of more than a few, a policy compares those where something has ended lately, which are as a rule
+those with room, and some by chance, which find what nobody told: a newcomer, or a gauge that fell. With as much as two
+by chance the longest queue is exponentially shorter than with one (Mitzenmacher, 2001), and with a memory of the idle
+it is shorter again (Lu et al., 2011). Holders of the prompt's beginning come on top.
+"""
+
+import random
+from collections import deque
+from collections.abc import Collection, Iterable, Sequence
+from typing import Final
+
+from headwater_router.picker.base import Target
+
+COMPARED: Final = 8
+"""Up to so many are all compared."""
+_EASED: Final = 4
+"""Of those where something has ended."""
+_CHANCE: Final = 2
+"""By chance at least."""
+
+
+class Targets:
+    """Make one when the endpoints of a model change, and pass the same one until they change again: what is worked out
+    for them is kept in it."""
+
+    __slots__ = ("_eased", "all", "view")
+
+    def __init__(self, targets: Iterable[Target]) -> None:
+        self.all: tuple[Target, ...] = tuple(targets)
+        self.view: object = None
+        """What the policy in use has worked out for just these targets. Another policy makes its own."""
+        self._eased: deque[Target] = deque(maxlen=_EASED)
+
+    @staticmethod
+    def of(targets: "Targets | Sequence[Target]") -> "Targets":
+        return targets if isinstance(targets, Targets) else Targets(targets)
+
+    @property
+    def many(self) -> bool:
+        """Whether not all are compared."""
+        return len(self.all) > COMPARED
+
+    def some(self, rng: random.Random, excluded: Collection[str], first: Sequence[Target] = ()) -> Sequence[Target]:
+        """Those to compare: all of a few, else the `first`, those that eased, and some by chance.
+
+        `excluded`: ids that must not be among them; best a set. Raises ValueError if nobody is left.
+        """
+        everyone = self.all
+        count = len(everyone)
+        if count <= COMPARED or 2 * len(excluded) >= count:
+            return self._allowed(excluded)
+        found = [*first]
+        for target in self._eased:
+            if target not in found:
+                found.append(target)
+        for _ in range(max(COMPARED - len(found), _CHANCE)):
+            target = everyone[int(rng.random() * count)]
+            if target not in found:
+                found.append(target)
+        if not excluded:
+            return found
+        return [target for target in found if target.id not in excluded] or self._allowed(excluded)
+
+    def eased(self, target: Target) -> None:
+        """Something ended there."""
+        self._eased.append(target)
+
+    def _allowed(self, excluded: Collection[str]) -> Sequence[Target]:
+        allowed = [target for target in self.all if target.id not in excluded] if excluded else self.all
+        if not allowed:
+            raise ValueError("there is no target to pick, or all are excluded")
+        return allowed
+
+
+def one_of(rng: random.Random, targets: Sequence[Target]) -> Target:
+    """By chance; three times as quick as `choice`."""
+    return targets[int(rng.random() * len(targets))]

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+import msgspec
 import pytest
 import structlog
 
@@ -16,7 +17,7 @@ from headwater_router.config import RouterSettings
 from headwater_router.descriptors import Descriptors
 from headwater_router.gateway.body import read_body
 from headwater_router.index import PromptBuilder
-from headwater_router.replicas.message import VERSION, Message, Prefix, encode
+from headwater_router.replicas.message import Prefix, encode
 from headwater_router.replicas.sharing import CHANNEL
 from tests.router.gateway import CHAT, RunningGateway, gateway, until
 from tests.router.redis_server import RedisServer, redis_server
@@ -170,13 +171,35 @@ async def test_a_wrong_password_is_said_without_the_password_and_nothing_else_ha
 async def test_garbage_and_strangers_change_nothing(redis: RedisServer) -> None:
     async with replicas(redis.url) as both:
         await both.until_connected()
-        for garbage in (b"", b"\xc1", b"hello", encode(Message(VERSION + 1, "x", []))):
+        for garbage in (b"", b"\xc1", b"hello", msgspec.msgpack.encode([1, "x", []])):
             assert await redis.publish(CHANNEL, garbage) == 2
-        await redis.publish(CHANNEL, encode(Message(VERSION, "x", [Prefix("http://elsewhere:8000@", [1, 2, 3])])))
+        await redis.publish(CHANNEL, encode("x", [Prefix("http://elsewhere:8000@", [1, 2, 3])]))
         await until(lambda: shared(both.one, "unknown") == shared(both.other, "unknown") == 1)
         assert await both.one.metric("headwater_router_shared_malformed_total") == 4
         assert await both.one.metric(ENTRIES) == 0
         assert len(set(await both.converse(0))) == 1
+
+
+async def test_a_large_message_is_taken_over_in_pieces_between_which_an_endpoint_may_go() -> None:
+    settings = {"policy": "prefix", "redis_url": "redis://127.0.0.1:1"}
+    async with upstream() as a, upstream() as b:
+        for number, engine in enumerate((a, b)):
+            engine.serve_metrics(STARTED.format(1.7e9 + number))
+        async with gateway(a, b, **settings) as one:
+            assert one.router.sharing is not None
+            staying, going = list(one.router.fleet)
+            prefixes = [
+                Prefix(endpoint.incarnation, [endpoint.lives, number, *range(1000)])
+                for number in range(30)
+                for endpoint in (staying, going)
+            ]
+            pieces = one.router.sharing.take(encode("x", prefixes))
+            next(pieces)
+            one.router.fleet.begin_new_life(going)
+            assert len(list(pieces)) >= 10
+            assert set(one.router._index.holders) == {staying.target.id}
+            assert shared(one, "received") > 30
+            assert shared(one, "unknown") > 20
 
 
 async def test_nothing_is_believed_of_an_engine_that_has_restarted_since(redis: RedisServer) -> None:
@@ -191,7 +214,7 @@ async def test_nothing_is_believed_of_an_engine_that_has_restarted_since(redis: 
             await until(lambda router=router: all(each.lives == 2 for each in router.router.fleet))
         assert await both.one.metric(ENTRIES) == 0
         late = [Prefix(incarnation, [1, 2, 3]) for incarnation in old]
-        await redis.publish(CHANNEL, encode(Message(VERSION, "a slow router", late)))
+        await redis.publish(CHANNEL, encode("a slow router", late))
         await until(lambda: shared(both.one, "unknown") == 2)
         assert await both.one.metric(ENTRIES) == 0
 

@@ -1,49 +1,113 @@
 """What routers tell one another survives the way; anything else is refused; and what waits for the way stays small."""
 
+import contextlib
+
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from headwater_router.gateway.tally import Count
-from headwater_router.replicas.message import VERSION, MalformedError, Message, Prefix, decode, encode
+from headwater_router.replicas.message import (
+    LONGEST_CHAIN,
+    MOST_BYTES,
+    MOST_ITEMS,
+    MalformedError,
+    Prefix,
+    decode,
+    encode,
+    read,
+)
 from headwater_router.replicas.outbox import Outbox
 
+pack = msgspec.msgpack.encode
 hashes = st.integers(0, 2**64 - 1)
 prefixes = st.builds(Prefix, st.text(max_size=20), st.lists(hashes, max_size=8))
-messages = st.builds(Message, st.just(VERSION), st.text(max_size=20), st.lists(prefixes, max_size=5))
 
 
-@given(message=messages)
-def test_a_message_arrives_as_it_was_sent(message: Message) -> None:
-    assert decode(encode(message)) == message
+def prefixes_of(data: bytes) -> list[Prefix]:
+    """Those that can be read."""
+    found = []
+    for item in decode(data).items:
+        with contextlib.suppress(MalformedError):
+            found.append(read(item))
+    return [each for each in found if each is not None]
+
+
+@given(router=st.text(max_size=20), sent=st.lists(prefixes, max_size=5))
+def test_a_message_arrives_as_it_was_sent(router: str, sent: list[Prefix]) -> None:
+    data = encode(router, sent)
+    assert decode(data).router == router
+    assert prefixes_of(data) == sent
+
+
+values = st.recursive(
+    st.none() | st.booleans() | hashes | st.floats() | st.text(max_size=5) | st.binary(max_size=5),
+    lambda each: st.lists(each, max_size=5) | st.dictionaries(st.text(max_size=5), each, max_size=3),
+)
 
 
 @given(
     data=st.one_of(
         st.binary(max_size=60),
-        st.recursive(
-            st.none() | st.booleans() | hashes | st.floats() | st.text(max_size=5) | st.binary(max_size=5),
-            lambda each: st.lists(each, max_size=5) | st.dictionaries(st.text(max_size=5), each, max_size=3),
-        ).map(msgspec.msgpack.encode),
-        st.builds(lambda message, end: encode(message)[:end], messages, st.integers(0, 60)),
-        st.builds(
-            lambda message, version: encode(Message(version, *message)), st.tuples(st.text(), st.just([])), hashes
+        values.map(pack),
+        st.lists(st.one_of(values, st.tuples(st.just("prefix.1"), values, values)), max_size=4).map(
+            lambda items: pack(["router", *items])
         ),
+        st.builds(lambda sent, end: encode("router", sent)[:end], st.lists(prefixes, max_size=5), st.integers(0, 60)),
     )
 )
 def test_anything_else_is_malformed_or_harmless(data: bytes) -> None:
     try:
-        message = decode(data)
+        found = prefixes_of(data)
     except MalformedError:
         return
-    assert message.version == VERSION
-    assert all(type(each) is int for prefix in message.prefixes for each in prefix.chain)
+    assert all(type(each) is int and each >= 0 for prefix in found for each in prefix.chain)
+    assert all(type(prefix.engine) is str for prefix in found)
 
 
-def test_another_version_is_not_understood() -> None:
-    with pytest.raises(MalformedError, match=f"version {VERSION + 1}"):
-        decode(encode(Message(VERSION + 1, "router", [])))
+def test_of_another_release_only_what_is_unknown_is_passed_over() -> None:
+    data = pack(["router", ["load.1", "engine", 3, 4], ["prefix.1", "engine", [1, 2], "since then"], ["prefix.2", [3]]])
+    assert prefixes_of(data) == [Prefix("engine", [1, 2])]
+
+
+def test_an_item_that_is_not_what_it_says_spoils_no_other() -> None:
+    data = pack(["router", ["prefix.1", "engine", ["x"]], 7, ["prefix.1", "engine", [1]]])
+    assert prefixes_of(data) == [Prefix("engine", [1])]
+    with pytest.raises(MalformedError):
+        read(decode(data).items[0])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pack(["r" * 513]),
+        pack(["router", *[0] * (MOST_ITEMS + 1)]),
+        pack(["router", b"x" * MOST_BYTES]),
+        pack([]),
+        pack([1, "router", []]),
+        b"\x91" * 100_000,
+        pack(["router"])[:-1] + b"\x91" * 100_000,
+    ],
+)
+def test_a_message_above_the_limits_is_not_read(data: bytes) -> None:
+    with pytest.raises(MalformedError):
+        decode(data)
+
+
+@pytest.mark.parametrize(
+    "item", [["prefix.1", "e" * 513, [1]], ["prefix.1", "e", [0] * (LONGEST_CHAIN + 1)], ["prefix.1", "e", [-1]]]
+)
+def test_an_item_above_the_limits_is_not_read(item: list[object]) -> None:
+    with pytest.raises(MalformedError):
+        read(decode(pack(["router", item])).items[0])
+
+
+def test_of_a_long_prompt_the_beginning_is_shared() -> None:
+    outbox = Outbox(Count())
+    outbox.add("engine", list(range(LONGEST_CHAIN + 5)))
+    ((_, chain),) = outbox.take(1)
+    assert prefixes_of(encode("router", [Prefix("engine", chain)])) == [Prefix("engine", list(range(LONGEST_CHAIN)))]
 
 
 @given(

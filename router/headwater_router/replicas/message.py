@@ -1,45 +1,81 @@
-"""What one router tells the others: prompts that engines have answered, as msgpack."""
+"""What one router tells the others, as msgpack: `[router, item, item, ...]`, each item `[kind, ...]`.
+
+An item is read by its kind. Kinds that are unknown, and what a known one has more at its end, are for routers of
+another release and are passed over, so routers of several releases share what they have in common. A kind whose meaning
+changes gets a new name; so what a newer router says of prompts that it hashes otherwise, no older one believes.
+
+Whoever reaches Redis can send anything, so everything has a limit, and what is above it is not read.
+"""
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Annotated, Final, NamedTuple
 
 import msgspec
+from msgspec import Meta, Raw
 
-VERSION: Final = 2
-"""To be raised with the message's shape, and with what `headwater.prefix` makes of a prompt."""
+MOST_BYTES: Final = 2 << 20
+"""Of a message."""
+MOST_ITEMS: Final = 8192
+LONGEST_CHAIN: Final = 2048
+"""Blocks of one prompt. Of a longer one, its beginning is shared."""
+_MOST_CHARACTERS: Final = 512
+"""Of what a router or an engine is called."""
+
+_PREFIX: Final = "prefix.1"
+"""To be changed with what `headwater.prefix` makes of a prompt."""
+
+_Name = Annotated[str, Meta(max_length=_MOST_CHARACTERS)]
 
 
 class MalformedError(ValueError):
-    """It is no message of this version."""
+    """It is no message, or an item is not what its kind says."""
 
 
-class Prefix(msgspec.Struct, array_like=True, frozen=True):
+class Prefix(msgspec.Struct, array_like=True, frozen=True, tag=_PREFIX):
     """A prompt whose KV an engine has computed."""
 
-    engine: str
+    engine: _Name
     """`Endpoint.incarnation`."""
-    chain: Sequence[int]
+    chain: Annotated[Sequence[Annotated[int, Meta(ge=0)]], Meta(max_length=LONGEST_CHAIN)]
     """Of its text: 64-bit hashes, one for each block."""
 
 
-class Message(msgspec.Struct, array_like=True, frozen=True):
-    version: int
+class Message(NamedTuple):
     router: str
     """Chosen at random by each router when it starts."""
-    prefixes: list[Prefix]
+    items: Sequence[Raw]
     """None in a message that only shows that the way through Redis is open."""
 
 
-encode: Final = msgspec.msgpack.Encoder().encode
-_decode: Final = msgspec.msgpack.Decoder(Message).decode
+class _Kind(msgspec.Struct, array_like=True):
+    kind: str
+
+
+_kind: Final = msgspec.msgpack.Decoder(_Kind)
+_prefix: Final = msgspec.msgpack.Decoder(Prefix)
+_message: Final = msgspec.msgpack.Decoder(Annotated[list[Raw], Meta(min_length=1, max_length=MOST_ITEMS + 1)])
+_name: Final = msgspec.msgpack.Decoder(_Name)
+_encode: Final = msgspec.msgpack.Encoder().encode
+
+
+def encode(router: str, prefixes: Sequence[Prefix]) -> bytes:
+    return _encode([router, *prefixes])
 
 
 def decode(data: bytes) -> Message:
     """Raises MalformedError."""
+    if len(data) > MOST_BYTES:
+        raise MalformedError(f"{len(data)} bytes, of which at most {MOST_BYTES} are read")
     try:
-        message = _decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        router, *items = _message.decode(data)
+        return Message(_name.decode(router), items)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise MalformedError(str(error)) from None
-    if message.version != VERSION:
-        raise MalformedError(f"version {message.version}")
-    return message
+
+
+def read(item: Raw) -> Prefix | None:
+    """An item of a message; None if it is of a kind that is unknown here. Raises MalformedError."""
+    try:
+        return _prefix.decode(item) if _kind.decode(item).kind == _PREFIX else None
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise MalformedError(str(error)) from None

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from headwater_router.gateway.tally import Count
+from headwater_router.replicas.message import LONGEST_CHAIN
 
 MOST_BLOCKS: Final = 200_000
 """That wait: 100 MB of prompts, in some 10 MB of memory."""
@@ -27,6 +28,7 @@ class Outbox:
 
     def add(self, target_id: str, chain: Sequence[int]) -> None:
         """On the token path: nothing here waits, and nothing is looked up."""
+        chain = chain[:LONGEST_CHAIN]
         self._waiting.append((target_id, chain))
         self._blocks += len(chain)
         while self._blocks > self._most_blocks:

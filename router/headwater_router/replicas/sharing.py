@@ -7,6 +7,10 @@ acknowledged, and a router that comes later learns from then on. Requests never 
 An engine is known to all routers by its pod and by when its process began (`Endpoint.incarnation`): what is said of one
 that has restarted since means nothing to a router that has noticed. So several installations can use one Redis, too.
 
+A message is bounded before it is read (see `replicas.message`), but not before it is here: what Redis sends at once,
+the client takes in. Redis itself closes the connection of a subscriber for whom more than
+`client-output-buffer-limit pubsub` waits, 32 MB unless it is configured otherwise, which bounds a message, too.
+
 Every router also hears itself. If it does not for a while, the connection is dead, however open it looks.
 """
 
@@ -14,6 +18,7 @@ import asyncio
 import random
 import secrets
 import time
+from collections.abc import Iterator
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -29,8 +34,9 @@ from headwater_router.endpoints.fleet import Fleet
 from headwater_router.gateway.metrics import RouterMetrics
 from headwater_router.index import PrefixIndex
 from headwater_router.index.prompt import DEFAULT_BYTES_PER_TOKEN
+from headwater_router.picker.base import Target
 from headwater_router.picker.prefix import cache_blocks
-from headwater_router.replicas.message import VERSION, MalformedError, Message, Prefix, decode, encode
+from headwater_router.replicas.message import MalformedError, Prefix, decode, encode, read
 from headwater_router.replicas.outbox import Answered, Outbox
 
 log = structlog.get_logger(__name__)
@@ -39,7 +45,9 @@ CHANNEL: Final = "headwater:prefixes"
 _GATHER: Final = 0.02
 """Seconds in which answers come together for one message."""
 _MESSAGE_BLOCKS: Final = 4000
-"""Of one message: a millisecond's work for whoever takes it over."""
+"""Of one message, more or less."""
+_PIECE: Final = 4000
+"""Blocks and prompts that are taken over in one stretch: about a millisecond."""
 _BEAT: Final = 5.0
 """Seconds without an answer after which a message goes out all the same."""
 _SILENCE: Final = 15.0
@@ -139,7 +147,7 @@ class Sharing:
         sent = 0
         try:
             async with asyncio.timeout(_PATIENCE):
-                await redis.publish(CHANNEL, encode(Message(VERSION, self._router, prefixes)))
+                await redis.publish(CHANNEL, encode(self._router, prefixes))
             sent = len(prefixes)
         finally:
             self._metrics.shared_prefixes["sent"].inc(sent)
@@ -150,24 +158,47 @@ class Sharing:
             async with asyncio.timeout(_SILENCE):
                 received = await pubsub.get_message(timeout=None)
             if received is not None and received["type"] == "message":
-                self.take(received["data"])
-            # Many messages must not hold up the requests that share this loop.
+                for _ in self.take(received["data"]):
+                    await asyncio.sleep(0)
+            # Neither must many messages hold up the requests that share this loop.
             await asyncio.sleep(0)
 
-    def take(self, data: bytes) -> None:
-        """One message, whoever sent it."""
+    def take(self, data: bytes) -> Iterator[None]:
+        """One message, whoever sent it. Works while it is iterated over, and pauses now and then."""
         try:
             message = decode(data)
         except MalformedError as error:
-            log.debug("message of another router could not be read", reason=str(error))
-            self._metrics.shared_malformed.inc()
+            self._unreadable(error)
             return
         if message.router == self._router:
             return
-        targets = {endpoint.incarnation: endpoint.target for endpoint in self._fleet}
-        for prefix in message.prefixes:
-            target = targets.get(prefix.engine)
-            if target is not None:
-                capacity = cache_blocks(target.load, BLOCK_BYTES / DEFAULT_BYTES_PER_TOKEN)
-                self._index.shared(target.id, prefix.chain, capacity)
-            self._metrics.shared_prefixes["unknown" if target is None else "received"].inc()
+        targets, work = self._targets(), 0
+        unreadable: MalformedError | None = None
+        for item in message.items:
+            try:
+                prefix = read(item)
+            except MalformedError as error:
+                prefix, unreadable = None, error
+            if prefix is not None:
+                self._take_over(prefix, targets.get(prefix.engine))
+                work += len(prefix.chain)
+            work += 1
+            if work >= _PIECE:
+                yield
+                # An endpoint that has gone meanwhile must not be believed to hold anything.
+                targets, work = self._targets(), 0
+        if unreadable is not None:
+            self._unreadable(unreadable)
+
+    def _unreadable(self, error: MalformedError) -> None:
+        log.debug("message of another router could not be read, or not all of it", reason=str(error))
+        self._metrics.shared_malformed.inc()
+
+    def _targets(self) -> dict[str, Target]:
+        return {endpoint.incarnation: endpoint.target for endpoint in self._fleet}
+
+    def _take_over(self, prefix: Prefix, target: Target | None) -> None:
+        if target is not None:
+            capacity = cache_blocks(target.load, BLOCK_BYTES / DEFAULT_BYTES_PER_TOKEN)
+            self._index.shared(target.id, prefix.chain, capacity)
+        self._metrics.shared_prefixes["unknown" if target is None else "received"].inc()

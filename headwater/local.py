@@ -106,7 +106,7 @@ def plan_router(
     endpoints = folder / "endpoints.json"
     endpoints.write_text(json.dumps([replica.endpoint for replica in replicas], indent=2))
     command = [sys.executable, "-m", "headwater", "route", "--host", host, "--port", str(port)]
-    command += ["--policy", policies.pop(), "--endpoints-file", str(endpoints)]
+    command += ["--policy", policies.pop(), "--endpoints-file", str(endpoints), "--expose-endpoint"]
     return Process("router", command, _url(host, port), "/ready", folder / "router.log")
 
 

@@ -105,6 +105,8 @@ class Backend(ABC):
     """Whether `command` and `launch` know what to do with an `events_port`."""
     takes_admin_key: ClassVar[bool] = False
     """Whether `launch` can have the server ask for an ADMIN_KEY, and calls such as `load_adapter` have to bring it."""
+    streams_usage: ClassVar[bool] = True
+    """Whether a stream tells the usage in a last event of its own, if `stream_options.include_usage` asks for it."""
     refuses_unknown_fields: ClassVar[bool] = False
     """Whether a request with a field that the server does not know is answered with an error."""
 

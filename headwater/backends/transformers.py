@@ -16,6 +16,7 @@ class Transformers(Backend):
     metrics_path = None
     reports_cached_tokens = False
     publishes_kv_events = False
+    streams_usage = False  # Its last piece of content tells it anyway.
     refuses_unknown_fields = True
     image_hint = "give one that holds transformers[serving] of version 5 or newer"
     needs_gpu = False

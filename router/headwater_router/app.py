@@ -5,26 +5,37 @@ import contextlib
 import gc
 import signal
 import sys
+import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
 
+from headwater.keys import KeysFileError
 from headwater.logs import configure_logging
 from headwater_router.admission.hold import Hold
+from headwater_router.admission.keys import Keys
 from headwater_router.config import RouterSettings, contradictions
 from headwater_router.descriptors import Descriptors
+from headwater_router.dispatch.dispatcher import Dispatcher
 from headwater_router.endpoints.breaker import Breaker
 from headwater_router.endpoints.deployments import World
 from headwater_router.endpoints.discovery import StaticEndpoints
 from headwater_router.endpoints.endpoint import Endpoint, EndpointError, EndpointSpec
 from headwater_router.endpoints.fleet import Fleet
 from headwater_router.endpoints.probe import Prober
-from headwater_router.gateway.app import Gateway
+from headwater_router.gateway.access_log import AccessLog, open_access_log
+from headwater_router.gateway.app import Gateway, page
 from headwater_router.gateway.bodies import BodyBudget
 from headwater_router.gateway.cors import Cors
 from headwater_router.gateway.forward import Forwarder
+from headwater_router.gateway.journal import Journal
+from headwater_router.gateway.lag import LoopLag
 from headwater_router.gateway.metrics import RouterMetrics
+from headwater_router.gateway.pages import Pages
+from headwater_router.gateway.parser import Admit
 from headwater_router.gateway.server import Server
 from headwater_router.index import PrefixIndex, PromptBuilder
 from headwater_router.index.subscriber import EventSubscriber
@@ -33,6 +44,7 @@ from headwater_router.memory import memory_limit
 from headwater_router.picker.policies import Policies
 
 if TYPE_CHECKING:
+    from headwater_router.admin.server import AdminServer
     from headwater_router.endpoints.kubernetes import Discovery
     from headwater_router.replicas.sharing import Sharing
 
@@ -60,10 +72,13 @@ class Router:
         for contradiction in contradictions(settings):
             raise SettingsError(contradiction)
         self._static = StaticEndpoints(flags, settings.endpoints_file)
+        self.keys = _keys("--api-keys", settings.api_keys)
+        self.admin_keys = _keys("--admin-keys", settings.admin_keys)
         self._index = PrefixIndex()
         self._policies = Policies(settings.policy, self._index)
         self.fleet = Fleet(self._make_breaker, self._policies.forget, kubernetes=settings.kubernetes)
         self.metrics = RouterMetrics()
+        self.metrics.keys.clients, self.metrics.keys.admin = self.keys, self.admin_keys
         self.descriptors = descriptors
         self.hold = Hold(
             lambda model: self.fleet.ready(model) or not self.fleet.promised(model),
@@ -71,35 +86,70 @@ class Router:
             limit=settings.hold_requests,
             seconds=settings.hold_seconds,
         )
-        self.fleet.on_change = self.hold.check
         self.sharing = _sharing(settings.redis_url, self.fleet, self._index, self.metrics)
         self.discovery = _discovery(settings, self.metrics) if settings.kubernetes else None
-        prompts = PromptBuilder(session_header=settings.session_header, tokenizers=_tokenizers(settings.tokenizer))
-        self.forwarder = Forwarder(
+        self.dispatcher = Dispatcher(
             self.fleet,
             self._policies,
-            prompts,
             self.metrics,
-            self.descriptors,
             self.hold,
             max_attempts=settings.max_attempts,
-            connect_timeout=settings.connect_timeout,
-            connection_wait=settings.connection_wait,
             answer_timeout=settings.answer_timeout,
         )
-        self.gateway = Gateway(self.forwarder, self.fleet, self._index, self.metrics)
+        self.forwarder = Forwarder(
+            self.dispatcher,
+            self.metrics,
+            self.descriptors,
+            connect_timeout=settings.connect_timeout,
+            connection_wait=settings.connection_wait,
+            stall_timeout=settings.stall_timeout,
+            keep_alive_comments=settings.keep_alive_comments,
+            expose_endpoint=settings.expose_endpoint,
+        )
+        self.fleet.on_change = self.hold.check
+        self.fleet.on_unreachable = self.forwarder.cut_off
+        bodies = _body_budget(settings)
+        self.lag = LoopLag()
+        self.pages = Pages(self.fleet, self._index, self.metrics, self.dispatcher, bodies, self.descriptors, self.lag)
+        self.access_log = _access_log(settings, self.metrics)
+        self.gateway = self._make_gateway()
         self.server = Server(
             self.gateway,
             self.descriptors,
             max_head=settings.max_header_kib * 1024,
             max_body=int(settings.max_body_mib * 2**20),
-            bodies=_body_budget(settings),
+            bodies=bodies,
             most_of_an_address=settings.max_connections_per_address,
+            admit=_admission(self.keys),
             cors=Cors(settings.cors_origin) if settings.cors_origin else None,
         )
         self._world: World | None = None
         self._probing: dict[EndpointSpec, asyncio.Task[None]] = {}
         self._subscribed: dict[EndpointSpec, asyncio.Task[None]] = {}
+
+    def _make_gateway(self) -> Gateway:
+        settings, pages = self.settings, self.pages
+        prompts = PromptBuilder(session_header=settings.session_header, tokenizers=_tokenizers(settings.tokenizer))
+        own = {"/ready": page(pages.ready), "/metrics": page(pages.prometheus), "/version": page(pages.version)}
+        return Gateway(
+            self.forwarder,
+            self.fleet,
+            prompts,
+            Journal(self.metrics, prompts, self.access_log),
+            keys_are_ours=self.keys is not None,
+            # With a port for those who run it, its inside is on that port alone.
+            pages=own if settings.admin_port is None else {},
+        )
+
+    def admin_server(self) -> "AdminServer | None":
+        """Raises OSError where it cannot listen. None: there is no admin port."""
+        if self.settings.admin_port is None:
+            return None
+        from headwater_router.admin.server import AdminServer  # FastAPI takes 30 MB and half a second.
+        from headwater_router.gateway.controls import RouterControls
+
+        controls = RouterControls(self.dispatcher, self._policies, self._index)
+        return AdminServer(self.pages, controls, self.settings, self.keys, self.admin_keys)
 
     def _make_breaker(self) -> Breaker:
         settings = self.settings
@@ -124,6 +174,11 @@ class Router:
 
             if self.discovery is not None:
                 group.create_task(self.discovery.run(take_world))
+            group.create_task(self.lag.run())
+            group.create_task(self.lag.run())
+            for keys in (self.keys, self.admin_keys):
+                if keys is not None:
+                    group.create_task(keys.follow())
             if self.sharing is not None:
                 group.create_task(self.sharing.run())
             async for _ in self._static.changes():
@@ -133,10 +188,13 @@ class Router:
         new, gone = self.fleet.replace(self._static.specs, self._world)
         self.descriptors.reserve_for_endpoints(len(self.fleet))
         for endpoint in gone:
+            self.forwarder.forget(endpoint)
+            self.metrics.forget(endpoint.name)
             self._probing.pop(endpoint.spec).cancel()
             if (subscribed := self._subscribed.pop(endpoint.spec, None)) is not None:
                 subscribed.cancel()
         for endpoint in new:
+            endpoint.last_heard = partial(self.forwarder.last_heard, endpoint)
             self._probing[endpoint.spec] = group.create_task(prober.run(endpoint))
         for endpoint in self.fleet:
             # The policy may change while the endpoint stays.
@@ -161,11 +219,35 @@ class Router:
                 task.cancel()
 
 
+def _keys(flag: str, path: Path | None) -> Keys | None:
+    """Raises SettingsError."""
+    if path is None:
+        return None
+    try:
+        return Keys(path)
+    except KeysFileError as error:
+        raise SettingsError(f"{flag}: {error}") from None
+
+
+def _admission(keys: Keys | None) -> Admit | None:
+    if keys is None:
+        return None
+    return lambda head: keys.admit(head.path, head.headers, time.monotonic())
+
+
 def _body_budget(settings: RouterSettings) -> BodyBudget:
     """Never less than one body of the largest size: such a request would be told to come back for ever."""
     mib = settings.max_bodies_mib
     limit = memory_limit() // 4 if mib is None else int(mib * 2**20)
     return BodyBudget(max(limit, int(settings.max_body_mib * 2**20)))
+
+
+def _access_log(settings: RouterSettings, metrics: RouterMetrics) -> AccessLog | None:
+    """Raises SettingsError."""
+    try:
+        return open_access_log(settings.access_log, metrics.access_log_dropped)
+    except OSError as error:
+        raise SettingsError(f"--access-log: {settings.access_log} cannot be written: {error.strerror}") from None
 
 
 def _discovery(settings: RouterSettings, metrics: RouterMetrics) -> "Discovery":
@@ -205,6 +287,13 @@ async def serve(settings: RouterSettings) -> None:
         await router.server.listen(settings.host, settings.port)
     except OSError as error:
         raise ListenError(f"cannot listen on {settings.host}:{settings.port}: {error}") from None
+    try:
+        admin = router.admin_server()
+    except OSError as error:
+        await router.server.close()
+        raise ListenError(f"cannot listen on {settings.admin_host}:{settings.admin_port}: {error}") from None
+    if admin is not None:
+        admin.start()
     following = asyncio.create_task(router.follow_endpoints())
     ending = asyncio.create_task(_until_drained(router))
     log.info("routing", url=f"http://{settings.host}:{settings.port}", policy=settings.policy)
@@ -219,6 +308,10 @@ async def serve(settings: RouterSettings) -> None:
             with contextlib.suppress(asyncio.CancelledError, ExceptionGroup):
                 await task
         router.forwarder.close()
+        if admin is not None:
+            await admin.close()
+        if router.access_log is not None:
+            router.access_log.close()
 
 
 async def _until_drained(router: Router) -> None:
@@ -228,7 +321,7 @@ async def _until_drained(router: Router) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lambda: (second if first.is_set() else first).set())
     await first.wait()
-    router.gateway.draining = True
+    router.gateway.draining = router.pages.draining = True
     router.server.leave()
     router.hold.drain()
     timeout = router.settings.shutdown_timeout

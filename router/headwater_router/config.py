@@ -87,13 +87,29 @@ class RouterSettings(BaseSettings):
         "the flag for each.",
     )
     max_attempts: int = Field(
-        3, ge=1, description="Endpoints that a request is tried on, before the first byte of an answer."
+        3, ge=1, description="Endpoints that a request is tried on, before the first content of an answer."
     )
     connect_timeout: float = Field(2, gt=0, description="Seconds for a connection to an endpoint.")
     connection_wait: float = Field(
         60, ge=0, description="Seconds that a request may wait where as many connections are open as the system allows."
     )
-    answer_timeout: float = Field(600, gt=0, description="Seconds until the first byte of an answer.")
+    answer_timeout: float = Field(
+        600, gt=0, description="Seconds until the first content of an answer, over all endpoints that are tried."
+    )
+    stall_timeout: float = Field(
+        120, gt=0, description="Seconds that an answer which has begun may stand still; then it is broken off."
+    )
+    keep_alive_comments: float = Field(
+        0,
+        ge=0,
+        description="Seconds between the comment lines that a stream gets while it waits for its first content; 0 "
+        "sends none. With them its status goes out before it is known.",
+    )
+    expose_endpoint: bool = Field(
+        False,
+        description="Tell clients which endpoint answered and what the choice knew: x-headwater-endpoint and "
+        "x-headwater-decision.",
+    )
     redis_url: str | None = Field(
         None,
         repr=False,
@@ -105,10 +121,17 @@ class RouterSettings(BaseSettings):
     probe_failures: int = Field(
         3, ge=1, description="Probes without an answer, in a row, after which an endpoint gets no requests."
     )
-    breaker_failures: int = Field(5, ge=1, description="Failures within --breaker-window that open the breaker.")
-    breaker_window: float = Field(60, gt=0, description="Seconds that a failure is remembered.")
+    breaker_failures: int = Field(
+        5, ge=1, description="Least number of failures for which an endpoint is compared with its peers and ejected."
+    )
+    breaker_window: float = Field(
+        60, gt=0, description="Seconds after which answers and failures count for a third as much."
+    )
     breaker_open: float = Field(
-        30, gt=0, description="Seconds that an endpoint with an open breaker gets nothing; then one request tries it."
+        30,
+        gt=0,
+        description="Seconds that an ejected endpoint gets nothing, then until a probe succeeds; twice that the second "
+        "time, and so on.",
     )
     shutdown_timeout: float = Field(30, ge=0, description="Seconds that running answers get to finish after SIGTERM.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")

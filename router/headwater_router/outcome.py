@@ -12,6 +12,8 @@ class Outcome(StrEnum):
     """A whole answer."""
     REFUSED = "refused"
     """The engine said no to this request: a 4xx, of which another engine would say the same."""
+    DENIED = "denied"
+    """401, 403, 404 or 424: this engine will not, which may be its own fault. Another one may."""
     OVERLOADED = "overloaded"
     """Back-pressure: 429, or 503 with a Retry-After. It works, and wants no more for now."""
     FAILED = "failed"

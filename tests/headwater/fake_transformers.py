@@ -32,7 +32,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
         self.end_headers()
-        self.wfile.write(b'data: {"choices": []}\n\n')
+        self.wfile.write(b'data: {"choices": [{"delta": {"content": "Hi"}}]}\n\n')
         while not (FOLDER / "release").exists():
             time.sleep(0.02)
         self.wfile.write(b"data: [DONE]\n\n")

@@ -110,7 +110,7 @@ def test_a_flag_wins_over_its_variable(served, monkeypatch) -> None:
         (["serve", "x", "--max-model", "8"], "did you mean --max-model-len?"),
         (["serve", "x", "--max-batched-tokens", "2"], "--max-batched-tokens (2) must be at least --max-num-seqs (64)"),
         (["route"], "headwater route: there is nothing to route to: give --endpoint or --endpoints-file"),
-        (["route", "--endpoint", "engine-1"], "must be http://HOST:PORT, found 'engine-1'"),
+        (["route", "--endpoint", "engine-1"], "must be http://HOST[:PORT][/PATH] or https://..., found 'engine-1'"),
     ],
 )
 def test_a_wrong_argument_is_named_in_one_sentence(arguments: Sequence[str], message: str, capsys) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -105,6 +105,8 @@ def post(body: bytes, *headers: str, path: str = "/v1/completions") -> bytes:
 
 class Counted:
     """Lets in whom `verdict` lets in, and counts what is taken up and given back."""
+
+    headers: Mapping[str, str] = {}
 
     def __init__(self, verdict: Callable[[Head], APIError | None] = lambda head: None) -> None:
         self.verdict = verdict

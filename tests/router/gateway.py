@@ -44,6 +44,7 @@ class RunningGateway:
 
     async def metric(self, sample: str) -> float:
         """The value of a sample of the metrics page, as in `name{label="value"}`; 0 where it is not there."""
+        self.router.pages.forget()  # The page is made anew only now and then.
         page = (await self.client.get("/metrics")).text
         values = [line.rpartition(" ")[2] for line in page.splitlines() if line.rpartition(" ")[0] == sample]
         return float(values[0]) if values else 0.0
@@ -62,7 +63,7 @@ async def gateway(
 ) -> AsyncIterator[RunningGateway]:
     """Named a, b, c, ... Waits until `ready` of them take requests (all, if not given)."""
     flags = [f"{engine.url},name={name},backend=vllm" for engine, name in zip(engines, "abcdef", strict=False)]
-    settings = {"endpoint": flags, "probe_interval": 0.02, "policy": "round_robin"} | settings
+    settings = {"endpoint": flags, "probe_interval": 0.02, "policy": "round_robin", "expose_endpoint": True} | settings
     router = Router(RouterSettings(**settings), Descriptors(open_files))
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     port = listener.getsockname()[1]

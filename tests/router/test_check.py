@@ -103,7 +103,7 @@ def test_everything_that_is_wrong_is_said_in_a_sentence_each(
         "--admin-port: 9090 is the clients' port",
         f"--api-keys: {tmp_path}/empty.yaml: is empty; it must have a list `keys`",
         f"--admin-keys: {tmp_path}/none: No such file or directory",
-        "endpoint: url must be http://HOST:PORT, ",
+        "endpoint: url must be http://HOST[:PORT][/PATH] or https://..., ",
         "--tokenizer: must be MODEL=FOLDER, ",
         "--redis-url: must be redis://[[USER]:PASSWORD@]HOST[:PORT], or rediss:// for TLS, with %XX for characters "
         "that mean something in a URL",

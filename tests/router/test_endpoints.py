@@ -138,7 +138,7 @@ async def test_a_certificate_of_somebody_else_is_not_trusted(own_authority: trus
         behind_tls(engine, foreign) as port,
         gateway(endpoint=[f"https://localhost:{port},backend=vllm"], ready=0) as router,
     ):
-        await until(lambda: "TLS" in router.router.fleet.why_not_ready("m"))
+        await until(lambda: "certificate" in router.router.fleet.why_not_ready("m"))
         assert not engine.probed
 
 

@@ -8,7 +8,7 @@ import pydantic
 import pytest
 
 from headwater.openai.errors import BadRequestError
-from headwater_router.gateway.body import asking_for_usage, read_body, with_model
+from headwater_router.gateway.body import asking_for_usage, read_body, with_cache_salt, with_model
 from tests.router.gateway import BODY, CHAT, error_of, gateway
 from tests.router.upstream import upstream
 
@@ -114,7 +114,8 @@ async def test_what_python_reads_reaches_the_engine_which_judges(body: bytes) ->
         answer = await router.post(body)
         assert answer.status_code == 200
         assert answer.headers["x-headwater-decision"] == "fallback"
-        assert engine.exchanges[0].body == body
+        asked = b'"stream_options":{"include_usage":true},'
+        assert engine.exchanges[0].body.replace(asked, b"") == body
 
 
 @pytest.mark.parametrize("depth", [10, 900, 960, 1000, 5000])
@@ -242,3 +243,21 @@ def test_the_last_of_several_options_counts() -> None:
     assert asking(b'{"stream":true,"stream_options":null,"stream_options":{"include_usage":true}}') is None
     pairs = asking(b'{"stream":true,"stream_options":{"include_usage":true},"stream_options":null}')
     assert [value for name, value in pairs if name == "stream_options"] == [[("include_usage", True)]]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model":"m","cache_salt":"theirs","messages":[]}',
+        b'{"model":"m","messages":[]} ',
+        b'{"model":"m","cache_salt":"theirs","top_p":NaN,"cache_salt":"again"}',
+        b'{"model":"m","cache_salt":null,"x":"' + b"y" * 100_000 + b'"}',
+        b'{"cache_salt":"theirs","model":"m","more":[' + b"1," * 50_000 + b"1]}",
+    ],
+    ids=["one of its own", "none", "two, in a body that is no JSON by the book", "null", "one in a large body"],
+)
+def test_a_keys_own_salt_is_the_one_that_counts(body: bytes) -> None:
+    salted = with_cache_salt(body, read_body(body), "ours")
+    assert json.loads(salted)["cache_salt"] == "ours"
+    assert json.loads(salted).keys() == json.loads(body).keys() | {"cache_salt"}
+    assert read_body(salted).salt in ("ours", None)

@@ -83,12 +83,12 @@ async def test_a_head_request_gets_the_head_alone() -> None:
 async def test_a_client_that_waits_before_its_body_is_told_to_send_it() -> None:
     async with upstream() as engine, gateway(engine) as router:
         release = asyncio.Event()
-        engine.answer = stream_in_two(b"1", b"2", release)
+        engine.answer = stream_in_two(b"data: 1\n\n", b"data: [DONE]\n\n", release)
         reader, writer = await connect(router)
         head, body = post(BODY, "expect: 100-continue").split(b"\r\n\r\n")
         # Behind a request that is still being answered, it is told so when that answer is whole.
         writer.write(post(STREAM) + head + b"\r\n\r\n")
-        await reader.readuntil(b"1\r\n1\r\n")
+        await reader.readuntil(b"data: 1\n\n\r\n")
         release.set()
         await reader.readuntil(b"0\r\n\r\n")
         assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"

@@ -81,7 +81,7 @@ async def test_clients_that_leave_do_not_open_the_breaker() -> None:
 async def test_a_client_that_leaves_takes_no_one_elses_stream_along() -> None:
     release = asyncio.Event()
     async with upstream() as engine, gateway(engine) as router:
-        engine.answer = stream_in_two(b"data: 1\n\n", b"data: 2\n\n", release)
+        engine.answer = stream_in_two(b"data: 1\n\n", b"data: [DONE]\n\n", release)
         clients = [await router.open(STREAM) for _ in range(8)]
         for reader, _ in clients:
             await reader.readuntil(b"data: 1")
@@ -90,18 +90,19 @@ async def test_a_client_that_leaves_takes_no_one_elses_stream_along() -> None:
         await until(lambda: router.in_flight == 4)
         release.set()
         for reader, _ in clients[1::2]:
-            await reader.readuntil(b"data: 2\n\n\r\n0\r\n\r\n")
+            await reader.readuntil(b"data: [DONE]\n\n\r\n0\r\n\r\n")
         await until(lambda: router.in_flight == 0)
 
 
 async def test_a_stream_whose_client_reads_on_late_arrives_whole() -> None:
     """Pieces take the short way while the client keeps up, the long way while it does not; none may overtake."""
-    count, size = 8192, 8192
+    count, size, end = 8192, 8192, b"\ndata: [DONE]\n\n"
 
     async def numbered(exchange: Exchange) -> None:
         await exchange.begin_stream()
         for number in range(count):
             await exchange.chunk((b"%07d" % number).ljust(size, b"."))
+        await exchange.chunk(end)
         await exchange.chunk(b"")
 
     async with upstream() as engine, gateway(engine) as router:
@@ -110,4 +111,5 @@ async def test_a_stream_whose_client_reads_on_late_arrives_whole() -> None:
             # All buffers on the way are full, and the engine is held back.
             await until(lambda: not engine.exchanges[0].connection.writable.is_set())
             received = await answer.aread()
+        received = received.removesuffix(end)
         assert [int(received[at : at + 7]) for at in range(0, len(received), size)] == list(range(count))

@@ -48,7 +48,8 @@ async def test_streams_beyond_the_limit_wait_in_order_and_are_all_answered_whole
             await reader.readuntil(LAST + b"\r\n0\r\n\r\n")
             writer.close()
         lengths = [len(exchange.body) for exchange in engine.exchanges]
-        assert lengths == [len(numbered(number)) for number in range(42)]
+        asked = len(b'"stream_options":{"include_usage":true},')
+        assert lengths == [len(numbered(number)) + asked for number in range(42)]
         assert await router.metric('headwater_router_requests_total{status="200"}') == 42
         await until_all_is_given_back(router)
         await until(lambda: router.in_flight == 0)

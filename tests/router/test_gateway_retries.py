@@ -49,7 +49,7 @@ async def test_a_failure_before_the_first_byte_is_not_seen_by_the_client(failure
 
 async def test_retries_are_counted_by_reason() -> None:
     async with upstream() as bad, upstream() as good, gateway(bad, good) as router:
-        for failure, reason in ((reset, "lost"), (nonsense, "malformed"), (answer_with(503), "status")):
+        for failure, reason in ((reset, "lost"), (nonsense, "failed"), (answer_with(401), "denied")):
             bad.answer = failure
             for _ in range(2):
                 await router.post()

@@ -21,8 +21,19 @@ def test_a_distribution_reads_as_a_histogram(values: list[float]) -> None:
     distribution = Distribution("seconds", "Some.", BOUNDS, ours)
     histogram = Histogram("seconds", "Some.", buckets=BOUNDS, registry=theirs)
     for value in values:
-        distribution.observe(value)
+        distribution.labels().observe(value)
         histogram.observe(value)
+    assert page(ours) == page(theirs)
+
+
+@given(values=st.lists(st.tuples(st.sampled_from(["a", "b"]), st.floats(0, 100))))
+def test_a_distribution_with_labels_reads_as_a_histogram(values: list[tuple[str, float]]) -> None:
+    ours, theirs = CollectorRegistry(), CollectorRegistry()
+    distribution = Distribution("seconds", "Some.", BOUNDS, ours, ("model",))
+    histogram = Histogram("seconds", "Some.", ("model",), buckets=BOUNDS, registry=theirs)
+    for model, value in values:
+        distribution.labels(model).observe(value)
+        histogram.labels(model).observe(value)
     assert page(ours) == page(theirs)
 
 

@@ -11,18 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from headwater_router.client import (
-    AnswerTimeoutError,
-    ConnectionLostError,
-    ConnectRefusedError,
-    ConnectTimeoutError,
-    InsecureError,
-    MalformedAnswerError,
-    OwnLimitError,
-    Pool,
-    UnreachableError,
-    UpstreamError,
-)
 from headwater_router.descriptors import Descriptors
 from headwater_router.endpoints import probe
 from headwater_router.endpoints.breaker import Breaker
@@ -30,6 +18,18 @@ from headwater_router.endpoints.endpoint import Endpoint, EndpointSpec
 from headwater_router.endpoints.fleet import Fleet
 from headwater_router.endpoints.probe import Prober
 from headwater_router.endpoints.readiness import Readiness
+from headwater_router.upstream.errors import (
+    AnswerTimeoutError,
+    ConnectionLostError,
+    ConnectRefusedError,
+    ConnectTimeoutError,
+    InsecureError,
+    MalformedAnswerError,
+    OwnLimitError,
+    UnreachableError,
+    UpstreamError,
+)
+from headwater_router.upstream.pool import Pool
 from tests.router.gateway import until
 
 Answer = tuple[int, bytes | Iterator[bytes]] | UpstreamError

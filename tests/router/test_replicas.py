@@ -24,7 +24,7 @@ from tests.router.redis_server import RedisServer, redis_server
 from tests.router.upstream import Exchange, Upstream, upstream
 
 DOCUMENT = "The Seine is a river in the north of France. " * 200
-PREDICTED = "headwater_router_predicted_cached_tokens_total"
+PREDICTED = 'headwater_router_predicted_cached_tokens_total{model="m"}'
 ENTRIES = 'headwater_router_index_entries{source="dispatches"}'
 STARTED = "process_start_time_seconds {}\n"
 

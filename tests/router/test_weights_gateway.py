@@ -106,7 +106,7 @@ async def test_a_policy_that_is_not_known_here_is_the_routers_own(cluster: ApiSe
     weigh(cluster, 1, 0, "of-a-later-release")
     await until(lambda: router.router.fleet.deployments["default/old"].policy == "of-a-later-release")
     assert await asked(router, 6) == {"old": 6}
-    policies = router.router.forwarder.policies
+    policies = router.router._policies
     assert policies.of("of-a-later-release") is policies.of("round_robin")
 
 

@@ -130,6 +130,8 @@ class Endpoint:
     """Whether it has answered anything in this life."""
     accepting: bool = True
     """Whether Kubernetes lets new requests go there: not while it starts or terminates."""
+    cordoned: bool = False
+    """Whether somebody keeps it from new requests, through the admin API."""
     models: Sequence[ServedModel] = ()
     """Empty until it was asked for them."""
     lives: int = 0
@@ -155,14 +157,19 @@ class Endpoint:
 
     def new_life(self) -> None:
         self.lives += 1
-        self.target = Target(f"{self.spec.uid or self.spec.url}#{self.lives}")
+        self.target = Target(f"{self.id}#{self.lives}")
         self.process_start = None
         self.met = False
 
     @property
+    def id(self) -> str:
+        """Unique, and the same through all its lives."""
+        return self.spec.uid or self.spec.url
+
+    @property
     def incarnation(self) -> str:
         """What all routers call this life of the engine: its pod, or else its URL, and when its process started."""
-        return f"{self.spec.uid or self.spec.url}@{self.process_start or ''}"
+        return f"{self.id}@{self.process_start or ''}"
 
     @property
     def backend(self) -> Backend:
@@ -170,15 +177,14 @@ class Endpoint:
 
     @property
     def takes_requests(self) -> bool:
-        return self.ready and self.accepting
-
-    def available(self, now: float) -> bool:
-        return self.ready and self.accepting and self.breaker.allows(now)
+        return self.ready and self.accepting and not self.cordoned
 
     def why_not(self) -> str:
         """Why it gets no requests. Empty: it does, or only its breaker keeps it from them."""
         if not self.ready:
             return self.reason
+        if self.cordoned:
+            return "it is cordoned"
         return "" if self.accepting else "its pod is not ready, or ends"
 
 

@@ -39,6 +39,8 @@ class Fleet:
         """Called when an endpoint has been silent for long: no answer of it that is still open will ever end."""
         self.deployments: dict[str, Deployment] = {}
         """By their keys."""
+        self.version = 0
+        """Another one whenever it may have changed which endpoints get requests."""
         self._make_breaker = make_breaker
         self._forget = forget
         self._endpoints: dict[EndpointSpec, Endpoint] = {}
@@ -71,6 +73,7 @@ class Fleet:
             self._forget(endpoint.target.id)
         for endpoint in new:
             self._endpoints[endpoint.spec] = endpoint
+            endpoint.breaker.on_change = self.touch
         for spec, endpoint in self._endpoints.items():
             endpoint.accepting = accepting[spec]
         if world is not None:
@@ -81,6 +84,15 @@ class Fleet:
         self._index_models()
         return new, gone
 
+    def touch(self) -> None:
+        self.version += 1
+
+    def cordon(self, endpoint: Endpoint, cordoned: bool) -> None:
+        """Whether it is to get no new requests, by somebody's word."""
+        endpoint.cordoned = cordoned
+        self.touch()
+        self.on_change()
+
     # What probes find out, and the token path before them
 
     def mark_ready(self, endpoint: Endpoint, models: Sequence[ServedModel]) -> None:
@@ -90,6 +102,7 @@ class Fleet:
         if not was_ready or changed:
             log.info("endpoint ready", endpoint=endpoint.name, models=[model.name for model in models[:_TOLD]])
         endpoint.become(Readiness.READY)
+        self.touch()
         endpoint.reason, endpoint.missed, endpoint.met = "", 0, True
         if changed:
             self._seen -= {model.name for model in endpoint.models} - {model.name for model in models}
@@ -126,6 +139,7 @@ class Fleet:
     def begin_new_life(self, endpoint: Endpoint) -> None:
         self._forget(endpoint.target.id)
         endpoint.new_life()
+        self.touch()
 
     def _lose(self, endpoint: Endpoint, reason: str) -> bool:
         """Returns whether it is still one of us."""
@@ -133,6 +147,7 @@ class Fleet:
             return False
         if endpoint.readiness is not Readiness.NEW:
             endpoint.become(Readiness.UNREADY)
+            self.touch()
         self._tell(endpoint, "endpoint not ready", reason)
         return True
 
@@ -213,4 +228,5 @@ class Fleet:
         self._catalogue = catalogue(self._endpoints.values(), self.deployments, self._claims)
         self._seen |= self._catalogue.static
         self.models = sorted(self._seen | self._catalogue.listed)
+        self.touch()
         self.on_change()

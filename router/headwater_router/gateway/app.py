@@ -2,13 +2,12 @@
 
 import asyncio
 import time
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import structlog
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from headwater import __version__
 from headwater.openai.errors import (
     APIError,
     BadRequestError,
@@ -18,32 +17,28 @@ from headwater.openai.errors import (
     NotFoundError,
     ServiceUnavailableError,
 )
-from headwater.openai.models import ModelCard, ModelList
+from headwater.openai.models import ModelList
+from headwater.openai.stream import error_event
+from headwater_router.admission.keys import ANYONE, Admitted
+from headwater_router.dispatch.call import Call
+from headwater_router.endpoints.endpoint import Endpoint, ServedModel
 from headwater_router.endpoints.fleet import Fleet
-from headwater_router.gateway.body import read_body, with_model
+from headwater_router.gateway.body import Body, read_body, with_cache_salt, with_model
 from headwater_router.gateway.clients import too_many_connections
 from headwater_router.gateway.connection import ClientConnection
 from headwater_router.gateway.forward import Forwarder
-from headwater_router.gateway.metrics import RouterMetrics
+from headwater_router.gateway.head import RequestHead
+from headwater_router.gateway.journal import Entry, Journal
+from headwater_router.gateway.pages import Page
+from headwater_router.gateway.paths import Form, form_of, model_in_form, response_of
 from headwater_router.gateway.request import Request
 from headwater_router.headers import Headers
-from headwater_router.index import PrefixIndex
+from headwater_router.index import PromptBuilder
+from headwater_router.picker.weights import conversation
 
 log = structlog.get_logger(__name__)
 
-FORWARDED: Final = frozenset(
-    (
-        "/v1/chat/completions",
-        "/v1/completions",
-        "/v1/responses",
-        "/v1/embeddings",
-        "/v1/score",
-        "/v1/rerank",
-        "/tokenize",
-        "/detokenize",
-    )
-)
-"""Paths whose JSON body names the model."""
+Local = Callable[[Request, ClientConnection], None]
 
 _encode = msgspec.json.Encoder().encode
 
@@ -51,69 +46,121 @@ _encode = msgspec.json.Encoder().encode
 class Gateway:
     """Answers each request that clients' connections hand to it."""
 
-    def __init__(self, forwarder: Forwarder, fleet: Fleet, index: PrefixIndex, metrics: RouterMetrics) -> None:
+    def __init__(
+        self,
+        forwarder: Forwarder,
+        fleet: Fleet,
+        prompts: PromptBuilder,
+        journal: Journal,
+        *,
+        keys_are_ours: bool,
+        pages: dict[str, Local],
+    ) -> None:
+        """`keys_are_ours`: clients' keys are for this router. `pages`: what it answers to a GET beside what it always
+        does, by path."""
         self.draining = False
         self._forwarder = forwarder
+        self._dispatcher = forwarder.dispatcher
         self._fleet = fleet
-        self._index = index
-        self._metrics = metrics
+        self._prompts = prompts
+        self._journal = journal
+        self._keys_are_ours = keys_are_ours
         self._started_at = int(time.time())
-        self._local = {
-            "/v1/models": self._models,
-            "/health": self._health,
-            "/ready": self._ready,
-            "/metrics": self._prometheus,
-            "/version": self._version,
-        }
+        self.local = {"/v1/models": self._models, "/health": self._health} | pages
 
     async def __call__(self, request: Request, client: ClientConnection) -> None:
+        entry = Entry(request, client, time.monotonic(), len(request.body), _who(request).name)
         try:
-            await self._answer(request, client)
+            await self._answer(request, client, entry)
         except APIError as error:
-            self._metrics.answered(error.status)
-            _answer_error(client, error)
+            entry.error = error.code or error.message
+            answer_error(client, error)
         except asyncio.CancelledError:
             if not client.left:
                 raise
-            self._metrics.answered(499)
         except Exception:
-            log.exception("request failed", path=request.path)
-            self._metrics.answered(500)
+            log.exception("request failed", path=request.path, request_id=request.id.decode("latin-1"))
+            entry.error = "internal"
             # An answer that had begun cannot become another one; its connection is cut.
             if not client.answer_began:
-                _answer_error(client, InternalServerError("The router failed on this request; its log says why."))
+                answer_error(client, InternalServerError("The router failed on this request; its log says why."))
+        finally:
+            request.drop_body()
+            self._journal.ended(entry)
 
-    async def _answer(self, request: Request, client: ClientConnection) -> None:
+    async def _answer(self, request: Request, client: ClientConnection, entry: Entry) -> None:
         if request.error is not None:
             raise request.error
         path = request.path
-        if path in FORWARDED:
-            self._check_method(request, path, b"POST")
-            if self.draining and client.late:
-                raise ServiceUnavailableError("The router is about to end.", code="draining", retry_after=1)
-            if client.in_anteroom:
-                raise too_many_connections()
-            body = read_body(request.body)
-            if (model := body.model) is None:
-                model = self._only_model()
-                request.body = with_model(request.body, body, model)
-            await self._forwarder.forward(request, client, body, model)
-        elif path in self._local or path.startswith("/v1/models/"):
-            self._check_method(request, path, b"GET", b"HEAD")
-            if (local := self._local.get(path)) is not None:
-                local(client)
+        form = form_of(path)
+        if form is not None:
+            await self._forward(request, client, entry, form)
+        elif path in self.local or path.startswith("/v1/models/"):
+            _check_method(request, b"GET", b"HEAD")
+            if (page := self.local.get(path)) is not None:
+                page(request, client)
             else:
-                self._model(client, path.removeprefix("/v1/models/"))
+                self._model(request, client, path.removeprefix("/v1/models/"))
         else:
             raise NotFoundError(f"There is nothing at {path}.")
 
-    def _check_method(self, request: Request, path: str, *allowed: bytes) -> None:
-        if request.method not in allowed:
-            raise MethodNotAllowedError(f"{request.method.decode()} is not allowed for {path}.")
+    async def _forward(self, request: Request, client: ClientConnection, entry: Entry, form: Form) -> None:
+        """Raises APIError."""
+        _check_method(request, *((b"GET", b"POST", b"DELETE") if form is Form.RESPONSE else (b"POST",)))
+        if self.draining and client.late:
+            raise ServiceUnavailableError("The router is about to end.", code="draining", retry_after=1)
+        if client.in_anteroom:
+            raise too_many_connections()
+        body, only = Body(), None
+        match form:
+            case Form.JSON:
+                body = self._read(request)
+                model = body.model or self._only_model(request)
+                only = self._forwarder.responses.maker(body.previous_response)
+            case Form.MULTIPART:
+                model = model_in_form(request.body) or self._only_model(request)
+            case Form.RESPONSE:
+                model, only = self._made_by(request)
+        _who(request).require(model)
+        identity = self._identity(request, model)
+        entry.model = model
+        self._dispatcher.check(request.path, request.body, entry.started)
+        prompt = self._prompts.build(request.path, body, request.headers, model=identity.base, adapter=identity.adapter)
+        # Its answer is worth the price only where there is more than one deployment to choose from.
+        key = conversation(body, prompt) if len(self._fleet.promised(model)) > 1 else None
+        entry.call = Call(
+            request.path, request.body, model, identity, prompt, key, entry.started, only=only,
+            request_id=request.id, key_name=_who(request).name,
+        )  # fmt: skip
+        head = RequestHead(request, body, keys_are_ours=self._keys_are_ours)
+        del body  # What keeps its bytes from here on can forget them.
+        await self._forwarder.forward(request, client, entry.call, head)
 
-    def _only_model(self) -> str:
+    def _identity(self, request: Request, model: str) -> ServedModel:
+        """Raises ModelNotFoundError, which names no model that is not for this client, or ServiceUnavailableError."""
+        try:
+            return self._dispatcher.identity(model)
+        except ModelNotFoundError:
+            raise ModelNotFoundError(model, self._may_see(request)) from None
+
+    def _read(self, request: Request) -> Body:
+        """The body, with a `model` that it may not have had, and a salt that its client's key may demand."""
+        body = read_body(request.body)
+        if body.model is None:
+            request.body = with_model(request.body, body, self._only_model(request))
+            body = read_body(request.body)
+        if (salt := _who(request).cache_salt(body.salt)) is not None and salt != body.salt:
+            request.body = with_cache_salt(request.body, body, salt)
+            body = read_body(request.body)
+        return body
+
+    def _may_see(self, request: Request) -> list[str]:
+        """The models that exist for this client."""
+        return _who(request).usable(self._fleet.models)
+
+    def _only_model(self, request: Request) -> str:
         """What a request without `model` means. Raises BadRequestError where that is not one thing."""
-        served = self._fleet.models
+        served = self._may_see(request)
         bases = {each.base for name in served if (each := self._fleet.identity(name)) is not None}
         if len(bases) != 1:
             raise BadRequestError(
@@ -121,50 +168,59 @@ class Gateway:
             )
         return bases.pop()
 
-    def _models(self, client: ClientConnection) -> None:
-        cards = [card for name in self._fleet.models if (card := self._card(name)) is not None]
-        _answer_json(client, ModelList(cards))
+    def _made_by(self, request: Request) -> tuple[str, Endpoint]:
+        """Model and endpoint of the response that a path names. Raises NotFoundError."""
+        response = response_of(request.path)
+        found = self._forwarder.responses.find(response)
+        if found is None or not _who(request).may_use(found[1]):
+            raise NotFoundError(f"No response `{response}` was made through this router.", code="response_not_found")
+        return found[1], found[0]
 
-    def _model(self, client: ClientConnection, name: str) -> None:
-        card = self._card(name)
+    # What it answers itself
+
+    def _models(self, request: Request, client: ClientConnection) -> None:
+        made = self._started_at
+        cards = [card for name in self._may_see(request) if (card := self._fleet.card(name, made)) is not None]
+        answer_json(client, ModelList(cards))
+
+    def _model(self, request: Request, client: ClientConnection, name: str) -> None:
+        _who(request).require(name)
+        card = self._fleet.card(name, self._started_at)
         if card is None:
-            raise ModelNotFoundError(name, self._fleet.models)
-        _answer_json(client, card)
+            raise ModelNotFoundError(name, self._may_see(request))
+        answer_json(client, card)
 
-    def _card(self, name: str) -> ModelCard | None:
-        served = self._fleet.identity(name)
-        if served is None:
-            return None
-        return ModelCard(id=name, created=self._started_at, parent=served.base if served.adapter else None)
-
-    def _health(self, client: ClientConnection) -> None:
-        _answer_json(client, {"status": "ok"})
-
-    def _ready(self, client: ClientConnection) -> None:
-        """Whether requests should come here: the router can tell where they go, and is not about to end.
-
-        On Kubernetes it can as soon as it has heard of all that is there, which may be nothing yet.
-        """
-        ready = sum(endpoint.takes_requests for endpoint in self._fleet)
-        can_route = self._fleet.listed if self._fleet.kubernetes else bool(ready)
-        status = "draining" if self.draining else "ready" if can_route else "no endpoint is ready"
-        content = {"status": status, "ready_endpoints": ready, "endpoints": len(self._fleet)}
-        _answer_json(client, content, 200 if status == "ready" else 503)
-
-    def _prometheus(self, client: ClientConnection) -> None:
-        waiting = self._forwarder.descriptors.waiting
-        self._metrics.collect(self._fleet, self._index, waiting, time.monotonic())
-        self._metrics.deployments.collect(self._fleet, self._forwarder.hold)
-        client.answer(200, [(b"content-type", CONTENT_TYPE_LATEST.encode())], generate_latest(self._metrics.registry))
-
-    def _version(self, client: ClientConnection) -> None:
-        _answer_json(client, {"version": __version__})
+    def _health(self, request: Request, client: ClientConnection) -> None:
+        answer_json(client, {"status": "ok"})
 
 
-def _answer_json(client: ClientConnection, content: Any, status: int = 200, headers: Headers | None = None) -> None:
+def _who(request: Request) -> Admitted:
+    """What its client's key allows; everything, where no keys are asked for."""
+    return request.admitted if isinstance(request.admitted, Admitted) else ANYONE
+
+
+def page(make: Callable[[], Page]) -> Local:
+    """A page of the router's own as an answer to a client."""
+
+    def answer(request: Request, client: ClientConnection) -> None:
+        made = make()
+        client.answer(made.status, [(b"content-type", made.content_type.encode())], made.body)
+
+    return answer
+
+
+def answer_json(client: ClientConnection, content: Any, status: int = 200, headers: Headers | None = None) -> None:
     client.answer(status, [(b"content-type", b"application/json"), *(headers or [])], _encode(content))
 
 
-def _answer_error(client: ClientConnection, error: APIError) -> None:
+def answer_error(client: ClientConnection, error: APIError) -> None:
+    if client.answer_began:  # With comments: what can still be said is said by an event.
+        client.end(error_event(error))
+        return
     headers = [(name.encode(), value.encode()) for name, value in error.headers().items()]
-    _answer_json(client, error.body(), error.status, headers)
+    answer_json(client, error.body(), error.status, headers)
+
+
+def _check_method(request: Request, *allowed: bytes) -> None:
+    if request.method not in allowed:
+        raise MethodNotAllowedError(f"{request.method.decode('latin-1')} is not allowed for {request.path}.")

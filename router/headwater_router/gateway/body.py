@@ -25,6 +25,7 @@ _MAX_MODEL: Final = 512
 _MAX_MODEL_BYTES: Final = 12 * _MAX_MODEL + 2
 """As JSON, where a character takes up to twelve: two escaped surrogates."""
 _MAX_OPTIONS: Final = 4096
+_MAX_TEXT: Final = 4096
 _MAX_LOOSE_BYTES: Final = 1 << 16
 _NONE: Final = Raw()
 
@@ -64,6 +65,14 @@ class Body(msgspec.Struct, gc=False):
     def stream(self) -> bool:
         return bytes(self.streaming) == b"true"
 
+    @property
+    def salt(self) -> str | None:
+        return _text(self.cache_salt)
+
+    @property
+    def previous_response(self) -> str | None:
+        return _text(self.previous_response_id)
+
 
 _decode: Final = msgspec.json.Decoder(Body).decode
 _name: Final = msgspec.json.Decoder(str | None).decode
@@ -91,11 +100,15 @@ def with_model(data: bytes, body: Body, name: str) -> bytes:
     value = _encode(name)
     if not body.named:
         return _added(data, b"model", value)
-    replaced = _replaced(data, body, "model", value)
-    if replaced is None:
-        end = data.rindex(b"}")
-        return b"".join((memoryview(data)[:end], b',"model":', value, memoryview(data)[end:]))  # The last one counts.
-    return replaced
+    return _replaced(data, body, "model", value) or _appended(data, b"model", value)
+
+
+def with_cache_salt(data: bytes, body: Body, salt: str) -> bytes:
+    """The body with this `cache_salt`, whatever its client sent."""
+    value = _encode(salt)
+    # Of a body that was read leniently it is not known whether it has one.
+    replaced = _replaced(data, body, "cache_salt", value) if body.cache_salt else None
+    return replaced or _appended(data, b"cache_salt", value)
 
 
 def asking_for_usage(data: bytes, body: Body) -> bytes | None:
@@ -135,6 +148,14 @@ def _read_leniently(data: bytes, fault: str) -> Body:
     return Body(body.named.copy(), body.streaming.copy(), body.stream_options.copy())
 
 
+def _text(raw: Raw) -> str | None:
+    """None for what is no text, or much too long for one of the fields that are read."""
+    try:
+        return _name(raw) if 0 < len(raw) <= _MAX_TEXT else None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
 def _check_model(raw: Raw) -> None:
     try:
         name = _name(raw) if len(raw) <= _MAX_MODEL_BYTES else ""
@@ -152,6 +173,12 @@ def _added(data: bytes, name: bytes, value: bytes) -> bytes:
     start = match.end("brace")
     comma = b"" if match["empty"] else b","
     return b"".join((data[:start], b'"', name, b'":', value, comma, memoryview(data)[start:]))
+
+
+def _appended(data: bytes, name: bytes, value: bytes) -> bytes:
+    """With a further member, which counts for one of that name that it may have: the last one does."""
+    end = data.rindex(b"}")
+    return b"".join((memoryview(data)[:end], b',"', name, b'":', value, memoryview(data)[end:]))
 
 
 def _replaced(data: bytes, body: Body, name: str, value: bytes) -> bytes | None:

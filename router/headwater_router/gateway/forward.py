@@ -1,7 +1,12 @@
-"""One request on its way through: pick, send, retry, stream the answer, and give everything back however it ends."""
+"""The bytes of one request on their way through: to the endpoint that the dispatcher chose, and the answer back.
+
+What is decided, counted and learned is the dispatcher's. Here it is told what happens: that the head of an answer is
+here, that its first content is, how it ended. Until the first content, nothing of an answer has gone to the client but
+comments, so another endpoint can still be asked.
+"""
 
 import asyncio
-import random
+import math
 import time
 from typing import Final
 
@@ -11,57 +16,44 @@ from headwater.openai.errors import (
     APIError,
     BadGatewayError,
     GatewayTimeoutError,
-    ModelNotFoundError,
-    ServiceUnavailableError,
 )
 from headwater.openai.stream import error_event
-from headwater_router.admission.hold import Hold
 from headwater_router.descriptors import Descriptors, NoRoomError
-from headwater_router.endpoints.endpoint import Endpoint, ServedModel
-from headwater_router.endpoints.fleet import Fleet, Served
-from headwater_router.gateway.body import Body, read_body, with_model
+from headwater_router.dispatch.call import Call
+from headwater_router.dispatch.dispatch import Dispatch
+from headwater_router.dispatch.dispatcher import Dispatcher, outcome_of
+from headwater_router.endpoints.endpoint import Endpoint
 from headwater_router.gateway.clients import too_many_connections
 from headwater_router.gateway.connection import ClientConnection
+from headwater_router.gateway.events import Beginning, Kind, UsageFilter, ends_in_error, is_whole
+from headwater_router.gateway.head import RequestHead, answer_head, is_stream, retry_after
+from headwater_router.gateway.keepalive import KeepAlive
 from headwater_router.gateway.metrics import RouterMetrics
+from headwater_router.gateway.paths import Responses
 from headwater_router.gateway.request import Request
-from headwater_router.gateway.spread import Spread
-from headwater_router.gateway.usage import find_usage
-from headwater_router.headers import OWN_TO_A_CONNECTION, Headers, end_to_end
-from headwater_router.index import PromptBuilder
+from headwater_router.gateway.usage import TAIL, find_usage
 from headwater_router.outcome import Outcome
-from headwater_router.picker.base import Decision, Picker, Prompt
-from headwater_router.picker.policies import Policies
-from headwater_router.picker.weights import conversation
 from headwater_router.upstream.connection import Connection
 from headwater_router.upstream.errors import (
     AnswerTimeoutError,
     ConnectionLostError,
     ConnectRefusedError,
-    NotConnectedError,
+    ConnectTimeoutError,
+    InsecureError,
     OwnLimitError,
     StalledError,
+    UnreachableError,
     UpstreamError,
 )
 from headwater_router.upstream.pool import Pool
 
 log = structlog.get_logger(__name__)
 
-_NOT_FORWARDED: Final = OWN_TO_A_CONNECTION | {
-    b"host",
-    b"content-length",
-    b"accept-encoding",
-    b"expect",
-    b"x-request-id",
-}
-"""accept-encoding: the usage is read off the answer's last bytes, and token streams gain nothing from compression."""
-_NOT_PASSED_ON: Final = frozenset((b"x-request-id", b"x-headwater-endpoint", b"x-headwater-decision"))
-"""The router sets these itself, the id where the answer begins."""
-_RETRY_PAUSE: Final = 0.05
-"""Seconds before the second attempt, twice that before the third; half to all of it, at random."""
-_RETRIED_STATUSES: Final = frozenset((500, 502, 503, 504))
-_STALL_TIMEOUT: Final = 300.0
-"""Seconds between two pieces of an answer."""
-_NOT_READY_RETRY_AFTER: Final = 2.0
+_WITH_AN_END: Final = frozenset(("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"))
+"""Paths whose streams say themselves that they are whole."""
+_LONGEST_REFUSAL: Final = 64 * 1024
+_BEGINNING: Final = 4096
+"""Bytes of an answer in which the id of a response is looked for."""
 
 
 class Forwarder:
@@ -69,73 +61,73 @@ class Forwarder:
 
     def __init__(
         self,
-        fleet: Fleet,
-        policies: Policies,
-        prompts: PromptBuilder,
+        dispatcher: Dispatcher,
         metrics: RouterMetrics,
         descriptors: Descriptors,
-        hold: Hold,
         *,
-        max_attempts: int,
         connect_timeout: float,
         connection_wait: float,
-        answer_timeout: float,
+        stall_timeout: float,
+        keep_alive_comments: float,
+        expose_endpoint: bool,
     ) -> None:
-        self.fleet = fleet
-        self.spread = Spread(fleet)
-        self.policies = policies
-        self.prompts = prompts
+        """Times are seconds. `keep_alive_comments`: 0 sends none. `expose_endpoint`: tell clients who answered."""
+        self.dispatcher = dispatcher
         self.metrics = metrics
         self.descriptors = descriptors
         self.connection_wait = connection_wait
-        self.hold = hold
-        self.max_attempts = max_attempts
-        self.answer_timeout = answer_timeout
-        self.open_requests = 0
+        self.stall_timeout = stall_timeout
+        self.keep_alive_comments = keep_alive_comments
+        self.expose_endpoint = expose_endpoint
+        self.responses = Responses()
         self.begun = 0
         """Requests since the start."""
         self._idle = asyncio.Event()
         self._idle.set()
         self._connect_timeout = connect_timeout
-        self._pools: dict[tuple[str, int, bool], Pool] = {}
+        self._pools: dict[Endpoint, Pool] = {}
+
+    @property
+    def open_requests(self) -> int:
+        return self.dispatcher.budget.open_requests
 
     def pool(self, endpoint: Endpoint) -> Pool:
-        address = (endpoint.host, endpoint.port, endpoint.tls is not None)
-        pool = self._pools.get(address)
+        pool = self._pools.get(endpoint)
         if pool is None:
-            pool = self._pools[address] = Pool(
+            pool = self._pools[endpoint] = Pool(
                 endpoint.host, endpoint.port, self._connect_timeout, self.descriptors, endpoint.tls
             )
         return pool
 
-    def identity(self, model: str) -> ServedModel:
-        """What the name stands for.
+    def forget(self, endpoint: Endpoint) -> None:
+        """It is gone. Running answers go on."""
+        if (pool := self._pools.pop(endpoint, None)) is not None:
+            pool.close()
 
-        Raises ModelNotFoundError, or ServiceUnavailableError where it is not known yet what there is.
-        """
-        found = self.fleet.identity(model)
-        if found is not None:
-            return found
-        if self.fleet.undiscovered or model in self.fleet.models:
-            raise not_ready(model)
-        raise ModelNotFoundError(model, self.fleet.models)
+    def last_heard(self, endpoint: Endpoint) -> float:
+        """When any bytes of its answers came last, in the loop's time; -inf where none ever did."""
+        pool = self._pools.get(endpoint)
+        return -math.inf if pool is None else pool.last_heard
 
-    async def forward(self, request: Request, client: ClientConnection, body: Body, model: str) -> None:
-        """Answer one request. `body`: what was read of it. Raises APIError while nothing is sent yet."""
-        started = time.monotonic()
-        identity = self.identity(model)
-        prompt = self.prompts.build(request.path, body, request.headers, model=identity.base, adapter=identity.adapter)
-        # Its answer is worth the price only where there is more than one deployment to choose from.
-        key = conversation(body, prompt) if len(self.fleet.promised(model)) > 1 else None
-        forwarding = _Forwarding(self, request, client, prompt, model, key, started)
-        self.open_requests += 1
+    def cut_off(self, endpoint: Endpoint) -> None:
+        """End its running answers: it cannot be reached any more."""
+        if (pool := self._pools.get(endpoint)) is not None:
+            pool.fail_all(ConnectionLostError("the endpoint cannot be reached any more"))
+
+    async def forward(self, request: Request, client: ClientConnection, call: Call, head: RequestHead) -> None:
+        """Answer one request. Raises APIError where it has no answer, which may have begun with comments."""
+        budget = self.dispatcher.budget
+        budget.open_requests += 1
         self.begun += 1
         self._idle.clear()
+        passage = _Passage(self, request, client, call, head)
         try:
-            await forwarding.run()
+            await passage.run()
         finally:
-            self.open_requests -= 1
-            if not self.open_requests:
+            passage.stop()
+            self.dispatcher.close(call, time.monotonic(), Outcome.CLIENT_LEFT if client.left else Outcome.UNSENT)
+            budget.open_requests -= 1
+            if not budget.open_requests:
                 self._idle.set()
 
     async def until_idle(self) -> None:
@@ -147,232 +139,260 @@ class Forwarder:
             pool.close()
 
 
-def not_ready(model: str) -> ServiceUnavailableError:
-    return ServiceUnavailableError(
-        f"No endpoint of the model `{model}` is ready.", code="no_endpoint_ready", retry_after=_NOT_READY_RETRY_AFTER
-    )
-
-
-class _Forwarding:
+class _Passage:
     """The state of one request."""
 
-    __slots__ = ("_before_last", "_body", "_client", "_head", "_held_since", "_key", "_last", "_model", "_prompt",
-                 "_request_id", "_shared", "_started", "_streamed")  # fmt: skip
+    __slots__ = ("_call", "_client", "_filter", "_head", "_keep_alive", "_passing", "_request", "_shared", "_streamed",
+                 "_tail")  # fmt: skip
 
     def __init__(
-        self,
-        shared: Forwarder,
-        request: Request,
-        client: ClientConnection,
-        prompt: Prompt,
-        model: str,
-        key: int | None,
-        started: float,
+        self, shared: Forwarder, request: Request, client: ClientConnection, call: Call, head: RequestHead
     ) -> None:
         self._shared = shared
+        self._request = request
         self._client = client
-        self._body = request.body
-        self._prompt = prompt
-        self._model = model
-        self._key = key
-        self._started = started
-        self._held_since: float | None = None
+        self._call = call
+        self._head = head
         self._streamed = False
-        self._before_last = self._last = b""
-        """The last two pieces of the answer, in which its usage is looked for."""
-        self._request_id = request.id
-        self._head = _request_head(request)
+        """The answer is a stream."""
+        self._passing = False
+        """Of an endpoint's answer something has gone to the client."""
+        self._tail = b""
+        """The last bytes of the answer, in which usage and end are looked for."""
+        self._filter: UsageFilter | None = None
+        self._keep_alive: KeepAlive | None = None
 
     async def run(self) -> None:
         """Forward, once there is a descriptor for it."""
-        shared, descriptors = self._shared, self._shared.descriptors
-        if not shared.fleet.ready(self._model):
-            await self._available([])  # If it is held, then without a descriptor, which others need meanwhile.
+        shared, call = self._shared, self._call
+        if shared.keep_alive_comments and call.prompt.streamed:
+            self._keep_alive = KeepAlive(self._client, shared.keep_alive_comments)
+        descriptors = shared.descriptors
+        if not shared.dispatcher.fleet.ready(call.model):
+            await shared.dispatcher.available(
+                call
+            )  # Held, if it is, without a descriptor, which others need meanwhile.
         if not descriptors.take():
             try:
                 await descriptors.wait(shared.connection_wait)
             except NoRoomError:
                 raise too_many_connections() from None
         try:
-            await self._attempts()
+            while not await self._attempt(await shared.dispatcher.choose(call)):
+                pass
         finally:
             descriptors.give()
 
-    async def _attempts(self) -> None:
-        shared = self._shared
-        tried: list[Endpoint] = []
-        failure: APIError | None = None
-        for attempt in range(shared.max_attempts):
-            if attempt:
-                await asyncio.sleep(_RETRY_PAUSE * 2 ** (attempt - 1) * random.uniform(0.5, 1))
-            served = await self._available(tried)
-            if not served:
-                break
-            last = attempt == shared.max_attempts - 1 or len(served) == 1
-            endpoint, error = await self._attempt(shared.spread.choose(self._model, served, self._key), last)
-            if error is None:
-                return
-            tried.append(endpoint)
-            failure = error
-        raise failure or not_ready(self._model)
+    def stop(self) -> None:
+        if self._keep_alive is not None:
+            self._keep_alive.stop()
 
-    async def _available(self, tried: list[Endpoint]) -> list[Served]:
-        """Who could take the request now, or after being held. Raises APIError where it was held in vain."""
-        shared, model = self._shared, self._model
-        while True:
-            now = time.monotonic()
-            serving = shared.fleet.serving(model)
-            served = [each for each in serving if each[0].available(now) and each[0] not in tried]
-            if served or shared.fleet.ready(model) or not shared.hold.limit:
-                return served
-            if (deployment := shared.spread.to_wake(model, self._key)) is None:
-                return served
-            if self._held_since is None:
-                self._held_since = now
-            patience = shared.hold.seconds - (now - self._held_since)
-            await shared.hold.wait(model, deployment, len(self._body), patience)
-            shared.identity(model)
-            tried.clear()  # Whoever is ready now has come, or come back, since.
-
-    async def _attempt(self, served: list[Served], last: bool) -> tuple[Endpoint, APIError | None]:
-        """Try one endpoint. Returns it, and why it failed if another one may be tried."""
-        shared, now = self._shared, time.monotonic()
-        by_target = {each[0].target.id: each for each in served}
-        picker = shared.policies.of(shared.fleet.deployment(served[0][0]).policy)
-        decision = picker.pick(self._prompt, [endpoint.target for endpoint, _ in served], now)
-        endpoint, model = by_target[decision.target.id]
-        endpoint.breaker.sent()
-        shared.metrics.decisions[decision.label].inc()
-        shared.metrics.overhead.observe(now - self._started)
-        body = self._body
-        if model.upstream:
-            body = with_model(body, read_body(body), model.upstream)
-        head = b"POST %b%bcontent-length: %d\r\nhost: %b\r\n%b\r\n" % (
-            endpoint.path, self._head, len(body), endpoint.authority, endpoint.key.header
-        )  # fmt: skip
-        ok, cached = False, None
+    async def _attempt(self, dispatch: Dispatch) -> bool:
+        """Ask one endpoint. Returns whether that is the end of it; else another one may be asked. Raises APIError."""
+        shared, endpoint = self._shared, dispatch.endpoint
+        now = time.monotonic()
+        shared.metrics.overhead.observe(now - self._call.started)
+        assert self._call.deadline is not None
+        deadline = asyncio.get_running_loop().time() + self._call.deadline - now
+        head, body = self._head.of(endpoint, dispatch.upstream_model, self._call.body)
         connection: Connection | None = None
         try:
-            deadline = asyncio.get_running_loop().time() + shared.answer_timeout
-            connection = await shared.pool(endpoint).ask(head, body, deadline, _STALL_TIMEOUT)
-            if connection.status in _RETRIED_STATUSES:
-                endpoint.breaker.failed(time.monotonic())
-                if not last:
-                    shared.metrics.retries.labels("status").inc()
-                    return endpoint, BadGatewayError(f"The endpoint answered with status {connection.status}.")
-            else:
-                endpoint.breaker.succeeded()
-            cached = await self._pass_on(connection, endpoint, picker, decision)
-            ok = connection.status < 400
-            return endpoint, None
+            connection = await shared.pool(endpoint).ask(head, body, deadline, shared.stall_timeout)
+            dispatch.answered(connection.status)
+            outcome = outcome_of(connection.status, retry_after(connection.headers))
+            if outcome is Outcome.ANSWERED:
+                return await self._pass_answer_on(dispatch, connection)
+            return await self._pass_refusal_on(dispatch, connection, outcome)
         except UpstreamError as error:
-            return endpoint, self._upstream_failed(endpoint, error)
-        except BaseException:
-            endpoint.breaker.abandoned()
-            raise
+            return await self._upstream_failed(dispatch, error)
         finally:
             if connection is not None:
                 connection.release()
-            outcome = Outcome.ANSWERED if ok else Outcome.FAILED
-            picker.finished(decision, time.monotonic(), outcome, cached)
 
-    async def _pass_on(
-        self, connection: Connection, endpoint: Endpoint, picker: Picker, decision: Decision
-    ) -> int | None:
-        """Send the answer on as it comes. Returns the cached prompt tokens, where its usage says so."""
-        headers: Headers = [
-            (b"x-headwater-endpoint", endpoint.name.encode()),
-            (b"x-headwater-decision", decision.label.encode()),
-        ]
-        for each in connection.headers:
-            name, value = each
-            if name not in _NOT_PASSED_ON:
-                headers.append(each)
-            if name == b"content-type":
-                self._streamed = value.startswith(b"text/event-stream")
-        client, shared = self._client, self._shared
-        # The head goes out with the first byte of the body, so that until then another endpoint can be tried.
+    # What an endpoint says
+
+    async def _pass_refusal_on(self, dispatch: Dispatch, connection: Connection, outcome: Outcome) -> bool:
+        call, dispatcher = self._call, self._shared.dispatcher
+        if outcome is Outcome.OVERLOADED:
+            call.retry_after = max(call.retry_after, retry_after(connection.headers) or 0.0)
+        reason = f"status {connection.status}"
+        if await dispatcher.may_retry(call, outcome):
+            dispatch.ended(outcome, time.monotonic(), reason=reason)
+            return False
+        commented = self._client.answer_began
         chunk = await connection.read()
-        now = time.monotonic()
-        picker.first_token(decision, now)
+        if commented:
+            # The status is sent already; what is left is to say it in an event.
+            while not connection.exhausted and len(chunk) < _LONGEST_REFUSAL:
+                chunk += await connection.read()
+            chunk = b"data: " + b" ".join(chunk.split()) + b"\n\n"
+        else:
+            longest = dispatcher.retry_after(call, time.monotonic()) if outcome is Outcome.OVERLOADED else None
+            self._begin(dispatch, connection, longest)
+            chunk = await self._relay_rest(connection, chunk)
+        self._client.end(chunk)
+        dispatch.ended(outcome, time.monotonic(), reason=reason)
+        return True
+
+    async def _pass_answer_on(self, dispatch: Dispatch, connection: Connection) -> bool:
+        self._streamed = is_stream(connection.headers)
+        # The head goes out with the first content, so that until then another endpoint can be tried.
+        first = await connection.read()
         if self._streamed:
-            shared.metrics.ttft.observe(now - self._started)
-        client.begin(connection.status, headers)
+            beginning = Beginning()
+            kind = beginning.feed(first)
+            if kind is Kind.NOTHING:
+                first, kind = await self._until_content(connection, beginning, first)
+            if kind is not Kind.CONTENT and not (connection.exhausted and is_whole(first)):
+                return await self._said_nothing(dispatch, connection, beginning, first)
+        if self._call.path == "/v1/responses":
+            self._shared.responses.learn(first[:_BEGINNING], dispatch.endpoint, self._call.model)
+        self._first_content(dispatch)
+        self._begin(dispatch, connection)
+        self._end(dispatch, await self._relay_rest(connection, self._take(first)))
+        return True
+
+    async def _until_content(self, connection: Connection, beginning: Beginning, held: bytes) -> tuple[bytes, Kind]:
+        """What came before the first content, with it, and what that is; NOTHING where the stream ends before."""
+        kind = Kind.NOTHING
+        assert self._call.deadline is not None
+        try:
+            async with asyncio.timeout(max(0.0, self._call.deadline - time.monotonic())):
+                while kind is Kind.NOTHING and not connection.exhausted:
+                    piece = await connection.read()
+                    held += piece
+                    kind = beginning.feed(piece)
+        except TimeoutError:
+            raise AnswerTimeoutError("the endpoint did not begin to answer in time") from None
+        return held, kind
+
+    async def _said_nothing(
+        self, dispatch: Dispatch, connection: Connection, beginning: Beginning, held: bytes
+    ) -> bool:
+        """A stream that told of an error, or ended, before it said anything."""
+        outcome = outcome_of(beginning.status or 502, None)
+        reason = "an error event" if ends_in_error(held) else "a stream without content"
+        if await self._shared.dispatcher.may_retry(self._call, outcome):
+            dispatch.ended(outcome, time.monotonic(), reason=reason)
+            return False
+        self._begin(dispatch, connection)
+        self._client.end(await self._relay_rest(connection, held))
+        dispatch.ended(outcome, time.monotonic(), reason=reason)
+        return True
+
+    async def _upstream_failed(self, dispatch: Dispatch, error: UpstreamError) -> bool:
+        """As `_attempt`, which it ends."""
+        outcome, status = failure(error)
+        if outcome is Outcome.UNREACHABLE and error.sends:
+            outcome = Outcome.LOST  # It was sent, over a connection that was kept; to whom it was sent is gone now.
+        now = time.monotonic()
+        dispatch.ended(outcome, now, reason=str(error))
+        if isinstance(error, ConnectRefusedError):
+            # No need to wait for the next probe.
+            self._shared.dispatcher.fleet.mark_dead(dispatch.endpoint, str(error))
+        if not self._passing:
+            if await self._shared.dispatcher.may_retry(self._call, outcome):
+                return False
+            raise status
+        self._shared.metrics.broken_answers.labels(dispatch.endpoint.name).inc()
+        if self._streamed:
+            self._break_off("The endpoint broke off its answer.")
+        # Else: returning without the rest of the body cuts the connection, which is how a client sees the loss.
+        return True
+
+    def _first_content(self, dispatch: Dispatch) -> None:
+        """From here on the request stays where it is, and its body is no longer needed."""
+        now = time.monotonic()
+        dispatch.first_token(now)
+        if self._streamed:
+            self._shared.metrics.of(self._call.model).ttft.observe(now - self._call.started)
+        self._call.forget_body()
+        self._head.forget_body()
+        self._request.drop_body()
+        self.stop()
+
+    # What the client gets
+
+    def _begin(self, dispatch: Dispatch, connection: Connection, longest_wait: float | None = None) -> None:
+        self._passing = True
+        if self._client.answer_began:
+            return  # With comments: the status is sent.
+        headers = answer_head(connection.headers, longest_wait)
+        if self._head.usage_is_ours and self._streamed:
+            self._filter = UsageFilter()
+            headers = [each for each in headers if each[0] != b"content-length"]
+        if self._shared.expose_endpoint:
+            headers.append((b"x-headwater-endpoint", dispatch.endpoint.name.encode()))
+            headers.append((b"x-headwater-decision", dispatch.decision.label.encode()))
+        self._client.begin(connection.status, headers)
+
+    async def _relay_rest(self, connection: Connection, chunk: bytes) -> bytes:
+        """Pass on all but the last piece, which is returned: an answer that came at once goes out at once."""
+        client = self._client
         while not connection.exhausted:
-            if not client.write(chunk):
+            if chunk and not client.write(chunk):
                 await client.drained()
-            self._before_last, self._last = self._last, chunk
-            chunk = await connection.read(self._relay)
-        client.end(chunk)
-        if chunk:
-            self._before_last, self._last = self._last, chunk
-        shared.metrics.answered(connection.status)
-        return self._learn(decision)
+            chunk = self._take(await connection.read(self._relay))
+        return chunk
 
     def _relay(self, chunk: bytes) -> bool:
         """Send a piece on without waiting, if the client keeps up."""
-        if not self._client.relay(chunk):
+        client = self._client
+        if self._filter is None:
+            if not client.relay(chunk):
+                return False
+            self._tail = (self._tail + chunk)[-TAIL:]
+        elif client.write_paused:
             return False
-        self._before_last, self._last = self._last, chunk
+        elif chunk := self._take(chunk):
+            client.relay(chunk)
         return True
 
-    def _learn(self, decision: Decision) -> int | None:
-        usage = find_usage(self._before_last, self._last)
-        if usage is None:
-            return None
-        metrics = self._shared.metrics
-        metrics.prompt_tokens.inc(usage.prompt_tokens)
-        self._shared.prompts.learn(self._prompt, usage.prompt_tokens)
-        if usage.cached_tokens is not None:
-            # Side by side: predictions of answers that do not say are left out.
-            metrics.predicted_cached_tokens.inc(decision.predicted_cached_tokens)
-            metrics.actual_cached_tokens.inc(usage.cached_tokens)
-        return usage.cached_tokens
+    def _take(self, chunk: bytes) -> bytes:
+        """Remember the end of what came, and give what the client gets of it."""
+        self._tail = (self._tail + chunk)[-TAIL:]
+        return chunk if self._filter is None else self._filter.feed(chunk)
 
-    def _upstream_failed(self, endpoint: Endpoint, error: UpstreamError) -> APIError | None:
-        """Charge the endpoint. Returns the error for another try; None once an answer was begun, which ends here."""
-        if isinstance(error, OwnLimitError):
-            endpoint.breaker.abandoned()
+    def _end(self, dispatch: Dispatch, last: bytes) -> None:
+        """All of the answer is here. Is it whole?"""
+        now = time.monotonic()
+        if self._filter is not None:
+            last += self._filter.end()
+        if self._streamed and self._call.path in _WITH_AN_END and not is_whole(self._tail):
+            dispatch.ended(Outcome.LOST, now, reason="a stream without its end")
+            self._shared.metrics.broken_answers.labels(dispatch.endpoint.name).inc()
+            if last:
+                self._client.write(last)
+            self._break_off("The endpoint ended its answer before it was whole.")
+            return
+        self._client.end(last)
+        if self._streamed and ends_in_error(self._tail):
+            dispatch.ended(Outcome.FAILED, now, reason="an error event within the answer")
         else:
-            endpoint.breaker.failed(time.monotonic())
-        if isinstance(error, ConnectRefusedError):
-            # No need to wait for the next probe.
-            self._shared.fleet.mark_dead(endpoint, str(error))
-        if not self._client.answer_began:
-            reason, status = _failure(error)
-            self._shared.metrics.retries.labels(reason).inc()
-            return status
-        log.warning(
-            "answer broken off", endpoint=endpoint.name, reason=str(error), request_id=self._request_id.decode()
-        )
-        self._shared.metrics.broken_answers.labels(endpoint.name).inc()
-        if self._streamed:
-            event = error_event(BadGatewayError("The endpoint broke off its answer.", code="endpoint_lost"))
-            self._client.end(event)
-        # Else: returning without the rest of the body cuts the connection, which is how a client sees the loss.
-        return None
+            dispatch.ended(Outcome.ANSWERED, now, usage=find_usage(self._tail))
+
+    def _break_off(self, message: str) -> None:
+        # The blank line ends an event that was cut within a line, which would swallow ours.
+        self._client.end(b"\n\n" + error_event(BadGatewayError(message, code="endpoint_lost")))
 
 
-def _failure(error: UpstreamError) -> tuple[str, APIError]:
-    """The one border where the client's errors become the API's."""
+def failure(error: UpstreamError) -> tuple[Outcome, APIError]:
+    """The one border where the client's errors become outcomes, and the API's errors."""
     match error:
         case OwnLimitError():
-            return "limit", too_many_connections()
-        case NotConnectedError():
-            return "connect", BadGatewayError(f"No endpoint could be reached: {error}.", code="endpoint_unreachable")
+            return Outcome.UNSENT, too_many_connections()
+        case ConnectRefusedError() | ConnectTimeoutError() | UnreachableError() | InsecureError():
+            error_ = BadGatewayError(f"No endpoint could be reached: {error}.", code="endpoint_unreachable")
+            return Outcome.UNREACHABLE, error_
         case ConnectionLostError():
-            return "lost", BadGatewayError("The endpoint broke off before it answered.", code="endpoint_lost")
-        case AnswerTimeoutError() | StalledError():
-            return "timeout", GatewayTimeoutError("The endpoint did not answer in time.", code="endpoint_timeout")
+            lost = BadGatewayError("The endpoint broke off before it answered.", code="endpoint_lost")
+            return Outcome.LOST, lost
+        case AnswerTimeoutError():
+            late = GatewayTimeoutError("The endpoint did not answer in time.", code="endpoint_timeout")
+            return Outcome.TIMED_OUT, late
+        case StalledError():
+            late = GatewayTimeoutError("The endpoint's answer stood still.", code="endpoint_stalled")
+            return Outcome.STALLED, late
         case _:
-            return "malformed", BadGatewayError(
-                f"The endpoint's answer makes no sense: {error}.", code="endpoint_malformed"
-            )
-
-
-def _request_head(request: Request) -> bytes:
-    """Its head for the endpoint but for what differs from one to the other."""
-    lines = [b"%b HTTP/1.1" % request.target, b"x-request-id: " + request.id]
-    for name, value in end_to_end(request.headers, _NOT_FORWARDED):
-        lines.append(name + b": " + value)
-    return b"\r\n".join(lines) + b"\r\n"
+            odd = BadGatewayError(f"The endpoint's answer makes no sense: {error}.", code="endpoint_malformed")
+            return Outcome.FAILED, odd

@@ -1,6 +1,8 @@
 """Prometheus metrics of the router."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
 
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
 
@@ -9,12 +11,35 @@ from headwater_router.endpoints.endpoint import Endpoint
 from headwater_router.endpoints.fleet import Fleet
 from headwater_router.gateway.deployment_metrics import DeploymentMetrics
 from headwater_router.gateway.key_metrics import KeyMetrics
-from headwater_router.gateway.tally import Count, Distribution, Tally
+from headwater_router.gateway.tally import Count, Distribution, Samples, Tally
 from headwater_router.index import PrefixIndex
+from headwater_router.outcome import Outcome
 from headwater_router.picker.base import Label
 
 _OVERHEAD = (1e-5, 2e-5, 4e-5, 6e-5, 8e-5, 1e-4, 1.5e-4, 2e-4, 3e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 5e-2, 0.1, 1)
+_DURATION = (0.05, 0.1, 0.2, 0.5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300, 600, 1200)
+_PER_TOKEN = (0.001, 0.002, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2)
 _LATENCY = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 20, 40, 80)
+
+
+REJECTED: Final = "rejected"
+OTHER: Final = "other"
+_MOST_MODELS: Final = 1000
+"""That have series of their own."""
+
+
+@dataclass(slots=True, frozen=True)
+class ModelMetrics:
+    """What is counted of the requests for one model, bound to its label once."""
+
+    outcomes: dict[str, Count]
+    ttft: Samples
+    per_token: Samples
+    duration: Samples
+    prompt_tokens: Count
+    output_tokens: Count
+    predicted_cached_tokens: Count
+    actual_cached_tokens: Count
 
 
 class RouterMetrics:
@@ -32,28 +57,54 @@ class RouterMetrics:
             "label",
         )
         self.decisions = {label: decisions.labels(label) for label in Label}
-        self.predicted_cached_tokens = self._counter(
-            "predicted_cached_tokens", "Prompt tokens expected to be in the chosen endpoint's cache."
-        ).labels()
-        self.actual_cached_tokens = self._counter(
-            "actual_cached_tokens", "Prompt tokens that came from cache, as the answers' usage says."
-        ).labels()
-        self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens, as the answers' usage says.").labels()
         self.retries = self._counter(
             "retries",
-            "Requests tried on a further endpoint, by reason: connect, limit, lost, timeout, malformed, status.",
+            "Failures after which a further endpoint was tried, by what they were; no_budget: none was, because too "
+            "many requests were retries already.",
             "reason",
         )
         self.broken_answers = self._counter(
             "broken_answers", "Answers that an endpoint broke off after they had begun.", "endpoint"
         )
+        self.ejections = self._counter(
+            "ejections", "Times that an endpoint was taken out because it failed far more than its peers.", "endpoint"
+        )
         self.overhead = self._histogram(
             "overhead_seconds", "From the whole request body to its dispatch: parse, hash, pick.", _OVERHEAD
+        ).labels()
+        self._models: dict[str, ModelMetrics] = {}
+        self._outcomes = self._counter(
+            "request_outcomes",
+            "Requests that reached a model, by how they ended; rejected: by the router itself.",
+            "model",
+            "outcome",
         )
-        self.ttft = self._histogram(
-            "time_to_first_byte_seconds",
-            "From the whole request body to the first byte of a streamed answer.",
+        self._ttft = self._histogram(
+            "time_to_first_token_seconds",
+            "From the whole request body to the first content of a streamed answer.",
             _LATENCY,
+            "model",
+        )
+        self._per_token = self._histogram(
+            "time_per_output_token_seconds", "Between two tokens of a streamed answer, on average.", _PER_TOKEN, "model"
+        )
+        self._duration = self._histogram(
+            "request_duration_seconds", "From the whole request body to the end of its answer.", _DURATION, "model"
+        )
+        self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens, as the answers' usage says.", "model")
+        self._output_tokens = self._counter("output_tokens", "Generated tokens, as the answers' usage says.", "model")
+        self._predicted_cached = self._counter(
+            "predicted_cached_tokens", "Prompt tokens expected to be in the chosen endpoint's cache.", "model"
+        )
+        self._actual_cached = self._counter(
+            "actual_cached_tokens", "Prompt tokens that came from cache, as the answers' usage says.", "model"
+        )
+        self.open_requests = self._gauge("open_requests", "Forwarded requests whose answers have not ended.")
+        self.open_retries = self._gauge("open_retries", "Of these, retries that count in the budget.")
+        self.clients = self._gauge("clients", "Open connections of clients.")
+        self.body_bytes = self._gauge("body_bytes", "Bytes of request bodies that are held in memory.")
+        self.loop_lag = self._gauge(
+            "loop_lag_seconds", "Longest time that the router did nothing else, since this was last asked for."
         )
         self.endpoint_ready = self._gauge("endpoint_ready", "1 where an endpoint takes requests.", "endpoint")
         self.endpoint_in_flight = self._gauge(
@@ -115,6 +166,31 @@ class RouterMetrics:
             counter = self._by_status[status] = self.requests.labels(status)
         counter.inc()
 
+    def of(self, model: str) -> "ModelMetrics":
+        """Of a model by the name that clients use, of which there may be any number: adapters come and go."""
+        metrics = self._models.get(model)
+        if metrics is None:
+            if len(self._models) >= _MOST_MODELS:
+                model = OTHER
+            metrics = self._models.get(model)
+        if metrics is None:
+            metrics = self._models[model] = ModelMetrics(
+                {outcome: self._outcomes.labels(model, outcome) for outcome in (*Outcome, REJECTED)},
+                self._ttft.labels(model),
+                self._per_token.labels(model),
+                self._duration.labels(model),
+                self._prompt_tokens.labels(model),
+                self._output_tokens.labels(model),
+                self._predicted_cached.labels(model),
+                self._actual_cached.labels(model),
+            )
+        return metrics
+
+    def forget(self, endpoint: str) -> None:
+        """An endpoint of this name is gone, and so are its series."""
+        for counter in (self.broken_answers, self.ejections):
+            counter.forget(endpoint)
+
     def collect(self, fleet: Fleet, index: PrefixIndex, connections_waiting: int, now: float) -> None:
         """Set the gauges; they are read only when somebody scrapes."""
         self.connections_waiting.set(connections_waiting)
@@ -163,5 +239,5 @@ class RouterMetrics:
     def _counter(self, name: str, text: str, *labels: str) -> Tally:
         return Tally(f"headwater_router_{name}", text, labels, self.registry)
 
-    def _histogram(self, name: str, text: str, bounds: Sequence[float]) -> Distribution:
-        return Distribution(f"headwater_router_{name}", text, bounds, self.registry)
+    def _histogram(self, name: str, text: str, bounds: Sequence[float], *labels: str) -> Distribution:
+        return Distribution(f"headwater_router_{name}", text, bounds, self.registry, labels)

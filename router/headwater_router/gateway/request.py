@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 from urllib.parse import unquote
@@ -19,6 +20,10 @@ _SANE_ID: Final = re.compile(rb"[ -~]{1,128}")
 
 class Admission(Protocol):
     """What was found from a head about who asks; it may take something up that is to be given back."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Of the answer, whatever that is."""
 
     def release(self) -> None:
         """Called once, when the request has ended, however that came."""

@@ -44,6 +44,10 @@ class Tally(Collector):
             count = self._counts[key] = Count()
         return count
 
+    def forget(self, *values: str) -> None:
+        """Drop the sample of something that is gone for good."""
+        self._counts.pop(values, None)
+
     def collect(self) -> Iterable[Metric]:
         family = CounterMetricFamily(self._name, self._text, labels=self._labelnames)
         for values, count in self._counts.items():
@@ -51,29 +55,55 @@ class Tally(Collector):
         return [family]
 
 
-class Distribution(Collector):
-    """A histogram."""
+class Samples:
+    """Of one histogram."""
 
-    def __init__(self, name: str, text: str, bounds: Sequence[float], registry: CollectorRegistry) -> None:
+    __slots__ = ("_bounds", "counts", "sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self._bounds, value)] += 1
+        self.sum += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        buckets: list[tuple[str, float]] = []
+        total = 0
+        for bound, count in zip((*self._bounds, float("inf")), self.counts, strict=True):
+            total += count
+            buckets.append((_text_of(bound), total))
+        return buckets
+
+
+class Distribution(Collector):
+    """A histogram, with one `Samples` for each combination of its labels' values."""
+
+    def __init__(
+        self, name: str, text: str, bounds: Sequence[float], registry: CollectorRegistry, labels: Sequence[str] = ()
+    ) -> None:
         """`bounds`: upper bounds of its buckets, ascending; one for all that is above them is added."""
         self._name = name
         self._text = text
         self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self._sum = 0.0
+        self._labelnames = labels
+        self._samples: dict[tuple[str, ...], Samples] = {}
+        if not labels:
+            self.labels()
         registry.register(self)
 
-    def observe(self, value: float) -> None:
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
+    def labels(self, *values: str) -> Samples:
+        samples = self._samples.get(values)
+        if samples is None:
+            samples = self._samples[values] = Samples(self._bounds)
+        return samples
 
     def collect(self) -> Iterable[Metric]:
-        buckets, total = [], 0
-        for bound, count in zip((*self._bounds, float("inf")), self._counts, strict=True):
-            total += count
-            buckets.append((_text_of(bound), total))
-        family = HistogramMetricFamily(self._name, self._text)
-        family.add_metric([], buckets, self._sum)
+        family = HistogramMetricFamily(self._name, self._text, labels=self._labelnames)
+        for values, samples in self._samples.items():
+            family.add_metric(values, samples.buckets(), samples.sum)
         return [family]
 
 

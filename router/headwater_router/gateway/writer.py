@@ -26,7 +26,8 @@ class AnswerWriter(asyncio.Protocol):
     """Who answers calls `begin`, then `write` any number of times, then `end`; or just `answer`."""
 
     __slots__ = ("_chunked", "_clients", "_complete", "_head", "_last_answer", "_loop", "_mute", "_request",
-                 "_transport", "_unread", "_writable", "_write_paused", "answer_began", "bytes_sent")  # fmt: skip
+                 "_transport", "_unread", "_writable", "_write_paused", "answer_began", "bytes_sent",
+                 "status")  # fmt: skip
 
     def __init__(self, clients: Clients, *, last_answer: bool) -> None:
         """`last_answer`: the connection ends with its first answer."""
@@ -40,6 +41,8 @@ class AnswerWriter(asyncio.Protocol):
         """Goes out with the first bytes behind it: a write is a system call."""
         self._chunked = self._mute = self._complete = False
         self.answer_began = False
+        self.status = 0
+        """Of the answer that is being sent, or was sent last."""
         self.bytes_sent = 0
         """Of the body of the answer that is being sent, or was sent last."""
         self._write_paused = False
@@ -55,9 +58,13 @@ class AnswerWriter(asyncio.Protocol):
         request = self._request
         assert request is not None
         self.answer_began = True
+        self.status = status
         if self._clients.cors is not None:
             headers = self._clients.cors.applied(request, headers)
         parts = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d Unknown\r\nx-request-id: " % status, request.id, b"\r\n"]
+        if request.admitted is not None:
+            for field, text in request.admitted.headers.items():
+                parts += (field.encode(), b": ", text.encode(), b"\r\n")
         self._mute = request.method == b"HEAD" or status in _WITHOUT_BODY
         self._chunked = not self._mute
         for name, value in headers:
@@ -87,9 +94,10 @@ class AnswerWriter(asyncio.Protocol):
 
     def relay(self, piece: bytes) -> bool:
         """Write a further piece if the client keeps up; where it does not, say False and do nothing."""
-        if self._write_paused:
-            return False
         assert self._transport is not None
+        # uvloop's transports raise once they are closed, which may be before we are told so.
+        if self._write_paused or self._transport.is_closing():
+            return False
         size = len(piece)
         self.bytes_sent += size
         self._transport.write(b"%x\r\n%b\r\n" % (size, piece) if self._chunked else piece)
@@ -109,6 +117,11 @@ class AnswerWriter(asyncio.Protocol):
         self.begin(status, [*headers, (b"content-length", b"%d" % len(body))])
         self.end(body)
 
+    @property
+    def write_paused(self) -> bool:
+        """Whether the client does not keep up."""
+        return self._write_paused
+
     async def drained(self) -> None:
         """Wait until the client has read most of what was written."""
         while self._write_paused:
@@ -119,7 +132,7 @@ class AnswerWriter(asyncio.Protocol):
         assert self._transport is not None
         if self._head:
             data, self._head = self._head + data, b""
-        if data:
+        if data and not self._transport.is_closing():
             self._transport.write(data)
 
     # Clients that do not read

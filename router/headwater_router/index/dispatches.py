@@ -20,6 +20,9 @@ class Dispatches:
         self._held: dict[int, OrderedDict[int, None]] = {}
         """Per holder, least recently used first."""
 
+    def count(self, holder: int) -> int:
+        return len(self._held.get(holder, ()))
+
     def __len__(self) -> int:
         return sum(map(len, self._held.values()))
 

@@ -214,6 +214,13 @@ class PrefixIndex:
             self._free.append(holder)
             self.changes += 1
 
+    def blocks(self, target_id: str) -> int:
+        """That an endpoint is believed to hold, of text and of token ids."""
+        holder = self._holders.get(target_id)
+        if holder is None:
+            return 0
+        return self._dispatches.count(holder) + self._stored.count(holder)
+
     def size(self) -> IndexSize:
         dispatched = len(self._dispatches) + len(self._sent) + len(self._expected)
         return IndexSize(len(self._holders), dispatched, len(self._stored), self._gaps, self._stored.unusable)

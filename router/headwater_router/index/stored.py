@@ -73,6 +73,10 @@ class StoredBlocks:
         """Blocks and keys that were looked at, for whoever wants to pause after so many."""
         self._holders: dict[int, _Holder] = {}
 
+    def count(self, holder: int) -> int:
+        state = self._holders.get(holder)
+        return len(state.keys) if state is not None else 0
+
     def __len__(self) -> int:
         return sum(len(holder.keys) for holder in self._holders.values())
 

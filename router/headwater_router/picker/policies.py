@@ -5,6 +5,8 @@ import random
 from headwater_router.index.prefixes import PrefixIndex
 from headwater_router.picker import POLICIES, make
 from headwater_router.picker.base import Picker
+from headwater_router.picker.prefix import PrefixPicker
+from headwater_router.picker.speed import Speed
 
 
 class Policies:
@@ -26,6 +28,16 @@ class Policies:
 
     def name(self, policy: str | None) -> str:
         return policy if policy in POLICIES else self._default
+
+    def speed(self, target_id: str) -> Speed | None:
+        """What was learned of an endpoint. None: nothing, or no policy in use learns it."""
+        found = (picker.speed(target_id) for picker in self._pickers.values() if isinstance(picker, PrefixPicker))
+        return next((speed for speed in found if speed is not None), None)
+
+    def forget_speed(self, target_id: str) -> None:
+        for picker in self._pickers.values():
+            if isinstance(picker, PrefixPicker):
+                picker.forget_speed(target_id)
 
     def forget(self, target_id: str) -> None:
         """The endpoint is gone, or its cache is."""

@@ -51,7 +51,7 @@ from headwater_router.outcome import Outcome
 from headwater_router.picker.base import Decision, Label, Load, Prompt, Target
 from headwater_router.picker.counting import end
 from headwater_router.picker.known import Compared, Known, Routed, routed
-from headwater_router.picker.speed import DEFAULT_SECONDS_PER_ANSWER, DEFAULT_SECONDS_PER_TOKEN
+from headwater_router.picker.speed import DEFAULT_SECONDS_PER_ANSWER, DEFAULT_SECONDS_PER_TOKEN, Speed
 from headwater_router.picker.targets import Targets
 
 DEFAULT_CAPACITY_TOKENS: Final = 500_000
@@ -161,6 +161,16 @@ class PrefixPicker:
             self._confirm(found)
         else:
             self._index.withdrawn(found.tickets)
+
+    def speed(self, target_id: str) -> Speed | None:
+        """What was learned of an endpoint; None: nothing."""
+        known = self._known.get(target_id)
+        return known.speed if known is not None else None
+
+    def forget_speed(self, target_id: str) -> None:
+        """It is to be learned anew."""
+        if (known := self._known.get(target_id)) is not None:
+            known.speed, known.fresh_until = Speed(), float("-inf")
 
     def forget(self, target_id: str) -> None:
         self._known.pop(target_id, None)

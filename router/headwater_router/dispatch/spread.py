@@ -1,8 +1,10 @@
 """Spreads the requests for one model over the deployments that serve it."""
 
 import random
+from collections.abc import Sequence
 
-from headwater_router.endpoints.fleet import Fleet, Served
+from headwater_router.dispatch.lineup import Lineup
+from headwater_router.endpoints.fleet import Fleet
 from headwater_router.picker.weights import choose
 
 
@@ -13,13 +15,12 @@ class Spread:
         self._fleet = fleet
         self._rng = rng or random.Random()
 
-    def choose(self, model: str, served: list[Served], key: int | None) -> list[Served]:
-        """Of the endpoints that could take a request those of one deployment."""
-        if model not in self._fleet.shared:
-            return served
-        deployments = {endpoint.spec.deployment: self._fleet.deployment(endpoint) for endpoint, _ in served}
-        chosen = choose([(name, each.weight) for name, each in deployments.items()], key, self._rng)
-        return [each for each in served if each[0].spec.deployment == chosen]
+    def choose(self, lineups: Sequence[Lineup], key: int | None) -> Lineup:
+        """Of the deployments that could take a request one; there is at least one."""
+        if len(lineups) == 1:
+            return lineups[0]
+        by_key = {each.deployment.key: each for each in lineups}
+        return by_key[choose([(name, each.deployment.weight) for name, each in by_key.items()], key, self._rng)]
 
     def to_wake(self, model: str, key: int | None) -> str | None:
         """The deployment that a request is to be held for. None: it would wait in vain."""

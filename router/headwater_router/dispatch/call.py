@@ -1,0 +1,53 @@
+"""A request on its way: what it asks for, and where it has been."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from headwater_router.endpoints.endpoint import Endpoint, ServedModel
+from headwater_router.picker.base import Prompt
+
+if TYPE_CHECKING:
+    from headwater_router.dispatch.dispatch import Dispatch
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """The gateway makes one for each request, and hands it back to the dispatcher in the end, however it ends."""
+
+    path: str
+    body: bytes
+    """Kept for as long as it may have to be sent once more; then it is dropped, which in a long stream is most of what
+    a request takes."""
+    model: str
+    """As the client calls it."""
+    identity: ServedModel
+    prompt: Prompt
+    conversation: int | None
+    """See `picker.weights`; None where there is only one deployment to choose."""
+    started: float
+    """When the whole request was here."""
+    only: Endpoint | None = None
+    """The one endpoint that knows what the request is about."""
+    request_id: bytes = b""
+    key_name: str = ""
+    """Of the client's API key."""
+    deadline: float | None = None
+    """For the first piece of content, over all tries; None until it was sent for the first time."""
+    held_since: float | None = None
+    """When it began to wait for an endpoint to get ready."""
+    stays: "list[Dispatch]" = field(default_factory=list)
+    """At endpoints, the latest last."""
+    tried: set[str] = field(default_factory=set)
+    """Ids of the targets that it is not sent to again."""
+    suspects: "list[Dispatch]" = field(default_factory=list)
+    """Failures of which it is not known yet whose fault they are."""
+    retry_after: float = 0.0
+    """The longest that an endpoint which was busy has named, in seconds."""
+    in_budget: bool = False
+    """It is a retry that counts in the budget now."""
+    retried: bool = False
+    """It had the one retry that a failure allows."""
+
+    def forget_body(self) -> None:
+        """From now on it is sent nowhere else."""
+        self.body = b""

@@ -1,0 +1,341 @@
+"""Chooses an endpoint for each call, and judges what came of it.
+
+identity ──> held, while nothing is ready ──> deployment by weight ──> endpoint by policy ──> `Dispatch` ──> judgement
+   ^                                                                                                │
+   └────────────────────────────── another try, where `retries` allows one ─────────────────────────┘
+"""
+
+import asyncio
+import heapq
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Set
+from typing import Final
+
+import structlog
+
+from headwater.openai.errors import (
+    BadRequestError,
+    ModelNotFoundError,
+    ServiceUnavailableError,
+)
+from headwater_router.admission.hold import Hold
+from headwater_router.dispatch.call import Call
+from headwater_router.dispatch.dispatch import Dispatch, Stage
+from headwater_router.dispatch.lineup import Lineup, Lineups, lineups
+from headwater_router.dispatch.poison import Poison
+from headwater_router.dispatch.retries import FREE, ONCE, RetryBudget
+from headwater_router.dispatch.spread import Spread
+from headwater_router.endpoints.ejection import reason_to_eject
+from headwater_router.endpoints.endpoint import Endpoint, ServedModel
+from headwater_router.endpoints.fleet import Fleet
+from headwater_router.gateway.metrics import RouterMetrics
+from headwater_router.outcome import Outcome
+from headwater_router.picker.base import Target
+from headwater_router.picker.policies import Policies
+
+log = structlog.get_logger(__name__)
+
+_PAUSE: Final = 0.05
+"""Seconds before the second try, twice that before the third; half to all of it, at random."""
+_NOT_READY_RETRY_AFTER: Final = 2.0
+_BUSY: Final = 1.0
+"""Seconds that an endpoint gets nothing which is busy and does not say for how long."""
+_LONGEST_BUSY: Final = 60.0
+_TYPICAL: Final = 1.0
+"""Seconds that an answer is taken to last before there was any."""
+_LONGEST_TYPICAL: Final = 60.0
+_LEARNING: Final = 0.05
+_REMEMBERED: Final = 200
+"""Decisions, and failures, that are kept to be looked at."""
+
+_TURNED_DOWN: Final = frozenset(
+    (Outcome.REFUSED, Outcome.DENIED, Outcome.OVERLOADED, Outcome.FAILED, Outcome.UNREACHABLE, Outcome.LOST)
+)
+_CHARGED: Final = frozenset(
+    (Outcome.DENIED, Outcome.FAILED, Outcome.UNREACHABLE, Outcome.LOST, Outcome.STALLED, Outcome.TIMED_OUT)
+)
+
+
+class Dispatcher:
+    """See the module. For one event loop; nothing here touches a socket."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        policies: Policies,
+        metrics: RouterMetrics,
+        hold: Hold,
+        *,
+        max_attempts: int,
+        answer_timeout: float,
+        rng: random.Random | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`answer_timeout`: seconds until the first piece of content, over all tries. `clock`: monotonic seconds."""
+        self.fleet = fleet
+        self.hold = hold
+        self.budget = RetryBudget()
+        self.spread = Spread(fleet, rng)
+        self.decisions: deque[Dispatch] = deque(maxlen=_REMEMBERED)
+        self.failures: deque[tuple[float, Dispatch]] = deque(maxlen=_REMEMBERED)
+        """With the time of the day, in seconds since the epoch."""
+        self._lineups = Lineups(fleet)
+        self._policies = policies
+        self._metrics = metrics
+        self._max_attempts = max_attempts
+        self._answer_timeout = answer_timeout
+        self._poison = Poison()
+        self._clock = clock
+        self._rng = rng or random.Random()
+        self._busy_until: dict[Endpoint, float] = {}
+        self._typical: dict[str, float] = {}
+        """Seconds that an answer lasts, by model."""
+        self._penalties: list[tuple[float, int, Target]] = []
+        """A heap by when they end."""
+        self._penalized = 0
+
+    # What the gateway asks
+
+    def identity(self, model: str) -> ServedModel:
+        """What the name stands for.
+
+        Raises ModelNotFoundError, or ServiceUnavailableError where it is not known yet what there is.
+        """
+        found = self.fleet.identity(model)
+        if found is not None:
+            return found
+        if self.fleet.undiscovered or model in self.fleet.models:
+            raise self.not_ready(model)
+        raise ModelNotFoundError(model, self.fleet.models)
+
+    def check(self, path: str, body: bytes, now: float) -> None:
+        """Raises BadRequestError for a body that engines died of."""
+        if self._poison.to_blame(path, body, now):
+            raise BadRequestError(
+                "Two engines broke off when they were sent this request, so it is not sent to a third.",
+                code="request_breaks_engines",
+            )
+
+    async def choose(self, call: Call) -> Dispatch:
+        """Send it somewhere. Raises APIError where there is nowhere: it is what the client gets."""
+        if call.stays:
+            await asyncio.sleep(_PAUSE * 2 ** (len(call.stays) - 1) * self._rng.uniform(0.5, 1))
+        found, avoided = await self.available(call)
+        if not found:
+            raise self.not_ready(call.model)
+        lineup = self.spread.choose(_elsewhere(call, found), call.conversation)
+        now = self._clock()
+        self.settle(now)
+        if call.deadline is None:
+            call.deadline = now + self._answer_timeout
+        picker = self._policies.of(lineup.deployment.policy)
+        decision = picker.pick(call.prompt, lineup.targets, now, avoided)
+        endpoint, model = lineup.served[decision.target.id]
+        dispatch = Dispatch(call, endpoint, model.upstream, picker, decision, self)
+        call.stays.append(dispatch)
+        call.tried.add(decision.target.id)
+        self.decisions.append(dispatch)
+        self._metrics.decisions[decision.label].inc()
+        return dispatch
+
+    async def available(self, call: Call) -> tuple[list[Lineup], Set[str]]:
+        """Who could take the request now, or after being held, and ids of those among them that it must not go to.
+
+        Raises APIError where it was held in vain.
+        """
+        while True:
+            now = self._clock()
+            found, avoided = self._candidates(call, now)
+            if found or (deployment := self._to_wake(call)) is None:
+                return found, avoided
+            if call.held_since is None:
+                call.held_since = now
+            patience = self.hold.seconds - (now - call.held_since)
+            await self.hold.wait(call.model, deployment, len(call.body), patience)
+            self.identity(call.model)
+            # Whoever is ready now has come, or come back, since; and the wait was not the engines'.
+            call.tried.clear()
+            call.deadline = None
+
+    async def may_retry(self, call: Call, outcome: Outcome) -> bool:
+        """Whether it may be tried on another endpoint; if so, `choose` is to be called next."""
+        now = self._clock()
+        if len(call.stays) >= self._max_attempts:
+            return False
+        if not self._candidates(call, now)[0] and self._to_wake(call) is None:
+            return False
+        if outcome in FREE:
+            self._metrics.retries.labels(outcome).inc()
+            return True
+        if outcome not in ONCE or call.retried:
+            return False
+        call.retried = True
+        if outcome is Outcome.LOST:
+            call.in_budget = await self.budget.wait(max(0.0, (call.deadline or now) - now))
+        else:
+            call.in_budget = self.budget.take()
+        self._metrics.retries.labels(outcome if call.in_budget else "no_budget").inc()
+        return call.in_budget
+
+    def close(self, call: Call, now: float, otherwise: Outcome) -> None:
+        """The request has ended. What its failures say of the endpoints is decided here at the latest. `otherwise`: the
+        outcome of a stay that has none yet."""
+        self._leave_budget(call)
+        if call.stays and call.stays[-1].stage is not Stage.ENDED:
+            call.stays[-1].ended(otherwise, now)
+        self._charge_suspects(call, now)
+        call.forget_body()
+
+    def retry_after(self, call: Call, now: float) -> float:
+        """The longest time that endpoints of its model have asked for, in seconds; 0 where none did."""
+        busy = [self._busy_until.get(endpoint, now) - now for endpoint, _ in self.fleet.serving(call.model)]
+        return max([call.retry_after, *busy])
+
+    def settle(self, now: float) -> None:
+        """Take back the penalties whose time is over."""
+        while self._penalties and self._penalties[0][0] <= now:
+            heapq.heappop(self._penalties)[2].load.penalty -= 1
+
+    def not_ready(self, model: str) -> ServiceUnavailableError:
+        why = self.fleet.why_not_ready(model)
+        return ServiceUnavailableError(
+            f"No endpoint of the model `{model}` is ready{': ' if why else ''}{why}.",
+            code="no_endpoint_ready",
+            retry_after=_NOT_READY_RETRY_AFTER,
+        )
+
+    # How an endpoint is told apart from one that is better left alone
+
+    def _candidates(self, call: Call, now: float) -> tuple[list[Lineup], Set[str]]:
+        """Whom to choose from, and ids of those among them that it must not go to. The ejected count where there is no
+        other, and on the first try the busy, too: their word is worth more to the client than ours. To send there
+        anyway is better than to send nowhere."""
+        if call.only is not None:
+            return self._of(call, lambda endpoint: endpoint is call.only), call.tried
+        good = self._lineups.of(call.model)
+        avoided = call.tried | self._busy(now) if self._busy_until else call.tried
+        if good and not avoided:
+            return good, avoided
+        found = [lineup for lineup in good if lineup.has_more_than(avoided)]
+        if found:
+            return found, avoided
+        if good and not call.tried:
+            return good, frozenset()
+        return ([] if good else self._of(call, lambda endpoint: True)), call.tried
+
+    def _of(self, call: Call, wanted: Callable[[Endpoint], bool]) -> list[Lineup]:
+        """Those that take requests, ejected or not, and were not tried."""
+        there = (each for each in self.fleet.serving(call.model) if each[0].takes_requests and wanted(each[0]))
+        return [lineup for lineup in lineups(self.fleet, there) if lineup.has_more_than(call.tried)]
+
+    def _to_wake(self, call: Call) -> str | None:
+        """The deployment that the request is to be held for; None: it is not to be held."""
+        if self.fleet.ready(call.model) or not self.hold.limit:
+            return None
+        return self.spread.to_wake(call.model, call.conversation)
+
+    def _busy(self, now: float) -> set[str]:
+        """Ids of the targets that want nothing for now."""
+        for endpoint in [endpoint for endpoint, until in self._busy_until.items() if until <= now]:
+            del self._busy_until[endpoint]
+        return {endpoint.target.id for endpoint in self._busy_until}
+
+    # What comes of a stay: called by `Dispatch`
+
+    def began(self, dispatch: Dispatch, now: float) -> None:
+        """Its first token is here: what others failed before was their own fault, and it is no retry any more."""
+        self._leave_budget(dispatch.call)
+        self._charge_suspects(dispatch.call, now)
+
+    def left(self, dispatch: Dispatch, now: float) -> None:
+        """It has ended."""
+        call, outcome, endpoint = dispatch.call, dispatch.outcome, dispatch.endpoint
+        self._leave_budget(call)
+        if outcome is Outcome.ANSWERED:
+            typical = self._typical.get(call.identity.base, _TYPICAL)
+            self._typical[call.identity.base] = typical + _LEARNING * (now - dispatch.at - typical)
+            endpoint.breaker.answered(now)
+            self._charge_suspects(call, now)
+            return
+        if outcome is Outcome.OVERLOADED:
+            self._busy_until[endpoint] = now + min(call.retry_after or _BUSY, _LONGEST_BUSY)
+        if outcome in _TURNED_DOWN:
+            self._penalize(dispatch, now)
+        if outcome in ONCE and dispatch.first_token_at is None:
+            self._suspect(call, dispatch, now)
+        elif outcome in _CHARGED:
+            self._charge(endpoint, call.model, now)
+        if outcome not in (Outcome.REFUSED, Outcome.CLIENT_LEFT):
+            self._remember(dispatch)
+
+    def _penalize(self, dispatch: Dispatch, now: float) -> None:
+        """Count it as load for as long as an answer takes: who fails at once would look idle, and draw the traffic."""
+        typical = min(self._typical.get(dispatch.call.identity.base, _TYPICAL), _LONGEST_TYPICAL)
+        target = dispatch.decision.target
+        self._penalized += 1
+        target.load.penalty += 1
+        heapq.heappush(self._penalties, (dispatch.at + typical, self._penalized, target))
+
+    def _suspect(self, call: Call, dispatch: Dispatch, now: float) -> None:
+        """Whether it is the endpoint's fault will be seen at the next one: what two replicas fail is the request's."""
+        call.suspects.append(dispatch)
+        if len(call.suspects) == 1:
+            return
+        lost = [each.decision.target.id for each in call.suspects if each.outcome is Outcome.LOST]
+        if len(lost) > 1:
+            self._poison.lost_at_both(call.path, call.body, frozenset(lost), now)
+        call.suspects.clear()
+
+    def _charge_suspects(self, call: Call, now: float) -> None:
+        for dispatch in call.suspects:
+            self._charge(dispatch.endpoint, call.model, now)
+        call.suspects.clear()
+
+    def _charge(self, endpoint: Endpoint, model: str, now: float) -> None:
+        endpoint.breaker.failed(now)
+        serving = [each for each, _ in self.fleet.serving(model)]
+        if endpoint in serving and (reason := reason_to_eject(endpoint, serving, now)) is not None:
+            self.eject(endpoint, reason, now)
+
+    def eject(self, endpoint: Endpoint, reason: str, now: float) -> None:
+        seconds = endpoint.breaker.eject(now)
+        self._metrics.ejections.labels(endpoint.name).inc()
+        log.warning("endpoint ejected", endpoint=endpoint.name, reason=reason, seconds=seconds)
+
+    def _remember(self, dispatch: Dispatch) -> None:
+        self.failures.append((time.time(), dispatch))
+        log.warning(
+            "endpoint did not answer",
+            request_id=dispatch.call.request_id.decode("latin-1"),
+            endpoint=dispatch.endpoint.name,
+            model=dispatch.call.model,
+            outcome=dispatch.outcome,
+            status=dispatch.status,
+            reason=dispatch.reason or None,
+            attempt=len(dispatch.call.stays),
+        )
+
+    def _leave_budget(self, call: Call) -> None:
+        if call.in_budget:
+            call.in_budget = False
+            self.budget.give()
+
+
+def _elsewhere(call: Call, found: list[Lineup]) -> list[Lineup]:
+    """What one replica failed, another deployment is more likely to answer than another replica: a new version may be
+    wrong."""
+    failing = {dispatch.endpoint.spec.deployment for dispatch in call.suspects}
+    return [lineup for lineup in found if lineup.deployment.key not in failing] or found
+
+
+def outcome_of(status: int, retry_after: float | None) -> Outcome:
+    """Of an answer whose head is here. `retry_after`: seconds, None where the head names none."""
+    if status < 400:
+        return Outcome.ANSWERED
+    if status == 429 or (status == 503 and retry_after is not None):
+        return Outcome.OVERLOADED
+    if status in (401, 403, 404, 424):
+        return Outcome.DENIED
+    return Outcome.FAILED if status >= 500 else Outcome.REFUSED

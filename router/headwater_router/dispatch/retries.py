@@ -1,0 +1,73 @@
+"""Whether a request that an endpoint did not answer may be tried on another one.
+
+| outcome | another try | why no more |
+|---|---|---|
+| overloaded, unreachable, unsent | as long as there are attempts | nothing was computed |
+| denied, failed | one | what fails at two replicas says something about the request |
+| lost | one | a request that kills engines must not be carried through all of them |
+| timed out, stalled | none | what was sent is not computed again because it was slow |
+
+A retry is load on top of the load that may have been the cause. So at most a fifth of the requests that are open may be
+retries of what was computed once already. A failure beyond that is the answer; a loss, which took its engine's load
+with it, waits for its turn.
+"""
+
+import asyncio
+from typing import Final
+
+from headwater_router.outcome import Outcome
+
+FREE: Final = frozenset((Outcome.OVERLOADED, Outcome.UNREACHABLE, Outcome.UNSENT))
+"""Nothing was computed: such a retry is no further load."""
+ONCE: Final = frozenset((Outcome.DENIED, Outcome.FAILED, Outcome.LOST))
+
+_SHARE: Final = 5
+_LEAST: Final = 3
+"""Retries that may always be open, or a quiet router could make none."""
+
+
+class RetryBudget:
+    """Retries that are open now."""
+
+    def __init__(self) -> None:
+        self.open_requests = 0
+        """Of all kinds; the forwarder writes it."""
+        self.retries = 0
+        self._waiting: dict[asyncio.Future[None], None] = {}
+
+    def take(self) -> bool:
+        """Count a retry if there is room for it. Whoever took is to `give` later."""
+        if self._waiting or not self._has_room():
+            return False
+        self.retries += 1
+        return True
+
+    async def wait(self, patience: float) -> bool:
+        """As `take`, after all who wait already; False if there is no room within so many seconds."""
+        if self.take():
+            return True
+        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting[granted] = None
+        try:
+            async with asyncio.timeout(patience):
+                await granted
+        except BaseException as error:
+            self._waiting.pop(granted, None)
+            if granted.done() and not granted.cancelled():  # in the very moment in which the waiting ended
+                self.give()
+            if isinstance(error, TimeoutError):
+                return False
+            raise
+        return True
+
+    def give(self) -> None:
+        self.retries -= 1
+        while self._waiting and self._has_room():
+            granted = next(iter(self._waiting))
+            del self._waiting[granted]
+            if not granted.done():
+                self.retries += 1
+                granted.set_result(None)
+
+    def _has_room(self) -> bool:
+        return self.retries < max(_LEAST, self.open_requests // _SHARE)

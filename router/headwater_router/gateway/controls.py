@@ -1,0 +1,134 @@
+"""What the admin API sees of the router, and does with it."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from headwater_router.admin.models import BreakerInfo, EndpointInfo, LoadInfo, ModelInfo, SpeedInfo
+from headwater_router.dispatch.dispatch import Dispatch
+from headwater_router.dispatch.dispatcher import Dispatcher
+from headwater_router.dispatch.records import Candidate, DecisionRecord, FailureRecord
+from headwater_router.endpoints.endpoint import Endpoint
+from headwater_router.index import PrefixIndex
+from headwater_router.outcome import Outcome
+from headwater_router.picker.policies import Policies
+from headwater_router.picker.speed import Speed
+
+_UNKNOWN: Final = Speed()
+
+
+@dataclass(slots=True, eq=False)
+class RouterControls:
+    """`admin.controls.Controls` over the real thing."""
+
+    dispatcher: Dispatcher
+    policies: Policies
+    index: PrefixIndex
+
+    def endpoints(self) -> Sequence[EndpointInfo]:
+        now = time.monotonic()
+        self.dispatcher.settle(now)
+        return [self._endpoint(each, now) for each in self.dispatcher.fleet]
+
+    def models(self) -> Sequence[ModelInfo]:
+        fleet = self.dispatcher.fleet
+        return [
+            ModelInfo(
+                name=name,
+                base=identity.base,
+                adapter=bool(identity.adapter),
+                deployments=[each.key for each in fleet.promised(name)],
+                endpoints=len(fleet.serving(name)),
+                ready_endpoints=sum(each.takes_requests for each, _ in fleet.serving(name)),
+                held=sum(self.dispatcher.hold.held[each.key] for each in fleet.promised(name)),
+            )
+            for name in fleet.models
+            if (identity := fleet.identity(name)) is not None
+        ]
+
+    def decisions(self) -> Sequence[DecisionRecord]:
+        names = {endpoint.target.id: endpoint for endpoint in self.dispatcher.fleet}
+        return [self._decision(each, names) for each in self.dispatcher.decisions]
+
+    def failures(self) -> Sequence[FailureRecord]:
+        return [
+            FailureRecord(
+                when,
+                each.call.request_id.decode("latin-1"),
+                each.call.key_name,
+                each.call.model,
+                each.endpoint.name,
+                each.outcome or Outcome.FAILED,
+                each.reason,
+            )
+            for when, each in self.dispatcher.failures
+        ]
+
+    def cordon(self, endpoint: str, cordoned: bool) -> None:
+        for each in self._called(endpoint):
+            self.dispatcher.fleet.cordon(each, cordoned)
+
+    def eject(self, endpoint: str, seconds: float) -> None:
+        for each in self._called(endpoint):
+            each.breaker.eject(time.monotonic(), seconds)
+
+    def reset(self, endpoint: str) -> None:
+        for each in self._called(endpoint):
+            each.breaker.reset()
+            self.policies.forget_speed(each.target.id)
+
+    def _called(self, endpoint: str) -> list[Endpoint]:
+        return [each for each in self.dispatcher.fleet if each.id == endpoint]
+
+    def _endpoint(self, endpoint: Endpoint, now: float) -> EndpointInfo:
+        load, breaker = endpoint.target.load, endpoint.breaker
+        speed = self.policies.speed(endpoint.target.id) or _UNKNOWN
+        return EndpointInfo(
+            id=endpoint.id,
+            name=endpoint.name,
+            url=endpoint.spec.url,
+            backend=endpoint.spec.backend,
+            deployment=endpoint.spec.deployment,
+            models=[model.name for model in endpoint.models],
+            ready=endpoint.ready,
+            reason=endpoint.reason,
+            accepting=endpoint.accepting,
+            cordoned=endpoint.cordoned,
+            breaker=BreakerInfo(
+                state=breaker.state(now), ejections=breaker.ejections, error_share=breaker.error_share(now)
+            ),
+            speed=SpeedInfo(
+                samples=speed.samples,
+                seconds_per_token=speed.seconds_per_token,
+                seconds_per_answer=speed.seconds_per_answer,
+            ),
+            load=LoadInfo.model_validate(load),
+            cached_blocks=self.index.blocks(endpoint.target.id),
+        )
+
+    def _decision(self, dispatch: Dispatch, endpoints: dict[str, Endpoint]) -> DecisionRecord:
+        call, decision = dispatch.call, dispatch.decision
+        age = time.monotonic() - dispatch.at
+        return DecisionRecord(
+            time.time() - age,
+            call.request_id.decode("latin-1"),
+            call.key_name,
+            call.model,
+            self.policies.name(self.dispatcher.fleet.deployment(dispatch.endpoint).policy),
+            decision.label,
+            1 + call.stays.index(dispatch),
+            dispatch.endpoint.name,
+            call.prompt.tokens,
+            tuple(
+                Candidate(
+                    endpoint.name,
+                    each.cached_tokens,
+                    each.predicted_ttft,
+                    endpoint.target.load.in_flight,
+                    endpoint.target.load.penalty,
+                )
+                for each in decision.candidates()
+                if (endpoint := endpoints.get(each.target_id)) is not None
+            ),
+        )

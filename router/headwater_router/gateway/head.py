@@ -1,0 +1,93 @@
+"""Heads on their way through: which headers go to the endpoint, and which of its own go to the client."""
+
+import math
+import time
+from email.utils import parsedate_to_datetime
+from typing import Final
+
+from headwater_router.admission.keys import CREDENTIALS
+from headwater_router.endpoints.endpoint import Endpoint
+from headwater_router.gateway.body import Body, asking_for_usage, with_model
+from headwater_router.gateway.request import Request
+from headwater_router.headers import Headers, end_to_end
+
+_NOT_FORWARDED: Final = frozenset((b"host", b"content-length", b"accept-encoding", b"expect", b"x-request-id"))
+"""accept-encoding: the usage is read off the answer's last bytes, and token streams gain nothing from compression."""
+_WITH_USAGE: Final = frozenset(("/v1/chat/completions", "/v1/completions"))
+"""Paths whose streams tell the usage only if they are asked to."""
+_NOT_PASSED_ON: Final = frozenset((b"x-request-id", b"x-headwater-endpoint", b"x-headwater-decision"))
+"""The router sets them itself."""
+_LONGEST_WAIT: Final = 3600.0
+
+
+class RequestHead:
+    """The head of a request for whichever endpoint it goes to."""
+
+    __slots__ = ("_asks", "_body", "_keys", "_method", "_rest", "usage_is_ours")
+
+    def __init__(self, request: Request, body: Body, *, keys_are_ours: bool) -> None:
+        """`keys_are_ours`: the client's key is for this router, and no endpoint gets to see it."""
+        lines = [b"%b HTTP/1.1" % request.target, b"x-request-id: " + request.id]
+        keys = []
+        for name, value in end_to_end(request.headers):
+            if name in CREDENTIALS:
+                keys.append(b"%b: %b\r\n" % (name, value))
+            elif name not in _NOT_FORWARDED:
+                lines.append(b"%b: %b" % (name, value))
+        self._method = request.method
+        self._rest = b"\r\n".join(lines)
+        self._keys = b"" if keys_are_ours else b"".join(keys)
+        self._body = body
+        self._asks = request.path in _WITH_USAGE and body.stream
+        self.usage_is_ours = False
+        """The endpoint that was asked last was asked for the usage by us."""
+
+    def of(self, endpoint: Endpoint, upstream_model: str, data: bytes) -> tuple[bytes, bytes]:
+        """Head and body for an endpoint, of the body as it is. `upstream_model`: the name by which it knows the model,
+        if that is another."""
+        if upstream_model:
+            data = with_model(data, self._body, upstream_model)
+        asking = asking_for_usage(data, self._body) if self._asks and endpoint.backend.streams_usage else None
+        self.usage_is_ours = asking is not None
+        data = asking or data
+        keys = endpoint.key.header or self._keys
+        head = b"%b %b%b\r\nhost: %b\r\n%bcontent-length: %d\r\n\r\n" % (
+            self._method, endpoint.path, self._rest, endpoint.authority, keys, len(data)
+        )  # fmt: skip
+        return head, data
+
+    def forget_body(self) -> None:
+        """What is known of it keeps all of it in memory."""
+        self._body = Body()
+
+
+def answer_head(headers: Headers, longest_wait: float | None) -> Headers:
+    """What of an endpoint's headers goes to the client. `longest_wait`: seconds for Retry-After, instead of its own."""
+    kept = [each for each in headers if each[0] not in _NOT_PASSED_ON]
+    if longest_wait:
+        kept = [each for each in kept if each[0] != b"retry-after"]
+        kept.append((b"retry-after", b"%d" % math.ceil(longest_wait)))
+    return kept
+
+
+def retry_after(headers: Headers) -> float | None:
+    """Seconds; None where there is no such header, or it makes no sense."""
+    for name, value in headers:
+        if name == b"retry-after":
+            return _seconds(value.decode("latin-1").strip())
+    return None
+
+
+def _seconds(text: str) -> float | None:
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(text).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return None
+    return min(max(seconds, 0.0), _LONGEST_WAIT) if math.isfinite(seconds) else None
+
+
+def is_stream(headers: Headers) -> bool:
+    return any(name == b"content-type" and value.lower().startswith(b"text/event-stream") for name, value in headers)

@@ -1,0 +1,113 @@
+"""What is told of a request once it has ended, however it ended: its metrics, and its line in the access log."""
+
+import time
+from dataclasses import dataclass
+
+from headwater_router.dispatch.call import Call
+from headwater_router.gateway.access_log import AccessLog, AccessRecord, Try
+from headwater_router.gateway.connection import ClientConnection
+from headwater_router.gateway.metrics import REJECTED, ModelMetrics, RouterMetrics
+from headwater_router.gateway.request import Request
+from headwater_router.gateway.usage import Usage
+from headwater_router.index import PromptBuilder
+from headwater_router.outcome import Outcome
+
+CLIENT_CLOSED_REQUEST = 499
+"""The status that stands for a client which left before it was answered, as nginx has it."""
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """Made when a request is here, and completed on its way."""
+
+    request: Request
+    client: ClientConnection
+    started: float
+    """Monotonic seconds."""
+    bytes_in: int
+    key: str
+    """The name of the client's API key."""
+    model: str = ""
+    """Only if there is one of that name, or labels could be made up."""
+    call: Call | None = None
+    error: str = ""
+    """The code or message of what the router itself answered."""
+
+    @property
+    def outcome(self) -> str:
+        if self.client.left and not self.client.answer_began:
+            return Outcome.CLIENT_LEFT  # It may have been about to be tried once more.
+        if self.call is not None and self.call.stays and (outcome := self.call.stays[-1].outcome) is not None:
+            return outcome
+        return REJECTED
+
+
+class Journal:
+    def __init__(self, metrics: RouterMetrics, prompts: PromptBuilder, log: AccessLog | None) -> None:
+        self._metrics = metrics
+        self._prompts = prompts
+        self._log = log
+
+    def ended(self, entry: Entry) -> None:
+        now = time.monotonic()
+        status = entry.client.status if entry.client.answer_began else CLIENT_CLOSED_REQUEST
+        self._metrics.answered(status)
+        if entry.model:
+            self._count(entry, self._metrics.of(entry.model), now)
+        if self._log is not None:
+            self._log.write(_record(entry, status, now))
+
+    def _count(self, entry: Entry, metrics: ModelMetrics, now: float) -> None:
+        metrics.outcomes[entry.outcome].inc()
+        metrics.duration.observe(now - entry.started)
+        if entry.call is None or not entry.call.stays:
+            return
+        dispatch = entry.call.stays[-1]
+        usage = dispatch.usage
+        if usage is None:
+            return
+        metrics.prompt_tokens.inc(usage.prompt_tokens)
+        self._prompts.learn(entry.call.prompt, usage.prompt_tokens)
+        if usage.output_tokens:
+            metrics.output_tokens.inc(usage.output_tokens)
+        if usage.cached_tokens is not None:
+            # Side by side: predictions of answers that do not say are left out.
+            metrics.predicted_cached_tokens.inc(dispatch.decision.predicted_cached_tokens)
+            metrics.actual_cached_tokens.inc(usage.cached_tokens)
+        if (seconds := _seconds_per_token(entry.call, usage, now)) is not None:
+            metrics.per_token.observe(seconds)
+
+
+def _seconds_per_token(call: Call, usage: Usage, now: float) -> float | None:
+    first = call.stays[-1].first_token_at
+    if not call.prompt.streamed or first is None or not usage.output_tokens or usage.output_tokens < 2:
+        return None
+    return (now - first) / (usage.output_tokens - 1)
+
+
+def _record(entry: Entry, status: int, now: float) -> AccessRecord:
+    request, call = entry.request, entry.call
+    record = AccessRecord(
+        id=request.id.decode("latin-1"),
+        client=request.client,
+        key=entry.key,
+        method=request.method.decode("latin-1"),
+        path=request.path,
+        model=entry.model,
+        status=status,
+        outcome=entry.outcome,
+        error=entry.error,
+        seconds=now - entry.started,
+        bytes_in=entry.bytes_in,
+        bytes_out=entry.client.bytes_sent,
+    )
+    if call is not None and call.stays:
+        last = call.stays[-1]
+        record.tries = [Try(each.endpoint.name, each.outcome or "", each.reason) for each in call.stays]
+        record.decision = last.decision.label
+        record.queued = call.stays[0].at - entry.started
+        record.first_token = None if last.first_token_at is None else last.first_token_at - entry.started
+        if (usage := last.usage) is not None:
+            record.prompt_tokens, record.output_tokens = usage.prompt_tokens, usage.output_tokens
+            record.cached_tokens = usage.cached_tokens
+    return record

@@ -1,0 +1,94 @@
+"""What is forwarded, and how the model is found that a request asks for."""
+
+import re
+from collections import OrderedDict
+from enum import Enum
+from typing import Final
+
+from headwater_router.endpoints.endpoint import Endpoint
+
+
+class Form(Enum):
+    """Where a request says which model it wants."""
+
+    JSON = "json"
+    """In the field `model` of its body."""
+    MULTIPART = "multipart"
+    """In the part of that name of a form."""
+    RESPONSE = "response"
+    """Nowhere: it names a response, which is where it was made."""
+
+
+FORWARDED: Final[dict[str, Form]] = dict.fromkeys(
+    (
+        "/v1/chat/completions",
+        "/v1/chat/completions/render",
+        "/v1/completions",
+        "/v1/completions/render",
+        "/v1/responses",
+        "/v1/messages",
+        "/v1/messages/count_tokens",
+        "/v1/embeddings",
+        "/v1/score",
+        "/v1/rerank",
+        "/v2/rerank",
+        "/v1/audio/speech",
+        "/score",
+        "/rerank",
+        "/pooling",
+        "/classify",
+        "/tokenize",
+        "/detokenize",
+    ),
+    Form.JSON,
+) | dict.fromkeys(("/v1/audio/transcriptions", "/v1/audio/translations"), Form.MULTIPART)
+
+_RESPONSE: Final = re.compile(r"/v1/responses/([\w.-]{1,128})(?:/cancel|/input_items)?")
+_MODEL_PART: Final = re.compile(rb'name="model"\r\n(?:[^\r\n]{1,200}\r\n){0,4}\r\n([^\r\n]{1,512})\r\n--')
+_RESPONSE_ID: Final = re.compile(rb'"id" ?: ?"(resp_[\w.-]{1,123})"')
+_MOST_RESPONSES: Final = 100_000
+
+
+def form_of(path: str) -> Form | None:
+    """None: the path is not forwarded."""
+    found = FORWARDED.get(path)
+    if found is None and _RESPONSE.fullmatch(path):
+        return Form.RESPONSE
+    return found
+
+
+def response_of(path: str) -> str:
+    """The response that a path of that form names."""
+    found = _RESPONSE.fullmatch(path)
+    assert found is not None
+    return found[1]
+
+
+def model_in_form(body: bytes) -> str | None:
+    """The model that a multipart form names. None: none, or more than one."""
+    found = {match[1] for match in _MODEL_PART.finditer(body)}
+    return found.pop().decode(errors="replace").strip() if len(found) == 1 else None
+
+
+class Responses:
+    """Which endpoint holds which response, by what passed through this router; the latest are remembered."""
+
+    def __init__(self, most: int = _MOST_RESPONSES) -> None:
+        self._most = most
+        self._made: OrderedDict[str, tuple[Endpoint, str]] = OrderedDict()
+
+    def learn(self, beginning: bytes, endpoint: Endpoint, model: str) -> None:
+        """`beginning`: of an answer that makes a response, or of its stream."""
+        if (found := _RESPONSE_ID.search(beginning)) is not None:
+            self._made[found[1].decode()] = endpoint, model
+            if len(self._made) > self._most:
+                self._made.popitem(last=False)
+
+    def maker(self, response: str | None) -> Endpoint | None:
+        """The endpoint of a response that a request goes on from, if it still takes requests."""
+        found = self._made.get(response) if response else None
+        return found[0] if found is not None and found[0].takes_requests else None
+
+    def find(self, response: str) -> tuple[Endpoint, str] | None:
+        """The endpoint, and the model as its client called it."""
+        return self._made.get(response)

@@ -1,0 +1,81 @@
+"""A dispatcher over endpoints that are only names: a test says what becomes of each stay, and what time it is."""
+
+import random
+from dataclasses import dataclass, field
+
+from headwater_router.admission.hold import Hold
+from headwater_router.dispatch.call import Call
+from headwater_router.dispatch.dispatch import Dispatch
+from headwater_router.dispatch.dispatcher import Dispatcher
+from headwater_router.endpoints.breaker import Breaker
+from headwater_router.endpoints.endpoint import Endpoint, EndpointSpec, ServedModel
+from headwater_router.endpoints.fleet import Fleet
+from headwater_router.gateway.metrics import RouterMetrics
+from headwater_router.index import PrefixIndex
+from headwater_router.outcome import Outcome
+from headwater_router.picker.base import Prompt
+from headwater_router.picker.policies import Policies
+
+MODEL = ServedModel("m", base="m", adapter="")
+
+
+@dataclass(slots=True, eq=False)
+class Dispatching:
+    count: int
+    policy: str = "round_robin"
+    max_attempts: int = 3
+    now: float = 1000.0
+    metrics: RouterMetrics = field(default_factory=RouterMetrics)
+    fleet: Fleet = field(init=False)
+    dispatcher: Dispatcher = field(init=False)
+
+    def __post_init__(self) -> None:
+        policies = Policies(self.policy, PrefixIndex(), random.Random(1))
+        self.fleet = Fleet(lambda: Breaker(failures=5, window=60.0, open_for=30.0), policies.forget)
+        self.fleet.replace([EndpointSpec(f"http://10.0.0.{n}:8000", f"e{n}") for n in range(self.count)])
+        for endpoint in self.fleet:
+            self.fleet.mark_ready(endpoint, [MODEL])
+        hold = Hold(self.fleet.ready, lambda outcome: None, limit=0, seconds=1.0)
+        self.dispatcher = Dispatcher(
+            self.fleet,
+            policies,
+            self.metrics,
+            hold,
+            max_attempts=self.max_attempts,
+            answer_timeout=600.0,
+            rng=random.Random(1),
+            clock=lambda: self.now,
+        )
+
+    @property
+    def endpoints(self) -> list[Endpoint]:
+        return list(self.fleet)
+
+    def call(self, body: bytes = b"{}") -> Call:
+        return Call("/v1/completions", body, "m", MODEL, Prompt("m", [], 100), None, self.now)
+
+    def answer(self, dispatch: Dispatch, seconds: float = 0.1) -> None:
+        """As a good endpoint does."""
+        dispatch.answered(200)
+        self.now += seconds
+        dispatch.first_token(self.now)
+        self.now += seconds
+        dispatch.ended(Outcome.ANSWERED, self.now)
+
+    def close(self, call: Call) -> None:
+        self.dispatcher.close(call, self.now, Outcome.CLIENT_LEFT)
+
+    async def run(self, outcomes: dict[str, Outcome], body: bytes = b"{}") -> Call:
+        """One request, where each endpoint ends it as told, and the others answer it."""
+        call = self.call(body)
+        while True:
+            dispatch = await self.dispatcher.choose(call)
+            outcome = outcomes.get(dispatch.endpoint.name, Outcome.ANSWERED)
+            if outcome is Outcome.ANSWERED:
+                self.answer(dispatch)
+                break
+            dispatch.ended(outcome, self.now)
+            if not await self.dispatcher.may_retry(call, outcome):
+                break
+        self.close(call)
+        return call

@@ -1,0 +1,291 @@
+"""Where a request goes, whose fault a failure is, and that each stay ends exactly once."""
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headwater.openai.errors import BadRequestError, ServiceUnavailableError
+from headwater_router.dispatch.dispatch import Stage
+from headwater_router.dispatch.dispatcher import outcome_of
+from headwater_router.dispatch.poison import QUARANTINE, Poison
+from headwater_router.endpoints.endpoint import Endpoint
+from headwater_router.outcome import Outcome
+from headwater_router.picker import POLICIES
+from tests.router.dispatching import Dispatching
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headwater_router.dispatch.dispatcher._PAUSE", 0.0)
+
+
+def names(endpoints: list[Endpoint]) -> list[str]:
+    return [endpoint.name for endpoint in endpoints]
+
+
+# A stay
+
+
+@given(st.lists(st.sampled_from(["answered", "first_token", "ended"]), max_size=6))
+def test_a_stay_goes_forward_only_and_ends_exactly_once(steps: list[str]) -> None:
+    async def run() -> None:
+        fake = Dispatching(2)
+        dispatch = await fake.dispatcher.choose(fake.call())
+        for step in steps:
+            stage = dispatch.stage
+            target = {"answered": Stage.ANSWERING, "first_token": Stage.GENERATING, "ended": Stage.ENDED}[step]
+            try:
+                match step:
+                    case "answered":
+                        dispatch.answered(200)
+                    case "first_token":
+                        dispatch.first_token(fake.now)
+                    case _:
+                        dispatch.ended(Outcome.ANSWERED, fake.now)
+            except ValueError:
+                assert target <= stage
+                assert dispatch.stage is stage
+            else:
+                assert target > stage
+        in_flight = sum(endpoint.target.load.in_flight for endpoint in fake.fleet)
+        assert in_flight == (dispatch.stage is not Stage.ENDED)
+
+    asyncio.run(run())
+
+
+@given(st.integers(100, 599), st.sampled_from([None, 0.0, 5.0]))
+def test_every_status_means_one_outcome(status: int, retry_after: float | None) -> None:
+    outcome = outcome_of(status, retry_after)
+    assert (outcome is Outcome.ANSWERED) == (status < 400)
+    if status == 503:
+        assert outcome is (Outcome.FAILED if retry_after is None else Outcome.OVERLOADED)
+
+
+# Back-pressure
+
+
+async def test_a_busy_endpoint_gets_nothing_for_as_long_as_it_asked() -> None:
+    fake = Dispatching(2)
+    call = fake.call()
+    busy = await fake.dispatcher.choose(call)
+    call.retry_after = 7.0
+    busy.ended(Outcome.OVERLOADED, fake.now)
+    assert await fake.dispatcher.may_retry(call, Outcome.OVERLOADED)
+    other = await fake.dispatcher.choose(call)
+    assert other.endpoint is not busy.endpoint
+    fake.close(call)
+    for _ in range(5):
+        fake.now += 1.0
+        assert (await fake.run({})).stays[0].endpoint is other.endpoint
+    fake.now += 3.0
+    assert {(await fake.run({})).stays[0].endpoint for _ in range(4)} == {busy.endpoint, other.endpoint}
+    assert busy.endpoint.breaker.error_share(fake.now) == 0.0
+
+
+async def test_where_all_are_busy_the_client_gets_the_longest_wait_and_no_other_endpoint_is_bothered() -> None:
+    fake = Dispatching(3)
+    call = fake.call()
+    for seconds in (3.0, 30.0, 5.0):
+        dispatch = await fake.dispatcher.choose(call)
+        call.retry_after = max(call.retry_after, seconds)
+        dispatch.ended(Outcome.OVERLOADED, fake.now)
+    assert not await fake.dispatcher.may_retry(call, Outcome.OVERLOADED)
+    assert fake.dispatcher.retry_after(call, fake.now) == 30.0
+    later = fake.call()
+    last = await fake.dispatcher.choose(later)  # Rather one that may say no than nobody.
+    last.ended(Outcome.OVERLOADED, fake.now)
+    assert not await fake.dispatcher.may_retry(later, Outcome.OVERLOADED)
+
+
+async def test_the_only_endpoint_is_asked_though_it_is_busy() -> None:
+    fake = Dispatching(1)
+    for _ in range(20):
+        assert len((await fake.run({"e0": Outcome.OVERLOADED})).stays) == 1
+
+
+# Whose fault
+
+
+async def test_what_one_fails_and_another_answers_is_charged() -> None:
+    fake = Dispatching(4)
+    for _ in range(40):
+        call = await fake.run({"e0": Outcome.FAILED})
+        assert call.stays[-1].outcome is Outcome.ANSWERED
+    assert names([each for each in fake.endpoints if not each.breaker.closed]) == ["e0"]
+
+
+@pytest.mark.parametrize("outcome", [Outcome.FAILED, Outcome.DENIED, Outcome.LOST])
+async def test_what_two_replicas_fail_is_no_endpoints_fault(outcome: Outcome) -> None:
+    fake = Dispatching(4)
+    for number in range(100):
+        call = await fake.run(dict.fromkeys(["e0", "e1", "e2", "e3"], outcome), b"{%d}" % number)
+        assert len(call.stays) == 2, "one more try, and no third"
+    assert all(each.breaker.closed for each in fake.endpoints)
+    assert all(each.breaker.error_share(fake.now) == 0.0 for each in fake.endpoints)
+
+
+async def test_refusals_and_clients_that_leave_say_nothing_of_an_endpoint() -> None:
+    fake = Dispatching(2)
+    for outcome in (Outcome.REFUSED, Outcome.CLIENT_LEFT, Outcome.UNSENT):
+        for _ in range(20):
+            dispatch = await fake.dispatcher.choose(fake.call())
+            dispatch.ended(outcome, fake.now)
+    for each in fake.endpoints:
+        each.breaker.failed(fake.now)
+        assert each.breaker.error_share(fake.now) == 1.0, "neither counted nor cleared"
+
+
+async def test_where_all_that_are_left_were_ejected_requests_go_there_all_the_same() -> None:
+    fake = Dispatching(2)
+    for _ in range(40):
+        await fake.run({"e0": Outcome.FAILED})
+    fake.fleet.mark_unready(fake.endpoints[1], "gone")
+    assert (await fake.run({})).stays[0].endpoint.name == "e0"
+
+
+# What is tried again
+
+
+async def test_what_was_slow_is_not_computed_again() -> None:
+    for outcome in (Outcome.TIMED_OUT, Outcome.STALLED):
+        call = await Dispatching(3).run(dict.fromkeys(["e0", "e1", "e2"], outcome))
+        assert len(call.stays) == 1
+
+
+async def test_the_time_for_an_answer_is_one_over_all_tries() -> None:
+    fake = Dispatching(3)
+    call = fake.call()
+    dispatch = await fake.dispatcher.choose(call)
+    deadline = call.deadline
+    fake.now += 100.0
+    dispatch.ended(Outcome.FAILED, fake.now)
+    assert await fake.dispatcher.may_retry(call, Outcome.FAILED)
+    await fake.dispatcher.choose(call)
+    assert call.deadline == deadline
+
+
+async def test_at_most_a_fifth_of_the_open_requests_are_retries() -> None:
+    fake = Dispatching(3)
+    budget = fake.dispatcher.budget
+    calls = [fake.call(b"%d" % number) for number in range(30)]
+    budget.open_requests = len(calls)
+    firsts = [await fake.dispatcher.choose(call) for call in calls]
+    for dispatch in firsts:
+        dispatch.ended(Outcome.FAILED, fake.now)
+    allowed = [await fake.dispatcher.may_retry(call, Outcome.FAILED) for call in calls]
+    assert sum(allowed) == 6
+    for call in calls:
+        fake.close(call)
+    assert budget.retries == 0
+
+
+async def test_a_loss_waits_for_its_turn_to_be_tried_again() -> None:
+    fake = Dispatching(3)
+    fake.dispatcher.budget.open_requests = 10
+    served = 0
+
+    async def one(number: int) -> None:
+        nonlocal served
+        call = fake.call(b"%d" % number)
+        (await fake.dispatcher.choose(call)).ended(Outcome.LOST, fake.now)
+        assert await fake.dispatcher.may_retry(call, Outcome.LOST)
+        assert fake.dispatcher.budget.retries <= 3
+        dispatch = await fake.dispatcher.choose(call)
+        await asyncio.sleep(0)
+        fake.answer(dispatch)
+        fake.close(call)
+        served += 1
+
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        for number in range(10):
+            group.create_task(one(number))
+    assert served == 10
+    assert fake.dispatcher.budget.retries == 0
+
+
+async def test_a_client_that_leaves_gives_its_turn_back() -> None:
+    fake = Dispatching(3)
+    calls = [fake.call(b"%d" % number) for number in range(3)]
+    for call in calls:
+        (await fake.dispatcher.choose(call)).ended(Outcome.LOST, fake.now)
+        assert await fake.dispatcher.may_retry(call, Outcome.LOST)
+    late = fake.call(b"late")
+    (await fake.dispatcher.choose(late)).ended(Outcome.LOST, fake.now)
+    waiting = asyncio.create_task(fake.dispatcher.may_retry(late, Outcome.LOST))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    fake.close(calls[0])
+    assert await waiting
+    for call in (*calls, late):
+        fake.close(call)
+    assert fake.dispatcher.budget.retries == 0
+
+
+# Requests that engines die of
+
+
+async def test_a_request_that_two_engines_died_of_is_refused_for_a_while() -> None:
+    fake = Dispatching(4)
+    everywhere = dict.fromkeys(["e0", "e1", "e2", "e3"], Outcome.LOST)
+    await fake.run(everywhere, b"kills")
+    with pytest.raises(BadRequestError) as refusal:
+        fake.dispatcher.check("/v1/completions", b"kills", fake.now)
+    assert refusal.value.code == "request_breaks_engines"
+    fake.dispatcher.check("/v1/completions", b"another", fake.now)
+    fake.dispatcher.check("/v1/completions", b"kills", fake.now + 301.0)
+
+
+def test_of_several_that_two_engines_were_lost_with_none_is_to_blame_until_one_is_there_again() -> None:
+    poison = Poison()
+    bodies = [b"kills", b"innocent", b"harmless"]
+    for body in bodies:
+        poison.lost_at_both("/v1/completions", body, frozenset(("e0#1", "e1#1")), 0.0)
+    assert not any(poison.to_blame("/v1/completions", body, 1.0) for body in bodies)
+    for body in (b"kills", b"another"):
+        poison.lost_at_both("/v1/completions", body, frozenset(("e2#1", "e3#1")), 2.0)
+    assert [body for body in (*bodies, b"another") if poison.to_blame("/v1/completions", body, 3.0)] == [b"kills"]
+    assert not poison.to_blame("/v1/completions", b"kills", 2.0 + QUARANTINE)
+    assert len(poison) == 0
+
+
+# Short is not fast
+
+
+@pytest.mark.parametrize("policy", [policy for policy in POLICIES if policy != "session"])
+@pytest.mark.parametrize("outcome", [Outcome.REFUSED, Outcome.DENIED, Outcome.OVERLOADED, Outcome.FAILED])
+async def test_who_refuses_at_once_does_not_draw_the_traffic(policy: str, outcome: Outcome) -> None:
+    fake = Dispatching(4, policy, max_attempts=1)
+    open_: list[tuple[float, object]] = []
+    sent: dict[str, int] = {}
+    for _ in range(600):
+        fake.now += 0.05
+        while open_ and open_[0][0] <= fake.now:
+            open_.pop(0)[1].ended(Outcome.ANSWERED, fake.now)
+        dispatch = await fake.dispatcher.choose(fake.call())
+        sent[dispatch.endpoint.name] = sent.get(dispatch.endpoint.name, 0) + 1
+        if dispatch.endpoint.name == "e0":
+            dispatch.answered(429)
+            dispatch.ended(outcome, fake.now)
+        else:
+            dispatch.answered(200)
+            dispatch.first_token(fake.now + 0.01)
+            open_.append((fake.now + 1.0, dispatch))
+    assert sent.get("e0", 0) <= 1.3 * 600 / 4
+
+
+async def test_penalties_end() -> None:
+    fake = Dispatching(2)
+    for _ in range(10):
+        await fake.run({"e0": Outcome.REFUSED, "e1": Outcome.REFUSED})
+    assert sum(each.target.load.penalty for each in fake.endpoints) == 10
+    fake.dispatcher.settle(fake.now + 61.0)
+    assert sum(each.target.load.penalty for each in fake.endpoints) == 0
+
+
+async def test_nowhere_to_go_is_said() -> None:
+    fake = Dispatching(1)
+    fake.fleet.mark_unready(fake.endpoints[0], "gone")
+    with pytest.raises(ServiceUnavailableError):
+        await fake.dispatcher.choose(fake.call())

@@ -1,6 +1,6 @@
 """A load generator that costs next to nothing: prepared requests, kept connections, no parsing beyond an answer's end.
 
-    python benchmarks/http_load.py --port 8080 --requests 20000 --concurrency 32 [--stream]
+    python benchmarks/http_load.py --port 8080 --requests 20000 --concurrency 32 [--stream] [--prompt-bytes 2048]
 
 Prints one JSON object: requests a second, latency in milliseconds (median and 99th percentile), and how many answers
 were whole. It shares the cores with what it measures, so it does as little as it can.
@@ -17,28 +17,32 @@ from typing import cast
 import uvloop
 
 PROMPT_BYTES = 2048
-_SYSTEM_BYTES = 1024
 _GROUPS = 16
 """Different system prompts: what there is to gain by prefix."""
+_MOST_BYTES = 64 * 2**20
+"""Of all prepared requests."""
+KEY = "sk-benchmark-0123456789"
 
 
-def requests(stream: bool, seed: int = 1, count: int = 2000) -> list[bytes]:
-    """Chat requests of 2 KB: half a system prompt that a sixteenth of them share, half a question of their own."""
+def requests(stream: bool, prompt_bytes: int = PROMPT_BYTES, seed: int = 1) -> list[bytes]:
+    """Chat requests: half a system prompt that a sixteenth of them share, half a question of their own."""
     rng = random.Random(seed)
+    count = min(2000, _MOST_BYTES // prompt_bytes)
+    half = prompt_bytes // 2
     words = ["river", "stone", "cloud", "amber", "forest", "quiet", "engine", "harbor", "window", "copper"]
-    systems = [" ".join(rng.choices(words, k=200))[:_SYSTEM_BYTES] for _ in range(_GROUPS)]
+    systems = [" ".join(rng.choices(words, k=half // 5))[:half] for _ in range(_GROUPS)]
     prepared = []
     for number in range(count):
-        question = f"{number} " + " ".join(rng.choices(words, k=200))
+        question = f"{number} " + " ".join(rng.choices(words, k=half // 5))
         messages = [
             {"role": "system", "content": rng.choice(systems)},
-            {"role": "user", "content": question[: PROMPT_BYTES - _SYSTEM_BYTES]},
+            {"role": "user", "content": question[:half]},
         ]
-        content = {"model": "mock", "messages": messages, "max_tokens": 64, "temperature": 0.0, "stream": stream}
+        content = {"model": "mock", "messages": messages, "max_tokens": 64, "temperature": 0.7, "stream": stream}
         body = json.dumps(content, separators=(",", ":")).encode()
         head = (
             "POST /v1/chat/completions HTTP/1.1\r\nhost: gateway\r\ncontent-type: application/json\r\n"
-            f"authorization: Bearer key\r\nuser-agent: load\r\naccept: */*\r\ncontent-length: {len(body)}\r\n\r\n"
+            f"authorization: Bearer {KEY}\r\nuser-agent: load\r\naccept: */*\r\ncontent-length: {len(body)}\r\n\r\n"
         )
         prepared.append(head.encode() + body)
     return prepared
@@ -96,8 +100,8 @@ class LoadConnection(asyncio.Protocol):
 class Load:
     """One run."""
 
-    def __init__(self, count: int, stream: bool) -> None:
-        prepared = requests(stream)
+    def __init__(self, count: int, stream: bool, prompt_bytes: int) -> None:
+        prepared = requests(stream, prompt_bytes)
         self.stream = stream
         self.pending: Iterator[bytes] = (prepared[number % len(prepared)] for number in range(count))
         self._latencies: list[float] = []
@@ -131,8 +135,10 @@ class Load:
             self._done.set()
 
 
-async def run(port: int, count: int, concurrency: int, stream: bool) -> dict[str, float]:
-    return await Load(count, stream).run(port, concurrency)
+async def run(
+    port: int, count: int, concurrency: int, stream: bool, prompt_bytes: int = PROMPT_BYTES
+) -> dict[str, float]:
+    return await Load(count, stream, prompt_bytes).run(port, concurrency)
 
 
 def main() -> None:
@@ -141,8 +147,10 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--concurrency", type=int, default=32)
     parser.add_argument("--stream", action="store_true")
-    arguments = parser.parse_args()
-    print(json.dumps(uvloop.run(run(arguments.port, arguments.requests, arguments.concurrency, arguments.stream))))
+    parser.add_argument("--prompt-bytes", type=int, default=PROMPT_BYTES)
+    options = parser.parse_args()
+    load = run(options.port, options.requests, options.concurrency, options.stream, options.prompt_bytes)
+    print(json.dumps(uvloop.run(load)))
 
 
 if __name__ == "__main__":

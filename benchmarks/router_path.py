@@ -1,17 +1,19 @@
 """The token path: CPU of our router per JSON request and per streamed chunk, beside the Rust routers'.
 
-    python benchmarks/router_path.py [--peer NAME=COMMAND ...] [--rounds 3]
+    python benchmarks/router_path.py [--engines 64] [--peer NAME=COMMAND ...] [--rounds 3]
 
-All stand before the same two mock engines and get the same load (2 KB chats, 32 connections), one after the other, in
-alternation. A peer's COMMAND has `{port}` and `{engines}` filled in (the engines' URLs, apart by spaces); without any,
-`vllm-router` and `sglang-router` are taken from the PATH. CPU is user and system time of the router's processes: unlike
-a rate it does not depend on who else uses the cores. Prints a Markdown table: medians over the rounds.
+All stand before the same mock engines and get the same load (sampled chats with a key, 32 connections), one after the
+other, in alternation; ours checks the key and writes an access log. A peer's COMMAND has `{port}` and `{engines}`
+filled in (the engines' URLs, apart by spaces); without any, `smg` and `vllm-router` are taken from the PATH. CPU is
+user and system time of the router's processes: unlike a rate it does not depend on who else uses the cores. Prints a
+Markdown table: medians over the rounds. An answer that is not whole, or not 200, ends it.
 """
 
 import argparse
 import shutil
 import statistics
 import sys
+import tempfile
 import urllib.request
 from pathlib import Path
 
@@ -22,17 +24,28 @@ from servers import cpu_seconds, free_port, server
 CHUNKS = 64
 """In one stream."""
 PEERS = {
+    "smg": "smg launch --worker-urls {engines} --policy cache_aware --host 127.0.0.1 --port {port}",
     "vllm-router": "vllm-router --worker-urls {engines} --policy cache_aware --host 127.0.0.1 --port {port}",
-    "sglang-router": "sglang-router launch --worker-urls {engines} --policy cache_aware --host 127.0.0.1 --port {port}",
 }
-MEASURES = ("CPU per JSON request, µs", "CPU per streamed chunk, µs", "JSON requests/s", "JSON p99, ms")
+_SIZES = {"2 KB": (2048, 20_000), "64 KB": (65_536, 3_000), "400 KB": (400_000, 600)}
+"""Bytes of a prompt, and JSON requests of that size in a round."""
+_JSON = "CPU per JSON request, {}, µs"
+_CHUNK = "CPU per streamed chunk, µs"
+MEASURES = (*(_JSON.format(size) for size in _SIZES), _CHUNK, "JSON requests/s", "JSON p99, ms")
 _HERE = Path(__file__).parent
 
 
-def ours(engines: list[int]) -> str:
+def ours(engines: list[int], *flags: str) -> str:
     """The command of our router; `{port}` is to be filled in."""
-    flags = "".join(f" --endpoint http://127.0.0.1:{engine},backend=vllm" for engine in engines)
-    return f"{sys.executable} -m headwater route --host 127.0.0.1 --port {{port}}{flags}"
+    endpoints = "".join(f" --endpoint http://127.0.0.1:{engine},backend=vllm" for engine in engines)
+    return f"{sys.executable} -m headwater route --host 127.0.0.1 --port {{port}}{endpoints} {' '.join(flags)}"
+
+
+def with_keys(folder: Path) -> list[str]:
+    """Flags as in production: keys, and an access log."""
+    keys = folder / "keys.yaml"
+    keys.write_text(f"keys:\n  - name: load\n    key: {http_load.KEY}\n")
+    return ["--api-keys", str(keys), "--access-log", str(folder / "access.log")]
 
 
 def mocks(engines: list[int], chunks: int, interval_ms: float) -> str:
@@ -48,33 +61,35 @@ def answers(port: int, request: bytes | None = None) -> bool:
     )
     url = f"http://127.0.0.1:{port}{path}"
     try:
-        headers = {"content-type": "application/json"}
+        headers = {"content-type": "application/json", "authorization": f"Bearer {http_load.KEY}"}
         with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=2) as reply:
             return bool(reply.status == 200)
     except OSError:
         return False
 
 
-def measure(command: str, engines: list[int], requests: int, streams: int) -> dict[str, float]:
+def measure(command: str, engines: list[int], share: float) -> dict[str, float]:
+    """One round. `share`: of the usual number of requests."""
     port = free_port()
     probe = http_load.requests(stream=False)[0]
     started = command.format(port=port, engines=" ".join(f"http://127.0.0.1:{engine}" for engine in engines))
+    values: dict[str, float] = {}
     with server(started, lambda: answers(port, probe), timeout=90) as router:
-        uvloop.run(http_load.run(port, requests // 4, 32, stream=False))
-        before = cpu_seconds(router)
-        whole = uvloop.run(http_load.run(port, requests, 32, stream=False))
-        between = cpu_seconds(router)
-        streamed = uvloop.run(http_load.run(port, streams, 32, stream=True))
-        after = cpu_seconds(router)
-    if whole["whole"] != requests or streamed["whole"] != streams:
-        raise SystemExit(f"{command}: answers were cut: {whole}, {streamed}")
-    values = (
-        1e6 * (between - before) / requests,
-        1e6 * (after - between) / (streams * CHUNKS),
-        whole["rps"],
-        whole["p99_ms"],
-    )
-    return dict(zip(MEASURES, values, strict=True))
+
+        def cpu_per(count: int, stream: bool, size: int) -> tuple[float, dict[str, float]]:
+            before = cpu_seconds(router)
+            result = uvloop.run(http_load.run(port, count, 32, stream, size))
+            if result["whole"] != count:
+                raise SystemExit(f"{command}: answers were cut: {result}")
+            return 1e6 * (cpu_seconds(router) - before) / count, result
+
+        cpu_per(max(1, int(5_000 * share)), False, http_load.PROMPT_BYTES)  # to get warm
+        for name, (size, count) in _SIZES.items():
+            values[_JSON.format(name)], result = cpu_per(max(1, int(count * share)), False, size)
+            if size == http_load.PROMPT_BYTES:
+                values["JSON requests/s"], values["JSON p99, ms"] = result["rps"], result["p99_ms"]
+        values[_CHUNK] = cpu_per(max(1, int(1_000 * share)), True, http_load.PROMPT_BYTES)[0] / CHUNKS
+    return values
 
 
 def report(rounds: dict[str, list[dict[str, float]]]) -> None:
@@ -99,19 +114,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=COMMAND", help="repeat it for several")
     parser.add_argument("--rounds", type=int, default=3, help="alternations")
-    parser.add_argument("--requests", type=int, default=20_000, help="JSON requests a round")
-    parser.add_argument("--streams", type=int, default=1_000, help=f"streams of {CHUNKS} chunks a round")
+    parser.add_argument("--engines", type=int, default=64)
+    parser.add_argument("--share", type=float, default=1.0, help="of the usual number of requests a round")
     options = parser.parse_args()
     peers = dict(peer.split("=", 1) for peer in options.peer)
     peers = peers or {name: command for name, command in PEERS.items() if shutil.which(name)}
-    engines = [free_port(), free_port()]
-    commands = {"headwater": ours(engines)} | peers
-    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
-    with server(mocks(engines, CHUNKS, 10), lambda: all(answers(port) for port in engines), timeout=30):
+    engines = [free_port() for _ in range(options.engines)]
+    rounds: dict[str, list[dict[str, float]]] = {}
+    ready = lambda: all(answers(port) for port in engines)  # noqa: E731
+    with tempfile.TemporaryDirectory() as folder, server(mocks(engines, CHUNKS, 10), ready, timeout=30):
+        commands = {"headwater": ours(engines, *with_keys(Path(folder)))} | peers
         for number in range(options.rounds):
             for name, command in commands.items():
-                result = measure(command, engines, options.requests, options.streams)
-                rounds[name].append(result)
+                result = measure(command, engines, options.share)
+                rounds.setdefault(name, []).append(result)
                 print(f"round {number + 1}, {name}: {result}", file=sys.stderr, flush=True)
     report(rounds)
 

@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/.set-up
 PORT ?= 8080
 
-.PHONY: help setup demo test gpu-test e2e lint format bench-engine bench-router bench-gpu clean
+.PHONY: help setup demo test chaos gpu-test e2e lint format bench-engine bench-router bench-gpu clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -39,6 +39,9 @@ test: lint ## everything that CI checks
 
 gpu-test: $(STAMP) ## on a machine with an NVIDIA GPU: kernels against references, greedy tokens, serving
 	PYTHON=$(BIN)/python benchmarks/gpu/run tests
+
+chaos: $(STAMP) ## random faults under load; SEED=7 FAULTS=1000 DURATION=120
+	$(BIN)/python -m tests.chaos.run --seed $(or $(SEED),7) --faults $(or $(FAULTS),1000) --seconds $(or $(DURATION),120)
 
 e2e: $(STAMP) ## the whole product on a real cluster: KUBECONFIG's, or one of its own; TESTS=e2e/test_chat.py
 	@e2e/run $(TESTS)

@@ -123,7 +123,7 @@ def running_stack(folder: Path) -> Iterator[Stack]:
 def routing(folder: Path, endpoints: Sequence[str], *flags: str) -> Iterator[Server]:
     """A router before endpoints, ready when it is yielded."""
     arguments = [argument for endpoint in endpoints for argument in ("--endpoint", endpoint)]
-    with serving(folder, "router", "route", *flags, *arguments) as router:
+    with serving(folder, "router", "route", "--expose-endpoint", *flags, *arguments) as router:
         wait_until(lambda: is_ready(router), "the router is ready")
         wait_until(lambda: ready_endpoints(router) == len(endpoints), "the router sees all endpoints")
         yield router

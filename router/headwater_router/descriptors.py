@@ -14,11 +14,12 @@ be it a client, a request, a probe or a log file; so connections are counted her
 A request that finds no room waits, first come, first served, until another one ends.
 """
 
-import asyncio
 import resource
 from collections import OrderedDict
 from enum import Enum
 from typing import Final, Protocol
+
+from headwater_router.line import Line
 
 _RESERVE: Final = 128
 _OF_AN_ENDPOINT: Final = 6
@@ -30,10 +31,6 @@ KEPT_SECONDS: Final = 60.0
 
 class Closable(Protocol):
     def close(self) -> None: ...
-
-
-class NoRoomError(Exception):
-    """There was no descriptor in time."""
 
 
 class Place(Enum):
@@ -55,7 +52,7 @@ class Descriptors:
         self._anteroom = 0
         self._kept: OrderedDict[Closable, float] = OrderedDict()
         """With the time of its last use; the one that was used longest ago first."""
-        self._waiting: dict[asyncio.Future[None], None] = {}
+        self._line = Line(self._may_forward, self._count, self.give)
 
     @classmethod
     def of_process(cls) -> "Descriptors":
@@ -74,11 +71,11 @@ class Descriptors:
     @property
     def crowded(self) -> bool:
         """Whether somebody waits, or is sent away: a connection that nobody uses is then one too many."""
-        return bool(self._waiting) or not self._has_place()
+        return bool(self._line) or not self._has_place()
 
     @property
     def waiting(self) -> int:
-        return len(self._waiting)
+        return len(self._line)
 
     # Clients
 
@@ -102,7 +99,7 @@ class Descriptors:
             self._anteroom -= 1
         else:
             self.clients -= 1
-            self._grant()
+            self._line.move()
 
     def _has_place(self) -> bool:
         return self.clients < self.most_clients and self.clients + self.requests < self.room
@@ -111,40 +108,24 @@ class Descriptors:
 
     def take(self) -> bool:
         """Count a request that is forwarded, if it need not wait. Whoever took is to `give` later."""
-        if self._waiting or not self._may_forward():
+        if self._line or not self._may_forward():
             return False
-        self.requests += 1
+        self._count()
         return True
 
     async def wait(self, patience: float) -> None:
         """As `take`, after all who wait already. Raises NoRoomError after `patience` seconds."""
-        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting[granted] = None
-        try:
-            async with asyncio.timeout(patience):
-                await granted
-        except BaseException as error:
-            self._waiting.pop(granted, None)
-            if granted.done() and not granted.cancelled():  # in the very moment in which the waiting ended
-                self.give()
-            if isinstance(error, TimeoutError):
-                raise NoRoomError from None
-            raise
+        await self._line.wait(patience)
 
     def give(self) -> None:
         self.requests -= 1
-        self._grant()
+        self._line.move()
 
     def _may_forward(self) -> bool:
         return self.clients + self.requests < self._most_with_requests
 
-    def _grant(self) -> None:
-        while self._waiting and self._may_forward():
-            granted = next(iter(self._waiting))
-            del self._waiting[granted]
-            if not granted.done():
-                self.requests += 1
-                granted.set_result(None)
+    def _count(self) -> None:
+        self.requests += 1
 
     # Idle connections to endpoints
 

@@ -12,9 +12,9 @@ retries of what was computed once already. A failure beyond that is the answer; 
 with it, waits for its turn.
 """
 
-import asyncio
 from typing import Final
 
+from headwater_router.line import Line, NoRoomError
 from headwater_router.outcome import Outcome
 
 FREE: Final = frozenset((Outcome.OVERLOADED, Outcome.UNREACHABLE, Outcome.UNSENT))
@@ -33,41 +33,31 @@ class RetryBudget:
         self.open_requests = 0
         """Of all kinds; the forwarder writes it."""
         self.retries = 0
-        self._waiting: dict[asyncio.Future[None], None] = {}
+        self._line = Line(self._has_room, self._count, self.give)
 
     def take(self) -> bool:
         """Count a retry if there is room for it. Whoever took is to `give` later."""
-        if self._waiting or not self._has_room():
+        if self._line or not self._has_room():
             return False
-        self.retries += 1
+        self._count()
         return True
 
     async def wait(self, patience: float) -> bool:
         """As `take`, after all who wait already; False if there is no room within so many seconds."""
         if self.take():
             return True
-        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting[granted] = None
         try:
-            async with asyncio.timeout(patience):
-                await granted
-        except BaseException as error:
-            self._waiting.pop(granted, None)
-            if granted.done() and not granted.cancelled():  # in the very moment in which the waiting ended
-                self.give()
-            if isinstance(error, TimeoutError):
-                return False
-            raise
+            await self._line.wait(patience)
+        except NoRoomError:
+            return False
         return True
 
     def give(self) -> None:
         self.retries -= 1
-        while self._waiting and self._has_room():
-            granted = next(iter(self._waiting))
-            del self._waiting[granted]
-            if not granted.done():
-                self.retries += 1
-                granted.set_result(None)
+        self._line.move()
+
+    def _count(self) -> None:
+        self.retries += 1
 
     def _has_room(self) -> bool:
         return self.retries < max(_LEAST, self.open_requests // _SHARE)

@@ -18,7 +18,7 @@ from headwater.openai.errors import (
     GatewayTimeoutError,
 )
 from headwater.openai.stream import error_event
-from headwater_router.descriptors import Descriptors, NoRoomError
+from headwater_router.descriptors import Descriptors
 from headwater_router.dispatch.call import Call
 from headwater_router.dispatch.dispatch import Dispatch
 from headwater_router.dispatch.dispatcher import Dispatcher, outcome_of
@@ -32,6 +32,7 @@ from headwater_router.gateway.metrics import RouterMetrics
 from headwater_router.gateway.paths import Responses
 from headwater_router.gateway.request import Request
 from headwater_router.gateway.usage import TAIL, find_usage
+from headwater_router.line import NoRoomError
 from headwater_router.outcome import Outcome
 from headwater_router.upstream.connection import Connection
 from headwater_router.upstream.errors import (

@@ -27,7 +27,7 @@ from headwater_router.dispatch.lineup import Lineup, Lineups, lineups
 from headwater_router.dispatch.poison import Poison
 from headwater_router.dispatch.retries import FREE, ONCE, RetryBudget
 from headwater_router.dispatch.spread import Spread
-from headwater_router.endpoints.ejection import reason_to_eject
+from headwater_router.endpoints.ejection import Reason, reason_to_eject
 from headwater_router.endpoints.endpoint import Endpoint, ServedModel
 from headwater_router.endpoints.fleet import Fleet
 from headwater_router.gateway.metrics import RouterMetrics
@@ -299,10 +299,12 @@ class Dispatcher:
         if endpoint in serving and (reason := reason_to_eject(endpoint, serving, now)) is not None:
             self.eject(endpoint, reason, now)
 
-    def eject(self, endpoint: Endpoint, reason: str, now: float) -> None:
-        seconds = endpoint.breaker.eject(now)
-        self._metrics.ejections.labels(endpoint.name).inc()
-        log.warning("endpoint ejected", endpoint=endpoint.name, reason=reason, seconds=seconds)
+    def eject(self, endpoint: Endpoint, reason: Reason, now: float, seconds: float | None = None) -> None:
+        """`seconds`: how long, unless the breaker is to say."""
+        seconds = endpoint.breaker.eject(now, seconds)
+        self._metrics.ejections.labels(endpoint.name, reason).inc()
+        share = round(endpoint.breaker.error_share(now), 3)
+        log.warning("endpoint ejected", endpoint=endpoint.name, reason=reason, error_share=share, seconds=seconds)
 
     def _remember(self, dispatch: Dispatch) -> None:
         self.failures.append((time.time(), dispatch))

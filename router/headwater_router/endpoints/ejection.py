@@ -6,6 +6,7 @@ never.
 """
 
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import Final
 
 from headwater_router.endpoints.endpoint import Endpoint
@@ -15,7 +16,16 @@ _MARGIN: Final = 0.1
 """An error share above this and twice that of the peers is far above it."""
 
 
-def reason_to_eject(endpoint: Endpoint, serving: Sequence[Endpoint], now: float) -> str | None:
+class Reason(StrEnum):
+    FAILING = "failing"
+    """It failed one request after the other."""
+    OUTLIER = "outlier"
+    """It failed far more of them than its peers."""
+    ASKED = "asked"
+    """Somebody asked for it."""
+
+
+def reason_to_eject(endpoint: Endpoint, serving: Sequence[Endpoint], now: float) -> Reason | None:
     """None: it stays. `serving`: all endpoints of the model, this one among them."""
     breaker = endpoint.breaker
     if not (breaker.closed and breaker.suspicious) or not _may_lose_one(serving):
@@ -25,9 +35,7 @@ def reason_to_eject(endpoint: Endpoint, serving: Sequence[Endpoint], now: float)
     share = breaker.error_share(now)
     if share <= _FACTOR * usual + _MARGIN:
         return None
-    if breaker.only_fails:
-        return "it failed one request after the other"
-    return f"it failed {share:.0%} of its requests, its peers {usual:.0%}"
+    return Reason.FAILING if breaker.only_fails else Reason.OUTLIER
 
 
 def _may_lose_one(serving: Sequence[Endpoint]) -> bool:

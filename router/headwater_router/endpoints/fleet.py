@@ -1,5 +1,6 @@
 """All endpoints, what is known of them, and which of them serve which model."""
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
@@ -102,6 +103,7 @@ class Fleet:
         if not was_ready or changed:
             log.info("endpoint ready", endpoint=endpoint.name, models=[model.name for model in models[:_TOLD]])
         endpoint.become(Readiness.READY)
+        endpoint.breaker.probed(time.monotonic())
         self.touch()
         endpoint.reason, endpoint.missed, endpoint.met = "", 0, True
         if changed:

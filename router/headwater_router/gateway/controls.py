@@ -9,6 +9,7 @@ from headwater_router.admin.models import BreakerInfo, EndpointInfo, LoadInfo, M
 from headwater_router.dispatch.dispatch import Dispatch
 from headwater_router.dispatch.dispatcher import Dispatcher
 from headwater_router.dispatch.records import Candidate, DecisionRecord, FailureRecord
+from headwater_router.endpoints.ejection import Reason
 from headwater_router.endpoints.endpoint import Endpoint
 from headwater_router.index import PrefixIndex
 from headwater_router.outcome import Outcome
@@ -71,7 +72,7 @@ class RouterControls:
 
     def eject(self, endpoint: str, seconds: float) -> None:
         for each in self._called(endpoint):
-            each.breaker.eject(time.monotonic(), seconds)
+            self.dispatcher.eject(each, Reason.ASKED, time.monotonic(), seconds)
 
     def reset(self, endpoint: str) -> None:
         for each in self._called(endpoint):

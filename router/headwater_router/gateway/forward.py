@@ -297,7 +297,8 @@ class _Passage:
             raise status
         self._shared.metrics.broken_answers.labels(dispatch.endpoint.name).inc()
         if self._streamed:
-            self._break_off("The endpoint broke off its answer.")
+            stalled = outcome is Outcome.STALLED
+            self._break_off(status if stalled else _lost("The endpoint broke off its answer."))
         # Else: returning without the rest of the body cuts the connection, which is how a client sees the loss.
         return True
 
@@ -364,7 +365,7 @@ class _Passage:
             self._shared.metrics.broken_answers.labels(dispatch.endpoint.name).inc()
             if last:
                 self._client.write(last)
-            self._break_off("The endpoint ended its answer before it was whole.")
+            self._break_off(_lost("The endpoint ended its answer before it was whole."))
             return
         self._client.end(last)
         if self._streamed and ends_in_error(self._tail):
@@ -372,9 +373,13 @@ class _Passage:
         else:
             dispatch.ended(Outcome.ANSWERED, now, usage=find_usage(self._tail))
 
-    def _break_off(self, message: str) -> None:
+    def _break_off(self, error: APIError) -> None:
         # The blank line ends an event that was cut within a line, which would swallow ours.
-        self._client.end(b"\n\n" + error_event(BadGatewayError(message, code="endpoint_lost")))
+        self._client.end(b"\n\n" + error_event(error))
+
+
+def _lost(message: str) -> APIError:
+    return BadGatewayError(message, code="endpoint_lost")
 
 
 def failure(error: UpstreamError) -> tuple[Outcome, APIError]:
@@ -386,8 +391,7 @@ def failure(error: UpstreamError) -> tuple[Outcome, APIError]:
             error_ = BadGatewayError(f"No endpoint could be reached: {error}.", code="endpoint_unreachable")
             return Outcome.UNREACHABLE, error_
         case ConnectionLostError():
-            lost = BadGatewayError("The endpoint broke off before it answered.", code="endpoint_lost")
-            return Outcome.LOST, lost
+            return Outcome.LOST, _lost("The endpoint broke off before it answered.")
         case AnswerTimeoutError():
             late = GatewayTimeoutError("The endpoint did not answer in time.", code="endpoint_timeout")
             return Outcome.TIMED_OUT, late

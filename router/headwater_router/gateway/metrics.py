@@ -67,7 +67,11 @@ class RouterMetrics:
             "broken_answers", "Answers that an endpoint broke off after they had begun.", "endpoint"
         )
         self.ejections = self._counter(
-            "ejections", "Times that an endpoint was taken out because it failed far more than its peers.", "endpoint"
+            "ejections",
+            "Times that an endpoint was taken out: it failed one request after the other (failing), or far more than "
+            "its peers (outlier), or somebody asked for it (asked).",
+            "endpoint",
+            "reason",
         )
         self.overhead = self._histogram(
             "overhead_seconds", "From the whole request body to its dispatch: parse, hash, pick.", _OVERHEAD

@@ -44,9 +44,10 @@ class Tally(Collector):
             count = self._counts[key] = Count()
         return count
 
-    def forget(self, *values: str) -> None:
-        """Drop the sample of something that is gone for good."""
-        self._counts.pop(values, None)
+    def forget(self, value: str) -> None:
+        """Drop the samples whose first label is this: it names something that is gone for good."""
+        for key in [key for key in self._counts if key[0] == value]:
+            del self._counts[key]
 
     def collect(self) -> Iterable[Metric]:
         family = CounterMetricFamily(self._name, self._text, labels=self._labelnames)

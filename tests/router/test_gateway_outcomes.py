@@ -1,0 +1,287 @@
+"""What becomes of a request where engines fail, lie, stall and are busy, as its client and the metrics see it."""
+
+import asyncio
+import json
+
+import pytest
+
+from tests.router.gateway import BODY, STREAM, gateway, until
+from tests.router.upstream import JSON, SSE, Exchange, Handler, answer_with, never, stream_in_two, upstream
+
+ROLE = b'data: {"choices":[{"delta":{"role":"assistant"}}]}\n\n'
+WORD = b'data: {"choices":[{"delta":{"content":"Hi"}}]}\n\n'
+USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":2}}\n\n'
+DONE = b"data: [DONE]\n\n"
+
+
+def streaming(*pieces: bytes, end: bool = True) -> Handler:
+    """All of these; without `end` the connection breaks behind them."""
+
+    async def answer(exchange: Exchange) -> None:
+        await exchange.begin_stream()
+        for piece in pieces:
+            await exchange.chunk(piece)
+            await asyncio.sleep(0)
+        if end:
+            await exchange.chunk(b"")
+        else:
+            exchange.connection.transport.close()
+
+    return answer
+
+
+def last_event(content: bytes) -> dict[str, object]:
+    return dict(json.loads(content.rstrip().rpartition(b"data: ")[2])["error"])
+
+
+# Before the first token another endpoint can still be asked
+
+
+@pytest.mark.parametrize(
+    "said",
+    [b": ping\n\n", b"\n\n", ROLE, b'event: response.created\ndata: {"type":"response.created"}\n\n'],
+    ids=["a comment", "blank lines", "a role", "that there will be a response"],
+)
+async def test_what_comes_before_the_first_token_closes_no_window(said: bytes) -> None:
+    async with upstream() as bad, upstream() as good, gateway(bad, good) as router:
+        bad.answer, good.answer = streaming(said, end=False), streaming(ROLE, WORD, DONE)
+        for _ in range(4):
+            answer = await router.post(STREAM)
+            assert answer.content.replace(b": ping\n\n", b"") == ROLE + WORD + DONE
+        assert len(bad.exchanges) >= 2
+        assert await router.metric('headwater_router_time_to_first_token_seconds_count{model="m"}') == 4
+
+
+async def test_an_error_event_instead_of_an_answer_sends_the_request_elsewhere() -> None:
+    async with upstream() as bad, upstream() as good, gateway(bad, good) as router:
+        bad.answer, good.answer = streaming(b'data: {"error":{"code":500}}\n\n', DONE), streaming(WORD, DONE)
+        assert {(await router.post(STREAM)).content for _ in range(4)} == {WORD + DONE}
+        assert bad.exchanges
+
+
+# Streams that are not whole say so
+
+
+@pytest.mark.parametrize(
+    ("pieces", "end"),
+    [((ROLE, WORD), True), ((WORD,), False), ((WORD, b'data: {"choices":[{"del'), False)],
+    ids=["without its end", "broken", "broken within a line"],
+)
+async def test_a_stream_that_is_not_whole_ends_with_an_error_event(pieces: tuple[bytes, ...], end: bool) -> None:
+    async with upstream() as engine, gateway(engine) as router:
+        engine.answer = streaming(*pieces, end=end)
+        # Where we asked for the usage, what is cut of an event is held back.
+        content = (await router.post(STREAM.replace(b"{", b'{"stream_options":{"include_usage":true},', 1))).content
+        assert content.startswith(b"".join(pieces) + b"\n\n")
+        assert last_event(content)["code"] == "endpoint_lost"
+        assert await router.metric('headwater_router_broken_answers_total{endpoint="a"}') == 1
+        assert await router.metric('headwater_router_request_outcomes_total{model="m",outcome="lost"}') == 1
+
+
+async def test_a_stream_is_one_in_whatever_case_it_says_so() -> None:
+    async def shouting(exchange: Exchange) -> None:
+        await exchange.write(b"HTTP/1.1 200 OK\r\n" + SSE.replace(b"text/event-stream", b"Text/Event-Stream"))
+        await exchange.write(b"transfer-encoding: chunked\r\n\r\n")
+        await exchange.chunk(WORD)
+        exchange.abort()
+
+    async with upstream() as engine, gateway(engine) as router:
+        engine.answer = shouting
+        assert last_event((await router.post(STREAM)).content)["code"] == "endpoint_lost"
+
+
+async def test_an_answer_that_stands_still_is_ended_and_charged() -> None:
+    async def stalls(exchange: Exchange) -> None:
+        await exchange.begin_stream()
+        await exchange.chunk(WORD)
+        await exchange.connection.gone.wait()
+
+    async with upstream() as engine, gateway(engine, stall_timeout=0.1) as router:
+        engine.answer = stalls
+        assert last_event((await router.post(STREAM)).content)["code"] == "endpoint_stalled"
+        [endpoint] = router.router.fleet
+        assert endpoint.breaker.suspicious is False
+        assert endpoint.breaker.error_share(0.0) == 1.0
+
+
+async def test_hanging_replicas_take_the_time_of_one() -> None:
+    async with upstream() as a, upstream() as b, upstream() as c, gateway(a, b, c, answer_timeout=0.2) as router:
+        for engine in (a, b, c):
+            engine.answer = never
+        answer = await router.post()
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "endpoint_timeout")
+        assert sum(len(engine.exchanges) for engine in (a, b, c)) == 1
+
+
+# Back-pressure
+
+
+async def test_a_busy_replica_is_left_alone_and_the_longest_wait_is_told() -> None:
+    async def busy(exchange: Exchange) -> None:
+        await exchange.whole(b'{"error":{"message":"busy"}}', 429, JSON + b"retry-after: 30\r\n")
+
+    async with upstream() as a, upstream() as b, gateway(a, b) as router:
+        a.answer = busy
+        assert {(await router.post()).status_code for _ in range(6)} == {200}
+        assert len(a.exchanges) == 1
+        b.answer = busy
+        answer = await router.post()
+        assert (answer.status_code, 25 <= int(answer.headers["retry-after"]) <= 30) == (429, True)
+        assert await router.metric('headwater_router_ejections_total{endpoint="a",reason="outlier"}') == 0
+
+
+# One client's fault
+
+
+async def test_a_request_that_kills_engines_kills_two() -> None:
+    killer = BODY.replace(b"hi", b"kill")
+
+    async def dies_of_it(exchange: Exchange) -> None:
+        if b"kill" in exchange.body:
+            exchange.abort()
+        else:
+            await exchange.whole()
+
+    async with upstream() as a, upstream() as b, upstream() as c, upstream() as d, gateway(a, b, c, d) as router:
+        for engine in (a, b, c, d):
+            engine.answer = dies_of_it
+        assert (await router.post(killer)).status_code == 502
+        again = await router.post(killer)
+        assert (again.status_code, again.json()["error"]["code"]) == (400, "request_breaks_engines")
+        hit = [engine for engine in (a, b, c, d) if any(b"kill" in each.body for each in engine.exchanges)]
+        assert len(hit) == 2
+        assert {(await router.post()).status_code for _ in range(8)} == {200}
+
+
+async def test_requests_that_all_fail_take_no_endpoint_out() -> None:
+    async def fails_some(exchange: Exchange) -> None:
+        await exchange.whole(b"{}", 500 if b"bad" in exchange.body else 200)
+
+    async with upstream() as a, upstream() as b, gateway(a, b) as router:
+        a.answer = b.answer = fails_some
+        for number in range(12):
+            assert (await router.post(BODY.replace(b"hi", b"bad %d" % number))).status_code == 500
+        assert {(await router.post()).headers["x-headwater-endpoint"] for _ in range(4)} == {"a", "b"}
+
+
+async def test_an_outlier_is_ejected_and_comes_back_when_a_probe_has_tried_it() -> None:
+    async with upstream() as bad, upstream() as good, gateway(bad, good, breaker_open=0.2) as router:
+        bad.answer = answer_with(500)
+        for _ in range(20):
+            assert (await router.post()).status_code == 200
+        assert await router.metric('headwater_router_ejections_total{endpoint="a",reason="failing"}') >= 1
+        bad.answer = answer_with(200)
+        before = len(bad.exchanges)
+        await until(lambda: all(endpoint.breaker.closed for endpoint in router.router.fleet))
+        for _ in range(4):
+            await router.post()
+        assert len(bad.exchanges) > before
+
+
+# Usage, and what is kept
+
+
+@pytest.mark.parametrize("asked", [False, True])
+async def test_usage_is_always_known_and_passed_on_only_to_who_asked(asked: bool) -> None:
+    body = STREAM.replace(b"{", b'{"stream_options":{"include_usage":true},', 1) if asked else STREAM
+    async with upstream() as engine, gateway(engine) as router:
+        engine.answer = streaming(WORD, USAGE[:20], USAGE[20:], b": bye\n\n", DONE)
+        answer = await router.post(body)
+        assert answer.content == WORD + (USAGE if asked else b"") + b": bye\n\n" + DONE
+        assert json.loads(engine.exchanges[0].body)["stream_options"] == {"include_usage": True}
+        assert await router.metric('headwater_router_output_tokens_total{model="m"}') == 2
+
+
+async def test_a_body_is_dropped_at_the_first_token() -> None:
+    begin, release = asyncio.Event(), asyncio.Event()
+    long = STREAM.replace(b"hi", b"word " * 20_000)
+
+    async def late(exchange: Exchange) -> None:
+        await begin.wait()
+        await stream_in_two(WORD, DONE, release)(exchange)
+
+    async with upstream() as engine, gateway(engine) as router:
+        engine.answer = late
+        reader, _ = await router.open(long)
+        await until(lambda: len(engine.exchanges) == 1)
+        assert router.router.pages.bodies.in_flight == len(long)
+        begin.set()
+        await reader.readuntil(WORD)
+        assert router.router.pages.bodies.in_flight == 0
+        [dispatch] = router.router.dispatcher.decisions
+        assert dispatch.call.body == b""
+        release.set()
+        await reader.readuntil(DONE)
+
+
+async def test_each_request_has_exactly_one_outcome() -> None:
+    async with upstream() as engine, gateway(engine) as router:
+        await router.post()
+        engine.answer = answer_with(400)
+        await router.post()
+        engine.answer = never
+        _, writer = await router.open(STREAM)
+        await until(lambda: len(engine.exchanges) == 3)
+        writer.transport.abort()
+        await until(lambda: router.in_flight == 0)
+        await until(lambda: router.router.forwarder.open_requests == 0)
+        counted = {
+            outcome: await router.metric(f'headwater_router_request_outcomes_total{{model="m",outcome="{outcome}"}}')
+            for outcome in ("answered", "refused", "client_left", "rejected", "failed", "lost")
+        }
+        assert counted == {"answered": 1, "refused": 1, "client_left": 1, "rejected": 0, "failed": 0, "lost": 0}
+        assert await router.metric('headwater_router_requests_total{status="499"}') == 1
+
+
+async def test_comments_keep_a_stream_alive_that_waits() -> None:
+    async def late(exchange: Exchange) -> None:
+        await asyncio.sleep(0.2)
+        await streaming(WORD, DONE)(exchange)
+
+    async with upstream() as engine, gateway(engine, keep_alive_comments=0.05) as router:
+        engine.answer = late
+        content = (await router.post(STREAM)).content
+        assert content.startswith(b": keep-alive\n\n")
+        assert content.replace(b": keep-alive\n\n", b"") == WORD + DONE
+        engine.answer = never
+        router.router.dispatcher._answer_timeout = 0.2
+        assert last_event((await router.post(STREAM)).content)["code"] == "endpoint_timeout"
+
+
+# Other paths
+
+
+async def test_a_response_goes_where_it_was_made() -> None:
+    async def make(exchange: Exchange) -> None:
+        await exchange.whole(b'{"id":"resp_1","object":"response","usage":{"input_tokens":3,"output_tokens":1}}')
+
+    async with upstream() as a, upstream() as b, gateway(a, b) as router:
+        a.answer = b.answer = make
+        made = await router.post(b'{"model":"m","input":"hi"}', "/v1/responses")
+        [maker] = [engine for engine in (a, b) if engine.exchanges]
+        seen = dict(maker.probed)
+        for _ in range(3):
+            maker.pages[b"/v1/responses/resp_1"] = (200, b'{"id":"resp_1"}')
+            assert (await router.client.get("/v1/responses/resp_1")).json() == {"id": "resp_1"}
+        assert maker.probed[b"/v1/responses/resp_1"] == 3
+        assert b"/v1/responses/resp_1" not in seen
+        assert made.status_code == 200
+        unknown = await router.client.get("/v1/responses/resp_2")
+        assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "response_not_found")
+
+
+async def test_a_form_names_its_model_in_a_part() -> None:
+    async with upstream() as engine, gateway(engine) as router:
+        files = {"file": ("a.wav", b"RIFF" * 100, "audio/wav")}
+        answer = await router.client.post("/v1/audio/transcriptions", data={"model": "m"}, files=files)
+        assert answer.status_code == 200
+        refused = await router.client.post("/v1/audio/transcriptions", data={"model": "other"}, files=files)
+        assert refused.json()["error"]["code"] == "model_not_found"
+        assert len(engine.exchanges) == 1
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens", "/rerank", "/score", "/v2/rerank"])
+async def test_paths_of_other_servers_are_forwarded(path: str) -> None:
+    async with upstream() as engine, gateway(engine) as router:
+        assert (await router.post(BODY, path)).status_code == 200
+        assert engine.exchanges[0].line == b"POST " + path.encode() + b" HTTP/1.1"

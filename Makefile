@@ -40,7 +40,8 @@ test: lint ## everything that CI checks
 gpu-test: $(STAMP) ## on a machine with an NVIDIA GPU: kernels against references, greedy tokens, serving
 	PYTHON=$(BIN)/python benchmarks/gpu/run tests
 
-chaos: $(STAMP) ## random faults under load; SEED=7 FAULTS=1000 DURATION=120
+chaos: $(STAMP) ## damaged input, then random faults under load; CASES=50000 SEED=7 FAULTS=1000 DURATION=120
+	$(BIN)/python -m tests.chaos.fuzz --count $(or $(CASES),50000)
 	$(BIN)/python -m tests.chaos.run --seed $(or $(SEED),7) --faults $(or $(FAULTS),1000) --seconds $(or $(DURATION),120)
 
 e2e: $(STAMP) ## the whole product on a real cluster: KUBECONFIG's, or one of its own; TESTS=e2e/test_chat.py

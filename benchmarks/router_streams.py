@@ -1,6 +1,6 @@
 """Many open streams at once through the router: do they all end whole, and what do they take?
 
-    python benchmarks/router_streams.py [--streams 10000] [--chunks 6] [--interval 5]
+    python benchmarks/router_streams.py [--streams 10000] [--chunks 6] [--interval 5] [--prompt-bytes 2048]
 
 All clients are there at the same time, before two mock engines. A stream takes one descriptor of the load, two of the
 router and one of an engine. The router is allowed what the system allows; where that is less than twice the number of
@@ -52,10 +52,10 @@ def look(port: int, router: psutil.Process) -> Seen:
     return Seen(in_flight, waiting, router.num_fds(), resident_mib(router))
 
 
-async def run(port: int, streams: int, router: psutil.Process) -> tuple[dict[str, float], Seen]:
+async def run(port: int, streams: int, prompt_bytes: int, router: psutil.Process) -> tuple[dict[str, float], Seen]:
     """What the load saw, and the most of everything that was seen of the router, looking once a second."""
     most = Seen(0, 0, 0, 0.0)
-    load = asyncio.ensure_future(http_load.run(port, streams, streams, stream=True))
+    load = asyncio.ensure_future(http_load.run(port, streams, streams, True, prompt_bytes))
     while not load.done():
         await asyncio.wait([load], timeout=1)
         seen = await asyncio.to_thread(look, port, router)
@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=10_000)
     parser.add_argument("--chunks", type=int, default=6, help="of a stream")
     parser.add_argument("--interval", type=float, default=5.0, help="seconds between two chunks of a stream")
+    parser.add_argument("--prompt-bytes", type=int, default=http_load.PROMPT_BYTES)
     options = parser.parse_args()
     allowed = allow_files(options.streams + 1000)
     engines = [free_port(), free_port()]
@@ -80,13 +81,14 @@ def main() -> None:
         server(router_command, lambda: answers(port, probe)) as router,
     ):
         empty, before, begun = resident_mib(router), cpu_seconds(router), time.perf_counter()
-        result, most = uvloop.run(run(port, options.streams, router))
+        result, most = uvloop.run(run(port, options.streams, options.prompt_bytes, router))
         seconds, cpu = time.perf_counter() - begun, cpu_seconds(router) - before
         left = look(port, router)
         time.sleep(KEPT_SECONDS + 5)
         later = look(port, router)
     rows = {
         "streams, all at once": options.streams,
+        "bytes of a prompt": options.prompt_bytes,
         "answered whole": f"{result['whole']:.0f}",
         "most in flight at engines": most.in_flight,
         "most waiting for a descriptor": most.waiting,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwater.openai.errors import APIError
+from headwater.openai.errors import APIError, AuthenticationError
 from headwater_router.gateway.bodies import BodyBudget
 from headwater_router.gateway.parser import Admit, RequestParser, Stage
 from headwater_router.gateway.request import Head, Request
@@ -248,11 +248,7 @@ def test_what_is_wrong_with_a_head_is_answered_under_the_id_that_it_has() -> Non
 
 
 def refuse(head: Head) -> APIError | None:
-    return AuthenticationFailed("no") if head.path == "/secret" else None
-
-
-class AuthenticationFailed(APIError):  # noqa: N818
-    status = 401
+    return AuthenticationError("no") if head.path == "/secret" else None
 
 
 SECRET = b"POST /secret HTTP/1.1\r\ncontent-length: 5\r\n\r\nhello"

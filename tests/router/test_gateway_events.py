@@ -78,14 +78,6 @@ def test_an_error_event_says_which_status_it_stands_for() -> None:
         assert beginning.status == status
 
 
-def test_only_comments_are_told_apart_from_events() -> None:
-    beginning = Beginning()
-    beginning.feed(b": ping\n\n: pi")
-    assert beginning.comments_only
-    beginning.feed(b"ng\n\nev")
-    assert not beginning.comments_only
-
-
 def test_a_beginning_that_does_not_end_is_content() -> None:
     beginning = Beginning()
     kinds = {beginning.feed(b": " + b"x" * 1000 + b"\n") for _ in range(100)}

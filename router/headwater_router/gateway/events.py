@@ -42,13 +42,11 @@ class Kind(Enum):
 class Beginning:
     """Fed with the pieces of a stream until one of them is not `NOTHING`."""
 
-    __slots__ = ("_line", "_size", "comments_only", "status")
+    __slots__ = ("_line", "_size", "status")
 
     def __init__(self) -> None:
         self._line = b""
         self._size = 0
-        self.comments_only = True
-        """There was no event yet."""
         self.status: int | None = None
         """That an error event names."""
 
@@ -61,11 +59,8 @@ class Beginning:
             line = line.rstrip(b"\r")
             if not line or line.startswith(b":"):
                 continue
-            self.comments_only = False
             if line.startswith(b"data:") and (kind := self._kind(line[5:].strip())) is not Kind.NOTHING:
                 return kind
-        if self._line and not self._line.startswith(b":"):
-            self.comments_only = False
         return Kind.NOTHING
 
     def _kind(self, data: bytes) -> Kind:

@@ -1,8 +1,8 @@
 """The bytes of one request on their way through: to the endpoint that the dispatcher chose, and the answer back.
 
 What is decided, counted and learned is the dispatcher's. Here it is told what happens: that the head of an answer is
-here, that its first content is, how it ended. Until the first content, nothing of an answer has gone to the client but
-comments, so another endpoint can still be asked.
+here, that its first content is, how it ended. Until the first content, nothing has gone to the client but comments of
+our own, so another endpoint can still be asked.
 """
 
 import asyncio

@@ -3,7 +3,8 @@
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from headwater_router.index.prefixes import Tickets
 from headwater_router.picker.base import Candidate, Decision, Load, Target
@@ -47,7 +48,7 @@ class Known:
         return progress if progress < head.prefill_tokens else head.prefill_tokens
 
 
-class Compared(NamedTuple):
+class Compared(Struct, order=True):
     """One of those that a decision compared. Orders by what comes first."""
 
     seconds: float

@@ -62,7 +62,7 @@ _TIE: Final = 0.1
 _LEARNING: Final = 0.1
 _LEAST_TRUST: Final = 0.05
 """Above zero, or nothing would be expected that could prove right again."""
-_HOLDERS: Final = 3
+_HOLDERS: Final = 2
 """How many are compared because of what they hold, where not all are."""
 _MEAN_SECONDS: Final = 1.0
 """For so long the mean speed of many endpoints is taken not to change."""
@@ -201,10 +201,10 @@ class PrefixPicker:
         typical, known_of, holder_of = self._typical_prefill, self._known.get, self._index.holders.get
         anybody, block_tokens, most = bool(text or tokens), prompt.text_block_tokens, prompt.tokens - 1
         for place, target in enumerate(offered):
-            load = target.load
-            known = known_of(target.id)
+            load, name = target.load, target.id
+            known = known_of(name)
             if known is None:
-                known = self._known[target.id] = Known()
+                known = self._known[name] = Known()
             if known.whole_answers:
                 self._release_due(known, now)
             if load.reported_waiting != known.seen_waiting or load.reported_running != known.seen_running:
@@ -216,7 +216,7 @@ class PrefixPicker:
                     like_others = self._mean_speed(targets, now)
                 per_token, per_answer = like_others
             cached, expected = 0, 0.0
-            if anybody and (holder := holder_of(target.id)) is not None:
+            if anybody and (holder := holder_of(name)) is not None:
                 expected = text.depth(holder) * block_tokens
                 if expected > most:
                     expected = most
@@ -259,10 +259,11 @@ class PrefixPicker:
             speeds = [known.speed for each in targets.all if (known := self._known.get(each.id)) is not None]
             speeds = [speed for speed in speeds if speed.samples]
             speeds = [speed for speed in speeds if now - speed.learned_at <= _STALE_SECONDS] or speeds
+            view.mean_at = now
             if speeds:
                 per_token = sum([speed.seconds_per_token for speed in speeds]) / len(speeds)
                 per_answer = sum([speed.seconds_per_answer for speed in speeds]) / len(speeds)
-                view.mean, view.mean_at = (per_token, per_answer), now
+                view.mean = per_token, per_answer
         return view.mean
 
     def _send(

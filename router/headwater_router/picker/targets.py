@@ -4,7 +4,11 @@ To look at all would cost with 512 endpoints sixty times what it costs with eigh
 request will go to. So of more than a few, a policy compares those where something has ended lately, which are as a rule
 those with room, and some by chance, which find what nobody told: a newcomer, or a gauge that fell. With as much as two
 by chance the longest queue is exponentially shorter than with one (Mitzenmacher, 2001), and with a memory of the idle
-it is shorter again (Lu et al., 2011). Holders of the prompt's beginning come on top.
+it is shorter again (Lu et al., 2011).
+
+Where the prompt's beginning has holders, these are compared, and beside them the one that eased last and two by chance.
+Those win only where the holders are busy, and are holders themselves from then on. More of them find no better place:
+they only tempt a hot prompt to be computed on too many.
 """
 
 import random
@@ -15,11 +19,11 @@ from typing import Final
 from headwater_router.picker.base import Target
 
 COMPARED: Final = 8
-"""Up to so many are all compared."""
+"""Up to so many are all compared; of more, so many, where the prompt has no holders."""
 _EASED: Final = 4
 """Of those where something has ended."""
 _CHANCE: Final = 2
-"""By chance at least."""
+"""By chance; without holders, at least."""
 
 
 class Targets:
@@ -43,25 +47,27 @@ class Targets:
         """Whether not all are compared."""
         return len(self.all) > COMPARED
 
-    def some(self, rng: random.Random, excluded: Collection[str], first: Sequence[Target] = ()) -> Sequence[Target]:
-        """Those to compare: all of a few, else the `first`, those that eased, and some by chance.
+    def some(self, rng: random.Random, excluded: Collection[str], holders: Sequence[Target] = ()) -> Sequence[Target]:
+        """Those to compare, see the module. `holders`: of the prompt's beginning, as many as are worth a look.
 
         `excluded`: ids that must not be among them; best a set. Raises ValueError if nobody is left.
         """
-        everyone = self.all
+        everyone, eased = self.all, self._eased
         count = len(everyone)
         if count <= COMPARED or 2 * len(excluded) >= count:
             return self._allowed(excluded)
-        found = [*first]
-        for target in self._eased:
-            if target not in found:
-                found.append(target)
-        for _ in range(max(COMPARED - len(found), _CHANCE)):
-            target = everyone[int(rng.random() * count)]
-            if target not in found:
-                found.append(target)
+        if holders:
+            found = dict.fromkeys(holders)
+            if eased:
+                found[eased[-1]] = None
+            by_chance = _CHANCE
+        else:
+            found = dict.fromkeys(eased)
+            by_chance = max(COMPARED - len(found), _CHANCE)
+        for _ in range(by_chance):
+            found[one_of(rng, everyone)] = None
         if not excluded:
-            return found
+            return list(found)
         return [target for target in found if target.id not in excluded] or self._allowed(excluded)
 
     def eased(self, target: Target) -> None:

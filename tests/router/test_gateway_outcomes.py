@@ -1,10 +1,12 @@
 """What becomes of a request where engines fail, lie, stall and are busy, as its client and the metrics see it."""
 
 import asyncio
+import gc
 import json
 
 import pytest
 
+from headwater_router.dispatch.call import Call
 from tests.router.gateway import BODY, STREAM, gateway, until
 from tests.router.upstream import JSON, SSE, Exchange, Handler, answer_with, never, stream_in_two, upstream
 
@@ -104,6 +106,21 @@ async def test_an_answer_that_stands_still_is_ended_and_charged() -> None:
         assert endpoint.breaker.error_share(0.0) == 1.0
 
 
+async def test_the_answers_of_an_endpoint_that_is_silent_for_several_probes_end() -> None:
+    async def frozen(exchange: Exchange) -> None:
+        await exchange.begin_stream()
+        await exchange.chunk(WORD)
+        engine.pages[b"/health"] = never
+        await exchange.connection.gone.wait()
+
+    async with upstream() as engine, gateway(engine, probe_timeout=0.1, probe_failures=3) as router:
+        engine.answer = frozen
+        content = (await router.post(STREAM)).content
+        assert content.startswith(WORD)
+        assert last_event(content)["code"] == "endpoint_lost"
+        assert router.in_flight == 0
+
+
 async def test_hanging_replicas_take_the_time_of_one() -> None:
     async with upstream() as a, upstream() as b, upstream() as c, gateway(a, b, c, answer_timeout=0.2) as router:
         for engine in (a, b, c):
@@ -190,6 +207,20 @@ async def test_usage_is_always_known_and_passed_on_only_to_who_asked(asked: bool
         assert answer.content == WORD + (USAGE if asked else b"") + b": bye\n\n" + DONE
         assert json.loads(engine.exchanges[0].body)["stream_options"] == {"include_usage": True}
         assert await router.metric('headwater_router_output_tokens_total{model="m"}') == 2
+
+
+async def test_a_request_that_has_ended_is_not_left_to_the_garbage_collector() -> None:
+    async with upstream() as engine, gateway(engine) as router:
+        kept = router.router.dispatcher.decisions.maxlen or 0
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(kept + 20):
+                await router.post()
+            calls = sum(isinstance(each, Call) for each in gc.get_objects())
+        finally:
+            gc.enable()
+        assert calls == kept
 
 
 async def test_a_body_is_dropped_at_the_first_token() -> None:

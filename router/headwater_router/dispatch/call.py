@@ -51,3 +51,8 @@ class Call:
     def forget_body(self) -> None:
         """From now on it is sent nowhere else."""
         self.body = b""
+
+    def forget_stays(self) -> None:
+        """All that there was to tell of it is told. A stay knows its call; were it to go on the other way round, each
+        request would be a circle that only the garbage collector takes apart."""
+        self.stays.clear()

@@ -39,8 +39,8 @@ class Judge(Protocol):
 class Dispatch:
     """Times are monotonic seconds, given by the caller."""
 
-    __slots__ = ("_judge", "at", "call", "decision", "endpoint", "first_token_at", "outcome", "picker", "reason",
-                 "stage", "status", "upstream_model", "usage")  # fmt: skip
+    __slots__ = ("_judge", "at", "attempt", "call", "decision", "endpoint", "first_token_at", "outcome", "picker",
+                 "reason", "stage", "status", "upstream_model", "usage")  # fmt: skip
 
     def __init__(
         self,
@@ -58,6 +58,8 @@ class Dispatch:
         self.picker = picker
         self.decision = decision
         self.at = decision.at
+        self.attempt = 1 + len(call.stays)
+        """1 is the call's first stay."""
         self.stage = Stage.SENT
         self.status: int | None = None
         self.first_token_at: float | None = None

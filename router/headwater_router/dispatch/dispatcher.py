@@ -316,7 +316,7 @@ class Dispatcher:
             outcome=dispatch.outcome,
             status=dispatch.status,
             reason=dispatch.reason or None,
-            attempt=len(dispatch.call.stays),
+            attempt=dispatch.attempt,
         )
 
     def _leave_budget(self, call: Call) -> None:

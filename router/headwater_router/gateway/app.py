@@ -87,6 +87,8 @@ class Gateway:
         finally:
             request.drop_body()
             self._journal.ended(entry)
+            if entry.call is not None:
+                entry.call.forget_stays()
 
     async def _answer(self, request: Request, client: ClientConnection, entry: Entry) -> None:
         if request.error is not None:

@@ -118,7 +118,7 @@ class RouterControls:
             call.model,
             self.policies.name(self.dispatcher.fleet.deployment(dispatch.endpoint).policy),
             decision.label,
-            1 + call.stays.index(dispatch),
+            dispatch.attempt,
             dispatch.endpoint.name,
             call.prompt.tokens,
             tuple(

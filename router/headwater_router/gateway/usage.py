@@ -23,9 +23,9 @@ def find_usage(tail: bytes) -> Usage | None:
 
     Only what stands behind the last `"usage": {`: a prompt or an answer may speak of tokens, too.
     """
-    place = -1
-    for found in _USAGE.finditer(tail):
-        place = found.end()
+    place = tail.rfind(b'"usage"')
+    while place >= 0 and (found := _USAGE.match(tail, place)) is None:
+        place = tail.rfind(b'"usage"', 0, place)
     if place < 0:
         return None
     tail = tail[place:]

@@ -24,7 +24,7 @@ def find_usage(tail: bytes) -> Usage | None:
     Only what stands behind the last `"usage": {`: a prompt or an answer may speak of tokens, too.
     """
     place = tail.rfind(b'"usage"')
-    while place >= 0 and (found := _USAGE.match(tail, place)) is None:
+    while place >= 0 and _USAGE.match(tail, place) is None:
         place = tail.rfind(b'"usage"', 0, place)
     if place < 0:
         return None

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import http_load
 import uvloop
-from servers import cpu_seconds, free_port, server
+from servers import cpu_seconds, free_port, free_ports, server
 
 CHUNKS = 64
 """In one stream."""
@@ -119,7 +119,7 @@ def main() -> None:
     options = parser.parse_args()
     peers = dict(peer.split("=", 1) for peer in options.peer)
     peers = peers or {name: command for name, command in PEERS.items() if shutil.which(name)}
-    engines = [free_port() for _ in range(options.engines)]
+    engines = free_ports(options.engines)
     rounds: dict[str, list[dict[str, float]]] = {}
     ready = lambda: all(answers(port) for port in engines)  # noqa: E731
     with tempfile.TemporaryDirectory() as folder, server(mocks(engines, CHUNKS, 10), ready, timeout=30):

@@ -225,12 +225,30 @@ def test_a_damaged_page_is_refused():
         read_load("vllm:num_requests_running{ 1\n", backends.get("vllm").metrics)
 
 
-def test_no_page_is_parsed_beyond_what_servers_have_to_say(monkeypatch):
-    parsed = []
-    monkeypatch.setattr(metrics, "text_string_to_metric_families", lambda text: parsed.append(text) or ())
-    line = "vllm:num_requests_running 1\n"
-    read_load(line * 100_000, backends.get("vllm").metrics)
-    read_load(f"vllm:num_requests_running{{{'a=1,' * 100_000}}} 1\n" + line, backends.get("vllm").metrics)
-    assert [len(text) <= 2**18 for text in parsed] == [True, True]
-    assert parsed[0].endswith(" 1")
-    assert parsed[1] == line.strip()
+@pytest.fixture
+def parsed(monkeypatch):
+    """What the parser was given."""
+    texts = []
+    monkeypatch.setattr(metrics, "text_string_to_metric_families", lambda text: texts.append(text) or ())
+    metrics._samples_of.cache_clear()
+    yield texts
+    metrics._samples_of.cache_clear()
+
+
+def test_no_page_is_parsed_beyond_what_servers_have_to_say(parsed):
+    of_vllm = backends.get("vllm").metrics
+    read_load("".join(f"vllm:num_requests_running {number}\n" for number in range(100_000)), of_vllm)
+    assert 2**17 < sum(map(len, parsed)) <= 2**18
+    assert parsed[-1] == f"vllm:num_requests_running {len(parsed) - 1}"
+    parsed.clear()
+    read_load(f"vllm:num_requests_running{{{'a=1,' * 100_000}}} 1\nvllm:num_requests_running -1\n", of_vllm)
+    assert parsed == ["vllm:num_requests_running -1"]
+
+
+def test_lines_that_say_what_they_said_are_not_parsed_again(parsed):
+    for running in (1, 2):
+        read_load(
+            f'vllm:cache_config_info{{num_gpu_blocks="7"}} 1\nvllm:num_requests_running {running}\n',
+            backends.get("vllm").metrics,
+        )
+    assert len(parsed) == 3

@@ -46,9 +46,12 @@ class Answered:
     read_bytes: int = 0
     released: bool = False
 
+    exhausted: bool = False
+
     async def read(self) -> bytes:
         piece = next(self.pieces, b"")
         self.read_bytes += len(piece)
+        self.exhausted = not piece
         return piece
 
     def release(self) -> None:

@@ -20,6 +20,7 @@ from headwater_router.descriptors import Descriptors
 from headwater_router.endpoints.endpoint import Endpoint, ServedModel
 from headwater_router.endpoints.fleet import Fleet
 from headwater_router.endpoints.listing import read_models
+from headwater_router.upstream.connection import Connection
 from headwater_router.upstream.errors import (
     AnswerTimeoutError,
     ConnectRefusedError,
@@ -136,19 +137,20 @@ class Prober:
             endpoint.authority,
             endpoint.key.header,
         )
+        deadline = asyncio.get_running_loop().time() + self._timeout
+        connection: Connection | None = None
         try:
-            async with asyncio.timeout(self._timeout):
-                deadline = asyncio.get_running_loop().time() + self._timeout
-                connection = await pool.ask(request, b"", deadline, self._timeout)
-                try:
-                    body = bytearray()
-                    while len(body) < most and (piece := await connection.read()):
-                        body += piece
-                finally:
-                    connection.release()
-        except TimeoutError:
+            connection = await pool.ask(request, b"", deadline, self._timeout)
+            body = await connection.read()
+            if not connection.exhausted:
+                async with asyncio.timeout_at(deadline):
+                    body = await _rest(connection, body, most)
+        except (TimeoutError, AnswerTimeoutError):
             raise AnswerTimeoutError(f"no answer on {path} within {self._timeout:g} s") from None
-        return connection.status, bytes(body[:most])
+        finally:
+            if connection is not None:
+                connection.release()
+        return connection.status, body[:most]
 
     async def _read_models(self, endpoint: Endpoint, pool: Pool) -> Sequence[ServedModel] | None:
         """None: it does not say so, and is not ready for that. Once it has said so, it need not say so again."""
@@ -196,6 +198,13 @@ class Prober:
             log.warning("endpoint restarted", endpoint=endpoint.name)
             self._fleet.begin_new_life(endpoint)
         endpoint.process_start = start
+
+
+async def _rest(connection: Connection, begun: bytes, most: int) -> bytes:
+    body = bytearray(begun)
+    while len(body) < most and (piece := await connection.read()):
+        body += piece
+    return bytes(body)
 
 
 def _refusal(endpoint: Endpoint, path: str, status: int, body: bytes) -> str:

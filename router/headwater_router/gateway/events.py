@@ -98,11 +98,12 @@ def _status(error: Any) -> int | None:
 
 def is_whole(tail: bytes) -> bool:
     """Whether a stream with these last bytes came to its end."""
-    return _END.search(tail) is not None
+    # The expressions take 30 and 50 us where nothing is found, which is more than all else that a stream's end takes.
+    return tail.endswith(b"data: [DONE]\n\n") or _END.search(tail) is not None
 
 
 def ends_in_error(tail: bytes) -> bool:
-    return _ERROR.search(tail) is not None
+    return (b"error" in tail or b"response.failed" in tail) and _ERROR.search(tail) is not None
 
 
 class UsageFilter:

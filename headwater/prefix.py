@@ -1,9 +1,13 @@
 """The chained hash of a prompt: two prompts share the first k hashes exactly where they share the first k blocks.
 
 A chain starts from a *root*, the hash of everything that shapes a prompt from its first token on: model, adapter, cache
-salt, tools, template arguments. The prompt itself is a byte stream, cut into blocks of fixed length; the hash of a
-block is H(hash before it, bytes of the block), so one hash stands for the whole prompt up to there. A last block that
-is not full has no hash.
+salt, tools, template arguments. The prompt itself is a byte stream, cut into blocks; the hash of a block is H(hash
+before it, bytes of the block), so one hash stands for the whole prompt up to there. A last block that is not full has
+no hash.
+
+Blocks of text get longer the deeper they are, each a sixteenth at most of what is before it. So how much two prompts
+share is known to a few per cent at any depth, and the longest prompt has little more than a hundred blocks: an index of
+all prompts pays for each block of each.
 
 The stream of a text is its JSON as the client sent it, without the end of the list or the string: a conversation with
 one more message, or a completion's prompt that grew, extends the stream and changes nothing before. Nothing is decoded.
@@ -17,23 +21,40 @@ after the first `MAX_TOKENS`.
 
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Final
 
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
 BLOCK_BYTES: Final = 512
-"""Bytes of one block of text: about as much as eight engine blocks of 16 tokens hold in English."""
+"""Bytes of one of the first blocks of a text, and the unit of the others: about as much as eight engine blocks of 16
+tokens hold in English."""
 
 MAX_TOKENS: Final = 131_072
 """Tokens of a prompt that are hashed; what comes after them is the same to the router."""
 
-MAX_BLOCKS: Final = MAX_TOKENS * 4 // BLOCK_BYTES
-"""As many bytes as these are that many tokens of English."""
+MAX_BYTES: Final = MAX_TOKENS * 4
+"""So many tokens of English."""
+
+
+def _ends() -> Iterator[int]:
+    end = 0
+    while end <= MAX_BYTES // BLOCK_BYTES:
+        yield end
+        end += max(1, (1 << end.bit_length()) // 32)
+
+
+ENDS: Final = tuple(_ends())
+"""Units that the first 0, 1, 2, ... blocks of a text have in all: 0 to 32, 34 to 64, 68 to 128, and so on."""
+
+MAX_BLOCKS: Final = len(ENDS) - 1
+"""Of a text."""
 
 MAX_ATTACHMENTS: Final = 256
 """Images, sounds and files of a prompt that are recognised; further ones are text."""
 
+_BORDERS: Final = tuple(pairwise(BLOCK_BYTES * end for end in ENDS))
 _STRIDE: Final = 4096
 """Bytes from one look for an attachment to the next: none that is longer than this and a bit is overlooked."""
 
@@ -64,7 +85,14 @@ def root_hash(
 
 def text_chain(root: int, stream: bytes) -> list[int]:
     """The chain of a text, at most `MAX_BLOCKS` long."""
-    return _chain(root, memoryview(stream)[: MAX_BLOCKS * BLOCK_BYTES], BLOCK_BYTES)
+    hashes, parent = [], root
+    view, length = memoryview(stream), len(stream)
+    for start, end in _BORDERS:
+        if end > length:
+            break
+        parent = xxh3_64_intdigest(view[start:end], parent)
+        hashes.append(parent)
+    return hashes
 
 
 def token_chain(root: int, ids: Sequence[int], block_size: int) -> list[int]:

@@ -3,6 +3,7 @@
 import base64
 import random
 import struct
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -12,8 +13,10 @@ from xxhash import xxh3_64_intdigest
 from headwater import prefix
 from headwater.prefix import (
     BLOCK_BYTES,
+    ENDS,
     MAX_ATTACHMENTS,
     MAX_BLOCKS,
+    MAX_BYTES,
     fold_attachments,
     root_hash,
     text_chain,
@@ -41,26 +44,34 @@ def test_fields_that_shape_a_prompt_are_not_mistaken_for_one_another(one, other)
 # Texts
 
 
-@given(st.binary(max_size=3 * BLOCK_BYTES), st.binary(max_size=BLOCK_BYTES))
+@given(st.integers(0, 40 * BLOCK_BYTES).map(random.Random(0).randbytes), st.binary(max_size=BLOCK_BYTES))
 def test_a_stream_that_goes_on_keeps_its_chain(stream, more):
     chain = text_chain(3, stream)
-    assert len(chain) == len(stream) // BLOCK_BYTES
+    assert ENDS[len(chain)] <= len(stream) // BLOCK_BYTES
     assert text_chain(3, stream + more)[: len(chain)] == chain
 
 
 def test_each_hash_is_of_its_parent_and_its_block():
-    stream = random.Random(0).randbytes(3 * BLOCK_BYTES + 5)
+    stream = random.Random(0).randbytes(40 * BLOCK_BYTES + 5)
     chain, parent = [], 3
-    for start in range(0, 3 * BLOCK_BYTES, BLOCK_BYTES):
-        parent = xxh3_64_intdigest(stream[start : start + BLOCK_BYTES], parent)
+    for start, end in [*pairwise(range(33)), *pairwise(range(32, 41, 2))]:
+        parent = xxh3_64_intdigest(stream[start * BLOCK_BYTES : end * BLOCK_BYTES], parent)
         chain.append(parent)
     assert text_chain(3, stream) == chain
 
 
 def test_a_text_of_any_length_has_a_chain_of_bounded_length():
-    longest = text_chain(3, bytes(MAX_BLOCKS * BLOCK_BYTES))
-    assert len(longest) == MAX_BLOCKS
-    assert text_chain(3, bytes(3 * MAX_BLOCKS * BLOCK_BYTES)) == longest
+    longest = text_chain(3, bytes(MAX_BYTES))
+    assert len(longest) == MAX_BLOCKS == len(ENDS) - 1
+    assert BLOCK_BYTES * ENDS[-1] == MAX_BYTES
+    assert text_chain(3, bytes(3 * MAX_BYTES)) == longest
+
+
+@given(st.integers(0, MAX_BYTES + 5000))
+def test_how_much_of_a_text_is_hashed_is_known_to_a_sixteenth(length):
+    hashed = BLOCK_BYTES * ENDS[len(text_chain(3, bytes(length)))]
+    assert hashed <= length
+    assert min(length, MAX_BYTES) - hashed < max(BLOCK_BYTES, length / 16)
 
 
 # Token ids

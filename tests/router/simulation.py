@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from statistics import mean
 
-from headwater.prefix import root_hash, token_chain
+from headwater.prefix import ENDS, root_hash, token_chain
 from headwater_router.index import PrefixIndex
 from headwater_router.outcome import Outcome
 from headwater_router.picker import make
@@ -16,13 +16,14 @@ from headwater_router.picker.base import Decision, Picker, Prompt, Target
 from headwater_router.picker.targets import Targets
 
 BLOCK = 128
-"""Tokens in a block, of the engines' caches and of the router's chains."""
+"""Tokens in a block of the engines' caches, and in a unit of the router's chains."""
 
 ROOT = root_hash("model", kind="tokens")
 
 
 def prompt_of(request: "Request") -> Prompt:
-    chain = token_chain(ROOT, request.tokens, BLOCK)
+    units = token_chain(ROOT, request.tokens, BLOCK)
+    chain = [units[end - 1] for end in ENDS[1:] if end <= len(units)]
     return Prompt("model", chain, len(request.tokens), text_block_tokens=float(BLOCK), session=request.session)
 
 

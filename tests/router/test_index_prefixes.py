@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headwater.events import AllBlocksCleared, BlockStored
+from headwater.prefix import ENDS
 from headwater_router.index import PrefixIndex
 from headwater_router.index.dispatches import Dispatches
 from headwater_router.index.pending import Pending
@@ -202,9 +203,19 @@ def test_our_own_word_on_the_size_of_a_cache_goes_before_a_guess() -> None:
     assert depths(index, range(8), 0.0) == {"a": 6}
 
 
+def test_a_deep_block_takes_the_room_of_many() -> None:
+    index = PrefixIndex()
+    chain = range(40)
+    index.answered("a", chain, index.dispatched("a", chain, None, 0.0, ENDS[36]))
+    assert depths(index, chain, 0.0) == {"a": 36}
+    index.answered("a", [100], index.dispatched("a", [100], None, 0.0, ENDS[36]))
+    assert depths(index, chain, 0.0) == {"a": 35}
+    index.check()
+
+
 def test_check_notices_a_table_that_disagrees() -> None:
     dispatches, pending = Dispatches(), Pending(1.0)
-    dispatches.add(0, [1], 5)
+    dispatches.add(0, [1], 5, 5)
     pending.add(0, [1], {}, 0.0, 5)
     for table in (dispatches, pending):
         table.masks[1] |= 2

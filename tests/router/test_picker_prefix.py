@@ -68,10 +68,10 @@ def test_prompts_that_are_new_go_anywhere_among_the_idle() -> None:
 
 def test_a_burst_with_one_prefix_spreads_over_several_pods_but_not_all() -> None:
     picker, pods = prefix_picker(), targets(16)
-    system = list(range(40))
+    system = list(range(32))
     answer(picker, picker.pick(prompt(system), pods, 0.0), 0.0, seconds=1.3)
     for number in range(40):
-        picker.pick(prompt([*system, 1000 + number], 40 * 128 + 228), pods, 10.0)
+        picker.pick(prompt([*system, 1000 + number], 32 * 128 + 228), pods, 10.0)
     used = [pod.load.in_flight for pod in pods if pod.load.in_flight]
     assert 1 < len(used) < len(pods)
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headwater.prefix import MAX_BLOCKS, MAX_BYTES, text_chain
 from headwater_router.gateway.tally import Count
 from headwater_router.replicas.message import (
-    LONGEST_CHAIN,
     MOST_BYTES,
     MOST_ITEMS,
     MalformedError,
@@ -51,7 +51,7 @@ values = st.recursive(
     data=st.one_of(
         st.binary(max_size=60),
         values.map(pack),
-        st.lists(st.one_of(values, st.tuples(st.just("prefix.1"), values, values)), max_size=4).map(
+        st.lists(st.one_of(values, st.tuples(st.just("prefix.2"), values, values)), max_size=4).map(
             lambda items: pack(["router", *items])
         ),
         st.builds(lambda sent, end: encode("router", sent)[:end], st.lists(prefixes, max_size=5), st.integers(0, 60)),
@@ -67,12 +67,12 @@ def test_anything_else_is_malformed_or_harmless(data: bytes) -> None:
 
 
 def test_of_another_release_only_what_is_unknown_is_passed_over() -> None:
-    data = pack(["router", ["load.1", "engine", 3, 4], ["prefix.1", "engine", [1, 2], "since then"], ["prefix.2", [3]]])
+    data = pack(["router", ["load.1", "engine", 3, 4], ["prefix.2", "engine", [1, 2], "since then"], ["prefix.3", [3]]])
     assert prefixes_of(data) == [Prefix("engine", [1, 2])]
 
 
 def test_an_item_that_is_not_what_it_says_spoils_no_other() -> None:
-    data = pack(["router", ["prefix.1", "engine", ["x"]], 7, ["prefix.1", "engine", [1]]])
+    data = pack(["router", ["prefix.2", "engine", ["x"]], 7, ["prefix.2", "engine", [1]]])
     assert prefixes_of(data) == [Prefix("engine", [1])]
     with pytest.raises(MalformedError):
         read(decode(data).items[0])
@@ -96,18 +96,18 @@ def test_a_message_above_the_limits_is_not_read(data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "item", [["prefix.1", "e" * 513, [1]], ["prefix.1", "e", [0] * (LONGEST_CHAIN + 1)], ["prefix.1", "e", [-1]]]
+    "item", [["prefix.2", "e" * 513, [1]], ["prefix.2", "e", [0] * (MAX_BLOCKS + 1)], ["prefix.2", "e", [-1]]]
 )
 def test_an_item_above_the_limits_is_not_read(item: list[object]) -> None:
     with pytest.raises(MalformedError):
         read(decode(pack(["router", item])).items[0])
 
 
-def test_of_a_long_prompt_the_beginning_is_shared() -> None:
+def test_the_longest_prompt_is_shared() -> None:
     outbox = Outbox(Count())
-    outbox.add("engine", list(range(LONGEST_CHAIN + 5)))
+    outbox.add("engine", text_chain(0, bytes(2 * MAX_BYTES)))
     ((_, chain),) = outbox.take(1)
-    assert prefixes_of(encode("router", [Prefix("engine", chain)])) == [Prefix("engine", list(range(LONGEST_CHAIN)))]
+    assert [len(each.chain) for each in prefixes_of(encode("router", [Prefix("engine", chain)]))] == [MAX_BLOCKS]
 
 
 @given(

@@ -28,7 +28,7 @@ from headwater_router.index.stored import StoredBlocks
 log = structlog.get_logger(__name__)
 
 _PENDING_TEXT: Final = 8_192
-"""Blocks of text on their way to one endpoint: eight of the longest prompts."""
+"""Blocks of text on their way to one endpoint: some seventy of the longest prompts."""
 _PENDING_TOKENS: Final = 65_536
 """The same in spans of token ids."""
 _PIECE: Final = 512
@@ -122,7 +122,7 @@ class PrefixIndex:
     def dispatched(
         self, target_id: str, text_chain: Sequence[int], token_chain: Sequence[int] | None, now: float, capacity: int
     ) -> Tickets:
-        """A prompt goes there. `capacity`: blocks of text that its cache has room for."""
+        """A prompt goes there. `capacity`: units of text (see `headwater.prefix`) that its cache has room for."""
         holder = self._holder(target_id)
         self._capacity[target_id] = capacity
         share = self._share(8)
@@ -138,8 +138,7 @@ class PrefixIndex:
         if holder is not None:
             # What is pending by token ids stays until the KV event comes, which may be after the answer.
             self._sent.drop(tickets[0])
-            capacity = min(self._capacity.get(target_id, 0), self._share(4))
-            self._dispatches.add(holder, text_chain, capacity)
+            self._dispatches.add(holder, text_chain, self._capacity.get(target_id, 0), self._share(4))
             if text_chain and self.on_answer is not None:
                 self.on_answer(target_id, text_chain)
 
@@ -147,7 +146,7 @@ class PrefixIndex:
         """Another router's prompt was answered there. `capacity`: as in `dispatched`, which knows better, and wins."""
         holder = self._holder(target_id)
         capacity = self._capacity.setdefault(target_id, capacity)
-        self._dispatches.add(holder, text_chain, min(capacity, self._share(4)))
+        self._dispatches.add(holder, text_chain, capacity, self._share(4))
 
     def withdrawn(self, tickets: Tickets) -> None:
         """The prompt was not computed there: the request failed, or was cancelled before its first byte."""

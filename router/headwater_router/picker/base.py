@@ -65,7 +65,7 @@ class Prompt:
 
     model: str
     text_chain: Sequence[int]
-    """Chained 64-bit hashes of the prompt's text, one for each span of `headwater.prefix`'s block length."""
+    """Chained 64-bit hashes of the prompt's text, one for each of `headwater.prefix`'s blocks."""
     tokens: int
     """Prompt tokens: counted where the ids are known, else estimated from the length of the text."""
     token_chain: Sequence[int] | None = None
@@ -73,7 +73,7 @@ class Prompt:
     token_block_size: int = 16
     """The same for all engines: the index translates from their own block sizes."""
     text_block_tokens: float = 128.0
-    """Prompt tokens in one block of `text_chain`, estimated."""
+    """Prompt tokens in a unit of text, `headwater.prefix.BLOCK_BYTES`, estimated."""
     usual_block_tokens: float = 128.0
     """The same over all prompts of the model. What an endpoint's cache holds is counted by it, so that no prompt of
     images or short token ids makes it look small."""

@@ -45,6 +45,7 @@ import random
 from collections.abc import Collection, Sequence
 from typing import Final
 
+from headwater.prefix import ENDS
 from headwater_router.index.match import NOTHING, Match
 from headwater_router.index.prefixes import PrefixIndex
 from headwater_router.outcome import Outcome
@@ -217,7 +218,7 @@ class PrefixPicker:
                 per_token, per_answer = like_others
             cached, expected = 0, 0.0
             if anybody and (holder := holder_of(name)) is not None:
-                expected = text.depth(holder) * block_tokens
+                expected = ENDS[text.depth(holder)] * block_tokens
                 if expected > most:
                     expected = most
                 cached = int(known.trust * expected)
@@ -310,6 +311,6 @@ class PrefixPicker:
 
 
 def cache_blocks(load: Load, text_block_tokens: float) -> int:
-    """Blocks of text, of so many tokens each, that the endpoint's cache has room for."""
+    """Units of text, of so many tokens each, that the endpoint's cache has room for."""
     tokens = load.total_blocks * load.block_size if load.total_blocks and load.block_size else DEFAULT_CAPACITY_TOKENS
     return max(1, int(tokens / text_block_tokens))

@@ -13,15 +13,15 @@ from typing import Annotated, Final, NamedTuple
 import msgspec
 from msgspec import Meta, Raw
 
+from headwater.prefix import MAX_BLOCKS
+
 MOST_BYTES: Final = 2 << 20
 """Of a message."""
 MOST_ITEMS: Final = 8192
-LONGEST_CHAIN: Final = 2048
-"""Blocks of one prompt. Of a longer one, its beginning is shared."""
 _MOST_CHARACTERS: Final = 512
 """Of what a router or an engine is called."""
 
-_PREFIX: Final = "prefix.1"
+_PREFIX: Final = "prefix.2"
 """To be changed with what `headwater.prefix` makes of a prompt."""
 
 _Name = Annotated[str, Meta(max_length=_MOST_CHARACTERS)]
@@ -36,7 +36,7 @@ class Prefix(msgspec.Struct, array_like=True, frozen=True, tag=_PREFIX):
 
     engine: _Name
     """`Endpoint.incarnation`."""
-    chain: Annotated[Sequence[Annotated[int, Meta(ge=0)]], Meta(max_length=LONGEST_CHAIN)]
+    chain: Annotated[Sequence[Annotated[int, Meta(ge=0)]], Meta(max_length=MAX_BLOCKS)]
     """Of its text: 64-bit hashes, one for each block."""
 
 

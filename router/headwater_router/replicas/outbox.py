@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from headwater_router.gateway.tally import Count
-from headwater_router.replicas.message import LONGEST_CHAIN
 
 MOST_BLOCKS: Final = 200_000
-"""That wait: 100 MB of prompts, in some 10 MB of memory."""
+"""That wait: 100 MB of short prompts, or more of long ones, in some 10 MB of memory."""
 
 Answered = tuple[str, Sequence[int]]
 """The target's id, and the chain of the prompt's text."""
@@ -28,7 +27,6 @@ class Outbox:
 
     def add(self, target_id: str, chain: Sequence[int]) -> None:
         """On the token path: nothing here waits, and nothing is looked up."""
-        chain = chain[:LONGEST_CHAIN]
         self._waiting.append((target_id, chain))
         self._blocks += len(chain)
         while self._blocks > self._most_blocks:

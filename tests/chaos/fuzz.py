@@ -18,9 +18,9 @@ import msgspec
 
 from headwater.logs import configure_logging
 from headwater.openai.errors import APIError
+from headwater_router.gateway.beginning import Beginning, fault_of
 from headwater_router.gateway.body import asking_for_usage, read_body, with_cache_salt, with_model
-from headwater_router.gateway.events import Beginning, UsageFilter, ends_in_error, is_whole
-from headwater_router.gateway.usage import find_usage
+from headwater_router.gateway.events import StreamReader
 from headwater_router.index import PrefixIndex, PromptBuilder
 from headwater_router.index.subscriber import EventSubscriber
 from headwater_router.picker.weights import conversation
@@ -105,12 +105,14 @@ def an_answer(rng: random.Random) -> None:
 def a_stream(rng: random.Random) -> None:
     data = damaged(rng, b"".join(rng.choices(_STREAMS, k=4)), (*_TOKENS, b"\n\n", b"data:"))
     cut = rng.randrange(len(data) + 1)
-    beginning, usage = Beginning(), UsageFilter()
+    beginning, reader = Beginning(rng.choice(("", "/v1/chat/completions"))), StreamReader()
+    reader.hide_usage()
     for piece in (data[:cut], data[cut:]):
         beginning.feed(piece)
-        usage.feed(piece)
-    usage.end()
-    is_whole(data), ends_in_error(data), find_usage(data)
+        reader.feed(piece)
+    reader.end()
+    fault_of("/v1/chat/completions", data, whole=True)
+    assert reader.usage is None or reader.usage.prompt_tokens >= 0
 
 
 def kv_events() -> Callable[[random.Random], None]:

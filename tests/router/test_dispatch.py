@@ -58,7 +58,7 @@ def test_a_stay_goes_forward_only_and_ends_exactly_once(steps: list[str]) -> Non
 @given(st.integers(100, 599), st.sampled_from([None, 0.0, 5.0]))
 def test_every_status_means_one_outcome(status: int, retry_after: float | None) -> None:
     outcome = outcome_of(status, retry_after)
-    assert (outcome is Outcome.ANSWERED) == (status < 400)
+    assert (outcome is Outcome.ANSWERED) == (200 <= status < 300)
     if status == 503:
         assert outcome is (Outcome.FAILED if retry_after is None else Outcome.OVERLOADED)
 

@@ -8,7 +8,7 @@ import pytest
 
 from headwater_router.gateway.clients import State
 from tests.router.gateway import BODY, CHAT, STREAM, RunningGateway, gateway, until
-from tests.router.upstream import Exchange, never, stream_in_two, upstream
+from tests.router.upstream import OK, WORD, Exchange, never, stream_in_two, upstream
 
 
 async def connect(router: RunningGateway) -> tuple[StreamReader, StreamWriter]:
@@ -83,12 +83,12 @@ async def test_a_head_request_gets_the_head_alone() -> None:
 async def test_a_client_that_waits_before_its_body_is_told_to_send_it() -> None:
     async with upstream() as engine, gateway(engine) as router:
         release = asyncio.Event()
-        engine.answer = stream_in_two(b"data: 1\n\n", b"data: [DONE]\n\n", release)
+        engine.answer = stream_in_two(WORD % b"1", b"data: [DONE]\n\n", release)
         reader, writer = await connect(router)
         head, body = post(BODY, "expect: 100-continue").split(b"\r\n\r\n")
         # Behind a request that is still being answered, it is told so when that answer is whole.
         writer.write(post(STREAM) + head + b"\r\n\r\n")
-        await reader.readuntil(b"data: 1\n\n\r\n")
+        await reader.readuntil(WORD % b"1" + b"\r\n")
         release.set()
         await reader.readuntil(b"0\r\n\r\n")
         assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -123,7 +123,7 @@ async def test_a_connection_is_closed_after_the_answer_where_the_client_asks_for
         writer.write(post(BODY, "connection: close"))
         answer = await reader.read()
         assert b"\r\nconnection: close\r\n" in answer
-        assert answer.endswith(b'{"ok":true}')
+        assert answer.endswith(OK)
         writer.close()
 
 

@@ -3,7 +3,7 @@
 import asyncio
 
 from tests.router.gateway import CHAT, STREAM, gateway, until
-from tests.router.upstream import Exchange, never, stream_in_two, upstream
+from tests.router.upstream import WORD, Exchange, never, stream_in_two, upstream
 
 
 async def endless(exchange: Exchange) -> None:
@@ -81,10 +81,10 @@ async def test_clients_that_leave_do_not_open_the_breaker() -> None:
 async def test_a_client_that_leaves_takes_no_one_elses_stream_along() -> None:
     release = asyncio.Event()
     async with upstream() as engine, gateway(engine) as router:
-        engine.answer = stream_in_two(b"data: 1\n\n", b"data: [DONE]\n\n", release)
+        engine.answer = stream_in_two(WORD % b"1", b"data: [DONE]\n\n", release)
         clients = [await router.open(STREAM) for _ in range(8)]
         for reader, _ in clients:
-            await reader.readuntil(b"data: 1")
+            await reader.readuntil(WORD % b"1")
         for _, writer in clients[::2]:
             writer.transport.abort()
         await until(lambda: router.in_flight == 4)

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwater_router.gateway.events import Beginning, Kind, UsageFilter, ends_in_error, is_whole
-from headwater_router.gateway.usage import TAIL, Usage, find_usage
+from headwater_router.gateway.beginning import Beginning, Kind, fault_of
+from headwater_router.gateway.events import StreamReader, UsageFilter
+from headwater_router.gateway.usage import Usage, UsageFinder
 
 
 def data(**fields: object) -> bytes:
@@ -36,18 +37,23 @@ CONTENT = {
     "a thought": chunk(reasoning_content="Hm"),
     "a tool call": chunk(tool_calls=[{"index": 0}]),
     "a completion's text": data(choices=[{"text": "Hi"}]),
-    "the end of an empty answer": data(choices=[{"delta": {}, "finish_reason": "stop"}]),
     "a delta of a response": data(type="response.output_text.delta", delta="Hi"),
     "a delta of a message": data(type="content_block_delta", delta={"text": "Hi"}),
     "a format of its own": b"data: {token}\n\n",
     "a token of TGI's": data(token={"id": 1, "text": "Hi"}),
-    "the mark of the end": b"data: [DONE]\n\n",
+}
+ENDS = {
+    "the end of an empty answer": data(choices=[{"delta": {}, "finish_reason": "stop"}]),
+    "the end of an empty response": data(type="response.completed", response={"output": []}),
+    "the end of an empty message": b"event: message_stop\n" + data(type="message_stop"),
 }
 ERRORS = {
     "OpenAI's": data(error={"message": "no", "code": 500}),
     "TGI's": data(error={"message": "no", "http_status_code": 422}),
     "the responses API's": data(type="response.failed", response={}),
-    "Anthropic's": b"event: error\n" + data(type="error", error={"type": "overloaded_error"}),
+    "Anthropic's": data(type="error", error={"type": "overloaded_error"}),
+    "an older vLLM's": data(object="error", message="no", code="400"),
+    "one that only its event's name tells of": b"event: error\ndata: boom\n\n",
 }
 
 
@@ -63,8 +69,9 @@ def test_only_content_is_the_first_token_however_it_is_cut(draw: st.DataObject) 
     expected, then = draw.draw(
         st.one_of(
             st.sampled_from([(Kind.CONTENT, each) for each in CONTENT.values()]),
+            st.sampled_from([(Kind.END, each) for each in ENDS.values()]),
             st.sampled_from([(Kind.ERROR, each) for each in ERRORS.values()]),
-            st.just((Kind.NOTHING, b"")),
+            st.sampled_from([(Kind.NOTHING, b""), (Kind.NOTHING, b"data: [DONE]\n\n")]),
         )
     )
     stream = before + then
@@ -72,10 +79,49 @@ def test_only_content_is_the_first_token_however_it_is_cut(draw: st.DataObject) 
 
 
 def test_an_error_event_says_which_status_it_stands_for() -> None:
-    for event, status in ((ERRORS["OpenAI's"], 500), (ERRORS["TGI's"], 422), (ERRORS["Anthropic's"], None)):
+    statuses = {"OpenAI's": 500, "TGI's": 422, "the responses API's": None, "Anthropic's": 429, "an older vLLM's": 400}
+    for name, status in statuses.items():
         beginning = Beginning()
-        assert beginning.feed(event) is Kind.ERROR
-        assert beginning.status == status
+        assert beginning.feed(ERRORS[name]) is Kind.ERROR
+        assert beginning.fault == ("an error event", status)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"])
+def test_where_streams_have_a_known_form_nothing_else_is_content(path: str) -> None:
+    assert Beginning(path).feed(b"data: boom\n\ndata: 1\n\ndata: [DONE]\n\n") is Kind.NOTHING
+    assert Beginning("/generate").feed(b"data: boom\n\n") is Kind.CONTENT
+
+
+CHAT = "/v1/chat/completions"
+ANSWERS = {
+    CHAT: b'{"id":"1","choices": [{"message":{}}]}',
+    "/v1/completions": b'{"choices":[{"text":""}],"error":null}',
+    "/v1/responses": b'{"error":null,"output":[]}',
+    "/v1/messages": b'{"type":"message","content":[]}',
+    "/v1/embeddings": b'{"object":"list"}',
+    "/v1/audio/speech": b"RIFF",
+}
+
+
+@pytest.mark.parametrize(("path", "answer"), ANSWERS.items())
+def test_an_answer_is_one_as_far_as_can_be_seen(path: str, answer: bytes) -> None:
+    assert all(fault_of(path, answer[:cut], whole=cut == len(answer)) is None for cut in range(1, len(answer) + 1))
+
+
+@pytest.mark.parametrize(
+    ("path", "answer", "reason", "status"),
+    [
+        (CHAT, b' {"error": {"message":"no","code":429}}', "an error with status 200", 429),
+        ("/v1/embeddings", b'{"object":"error","code":"400"}', "an error with status 200", 400),
+        (CHAT, b'{"error":"no"}', "an error with status 200", None),
+        (CHAT, b"", "an empty answer", None),
+        (CHAT, b"<html>", "an answer that is no JSON", None),
+        (CHAT, b'{"choices":[]}', "an answer that says nothing", None),
+        ("/v1/messages", b"{}", "an answer that says nothing", None),
+    ],
+)
+def test_a_page_with_status_200_is_no_answer(path: str, answer: bytes, reason: str, status: int | None) -> None:
+    assert fault_of(path, answer, whole=True) == (reason, status)
 
 
 def test_a_beginning_that_does_not_end_is_content() -> None:
@@ -87,30 +133,64 @@ def test_a_beginning_that_does_not_end_is_content() -> None:
 @given(st.binary(max_size=200), st.integers(0, 200))
 def test_whatever_an_engine_streams_is_read_without_a_failure(stream: bytes, cut: int) -> None:
     kind_of(b"data: " + stream, cut)
-    is_whole(stream), ends_in_error(stream), find_usage(stream)
-    kept = UsageFilter()
+    fault_of(CHAT, stream, whole=True)
+    kept = StreamReader()
+    kept.hide_usage()
     assert kept.feed(stream[:cut]) + kept.feed(stream[cut:]) + kept.end() == stream or b'"usage"' in stream
+    assert kept.usage is None or b'"usage"' in stream
 
 
+def read(stream: bytes, size: int = 1 << 20, path: str = CHAT) -> StreamReader:
+    reader = StreamReader(path)
+    for start in range(0, len(stream), size):
+        reader.feed(stream[start : start + size])
+    return reader
+
+
+SIZES = pytest.mark.parametrize("size", [1, 7, 100, 1 << 20])
 RECORDED = sorted((Path(__file__).parents[1] / "fixtures").glob("*/chat-stream.txt"))
 
 
+@SIZES
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.parent.name)
-def test_recorded_streams_are_whole_and_cut_ones_are_not(path: Path) -> None:
+def test_recorded_streams_are_whole_and_cut_ones_are_not(path: Path, size: int) -> None:
     events = [line for line in path.read_bytes().split(b"\n\n") if line.strip().startswith(b"data:")]
-    assert is_whole(b"\n\n".join(events)[-TAIL:])
-    assert not is_whole(events[0])
+    assert read(b"\n\n".join(events), size).over
+    assert not read(events[0], size).over
 
 
-def test_a_stream_of_the_responses_or_messages_api_has_an_end_of_its_own() -> None:
-    assert is_whole(data(type="response.completed", response={}))
-    assert is_whole(b'event: message_stop\ndata: {"type":"message_stop"}\n\n')
-    assert not is_whole(data(type="response.output_text.delta", delta="[DONE]"))
+LONG = [{"type": "message", "content": "word " * 5000}]
 
 
-def test_an_error_event_at_the_end_is_seen() -> None:
-    assert all(ends_in_error(chunk(content="Hi") + event + b"data: [DONE]\n\n") for event in ERRORS.values())
-    assert not ends_in_error(chunk(content='{"error": 1}') + b"data: [DONE]\n\n")
+@SIZES
+def test_a_stream_of_the_responses_or_messages_api_has_an_end_of_its_own(size: int) -> None:
+    responses, messages = "/v1/responses", "/v1/messages"
+    assert read(data(type="response.completed", response={"output": LONG}), size, responses).over
+    assert read(b"event: response.completed\n" + data(response={"output": LONG}, type="odd"), size, responses).over
+    assert read(b'event: message_stop\ndata: {"type":"message_stop"}\n\n', size, messages).over
+    assert not read(data(type="response.output_text.delta", delta="[DONE] response.completed"), size, responses).over
+    assert not read(b"anything", size, "/v1/audio/speech").lacks_end
+
+
+@SIZES
+def test_no_text_of_an_answer_is_taken_for_its_end_or_for_an_error(size: int) -> None:
+    said = (
+        'data: [DONE]\n"finish_reason":"stop" "type":"message_stop"\n'
+        'data: {"error":"no"}\nevent: error "usage":{"prompt_tokens":9}'
+    )
+    reader = read(chunk(content=said) * 3, size)
+    assert (reader.over, reader.told_error, reader.usage) == (False, False, None)
+
+
+@SIZES
+@pytest.mark.parametrize("event", ERRORS.values(), ids=ERRORS)
+def test_an_error_event_is_seen_wherever_it_stands(event: bytes, size: int) -> None:
+    long = event.replace(b'"no"', b'"' + b"no " * 3000 + b'"')
+    assert read(chunk(content="Hi") + long + chunk(content="Hi") * 20 + b"data: [DONE]\n\n", size).told_error
+
+
+def test_an_error_that_is_null_is_none() -> None:
+    assert not read(data(error=None, choices=[]) + b'data: {"error":null}\n\n').told_error
 
 
 # Usage
@@ -127,14 +207,14 @@ def test_only_the_usage_event_is_taken_out_however_it_is_cut(draw: st.DataObject
     whole = b"".join([*kept[:-1], USAGE, kept[-1]]).replace(b"\n\n", separator)
     cuts = sorted(draw.draw(st.lists(st.integers(0, len(whole)), max_size=4)))
     pieces = [whole[start:end] for start, end in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
-    usage = UsageFilter()
-    passed = b"".join(map(usage.feed, pieces)) + usage.end()
+    kept_back = UsageFilter()
+    passed = b"".join(map(kept_back.feed, pieces)) + kept_back.end()
     assert passed == b"".join(kept).replace(b"\n\n", separator)
 
 
 def test_an_event_that_never_ends_is_not_kept() -> None:
-    usage = UsageFilter()
-    passed = sum(len(usage.feed(b"x" * 1024)) for _ in range(100))
+    kept_back = UsageFilter()
+    passed = sum(len(kept_back.feed(b"x" * 1024)) for _ in range(100))
     assert passed >= 30 * 1024
 
 
@@ -152,4 +232,40 @@ def test_an_event_that_never_ends_is_not_kept() -> None:
     ],
 )
 def test_usage_is_found_in_every_dialect_and_nowhere_else(tail: bytes, usage: Usage | None) -> None:
-    assert find_usage(tail) == usage
+    for size in (1, 5, 64, 1 << 20):
+        finder = UsageFinder()
+        for start in range(0, len(tail), size):
+            finder.feed(tail[start : start + size])
+        assert finder.usage == usage
+
+
+def test_usage_is_found_with_much_behind_it() -> None:
+    answer = (
+        b'{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":5},"prompt_logprobs":[' + b"0," * 9000 + b"0]}"
+    )
+    finder = UsageFinder()
+    for start in range(0, len(answer), 1000):
+        finder.feed(answer[start : start + 1000])
+    assert finder.usage == Usage(3, None, 5)
+
+
+def test_what_the_last_usage_leaves_out_the_first_has_told() -> None:
+    start = data(type="message_start", message={"usage": {"input_tokens": 7, "cache_read_input_tokens": 4}})
+    end = data(type="message_delta", usage={"output_tokens": 5}) + data(type="message_stop")
+    assert read(start + data(type="content_block_delta", delta={"text": "Hi"}) + end, 50).usage == Usage(7, 4, 5)
+
+
+def test_each_byte_of_an_event_is_looked_at_a_few_times_however_it_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = 0
+
+    class Counted(bytearray):
+        def rfind(self, what: bytes, start: int = 0) -> int:  # type: ignore[override]
+            nonlocal looked
+            looked += len(self) - start
+            return super().rfind(what, start)
+
+    kept_back = UsageFilter()
+    kept_back._rest = Counted()
+    for _ in range(3000):
+        kept_back.feed(b"[] x" * 5)
+    assert looked < 3 * 60_000

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from tests.router.gateway import BODY, CHAT, STREAM, gateway, until
-from tests.router.upstream import Exchange, stream_in_two, upstream
+from tests.router.upstream import WORD, Exchange, stream_in_two, upstream
 
 USAGE = b'"usage":{"prompt_tokens":40,"completion_tokens":1,"prompt_tokens_details":{"cached_tokens":32}}'
 
@@ -95,7 +95,7 @@ async def test_answers_arrive_whole_however_their_length_is_told(answer) -> None
     async with upstream() as engine, gateway(engine) as router:
         engine.answer = answer
         for _ in range(2):
-            got = await router.post()
+            got = await router.post(path="/v1/embeddings")
             assert (got.status_code, got.content) == (200, b"first,second")
 
 
@@ -106,7 +106,7 @@ async def test_an_engines_own_answer_is_passed_on_whatever_its_status(status: in
 
     async with upstream() as engine, upstream() as other, gateway(engine, other) as router:
         engine.answer = other.answer = refuse
-        answer = await router.post()
+        answer = await router.post(path="/v1/embeddings")
         assert (answer.status_code, answer.content) == (status, b'{"own":1}')
         assert answer.headers["retry-after"] == "7"
         # Another engine may be of another mind: it may know the model, or have room.
@@ -119,7 +119,7 @@ async def test_an_answer_without_a_body_is_passed_on() -> None:
 
     async with upstream() as engine, gateway(engine) as router:
         engine.answer = empty
-        answer = await router.post()
+        answer = await router.post(path="/v1/embeddings")
         assert (answer.status_code, answer.content) == (200, b"")
 
 
@@ -157,9 +157,9 @@ async def test_a_stream_passes_chunk_by_chunk() -> None:
     async def after_each_other(exchange: Exchange) -> None:
         await exchange.begin_stream()
         for number in range(3):
-            await exchange.chunk(b"data: %d\n\n" % number)
+            await exchange.chunk(WORD % b"%d" % number)
             # The next chunk is not there before the client has this one.
-            assert await seen.get() == b"data: %d\n\n" % number
+            assert await seen.get() == WORD % b"%d" % number
         await exchange.chunk(b"data: [DONE]\n\n")
         await exchange.chunk(b"")
 
@@ -171,7 +171,7 @@ async def test_a_stream_passes_chunk_by_chunk() -> None:
             async for chunk in answer.aiter_raw():
                 chunks.append(chunk)
                 seen.put_nowait(chunk)
-        assert b"".join(chunks) == b"data: 0\n\ndata: 1\n\ndata: 2\n\ndata: [DONE]\n\n"
+        assert b"".join(chunks) == b"".join(WORD % b"%d" % number for number in range(3)) + b"data: [DONE]\n\n"
 
 
 async def test_a_slow_client_holds_the_engine_back() -> None:
@@ -206,13 +206,13 @@ async def test_a_slow_client_holds_the_engine_back() -> None:
 async def test_three_hundred_streams_are_open_at_once() -> None:
     all_open = asyncio.Event()
     async with upstream() as engine, gateway(engine) as router:
-        engine.answer = stream_in_two(b"data: 0\n\n", b"data: [DONE]\n\n", all_open)
+        engine.answer = stream_in_two(WORD % b"0", b"data: [DONE]\n\n", all_open)
         clients = [asyncio.create_task(router.post(STREAM)) for _ in range(300)]
         await until(lambda: len(engine.exchanges) == 300)
         assert router.in_flight == 300
         all_open.set()
         answers = await asyncio.gather(*clients)
-        assert {answer.content for answer in answers} == {b"data: 0\n\ndata: [DONE]\n\n"}
+        assert {answer.content for answer in answers} == {WORD % b"0" + b"data: [DONE]\n\n"}
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -220,10 +220,10 @@ async def test_usage_is_read_off_the_answer_as_it_passes(streamed: bool) -> None
     async def with_usage(exchange: Exchange) -> None:
         if streamed:
             await exchange.begin_stream()
-            await exchange.chunk(b"data: {" + USAGE + b"}\n\ndata: [DONE]\n\n")
+            await exchange.chunk(WORD % b"1" + b"data: {" + USAGE + b"}\n\ndata: [DONE]\n\n")
             await exchange.chunk(b"")
         else:
-            await exchange.whole(b"{" + USAGE + b"}")
+            await exchange.whole(b'{"choices":[{}],' + USAGE + b"}")
 
     async with upstream() as engine, gateway(engine) as router:
         engine.answer = with_usage

@@ -7,11 +7,11 @@ from typing import cast
 
 from headwater_router.gateway.clients import State
 from tests.router.gateway import STREAM, RunningGateway, error_of, gateway, until
-from tests.router.upstream import never, stream_in_two, upstream
+from tests.router.upstream import WORD, never, stream_in_two, upstream
 
 OPEN_FILES = 160
 """Half of them is room: 60 clients at most; requests are sent while they and the clients are less than 70."""
-FIRST, LAST = b"data: 1\n\n", b"data: [DONE]\n\n"
+FIRST, LAST = WORD % b"1", b"data: [DONE]\n\n"
 
 
 def numbered(number: int) -> bytes:

@@ -8,7 +8,7 @@ import pytest
 
 from headwater_router.dispatch.call import Call
 from tests.router.gateway import BODY, STREAM, gateway, until
-from tests.router.upstream import JSON, SSE, Exchange, Handler, answer_with, never, stream_in_two, upstream
+from tests.router.upstream import JSON, OK, SSE, Exchange, Handler, answer_with, never, stream_in_two, upstream
 
 ROLE = b'data: {"choices":[{"delta":{"role":"assistant"}}]}\n\n'
 WORD = b'data: {"choices":[{"delta":{"content":"Hi"}}]}\n\n'
@@ -130,6 +130,47 @@ async def test_hanging_replicas_take_the_time_of_one() -> None:
         assert sum(len(engine.exchanges) for engine in (a, b, c)) == 1
 
 
+async def test_a_long_last_event_is_an_end_like_any_other() -> None:
+    completed = {"type": "response.completed", "response": {"output": "word " * 5000, "usage": {"input_tokens": 5}}}
+    last = b"event: response.completed\ndata: " + json.dumps(completed).encode() + b"\n\n"
+    async with upstream() as engine, gateway(engine) as router:
+        engine.answer = streaming(b'data: {"type":"response.output_text.delta","delta":"Hi"}\n\n', last)
+        answer = await router.post(b'{"model":"m","input":"hi","stream":true}', "/v1/responses")
+        assert answer.content.endswith(last)
+        assert await router.metric('headwater_router_request_outcomes_total{model="m",outcome="answered"}') == 1
+        assert await router.metric('headwater_router_prompt_tokens_total{model="m"}') == 5
+
+
+async def test_what_becomes_of_a_connection_behind_the_end_is_nobodys_loss() -> None:
+    async with upstream() as engine, gateway(engine) as router:
+        engine.answer = streaming(WORD, DONE, end=False)
+        assert (await router.post(STREAM)).content == WORD + DONE
+        assert await router.metric('headwater_router_request_outcomes_total{model="m",outcome="answered"}') == 1
+        [endpoint] = router.router.fleet
+        assert endpoint.breaker.error_share(0.0) == 0.0
+
+
+@pytest.mark.parametrize("policy", ["prefix", "least_loaded"])
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [(200, b'{"error":{"message":"no"}}'), (200, b"<html>"), (200, b""), (302, b"{}"), (200, b'{"choices":[]}')],
+    ids=["an error", "a page", "nothing", "elsewhere", "no choices"],
+)
+async def test_who_answers_with_nothing_draws_no_more_than_its_share(policy: str, status: int, body: bytes) -> None:
+    async def takes_a_moment(exchange: Exchange) -> None:
+        await asyncio.sleep(0.02)
+        await exchange.whole()
+
+    async with upstream() as a, upstream() as b, upstream() as bad, gateway(a, b, bad, policy=policy) as router:
+        a.answer = b.answer = takes_a_moment
+        bad.answer = answer_with(status, body)
+        for _ in range(10):
+            answers = await asyncio.gather(*(router.post() for _ in range(6)))
+            assert {answer.status_code for answer in answers} == {200}
+            assert {answer.content for answer in answers} == {OK}
+        assert len(bad.exchanges) <= 25
+
+
 # Back-pressure
 
 
@@ -172,7 +213,7 @@ async def test_a_request_that_kills_engines_kills_two() -> None:
 
 async def test_requests_that_all_fail_take_no_endpoint_out() -> None:
     async def fails_some(exchange: Exchange) -> None:
-        await exchange.whole(b"{}", 500 if b"bad" in exchange.body else 200)
+        await exchange.whole(OK, 500 if b"bad" in exchange.body else 200)
 
     async with upstream() as a, upstream() as b, gateway(a, b) as router:
         a.answer = b.answer = fails_some
@@ -187,7 +228,7 @@ async def test_an_outlier_is_ejected_and_comes_back_when_a_probe_has_tried_it() 
         for _ in range(20):
             assert (await router.post()).status_code == 200
         assert await router.metric('headwater_router_ejections_total{endpoint="a",reason="failing"}') >= 1
-        bad.answer = answer_with(200)
+        bad.answer = answer_with(200, OK)
         before = len(bad.exchanges)
         await until(lambda: all(endpoint.breaker.closed for endpoint in router.router.fleet))
         for _ in range(4):
@@ -284,7 +325,7 @@ async def test_comments_keep_a_stream_alive_that_waits() -> None:
 
 async def test_a_response_goes_where_it_was_made() -> None:
     async def make(exchange: Exchange) -> None:
-        await exchange.whole(b'{"id":"resp_1","object":"response","usage":{"input_tokens":3,"output_tokens":1}}')
+        await exchange.whole(b'{"id":"resp_1","output":[],"usage":{"input_tokens":3,"output_tokens":1}}')
 
     async with upstream() as a, upstream() as b, gateway(a, b) as router:
         a.answer = b.answer = make

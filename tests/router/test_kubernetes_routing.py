@@ -8,9 +8,9 @@ import pytest
 
 from tests.router.cluster import ApiServer, Object, endpoint_slice, member, model, pod, replica
 from tests.router.gateway import BODY, CHAT, STREAM, RunningGateway, error_of, gateway, until
-from tests.router.upstream import answer_at_once, stream_in_two, upstream
+from tests.router.upstream import WORD, answer_at_once, stream_in_two, upstream
 
-FIRST, LAST = b"data: 1\n\n", b"data: [DONE]\n\n"
+FIRST, LAST = WORD % b"1", b"data: [DONE]\n\n"
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ STARTED = "process_start_time_seconds {}\n"
 
 async def with_usage(exchange: Exchange) -> None:
     usage = {"prompt_tokens": 2000, "prompt_tokens_details": {"cached_tokens": 1500}}
-    await exchange.whole(json.dumps({"choices": [], "usage": usage}).encode())
+    await exchange.whole(json.dumps({"choices": [{}], "usage": usage}).encode())
 
 
 def turns(conversation: int) -> tuple[bytes, bytes]:

@@ -10,9 +10,9 @@ import httpx
 import pytest
 
 from tests.router.gateway import BODY, CHAT, STREAM, error_of
-from tests.router.upstream import Exchange, Upstream, stream_in_two, upstream
+from tests.router.upstream import WORD, Exchange, Upstream, stream_in_two, upstream
 
-FIRST, LAST = b"data: 1\n\n", b"data: [DONE]\n\n"
+FIRST, LAST = WORD % b"1", b"data: [DONE]\n\n"
 
 
 @asynccontextmanager

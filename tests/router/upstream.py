@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 JSON = b"content-type: application/json\r\n"
+OK = b'{"choices":[{"message":{"content":"ok"}}],"output":[],"content":[]}'
+"""An answer on any path."""
+WORD = b'data: {"choices":[{"delta":{"content":"%b"}}]}\n\n'
 SSE = b"content-type: text/event-stream; charset=utf-8\r\n"
 
 
@@ -28,7 +31,7 @@ class Exchange:
         pairs = (line.split(b": ", 1) for line in self.head.split(b"\r\n")[1:] if line)
         return {name.lower(): value for name, value in pairs}
 
-    async def whole(self, body: bytes = b'{"ok":true}', status: int = 200, headers: bytes = JSON) -> None:
+    async def whole(self, body: bytes = OK, status: int = 200, headers: bytes = JSON) -> None:
         await self.write(b"HTTP/1.1 %d X\r\n%scontent-length: %d\r\n\r\n%s" % (status, headers, len(body), body))
 
     async def begin_stream(self) -> None:

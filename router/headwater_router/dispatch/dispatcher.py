@@ -334,10 +334,10 @@ def _elsewhere(call: Call, found: list[Lineup]) -> list[Lineup]:
 
 def outcome_of(status: int, retry_after: float | None) -> Outcome:
     """Of an answer whose head is here. `retry_after`: seconds, None where the head names none."""
-    if status < 400:
+    if 200 <= status < 300:
         return Outcome.ANSWERED
     if status == 429 or (status == 503 and retry_after is not None):
         return Outcome.OVERLOADED
     if status in (401, 403, 404, 424):
         return Outcome.DENIED
-    return Outcome.FAILED if status >= 500 else Outcome.REFUSED
+    return Outcome.REFUSED if 400 <= status < 500 else Outcome.FAILED  # Engines do not send anybody elsewhere.

@@ -23,15 +23,16 @@ from headwater_router.dispatch.call import Call
 from headwater_router.dispatch.dispatch import Dispatch
 from headwater_router.dispatch.dispatcher import Dispatcher, outcome_of
 from headwater_router.endpoints.endpoint import Endpoint
+from headwater_router.gateway.beginning import Beginning, Fault, Kind, fault_of
 from headwater_router.gateway.clients import too_many_connections
 from headwater_router.gateway.connection import ClientConnection
-from headwater_router.gateway.events import Beginning, Kind, UsageFilter, ends_in_error, is_whole
+from headwater_router.gateway.events import StreamReader
 from headwater_router.gateway.head import RequestHead, answer_head, is_stream, retry_after
 from headwater_router.gateway.keepalive import KeepAlive
 from headwater_router.gateway.metrics import RouterMetrics
 from headwater_router.gateway.paths import Responses
 from headwater_router.gateway.request import Request
-from headwater_router.gateway.usage import TAIL, find_usage
+from headwater_router.gateway.usage import UsageFinder
 from headwater_router.line import NoRoomError
 from headwater_router.outcome import Outcome
 from headwater_router.upstream.connection import Connection
@@ -50,8 +51,6 @@ from headwater_router.upstream.pool import Pool
 
 log = structlog.get_logger(__name__)
 
-_WITH_AN_END: Final = frozenset(("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"))
-"""Paths whose streams say themselves that they are whole."""
 _LONGEST_REFUSAL: Final = 64 * 1024
 _BEGINNING: Final = 4096
 """Bytes of an answer in which the id of a response is looked for."""
@@ -143,8 +142,8 @@ class Forwarder:
 class _Passage:
     """The state of one request."""
 
-    __slots__ = ("_call", "_client", "_filter", "_head", "_keep_alive", "_passing", "_request", "_shared", "_streamed",
-                 "_tail")  # fmt: skip
+    __slots__ = ("_call", "_client", "_head", "_keep_alive", "_passing", "_reader", "_request", "_shared",
+                 "_stream")  # fmt: skip
 
     def __init__(
         self, shared: Forwarder, request: Request, client: ClientConnection, call: Call, head: RequestHead
@@ -154,13 +153,12 @@ class _Passage:
         self._client = client
         self._call = call
         self._head = head
-        self._streamed = False
-        """The answer is a stream."""
         self._passing = False
         """Of an endpoint's answer something has gone to the client."""
-        self._tail = b""
-        """The last bytes of the answer, in which usage and end are looked for."""
-        self._filter: UsageFilter | None = None
+        self._reader: UsageFinder | StreamReader = UsageFinder()
+        """Looks at all that passes."""
+        self._stream: StreamReader | None = None
+        """The reader, where the answer is a stream."""
         self._keep_alive: KeepAlive | None = None
 
     async def run(self) -> None:
@@ -236,53 +234,61 @@ class _Passage:
         return True
 
     async def _pass_answer_on(self, dispatch: Dispatch, connection: Connection) -> bool:
-        self._streamed = is_stream(connection.headers)
         # The head goes out with the first content, so that until then another endpoint can be tried.
         first = await connection.read()
-        if self._streamed:
-            beginning = Beginning()
+        self._stream = None
+        if is_stream(connection.headers):
+            self._reader = self._stream = StreamReader(self._call.path)
+            beginning = Beginning(self._call.path)
             kind = beginning.feed(first)
             if kind is Kind.NOTHING:
                 first, kind = await self._until_content(connection, beginning, first)
-            if kind is not Kind.CONTENT and not (connection.exhausted and is_whole(first)):
-                return await self._said_nothing(dispatch, connection, beginning, first)
+            if kind is not Kind.CONTENT and kind is not Kind.END:
+                return await self._is_none(dispatch, connection, beginning.fault, first)
+        else:
+            kind = Kind.CONTENT
+            if (fault := fault_of(self._call.path, first, whole=connection.exhausted)) is not None:
+                return await self._is_none(dispatch, connection, fault, first)
         if self._call.path == "/v1/responses":
             self._shared.responses.learn(first[:_BEGINNING], dispatch.endpoint, self._call.model)
-        self._first_content(dispatch)
+        if kind is Kind.CONTENT:
+            self._first_content(dispatch)
+        self._settle()
         self._begin(dispatch, connection)
-        self._end(dispatch, await self._relay_rest(connection, self._take(first)))
+        self._end(dispatch, await self._relay_rest(connection, self._reader.feed(first)))
         return True
 
     async def _until_content(self, connection: Connection, beginning: Beginning, held: bytes) -> tuple[bytes, Kind]:
         """What came before the first content, with it, and what that is; NOTHING where the stream ends before."""
-        kind = Kind.NOTHING
+        kind, pieces = Kind.NOTHING, [held]
         assert self._call.deadline is not None
         try:
             async with asyncio.timeout(max(0.0, self._call.deadline - time.monotonic())):
                 while kind is Kind.NOTHING and not connection.exhausted:
-                    piece = await connection.read()
-                    held += piece
-                    kind = beginning.feed(piece)
+                    pieces.append(await connection.read())
+                    kind = beginning.feed(pieces[-1])
         except TimeoutError:
             raise AnswerTimeoutError("the endpoint did not begin to answer in time") from None
-        return held, kind
+        return b"".join(pieces), kind
 
-    async def _said_nothing(
-        self, dispatch: Dispatch, connection: Connection, beginning: Beginning, held: bytes
-    ) -> bool:
-        """A stream that told of an error, or ended, before it said anything."""
-        outcome = outcome_of(beginning.status or 502, None)
-        reason = "an error event" if ends_in_error(held) else "a stream without content"
+    async def _is_none(self, dispatch: Dispatch, connection: Connection, fault: Fault, held: bytes) -> bool:
+        """What came with status 200 is no answer."""
+        outcome = outcome_of(fault.status or 502, None)
         if await self._shared.dispatcher.may_retry(self._call, outcome):
-            dispatch.ended(outcome, time.monotonic(), reason=reason)
+            dispatch.ended(outcome, time.monotonic(), reason=fault.reason)
             return False
         self._begin(dispatch, connection)
         self._client.end(await self._relay_rest(connection, held))
-        dispatch.ended(outcome, time.monotonic(), reason=reason)
+        dispatch.ended(outcome, time.monotonic(), reason=fault.reason)
         return True
 
     async def _upstream_failed(self, dispatch: Dispatch, error: UpstreamError) -> bool:
         """As `_attempt`, which it ends."""
+        if self._stream is not None and self._stream.over:
+            # It had said that it is over: what became of its connection then is nobody's loss.
+            self._client.end(self._stream.end())
+            self._judge(dispatch)
+            return True
         outcome, status = failure(error)
         if outcome is Outcome.UNREACHABLE and error.sends:
             outcome = Outcome.LOST  # It was sent, over a connection that was kept; to whom it was sent is gone now.
@@ -296,18 +302,20 @@ class _Passage:
                 return False
             raise status
         self._shared.metrics.broken_answers.labels(dispatch.endpoint.name).inc()
-        if self._streamed:
+        if self._stream is not None:
             stalled = outcome is Outcome.STALLED
             self._break_off(status if stalled else _lost("The endpoint broke off its answer."))
         # Else: returning without the rest of the body cuts the connection, which is how a client sees the loss.
         return True
 
     def _first_content(self, dispatch: Dispatch) -> None:
-        """From here on the request stays where it is, and its body is no longer needed."""
         now = time.monotonic()
         dispatch.first_token(now)
-        if self._streamed:
+        if self._stream is not None:
             self._shared.metrics.of(self._call.model).ttft.observe(now - self._call.started)
+
+    def _settle(self) -> None:
+        """From here on the request stays where it is, and its body is no longer needed."""
         self._call.forget_body()
         self._head.forget_body()
         self._request.drop_body()
@@ -320,8 +328,8 @@ class _Passage:
         if self._client.answer_began:
             return  # With comments: the status is sent.
         headers = answer_head(connection.headers, longest_wait)
-        if self._head.usage_is_ours and self._streamed:
-            self._filter = UsageFilter()
+        if self._head.usage_is_ours and self._stream is not None:
+            self._stream.hide_usage()
             headers = [each for each in headers if each[0] != b"content-length"]
         if self._shared.expose_endpoint:
             headers.append((b"x-headwater-endpoint", dispatch.endpoint.name.encode()))
@@ -334,44 +342,39 @@ class _Passage:
         while not connection.exhausted:
             if chunk and not client.write(chunk):
                 await client.drained()
-            chunk = self._take(await connection.read(self._relay))
+            chunk = self._reader.feed(await connection.read(self._relay))
         return chunk
 
     def _relay(self, chunk: bytes) -> bool:
         """Send a piece on without waiting, if the client keeps up."""
         client = self._client
-        if self._filter is None:
-            if not client.relay(chunk):
-                return False
-            self._tail = (self._tail + chunk)[-TAIL:]
-        elif client.write_paused:
+        if client.write_paused:
             return False
-        elif chunk := self._take(chunk):
+        if chunk := self._reader.feed(chunk):
             client.relay(chunk)
         return True
 
-    def _take(self, chunk: bytes) -> bytes:
-        """Remember the end of what came, and give what the client gets of it."""
-        self._tail = (self._tail + chunk)[-TAIL:]
-        return chunk if self._filter is None else self._filter.feed(chunk)
-
     def _end(self, dispatch: Dispatch, last: bytes) -> None:
         """All of the answer is here. Is it whole?"""
-        now = time.monotonic()
-        if self._filter is not None:
-            last += self._filter.end()
-        if self._streamed and self._call.path in _WITH_AN_END and not is_whole(self._tail):
-            dispatch.ended(Outcome.LOST, now, reason="a stream without its end")
-            self._shared.metrics.broken_answers.labels(dispatch.endpoint.name).inc()
-            if last:
-                self._client.write(last)
-            self._break_off(_lost("The endpoint ended its answer before it was whole."))
-            return
+        stream = self._stream
+        if stream is not None:
+            last += stream.end()
+            if stream.lacks_end:
+                dispatch.ended(Outcome.LOST, time.monotonic(), reason="a stream without its end")
+                self._shared.metrics.broken_answers.labels(dispatch.endpoint.name).inc()
+                if last:
+                    self._client.write(last)
+                self._break_off(_lost("The endpoint ended its answer before it was whole."))
+                return
         self._client.end(last)
-        if self._streamed and ends_in_error(self._tail):
-            dispatch.ended(Outcome.FAILED, now, reason="an error event within the answer")
+        self._judge(dispatch)
+
+    def _judge(self, dispatch: Dispatch) -> None:
+        """All of an answer has been sent on."""
+        if self._stream is not None and self._stream.told_error:
+            dispatch.ended(Outcome.FAILED, time.monotonic(), reason="an error event within the answer")
         else:
-            dispatch.ended(Outcome.ANSWERED, now, usage=find_usage(self._tail))
+            dispatch.ended(Outcome.ANSWERED, time.monotonic(), usage=self._reader.usage)
 
     def _break_off(self, error: APIError) -> None:
         # The blank line ends an event that was cut within a line, which would swallow ours.

@@ -2,8 +2,9 @@
 
     python benchmarks/picker_cost.py [--endpoints 1 8 64 512] [--policies prefix round_robin least_loaded session]
 
-Conversations share ten system prompts, eight of them for each endpoint, and grow by a block a turn until they are of
-twelve; each gets a decision, a first token and an end, with four in flight for each endpoint. Printed are microseconds
+Four thousand conversations share ten system prompts, and grow by a block a turn until they are of twelve: the same
+traffic however many endpoints there are, so that the index has as many blocks. Each turn gets a decision, a first token
+and an end, with four in flight for each endpoint. Printed are microseconds
 of the decision, and of all that is told the policy afterwards: the quickest of the slices, since other processes share
 the machine, and the median.
 """
@@ -22,16 +23,17 @@ from headwater_router.picker.base import Decision, Prompt, Target
 from headwater_router.picker.targets import Targets
 
 SLICE = 400
+CONVERSATIONS = 4096
 BLOCK_TOKENS = 128
 
 
 class Traffic:
     """Conversations in random order, each one block longer than the last time."""
 
-    def __init__(self, endpoints: int) -> None:
+    def __init__(self) -> None:
         self._rng = random.Random(0)
         self._systems = [[self._rng.getrandbits(64) for _ in range(4)] for _ in range(10)]
-        self._chains = [self._begin() for _ in range(8 * endpoints)]
+        self._chains = [self._begin() for _ in range(CONVERSATIONS)]
 
     def _begin(self) -> list[int]:
         return [*self._rng.choice(self._systems), self._rng.getrandbits(64)]
@@ -49,7 +51,7 @@ class Run:
     def __init__(self, policy: str, endpoints: int) -> None:
         self.picker = make(policy, PrefixIndex(), random.Random(0))
         self.targets = Targets(Target(f"pod-{number}") for number in range(endpoints))
-        self.traffic = Traffic(endpoints)
+        self.traffic = Traffic()
         self.open: deque[Decision] = deque()
         self.most_open = 4 * endpoints
         self.step = 0.1 / endpoints
@@ -84,7 +86,7 @@ def main() -> None:
     for policy in options.policies:
         for endpoints in options.endpoints:
             run = Run(policy, endpoints)
-            for _ in range(10 + 12 * endpoints // 50):  # Until most conversations have been seen.
+            for _ in range(4 * CONVERSATIONS // SLICE):  # Until most conversations have been seen.
                 run.slice()
             gc.collect()
             gc.freeze()

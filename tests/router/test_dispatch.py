@@ -70,7 +70,7 @@ async def test_a_busy_endpoint_gets_nothing_for_as_long_as_it_asked() -> None:
     fake = Dispatching(2)
     call = fake.call()
     busy = await fake.dispatcher.choose(call)
-    call.retry_after = 7.0
+    busy.retry_after = 7.0
     busy.ended(Outcome.OVERLOADED, fake.now)
     assert await fake.dispatcher.may_retry(call, Outcome.OVERLOADED)
     other = await fake.dispatcher.choose(call)
@@ -89,7 +89,7 @@ async def test_where_all_are_busy_the_client_gets_the_longest_wait_and_no_other_
     call = fake.call()
     for seconds in (3.0, 30.0, 5.0):
         dispatch = await fake.dispatcher.choose(call)
-        call.retry_after = max(call.retry_after, seconds)
+        dispatch.retry_after = seconds
         dispatch.ended(Outcome.OVERLOADED, fake.now)
     assert not await fake.dispatcher.may_retry(call, Outcome.OVERLOADED)
     assert fake.dispatcher.retry_after(call, fake.now) == 30.0
@@ -97,6 +97,71 @@ async def test_where_all_are_busy_the_client_gets_the_longest_wait_and_no_other_
     last = await fake.dispatcher.choose(later)  # Rather one that may say no than nobody.
     last.ended(Outcome.OVERLOADED, fake.now)
     assert not await fake.dispatcher.may_retry(later, Outcome.OVERLOADED)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.floats(0.1, 50.0), st.floats(0.0, 20.0)), max_size=20))
+def test_the_wait_that_one_endpoint_asks_for_moves_no_others(told: list[tuple[int, float, float]]) -> None:
+    """Each: who is busy, for how long, and the seconds before the next request. Whoever is free is asked first."""
+
+    async def run() -> None:
+        fake = Dispatching(3)
+        until = dict.fromkeys(["e0", "e1", "e2"], 0.0)
+        for busy, seconds, passes in told:
+            fake.now += passes
+            call, retry = fake.call(), True
+            while retry:
+                dispatch = await fake.dispatcher.choose(call)
+                name = dispatch.endpoint.name
+                tried = {each.endpoint.name for each in call.stays[:-1]}
+                soonest = min(max(until[each], fake.now) for each in until.keys() - tried)
+                assert until[name] <= soonest
+                if retry := name == f"e{busy}":
+                    dispatch.retry_after = seconds
+                    dispatch.ended(Outcome.OVERLOADED, fake.now)
+                    until[name] = fake.now + seconds
+                    retry = await fake.dispatcher.may_retry(call, Outcome.OVERLOADED)
+                else:
+                    dispatch.ended(Outcome.ANSWERED, fake.now)
+            fake.close(call)
+
+    asyncio.run(run())
+
+
+async def test_of_endpoints_that_are_all_busy_the_one_is_asked_that_is_free_soonest() -> None:
+    fake = Dispatching(3)
+    call = fake.call()
+    for seconds in (50.0, 5.0, 20.0):
+        dispatch = await fake.dispatcher.choose(call)
+        dispatch.retry_after = seconds
+        dispatch.ended(Outcome.OVERLOADED, fake.now)
+    soonest = call.stays[1].endpoint
+    assert {(await fake.run({})).stays[0].endpoint for _ in range(6)} == {soonest}
+    fake.now += 6.0
+    assert {(await fake.run({})).stays[0].endpoint for _ in range(6)} == {soonest}, "free now, and the only one"
+
+
+@pytest.mark.parametrize("outcome", [Outcome.OVERLOADED, Outcome.LOST, Outcome.FAILED, Outcome.UNREACHABLE])
+async def test_what_the_last_free_endpoint_does_not_answer_goes_to_one_that_is_busy(outcome: Outcome) -> None:
+    fake = Dispatching(3)
+    for seconds in (30.0, 10.0):
+        call = fake.call()
+        dispatch = await fake.dispatcher.choose(call)
+        dispatch.retry_after = seconds
+        dispatch.ended(Outcome.OVERLOADED, fake.now)
+        fake.close(call)
+    busy = {each.endpoint.name for each in fake.dispatcher.decisions}
+    call = await fake.run(dict.fromkeys({"e0", "e1", "e2"} - busy, outcome))
+    assert [each.outcome for each in call.stays] == [outcome, Outcome.ANSWERED]
+    assert call.stays[1].endpoint is fake.dispatcher.decisions[1].endpoint
+
+
+async def test_what_one_busy_endpoint_refuses_goes_to_no_second_one() -> None:
+    fake = Dispatching(4)
+    for _ in range(3):
+        fake.close(call := fake.call())
+        (await fake.dispatcher.choose(call)).ended(Outcome.OVERLOADED, fake.now)
+    call = await fake.run(dict.fromkeys(["e0", "e1", "e2", "e3"], Outcome.OVERLOADED))
+    assert len(call.stays) == 2, "the one that was free, and one that was not"
 
 
 async def test_the_only_endpoint_is_asked_though_it_is_busy() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import time
 
 import pytest
 
@@ -186,6 +187,23 @@ async def test_a_busy_replica_is_left_alone_and_the_longest_wait_is_told() -> No
         answer = await router.post()
         assert (answer.status_code, 25 <= int(answer.headers["retry-after"]) <= 30) == (429, True)
         assert await router.metric('headwater_router_ejections_total{endpoint="a",reason="outlier"}') == 0
+
+
+async def test_an_endpoint_that_asked_for_little_is_asked_again_while_another_that_asked_for_much_is_not() -> None:
+    def busy(seconds: int) -> Handler:
+        async def answer(exchange: Exchange) -> None:
+            await exchange.whole(b"{}", 429, JSON + b"retry-after: %d\r\n" % seconds)
+
+        return answer
+
+    async with upstream() as a, upstream() as b, gateway(a, b) as router:
+        a.answer, b.answer = busy(50), busy(1)
+        assert (await router.post()).headers["retry-after"] == "50"
+        a.exchanges.clear()
+        b.answer = answer_with(200)
+        router.router.dispatcher._clock = lambda: time.monotonic() + 2.0
+        assert {(await router.post()).status_code for _ in range(6)} == {200}
+        assert not a.exchanges
 
 
 # One client's fault

@@ -41,8 +41,8 @@ class Call:
     """Ids of the targets that it is not sent to again."""
     suspects: "list[Dispatch]" = field(default_factory=list)
     """Failures of which it is not known yet whose fault they are."""
-    retry_after: float = 0.0
-    """The longest that an endpoint which was busy has named, in seconds."""
+    insisted: bool = False
+    """It was sent to an endpoint that wants nothing for now, because there was no other: once is enough."""
     in_budget: bool = False
     """It is a retry that counts in the budget now."""
     retried: bool = False

@@ -40,7 +40,7 @@ class Dispatch:
     """Times are monotonic seconds, given by the caller."""
 
     __slots__ = ("_judge", "at", "attempt", "call", "decision", "endpoint", "first_token_at", "outcome", "picker",
-                 "reason", "stage", "status", "upstream_model", "usage")  # fmt: skip
+                 "reason", "retry_after", "stage", "status", "upstream_model", "usage")  # fmt: skip
 
     def __init__(
         self,
@@ -62,6 +62,8 @@ class Dispatch:
         """1 is the call's first stay."""
         self.stage = Stage.SENT
         self.status: int | None = None
+        self.retry_after = 0.0
+        """Seconds for which the endpoint asked to be left alone. Whoever passes the bytes on writes it."""
         self.first_token_at: float | None = None
         self.outcome: Outcome | None = None
         self.reason = ""

@@ -133,6 +133,8 @@ class Dispatcher:
         picker = self._policies.of(lineup.deployment.policy)
         decision = picker.pick(call.prompt, lineup.targets, now, avoided)
         endpoint, model = lineup.served[decision.target.id]
+        if endpoint in self._busy_until:
+            call.insisted = True
         dispatch = Dispatch(call, endpoint, model.upstream, picker, decision, self)
         call.stays.append(dispatch)
         call.tried.add(decision.target.id)
@@ -190,8 +192,9 @@ class Dispatcher:
 
     def retry_after(self, call: Call, now: float) -> float:
         """The longest time that endpoints of its model have asked for, in seconds; 0 where none did."""
+        told = [dispatch.retry_after for dispatch in call.stays]
         busy = [self._busy_until.get(endpoint, now) - now for endpoint, _ in self.fleet.serving(call.model)]
-        return max([call.retry_after, *busy])
+        return max([0.0, *told, *busy])
 
     def settle(self, now: float) -> None:
         """Take back the penalties whose time is over."""
@@ -210,20 +213,30 @@ class Dispatcher:
 
     def _candidates(self, call: Call, now: float) -> tuple[list[Lineup], Set[str]]:
         """Whom to choose from, and ids of those among them that it must not go to. The ejected count where there is no
-        other, and on the first try the busy, too: their word is worth more to the client than ours. To send there
-        anyway is better than to send nowhere."""
+        other: to send there anyway is better than to send nowhere."""
         if call.only is not None:
-            return self._of(call, lambda endpoint: endpoint is call.only), call.tried
-        good = self._lineups.of(call.model)
+            there = self._of(call, lambda endpoint: endpoint is call.only)
+        else:
+            there = self._lineups.of(call.model) or self._of(call, lambda endpoint: True)
         avoided = call.tried | self._busy(now) if self._busy_until else call.tried
-        if good and not avoided:
-            return good, avoided
-        found = [lineup for lineup in good if lineup.has_more_than(avoided)]
-        if found:
-            return found, avoided
-        if good and not call.tried:
-            return good, frozenset()
-        return ([] if good else self._of(call, lambda endpoint: True)), call.tried
+        if there and not avoided:
+            return there, avoided
+        found = [lineup for lineup in there if lineup.has_more_than(avoided)]
+        return (found, avoided) if found else self._soonest(call, there, now)
+
+    def _soonest(self, call: Call, there: list[Lineup], now: float) -> tuple[list[Lineup], Set[str]]:
+        """As `_candidates`, where all that were not tried are busy: the one that is free soonest, and that once. Its
+        word is worth more to the client than ours; and the others have given theirs."""
+        left = [
+            (self._busy_until.get(endpoint, now), number, target)
+            for number, lineup in enumerate(there)
+            for target, (endpoint, _) in lineup.served.items()
+            if target not in call.tried
+        ]
+        if not left or call.insisted:
+            return [], call.tried
+        _, number, target = min(left)
+        return [there[number]], there[number].served.keys() - {target}
 
     def _of(self, call: Call, wanted: Callable[[Endpoint], bool]) -> list[Lineup]:
         """Those that take requests, ejected or not, and were not tried."""
@@ -260,7 +273,7 @@ class Dispatcher:
             self._charge_suspects(call, now)
             return
         if outcome is Outcome.OVERLOADED:
-            self._busy_until[endpoint] = now + min(call.retry_after or _BUSY, _LONGEST_BUSY)
+            self._busy_until[endpoint] = now + min(dispatch.retry_after or _BUSY, _LONGEST_BUSY)
         if outcome in _TURNED_DOWN:
             self._penalize(dispatch, now)
         if outcome in ONCE and dispatch.first_token_at is None:

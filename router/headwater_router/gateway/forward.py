@@ -213,7 +213,7 @@ class _Passage:
     async def _pass_refusal_on(self, dispatch: Dispatch, connection: Connection, outcome: Outcome) -> bool:
         call, dispatcher = self._call, self._shared.dispatcher
         if outcome is Outcome.OVERLOADED:
-            call.retry_after = max(call.retry_after, retry_after(connection.headers) or 0.0)
+            dispatch.retry_after = retry_after(connection.headers) or 0.0
         reason = f"status {connection.status}"
         if await dispatcher.may_retry(call, outcome):
             dispatch.ended(outcome, time.monotonic(), reason=reason)

@@ -62,6 +62,15 @@ class Dispatching:
         self.now += seconds
         dispatch.ended(Outcome.ANSWERED, self.now)
 
+    def fail(self, dispatch: Dispatch, outcome: Outcome) -> None:
+        """As an endpoint does, or the way to it."""
+        sends = dispatch.call.sends
+        if outcome not in (Outcome.UNREACHABLE, Outcome.UNSENT):
+            sends.sent()
+        if outcome is Outcome.LOST:
+            sends.lost()
+        dispatch.ended(outcome, self.now)
+
     def close(self, call: Call) -> None:
         self.dispatcher.close(call, self.now, Outcome.CLIENT_LEFT)
 
@@ -74,7 +83,7 @@ class Dispatching:
             if outcome is Outcome.ANSWERED:
                 self.answer(dispatch)
                 break
-            dispatch.ended(outcome, self.now)
+            self.fail(dispatch, outcome)
             if not await self.dispatcher.may_retry(call, outcome):
                 break
         self.close(call)

@@ -1,6 +1,7 @@
 """Where a request goes, whose fault a failure is, and that each stay ends exactly once."""
 
 import asyncio
+import itertools
 
 import pytest
 from hypothesis import given
@@ -305,14 +306,81 @@ async def test_a_request_that_two_engines_died_of_is_refused_for_a_while() -> No
 def test_of_several_that_two_engines_were_lost_with_none_is_to_blame_until_one_is_there_again() -> None:
     poison = Poison()
     bodies = [b"kills", b"innocent", b"harmless"]
-    for body in bodies:
-        poison.lost_at_both("/v1/completions", body, frozenset(("e0#1", "e1#1")), 0.0)
-    assert not any(poison.to_blame("/v1/completions", body, 1.0) for body in bodies)
-    for body in (b"kills", b"another"):
-        poison.lost_at_both("/v1/completions", body, frozenset(("e2#1", "e3#1")), 2.0)
-    assert [body for body in (*bodies, b"another") if poison.to_blame("/v1/completions", body, 3.0)] == [b"kills"]
-    assert not poison.to_blame("/v1/completions", b"kills", 2.0 + QUARANTINE)
+    for body, life in itertools.product(bodies, ("e0#1", "e1#1")):
+        poison.lost(body, life, 0.0)
+    assert not any(poison.to_blame(body, 1.0) for body in bodies)
+    for body, life in itertools.product((b"kills", b"another"), ("e2#1", "e3#1")):
+        poison.lost(body, life, 2.0)
+    assert [body for body in (*bodies, b"another") if poison.to_blame(body, 3.0)] == [b"kills"]
+    assert not poison.to_blame(b"kills", 2.0 + QUARANTINE)
     assert len(poison) == 0
+
+
+def test_who_is_there_wherever_the_one_that_kills_is_cannot_be_told_from_it_for_long() -> None:
+    poison = Poison()
+    bodies = [b"kills", b"with it"]
+    for number in range(4):
+        assert not any(poison.to_blame(body, 1.0) for body in bodies)
+        for body in bodies:
+            poison.lost(body, f"e{number}#1", 1.0)
+    assert all(poison.to_blame(body, 1.0) for body in bodies)
+
+
+def test_two_losses_that_lie_far_apart_say_nothing() -> None:
+    poison = Poison()
+    poison.lost(b"often asked", "e0#1", 0.0)
+    poison.lost(b"another", "e0#1", QUARANTINE - 1)
+    poison.lost(b"often asked", "e1#1", QUARANTINE)
+    assert not poison.to_blame(b"often asked", QUARANTINE)
+
+
+def test_no_more_bodies_are_remembered_than_a_few_thousand() -> None:
+    poison = Poison()
+    for number in range(5000):
+        poison.lost(b"%d" % number, "e0#1", 0.0)
+    poison.lost(b"4999", "e1#1", 0.0)
+    assert (len(poison), poison.to_blame(b"4999", 0.0)) == (4096, True)
+
+
+async def test_a_body_that_engines_die_of_after_its_first_token_is_found_over_several_requests() -> None:
+    fake = Dispatching(4)
+    for _ in range(2):
+        fake.dispatcher.check("/v1/completions", b"kills", fake.now)
+        call = fake.call(b"kills")
+        dispatch = await fake.dispatcher.choose(call)
+        call.sends.sent()
+        dispatch.answered(200)
+        dispatch.first_token(fake.now)
+        call.forget_body()
+        call.sends.lost()
+        dispatch.ended(Outcome.LOST, fake.now)
+        fake.close(call)
+    with pytest.raises(BadRequestError):
+        fake.dispatcher.check("/v1/completions", b"kills", fake.now)
+
+
+async def test_a_body_that_an_engine_has_answered_is_none_that_kills() -> None:
+    fake = Dispatching(4)
+    at: set[str] = set()
+    for _ in range(4):
+        call = fake.call(b"asked by many")
+        lost = await fake.dispatcher.choose(call)
+        at.add(lost.endpoint.name)
+        fake.fail(lost, Outcome.LOST)
+        fake.answer(await fake.dispatcher.choose(call))
+        fake.close(call)
+        fake.dispatcher.check("/v1/completions", b"asked by many", fake.now)
+    assert len(at) >= 2
+
+
+async def test_the_end_of_an_engine_that_was_about_to_end_is_nobodys_fault() -> None:
+    fake = Dispatching(2)
+    stays = [await fake.dispatcher.choose(fake.call(b"long")) for _ in range(2)]
+    for dispatch in stays:
+        dispatch.endpoint.accepting = False
+        fake.fail(dispatch, Outcome.LOST)
+    assert stays[0].endpoint is not stays[1].endpoint
+    fake.dispatcher.check("/v1/completions", b"long", fake.now)
 
 
 # Short is not fast

@@ -229,6 +229,42 @@ async def test_a_request_that_kills_engines_kills_two() -> None:
         assert {(await router.post()).status_code for _ in range(8)} == {200}
 
 
+async def test_a_request_that_kills_engines_over_kept_connections_is_sent_twice() -> None:
+    killer = BODY.replace(b"hi", b"kill")
+
+    async def dies_of_it(exchange: Exchange) -> None:
+        if b"kill" in exchange.body:
+            exchange.abort()
+        else:
+            await exchange.whole()
+
+    async with upstream() as a, upstream() as b, gateway(a, b) as router:
+        a.answer = b.answer = dies_of_it
+        for _ in range(4):
+            await router.post()
+        answers = [await router.post(killer) for _ in range(4)]
+        assert [each.status_code for each in answers] == [502, 502, 400, 400]
+        assert sum(b"kill" in each.body for engine in (a, b) for each in engine.exchanges) == 4
+
+
+async def test_a_request_that_kills_engines_within_their_answers_is_found_too() -> None:
+    async with upstream() as a, upstream() as b, upstream() as c, gateway(a, b, c) as router:
+        for engine in (a, b, c):
+            engine.answer = streaming(WORD, end=False)
+        for _ in range(2):
+            assert last_event((await router.post(STREAM)).content)["code"] == "endpoint_lost"
+        again = await router.post(STREAM)
+        assert (again.status_code, again.json()["error"]["code"]) == (400, "request_breaks_engines")
+        assert sum(len(engine.exchanges) for engine in (a, b, c)) == 2
+
+
+async def test_requests_whose_streams_lack_their_end_kill_no_engine() -> None:
+    async with upstream() as a, upstream() as b, gateway(a, b) as router:
+        a.answer = b.answer = streaming(WORD)
+        answers = [await router.post(STREAM) for _ in range(6)]
+        assert {last_event(each.content)["code"] for each in answers} == {"endpoint_lost"}
+
+
 async def test_requests_that_all_fail_take_no_endpoint_out() -> None:
     async def fails_some(exchange: Exchange) -> None:
         await exchange.whole(OK, 500 if b"bad" in exchange.body else 200)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from headwater_router.descriptors import Descriptors
+from headwater_router.sends import Sends
 from headwater_router.upstream.connection import Connection
 from headwater_router.upstream.pool import Pool
 
@@ -96,6 +97,8 @@ class Wires:
     all: list[Wire] = field(default_factory=list)
     refuse: Exception | None = None
     """What to raise instead of making a further connection."""
+    sends: Sends = field(default_factory=Sends)
+    """Of the request that was asked last, unless the test gave it its own."""
     descriptors: Descriptors = field(default_factory=lambda: Descriptors(20_000))
     pool: Pool = field(init=False)
 
@@ -127,9 +130,12 @@ class Wires:
     def start(self, coroutine: Awaitable[T]) -> "asyncio.Task[T]":
         return self.do(lambda: asyncio.ensure_future(coroutine))
 
-    def ask(self, request: bytes = REQUEST, patience: float = 30.0, stall: float = 10.0) -> "asyncio.Task[Connection]":
-        """`patience`, `stall`: seconds."""
-        return self.start(self.pool.ask(request, b"", self.now + patience, stall))
+    def ask(
+        self, request: bytes = REQUEST, patience: float = 30.0, stall: float = 10.0, sends: Sends | None = None
+    ) -> "asyncio.Task[Connection]":
+        """`patience`, `stall`: seconds. `sends`: of the request, if it was sent before."""
+        self.sends = sends or Sends()
+        return self.start(self.pool.ask(request, b"", self.now + patience, stall, self.sends))
 
     def send(self, data: bytes, wire: int = -1) -> None:
         self.do(self.all[wire].send, data)

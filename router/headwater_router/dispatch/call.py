@@ -3,8 +3,10 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from headwater_router.dispatch.poison import fingerprint
 from headwater_router.endpoints.endpoint import Endpoint, ServedModel
 from headwater_router.picker.base import Prompt
+from headwater_router.sends import Sends
 
 if TYPE_CHECKING:
     from headwater_router.dispatch.dispatch import Dispatch
@@ -43,13 +45,19 @@ class Call:
     """Failures of which it is not known yet whose fault they are."""
     insisted: bool = False
     """It was sent to an endpoint that wants nothing for now, because there was no other: once is enough."""
-    in_budget: bool = False
-    """It is a retry that counts in the budget now."""
-    retried: bool = False
-    """It had the one retry that a failure allows."""
+    sends: Sends = field(default_factory=Sends)
+    in_budget: int = 0
+    """The stay, by its `attempt`, that is a retry which counts in the budget now; 0: none."""
+    _fingerprint: bytes = field(default=b"", init=False)
+
+    @property
+    def fingerprint(self) -> bytes:
+        """What the body is known by, also when it is dropped."""
+        return self._fingerprint or fingerprint(self.path, self.body)
 
     def forget_body(self) -> None:
         """From now on it is sent nowhere else."""
+        self._fingerprint = self.fingerprint
         self.body = b""
 
     def forget_stays(self) -> None:

@@ -24,8 +24,8 @@ from headwater_router.admission.hold import Hold
 from headwater_router.dispatch.call import Call
 from headwater_router.dispatch.dispatch import Dispatch, Stage
 from headwater_router.dispatch.lineup import Lineup, Lineups, lineups
-from headwater_router.dispatch.poison import Poison
-from headwater_router.dispatch.retries import FREE, ONCE, RetryBudget
+from headwater_router.dispatch.poison import Poison, fingerprint
+from headwater_router.dispatch.retries import FREE, ONCE, RetryBudget, may_be_sent_again
 from headwater_router.dispatch.spread import Spread
 from headwater_router.endpoints.ejection import Reason, reason_to_eject
 from headwater_router.endpoints.endpoint import Endpoint, ServedModel
@@ -112,9 +112,9 @@ class Dispatcher:
 
     def check(self, path: str, body: bytes, now: float) -> None:
         """Raises BadRequestError for a body that engines died of."""
-        if self._poison.to_blame(path, body, now):
+        if self._poison and self._poison.to_blame(fingerprint(path, body), now):
             raise BadRequestError(
-                "Two engines broke off when they were sent this request, so it is not sent to a third.",
+                "Two engines broke off on this request, so it is not sent to a third.",
                 code="request_breaks_engines",
             )
 
@@ -164,27 +164,27 @@ class Dispatcher:
     async def may_retry(self, call: Call, outcome: Outcome) -> bool:
         """Whether it may be tried on another endpoint; if so, `choose` is to be called next."""
         now = self._clock()
-        if len(call.stays) >= self._max_attempts:
+        before = (dispatch.outcome for dispatch in call.stays[:-1])
+        if len(call.stays) >= self._max_attempts or not may_be_sent_again(outcome, before, call.sends):
             return False
         if not self._candidates(call, now)[0] and self._to_wake(call) is None:
             return False
         if outcome in FREE:
             self._metrics.retries.labels(outcome).inc()
             return True
-        if outcome not in ONCE or call.retried:
-            return False
-        call.retried = True
         if outcome is Outcome.LOST:
-            call.in_budget = await self.budget.wait(max(0.0, (call.deadline or now) - now))
+            in_budget = await self.budget.wait(max(0.0, (call.deadline or now) - now))
         else:
-            call.in_budget = self.budget.take()
-        self._metrics.retries.labels(outcome if call.in_budget else "no_budget").inc()
-        return call.in_budget
+            in_budget = self.budget.take()
+        if in_budget:
+            call.in_budget = len(call.stays) + 1
+        self._metrics.retries.labels(outcome if in_budget else "no_budget").inc()
+        return in_budget
 
     def close(self, call: Call, now: float, otherwise: Outcome) -> None:
         """The request has ended. What its failures say of the endpoints is decided here at the latest. `otherwise`: the
         outcome of a stay that has none yet."""
-        self._leave_budget(call)
+        self._leave_budget(call, call.in_budget)
         if call.stays and call.stays[-1].stage is not Stage.ENDED:
             call.stays[-1].ended(otherwise, now)
         self._charge_suspects(call, now)
@@ -259,25 +259,30 @@ class Dispatcher:
 
     def began(self, dispatch: Dispatch, now: float) -> None:
         """Its first token is here: what others failed before was their own fault, and it is no retry any more."""
-        self._leave_budget(dispatch.call)
+        self._leave_budget(dispatch.call, dispatch.attempt)
         self._charge_suspects(dispatch.call, now)
 
     def left(self, dispatch: Dispatch, now: float) -> None:
         """It has ended."""
         call, outcome, endpoint = dispatch.call, dispatch.outcome, dispatch.endpoint
-        self._leave_budget(call)
+        self._leave_budget(call, dispatch.attempt)
         if outcome is Outcome.ANSWERED:
             typical = self._typical.get(call.identity.base, _TYPICAL)
             self._typical[call.identity.base] = typical + _LEARNING * (now - dispatch.at - typical)
             endpoint.breaker.answered(now)
             self._charge_suspects(call, now)
+            if self._poison:
+                self._poison.answered(call.fingerprint)
             return
         if outcome is Outcome.OVERLOADED:
             self._busy_until[endpoint] = now + min(dispatch.retry_after or _BUSY, _LONGEST_BUSY)
+        # One that is about to end cuts its answers itself; and a stream may lack its end though nobody died.
+        if outcome is Outcome.LOST and call.sends.broke_off and endpoint.accepting:
+            self._poison.lost(call.fingerprint, dispatch.decision.target.id, now)
         if outcome in _TURNED_DOWN:
             self._penalize(dispatch, now)
         if outcome in ONCE and dispatch.first_token_at is None:
-            self._suspect(call, dispatch, now)
+            self._suspect(dispatch)
         elif outcome in _CHARGED:
             self._charge(endpoint, call.model, now)
         if outcome not in (Outcome.REFUSED, Outcome.CLIENT_LEFT):
@@ -291,15 +296,13 @@ class Dispatcher:
         target.load.penalty += 1
         heapq.heappush(self._penalties, (dispatch.at + typical, self._penalized, target))
 
-    def _suspect(self, call: Call, dispatch: Dispatch, now: float) -> None:
+    def _suspect(self, dispatch: Dispatch) -> None:
         """Whether it is the endpoint's fault will be seen at the next one: what two replicas fail is the request's."""
-        call.suspects.append(dispatch)
-        if len(call.suspects) == 1:
-            return
-        lost = [each.decision.target.id for each in call.suspects if each.outcome is Outcome.LOST]
-        if len(lost) > 1:
-            self._poison.lost_at_both(call.path, call.body, frozenset(lost), now)
-        call.suspects.clear()
+        suspects = dispatch.call.suspects
+        if suspects:
+            suspects.clear()
+        else:
+            suspects.append(dispatch)
 
     def _charge_suspects(self, call: Call, now: float) -> None:
         for dispatch in call.suspects:
@@ -332,9 +335,10 @@ class Dispatcher:
             attempt=dispatch.attempt,
         )
 
-    def _leave_budget(self, call: Call) -> None:
-        if call.in_budget:
-            call.in_budget = False
+    def _leave_budget(self, call: Call, attempt: int) -> None:
+        """The stay that failed may end after its retry was counted: only that one gives the place back."""
+        if call.in_budget and call.in_budget == attempt:
+            call.in_budget = 0
             self.budget.give()
 
 

@@ -4,18 +4,25 @@
 |---|---|---|
 | overloaded, unreachable, unsent | as long as there are attempts | nothing was computed |
 | denied, failed | one | what fails at two replicas says something about the request |
-| lost | one | a request that kills engines must not be carried through all of them |
+| lost | one more send | a request that kills engines must not be carried through all of them |
+| any of these, of the send after a loss | none | the same: it has had its one more |
 | timed out, stalled | none | what was sent is not computed again because it was slow |
+
+A loss is a loss, also if it may only have been a kept connection that had been closed meanwhile: that one more send is
+made at once, to the same endpoint (`upstream.pool`), and counts as any other. What is not sent is no send: with nobody
+there, the next endpoint gets it. So no request is sent more often than it has attempts, and once more.
 
 A retry is load on top of the load that may have been the cause. So at most a fifth of the requests that are open may be
 retries of what was computed once already. A failure beyond that is the answer; a loss, which took its engine's load
 with it, waits for its turn.
 """
 
+from collections.abc import Iterable
 from typing import Final
 
 from headwater_router.line import Line, NoRoomError
 from headwater_router.outcome import Outcome
+from headwater_router.sends import Sends
 
 FREE: Final = frozenset((Outcome.OVERLOADED, Outcome.UNREACHABLE, Outcome.UNSENT))
 """Nothing was computed: such a retry is no further load."""
@@ -24,6 +31,13 @@ ONCE: Final = frozenset((Outcome.DENIED, Outcome.FAILED, Outcome.LOST))
 _SHARE: Final = 5
 _LEAST: Final = 3
 """Retries that may always be open, or a quiet router could make none."""
+
+
+def may_be_sent_again(outcome: Outcome, before: Iterable[Outcome | None], sends: Sends) -> bool:
+    """By the table. `before`: what came of its stays before the one that ends with this outcome."""
+    if sends.had_one_more:
+        return False
+    return outcome in FREE or (outcome in ONCE and ONCE.isdisjoint(before))
 
 
 class RetryBudget:

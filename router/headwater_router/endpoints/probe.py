@@ -20,6 +20,7 @@ from headwater_router.descriptors import Descriptors
 from headwater_router.endpoints.endpoint import Endpoint, ServedModel
 from headwater_router.endpoints.fleet import Fleet
 from headwater_router.endpoints.listing import read_models
+from headwater_router.sends import Sends
 from headwater_router.upstream.connection import Connection
 from headwater_router.upstream.errors import (
     AnswerTimeoutError,
@@ -140,7 +141,7 @@ class Prober:
         deadline = asyncio.get_running_loop().time() + self._timeout
         connection: Connection | None = None
         try:
-            connection = await pool.ask(request, b"", deadline, self._timeout)
+            connection = await pool.ask(request, b"", deadline, self._timeout, Sends())
             body = await connection.read()
             if not connection.exhausted:
                 async with asyncio.timeout_at(deadline):

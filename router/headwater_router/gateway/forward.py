@@ -196,7 +196,7 @@ class _Passage:
         head, body = self._head.of(endpoint, dispatch.upstream_model, self._call.body)
         connection: Connection | None = None
         try:
-            connection = await shared.pool(endpoint).ask(head, body, deadline, shared.stall_timeout)
+            connection = await shared.pool(endpoint).ask(head, body, deadline, shared.stall_timeout, self._call.sends)
             dispatch.answered(connection.status)
             outcome = outcome_of(connection.status, retry_after(connection.headers))
             if outcome is Outcome.ANSWERED:
@@ -290,7 +290,7 @@ class _Passage:
             self._judge(dispatch)
             return True
         outcome, status = failure(error)
-        if outcome is Outcome.UNREACHABLE and error.sends:
+        if outcome is Outcome.UNREACHABLE and dispatch.was_sent:
             outcome = Outcome.LOST  # It was sent, over a connection that was kept; to whom it was sent is gone now.
         now = time.monotonic()
         dispatch.ended(outcome, now, reason=str(error))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, cast
 import httptools
 
 from headwater_router.headers import OWN_TO_A_CONNECTION, Headers, named_by_connection
+from headwater_router.sends import Sends
 from headwater_router.sockets import keep_alive
 from headwater_router.upstream.errors import (
     AnswerTimeoutError,
@@ -19,6 +20,7 @@ from headwater_router.upstream.errors import (
     MalformedAnswerError,
     StaleConnectionError,
     StalledError,
+    UnreachableError,
     UpstreamError,
 )
 from headwater_router.upstream.head import (
@@ -49,8 +51,8 @@ class Connection(asyncio.Protocol):
     """The pool begins a request on it; its owner reads the answer, and releases it."""
 
     __slots__ = ("_chunks", "_deadline", "_error", "_held", "_informational", "_loop", "_own", "_parser", "_paused",
-                 "_pool", "_relay", "_resumed", "_reused", "_sent_at", "_stall", "_timer", "_transport", "_waiter",
-                 "_without_body", "ended_by_close", "headers", "last_heard", "sends", "state", "status")  # fmt: skip
+                 "_pool", "_relay", "_resumed", "_reused", "_sends", "_sent_at", "_stall", "_timer", "_transport",
+                 "_waiter", "_without_body", "ended_by_close", "headers", "last_heard", "state", "status")  # fmt: skip
 
     def __init__(self, pool: "Pool") -> None:
         self._pool = pool
@@ -64,11 +66,11 @@ class Connection(asyncio.Protocol):
         """Of the answer, without those that are meant for this connection alone, which are in `_own`."""
         self.ended_by_close = False
         """The answer told no length: whether it is whole, only its content can say."""
-        self.sends = 0
-        """How often the request was sent, over this connection and one before."""
         self.last_heard = -math.inf
         """When the last bytes came, in the loop's time."""
         self._reused = False
+        self._sends: Sends
+        """Of the request that was sent last."""
         self._informational = 0
         self._without_body = 0
         """Bytes that came since the last one of a body."""
@@ -93,19 +95,18 @@ class Connection(asyncio.Protocol):
 
     # What the pool calls
 
-    async def begin(self, request: bytes, body: bytes, deadline: float, stall: float, sends: int = 0) -> None:
+    async def begin(self, request: bytes, body: bytes, deadline: float, stall: float, sends: Sends) -> None:
         """Send a request and wait for the head of its answer; the connection is closed if there is none.
 
         `deadline`: for the first byte of the answer's body, which `read` may still have to wait for, in the loop's
-        time. `stall`: seconds, above 0, that may pass between two later pieces. `sends`: how often it was sent before.
+        time. `stall`: seconds, above 0, that may pass between two later pieces. `sends`: of this request, counted here.
         Raises UpstreamError.
         """
         if self.state is CLOSED:
-            self._error.sends = sends
             raise self._error
         self._become(SENT)
         self.headers, self._own = [], []
-        self.sends, self._deadline, self._stall = sends, deadline, stall
+        self._sends, self._deadline, self._stall = sends, deadline, stall
         self.ended_by_close = False
         self._informational = self._without_body = 0
         try:
@@ -128,7 +129,7 @@ class Connection(asyncio.Protocol):
             self._transport.write(request + body)
         else:
             self._transport.writelines((request, body))
-        self.sends += 1
+        self._sends.sent()
         self._look_at(min(self._deadline, self._sent_at + self._stall))
 
     def fail(self, error: UpstreamError) -> None:
@@ -136,7 +137,8 @@ class Connection(asyncio.Protocol):
         if self.state is COMPLETE:
             self._hang_up(ENDED)
         elif self.state not in (ENDED, CLOSED):
-            error.sends = self.sends
+            if self.state in _OPEN and isinstance(error, ConnectionLostError):
+                self._sends.lost()
             self._error = error
             self._hang_up(CLOSED)
 
@@ -296,7 +298,9 @@ class Connection(asyncio.Protocol):
         # They keep one another alive otherwise.
         del self._parser
 
-    def _loss(self) -> ConnectionLostError:
+    def _loss(self) -> UpstreamError:
+        if self.state is IDLE:
+            return UnreachableError("the endpoint closed the connection before anything was sent over it")
         nothing_came = self.state is SENT and not self._without_body
         if nothing_came and self._reused and self._loop.time() < self._sent_at + _STALE_SECONDS:
             return StaleConnectionError("the endpoint had closed the connection")

@@ -18,9 +18,6 @@ UpstreamError                  no answer, or not a whole one
 class UpstreamError(Exception):
     """No answer, or not a whole one."""
 
-    sends = 0
-    """How often the request was sent before this: an endpoint that was lost may have been lost to the request."""
-
 
 class NotConnectedError(UpstreamError):
     """There was no connection to send the request over."""

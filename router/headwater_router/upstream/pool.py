@@ -9,6 +9,7 @@ import ssl
 from typing import Final
 
 from headwater_router.descriptors import Descriptors
+from headwater_router.sends import Sends
 from headwater_router.upstream.connection import Connection
 from headwater_router.upstream.errors import (
     AnswerTimeoutError,
@@ -48,29 +49,25 @@ class Pool:
         """When any bytes came from there last, in the loop's time: they prove life. -inf where none ever came."""
         return max([self._heard_before, *(each.last_heard for each in self._open)])
 
-    async def ask(self, request: bytes, body: bytes, deadline: float, stall: float) -> Connection:
+    async def ask(self, request: bytes, body: bytes, deadline: float, stall: float, sends: Sends) -> Connection:
         """Send a request; the connection that is returned has the head of its answer. Raises UpstreamError.
 
         `deadline`: for the first byte of the answer's body, in the loop's time. `stall`: seconds that may pass between
-        two later pieces, unless we do not read because the client is slow.
+        two later pieces, unless we do not read because the client is slow. `sends`: of this request, wherever to.
 
         A kept connection may have been closed by the other side a moment ago. If it is lost at once, and nothing of an
         answer came, the request is sent once more over a new one. An endpoint that dies of requests at once looks the
-        same from here, which is why a request's `sends` are told, with the answer and with the error.
+        same from here. So that is the one more send that a loss allows; and a request that was lost before goes over a
+        new connection at once, whose loss leaves no doubt.
         """
-        sends = 0
-        connection = self._take()
+        connection = None if sends.losses else self._take()
         if connection is not None:
             try:
-                await connection.begin(request, body, deadline, stall)
+                await connection.begin(request, body, deadline, stall, sends)
                 return connection
-            except StaleConnectionError as error:
-                sends = error.sends
-        try:
-            connection = await self._connect(deadline)
-        except UpstreamError as error:
-            error.sends = sends
-            raise
+            except StaleConnectionError:
+                pass
+        connection = await self._connect(deadline)
         await connection.begin(request, body, deadline, stall, sends)
         return connection
 
@@ -102,7 +99,7 @@ class Pool:
     def fail_all(self, error: UpstreamError) -> None:
         """Nobody is there any more: end all answers that are on their way with such an error, and keep nothing."""
         for connection in list(self._open):
-            # One for each: who catches it reads from it how often its request was sent.
+            # One for each: where an error was raised is written to it.
             connection.fail(type(error)(*error.args))
 
     def close(self) -> None:

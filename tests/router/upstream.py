@@ -100,9 +100,9 @@ async def never(exchange: Exchange) -> None:
     await exchange.connection.gone.wait()
 
 
-def answer_with(status: int, body: bytes = b"{}") -> Handler:
+def answer_with(status: int, body: bytes | None = None) -> Handler:
     async def answer(exchange: Exchange) -> None:
-        await exchange.whole(body, status)
+        await exchange.whole(body if body is not None else OK if status == 200 else b"{}", status)
 
     return answer
 

@@ -28,7 +28,7 @@ from headwater_router.gateway.clients import too_many_connections
 from headwater_router.gateway.connection import ClientConnection
 from headwater_router.gateway.events import StreamReader
 from headwater_router.gateway.head import RequestHead, answer_head, is_stream, retry_after
-from headwater_router.gateway.keepalive import KeepAlive
+from headwater_router.gateway.keepalive import KeepAlive, refusal_event
 from headwater_router.gateway.metrics import RouterMetrics
 from headwater_router.gateway.paths import Responses
 from headwater_router.gateway.request import Request
@@ -42,6 +42,7 @@ from headwater_router.upstream.errors import (
     ConnectRefusedError,
     ConnectTimeoutError,
     InsecureError,
+    MalformedAnswerError,
     OwnLimitError,
     StalledError,
     UnreachableError,
@@ -218,13 +219,12 @@ class _Passage:
         if await dispatcher.may_retry(call, outcome):
             dispatch.ended(outcome, time.monotonic(), reason=reason)
             return False
-        commented = self._client.answer_began
         chunk = await connection.read()
-        if commented:
+        if self._client.answer_began:
             # The status is sent already; what is left is to say it in an event.
             while not connection.exhausted and len(chunk) < _LONGEST_REFUSAL:
                 chunk += await connection.read()
-            chunk = b"data: " + b" ".join(chunk.split()) + b"\n\n"
+            chunk = refusal_event(connection.status, chunk)
         else:
             longest = dispatcher.retry_after(call, time.monotonic()) if outcome is Outcome.OVERLOADED else None
             self._begin(dispatch, connection, longest)
@@ -246,6 +246,8 @@ class _Passage:
             if kind is not Kind.CONTENT and kind is not Kind.END:
                 return await self._is_none(dispatch, connection, beginning.fault, first)
         else:
+            if self._client.answer_began:
+                raise MalformedAnswerError("it is no stream, and one had begun")
             kind = Kind.CONTENT
             if (fault := fault_of(self._call.path, first, whole=connection.exhausted)) is not None:
                 return await self._is_none(dispatch, connection, fault, first)
@@ -319,12 +321,12 @@ class _Passage:
         self._call.forget_body()
         self._head.forget_body()
         self._request.drop_body()
-        self.stop()
 
     # What the client gets
 
     def _begin(self, dispatch: Dispatch, connection: Connection, longest_wait: float | None = None) -> None:
         self._passing = True
+        self.stop()
         if self._client.answer_began:
             return  # With comments: the status is sent.
         headers = answer_head(connection.headers, longest_wait)

@@ -7,10 +7,15 @@ The price is that the status goes out before it is known: what fails later is to
 import asyncio
 from typing import Final
 
-from headwater.openai.stream import CONTENT_TYPE
+import msgspec
+
+from headwater.openai.errors import BadGatewayError
+from headwater.openai.stream import CONTENT_TYPE, error_event, event
 from headwater_router.gateway.connection import ClientConnection
 
 _COMMENT: Final = b": keep-alive\n\n"
+_LONGEST: Final = 200
+"""Characters that are quoted of what is no error in OpenAI's shape."""
 
 
 class KeepAlive:
@@ -38,3 +43,15 @@ class KeepAlive:
             self._client.begin(200, [(b"content-type", CONTENT_TYPE.encode()), (b"cache-control", b"no-cache")])
         self._client.write(_COMMENT)
         self._wait()
+
+
+def refusal_event(status: int, body: bytes) -> bytes:
+    """What an endpoint refused with, in a stream that had begun before."""
+    try:
+        said = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        said = None
+    if isinstance(said, dict) and said.get("error"):
+        return event(said)
+    text = " ".join(body.decode(errors="replace").split())[:_LONGEST]
+    return error_event(BadGatewayError(f"The endpoint answered with {status}: {text}", code="endpoint_malformed"))

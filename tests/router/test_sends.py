@@ -21,13 +21,15 @@ from headwater_router.outcome import Outcome
 from headwater_router.sends import Sends
 from headwater_router.upstream.connection import Connection
 from tests.router.dispatching import Dispatching
+from tests.router.upstream import OK
 from tests.router.wires import Wire, Wires
 
 OURS = b"POST /ours HTTP/1.1\r\n\r\n"
 BUSY = b"HTTP/1.1 429 X\r\nretry-after: 9\r\ncontent-length: 2\r\n\r\n{}"
-ANSWERS = {
-    status: b"HTTP/1.1 %d X\r\ncontent-length: 2\r\n\r\n{}" % status for status in (200, 400, 401, 404, 500, 503)
-} | {429: BUSY}
+ANSWERS = {status: b"HTTP/1.1 %d X\r\ncontent-length: 2\r\n\r\n{}" % status for status in (400, 401, 404, 500, 503)} | {
+    200: b"HTTP/1.1 200 X\r\ncontent-length: %d\r\n\r\n%b" % (len(OK), OK),
+    429: BUSY,
+}
 GARBAGE = b"\0\xff\r\n\r\n"
 LOSSES = ["reset", "end", "later", "within the head", "before the body"]
 MOST = 3
@@ -150,7 +152,7 @@ def act(engines: Engines, wire: Wire, what: str | int) -> None:
             engines.do(wire.send, ANSWERS[200][:10])
             engines.do(wire.reset)
         case "before the body":
-            engines.do(wire.send, ANSWERS[200][:-2])
+            engines.do(wire.send, ANSWERS[200].removesuffix(OK))
             engines.do(wire.reset)
 
 

@@ -160,12 +160,40 @@ def test_a_large_body_before_it_does_not_count_as_head() -> None:
         b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
         b"POST / HTTP/1.1\r\nbad header\r\n\r\n",
         b"POST / HTTP/1.1\r\nconnection: upgrade\r\nupgrade: h2c\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\ntransfer-encoding: gzip, chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\ntransfer-encoding: gzip\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\ntransfer-encoding: chunked, chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nexpect: 100-continue\r\ntransfer-encoding: gzip, chunked\r\n\r\n",
     ],
 )
 def test_what_is_malformed_is_a_400_after_the_requests_before_it(wrong: bytes) -> None:
     parsed = Parsed(POST + wrong + POST)
     assert parsed.statuses == [None, 400]
     assert not parsed.requests[-1].keep_alive
+
+
+@pytest.mark.parametrize("zeros", [18, 4300, 20_000])
+@pytest.mark.parametrize("more", [b"", b"content-encoding: br\r\n", b"connection: upgrade\r\nupgrade: h2c\r\n"])
+@pytest.mark.parametrize("cuts", [[], [40]])
+def test_a_length_of_many_digits_is_a_400(zeros: int, more: bytes, cuts: list[int]) -> None:
+    head = b"POST / HTTP/1.1\r\n%bcontent-length: %b16\r\n\r\n" % (more, b"0" * zeros)
+    parsed = Parsed(POST, *split(head + b"x" * 16 + POST, cuts), max_head=2**16)
+    assert parsed.statuses == [None, 400]
+    parsed.let_go()
+    assert parsed.budget.in_flight == 0
+
+
+@pytest.mark.parametrize("where", [GET, POST, CHUNKED, OFFER], ids=["get", "post", "chunked", "offer"])
+def test_a_mistake_of_our_own_is_answered(where: bytes) -> None:
+    def mistaken(head: Head) -> None:
+        raise RuntimeError("a mistake")
+
+    parsed = Parsed(where, admit=mistaken)
+    assert parsed.statuses == [500]
+    assert not parsed.requests[0].keep_alive
+    assert parsed.parser.stage is Stage.ENDED
+    parsed.let_go()
+    assert parsed.budget.in_flight == 0
 
 
 def test_nothing_is_read_behind_a_request_that_closes_the_connection() -> None:

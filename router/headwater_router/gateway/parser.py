@@ -10,12 +10,21 @@ from enum import StrEnum
 from typing import Final
 
 import httptools
+import structlog
 
-from headwater.openai.errors import APIError, BadRequestError, HeadersTooLargeError, RequestTooLargeError
+from headwater.openai.errors import (
+    APIError,
+    BadRequestError,
+    HeadersTooLargeError,
+    InternalServerError,
+    RequestTooLargeError,
+)
 from headwater_router.gateway.bodies import BodyBudget, out_of_memory
 from headwater_router.gateway.encoding import Decoder, decoder
 from headwater_router.gateway.request import Admission, Head, Request, identity, origin_form
 from headwater_router.headers import Headers
+
+log = structlog.get_logger(__name__)
 
 Admit = Callable[[Head], Admission | None]
 """Called with each head, before its body is read. Raises APIError for one that is not let in."""
@@ -28,6 +37,8 @@ _MOST_AT_ONCE: Final = 32
 """Requests that may begin in what is read at once: the shortest take a hundred times their bytes."""
 _MOST_DISCARDED: Final = 2**20
 """Bytes that are read of a body that nobody wants, so that the connection can go on."""
+_MOST_DIGITS: Final = 19
+"""Of a content-length. llhttp takes any number of zeros in front, and Python reads no number of thousands of digits."""
 _FRAMING: Final = 4
 """A body's bytes for one that frames them: its chunks' sizes and extensions, and its trailer."""
 
@@ -47,12 +58,16 @@ _BETWEEN, _HEAD, _BODY, _ENDED = Stage
 """In Python 3.11 a member takes ten times as long to find in its class."""
 
 
+class _FramingError(BadRequestError):
+    """Nothing behind the head can be made sense of."""
+
+
 class RequestParser:
     """Feed it bytes in pieces of any length; it calls `deliver` with each request. httptools calls `on_...`."""
 
     __slots__ = ("_admit", "_begun", "_bodies", "_body", "_client", "_decoder", "_deliver", "_discarded", "_expect",
-                 "_fed", "_framing", "_head_size", "_headers", "_held", "_max_body", "_max_head", "_owed", "_parser",
-                 "_raw", "_request", "_target", "_waits", "stage")  # fmt: skip
+                 "_fed", "_framing", "_head_size", "_headers", "_held", "_length", "_max_body", "_max_head", "_owed",
+                 "_parser", "_raw", "_request", "_target", "_waits", "stage")  # fmt: skip
 
     def __init__(
         self,
@@ -91,6 +106,8 @@ class RequestParser:
         self._decoder: Decoder | None = None
         self._raw = self._framing = self._discarded = 0
         """Bytes of the body as they came, of what frames them, and of those that nobody wanted."""
+        self._length = 0
+        """Of the body, as its head tells it."""
         self._waits = False
         """The client wants to be told to send the body."""
         self._owed = 0
@@ -104,7 +121,9 @@ class RequestParser:
         try:
             self._parse(data)
         except httptools.HttpParserCallbackError:
-            raise  # a mistake of ours
+            log.exception("a request could not be read")
+            self.fail(InternalServerError("The router failed on this request; its log says why."))
+            return
         except httptools.HttpParserError as error:
             self.fail(_invalid(f"This is not a valid HTTP request: {error}."))
             return
@@ -188,15 +207,25 @@ class RequestParser:
         """Whether its body is to be read. Raises APIError."""
         if self._admit is not None:
             request.admitted = self._admit(request)
-        if (given := fields.get(b"content-length")) is not None:
-            length = int(given)
-            if length > self._max_body:
-                raise self._body_too_large()
-            if not self._bodies.fits(length):
-                raise out_of_memory()
+        if self._length > self._max_body:
+            raise self._body_too_large()
+        if not self._bodies.fits(self._length):
+            raise out_of_memory()
         if (coding := fields.get(b"content-encoding")) is not None:
             self._decoder = decoder(coding, self._max_body)
             request.headers = [each for each in request.headers if each[0] != b"content-encoding"]
+
+    def _announced(self, fields: dict[bytes, bytes]) -> int:
+        """Bytes of the body, where they are told before it; else 0. Raises _FramingError where it has no clear end."""
+        if b"transfer-encoding" in fields:
+            codings = [value.strip().lower() for name, value in self._headers if name == b"transfer-encoding"]
+            if codings != [b"chunked"]:
+                raise _FramingError("The only transfer-encoding is chunked.", code="invalid_http")
+        if (given := fields.get(b"content-length")) is None:
+            return 0
+        if len(given) > _MOST_DIGITS:
+            raise _FramingError(f"A content-length has at most {_MOST_DIGITS} digits.", code="invalid_http")
+        return int(given)
 
     def _head_too_large(self) -> APIError:
         return HeadersTooLargeError(
@@ -266,7 +295,7 @@ class RequestParser:
         if b"transfer-encoding" in headers:
             self.fail(_invalid("A request that offers an upgrade must tell its length."))
             return
-        self._owed = int(headers.get(b"content-length", b"0"))
+        self._owed = self._length
         if not self._owed:
             self._complete()
 
@@ -312,14 +341,16 @@ class RequestParser:
         self._waits = b"expect" in fields and fields[b"expect"].lower() == b"100-continue"
         size = self._head_size + self._fed
         self._let_go_of_head()
+        self._length = 0
         try:
+            self._length = self._announced(fields)
             if size > _USUAL_HEAD or size > self._max_head or len(self._headers) > _MOST_HEADERS:
                 self._check_head(request)
             self._judge(request, fields)
-        except HeadersTooLargeError as error:
+        except (HeadersTooLargeError, _FramingError) as error:
             self.fail(error)
         except APIError as error:
-            self._refuse(request, error, int(fields.get(b"content-length", b"0")))
+            self._refuse(request, error, self._length)
 
     def on_body(self, body: bytes) -> None:
         self._raw += len(body)

@@ -65,6 +65,21 @@ async def test_what_an_engine_says_of_it_does_not_stand_beside_it() -> None:
         assert "access-control-allow-credentials" not in got.headers
 
 
+@pytest.mark.parametrize("origins", [[], [CHAT_PAGE]])
+async def test_an_engine_cannot_open_the_answers_to_pages(origins: list[str]) -> None:
+    own = ("allow-origin", "allow-credentials", "allow-headers", "allow-methods", "allow-private-network",
+           "expose-headers", "max-age")  # fmt: skip
+
+    async def answer(exchange: Exchange) -> None:
+        await exchange.whole(headers="".join(f"Access-Control-{name}: *\r\n" for name in own).encode())
+
+    async with upstream() as engine, gateway(engine, cors_origin=origins) as router:
+        engine.answer = answer
+        got = await router.post(BODY, origin="https://evil.example")
+        assert got.status_code == 200
+        assert not [name for name in got.headers if name.startswith("access-control")]
+
+
 async def test_a_browser_needs_no_key_to_ask_whether_it_may() -> None:
     def nobody(head: Head) -> RateLimitError:
         return RateLimitError("no")

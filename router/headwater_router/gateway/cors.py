@@ -11,10 +11,6 @@ _EXPOSED: Final = (
     b"x-ratelimit-remaining-requests, x-ratelimit-reset-requests"
 )
 """Headers of an answer that scripts may read."""
-_REPLACED: Final = frozenset(
-    (b"access-control-allow-origin", b"access-control-expose-headers", b"access-control-allow-credentials")
-)
-"""Headers of an engine's own: twice the same one is none to a browser."""
 _METHODS: Final = b"GET, HEAD, POST"
 _REMEMBERED: Final = b"600"
 """Seconds that a browser need not ask again."""
@@ -41,8 +37,8 @@ class Cors:
         return [*headers, (b"access-control-allow-headers", wanted)] if wanted else headers
 
     def applied(self, head: Head, headers: Headers) -> Headers:
-        """An answer's headers with those that the page's browser looks for, and without an engine's own."""
-        kept = [each for each in headers if each[0] not in _REPLACED]
+        """An answer's headers with those that the page's browser looks for. An engine's own are not among them."""
+        kept = list(headers)
         if (allowed := self._allowed(head)) is not None:
             kept += ((b"access-control-allow-origin", allowed), (b"access-control-expose-headers", _EXPOSED))
         if not self._all:

@@ -15,8 +15,12 @@ _NOT_FORWARDED: Final = frozenset((b"host", b"content-length", b"accept-encoding
 """accept-encoding: the usage is read off the answer's last bytes, and token streams gain nothing from compression."""
 _WITH_USAGE: Final = frozenset(("/v1/chat/completions", "/v1/completions"))
 """Paths whose streams tell the usage only if they are asked to."""
-_NOT_PASSED_ON: Final = frozenset((b"x-request-id", b"x-headwater-endpoint", b"x-headwater-decision"))
-"""The router sets them itself."""
+_NOT_PASSED_ON: Final = frozenset(
+    (b"x-request-id", b"x-headwater-endpoint", b"x-headwater-decision", b"access-control-allow-origin",
+     b"access-control-allow-credentials", b"access-control-allow-headers", b"access-control-allow-methods",
+     b"access-control-allow-private-network", b"access-control-expose-headers", b"access-control-max-age")
+)  # fmt: skip
+"""The router sets them itself: which pages may read an answer, too, is for it to say. An engine behind it lets all."""
 _LONGEST_WAIT: Final = 3600.0
 
 

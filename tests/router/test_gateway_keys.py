@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.router.gateway import BODY, error_of, gateway
-from tests.router.upstream import upstream
+from tests.router.upstream import Exchange, upstream
 
 KEY, OTHER = "sk-0123456789abcdef", "sk-fedcba9876543210"
 
@@ -61,6 +61,19 @@ async def test_a_limit_is_told_with_each_answer(keys: Path) -> None:
         assert [answer.headers["x-ratelimit-remaining-requests"] for answer in answers] == ["1", "0", "0"]
         assert int(answers[2].headers["retry-after"]) >= 1
         assert len(engine.exchanges) == 2
+
+
+async def test_a_limit_of_the_engines_own_does_not_stand_beside_it(keys: Path) -> None:
+    async def answer(exchange: Exchange) -> None:
+        await exchange.whole(headers=b"X-RateLimit-Remaining-Requests: 9999\r\nx-ratelimit-limit-tokens: 5\r\n")
+
+    async with upstream("m", "n") as engine, gateway(engine, api_keys=keys) as router:
+        engine.answer = answer
+        limited = await router.post(BODY.replace(b'"m"', b'"n"'), x_api_key=OTHER)
+        assert limited.headers.get_list("x-ratelimit-remaining-requests") == ["1"]
+        assert limited.headers["x-ratelimit-limit-tokens"] == "5"
+        unlimited = await router.post(x_api_key=KEY)
+        assert unlimited.headers.get_list("x-ratelimit-remaining-requests") == ["9999"]
 
 
 async def test_a_key_of_the_endpoint_goes_there_instead_of_the_clients(monkeypatch: pytest.MonkeyPatch) -> None:

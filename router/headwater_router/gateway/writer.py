@@ -62,9 +62,11 @@ class AnswerWriter(asyncio.Protocol):
         if self._clients.cors is not None:
             headers = self._clients.cors.applied(request, headers)
         parts = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d Unknown\r\nx-request-id: " % status, request.id, b"\r\n"]
-        if request.admitted is not None:
-            for field, text in request.admitted.headers.items():
+        if request.admitted is not None and (own := request.admitted.headers):
+            for field, text in own.items():
                 parts += (field.encode(), b": ", text.encode(), b"\r\n")
+            # An engine may have limits of its own; those of the client's key are the router's.
+            headers = [each for each in headers if each[0].decode("latin-1") not in own]
         self._mute = request.method == b"HEAD" or status in _WITHOUT_BODY
         self._chunked = not self._mute
         for name, value in headers:

@@ -1,5 +1,6 @@
 """What flags and files may say of an endpoint, and how they are told of what is wrong."""
 
+import os
 import random
 import string
 from pathlib import Path
@@ -73,7 +74,7 @@ def test_a_port_is_one_of_those_that_there_are(port: str) -> None:
         ("http://h,api_key_env=A,api_key_file=b", "cannot stand beside"),
         ("http://h,api_key_env=HEADWATER_NO_SUCH_KEY", "api_key_env=HEADWATER_NO_SUCH_KEY: no key can be read there"),
         ("http://h,api_key_file=/no/such", "api_key_file=/no/such: no key can be read there: No such file"),
-        ("http://h,api_key_file=/", "no key can be read there: Is a directory"),
+        ("http://h,api_key_file=/", "no key can be read there: it is no regular file"),
         ("http://h,api_key_file=a\x00b", "api_key_file must be a path"),
     ],
 )
@@ -151,6 +152,19 @@ def test_a_key_of_a_file_is_read_again_when_the_file_changes(tmp_path: Path) -> 
     file.unlink()
     key.refresh()
     assert key.header == b"authorization: Bearer two\r\n"
+
+
+def test_a_pipe_in_the_place_of_a_key_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text("one")
+    key = ApiKey("", str(file))
+    key.read()
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(EndpointError, match="it is no regular file"):
+        key.read()
+    key.refresh()
+    assert key.header == b"authorization: Bearer one\r\n"
 
 
 @pytest.mark.parametrize("wrong", ["", " ", "a b", "a\nb", "\x7f", "k" * 9000])

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -63,7 +64,7 @@ def test_a_wrong_file_is_named_in_one_line(tmp_path: Path, content: bytes) -> No
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    for path, why in ((tmp_path / "none", "No such file"), (tmp_path, "Is a directory"), (Path("a\x00b"), "no path")):
+    for path, why in ((tmp_path / "none", "No such file"), (Path("a\x00b"), "no path")):
         with pytest.raises(EndpointError, match=why):
             read_endpoints(path)
 
@@ -74,6 +75,13 @@ def test_an_empty_list_is_a_list_and_json_and_a_mark_of_utf8_are_read(tmp_path: 
     assert read_endpoints(file) == []
     file.write_bytes(b'\xef\xbb\xbf[{"url": "http://h:1"}]')
     assert read_endpoints(file) == [EndpointSpec("http://h:1", "h:1")]
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(EndpointError, match="it is no regular file"):
+            read_endpoints(path)
 
 
 def test_flags_and_file_may_not_name_the_same(tmp_path: Path) -> None:

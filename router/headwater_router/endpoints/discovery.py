@@ -5,6 +5,8 @@ file: whoever edits it while the router runs must not stop all traffic by a slip
 """
 
 import asyncio
+import errno
+import stat
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -69,6 +71,8 @@ class StaticEndpoints:
 def read_endpoints(path: Path) -> list[EndpointSpec]:
     """Raises EndpointError, which names the file, and nothing else."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # A pipe would be waited for.
+            raise OSError(errno.EINVAL, "it is no regular file")
         with path.open("rb") as opened:
             content = opened.read(MOST_BYTES + 1)
     except (OSError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 from pathlib import Path
 from typing import Final
 
@@ -48,6 +49,8 @@ class ApiKey:
         elif self.file:
             try:
                 status = Path(self.file).stat()
+                if not stat.S_ISREG(status.st_mode):  # A pipe would be waited for, and with it all else.
+                    raise self._error("it is no regular file")
                 stamp = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
                 if stamp == self._seen:
                     return

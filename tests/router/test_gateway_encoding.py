@@ -94,6 +94,18 @@ def test_gzip_that_ends_too_early_or_goes_on_is_a_400() -> None:
     assert (out, type(error)) == (5, BadRequestError)
 
 
+@given(frames=st.lists(st.binary(max_size=300) | st.just(b"ab" * 90_000), min_size=1, max_size=3), data=st.data())
+def test_zstd_that_ends_too_early_is_told_so_wherever_that_is(frames: list[bytes], data: st.DataObject) -> None:
+    pieces = [CODECS[b"zstd"](frame) for frame in frames]
+    whole = b"".join(pieces)
+    assert most(b"zstd", whole, MIB, len(whole)) == (sum(map(len, frames)), None)
+    ends = {sum(map(len, pieces[:count])) for count in range(len(pieces) + 1)}
+    cut = data.draw(st.integers(1, len(whole) - 1).filter(lambda size: size not in ends))
+    _, error = most(b"zstd", whole[:cut], MIB, cut)
+    assert isinstance(error, BadRequestError)
+    assert "ends too early" in error.message
+
+
 def test_a_zstd_frame_that_needs_much_memory_is_a_400() -> None:
     parameters = zstandard.ZstdCompressionParameters(window_log=25)
     stream = zstandard.ZstdCompressor(compression_params=parameters).compressobj()

@@ -1,25 +1,33 @@
-"""No body costs more than its bytes are worth. Work is counted, in hashes and in memory, not timed."""
+"""No body costs more than its bytes are worth. Work is counted, in bytes read, in hashes and in memory, not timed."""
 
 import base64
+import json
 import random
 import sys
 import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from headwater import prefix
-from headwater.openai.errors import APIError
+from headwater.openai.errors import APIError, BadRequestError
 from headwater.prefix import MAX_BLOCKS, MAX_TOKENS
-from headwater_router.gateway.body import asking_for_usage, read_body, with_model
+from headwater_router.gateway import body as body_module
+from headwater_router.gateway.body import asking_for_usage, completed, read_body, with_model
 from headwater_router.index import PromptBuilder
+from headwater_router.index import prompt as prompt_module
 from headwater_router.index.prompt import MAX_EXACT_BYTES
 from headwater_router.index.stored import KEY_TOKENS
 from headwater_router.picker.base import Prompt
 from headwater_router.picker.weights import conversation
+from tests.router.gateway import CHAT, error_of, gateway
+from tests.router.upstream import Exchange, upstream
 
 MIB = 1 << 20
-CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
+COMPLETIONS, RESPONSES = "/v1/completions", "/v1/responses"
 
 IMAGE = b'{"type":"image_url","image_url":{"url":"data:image/png;base64,%b"}}' % base64.b64encode(
     random.Random(0).randbytes(4000)
@@ -48,6 +56,9 @@ HOSTILE = {
     "a long salt": (CHAT, of(b'{"model":"m","messages":[],"cache_salt":"', b"salt", b'"}')),
     "a long model": (CHAT, of(b'{"model":"', b"m", b'"}')),
     "spaces": (CHAT, b'{"model":"m","messages":[' + b" " * 4 * MIB + b"]}"),
+    "deep lists": (CHAT, of(b'{"model":"m","messages":[', b"[" * 900 + b"]" * 900, b"]}")),
+    "deep objects": (CHAT, of(b'{"model":"m","messages":[', b'{"":' * 450 + b"1" + b"}" * 450, b"]}")),
+    "members of no name": (CHAT, of(b'{"model":"m",', b'"":1', b"}")),
     "NaN": (CHAT, of(b'{"model":"m","messages":[', b"NaN", b"]}")),
     "a surrogate": (CHAT, of(b'{"model":"m","messages":[', b'"\\ud800"', b"]}")),
 }
@@ -63,6 +74,93 @@ def routed(path: str, data: bytes, builder: PromptBuilder) -> Prompt | None:
     prompt = builder.build(path, body, [], model="m")
     conversation(body, prompt)
     return prompt
+
+
+class Reading:
+    """Counts the bytes that are given to readers of JSON, and the marks among them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.bytes = 0
+        self.marks = 0
+        for module in (body_module, prompt_module):
+            for name, decode in vars(module).copy().items():
+                if isinstance(getattr(decode, "__self__", None), msgspec.json.Decoder):
+                    monkeypatch.setattr(module, name, self._counted(decode))
+        # Where values are read of it, it is by name.
+        monkeypatch.setattr(prompt_module.msgspec.json, "decode", self._counted(msgspec.json.decode))
+
+    def _counted(self, decode: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def counted(data: Any) -> Any:
+            given = bytes(data)
+            self.bytes += len(given)
+            self.marks += sum(map(given.count, (b"[", b"{", b":")))
+            return decode(data)
+
+        return counted
+
+
+@hostile
+@pytest.mark.parametrize("head", [b"", b'"stream":true,"stream_options":{"include_usage":false},"cache_salt":"x",'])
+def test_a_body_is_read_once_whatever_is_written_into_it(
+    path: str, data: bytes, head: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = data.replace(b"{", b"{" + head, 1)
+    reading = Reading(monkeypatch)
+    try:
+        body = read_body(data)
+    except APIError:
+        pass
+    else:
+        data = completed(data, body, model=None if body.model else "m", salt="of its key")
+        asking_for_usage(with_model(data, body.outline(), "another"), body.outline())
+        PromptBuilder().build(path, body, [], model="m")
+    # What is no JSON by the book is read up to where that shows, and then as if it were.
+    times = 2 if b"NaN" in data or b"\\ud8" in data else 1
+    # Small ones of its values, and token ids, are read by themselves.
+    assert reading.bytes <= times * len(data) + MAX_EXACT_BYTES + 40_000
+    assert reading.marks <= times * (1 << 20) + 10_000
+
+
+async def test_a_body_is_read_once_on_its_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = "sk-0123456789abcdef"
+    file = tmp_path / "keys.yaml"
+    file.write_text(json.dumps({"keys": [{"name": "one", "key": key, "cache_salt": "own"}]}))
+    data = of(b'{"stream":true,"stream_options":null,"cache_salt":"x","messages":[', b'"so it is"', b"]}", 2 * MIB)
+
+    async def answer(exchange: Exchange) -> None:
+        await exchange.whole(b"data: [DONE]\n\n", headers=b"content-type: text/event-stream\r\n")
+
+    async with upstream() as engine, gateway(engine, api_keys=file, probe_interval=60) as router:
+        engine.answer = answer
+        reading = Reading(monkeypatch)
+        assert (await router.post(data, CHAT, x_api_key=key)).status_code == 200
+        assert len(data) <= reading.bytes <= len(data) + 1000
+        sent = json.loads(engine.exchanges[0].body)
+        assert (sent["model"], sent["stream_options"]) == ("m", {"include_usage": True})
+        assert sent["cache_salt"] not in ("x", None)
+
+
+@pytest.mark.parametrize("piece", [b"[", b"{", b'"":'])
+def test_a_body_of_too_many_lists_objects_and_members_is_refused_before_it_is_read(
+    piece: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = 1 << 20
+    few = b'{"model":"m","prompt":"' + piece * (most - 100) + b'"}'
+    assert read_body(few.replace(b'""', b"")).model == "m"
+    reading = Reading(monkeypatch)
+    with pytest.raises(BadRequestError, match="more than 1,048,576 brackets, braces and colons"):
+        read_body(b'{"model":"m","prompt":[' + piece * most)
+    assert not reading.bytes
+
+
+async def test_a_deep_body_is_refused_in_words() -> None:
+    body = b'{"model":"m","x":%b}'
+    async with upstream() as engine, gateway(engine) as router:
+        for depth, rest in ((5000, b""), (5000, b"NaN")):
+            answer = await router.post(body % (b"[" * depth + rest + b"]" * depth))
+            assert (answer.status_code, error_of(answer)["code"]) == (400, "invalid_json")
+            assert "nested too deep" in error_of(answer)["message"]
+        assert not engine.exchanges
 
 
 @hostile
@@ -120,7 +218,7 @@ def test_what_is_decoded_at_all_is_small(path: str, data: bytes) -> None:
 
 @hostile
 def test_changing_a_body_takes_no_more_than_copies_of_it(path: str, data: bytes) -> None:
-    data = data.replace(b"{", b'{"stream":true,"stream_options":null,', 1)
+    data = data.replace(b"{", b'{"stream":true,"stream_options":null,"cache_salt":null,', 1)
     try:
         body = read_body(data)
     except APIError:
@@ -128,7 +226,7 @@ def test_changing_a_body_takes_no_more_than_copies_of_it(path: str, data: bytes)
     tracemalloc.start()
     try:
         asking_for_usage(data, body)
-        with_model(data, body, "another")
+        completed(data, body, model="another", salt="another")
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -6,6 +6,8 @@ from typing import Any
 
 import pydantic
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from headwater.openai.errors import BadRequestError
 from headwater_router.gateway.body import asking_for_usage, read_body, with_cache_salt, with_model
@@ -130,7 +132,7 @@ async def test_a_deep_body_is_forwarded_or_refused_in_words(depth: int) -> None:
 
 
 async def test_fields_of_another_type_are_the_engines_business() -> None:
-    body = b'{"model":"m","stream":"yes","messages":5,"tools":"t","cache_salt":[],"stream_options":7,"prompt":{}}'
+    body = b'{"model":"m","messages":5,"tools":"t","cache_salt":[],"stream_options":7,"prompt":{}}'
     async with upstream() as engine, gateway(engine, policy="prefix") as router:
         for path in (CHAT, "/v1/completions", "/v1/responses", "/v1/embeddings"):
             assert (await router.post(body, path)).status_code == 200
@@ -155,13 +157,13 @@ def test_a_missing_model_is_put_in_and_nothing_else_changes(body: bytes) -> None
     assert renamed(body).endswith(body[start:end])
 
 
-OTHERS = b'"prompt":"\\u00e9 \xc3\xa9 \\"model\\":\\"m\\"","x":{"model": "m"},"y":[1e2, 1.0,0.10]'
+OTHERS = b'"prompt":"\\u00e9 \xc3\xa9 \\"model\\":\\"m\\"","x":{"model": "n"},"y":[1e2, 1.0,0.10]'
 
 
 @pytest.mark.parametrize(
     "body",
-    [b'{"model":"m",%b}', b'{%b, "model" : "m" }', b'{"mod\\u0065l":"m",%b}', b'{"model":"a",%b,"model":"b"}',
-     b'{"model":null,%b}'],
+    [b'{"model":"m",%b}', b'{%b, "model" : "m" }', b'{"model":null,%b}', b'{"model":"m",%b,"z":"\\ud800"}',
+     b'\xef\xbb\xbf{"model":"m",%b}', b'{"model":"m",%b' + b',"a":1' * 20_000 + b"}"],
 )  # fmt: skip
 def test_a_renamed_model_is_there_once_and_other_values_keep_their_bytes(body: bytes) -> None:
     result = renamed(body % OTHERS)
@@ -172,13 +174,36 @@ def test_a_renamed_model_is_there_once_and_other_values_keep_their_bytes(body: b
 
 @pytest.mark.parametrize(
     "body",
-    [b'{"model":"m","x":"\\ud800"}', b'\xef\xbb\xbf{"model":"m"}', b'{"model":"m"%b}' % (b',"a":1' * 20_000)],
-    ids=["a surrogate", "a byte order mark", "many members"],
-)
-def test_where_a_model_cannot_be_taken_out_the_last_one_counts(body: bytes) -> None:
+    [b'{"mod\\u0065l":"m"}', b'{"model":"m","x":{"model":"m"}}', b'{"mod\\u0065l":"m","x":{"model":"m"}}',
+     b'{"x":{"model":"m"},"model":"m"}', b'{"model":"a","model":"m"}', b'{"model":"m","model":"m"}',
+     b'{"model":"m","x":[%b]}' % b",".join([b'{"model":"m"}'] * 99)],
+)  # fmt: skip
+def test_where_it_is_not_certain_which_one_it_is_another_model_counts(body: bytes) -> None:
     before, after = json.loads(body), json.loads(renamed(body))
     assert after == before | {"model": "new/näme"}
-    assert renamed(body)[:-1].startswith(body[:-1])
+    assert read_body(renamed(body)).model == "new/näme"
+
+
+def test_no_text_that_looks_like_the_model_is_taken_for_it() -> None:
+    for text in ('"model":"m"', 'x","model":"m"', '\\","model":"m"', '\\"model":"m"', '{"model":"m"}'):
+        body = json.dumps({"text": text, "model": "m", text: 1}).encode()
+        assert json.loads(renamed(body)) == json.loads(body) | {"model": "new/näme"}
+
+
+NAMES = st.sampled_from(["model", "stream_options", "cache_salt", "x", '"model":"m"', "\\"])
+VALUES = st.recursive(
+    st.sampled_from(["m", '"model":"m"', None, 1, "\\"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(before=st.dictionaries(NAMES, VALUES, max_size=4), after=st.dictionaries(NAMES, VALUES, max_size=4))
+def test_whatever_else_is_in_a_body_only_the_member_changes(before: dict[str, Any], after: dict[str, Any]) -> None:
+    whole = before | after | {"model": "m"}
+    body = json.dumps(whole).encode()
+    assert json.loads(renamed(body)) == whole | {"model": "new/näme"}
+    assert json.loads(with_cache_salt(body, read_body(body), "ours")) == whole | {"cache_salt": "ours"}
 
 
 # Asking for the usage
@@ -189,7 +214,7 @@ def asking(body: bytes) -> Any:
     return None if result is None else json.loads(result, object_pairs_hook=list)
 
 
-@pytest.mark.parametrize("body", [BODY, b"{}", b'{"stream":false}', b'{"stream":null}', b'{"stream":"true"}'])
+@pytest.mark.parametrize("body", [BODY, b"{}", b'{"stream":false}', b'{"stream":null}', b'{"stream":"off"}'])
 def test_only_streams_are_asked_for_their_usage(body: bytes) -> None:
     assert asking(body) is None
 
@@ -212,7 +237,10 @@ def test_a_stream_is_asked_in_front_of_the_clients_own_bytes(body: bytes) -> Non
         (b"{}", [("include_usage", True)]),
         (b'{ "include_usage" : false }', [("include_usage", True)]),
         (b'{"x":[1e2],"include_usage":null}', [("x", [100.0]), ("include_usage", True)]),
-        (b'{"include_usage":true,"includ\\u0065_usage":false}', [("include_usage", True)]),
+        (b'{"include_usage":"no"}', [("include_usage", True)]),
+        (b"5", [("include_usage", True)]),
+        (b"[]", [("include_usage", True)]),
+        (b'"x"', [("include_usage", True)]),
     ],
 )
 def test_options_that_do_not_ask_are_replaced_by_some_that_do(options: bytes, asked: list[Any]) -> None:
@@ -227,22 +255,56 @@ def test_options_that_do_not_ask_are_replaced_by_some_that_do(options: bytes, as
 
 @pytest.mark.parametrize(
     "options",
-    [b'{"include_usage":true}', b'{"include_usage":false,"include_usage":true,"x":1}', b"5", b"[]", b'"x"',
-     b'{"x":"%b"}' % (b"x" * 5000), b'{"x":NaN}', b'{"\\ud800":1}'],
+    [b'{"include_usage":true}', b'{"include_usage":1}', b'{"include_usage":"Yes"}',
+     b'{"include_usage":false,"include_usage":true,"x":1}'],
 )  # fmt: skip
-def test_options_that_ask_or_are_none_stay(options: bytes) -> None:
+def test_options_that_ask_stay(options: bytes) -> None:
     assert asking(b'{"stream":true,"stream_options":%b}' % options) is None
 
 
-@pytest.mark.parametrize("rest", [b'"x":"\\ud800"', b'"a":1,' * 20_000 + b'"a":1'], ids=["a surrogate", "many members"])
-def test_options_that_cannot_be_taken_out_stay(rest: bytes) -> None:
-    assert asking(b'{"stream":true,"stream_options":null,%b}' % rest) is None
+@pytest.mark.parametrize(
+    "members",
+    [b'"stream_options":null,"x":"\\ud800"', b'"x":NaN,"stream_options":{"include_usage":false}',
+     b'"stream_options":{"x":NaN}', b'"stream_options":{"\\ud800":1}',
+     b'"stream_options":null,' + b'"a":1,' * 20_000 + b'"a":1',
+     b'"stream_options":{"include_usage":true},"stream_options":null',
+     b'"stream_options":{"include_usage":true,"includ\\u0065_usage":false}',
+     b'"stream_options":{"x":"%b"}' % (b"x" * 5000), b'"stream_opti\\u006fns":[],"x":{"stream_options":[]}'],
+)  # fmt: skip
+def test_whatever_is_in_a_streams_body_it_asks_for_the_usage_in_the_end(members: bytes) -> None:
+    body = b'{"stream":true,%b}' % members
+    result = asking_for_usage(body, read_body(body))
+    assert result is not None
+    assert json.loads(result)["stream_options"] == {"include_usage": True}
+    assert read_body(result).stream
 
 
 def test_the_last_of_several_options_counts() -> None:
     assert asking(b'{"stream":true,"stream_options":null,"stream_options":{"include_usage":true}}') is None
-    pairs = asking(b'{"stream":true,"stream_options":{"include_usage":true},"stream_options":null}')
-    assert [value for name, value in pairs if name == "stream_options"] == [[("include_usage", True)]]
+
+
+class Streamed(pydantic.BaseModel):
+    stream: bool | None = None
+
+
+FLAGS = [b"true", b"false", b"null", b"1", b"0", b"1.0", b"0.0", b"1e0", b"-0", b"2", b"-1", b'"true"', b'"TRUE"',
+         b'"t"', b'"Yes"', b'"y"', b'"on"', b'"1"', b'"\\u0074rue"', b'"false"', b'"f"', b'"no"', b'"n"', b'"OFF"',
+         b'"0"', b'""', b'" true"', b'"1.0"', b"[]", b"[true]", b"{}", b'"stream"']  # fmt: skip
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+@pytest.mark.parametrize("rest", [b"", b',"x":NaN'], ids=["JSON", "no JSON by the book"])
+def test_a_stream_is_what_engines_take_for_one_and_no_other_value_is_passed_on(flag: bytes, rest: bytes) -> None:
+    body = b'{"stream":%b%b}' % (flag, rest)
+    try:
+        expected = Streamed.model_validate(json.loads(body))
+    except pydantic.ValidationError:
+        with pytest.raises(BadRequestError, match="`stream` must be true or false") as refused:
+            read_body(body)
+        assert refused.value.param == "stream"
+    else:
+        assert read_body(body).stream is bool(expected.stream)
+        assert (asking_for_usage(body, read_body(body)) is not None) is bool(expected.stream)
 
 
 @pytest.mark.parametrize(

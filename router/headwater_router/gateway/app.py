@@ -23,7 +23,7 @@ from headwater_router.admission.keys import ANYONE, Admitted
 from headwater_router.dispatch.call import Call
 from headwater_router.endpoints.endpoint import Endpoint, ServedModel
 from headwater_router.endpoints.fleet import Fleet
-from headwater_router.gateway.body import Body, read_body, with_cache_salt, with_model
+from headwater_router.gateway.body import Body, completed, read_body
 from headwater_router.gateway.clients import too_many_connections
 from headwater_router.gateway.connection import ClientConnection
 from headwater_router.gateway.forward import Forwarder
@@ -113,11 +113,11 @@ class Gateway:
             raise ServiceUnavailableError("The router is about to end.", code="draining", retry_after=1)
         if client.in_anteroom:
             raise too_many_connections()
-        body, only = Body(), None
+        names = body = Body()
+        only = None
         match form:
             case Form.JSON:
-                body = self._read(request)
-                model = body.model or self._only_model(request)
+                names, body, model = self._read(request)
                 only = self._forwarder.responses.maker(body.previous_response)
             case Form.MULTIPART:
                 model = model_in_form(request.body) or self._only_model(request)
@@ -134,8 +134,8 @@ class Gateway:
             request.path, request.body, model, identity, prompt, key, entry.started, only=only,
             request_id=request.id, key_name=_who(request).name,
         )  # fmt: skip
-        head = RequestHead(request, body, keys_are_ours=self._keys_are_ours)
-        del body  # What keeps its bytes from here on can forget them.
+        head = RequestHead(request, names, keys_are_ours=self._keys_are_ours)
+        del body, names  # What keeps its bytes from here on can forget them.
         await self._forwarder.forward(request, client, entry.call, head)
 
     def _identity(self, request: Request, model: str) -> ServedModel:
@@ -145,16 +145,20 @@ class Gateway:
         except ModelNotFoundError:
             raise ModelNotFoundError(model, self._may_see(request)) from None
 
-    def _read(self, request: Request) -> Body:
-        """The body, with a `model` that it may not have had, and a salt that its client's key may demand."""
+    def _read(self, request: Request) -> tuple[Body, Body, str]:
+        """What is to be known of the body as it is sent, all of it, and its model.
+
+        The model may have been put in, and a salt that its client's key demands."""
         body = read_body(request.body)
-        if body.model is None:
-            request.body = with_model(request.body, body, self._only_model(request))
-            body = read_body(request.body)
-        if (salt := _who(request).cache_salt(body.salt)) is not None and salt != body.salt:
-            request.body = with_cache_salt(request.body, body, salt)
-            body = read_body(request.body)
-        return body
+        given = body.model
+        model = given or self._only_model(request)
+        salt = _who(request).cache_salt(body.salt)
+        if salt == body.salt:
+            salt = None  # It is there already.
+        if given is not None and salt is None:
+            return body, body, model
+        request.body = completed(request.body, body, model=None if given else model, salt=salt)
+        return body.outline(), body, model
 
     def _may_see(self, request: Request) -> list[str]:
         """The models that exist for this client."""

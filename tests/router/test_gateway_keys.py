@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.router.gateway import BODY, error_of, gateway
-from tests.router.upstream import Exchange, upstream
+from tests.router.upstream import Exchange, Upstream, upstream
 
 KEY, OTHER = "sk-0123456789abcdef", "sk-fedcba9876543210"
 
@@ -74,6 +74,52 @@ async def test_a_limit_of_the_engines_own_does_not_stand_beside_it(keys: Path) -
         assert limited.headers["x-ratelimit-limit-tokens"] == "5"
         unlimited = await router.post(x_api_key=KEY)
         assert unlimited.headers.get_list("x-ratelimit-remaining-requests") == ["9999"]
+
+
+async def test_a_response_is_its_keys_alone(tmp_path: Path) -> None:
+    async def make(exchange: Exchange) -> None:
+        await exchange.whole(b'{"id":"resp_42","output":[]}')
+
+    def asked(engine: Upstream) -> int:
+        return len(engine.exchanges) + engine.probed.get(b"/v1/responses/resp_42", 0)
+
+    file = tmp_path / "keys.yaml"
+    file.write_text(json.dumps({"keys": [{"name": "a", "key": KEY}, {"name": "b", "key": OTHER}]}))
+    own, other = {"x-api-key": KEY}, {"x-api-key": OTHER}
+    path = "/v1/responses/resp_42"
+    async with upstream() as engine, gateway(engine, api_keys=file) as router:
+        engine.answer = make
+        engine.pages[path.encode()] = (200, b'{"id":"resp_42","output":"theirs"}')
+        ask = {"model": "m", "input": "hi"}
+        assert (await router.client.post("/v1/responses", json=ask, headers=own)).status_code == 200
+        # An engine that gives one id twice gives nobody else the first answer.
+        assert (await router.client.post("/v1/responses", json=ask, headers=other)).status_code == 200
+        before = asked(engine)
+        going_on = [
+            b'{"model":"m","input":"x","previous_response_id":"resp_42"}',
+            b'{"model":"m","input":"x","previous_response_id":"resp_\\u00342"}',
+            b'{"model":"m","input":"x","top_p":NaN,"previous_response_id":"resp_42"}',
+        ]
+        refused = [
+            await router.client.get(path, headers=other),
+            await router.client.delete(path, headers=other),
+            await router.client.post(f"{path}/cancel", headers=other),
+            await router.client.get(f"{path}/input_items", headers=other),
+            *[await router.client.post("/v1/responses", content=body, headers=other) for body in going_on],
+        ]
+        assert [(each.status_code, error_of(each)["code"]) for each in refused] == [(404, "response_not_found")] * 7
+        assert asked(engine) == before
+        assert (await router.client.get(path, headers=own)).json()["output"] == "theirs"
+        for body in going_on:
+            assert (await router.client.post("/v1/responses", content=body, headers=own)).status_code == 200
+
+
+async def test_a_response_that_is_not_certain_is_not_gone_on_from(keys: Path) -> None:
+    body = b'{"model":"m","input":"x","top_p":NaN,"previous_response_id":"resp_NaN"}'
+    async with upstream() as engine, gateway(engine, api_keys=keys) as router:
+        answer = await router.post(body, "/v1/responses", x_api_key=KEY)
+        assert (answer.status_code, error_of(answer)["code"]) == (400, "invalid_json")
+        assert not engine.exchanges
 
 
 async def test_a_key_of_the_endpoint_goes_there_instead_of_the_clients(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from headwater.openai.models import ModelList
 from headwater.openai.stream import error_event
 from headwater_router.admission.keys import ANYONE, Admitted
 from headwater_router.dispatch.call import Call
-from headwater_router.endpoints.endpoint import Endpoint, ServedModel
+from headwater_router.endpoints.endpoint import ServedModel
 from headwater_router.endpoints.fleet import Fleet
 from headwater_router.gateway.body import Body, completed, read_body
 from headwater_router.gateway.clients import too_many_connections
@@ -115,14 +115,15 @@ class Gateway:
             raise too_many_connections()
         names = body = Body()
         only = None
+        key_name, responses = _who(request).name, self._forwarder.responses
         match form:
             case Form.JSON:
                 names, body, model = self._read(request)
-                only = self._forwarder.responses.maker(body.previous_response)
+                only = responses.maker(body.previous_response, key_name)
             case Form.MULTIPART:
                 model = model_in_form(request.body) or self._only_model(request)
             case Form.RESPONSE:
-                model, only = self._made_by(request)
+                only, model, _ = responses.find(response_of(request.path), key_name)
         _who(request).require(model)
         identity = self._identity(request, model)
         entry.model = model
@@ -132,7 +133,7 @@ class Gateway:
         key = conversation(body, prompt) if len(self._fleet.promised(model)) > 1 else None
         entry.call = Call(
             request.path, request.body, model, identity, prompt, key, entry.started, only=only,
-            request_id=request.id, key_name=_who(request).name,
+            request_id=request.id, key_name=key_name,
         )  # fmt: skip
         head = RequestHead(request, names, keys_are_ours=self._keys_are_ours)
         del body, names  # What keeps its bytes from here on can forget them.
@@ -173,14 +174,6 @@ class Gateway:
                 f"`model` is required; served here: {', '.join(served) or 'none yet'}.", param="model"
             )
         return bases.pop()
-
-    def _made_by(self, request: Request) -> tuple[str, Endpoint]:
-        """Model and endpoint of the response that a path names. Raises NotFoundError."""
-        response = response_of(request.path)
-        found = self._forwarder.responses.find(response)
-        if found is None or not _who(request).may_use(found[1]):
-            raise NotFoundError(f"No response `{response}` was made through this router.", code="response_not_found")
-        return found[1], found[0]
 
     # What it answers itself
 

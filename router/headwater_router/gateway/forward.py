@@ -252,7 +252,7 @@ class _Passage:
             if (fault := fault_of(self._call.path, first, whole=connection.exhausted)) is not None:
                 return await self._is_none(dispatch, connection, fault, first)
         if self._call.path == "/v1/responses":
-            self._shared.responses.learn(first[:_BEGINNING], dispatch.endpoint, self._call.model)
+            self._shared.responses.learn(first[:_BEGINNING], dispatch.endpoint, self._call.model, self._call.key_name)
         if kind is Kind.CONTENT:
             self._first_content(dispatch)
         self._settle()

@@ -3,8 +3,9 @@
 import re
 from collections import OrderedDict
 from enum import Enum
-from typing import Final
+from typing import Final, NamedTuple
 
+from headwater.openai.errors import NotFoundError
 from headwater_router.endpoints.endpoint import Endpoint
 
 
@@ -70,25 +71,42 @@ def model_in_form(body: bytes) -> str | None:
     return found.pop().decode(errors="replace").strip() if len(found) == 1 else None
 
 
+class Made(NamedTuple):
+    """A response, as it was made."""
+
+    endpoint: Endpoint
+    model: str
+    """As its client called it."""
+    key_name: str
+    """Of its client's key: nobody else gets to it."""
+
+
 class Responses:
     """Which endpoint holds which response, by what passed through this router; the latest are remembered."""
 
     def __init__(self, most: int = _MOST_RESPONSES) -> None:
         self._most = most
-        self._made: OrderedDict[str, tuple[Endpoint, str]] = OrderedDict()
+        self._made: OrderedDict[str, Made] = OrderedDict()
 
-    def learn(self, beginning: bytes, endpoint: Endpoint, model: str) -> None:
-        """`beginning`: of an answer that makes a response, or of its stream."""
+    def learn(self, beginning: bytes, endpoint: Endpoint, model: str, key_name: str) -> None:
+        """`beginning`: of an answer that makes a response, or of its stream. An id stays with whom it was made for
+        first, whatever an engine says later."""
         if (found := _RESPONSE_ID.search(beginning)) is not None:
-            self._made[found[1].decode()] = endpoint, model
+            self._made.setdefault(found[1].decode(), Made(endpoint, model, key_name))
             if len(self._made) > self._most:
                 self._made.popitem(last=False)
 
-    def maker(self, response: str | None) -> Endpoint | None:
-        """The endpoint of a response that a request goes on from, if it still takes requests."""
-        found = self._made.get(response) if response else None
-        return found[0] if found is not None and found[0].takes_requests else None
+    def find(self, response: str, key_name: str) -> Made:
+        """One that was made for this key. Raises NotFoundError."""
+        found = self._made.get(response)
+        if found is None or found.key_name != key_name:
+            raise NotFoundError(f"No response `{response}` was made through this router.", code="response_not_found")
+        return found
 
-    def find(self, response: str) -> tuple[Endpoint, str] | None:
-        """The endpoint, and the model as its client called it."""
-        return self._made.get(response)
+    def maker(self, response: str | None, key_name: str) -> Endpoint | None:
+        """The endpoint of the response that a request goes on from, if that still takes requests, and was made here.
+        Raises NotFoundError for one that was made for another key."""
+        if response is None or response not in self._made:
+            return None
+        endpoint = self.find(response, key_name).endpoint
+        return endpoint if endpoint.takes_requests else None

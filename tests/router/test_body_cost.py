@@ -16,7 +16,9 @@ from headwater import prefix
 from headwater.openai.errors import APIError, BadRequestError
 from headwater.prefix import MAX_BLOCKS, MAX_TOKENS
 from headwater_router.gateway import body as body_module
+from headwater_router.gateway import form_body
 from headwater_router.gateway.body import asking_for_usage, completed, read_body, with_model
+from headwater_router.gateway.form_body import read_form
 from headwater_router.index import PromptBuilder
 from headwater_router.index import prompt as prompt_module
 from headwater_router.index.prompt import MAX_EXACT_BYTES
@@ -161,6 +163,64 @@ async def test_a_deep_body_is_refused_in_words() -> None:
             assert (answer.status_code, error_of(answer)["code"]) == (400, "invalid_json")
             assert "nested too deep" in error_of(answer)["message"]
         assert not engine.exchanges
+
+
+# Forms
+
+
+class Looked(bytes):
+    """Counts the bytes that are looked at."""
+
+    looked = 0
+
+    def find(self, sought: Any, start: Any = 0, end: Any = sys.maxsize) -> int:
+        found = super().find(sought, start, end)
+        stop = found + len(sought) if found >= 0 else min(end, len(self))
+        Looked.looked += max(0, stop - start)
+        return found
+
+    def __getitem__(self, key: Any) -> Any:
+        Looked.looked += len(range(*key.indices(len(self))))
+        return super().__getitem__(key)
+
+
+NAMED = b'Content-Disposition: form-data; name="%b"'
+FORMS = {
+    "parts": b'--B\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n' * 60_000,
+    "names": b"--B\r\n" + NAMED % b"x" + b"\r\n\r\n" + b'name="model"\r\n\r\nm\r\n-' * 150_000 + b"--B--",
+    "headers": b"--B\r\n" + b"x: y\r\n" * 600_000,
+    "a long header": b"--B\r\n" + NAMED % (b"x" * 4 * MIB),
+    "boundaries": b"--B\r\n" + NAMED % b"x" + b"\r\n\r\n" + b"\r\n--" * 1_000_000,
+    "ends of lines": b"--B\r\n" + NAMED % b"x" + b"\r\n\r\n" + b"\r\n" * 2_000_000 + b"--B--",
+    "large heads": (b"--B\r\n" + NAMED % b"x" + b"\r\nx: " + b" " * 3000 + b"\r\n\r\n\r\n") * 1300,
+    "parameters": (b"--B\r\n" + NAMED % b"x" + b";a=b" * 900 + b"\r\n\r\n\r\n") * 1100,
+    "a file": b"--B\r\n" + NAMED % b"x" + b"\r\n\r\n" + bytes(4 * MIB) + b"\r\n--B--\r\n",
+}
+
+
+@pytest.mark.parametrize("data", FORMS.values(), ids=FORMS)
+def test_a_form_is_looked_at_once_and_its_parts_are_few(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    heads = 0
+
+    def counted(head: bytes) -> bool:
+        nonlocal heads
+        heads += len(head)
+        return names_model(head)
+
+    names_model = form_body._names_model
+    monkeypatch.setattr(form_body, "_names_model", counted)
+    Looked.looked = 0
+    tracemalloc.start()
+    try:
+        read_form([(b"content-type", b"multipart/form-data; boundary=B")], Looked(data))
+    except BadRequestError:
+        pass
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert Looked.looked <= len(data) + 128 * 3 * 4096
+    assert heads <= 128 * 4096
+    assert peak <= 1.1 * len(data) + 100_000
 
 
 @hostile

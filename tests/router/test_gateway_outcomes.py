@@ -8,6 +8,7 @@ import time
 import pytest
 
 from headwater_router.dispatch.call import Call
+from headwater_router.gateway.head import RequestHead
 from headwater_router.gateway.keepalive import KeepAlive
 from tests.router.gateway import BODY, STREAM, RunningGateway, gateway, until
 from tests.router.upstream import JSON, OK, SSE, Exchange, Handler, answer_with, never, stream_in_two, upstream
@@ -473,6 +474,19 @@ async def test_a_response_goes_where_it_was_made() -> None:
         assert made.status_code == 200
         unknown = await router.client.get("/v1/responses/resp_2")
         assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "response_not_found")
+
+
+async def test_a_request_for_a_response_has_no_model_to_replace(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def make(exchange: Exchange) -> None:
+        await exchange.whole(b'{"id":"resp_1","object":"response"}')
+
+    async with upstream() as engine, gateway(engine) as router:
+        engine.answer = make
+        await router.post(b'{"model":"m","input":"hi"}', "/v1/responses")
+        of = RequestHead.of
+        monkeypatch.setattr(RequestHead, "of", lambda head, endpoint, _, data: of(head, endpoint, "theirs", data))
+        assert (await router.post(b"", "/v1/responses/resp_1/cancel")).status_code == 200
+        assert engine.exchanges[-1].body == b""
 
 
 async def test_a_form_names_its_model_in_a_part() -> None:

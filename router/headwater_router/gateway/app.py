@@ -26,11 +26,12 @@ from headwater_router.endpoints.fleet import Fleet
 from headwater_router.gateway.body import Body, completed, read_body
 from headwater_router.gateway.clients import too_many_connections
 from headwater_router.gateway.connection import ClientConnection
+from headwater_router.gateway.form_body import FormBody, read_form
 from headwater_router.gateway.forward import Forwarder
 from headwater_router.gateway.head import RequestHead
 from headwater_router.gateway.journal import Entry, Journal
 from headwater_router.gateway.pages import Page
-from headwater_router.gateway.paths import Form, form_of, model_in_form, response_of
+from headwater_router.gateway.paths import Form, form_of, response_of
 from headwater_router.gateway.request import Request
 from headwater_router.headers import Headers
 from headwater_router.index import PromptBuilder
@@ -113,15 +114,15 @@ class Gateway:
             raise ServiceUnavailableError("The router is about to end.", code="draining", retry_after=1)
         if client.in_anteroom:
             raise too_many_connections()
-        names = body = Body()
-        only = None
+        body, only = Body(), None
         key_name, responses = _who(request).name, self._forwarder.responses
+        names: Body | FormBody | None = None
         match form:
             case Form.JSON:
                 names, body, model = self._read(request)
                 only = responses.maker(body.previous_response, key_name)
             case Form.MULTIPART:
-                model = model_in_form(request.body) or self._only_model(request)
+                names, model = self._read_form(request)
             case Form.RESPONSE:
                 only, model, _ = responses.find(response_of(request.path), key_name)
         _who(request).require(model)
@@ -160,6 +161,15 @@ class Gateway:
             return body, body, model
         request.body = completed(request.body, body, model=None if given else model, salt=salt)
         return body.outline(), body, model
+
+    def _read_form(self, request: Request) -> tuple[FormBody, str]:
+        """What is to be known of the form as it is sent, and its model, which may have been put in."""
+        form = read_form(request.headers, request.body)
+        if form.model is not None:
+            return form, form.model
+        model = self._only_model(request)
+        request.body = form.with_model(request.body, model)
+        return read_form(request.headers, request.body), model
 
     def _may_see(self, request: Request) -> list[str]:
         """The models that exist for this client."""

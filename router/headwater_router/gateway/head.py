@@ -8,6 +8,7 @@ from typing import Final
 from headwater_router.admission.keys import CREDENTIALS
 from headwater_router.endpoints.endpoint import Endpoint
 from headwater_router.gateway.body import Body, asking_for_usage, with_model
+from headwater_router.gateway.form_body import FormBody
 from headwater_router.gateway.request import Request
 from headwater_router.headers import Headers, end_to_end
 
@@ -29,8 +30,9 @@ class RequestHead:
 
     __slots__ = ("_asks", "_body", "_keys", "_method", "_rest", "usage_is_ours")
 
-    def __init__(self, request: Request, body: Body, *, keys_are_ours: bool) -> None:
-        """`keys_are_ours`: the client's key is for this router, and no endpoint gets to see it."""
+    def __init__(self, request: Request, body: Body | FormBody | None, *, keys_are_ours: bool) -> None:
+        """`body`: what is known of it; None where it names no model. `keys_are_ours`: the client's key is for this
+        router, and no endpoint gets to see it."""
         lines = [b"%b HTTP/1.1" % request.target, b"x-request-id: " + request.id]
         keys = []
         for name, value in end_to_end(request.headers):
@@ -42,16 +44,22 @@ class RequestHead:
         self._rest = b"\r\n".join(lines)
         self._keys = b"" if keys_are_ours else b"".join(keys)
         self._body = body
-        self._asks = request.path in _WITH_USAGE and body.stream
+        self._asks = request.path in _WITH_USAGE and isinstance(body, Body) and body.stream
         self.usage_is_ours = False
         """The endpoint that was asked last was asked for the usage by us."""
 
     def of(self, endpoint: Endpoint, upstream_model: str, data: bytes) -> tuple[bytes, bytes]:
         """Head and body for an endpoint, of the body as it is. `upstream_model`: the name by which it knows the model,
         if that is another."""
-        if upstream_model:
-            data = with_model(data, self._body, upstream_model)
-        asking = asking_for_usage(data, self._body) if self._asks and endpoint.backend.streams_usage else None
+        asking = None
+        match self._body:
+            case Body() as body:
+                if upstream_model:
+                    data = with_model(data, body, upstream_model)
+                if self._asks and endpoint.backend.streams_usage:
+                    asking = asking_for_usage(data, body)
+            case FormBody() as form if upstream_model:
+                data = form.with_model(data, upstream_model)
         self.usage_is_ours = asking is not None
         data = asking or data
         keys = endpoint.key.header or self._keys
@@ -62,7 +70,7 @@ class RequestHead:
 
     def forget_body(self) -> None:
         """What is known of it keeps all of it in memory."""
-        self._body = Body()
+        self._body = None
 
 
 def answer_head(headers: Headers, longest_wait: float | None) -> Headers:

@@ -15,7 +15,7 @@ class Form(Enum):
     JSON = "json"
     """In the field `model` of its body."""
     MULTIPART = "multipart"
-    """In the part of that name of a form."""
+    """In the part of that name of a form: see `form_body`."""
     RESPONSE = "response"
     """Nowhere: it names a response, which is where it was made."""
 
@@ -45,7 +45,6 @@ FORWARDED: Final[dict[str, Form]] = dict.fromkeys(
 ) | dict.fromkeys(("/v1/audio/transcriptions", "/v1/audio/translations"), Form.MULTIPART)
 
 _RESPONSE: Final = re.compile(r"/v1/responses/([\w.-]{1,128})(?:/cancel|/input_items)?")
-_MODEL_PART: Final = re.compile(rb'name="model"\r\n(?:[^\r\n]{1,200}\r\n){0,4}\r\n([^\r\n]{1,512})\r\n--')
 _RESPONSE_ID: Final = re.compile(rb'"id" ?: ?"(resp_[\w.-]{1,123})"')
 _MOST_RESPONSES: Final = 100_000
 
@@ -63,12 +62,6 @@ def response_of(path: str) -> str:
     found = _RESPONSE.fullmatch(path)
     assert found is not None
     return found[1]
-
-
-def model_in_form(body: bytes) -> str | None:
-    """The model that a multipart form names. None: none, or more than one."""
-    found = {match[1] for match in _MODEL_PART.finditer(body)}
-    return found.pop().decode(errors="replace").strip() if len(found) == 1 else None
 
 
 class Made(NamedTuple):

@@ -17,15 +17,15 @@ import torch
 
 from headwater_engine.cache.prefix_cache import PrefixCache
 from headwater_engine.core.engine import Engine
-from headwater_engine.core.memory import keep_freed_memory
 from headwater_engine.core.messages import Generate
-from headwater_engine.core.runner import Runner
 from headwater_engine.core.scheduler import Scheduler
 from headwater_engine.kernels import select
 from headwater_engine.kernels.interface import BLOCK_SIZE, Linear
 from headwater_engine.models.loading import load_model
 from headwater_engine.models.source import resolve
 from headwater_engine.sampling.params import SamplingParams
+from headwater_engine.worker.memory import keep_freed_memory
+from headwater_engine.worker.worker import ModelWorker
 
 
 class TimedKernels:
@@ -107,7 +107,9 @@ def main() -> None:
     caches = [kernels.allocate(blocks, *shape) for _ in range(config.num_layers)]
     cache = PrefixCache(blocks, BLOCK_SIZE, reuse=False)
     scheduler = Scheduler(cache, max_num_seqs=options.batch, max_batched_tokens=options.budget)
-    engine = Engine(scheduler, Runner(model, caches, kernels.device), max_model_len=options.prompt + 64)
+    longest = options.prompt + 64
+    worker = ModelWorker(model, caches, kernels.device, seats=options.batch, longest=longest)
+    engine = Engine(scheduler, worker, max_model_len=longest, vocab_size=config.vocab_size)
     torch.manual_seed(0)
     for number in range(options.batch):
         prompt = torch.randint(100, 10_000, (options.prompt,)).tolist()

@@ -22,9 +22,7 @@ from torch import Tensor
 
 from headwater_engine.cache.prefix_cache import PrefixCache
 from headwater_engine.core.engine import Engine
-from headwater_engine.core.graphs import cuda_recorder
 from headwater_engine.core.messages import Generate
-from headwater_engine.core.runner import Runner
 from headwater_engine.core.scheduler import Scheduler
 from headwater_engine.kernels.interface import BLOCK_SIZE, LayerCache
 from headwater_engine.layers.weights import Weights
@@ -33,6 +31,8 @@ from headwater_engine.models.decoder import Decoder
 from headwater_engine.models.llama import llama
 from headwater_engine.models.shapes import SHAPES
 from headwater_engine.sampling.params import SamplingParams
+from headwater_engine.worker.graphs import cuda_recorder
+from headwater_engine.worker.worker import ModelWorker
 
 PROMPT = 1024
 BUDGET = 8192
@@ -75,10 +75,15 @@ class Ran(NamedTuple):
     """Prompt tokens a second."""
 
 
-def run_engine(runner: Runner, caches: list[LayerCache], sequences: int) -> Ran:
+def worker_of(model: Decoder, caches: list[LayerCache]) -> ModelWorker:
+    return ModelWorker(model, caches, DEVICE, seats=MOST, longest=2 * PROMPT)
+
+
+def run_engine(worker: ModelWorker, caches: list[LayerCache], sequences: int) -> Ran:
     cache = PrefixCache(len(caches[0].keys) - 1, BLOCK_SIZE, reuse=False)
     scheduler = Scheduler(cache, max_num_seqs=MOST, max_batched_tokens=BUDGET)
-    engine = Engine(scheduler, runner, max_model_len=2 * PROMPT)
+    # At depth 0, so that a step's own time is seen.
+    engine = Engine(scheduler, worker, max_model_len=2 * PROMPT, vocab_size=SHAPES["llama-3.1-8b"]["vocab_size"])
     # Those that come first decode while the last prompts are read.
     params = SamplingParams(max_tokens=STEPS + sequences * PROMPT // BUDGET + 3, temperature=0, ignore_eos=True)
     for number in range(sequences):
@@ -122,9 +127,9 @@ def row(
     sequences: int,
     model: Decoder,
     caches: list[LayerCache],
-    recorded_steps: Runner,
+    recorded_steps: ModelWorker,
 ) -> None:
-    eager = run_engine(Runner(model, caches, DEVICE), caches, sequences)
+    eager = run_engine(worker_of(model, caches), caches, sequences)
     ran = run_engine(recorded_steps, caches, sequences)
     recorded, launching = forward(model, caches, sequences, round(ran.context))
     floor = (checkpoint.bytes_read_a_step + sequences * ran.context * KV_BYTES * LAYERS) / ceiling.bandwidth
@@ -170,14 +175,14 @@ def main() -> None:
     )
     report = Report("step", columns)
     report.note(bandwidth=ceiling.bandwidth, bf16=ceiling.bf16, weights=checkpoint.bytes_read_a_step)
-    runner = Runner(model, caches, DEVICE)
+    worker = worker_of(model, caches)
     begun = time.perf_counter()
-    runner.warm_up(
+    worker.warm_up(
         budget=BUDGET, sequences=MOST, longest=2 * PROMPT, spare_block=len(caches[0].keys) - 1, record=cuda_recorder()
     )
     print(f"compiled and recorded in {time.perf_counter() - begun:.1f} s", flush=True)
     for sequences in (1, 8, 32, 128, MOST):
-        row(report, ceiling, checkpoint, sequences, model, caches, runner)
+        row(report, ceiling, checkpoint, sequences, model, caches, worker)
     print(f"\nmost memory taken: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
 
 

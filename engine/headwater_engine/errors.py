@@ -7,3 +7,7 @@ class DeviceError(Exception):
 
 class LoadError(Exception):
     """A model cannot be loaded; the message says what was found, and what to do about it where that is known."""
+
+
+class KVCacheSizeError(Exception):
+    """There is no memory for the KV cache; the message says what to change."""

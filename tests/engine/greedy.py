@@ -1,19 +1,27 @@
-"""Greedy answers of a model through the whole engine: scheduler, prefix cache, runner, sampler; without processes."""
+"""Greedy answers of a model through the whole engine: scheduler, prefix cache, worker, sampler; without processes."""
 
 from collections.abc import Sequence
 
 from headwater_engine.cache.prefix_cache import PrefixCache
 from headwater_engine.core.engine import Engine
 from headwater_engine.core.messages import Generate
-from headwater_engine.core.runner import Runner
-from headwater_engine.core.scheduler import Scheduler
+from headwater_engine.core.scheduler import Drafter, Scheduler
 from headwater_engine.kernels.interface import BLOCK_SIZE, Kernels
 from headwater_engine.models.loading import Model
 from headwater_engine.sampling.params import SamplingParams
+from headwater_engine.worker.worker import ModelWorker
 
 
 def make_engine(
-    model: Model, kernels: Kernels, blocks: int, *, max_num_seqs: int, max_batched_tokens: int, reuse: bool
+    model: Model,
+    kernels: Kernels,
+    blocks: int,
+    *,
+    max_num_seqs: int,
+    max_batched_tokens: int,
+    reuse: bool,
+    depth: int = 0,
+    drafter: Drafter | None = None,
 ) -> Engine:
     """With `blocks` of KV cache and one that is nobody's; `reuse` is the prefix cache."""
     config = model.config
@@ -22,9 +30,14 @@ def make_engine(
         for _ in range(config.num_layers)
     ]
     scheduler = Scheduler(
-        PrefixCache(blocks, BLOCK_SIZE, reuse=reuse), max_num_seqs=max_num_seqs, max_batched_tokens=max_batched_tokens
+        PrefixCache(blocks, BLOCK_SIZE, reuse=reuse),
+        max_num_seqs=max_num_seqs,
+        max_batched_tokens=max_batched_tokens,
+        drafter=drafter,
     )
-    return Engine(scheduler, Runner(model, caches, kernels.device), max_model_len=config.max_positions)
+    longest = config.max_positions
+    worker = ModelWorker(model, caches, kernels.device, seats=max_num_seqs, longest=longest)
+    return Engine(scheduler, worker, max_model_len=longest, vocab_size=config.vocab_size, depth=depth)
 
 
 def greedy_answers(

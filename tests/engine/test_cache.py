@@ -13,11 +13,11 @@ def tokens(*blocks: int, tail: int = 0) -> list[int]:
     return [block for block in blocks for _ in range(SIZE)] + [0] * tail
 
 
-def run(cache: PrefixCache, prompt: list[int], salt: str = "") -> Lease:
+def run(cache: PrefixCache, prompt: list[int], salt: str = "", step: int = 0) -> Lease:
     """A lease whose tokens are all computed."""
     lease = cache.open(prompt, salt)
     assert cache.grow(lease, len(prompt))
-    cache.commit(lease, prompt, len(prompt))
+    cache.commit(lease, prompt, len(prompt), step)
     return lease
 
 
@@ -73,8 +73,8 @@ def test_the_same_blocks_computed_twice_are_kept_once() -> None:
     first, second = cache.open(prompt), cache.open(prompt)
     for lease in (first, second):
         assert cache.grow(lease, len(prompt))
-    cache.commit(first, prompt, len(prompt))
-    cache.commit(second, prompt, len(prompt))
+    cache.commit(first, prompt, len(prompt), 0)
+    cache.commit(second, prompt, len(prompt), 0)
     cache.check([first, second])
     assert set(first.table).isdisjoint(second.table)
     cache.close(first)
@@ -105,16 +105,54 @@ def test_growing_beyond_what_is_evictable_changes_nothing() -> None:
     assert cache.grow(lease, 2 * SIZE)
 
 
-def test_clear_keeps_only_what_is_held() -> None:
+def test_what_a_failed_step_was_to_compute_is_offered_no_more() -> None:
     cache = PrefixCache(10, SIZE)
-    held = run(cache, tokens(1, 2))
-    cache.close(run(cache, tokens(1, 3)))
-    cache.clear()
+    cache.close(run(cache, tokens(1, 2), step=1))
+    held = run(cache, tokens(1, 3, 4), step=2)
+    cache.close(run(cache, tokens(1, 2, 5), step=2))
+    before = list(held.table)
+    cache.revoke(2, [held])
+    cache.check([held])
+    assert held.table == before, "its blocks stay its own"
     assert cached_blocks(cache, tokens(1, 3, tail=1)) == 1
+    assert cached_blocks(cache, tokens(1, 2, 5, tail=1)) == 2, "an earlier step's stay"
+    cache.commit(held, tokens(1, 3, 4), 3 * SIZE, 3)
+    assert cached_blocks(cache, tokens(1, 3, 4, tail=1)) == 3
     cache.close(held)
-    cache.clear()
     cache.check([])
-    assert cache.available == cache.total
+
+
+def test_a_copy_that_walked_along_a_failed_steps_path_is_its_own_again() -> None:
+    cache = PrefixCache(10, SIZE)
+    prompt = tokens(1, 2, 3, tail=1)
+    first, second, third = (cache.open(prompt) for _ in range(3))
+    for lease in (first, second, third):
+        assert cache.grow(lease, len(prompt) - (lease is not second) * SIZE)
+    cache.commit(first, prompt, SIZE, 1)
+    cache.commit(second, prompt, 3 * SIZE, 2)
+    cache.commit(third, prompt, 2 * SIZE, 2)
+    cache.revoke(2, [first, second, third])
+    cache.check([first, second, third])
+    assert [lease.committed for lease in (first, second, third)] == [1, 1, 1]
+    assert cached_blocks(cache, prompt) == 1
+    for lease in (third, second, first):
+        cache.close(lease)
+    cache.check([])
+    assert cache.cached == 1
+
+
+def test_a_block_behind_one_of_a_later_step_goes_with_it() -> None:
+    """Its own step ran well; but nothing finds it without the one before it."""
+    cache = PrefixCache(10, SIZE)
+    prompt = tokens(1, 2, tail=1)
+    early, late = cache.open(prompt), cache.open(prompt)
+    for lease in (early, late):
+        assert cache.grow(lease, len(prompt))
+    cache.commit(late, prompt, SIZE, 2)
+    cache.commit(early, prompt, 2 * SIZE, 1)
+    cache.revoke(2, [early, late])
+    cache.check([early, late])
+    assert cached_blocks(cache, prompt) == 0
 
 
 def test_without_reuse_nothing_is_found() -> None:

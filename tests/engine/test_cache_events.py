@@ -18,7 +18,7 @@ def cache_of(blocks: int) -> tuple[PrefixCache, EventLog]:
     for prompt in [list(range(blocks // 2 * SIZE)), *([each] * SIZE for each in range(blocks // 2))]:
         lease = cache.open(prompt, "")
         assert cache.grow(lease, len(prompt))
-        cache.commit(lease, prompt, len(prompt))
+        cache.commit(lease, prompt, len(prompt), 0)
         cache.close(lease)
     return cache, log
 

@@ -17,13 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from headwater_engine.core.graphs import DecodeGraphs, ladder
-from headwater_engine.core.layout import Layout
-from headwater_engine.core.runner import Runner
 from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch
 from headwater_engine.kernels.reference import TorchKernels
 from headwater_engine.models.loading import load_model
 from headwater_engine.models.source import resolve
+from headwater_engine.worker.graphs import DecodeGraphs, ladder
+from headwater_engine.worker.inputs import Inputs
+from headwater_engine.worker.worker import ModelWorker
 from tests.engine.greedy import greedy_answers, make_engine
 from tests.engine.tiny import make_tiny, reference_greedy
 
@@ -36,7 +36,7 @@ def replay(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
 
 
 @st.composite
-def layouts(draw: st.DrawFn) -> Layout:
+def inputs(draw: st.DrawFn) -> Inputs:
     """One token of each of a few sequences."""
     lengths = draw(st.lists(st.integers(1, LONGEST), min_size=1, max_size=MOST + 2))
     rng = random.Random(draw(st.integers(0, 1000)))
@@ -44,7 +44,7 @@ def layouts(draw: st.DrawFn) -> Layout:
     width = -(-max(lengths) // BLOCK_SIZE)
     tables = np.array([[rng.choice(blocks) for _ in range(width)] for _ in lengths], dtype=np.int32)
     positions = np.array(lengths) - 1
-    return Layout(
+    return Inputs(
         tokens=np.array([rng.randrange(1000) for _ in lengths]),
         positions=positions,
         slots=tables[np.arange(len(lengths)), positions // BLOCK_SIZE].astype(np.int64) * BLOCK_SIZE
@@ -52,11 +52,12 @@ def layouts(draw: st.DrawFn) -> Layout:
         block_tables=tables,
         query_starts=np.arange(len(lengths) + 1, dtype=np.int32),
         context_lengths=np.array(lengths, dtype=np.int32),
+        sampled=np.arange(len(lengths)),
     )
 
 
-@given(st.lists(layouts(), min_size=1, max_size=5))
-def test_a_step_is_written_where_it_was_recorded_and_nobodys_rows_touch_nobodys_block(steps: list[Layout]) -> None:
+@given(st.lists(inputs(), min_size=1, max_size=5))
+def test_a_step_is_written_where_it_was_recorded_and_nobodys_rows_touch_nobodys_block(steps: list[Inputs]) -> None:
     seen: list[tuple[Tensor, AttentionBatch]] = []
 
     def step(tokens: Tensor, batch: AttentionBatch) -> Tensor:
@@ -65,23 +66,23 @@ def test_a_step_is_written_where_it_was_recorded_and_nobodys_rows_touch_nobodys_
 
     graphs = DecodeGraphs(step, replay, torch.device("cpu"), most=MOST, longest=LONGEST, spare_block=SPARE)
     addresses = {(len(tokens), tokens.data_ptr(), batch.slots.data_ptr()) for tokens, batch in seen}
-    for layout in steps:
-        count = len(layout.tokens)
-        found = graphs.run(layout)
+    for each in steps:
+        count = len(each.tokens)
+        found = graphs.run(each)
         if count > MOST:
             assert found is None
             continue
-        assert found is not None and found.tolist() == (layout.tokens * 2).tolist()
+        assert found is not None and found.tolist() == (each.tokens * 2).tolist()
         tokens, batch = seen[-1]
         assert (len(tokens), tokens.data_ptr(), batch.slots.data_ptr()) in addresses
         assert len(tokens) == min(size for size in ladder(MOST) if size >= count)
-        width = layout.block_tables.shape[1]
+        width = each.block_tables.shape[1]
         for ours, theirs in (
-            (batch.positions, layout.positions),
-            (batch.slots, layout.slots),
-            (batch.context_lengths, layout.context_lengths),
-            (batch.block_tables[:, :width], layout.block_tables),
-            (batch.query_starts[:-1], layout.query_starts[:-1]),
+            (batch.positions, each.positions),
+            (batch.slots, each.slots),
+            (batch.context_lengths, each.context_lengths),
+            (batch.block_tables[:, :width], each.block_tables),
+            (batch.query_starts[:-1], each.query_starts[:-1]),
         ):
             assert ours[:count].tolist() == theirs.tolist()
         assert (batch.slots[count:] // BLOCK_SIZE == SPARE).all()
@@ -126,13 +127,13 @@ def test_greedy_tokens_are_those_of_transformers(tmp_path: Path) -> None:
     kernels = TorchKernels(torch.float32)
     model = load_model(resolve(str(folder)), kernels=kernels)
     engine = make_engine(model, kernels, 30, max_num_seqs=MOST, max_batched_tokens=50, reuse=True)
-    runner = engine._runner
-    assert isinstance(runner, Runner)
+    worker = engine._worker
+    assert isinstance(worker, ModelWorker)
     calls: list[int] = []
 
     def counting(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
         return lambda: calls.append(1) or run()  # type: ignore[func-returns-value]
 
-    runner.warm_up(budget=50, sequences=13, longest=80, spare_block=30, record=counting)
+    worker.warm_up(budget=50, sequences=13, longest=80, spare_block=30, record=counting)
     assert greedy_answers(engine, prompts, 12) == reference_greedy(folder, prompts, 12)
     assert len(calls) >= 12

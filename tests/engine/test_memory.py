@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from headwater_engine.config import EngineSettings
-from headwater_engine.core import memory
-from headwater_engine.core.memory import GIB, KVCacheSizeError, available_memory, count_blocks, find_room
+from headwater_engine.errors import KVCacheSizeError
+from headwater_engine.worker import memory
+from headwater_engine.worker.memory import GIB, available_memory, count_blocks, find_room
 
 MIB = 1 << 20
 

@@ -3,7 +3,6 @@
 What `tests/engine/gpu` does at length on a GPU is here short enough for the interpreter.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ from torch import Tensor
 from headwater_engine.cache.prefix_cache import PrefixCache
 from headwater_engine.core.engine import Engine
 from headwater_engine.core.messages import Generate
-from headwater_engine.core.runner import Runner
-from headwater_engine.core.scheduler import Chunk, Scheduler
+from headwater_engine.core.scheduler import Scheduler
+from headwater_engine.core.step import Pending, Step
 from headwater_engine.errors import DeviceError, LoadError
 from headwater_engine.kernels import find_device
 from headwater_engine.kernels.interface import AttentionBatch, LayerCache
@@ -23,7 +22,7 @@ from headwater_engine.models.config import ModelConfig
 from headwater_engine.models.loading import load_model
 from headwater_engine.models.source import resolve
 from headwater_engine.sampling.params import SamplingParams
-from headwater_engine.sampling.sampler import Sampled
+from headwater_engine.worker.worker import ModelWorker
 from tests.engine.greedy import greedy_answers, make_engine
 from tests.engine.tiny import make_tiny, reference_greedy
 
@@ -45,9 +44,9 @@ def test_greedy_tokens_are_those_of_transformers(family: str, overrides: dict[st
     kernels = TritonKernels(torch.float32, DEVICE)
     model = load_model(resolve(str(folder)), kernels=kernels)
     engine = make_engine(model, kernels, 7, max_num_seqs=2, max_batched_tokens=6, reuse=True)
-    runner = engine._runner
-    assert isinstance(runner, Runner)
-    runner.warm_up(budget=3, sequences=2, longest=20, spare_block=7)
+    worker = engine._worker
+    assert isinstance(worker, ModelWorker)
+    worker.warm_up(budget=3, sequences=2, longest=20, spare_block=7)
     assert greedy_answers(engine, PROMPTS, 4) == reference_greedy(folder, PROMPTS, 4)
 
 
@@ -68,34 +67,39 @@ def test_a_failed_gpu_is_no_requests_fault() -> None:
     class Broken:
         calls = 0
 
-        def run(self, plan: Sequence[Chunk]) -> list[Sampled | None]:
+        def launch(self, step: Step) -> None:
             self.calls += 1
             raise DeviceError("The GPU has failed: an illegal memory access was encountered")
 
-    runner = Broken()
-    engine = Engine(Scheduler(PrefixCache(8, 16), max_num_seqs=2, max_batched_tokens=64), runner, max_model_len=64)
+        def sample(self) -> Pending:
+            raise NotImplementedError
+
+    worker = Broken()
+    scheduler = Scheduler(PrefixCache(8, 16), max_num_seqs=2, max_batched_tokens=64)
+    engine = Engine(scheduler, worker, max_model_len=64, vocab_size=10)
     for name in "ab":
         engine.add(Generate(id=name, prompt=[1, 2], params=SamplingParams(max_tokens=1)))
     with pytest.raises(DeviceError):
         engine.step()
-    assert runner.calls == 1
+    assert worker.calls == 1
 
 
 def test_an_error_is_the_gpus_where_the_gpu_repeats_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU that failed answers every call with its first error; one that did not has nothing to do with this one."""
-    runner = Runner(Unloaded(), [], torch.device("cuda"))
+    worker = ModelWorker(Unloaded(), [], torch.device("cuda"), seats=1, longest=16)
+    nothing = Step(1, left=[], seated=[], blocks=[], drafts=[], spans=[])
 
     def fail(device: torch.device) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with ...")
 
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     with pytest.raises(ValueError):
-        runner.run([])
+        worker.launch(nothing)
     monkeypatch.setattr(torch.cuda, "synchronize", fail)
     with pytest.raises(
         DeviceError, match=r"^The GPU has failed: CUDA error: an illegal memory access was encountered$"
     ):
-        runner.run([])
+        worker.launch(nothing)
 
 
 class Unloaded:

@@ -1,13 +1,9 @@
 """Scheduler, cache and engine together against an oracle, under random admit, step, abort, preempt and fail sequences.
 
-The model's place is taken by `Memory`, which writes into each KV slot what belongs there (the hash of all tokens up to
-it) and checks, before it answers, that every slot a request would read holds just that. So a block that leaks into
-another request, is evicted too early, or is reused before it was written, is seen at once. The next token is a pure
-function of the tokens so far, so each answer is known beforehand, whatever the schedule was.
+The model's place is taken by `CheckedWorker`, which says what each answer must be, and sees each wrong block.
 """
 
-from collections.abc import Sequence
-from itertools import accumulate
+import random
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -18,94 +14,37 @@ from headwater_engine.cache.prefix_cache import PrefixCache
 from headwater_engine.core.engine import Engine
 from headwater_engine.core.messages import FinishReason, Generate, Output
 from headwater_engine.core.request import Request
-from headwater_engine.core.scheduler import Chunk, Scheduler
-from headwater_engine.sampling.params import SamplingParams
-from headwater_engine.sampling.sampler import Sampled
+from headwater_engine.core.scheduler import Drafter, Scheduler
+from tests.engine.checked_worker import (
+    EOS,
+    POISON,
+    SIZE,
+    CheckedWorker,
+    Place,
+    expected_output,
+    expected_prompt_logprobs,
+    generate,
+    next_token,
+)
 
-SIZE = 4
-EOS = 0
-POISON = 99
-"""A token that makes any step fail that computes it."""
-
-
-def next_token(tokens: Sequence[int]) -> int:
-    return hash(tuple(tokens)) % 7
-
-
-def expected_output(prompt: list[int], params: SamplingParams, max_model_len: int) -> list[int]:
-    tokens = list(prompt)
-    while True:
-        token = next_token(tokens)
-        if token == EOS and len(tokens) - len(prompt) < params.min_tokens:
-            token = 1
-        tokens.append(token)
-        made = len(tokens) - len(prompt)
-        if (token == EOS and not params.ignore_eos) or made >= params.max_tokens or len(tokens) >= max_model_len:
-            return tokens[len(prompt) :]
-
-
-class Memory:
-    """Stands in for the model: KV slots whose contents can be checked."""
-
-    def __init__(self, blocks: int) -> None:
-        self.slots: list[int | None] = [None] * (blocks * SIZE)
-        self.largest_batch = 0
-        self.fail_next = False
-
-    def run(self, plan: Sequence[Chunk]) -> list[Sampled | None]:
-        self.largest_batch = max(self.largest_batch, sum(chunk.count for chunk in plan))
-        for request, start, count in plan:
-            contents = contents_of(request)
-            for position in range(start, start + count):
-                self.slots[slot_of(request, position)] = contents[position]
-        if self.fail_next or any(POISON in r.tokens[start : start + count] for r, start, count in plan):
-            self.fail_next = False
-            for request, start, count in plan:  # a failed step leaves rubbish behind
-                for position in range(start, start + count):
-                    self.slots[slot_of(request, position)] = None
-            raise RuntimeError("boom")
-        return [self._answer(chunk) for chunk in plan]
-
-    def _answer(self, chunk: Chunk) -> Sampled | None:
-        request, start, count = chunk
-        found = [self.slots[slot_of(request, position)] for position in range(start + count)]
-        assert found == contents_of(request)[: start + count], "a wrong KV block"
-        if not chunk.samples:
-            return None
-        token = next_token(request.tokens)
-        if token == EOS and len(request.output) < request.params.min_tokens:
-            token = 1
-        return Sampled(token, None)
-
-
-def slot_of(request: Request, position: int) -> int:
-    assert request.lease is not None
-    return request.lease.table[position // SIZE] * SIZE + position % SIZE
-
-
-def contents_of(request: Request) -> list[int]:
-    """What belongs into the slot of each token: a hash of all tokens up to it."""
-    return list(accumulate(request.tokens, lambda before, token: hash((before, token)), initial=hash(request.salt)))[1:]
+MAX_MODEL_LEN = 40
 
 
 def make_engine(
-    blocks: int = 16, *, max_num_seqs: int = 4, max_batched_tokens: int = 8, max_model_len: int = 40, reuse: bool = True
-) -> tuple[Engine, Memory]:
-    memory = Memory(blocks)
+    blocks: int = 16,
+    *,
+    max_num_seqs: int = 4,
+    max_batched_tokens: int = 8,
+    max_model_len: int = 40,
+    reuse: bool = True,
+    depth: int = 0,
+    poisoned: Place = Place.LAUNCH,
+    drafter: Drafter | None = None,
+) -> tuple[Engine, CheckedWorker]:
+    worker = CheckedWorker(blocks, poisoned)
     cache = PrefixCache(blocks, SIZE, reuse=reuse)
-    scheduler = Scheduler(cache, max_num_seqs=max_num_seqs, max_batched_tokens=max_batched_tokens)
-    return Engine(scheduler, memory, max_model_len=max_model_len), memory
-
-
-def generate(request_id: str, prompt: list[int], *, priority: int = 0, salt: str = "", **params: object) -> Generate:
-    params = {"max_tokens": 5, "eos_token_ids": (EOS,)} | params
-    return Generate(
-        id=request_id,
-        prompt=prompt,
-        params=SamplingParams(**params),
-        priority=priority,
-        cache_salt=salt,  # type: ignore[arg-type]
-    )
+    scheduler = Scheduler(cache, max_num_seqs=max_num_seqs, max_batched_tokens=max_batched_tokens, drafter=drafter)
+    return Engine(scheduler, worker, max_model_len=max_model_len, vocab_size=100, depth=depth), worker
 
 
 def drain(engine: Engine) -> dict[str, list[int]]:
@@ -117,16 +56,40 @@ def drain(engine: Engine) -> dict[str, list[int]]:
     return answers
 
 
+def stub_drafter(rng: random.Random) -> Drafter:
+    """Guesses of any length, the first few of which are right."""
+
+    def draft(request: Request, most: int) -> list[int]:
+        tokens = list(request.tokens)
+        for _ in range(rng.randint(0, min(most, 2 * SIZE))):
+            tokens.append(next_token(tokens) if rng.random() < 0.8 else rng.randrange(7))
+        return tokens[len(request.tokens) :]
+
+    return draft
+
+
 class Life(RuleBasedStateMachine):
     @initialize(
         blocks=st.integers(10, 20),
         seqs=st.integers(1, 6),
         extra=st.integers(0, 9),
         reuse=st.booleans(),
+        depth=st.sampled_from([0, 1]),
+        drafts=st.sampled_from([None, 0, 1]),
+        poisoned=st.sampled_from(Place),
     )
-    def start(self, blocks: int, seqs: int, extra: int, reuse: bool) -> None:
-        self.engine, self.memory = make_engine(
-            blocks, max_num_seqs=seqs, max_batched_tokens=seqs + extra, max_model_len=40, reuse=reuse
+    def start(
+        self, blocks: int, seqs: int, extra: int, reuse: bool, depth: int, drafts: int | None, poisoned: Place
+    ) -> None:
+        self.engine, self.worker = make_engine(
+            blocks,
+            max_num_seqs=seqs,
+            max_batched_tokens=seqs + extra,
+            max_model_len=MAX_MODEL_LEN,
+            reuse=reuse,
+            depth=depth,
+            poisoned=poisoned,
+            drafter=None if drafts is None else stub_drafter(random.Random(drafts)),
         )
         self.requests: dict[str, Generate] = {}
         self.answers: dict[str, list[int]] = {}
@@ -140,19 +103,30 @@ class Life(RuleBasedStateMachine):
         ignore_eos=st.booleans(),
         priority=st.integers(-1, 1),
         salt=st.sampled_from(["", "", "tenant"]),
+        prompt_logprobs=st.sampled_from([None, None, 1]),
+        poison=st.sampled_from([False, False, False, False, True]),
     )
     def add(
-        self, prompt: list[int], max_tokens: int, min_tokens: int, ignore_eos: bool, priority: int, salt: str
+        self,
+        prompt: list[int],
+        max_tokens: int,
+        min_tokens: int,
+        ignore_eos: bool,
+        priority: int,
+        salt: str,
+        prompt_logprobs: int | None,
+        poison: bool,
     ) -> None:
         self.count += 1
         message = generate(
             str(self.count),
-            prompt,
+            [*prompt, POISON] if poison else prompt,
             priority=priority,
             salt=salt,
             max_tokens=max_tokens,
             min_tokens=min_tokens,
             ignore_eos=ignore_eos,
+            prompt_logprobs=prompt_logprobs,
         )
         self.requests[message.id] = message
         self.answers[message.id] = []
@@ -164,14 +138,11 @@ class Life(RuleBasedStateMachine):
         for output in self.engine.step():
             self._take(output)
 
-    @rule()
+    @rule(place=st.sampled_from(Place))
     @precondition(lambda self: self.engine.has_work)
-    def fail_a_step(self) -> None:
-        self.memory.fail_next = True
-        for output in self.engine.step():
-            # Only a request that was alone in the step may be blamed.
-            assert output.finish_reason is FinishReason.ERROR
-            del self.requests[output.id]
+    def fail_a_step(self, place: Place) -> None:
+        self.worker.fail_next = place
+        self.step()
 
     @rule(data=st.data())
     @precondition(lambda self: self.requests)
@@ -184,7 +155,7 @@ class Life(RuleBasedStateMachine):
     def everything_adds_up(self) -> None:
         self.engine.scheduler.check()
         assert {r.id for r in self.engine.scheduler.requests()} == self.requests.keys()
-        assert self.memory.largest_batch <= self.engine.scheduler.max_batched_tokens
+        assert self.worker.largest_batch <= self.engine.scheduler.max_batched_tokens
 
     def teardown(self) -> None:
         steps = 0
@@ -197,10 +168,20 @@ class Life(RuleBasedStateMachine):
         assert cache.available == cache.total, "free and cached blocks are all there are when nothing runs"
 
     def _take(self, output: Output) -> None:
-        self.answers[output.id] += output.tokens
+        message = self.requests[output.id]
+        answer = self.answers[output.id]
+        if output.error is not None:
+            assert self.worker.last_failed is not None
+            assert len(self.worker.last_failed.spans) == 1, "only who was alone in the step may be blamed"
+            del self.requests[output.id]
+            return
+        assert POISON not in message.prompt
+        if not answer and message.params.prompt_logprobs is not None:
+            assert output.prompt_logprobs == expected_prompt_logprobs(message)
+        answer += output.tokens
         if output.finish_reason is not None:
-            message = self.requests.pop(output.id)
-            assert self.answers[output.id] == expected_output(message.prompt, message.params, 40)
+            del self.requests[output.id]
+            assert answer == expected_output(message.prompt, message.params, MAX_MODEL_LEN)
 
 
 Life.TestCase.settings = settings(
@@ -209,8 +190,11 @@ Life.TestCase.settings = settings(
 TestRandomLife = Life.TestCase
 
 
-def test_preemption_recomputes_and_changes_no_answer() -> None:
-    engine, _ = make_engine(blocks=10)
+@pytest.mark.parametrize("depth", [0, 1])
+@pytest.mark.parametrize("drafts", [False, True])
+def test_preemption_recomputes_and_changes_no_answer(depth: int, drafts: bool) -> None:
+    drafter = stub_drafter(random.Random(1)) if drafts else None
+    engine, _ = make_engine(blocks=10, depth=depth, drafter=drafter)
     messages = [generate(str(n), [n + 1] * 7, max_tokens=20, ignore_eos=True) for n in range(4)]
     for message in messages:
         engine.add(message)
@@ -219,14 +203,51 @@ def test_preemption_recomputes_and_changes_no_answer() -> None:
     assert answers == {m.id: expected_output(m.prompt, m.params, 40) for m in messages}
 
 
-def test_the_oldest_is_never_preempted() -> None:
-    engine, _ = make_engine(blocks=10)
+@pytest.mark.parametrize("depth", [0, 1])
+def test_the_oldest_is_never_preempted(depth: int) -> None:
+    engine, _ = make_engine(blocks=10, depth=depth)
     for n in range(4):
         engine.add(generate(str(n), [n + 1] * 7, max_tokens=20, ignore_eos=True))
     order = []
     while engine.has_work:
         order += [output.id for output in engine.step() if output.finish_reason]
     assert order[0] == "0"
+
+
+def test_the_next_step_is_launched_before_the_one_before_it_is_waited_for() -> None:
+    """So that a device has work while the host takes in what the last step gave."""
+    engine, worker = make_engine(depth=1)
+    engine.add(generate("a", [1], max_tokens=4, ignore_eos=True))
+    assert engine.step() == []
+    for _ in range(3):
+        launched = worker.steps
+        assert [output.id for output in engine.step()] == ["a"]
+        assert worker.steps == launched + 1
+    # The fourth token is sure to be the last one, so nothing is launched behind it.
+    launched = worker.steps
+    assert [output.finish_reason for output in engine.step()] == [FinishReason.LENGTH]
+    assert worker.steps == launched
+    assert not engine.has_work
+
+
+def test_an_end_that_nobody_could_foresee_costs_one_row_that_is_dropped() -> None:
+    engine, worker = make_engine(depth=1)
+    message = generate("a", [1, 2], max_tokens=30)
+    expected = expected_output(message.prompt, message.params, MAX_MODEL_LEN)
+    assert expected[-1] == EOS
+    engine.add(message)
+    assert drain(engine) == {"a": expected}
+    assert worker.computed == len(message.prompt) + len(expected)
+
+
+def test_with_a_drafter_a_step_waits_for_what_became_of_the_last_drafts() -> None:
+    engine, _ = make_engine(
+        blocks=32, depth=1, max_batched_tokens=20, drafter=lambda request, most: [EOS] * min(most, 1)
+    )
+    for n in range(3):
+        engine.add(generate(str(n), [n + 1], max_tokens=8, ignore_eos=True))
+    sizes = [len(outputs) for _ in range(8) if (outputs := engine.step())]
+    assert sizes and set(sizes) == {3}
 
 
 def test_a_long_prompt_does_not_hold_up_those_that_decode() -> None:
@@ -274,20 +295,6 @@ def test_a_request_that_can_never_fit_is_refused_at_once() -> None:
     assert refusal is not None and refusal.finish_reason is FinishReason.ERROR
     assert "40 tokens" in str(refusal.error)
     assert not engine.has_work
-
-
-def test_one_poisoned_request_fails_alone() -> None:
-    engine, _ = make_engine(blocks=32, max_batched_tokens=64)
-    for n in range(3):
-        engine.add(generate(str(n), [n + 1] * 5, ignore_eos=True))
-    engine.add(generate("bad", [1, POISON]))
-    outputs: list[Output] = []
-    while engine.has_work:
-        outputs += engine.step()
-        engine.scheduler.check()
-    failed = [output.id for output in outputs if output.error]
-    assert failed == ["bad"]
-    assert {output.id for output in outputs if output.finish_reason is FinishReason.LENGTH} == {"0", "1", "2"}
 
 
 def test_a_budget_below_the_number_of_sequences_is_refused() -> None:

@@ -89,29 +89,29 @@ class PrefixCache:
     def grow(self, lease: Lease, tokens: int) -> bool:
         """Make room for `tokens` tokens in all. False, and nothing changed, when there are too few blocks."""
         missing = self.blocks_for(tokens) - len(lease.table)
-        if missing > self.available:
+        if missing > 0 and missing > self.available:
             return False
         for _ in range(missing):
             lease.table.append(self._take())
         return True
 
-    def commit(self, lease: Lease, tokens: Sequence[int], computed: int) -> None:
-        """Offer the full blocks among the first `computed` tokens for reuse.
+    def commit(self, lease: Lease, tokens: Sequence[int], planned: int, step: int) -> None:
+        """Offer the full blocks among the first `planned` tokens, which `step` computes if none before it, for reuse.
 
         Called when a step is planned, not when it has run: within a step every key and value is written before it is
-        read, layer by layer, so a request planned later in the same step may share them already. `clear` takes them
+        read, layer by layer, so a request planned later in the same step may share them already. `revoke` takes them
         back if the step fails.
         """
         if not self._reuse:
             return
         size = self.block_size
-        for index in range(lease.committed, computed // size):
+        for index in range(lease.committed, planned // size):
             key = tuple(tokens[index * size : (index + 1) * size])
             node = lease.node.children.get(key)
             if node is not None:
                 lease.duplicates.append(lease.table[index])
             else:
-                node = self._tree.insert(lease.node, key, lease.table[index])
+                node = self._tree.insert(lease.node, key, lease.table[index], step)
                 if self._listener is not None:
                     self._listener.stored(node)
             self._tree.hold_child(node)
@@ -128,11 +128,33 @@ class PrefixCache:
         lease.table = []
         lease.duplicates = []
 
-    def clear(self) -> None:
-        """Forget everything that no lease holds: after a failed step, the blocks of whose requests hold nothing."""
-        for node in self._tree.evict_all():
-            self._pool.give_back(node.block)
-        self.announce()
+    def revoke(self, step: int, leases: Iterable[Lease]) -> None:
+        """Offer nothing any more that `step`, which failed, or one behind it was to compute.
+
+        `leases` are all there are. Each keeps its blocks, and gets those back that the tree had from it. None of them
+        may have been opened for one of these steps: it would hold blocks of others that hold nothing.
+        """
+        kept: set[int] = set()
+        for lease in leases:
+            while lease.node.born >= step:
+                kept.add(self._take_back(lease))
+        for node in self._tree.prune(step):
+            if node.block not in kept:
+                self._pool.give_back(node.block)
+            if self._listener is not None:
+                self._listener.removed(node)
+
+    def _take_back(self, lease: Lease) -> int:
+        """Undo the lease's last `commit` of a block, and return that block."""
+        node = lease.node
+        assert node.parent is not None
+        lease.committed -= 1
+        block = lease.table[lease.committed]
+        if block != node.block:
+            lease.duplicates.remove(block)
+        self._tree.release_child(node)
+        lease.node = node.parent
+        return block
 
     def announce(self) -> None:
         """Tell the listener everything from the start, for those who have missed something."""

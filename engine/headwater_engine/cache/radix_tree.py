@@ -22,13 +22,15 @@ Tokens = tuple[int, ...]
 class Node:
     """One full block of tokens, behind the blocks of its ancestors."""
 
-    __slots__ = ("block", "children", "hash", "holders", "last_used", "parent", "salt", "tokens")
+    __slots__ = ("block", "born", "children", "hash", "holders", "last_used", "parent", "salt", "tokens")
 
-    def __init__(self, parent: "Node | None", tokens: Tokens, block: int, salt: str) -> None:
+    def __init__(self, parent: "Node | None", tokens: Tokens, block: int, salt: str, born: int) -> None:
         self.parent = parent
         self.tokens = tokens
         self.block = block
         self.salt = salt
+        self.born = born
+        """The step without which it would hold nothing; no child is older."""
         self.children: dict[Tokens, Node] = {}
         self.holders = 0
         self.last_used = 0
@@ -58,7 +60,7 @@ class RadixTree:
         """The deepest node that spells the first tokens, at most `limit` blocks deep; the salt's root if none does."""
         node = self._roots.get(salt)
         if node is None:
-            node = self._roots[salt] = Node(None, (), -1, salt)
+            node = self._roots[salt] = Node(None, (), -1, salt, -1)
         size = self.block_size
         for start in range(0, limit * size, size):
             child = node.children.get(tuple(tokens[start : start + size]))
@@ -67,9 +69,12 @@ class RadixTree:
             node = child
         return node
 
-    def insert(self, parent: Node, tokens: Tokens, block: int) -> Node:
-        """Hang a new node, not held yet, under `parent`, which the caller holds and which has no such child."""
-        node = Node(parent, tokens, block, parent.salt)
+    def insert(self, parent: Node, tokens: Tokens, block: int, step: int) -> Node:
+        """Hang a new node, not held yet, under `parent`, which the caller holds and which has no such child.
+
+        Its block is filled by `step` at the latest.
+        """
+        node = Node(parent, tokens, block, parent.salt, max(step, parent.born))
         parent.children[tokens] = node
         self.nodes += 1
         self.unheld += 1
@@ -85,6 +90,12 @@ class RadixTree:
         if node.holders == 0 and not node.is_root:
             self.unheld -= 1
         node.holders += 1
+
+    def release_child(self, node: Node) -> None:
+        """`hold_child`, undone: the holder moves back to the parent."""
+        node.holders -= 1
+        if node.holders == 0:
+            self.unheld += 1
 
     def release(self, node: Node) -> None:
         """End one `hold` of the path to `node`."""
@@ -107,9 +118,12 @@ class RadixTree:
                 return node
         return None
 
-    def evict_all(self) -> Iterator[Node]:
-        while (node := self.evict()) is not None:
-            yield node
+    def prune(self, step: int) -> list[Node]:
+        """Remove and return all nodes born in `step` or later, which nobody holds; children come before parents."""
+        pruned = [node for node in self.walk() if node.born >= step][::-1]
+        for node in pruned:
+            self._remove(node)
+        return pruned
 
     def _evictable(self, node: Node) -> bool:
         return node.holders == 0 and not node.children and node.parent is not None
@@ -143,7 +157,7 @@ class RadixTree:
             self._roots.pop(root.salt, None)
 
     def walk(self) -> Iterator[Node]:
-        """All nodes but the roots, for checks."""
+        """All nodes but the roots, parents before children."""
         stack = [child for root in self._roots.values() for child in root.children.values()]
         while stack:
             node = stack.pop()
@@ -160,6 +174,7 @@ class RadixTree:
         for node in nodes:
             assert node.parent is not None and len(node.tokens) == self.block_size
             assert node.holders >= sum(child.holders for child in node.children.values())
+            assert node.born >= node.parent.born, "a child that is older than its parent"
             assert not self._evictable(node) or id(node) in offered, "an evictable leaf that eviction does not know"
         assert all(root.children or root.holders for root in self._roots.values()), "a bare root stays"
 

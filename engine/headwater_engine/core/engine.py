@@ -1,39 +1,44 @@
 """The engine: requests in, tokens out, one step at a time.
 
-A step is three verbs: schedule, run, update. It knows no socket and no process; `process.py` puts it into one.
+A step is four verbs: plan, launch, settle, sample. It knows no socket and no process; `process.py` puts it into one.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import count
-from typing import Protocol
 
 import structlog
 
 from headwater_engine.core.messages import FinishReason, Generate, Output, Stats
 from headwater_engine.core.request import Request
-from headwater_engine.core.scheduler import Chunk, Scheduler
+from headwater_engine.core.scheduler import Flight, Scheduler
+from headwater_engine.core.step import Pending, Result, Span, Worker
 from headwater_engine.errors import DeviceError
-from headwater_engine.sampling.sampler import Sampled
 
 log = structlog.get_logger(__name__)
-
-
-class StepRunner(Protocol):
-    """`Runner`, or a test's stand-in for it."""
-
-    def run(self, plan: Sequence[Chunk]) -> list[Sampled | None]: ...
 
 
 class Engine:
     """Not thread-safe: one loop owns it."""
 
-    def __init__(self, scheduler: Scheduler, runner: StepRunner, *, max_model_len: int) -> None:
+    def __init__(
+        self, scheduler: Scheduler, worker: Worker, *, max_model_len: int, vocab_size: int, depth: int = 0
+    ) -> None:
+        """`depth` steps may be under way while the next is planned and launched.
+
+        0 where the worker computes as it is told; 1 where it only queues work for a device, which then need not wait
+        for what the host does between two steps.
+        """
         self.scheduler = scheduler
-        self._runner = runner
+        self._worker = worker
         self._max_model_len = max_model_len
+        self._vocab_size = vocab_size
+        self._depth = depth
+        self._pending: tuple[Flight, Pending] | None = None
         self._orders = count()
         self._steps = 0
+        self._settled_at = 0.0
         self._prompt_tokens_cached = 0
         self._prompt_tokens_computed = 0
         self._step_seconds: list[float] = []
@@ -41,7 +46,7 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work
+        return self.scheduler.has_work or self._pending is not None
 
     def add(self, message: Generate) -> Output | None:
         """Queue a request. An Output means that it was refused at once, since it could never run."""
@@ -53,9 +58,11 @@ class Engine:
                 f"The prompt has {len(message.prompt)} tokens, and at most {self._max_model_len - 1} fit "
                 f"into the context of {self._max_model_len} tokens beside one token of the answer.",
             )
+        if not 0 <= min(message.prompt) <= max(message.prompt) < self._vocab_size:
+            return _error(message.id, f"The prompt has a token that is not below {self._vocab_size}.")
         if message.id in self.scheduler:
             return _error(message.id, f"A request with the id {message.id!r} is running already.")
-        self.scheduler.add(Request.of(message, next(self._orders)))
+        self.scheduler.add(Request.of(message, next(self._orders), self._max_model_len))
         return None
 
     def abort(self, ids: Sequence[str]) -> None:
@@ -64,67 +71,96 @@ class Engine:
             self.scheduler.remove(request_id)
 
     def step(self) -> list[Output]:
+        """Outputs of this step, or at depth 1 of the one before it."""
+        outputs: list[Output] = []
         started = time.perf_counter()
-        plan = self.scheduler.schedule()
-        try:
-            results = self._runner.run(plan)
-        except DeviceError:
-            raise
-        except Exception as error:
-            return self._isolate(plan, error)
-        outputs = self._update(plan, results)
-        self._record(plan, time.perf_counter() - started)
+        flight = self.scheduler.plan()
+        if flight is not None:
+            flight.started = started
+            with self._isolated(flight, outputs):
+                self._worker.launch(flight.step)
+        self._settle(outputs)
+        if flight is not None and flight in self.scheduler.flights:
+            with self._isolated(flight, outputs):
+                self._pending = flight, self._worker.sample()
+        if self._depth == 0:
+            self._settle(outputs)
         return outputs
 
-    def _isolate(self, plan: Sequence[Chunk], error: Exception) -> list[Output]:
-        """A step's exception fails one request, not all: the plan's requests are tried again, each alone.
+    def _settle(self, outputs: list[Output]) -> None:
+        """Take in what the step gave that was sampled last."""
+        if self._pending is None:
+            return
+        (flight, pending), self._pending = self._pending, None
+        result = None
+        with self._isolated(flight, outputs):
+            result = pending.wait()
+        if result is None:
+            return
+        self.scheduler.settle(flight)
+        self._record(flight)
+        for place, (request, span) in enumerate(zip(flight.requests, flight.step.spans, strict=True)):
+            if self.scheduler.knows(request):
+                self._take(request, span, place, result, outputs)
+
+    @contextmanager
+    def _isolated(self, flight: Flight, outputs: list[Output]) -> Iterator[None]:
+        """A step's exception fails one request, not all, and costs no more than the step.
 
         Not one of the device, after which nothing can be tried again.
         """
-        log.exception("step failed", requests=[chunk.request.id for chunk in plan])
-        self.scheduler.quarantine(plan)
-        if len(plan) > 1:
-            return []
-        culprit = plan[0].request
-        self.scheduler.remove(culprit.id)
-        return [_error(culprit.id, f"The engine failed on this request: {error}")]
+        try:
+            yield
+        except DeviceError:
+            raise
+        except Exception as error:
+            log.exception("step failed", requests=[request.id for request in flight.requests])
+            culprit = self.scheduler.retract(flight)
+            if culprit is not None:
+                self.scheduler.remove(culprit.id)
+                outputs.append(_error(culprit.id, f"The engine failed on this request: {error}"))
 
-    def _update(self, plan: Sequence[Chunk], results: Sequence[Sampled | None]) -> list[Output]:
-        outputs = []
-        for chunk, result in zip(plan, results, strict=True):
-            if result is None:
-                continue
-            request = chunk.request
-            self.scheduler.absolve(request)
-            if result.error is not None:
-                self.scheduler.remove(request.id)
-                outputs.append(_error(request.id, result.error))
-                continue
-            outputs.append(self._take(request, result))
-        return outputs
+    def _take(self, request: Request, span: Span, place: int, result: Result, outputs: list[Output]) -> None:
+        """What a step gave to one request."""
+        if (error := result.errors.get(place)) is not None:
+            self.scheduler.remove(request.id)
+            outputs.append(_error(request.id, error))
+            return
+        tokens = result.tokens[place]
+        request.settle(span, len(tokens))
+        if request.wants_prompt_logprobs:
+            request.prompt_logprobs += [None] if span.start == 0 else []
+            request.prompt_logprobs += result.prompt_logprobs.get(place, [])
+        if tokens:
+            outputs.append(self._append(request, tokens, result, place))
 
-    def _take(self, request: Request, result: Sampled) -> Output:
-        is_first = not request.output
-        reason, stop_token = request.append(result.token, self._max_model_len)
-        output = Output(id=request.id, tokens=[result.token], finish_reason=reason, stop_reason=stop_token)
-        if result.logprobs is not None:
-            output.logprobs = [result.logprobs]
-        if is_first:
+    def _append(self, request: Request, tokens: Sequence[int], result: Result, place: int) -> Output:
+        output = Output(id=request.id)
+        if not request.output:
             output.cached_tokens = request.cached_tokens or 0
             if request.params.prompt_logprobs is not None:
                 output.prompt_logprobs = request.prompt_logprobs
             self._prompt_tokens_cached += output.cached_tokens
-        if reason is not None:
-            self.scheduler.remove(request.id)
+        for token in tokens:
+            output.finish_reason, output.stop_reason = request.append(token)
+            output.tokens.append(token)
+            if output.finish_reason is not None:
+                self.scheduler.remove(request.id)
+                break
+        if place in result.logprobs:
+            output.logprobs = result.logprobs[place][: len(output.tokens)]
         return output
 
-    def _record(self, plan: Sequence[Chunk], seconds: float) -> None:
+    def _record(self, flight: Flight) -> None:
+        now = time.perf_counter()
         self._steps += 1
-        self._step_seconds.append(seconds)
-        self._batch_sizes.append(sum(chunk.count for chunk in plan))
+        self._step_seconds.append(now - max(flight.started, self._settled_at))
+        self._settled_at = now
+        self._batch_sizes.append(sum(span.count for span in flight.step.spans))
         # What a preempted request computes again counts again: it is work that was done.
         self._prompt_tokens_computed += sum(
-            max(0, min(chunk.start + chunk.count, len(chunk.request.prompt)) - chunk.start) for chunk in plan
+            max(0, min(span.start + span.count, len(request.prompt)) - span.start)
+            for request, span in zip(flight.requests, flight.step.spans, strict=True)
         )
 
     def stats(self) -> Stats:

@@ -12,7 +12,6 @@ import time
 
 import msgspec
 import structlog
-import torch
 import zmq
 
 from headwater.logs import configure_logging
@@ -20,8 +19,6 @@ from headwater_engine.cache.events import EventLog, EventPublisher
 from headwater_engine.cache.prefix_cache import PrefixCache
 from headwater_engine.config import EngineSettings
 from headwater_engine.core.engine import Engine
-from headwater_engine.core.graphs import cuda_recorder
-from headwater_engine.core.memory import KVCacheSizeError, count_blocks, find_room, keep_freed_memory
 from headwater_engine.core.messages import (
     Abort,
     Failed,
@@ -33,13 +30,9 @@ from headwater_engine.core.messages import (
     Request,
     Shutdown,
 )
-from headwater_engine.core.runner import Runner
 from headwater_engine.core.scheduler import Scheduler
-from headwater_engine.errors import DeviceError, LoadError
-from headwater_engine.kernels import find_device, select
-from headwater_engine.kernels.interface import BLOCK_SIZE
-from headwater_engine.models.loading import load_model, weights_dtype
-from headwater_engine.models.source import resolve
+from headwater_engine.errors import DeviceError, KVCacheSizeError, LoadError
+from headwater_engine.worker.loading import load
 
 log = structlog.get_logger(__name__)
 
@@ -127,46 +120,24 @@ class EngineLoop:
 
 def build(settings: EngineSettings, channel: Channel) -> tuple[EngineLoop, Ready]:
     """Load the model and lay out the cache. Raises LoadError or KVCacheSizeError with a sentence for the user."""
-    torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
-    device = find_device(settings.device)
-    folder = resolve(settings.model, settings.revision)
-    # At first use the C++ kernels are compiled, which takes a minute or two.
-    channel.send(Loading(0.0, "kernels"))
-    kernels = select(weights_dtype(folder, settings.dtype), device)
-    model = load_model(
-        folder, kernels=kernels, dtype=settings.dtype, progress=lambda f: channel.send(Loading(f, "weights"))
-    )
-    keep_freed_memory()
-    config = model.config
-    shape = (config.kv_heads, config.key_dim, config.value_dim)
-    wanted = settings.max_model_len or config.max_positions
-    if wanted > config.max_positions:
-        raise LoadError(f"--max-model-len {wanted} is more than the {config.max_positions} positions of this model.")
-    bytes_per_block = kernels.bytes_per_block(*shape) * config.num_layers
-    blocks = count_blocks(settings, bytes_per_block, wanted, find_room(device))
-    max_model_len = min(wanted, blocks * BLOCK_SIZE)
-    if max_model_len < wanted:
-        log.warning("the KV cache is smaller than the model's context", blocks=blocks, max_model_len=max_model_len)
-    event_log = EventLog(BLOCK_SIZE) if settings.kv_events else None
-    cache = PrefixCache(blocks, BLOCK_SIZE, reuse=settings.prefix_cache, listener=event_log)
+    loaded = load(settings, lambda fraction, phase: channel.send(Loading(fraction, phase)))
+    event_log = EventLog(loaded.block_size) if settings.kv_events else None
+    cache = PrefixCache(loaded.blocks, loaded.block_size, reuse=settings.prefix_cache, listener=event_log)
     scheduler = Scheduler(cache, max_num_seqs=settings.max_num_seqs, max_batched_tokens=settings.max_batched_tokens)
-    caches = []
-    for layer in range(config.num_layers):
-        channel.send(Loading(layer / config.num_layers, "KV cache"))
-        caches.append(kernels.allocate(blocks + 1, *shape))  # one that is nobody's
-    runner = Runner(model, caches, device)
-    if device.type == "cuda":
-        channel.send(Loading(0.0, "first steps"))
-        runner.warm_up(
-            budget=settings.max_batched_tokens,
-            sequences=settings.max_num_seqs,
-            longest=max_model_len,
-            spare_block=blocks,
-            record=cuda_recorder(),
-        )
-    engine = Engine(scheduler, runner, max_model_len=max_model_len)
+    engine = Engine(
+        scheduler,
+        loaded.worker,
+        max_model_len=loaded.max_model_len,
+        vocab_size=loaded.vocab_size,
+        depth=loaded.depth,
+    )
     publisher = EventPublisher(settings.kv_events) if settings.kv_events else None
-    ready = Ready(max_model_len=max_model_len, num_blocks=blocks, block_size=BLOCK_SIZE, kernels=kernels.name)
+    ready = Ready(
+        max_model_len=loaded.max_model_len,
+        num_blocks=loaded.blocks,
+        block_size=loaded.block_size,
+        kernels=loaded.kernels,
+    )
     return EngineLoop(engine, channel, event_log, publisher), ready
 
 
@@ -187,9 +158,6 @@ def main() -> int:
         loop.run()
     except (LoadError, KVCacheSizeError, DeviceError, ValueError, zmq.ZMQError) as error:
         channel.send(Failed(str(error)))
-        return 1
-    except torch.OutOfMemoryError as error:
-        channel.send(Failed(f"The GPU has too little memory; lower --kv-cache-gib or --max-batched-tokens. {error}"))
         return 1
     finally:
         channel.close()

@@ -4,18 +4,21 @@ from dataclasses import dataclass, field
 
 from headwater_engine.cache.prefix_cache import Lease
 from headwater_engine.core.messages import FinishReason, Generate, TokenLogprobs
+from headwater_engine.core.step import Span
 from headwater_engine.sampling.params import SamplingParams
 
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """A few counters over a list of tokens. There is no prefill or decode phase: `computed` catches up with `tokens`.
+    """A few counters over a list of tokens. There is no prefill or decode phase: `planned` catches up with `tokens`.
 
-        tokens   |        prompt        |  output  |
-        KV       |  computed    |
+        tokens   |        prompt        |  output  | awaited |
+        KV       |  planned     |
                  |cached|
 
-    A step computes some of the tokens behind `computed`; when it reaches the last one, its logits give the next token.
+    A step computes some of the positions behind `planned`; when it reaches the last one, its logits give the next
+    token. A step is planned before the one before it has given its token: that one is `awaited`, and has a position
+    but no value yet.
     """
 
     id: str
@@ -26,17 +29,28 @@ class Request:
     salt: str
     prompt: list[int]
     tokens: list[int]
+    """Whose values are known."""
+    limit: int
+    """Tokens at most, prompt and output together; that of the last one is never computed."""
     output: list[int] = field(default_factory=list)
     lease: Lease | None = None
     """While running; a waiting request owns no block."""
-    computed: int = 0
-    """Tokens whose key and value are in the lease's blocks."""
+    seat: int = -1
+    """While running: its row in the workers' tables."""
+    told: int = -1
+    """Blocks that the workers know; -1: they have to be told everything."""
+    admitted: int = 0
+    """The step that it runs since."""
+    planned: int = 0
+    """Positions whose key and value are in the lease's blocks once all steps that are planned have run."""
+    awaited: int = 0
+    """Tokens that planned steps are sure to give."""
     cached_tokens: int | None = None
-    """Prompt tokens that came from the cache when it was first admitted."""
+    """Prompt tokens that came from the cache when it first ran."""
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
 
     @classmethod
-    def of(cls, message: Generate, order: int) -> "Request":
+    def of(cls, message: Generate, order: int, max_model_len: int) -> "Request":
         return cls(
             id=message.id,
             params=message.params,
@@ -45,6 +59,7 @@ class Request:
             salt=message.cache_salt,
             prompt=message.prompt,
             tokens=list(message.prompt),
+            limit=min(len(message.prompt) + message.params.max_tokens, max_model_len),
         )
 
     @property
@@ -54,14 +69,38 @@ class Request:
 
     @property
     def uncomputed(self) -> int:
-        return len(self.tokens) - self.computed
+        """Positions that the next step may compute."""
+        return min(len(self.tokens) + self.awaited, self.limit - 1) - self.planned
 
     @property
     def wants_prompt_logprobs(self) -> bool:
         """Whether prompt log-probabilities are still owed; they go out with the first output token."""
         return self.params.prompt_logprobs is not None and not self.output
 
-    def append(self, token: int, max_model_len: int) -> tuple[FinishReason | None, int | None]:
+    def plan(self, count: int, drafts: int = 0) -> Span:
+        """Count the next positions as planned, and those of `drafts` guessed tokens behind them."""
+        start, planned = self.planned, self.planned + count
+        samples = planned == len(self.tokens) + self.awaited
+        scored = max(0, min(planned, len(self.prompt) - 1) - start) if self.wants_prompt_logprobs else 0
+        self.planned = planned + drafts
+        self.awaited += samples
+        return Span(self.seat, start, count + drafts, samples + drafts, scored)
+
+    def settle(self, span: Span, given: int) -> None:
+        """A planned span has run and gave so many tokens, which `append` takes next."""
+        if self.cached_tokens is None:
+            self.cached_tokens = span.start
+        if span.sampled:
+            self.awaited -= 1
+            self.planned -= span.sampled - given  # drafts that proved wrong
+
+    def retract(self, span: Span) -> None:
+        """A planned span has failed, and all that were planned behind it are retracted already."""
+        self.planned = span.start
+        self.awaited -= span.sampled > 0
+        self.told = -1
+
+    def append(self, token: int) -> tuple[FinishReason | None, int | None]:
         """Take a sampled token. Returns the finish reason, if it ends the request, and the stop token, if one did."""
         self.tokens.append(token)
         self.output.append(token)
@@ -71,6 +110,6 @@ class Request:
                 return FinishReason.STOP, None
             if token in params.stop_token_ids:
                 return FinishReason.STOP, token
-        if len(self.output) >= params.max_tokens or len(self.tokens) >= max_model_len:
+        if len(self.tokens) >= self.limit:
             return FinishReason.LENGTH, None
         return None, None

@@ -6,37 +6,47 @@ request is admitted when there are blocks for all the tokens it has. When a runn
 the one of the lowest rank is preempted: it gives all its blocks back and waits, to be computed again (from whatever the
 prefix cache still holds by then).
 
+A step is planned, and later it settles, or fails and is retracted with those behind it. One may be planned while the
+one before it is still under way; what only its result can tell is then left open.
+
 Knows no tensor, socket or clock.
 """
 
 from bisect import insort
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from operator import attrgetter
-from typing import NamedTuple
 
-from headwater_engine.cache.prefix_cache import Lease, PrefixCache
+from headwater_engine.cache.prefix_cache import PrefixCache
 from headwater_engine.core.request import Request
+from headwater_engine.core.step import Seat, Step
 
 _rank = attrgetter("rank")
 
+Drafter = Callable[[Request, int], list[int]]
+"""Guesses the next tokens of a request, at most so many."""
 
-class Chunk(NamedTuple):
-    """Tokens `start` to `start + count - 1` of a request are computed in this step."""
 
-    request: Request
-    start: int
-    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
+@dataclass(slots=True, eq=False)
+class Flight:
+    """A step that is planned and has not settled."""
 
-    @property
-    def samples(self) -> bool:
-        """Whether it reaches the last token, so that its logits give a new one."""
-        return self.start + self.count == len(self.request.tokens)
+    step: Step
+    requests: list[Request]
+    """Whose the spans are. Some may be gone by the time that it settles."""
+    suspect: bool = False
+    """Whether they were in a step that failed, so that nothing should be planned on top of this one."""
+    started: float = 0.0
+    """When, by the clock of whoever runs it."""
 
 
 class Scheduler:
-    """Owns all requests and their leases. `schedule` plans a step and counts its tokens as computed at once."""
+    """Owns all requests, their leases and their seats."""
 
-    def __init__(self, cache: PrefixCache, *, max_num_seqs: int, max_batched_tokens: int) -> None:
+    def __init__(
+        self, cache: PrefixCache, *, max_num_seqs: int, max_batched_tokens: int, drafter: Drafter | None = None
+    ) -> None:
         if max_batched_tokens < max_num_seqs:
             raise ValueError(
                 f"max_batched_tokens ({max_batched_tokens}) must be at least max_num_seqs ({max_num_seqs}), "
@@ -49,10 +59,17 @@ class Scheduler:
         """By rank."""
         self.waiting: list[Request] = []
         """By rank."""
+        self.flights: deque[Flight] = deque()
+        """Planned and not settled, oldest first."""
         self.preemptions = 0
+        self._drafter = drafter
         self._by_id: dict[str, Request] = {}
-        self._suspects: list[Request] = []
-        """Were in a step that failed; each runs alone until it has shown that it was not the cause."""
+        self._number = 0
+        self._seats = list(range(max_num_seqs - 1, -1, -1))
+        self._left: list[int] = []
+        """Seats that the workers do not know to be free."""
+        self._suspects: list[list[Request]] = []
+        """Groups of requests whose step failed. Each is tried by itself; who gets through has shown its innocence."""
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._by_id
@@ -61,108 +78,152 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self._by_id)
 
+    def knows(self, request: Request) -> bool:
+        """Whether it has neither ended nor been aborted."""
+        return self._by_id.get(request.id) is request
+
     def add(self, request: Request) -> None:
         """The caller has made sure that the request can fit when it is alone."""
         self._by_id[request.id] = request
         insort(self.waiting, request, key=_rank)
 
-    def remove(self, request_id: str) -> Request | None:
-        """Forget a request that finished or was aborted, and free its blocks. None if it is not there (any more)."""
+    def remove(self, request_id: str) -> None:
+        """Forget a request that finished or was aborted, and free its blocks. It may be gone already."""
         request = self._by_id.pop(request_id, None)
         if request is None:
-            return None
-        if request.lease is not None:
-            self.running.remove(request)
-            self.cache.close(request.lease)
-            request.lease = None
-        else:
+            return
+        if request.lease is None:
             self.waiting.remove(request)
-        self.absolve(request)
-        return request
+        else:
+            self._stop(request)
 
-    def schedule(self) -> list[Chunk]:
-        """Plan one step. Empty only when there is nothing to do."""
-        if self._suspects:
-            return self._schedule_alone(self._suspects[0])
-        plan: dict[str, Chunk] = {}
+    # One step
+
+    def plan(self) -> Flight | None:
+        """Plan one step. None: nothing to do, or nothing until those under way have settled."""
+        if self.flights and self._must_settle_first():
+            return None
+        while self._suspects:
+            if flight := self._plan_step(self._suspects.pop()):
+                return flight
+        return self._plan_step(None)
+
+    def settle(self, flight: Flight) -> None:
+        """It has run; it is the oldest one."""
+        assert self.flights.popleft() is flight
+
+    def retract(self, flight: Flight) -> Request | None:
+        """It failed: as if it and those behind it had never been planned. What ran before stays.
+
+        Returns the request that is to blame, if that is clear: it was the only one. Otherwise those of the failed step
+        are tried again in two halves, and so on, and all others wait meanwhile.
+        """
+        number = flight.step.number
+        while self.flights and self.flights[-1].step.number >= number:
+            failed = self.flights.pop()
+            for request, span in zip(failed.requests, failed.step.spans, strict=True):
+                if self.knows(request):
+                    request.retract(span)
+        for request in [request for request in self.running if request.admitted >= number]:
+            self._preempt(request)
+        self.cache.revoke(number, [request.lease for request in self.running if request.lease is not None])
+        if len(flight.requests) == 1:
+            return flight.requests[0] if self.knows(flight.requests[0]) else None
+        half = len(flight.requests) // 2
+        self._suspects += [flight.requests[half:], flight.requests[:half]]
+        return None
+
+    # How it is planned
+
+    def _must_settle_first(self) -> bool:
+        """Whether what is under way decides over what can be planned."""
+        if self._drafter is not None or self._suspects or any(flight.suspect for flight in self.flights):
+            return True  # a guess begins behind the last token, whose value must be known
+        # None that is under way may be preempted, and some that end now may give back what is missing.
+        missing = sum(
+            self.cache.blocks_for(request.planned + 1) - len(request.lease.table)
+            for request in self.running
+            if request.uncomputed == 1 and request.lease is not None
+        )
+        return missing > self.cache.available
+
+    def _plan_step(self, only: Sequence[Request] | None) -> Flight | None:
+        self._number += 1
+        step = Step(self._number, left=[], seated=[], blocks=[], drafts=[], spans=[])
+        flight = Flight(step, [], suspect=only is not None)
+        running, waiting = list(self.running), list(self.waiting)
+        if only is not None:
+            running, waiting = ([each for each in some if each in only] for some in (running, waiting))
         budget = self.max_batched_tokens
-        budget -= self._decode(plan)
-        budget -= self._continue_prompts(plan, budget)
-        self._admit(plan, budget)
-        return list(plan.values())
+        budget -= self._decode(flight, running)
+        budget -= self._continue_prompts(flight, running, budget)
+        self._admit(flight, waiting, budget)
+        if not flight.requests:
+            return None
+        step.left, self._left = self._left, []
+        self.flights.append(flight)
+        return flight
 
-    def quarantine(self, plan: Sequence[Chunk]) -> None:
-        """After a failed step: nothing it wrote can be trusted, and any of its requests may have been the cause."""
-        for chunk in plan:
-            self._preempt(chunk.request)
-            if chunk.request not in self._suspects:
-                self._suspects.append(chunk.request)
-        self.cache.clear()
-
-    def absolve(self, request: Request) -> None:
-        """It has got through a step to a token, alone: something else was the cause."""
-        if request in self._suspects:
-            self._suspects.remove(request)
-
-    def _decode(self, plan: dict[str, Chunk]) -> int:
+    def _decode(self, flight: Flight, running: Sequence[Request]) -> int:
+        decoding = [request for request in running if request.uncomputed == 1]
+        spare = self.max_batched_tokens - len(decoding)
         used = 0
-        for request in [r for r in self.running if r.uncomputed == 1]:
+        for request in decoding:
             if request.lease is None:
                 continue  # preempted by an older one a moment ago
             if self._make_room(request):
-                self._plan(plan, request, 1)
-                used += 1
+                drafts = self._draft(request, spare)
+                self._plan(flight, request, 1, drafts)
+                spare -= len(drafts)
+                used += 1 + len(drafts)
         return used
 
-    def _continue_prompts(self, plan: dict[str, Chunk], budget: int) -> int:
+    def _draft(self, request: Request, most: int) -> list[int]:
+        """Guesses of the next tokens, as many as there is room for: in the step, in the answer and in memory."""
+        most = min(most, request.limit - 1 - len(request.tokens))
+        if self._drafter is None or most <= 0:
+            return []
+        assert request.lease is not None
+        drafts = self._drafter(request, most)
+        return drafts if self.cache.grow(request.lease, len(request.tokens) + len(drafts)) else []
+
+    def _continue_prompts(self, flight: Flight, running: Sequence[Request], budget: int) -> int:
         used = 0
-        for request in self.running:
+        for request in running:
             if budget == used:
                 break
             # Blocks for all its tokens were taken on admission.
-            if request.uncomputed > 0 and request.id not in plan:
+            if request.lease is not None and request.uncomputed > 1:
                 count = min(request.uncomputed, budget - used)
-                self._plan(plan, request, count)
+                self._plan(flight, request, count)
                 used += count
         return used
 
-    def _admit(self, plan: dict[str, Chunk], budget: int) -> None:
-        while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
-            request = self.waiting[0]
+    def _admit(self, flight: Flight, waiting: Sequence[Request], budget: int) -> None:
+        for request in waiting:
             # Room for one more block each spares the running ones a preemption right after.
-            if not self._start(request, spare=len(self.running)):
+            if budget == 0 or not self._start(request, spare=len(self.running)):
                 break
             count = min(request.uncomputed, budget)
-            self._plan(plan, request, count)
+            self._plan(flight, request, count)
             budget -= count
 
-    def _schedule_alone(self, request: Request) -> list[Chunk]:
-        plan: dict[str, Chunk] = {}
-        while request.lease is None and not self._start(request, spare=0):
-            self._preempt(self.running[-1])
-        if request.uncomputed > 1 or self._make_room(request):
-            self._plan(plan, request, min(request.uncomputed, self.max_batched_tokens))
-        return list(plan.values()) or self.schedule()
-
     def _start(self, request: Request, spare: int) -> bool:
+        if len(self.running) == self.max_num_seqs:
+            return False
         lease = self.cache.open(request.tokens, request.salt, match=not request.wants_prompt_logprobs)
         missing = self.cache.blocks_for(len(request.tokens)) - len(lease.table)
-        if missing + spare > self.cache.available and self.running:
-            self.cache.close(lease)
-            return False
-        if not self.cache.grow(lease, len(request.tokens)):
+        too_tight = missing + spare > self.cache.available and self.running
+        if too_tight or not self.cache.grow(lease, len(request.tokens)):
             self.cache.close(lease)
             return False
         self.waiting.remove(request)
         insort(self.running, request, key=_rank)
-        self._seat(request, lease)
-        return True
-
-    def _seat(self, request: Request, lease: Lease) -> None:
         request.lease = lease
-        request.computed = lease.committed * self.cache.block_size
-        if request.cached_tokens is None:
-            request.cached_tokens = request.computed
+        request.seat = self._seats.pop()
+        request.admitted = self._number
+        request.planned = lease.committed * self.cache.block_size
+        return True
 
     def _make_room(self, request: Request) -> bool:
         """Get the block for a decoding request's next token, at the cost of the newest if need be, itself included.
@@ -170,7 +231,7 @@ class Scheduler:
         None of those is in the plan yet, since decoding requests are planned in the order of their ranks.
         """
         assert request.lease is not None
-        while not self.cache.grow(request.lease, len(request.tokens)):
+        while not self.cache.grow(request.lease, request.planned + 1):
             victim = self.running[-1]
             self._preempt(victim)
             self.preemptions += 1
@@ -179,35 +240,58 @@ class Scheduler:
         return True
 
     def _preempt(self, request: Request) -> None:
-        assert request.lease is not None
-        self.cache.close(request.lease)
-        request.lease = None
-        request.computed = 0
+        self._stop(request)
         if request.wants_prompt_logprobs:
             request.prompt_logprobs.clear()
-        self.running.remove(request)
         insort(self.waiting, request, key=_rank)
 
-    def _plan(self, plan: dict[str, Chunk], request: Request, count: int) -> None:
+    def _stop(self, request: Request) -> None:
+        """It runs no more. What steps under way still write to its blocks, they write before anybody else does."""
         assert request.lease is not None
-        plan[request.id] = Chunk(request, request.computed, count)
-        request.computed += count
-        self.cache.commit(request.lease, request.tokens, request.computed)
+        self._offer(request)
+        self.cache.close(request.lease)
+        self._seats.append(request.seat)
+        self._left.append(request.seat)
+        request.lease, request.seat, request.told = None, -1, -1
+        request.planned = request.awaited = 0
+        self.running.remove(request)
+
+    def _plan(self, flight: Flight, request: Request, count: int, drafts: Sequence[int] = ()) -> None:
+        step, lease = flight.step, request.lease
+        assert lease is not None
+        if request.told < 0:
+            step.seated.append(Seat(request.seat, list(request.tokens), len(request.output), request.params))
+            request.told = 0
+        if request.told < len(lease.table):
+            step.blocks.append((request.seat, lease.table[request.told :]))
+            request.told = len(lease.table)
+        if drafts:
+            step.drafts.append((request.seat, list(drafts)))
+        step.spans.append(request.plan(count, len(drafts)))
+        flight.requests.append(request)
+        self._offer(request)
+
+    def _offer(self, request: Request) -> None:
+        """Full blocks for reuse, as far as it is known what is in them: not those of drafts."""
+        assert request.lease is not None
+        known = min(request.planned, len(request.tokens))
+        self.cache.commit(request.lease, request.tokens, known, self._number)
 
     def requests(self) -> Iterator[Request]:
         yield from self.running
         yield from self.waiting
 
     def check(self) -> None:
-        """Raises AssertionError where requests, leases and blocks contradict each other."""
+        """Raises AssertionError where requests, leases, seats and blocks contradict each other."""
         assert self.running == sorted(self.running, key=_rank)
         assert self.waiting == sorted(self.waiting, key=_rank)
         assert {r.id for r in self.requests()} == self._by_id.keys()
-        assert len(self.running) <= self.max_num_seqs
+        seats = [request.seat for request in self.running] + self._seats
+        assert sorted(seats) == list(range(self.max_num_seqs)), "a seat is lost, or has two owners"
         leases = []
         for request in self.running:
             assert request.lease is not None
-            assert request.computed <= len(request.lease.table) * self.cache.block_size
+            assert request.planned <= len(request.lease.table) * self.cache.block_size
             leases.append(request.lease)
-        assert all(r.lease is None and r.computed == 0 for r in self.waiting)
+        assert all(r.lease is None and r.planned == 0 and r.awaited == 0 for r in self.waiting)
         self.cache.check(leases)

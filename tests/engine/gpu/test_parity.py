@@ -10,12 +10,12 @@ import torch
 if not torch.cuda.is_available():
     pytest.skip("there is no GPU", allow_module_level=True)
 
-from headwater_engine.core.graphs import cuda_recorder
-from headwater_engine.core.runner import Runner
 from headwater_engine.kernels import find_device, select
 from headwater_engine.kernels.reference import TorchKernels
 from headwater_engine.models.loading import load_model
 from headwater_engine.models.source import resolve
+from headwater_engine.worker.graphs import cuda_recorder
+from headwater_engine.worker.worker import ModelWorker
 from tests.engine.greedy import greedy_answers, make_engine
 from tests.engine.tiny import flat_batch, make_tiny, reference_greedy
 
@@ -45,11 +45,13 @@ def test_greedy_tokens(family: str, tmp_path: Path) -> None:
     def answers(
         blocks: int, budget: int, reuse: bool, at_once: int = 32, recorded: bool = False
     ) -> tuple[list[list[int]], int]:
-        engine = make_engine(model, kernels, blocks, max_num_seqs=at_once, max_batched_tokens=budget, reuse=reuse)
+        engine = make_engine(
+            model, kernels, blocks, max_num_seqs=at_once, max_batched_tokens=budget, reuse=reuse, depth=1
+        )
         if recorded:
-            runner: Runner = engine._runner  # type: ignore[assignment]
-            runner.warm_up(budget=budget, sequences=at_once, longest=160, spare_block=blocks, record=cuda_recorder())
-            assert (runner._graphs is not None) == model.recordable
+            worker: ModelWorker = engine._worker  # type: ignore[assignment]
+            worker.warm_up(budget=budget, sequences=at_once, longest=160, spare_block=blocks, record=cuda_recorder())
+            assert (worker._graphs is not None) == model.recordable
         return greedy_answers(engine, prompts, NEW_TOKENS), engine.stats().preemptions
 
     assert answers(400, 512, reuse=False)[0] == expected

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headwater_engine.core.layout import Layout
 from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch
+from headwater_engine.worker.inputs import Inputs
 
 Step = Callable[[Tensor, AttentionBatch], Tensor]
 """Tokens and their batch to logits."""
@@ -52,17 +52,17 @@ class DecodeGraphs:
             self._replays[size] = record(lambda tokens=tokens, batch=batch: step(tokens, batch))  # type: ignore[misc]
         self._sizes = sorted(self._replays)
 
-    def run(self, layout: Layout) -> Tensor | None:
+    def run(self, inputs: Inputs) -> Tensor | None:
         """Logits of a batch of one token a sequence, [S, vocabulary], valid until the next run; None: too many."""
-        count = len(layout.tokens)
+        count = len(inputs.tokens)
         size = next((size for size in self._sizes if size >= count), None)
         if size is None:
             return None
         numbers, lengths = np.zeros((3, size), dtype=np.int64), np.ones(size, dtype=np.int32)
-        tables = np.full((size, layout.block_tables.shape[1]), self._spare, dtype=np.int32)
+        tables = np.full((size, inputs.block_tables.shape[1]), self._spare, dtype=np.int32)
         numbers[2, count:] = self._spare * BLOCK_SIZE
-        numbers[:, :count] = layout.tokens, layout.positions, layout.slots
-        lengths[:count], tables[:count] = layout.context_lengths, layout.block_tables
+        numbers[:, :count] = inputs.tokens, inputs.positions, inputs.slots
+        lengths[:count], tables[:count] = inputs.context_lengths, inputs.block_tables
         self._numbers[:, :size].copy_(torch.from_numpy(numbers))
         self._lengths[:size].copy_(torch.from_numpy(lengths))
         self._tables[:size, : tables.shape[1]].copy_(torch.from_numpy(tables))

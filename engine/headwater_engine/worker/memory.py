@@ -7,16 +7,13 @@ from typing import NamedTuple
 import torch
 
 from headwater_engine.config import EngineSettings
+from headwater_engine.errors import KVCacheSizeError
 from headwater_engine.kernels.interface import BLOCK_SIZE
 
 GIB = 1 << 30
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameters of mallopt(3)."""
 _CGROUP = Path("/sys/fs/cgroup")
-
-
-class KVCacheSizeError(Exception):
-    """There is no memory for the KV cache; the message says what to change."""
 
 
 def available_memory() -> int:

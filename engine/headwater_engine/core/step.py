@@ -1,0 +1,90 @@
+"""What the engine tells the worker that runs the model, and what comes back.
+
+The scheduler decides, a worker computes. Between them goes a `Step`: numbers only, so that it can be sent to another
+process or machine as it is. A worker has a table with a row for each *seat*. A request takes a seat for as long as it
+runs; the worker is told its tokens once, its blocks as they come, and from then on only which positions to compute.
+
+Steps run in the order of their numbers, one behind another. Two workers that got the same steps hold the same rows.
+What a step says of seats and blocks counts also where the step fails afterwards.
+"""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import msgspec
+
+from headwater_engine.core.messages import TokenLogprobs
+from headwater_engine.sampling.params import SamplingParams
+
+
+class Seat(msgspec.Struct):
+    """A request sits down, or sits down anew: all that the seat's row held before is forgotten."""
+
+    index: int
+    tokens: list[int]
+    """All that are known: the prompt, and what there is of the answer."""
+    outputs: int
+    """How many of them, at the end, are the answer's: more than 0 where it sat before."""
+    sampling: SamplingParams
+
+
+class Span(msgspec.Struct, array_like=True):
+    """The positions `start` to `start + count - 1` of a seat are computed.
+
+    The first of them may be that of a token that only the worker knows: the one that the step before gave.
+    """
+
+    seat: int
+    start: int
+    count: int
+    sampled: int
+    """Of how many positions, at its end, the logits give tokens: 0, 1, or 1 + drafts."""
+    scored: int
+    """Of how many positions, from its start, the log-probability of the prompt token behind is wanted."""
+
+
+class Step(msgspec.Struct):
+    """What to do, in this order."""
+
+    number: int
+    left: list[int]
+    """Seats that are free."""
+    seated: list[Seat]
+    blocks: list[tuple[int, list[int]]]
+    """(seat, KV blocks behind those that it has)."""
+    drafts: list[tuple[int, list[int]]]
+    """(seat, guesses of the tokens behind the last known one, which are the last ones of the seat's span)."""
+    spans: list[Span]
+
+
+@dataclass(slots=True)
+class Result:
+    """What a step gave. Keys are places in `Step.spans`."""
+
+    tokens: list[list[int]]
+    """For each span the tokens that follow: none, one, or one more than there are drafts that proved right."""
+    logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
+    """Beside the tokens, where they are asked for."""
+    prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
+    """`Span.scored` of them."""
+    errors: dict[int, str] = field(default_factory=dict)
+    """Instead of tokens: what is wrong with this request, and with no other."""
+
+
+class Pending(Protocol):
+    """A result on its way from the device."""
+
+    def wait(self) -> Result: ...
+
+
+class Worker(Protocol):
+    """One rank. Any call may raise: the step has failed then, and `launch` of the next one is what follows.
+
+    DeviceError is the exception: nothing follows that.
+    """
+
+    def launch(self, step: Step) -> None:
+        """Take in seats and blocks, and queue the model's forward pass. Does not wait for the device."""
+
+    def sample(self) -> Pending:
+        """Queue the choice of tokens for the step that was launched last, once for each."""

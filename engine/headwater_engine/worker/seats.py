@@ -1,0 +1,80 @@
+"""The rows of requests that run: what they have said so far and where their keys and values are, by seat.
+
+A row is written once, when its request sits down, and then only grows. So a step costs what is new in it, and not what
+all its requests hold.
+"""
+
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+
+from headwater_engine.core.step import Seat, Step
+from headwater_engine.kernels.interface import BLOCK_SIZE
+from headwater_engine.sampling.params import SamplingParams
+
+
+@dataclass(slots=True)
+class Sitter:
+    """What the sampler asks of a request."""
+
+    params: SamplingParams
+    prompt: list[int]
+    output: list[int]
+
+
+class Seats:
+    """Rows for `count` requests of up to `longest` tokens. Rows that nobody has written to take no memory."""
+
+    def __init__(self, count: int, longest: int) -> None:
+        self.tokens = np.zeros((count, longest), dtype=np.int32)
+        """[seats, longest]: all that are known, then drafts."""
+        self.lengths = np.zeros(count, dtype=np.int64)
+        """[seats]: tokens that are known."""
+        self.tables = np.zeros((count, -(-longest // BLOCK_SIZE)), dtype=np.int32)
+        """[seats, blocks of the longest]: KV blocks, then 0."""
+        self._blocks = np.zeros(count, dtype=np.int64)
+        self._sitters: list[Sitter | None] = [None] * count
+
+    def take(self, step: Step) -> None:
+        """All that a step says of seats."""
+        for index in step.left:
+            self._sitters[index] = None
+        for seat in step.seated:
+            self._seat(seat)
+        for index, blocks in step.blocks:
+            end = self._blocks[index] + len(blocks)
+            self.tables[index, self._blocks[index] : end] = blocks
+            self._blocks[index] = end
+        for index, drafts in step.drafts:
+            length = self.lengths[index]
+            self.tokens[index, length : length + len(drafts)] = drafts
+
+    def _seat(self, seat: Seat) -> None:
+        index, length = seat.index, len(seat.tokens)
+        prompt = length - seat.outputs
+        self.tokens[index, :length] = seat.tokens
+        self.lengths[index] = length
+        self.tables[index] = 0
+        self._blocks[index] = 0
+        self._sitters[index] = Sitter(seat.sampling, seat.tokens[:prompt], seat.tokens[prompt:])
+
+    def sitter(self, index: int) -> Sitter:
+        sitter = self._sitters[index]
+        assert sitter is not None, f"nobody sits on {index}"
+        return sitter
+
+    def append(self, seats: list[int], tokens: list[list[int]]) -> None:
+        """Tokens that were sampled, some for each of a few seats."""
+        counts = np.array([len(each) for each in tokens], dtype=np.int64)
+        rows = np.repeat(np.array(seats, dtype=np.int64), counts)
+        self.tokens[rows, ranges(self.lengths[seats], counts)] = list(chain.from_iterable(tokens))
+        self.lengths[seats] += counts
+        for index, each in zip(seats, tokens, strict=True):
+            self.sitter(index).output += each
+
+
+def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """`counts[n]` numbers from `starts[n]` on, for each n, behind one another: [sum of counts] int64."""
+    ends = counts.cumsum()
+    return np.arange(counts.sum()) + np.repeat(starts - (ends - counts), counts)

@@ -50,6 +50,8 @@ DOCS = ROOT / "docs"
 
 LONGEST_FILE = 450
 """Lines of a Python file: more than one subject has crept in."""
+LONGEST_WORKER = 250
+"""The file that says what a step does is read from top to bottom."""
 LONGER_FILES: dict[str, str] = {}
 """Path to the reason why it may be longer."""
 
@@ -368,6 +370,10 @@ def test_no_file_is_too_long_to_read() -> None:
     lengths = {name_of(path): len(path.read_text().splitlines()) for path in tracked("*.py")}
     long = {name: lines for name, lines in lengths.items() if lines > LONGEST_FILE and name not in LONGER_FILES}
     assert not long, f"more than {LONGEST_FILE} lines: {long}; split them, or give a reason in LONGER_FILES"
+    worker = "engine/headwater_engine/worker/worker.py"
+    assert lengths[worker] <= LONGEST_WORKER, (
+        f"{worker}: more than {LONGEST_WORKER} lines; every feature wants one there"
+    )
     stale = [name for name in LONGER_FILES if lengths.get(name, 0) <= LONGEST_FILE]
     assert not stale, f"no exception is needed any more for {stale}"
 

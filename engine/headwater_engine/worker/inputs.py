@@ -38,7 +38,7 @@ class Inputs:
             block_tables=tensor(self.block_tables),
             query_starts=tensor(self.query_starts),
             context_lengths=tensor(self.context_lengths),
-            longest_query=int(np.diff(self.query_starts).max()),
+            longest_query=int((self.query_starts[1:] - self.query_starts[:-1]).max()),
             longest_context=int(self.context_lengths.max()),
         )
 
@@ -55,7 +55,7 @@ def lay_out(spans: Sequence[Span], seats: Seats) -> Inputs:
         positions=positions,
         slots=blocks * BLOCK_SIZE + positions % BLOCK_SIZE,
         block_tables=seats.tables[index, : -(-int(contexts.max()) // BLOCK_SIZE)],
-        query_starts=np.concatenate(([0], ends)).astype(np.int32),
+        query_starts=np.array([0, *ends.tolist()], dtype=np.int32),
         context_lengths=contexts.astype(np.int32),
         sampled=ranges(ends - sampled, sampled),
     )

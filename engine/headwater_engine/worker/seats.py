@@ -4,8 +4,8 @@ A row is written once, when its request sits down, and then only grows. So a ste
 all its requests hold.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 
@@ -29,11 +29,11 @@ class Seats:
     def __init__(self, count: int, longest: int) -> None:
         self.tokens = np.zeros((count, longest), dtype=np.int32)
         """[seats, longest]: all that are known, then drafts."""
-        self.lengths = np.zeros(count, dtype=np.int64)
-        """[seats]: tokens that are known."""
+        self.lengths = [0] * count
+        """Tokens that are known, by seat."""
         self.tables = np.zeros((count, -(-longest // BLOCK_SIZE)), dtype=np.int32)
         """[seats, blocks of the longest]: KV blocks, then 0."""
-        self._blocks = np.zeros(count, dtype=np.int64)
+        self._blocks = [0] * count
         self._sitters: list[Sitter | None] = [None] * count
 
     def take(self, step: Step) -> None:
@@ -64,14 +64,16 @@ class Seats:
         assert sitter is not None, f"nobody sits on {index}"
         return sitter
 
-    def append(self, seats: list[int], tokens: list[list[int]]) -> None:
-        """Tokens that were sampled, some for each of a few seats."""
-        counts = np.array([len(each) for each in tokens], dtype=np.int64)
-        rows = np.repeat(np.array(seats, dtype=np.int64), counts)
-        self.tokens[rows, ranges(self.lengths[seats], counts)] = list(chain.from_iterable(tokens))
-        self.lengths[seats] += counts
+    def append(self, seats: Sequence[int], tokens: Sequence[list[int]]) -> None:
+        """Tokens that were sampled, some for each of these seats."""
+        rows, places = [], []
         for index, each in zip(seats, tokens, strict=True):
             self.sitter(index).output += each
+            for _ in each:
+                rows.append(index)
+                places.append(self.lengths[index])
+                self.lengths[index] += 1
+        self.tokens[rows, places] = [token for each in tokens for token in each]
 
 
 def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -36,6 +36,12 @@ class EngineSettings(BaseSettings):
         ge=1,
         description="Tokens of one step: running requests decode first, prompt chunks take the rest.",
     )
+    itl_objective_ms: float | None = Field(
+        None,
+        gt=0,
+        description="Milliseconds between two tokens of a running stream that prompts beside it should not exceed. "
+        "Default: none.",
+    )
     kv_cache_gib: float | None = Field(
         None,
         gt=0,

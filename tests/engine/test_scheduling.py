@@ -40,10 +40,16 @@ def make_engine(
     depth: int = 0,
     poisoned: Place = Place.LAUNCH,
     drafter: Drafter | None = None,
+    itl_objective: float | None = None,
 ) -> tuple[Engine, CheckedWorker]:
     worker = CheckedWorker(blocks, poisoned)
-    cache = PrefixCache(blocks, SIZE, reuse=reuse)
-    scheduler = Scheduler(cache, max_num_seqs=max_num_seqs, max_batched_tokens=max_batched_tokens, drafter=drafter)
+    scheduler = Scheduler(
+        PrefixCache(blocks, SIZE, reuse=reuse),
+        max_num_seqs=max_num_seqs,
+        max_batched_tokens=max_batched_tokens,
+        itl_objective=itl_objective,
+        drafter=drafter,
+    )
     return Engine(scheduler, worker, max_model_len=max_model_len, vocab_size=100, depth=depth), worker
 
 

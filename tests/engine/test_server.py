@@ -325,6 +325,7 @@ async def test_metrics_tell_of_the_loop_and_of_the_requests(http: httpx.AsyncCli
     stats = Stats(
         steps=4, running=2, waiting=3, blocks_used=25, blocks_cached=10, blocks_total=100, prompt_tokens_cached=32,
         prompt_tokens_computed=64, preemptions=1, step_seconds=[0.01, 0.02], batch_sizes=[64, 2],
+        prompt_tokens_limit=96, steps_on_pace=7, steps_off_pace=1,
     )  # fmt: skip
     await engine.say(stats)
     await engine.say(stats)
@@ -352,5 +353,8 @@ async def test_metrics_tell_of_the_loop_and_of_the_requests(http: httpx.AsyncCli
         ("step_seconds_count", ""): 4,
         ("batch_tokens_sum", ""): 132,
         ("requests_total", "stop"): 1,
+        ("prompt_tokens_limit", ""): 96,
+        ("paced_steps_total", "kept"): 7,
+        ("paced_steps_total", "missed"): 1,
     }
     assert {key: metrics.get((f"headwater_engine_{key[0]}", key[1])) for key in expected} == expected

@@ -153,14 +153,19 @@ class Engine:
 
     def _record(self, flight: Flight) -> None:
         now = time.perf_counter()
-        self._steps += 1
-        self._step_seconds.append(now - max(flight.started, self._settled_at))
+        seconds = now - max(flight.started, self._settled_at)
         self._settled_at = now
-        self._batch_sizes.append(sum(span.count for span in flight.step.spans))
+        self._steps += 1
+        self._step_seconds.append(seconds)
+        spans = flight.step.spans
+        size = sum(span.count for span in spans)
+        self._batch_sizes.append(size)
+        streams = [span.count for span in spans if span.sampled == span.count]
+        self.scheduler.pace.learn(len(streams), size - sum(streams), seconds)
         # What a preempted request computes again counts again: it is work that was done.
         self._prompt_tokens_computed += sum(
             max(0, min(span.start + span.count, len(request.prompt)) - span.start)
-            for request, span in zip(flight.requests, flight.step.spans, strict=True)
+            for request, span in zip(flight.requests, spans, strict=True)
         )
 
     def stats(self) -> Stats:
@@ -178,6 +183,9 @@ class Engine:
             preemptions=self.scheduler.preemptions,
             step_seconds=self._step_seconds,
             batch_sizes=self._batch_sizes,
+            prompt_tokens_limit=self.scheduler.pace.prompt_tokens,
+            steps_on_pace=self.scheduler.pace.kept,
+            steps_off_pace=self.scheduler.pace.missed,
         )
         self._step_seconds = []
         self._batch_sizes = []

@@ -117,6 +117,12 @@ class Stats(msgspec.Struct, tag="stats", kw_only=True):
     """Duration of each step since the last message."""
     batch_sizes: list[int]
     """Tokens in each of them."""
+    prompt_tokens_limit: int
+    """That a step may have beside running streams."""
+    steps_on_pace: int
+    """Steps with running streams that took no longer than --itl-objective-ms."""
+    steps_off_pace: int
+    """Those that took longer."""
 
 
 class Outputs(msgspec.Struct, tag="outputs"):

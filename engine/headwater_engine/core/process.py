@@ -123,7 +123,13 @@ def build(settings: EngineSettings, channel: Channel) -> tuple[EngineLoop, Ready
     loaded = load(settings, lambda fraction, phase: channel.send(Loading(fraction, phase)))
     event_log = EventLog(loaded.block_size) if settings.kv_events else None
     cache = PrefixCache(loaded.blocks, loaded.block_size, reuse=settings.prefix_cache, listener=event_log)
-    scheduler = Scheduler(cache, max_num_seqs=settings.max_num_seqs, max_batched_tokens=settings.max_batched_tokens)
+    objective = settings.itl_objective_ms
+    scheduler = Scheduler(
+        cache,
+        max_num_seqs=settings.max_num_seqs,
+        max_batched_tokens=settings.max_batched_tokens,
+        itl_objective=None if objective is None else objective / 1e3,
+    )
     engine = Engine(
         scheduler,
         loaded.worker,

@@ -1,10 +1,10 @@
 """Which tokens of which requests the next step computes.
 
 One schedule for prefill and decode under one token budget: requests that decode get their token first, then running
-prompts their next chunk, then waiting requests are admitted, first come first served within a priority. A waiting
-request is admitted when there are blocks for all the tokens it has. When a running one needs a block and there is none,
-the one of the lowest rank is preempted: it gives all its blocks back and waits, to be computed again (from whatever the
-prefix cache still holds by then).
+prompts their next chunk, then waiting requests are admitted, first come first served within a priority; only that a
+prompt of many steps lets short ones pass. A waiting request is admitted when there are blocks for all the tokens it
+has. When a running one needs a block and there is none, the one of the lowest rank is preempted: it gives all its
+blocks back and waits, to be computed again (from whatever the prefix cache still holds by then).
 
 A step is planned, and later it settles, or fails and is retracted with those behind it. One may be planned while the
 one before it is still under way; what only its result can tell is then left open.
@@ -19,8 +19,12 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from headwater_engine.cache.prefix_cache import PrefixCache
+from headwater_engine.core.pace import Pace
 from headwater_engine.core.request import Request
 from headwater_engine.core.step import Seat, Step
+
+LOOKED_AT = 16
+"""Prompts behind a long one that a step looks at, whether they are short: what is cached has to be found for each."""
 
 _rank = attrgetter("rank")
 
@@ -45,8 +49,15 @@ class Scheduler:
     """Owns all requests, their leases and their seats."""
 
     def __init__(
-        self, cache: PrefixCache, *, max_num_seqs: int, max_batched_tokens: int, drafter: Drafter | None = None
+        self,
+        cache: PrefixCache,
+        *,
+        max_num_seqs: int,
+        max_batched_tokens: int,
+        itl_objective: float | None = None,
+        drafter: Drafter | None = None,
     ) -> None:
+        """`itl_objective`: seconds between two tokens of a stream that prompts should leave room for."""
         if max_batched_tokens < max_num_seqs:
             raise ValueError(
                 f"max_batched_tokens ({max_batched_tokens}) must be at least max_num_seqs ({max_num_seqs}), "
@@ -62,6 +73,7 @@ class Scheduler:
         self.flights: deque[Flight] = deque()
         """Planned and not settled, oldest first."""
         self.preemptions = 0
+        self.pace = Pace(itl_objective, max_batched_tokens)
         self._drafter = drafter
         self._by_id: dict[str, Request] = {}
         self._number = 0
@@ -151,21 +163,24 @@ class Scheduler:
         self._number += 1
         step = Step(self._number, left=[], seated=[], blocks=[], drafts=[], spans=[])
         flight = Flight(step, [], suspect=only is not None)
-        running, waiting = list(self.running), list(self.waiting)
-        if only is not None:
-            running, waiting = ([each for each in some if each in only] for some in (running, waiting))
+        decoding: list[Request] = []
+        reading: list[Request] = []
+        for request in self.running:
+            if request.uncomputed > 0 and (only is None or request in only):
+                (decoding if request.uncomputed == 1 else reading).append(request)
         budget = self.max_batched_tokens
-        budget -= self._decode(flight, running)
-        budget -= self._continue_prompts(flight, running, budget)
-        self._admit(flight, waiting, budget)
+        if decoding:
+            budget = min(budget - self._decode(flight, decoding), self.pace.prompt_tokens)
+        reading = [request for request in reading if request.lease is not None]  # and was not preempted just now
+        waiting = [request for request in self.waiting[: self.max_num_seqs] if only is None or request in only]
+        self._read(flight, reading + waiting, budget)
         if not flight.requests:
             return None
         step.left, self._left = self._left, []
         self.flights.append(flight)
         return flight
 
-    def _decode(self, flight: Flight, running: Sequence[Request]) -> int:
-        decoding = [request for request in running if request.uncomputed == 1]
+    def _decode(self, flight: Flight, decoding: Sequence[Request]) -> int:
         spare = self.max_batched_tokens - len(decoding)
         used = 0
         for request in decoding:
@@ -187,42 +202,48 @@ class Scheduler:
         drafts = self._drafter(request, most)
         return drafts if self.cache.grow(request.lease, len(request.tokens) + len(drafts)) else []
 
-    def _continue_prompts(self, flight: Flight, running: Sequence[Request], budget: int) -> int:
-        used = 0
-        for request in running:
-            if budget == used:
-                break
-            # Blocks for all its tokens were taken on admission.
-            if request.lease is not None and request.uncomputed > 1:
-                count = min(request.uncomputed, budget - used)
-                self._plan(flight, request, count)
-                used += count
-        return used
+    def _read(self, flight: Flight, prompts: list[Request], budget: int) -> None:
+        """The next chunks of prompts, in this order.
 
-    def _admit(self, flight: Flight, waiting: Sequence[Request], budget: int) -> None:
-        for request in waiting:
-            # Room for one more block each spares the running ones a preemption right after.
-            if budget == 0 or not self._start(request, spare=len(self.running)):
+        One that does not end in this step leaves half of what it could have to some behind it that do.
+        """
+        while prompts and budget:
+            request = prompts.pop(0)
+            if request.lease is None and not self._start(request):
                 break
+            if request.uncomputed > budget:
+                budget -= self._let_pass(flight, prompts[:LOOKED_AT], budget // 2)
             count = min(request.uncomputed, budget)
             self._plan(flight, request, count)
             budget -= count
 
-    def _start(self, request: Request, spare: int) -> bool:
+    def _let_pass(self, flight: Flight, prompts: Sequence[Request], budget: int) -> int:
+        """Compute those of `prompts` that end within the budget. Returns what they took of it."""
+        left = budget
+        for request in prompts:
+            if left and (request.uncomputed <= left if request.lease is not None else self._start(request, most=left)):
+                count = request.uncomputed
+                self._plan(flight, request, count)
+                left -= count
+        return budget - left
+
+    def _start(self, request: Request, most: int | None = None) -> bool:
+        """Have a waiting request run, if there is room, and if it has no more than `most` tokens to compute."""
         if len(self.running) == self.max_num_seqs:
             return False
         lease = self.cache.open(request.tokens, request.salt, match=not request.wants_prompt_logprobs)
+        cached = lease.committed * self.cache.block_size
         missing = self.cache.blocks_for(len(request.tokens)) - len(lease.table)
-        too_tight = missing + spare > self.cache.available and self.running
-        if too_tight or not self.cache.grow(lease, len(request.tokens)):
+        # Room for one more block each spares the running ones a preemption right after.
+        too_tight = self.running and missing + len(self.running) > self.cache.available
+        too_long = most is not None and len(request.tokens) - cached > most
+        if too_tight or too_long or not self.cache.grow(lease, len(request.tokens)):
             self.cache.close(lease)
             return False
         self.waiting.remove(request)
         insort(self.running, request, key=_rank)
-        request.lease = lease
-        request.seat = self._seats.pop()
-        request.admitted = self._number
-        request.planned = lease.committed * self.cache.block_size
+        request.lease, request.seat, request.admitted = lease, self._seats.pop(), self._number
+        request.planned = cached
         return True
 
     def _make_room(self, request: Request) -> bool:

@@ -60,6 +60,10 @@ class ServerMetrics:
         self.duration = histogram("request_duration_seconds", "From the request to its last token.", _WHOLE)
         self.step_seconds = histogram("step_seconds", "Duration of one step.", _SHORT)
         self.batch_tokens = histogram("batch_tokens", "Tokens computed in one step.", _TOKENS)
+        self.prompt_limit = gauge("prompt_tokens_limit", "Prompt tokens that a step may have beside running streams.")
+        self.paced_steps = counter(
+            "paced_steps", "Steps with running streams, by whether they kept --itl-objective-ms.", "objective"
+        )
         self.requests = counter(
             "requests",
             "Ended requests, by finish reason: stop, length, abort (the client left) or error.",
@@ -67,7 +71,8 @@ class ServerMetrics:
         )
         self._seen = Stats(
             steps=0, running=0, waiting=0, blocks_used=0, blocks_cached=0, blocks_total=0, prompt_tokens_cached=0,
-            prompt_tokens_computed=0, preemptions=0, step_seconds=[], batch_sizes=[],
+            prompt_tokens_computed=0, preemptions=0, step_seconds=[], batch_sizes=[], prompt_tokens_limit=0,
+            steps_on_pace=0, steps_off_pace=0,
         )  # fmt: skip
 
     def start(self) -> "RequestTimer":
@@ -88,6 +93,9 @@ class ServerMetrics:
         self.prompt_tokens.labels("computed").inc(stats.prompt_tokens_computed - seen.prompt_tokens_computed)
         self.preemptions.inc(stats.preemptions - seen.preemptions)
         self.steps.inc(stats.steps - seen.steps)
+        self.prompt_limit.set(stats.prompt_tokens_limit)
+        self.paced_steps.labels("kept").inc(stats.steps_on_pace - seen.steps_on_pace)
+        self.paced_steps.labels("missed").inc(stats.steps_off_pace - seen.steps_off_pace)
         for seconds in stats.step_seconds:
             self.step_seconds.observe(seconds)
         for size in stats.batch_sizes:

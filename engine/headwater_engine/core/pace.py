@@ -1,0 +1,58 @@
+"""How many prompt tokens a step may have, so that the streams that run beside them keep their pace.
+
+Each running stream gets one token a step, so that what a step takes is what a client sees between two tokens. It is
+nearly `base + cost * prompt tokens`. Both are learned from the steps themselves, and so follow the batch, the contexts
+and what else the machine does.
+"""
+
+LEAST = 16
+"""Prompt tokens that a step may have in any case: a prompt must come to its end, too."""
+_AIM = 0.9
+"""Of the objective: steps vary, and a token has to be sent."""
+_WEIGHT = 0.2
+"""Of the latest step in what is learned."""
+
+
+class Pace:
+    """Knows no clock: it is told what steps took."""
+
+    def __init__(self, objective: float | None, most: int) -> None:
+        """`objective`: seconds between two tokens of a stream, or none. `most`: tokens of a whole step."""
+        self._objective = objective
+        self._most = most
+        self._base = 0.0
+        self._cost: float | None = None
+        self.kept = 0
+        """Steps with running streams that took no longer than the objective."""
+        self.missed = 0
+
+    @property
+    def prompt_tokens(self) -> int:
+        """What a step with running streams may have of prompts."""
+        if self._objective is None or self._cost is None:
+            return self._most
+        room = _AIM * self._objective - self._base
+        if room <= 0:
+            return LEAST
+        if room >= self._cost * self._most:
+            return self._most
+        return max(LEAST, int(room / self._cost))
+
+    def learn(self, streams: int, prompt_tokens: int, seconds: float) -> None:
+        """A step took so long, in which so many streams got a token."""
+        if self._objective is None:
+            return
+        if streams:
+            self.kept += seconds <= self._objective
+            self.missed += seconds > self._objective
+        if prompt_tokens >= LEAST:
+            if streams:
+                self._base = min(self._base, seconds)  # it may have been learned when all was slower
+            cost = (seconds - (self._base if streams else 0.0)) / prompt_tokens
+            self._cost = cost if self._cost is None else _blend(self._cost, cost)
+        elif streams:
+            self._base = _blend(self._base, seconds) if self._base else seconds
+
+
+def _blend(learned: float, latest: float) -> float:
+    return (1 - _WEIGHT) * learned + _WEIGHT * latest

@@ -162,6 +162,8 @@ class Life(RuleBasedStateMachine):
         self.engine.scheduler.check()
         assert {r.id for r in self.engine.scheduler.requests()} == self.requests.keys()
         assert self.worker.largest_batch <= self.engine.scheduler.max_batched_tokens
+        seats = {request.seat for request in self.engine.scheduler.running}
+        assert self.worker.rows.keys() - seats <= set(self.engine.scheduler._left), "a worker was not told who left"
 
     def teardown(self) -> None:
         steps = 0

@@ -150,7 +150,7 @@ class Scheduler:
     def _must_settle_first(self) -> bool:
         """Whether what is under way decides over what can be planned."""
         if self._drafter is not None or self._suspects or any(flight.suspect for flight in self.flights):
-            return True  # a guess begins behind the last token, whose value must be known
+            return True  # drafts begin behind the last token, whose value must be known
         # None that is under way may be preempted, and some that end now may give back what is missing.
         missing = sum(
             self.cache.blocks_for(request.planned + 1) - len(request.lease.table)
@@ -166,8 +166,9 @@ class Scheduler:
         decoding: list[Request] = []
         reading: list[Request] = []
         for request in self.running:
-            if request.uncomputed > 0 and (only is None or request in only):
-                (decoding if request.uncomputed == 1 else reading).append(request)
+            left = request.uncomputed
+            if left > 0 and (only is None or request in only):
+                (decoding if left == 1 else reading).append(request)
         budget = self.max_batched_tokens
         if decoding:
             budget = min(budget - self._decode(flight, decoding), self.pace.prompt_tokens)
@@ -195,8 +196,10 @@ class Scheduler:
 
     def _draft(self, request: Request, most: int) -> list[int]:
         """Guesses of the next tokens, as many as there is room for: in the step, in the answer and in memory."""
+        if self._drafter is None:
+            return []
         most = min(most, request.limit - 1 - len(request.tokens))
-        if self._drafter is None or most <= 0:
+        if most <= 0:
             return []
         assert request.lease is not None
         drafts = self._drafter(request, most)
@@ -221,7 +224,9 @@ class Scheduler:
         """Compute those of `prompts` that end within the budget. Returns what they took of it."""
         left = budget
         for request in prompts:
-            if left and (request.uncomputed <= left if request.lease is not None else self._start(request, most=left)):
+            if left == 0:
+                break
+            if request.uncomputed <= left if request.lease is not None else self._start(request, most=left):
                 count = request.uncomputed
                 self._plan(flight, request, count)
                 left -= count

@@ -38,6 +38,16 @@ def test_a_prompt_that_is_nearly_all_cached_is_short() -> None:
     assert steps_until_first_token(engine, "next turn") == 1
 
 
+def test_nobody_passes_who_is_less_urgent() -> None:
+    engine, _ = make_engine(200, max_batched_tokens=8, max_model_len=600)
+    engine.add(generate("long", [1] * 200, max_tokens=1))
+    engine.step()
+    engine.add(generate("later", [3] * 4, priority=1))
+    engine.add(generate("sooner", [4] * 4, priority=-1))
+    order = [output.id for _ in range(40) for output in engine.step()]
+    assert order.index("sooner") < order.index("long") < order.index("later")
+
+
 def test_short_prompts_without_end_take_half_of_a_long_ones_steps_at_most() -> None:
     engine, _ = make_engine(200, max_batched_tokens=8, max_model_len=600)
     engine.add(generate("long", [1] * 400))

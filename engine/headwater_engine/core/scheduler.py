@@ -215,7 +215,8 @@ class Scheduler:
             if request.lease is None and not self._start(request):
                 break
             if request.uncomputed > budget:
-                budget -= self._let_pass(flight, prompts[:LOOKED_AT], budget // 2)
+                others = [each for each in prompts[:LOOKED_AT] if each.priority <= request.priority]
+                budget -= self._let_pass(flight, others, budget // 2)
             count = min(request.uncomputed, budget)
             self._plan(flight, request, count)
             budget -= count

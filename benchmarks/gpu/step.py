@@ -76,7 +76,7 @@ class Ran(NamedTuple):
 
 
 def worker_of(model: Decoder, caches: list[LayerCache]) -> ModelWorker:
-    return ModelWorker(model, caches, DEVICE, seats=MOST, longest=2 * PROMPT)
+    return ModelWorker(model, caches, shapes.kernels(), seats=MOST, longest=2 * PROMPT)
 
 
 def run_engine(worker: ModelWorker, caches: list[LayerCache], sequences: int) -> Ran:

@@ -36,7 +36,7 @@ def make_engine(
         drafter=drafter,
     )
     longest = config.max_positions
-    worker = ModelWorker(model, caches, kernels.device, seats=max_num_seqs, longest=longest)
+    worker = ModelWorker(model, caches, kernels, seats=max_num_seqs, longest=longest)
     return Engine(scheduler, worker, max_model_len=longest, vocab_size=config.vocab_size, depth=depth)
 
 

@@ -18,6 +18,7 @@ from headwater_engine.core.step import Pending, Step
 from headwater_engine.errors import DeviceError, LoadError
 from headwater_engine.kernels import find_device
 from headwater_engine.kernels.interface import AttentionBatch, LayerCache
+from headwater_engine.kernels.reference import TorchKernels
 from headwater_engine.models.config import ModelConfig
 from headwater_engine.models.loading import load_model
 from headwater_engine.models.source import resolve
@@ -86,7 +87,9 @@ def test_a_failed_gpu_is_no_requests_fault() -> None:
 
 def test_an_error_is_the_gpus_where_the_gpu_repeats_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU that failed answers every call with its first error; one that did not has nothing to do with this one."""
-    worker = ModelWorker(Unloaded(), [], torch.device("cuda"), seats=1, longest=16)
+    kernels = TorchKernels()
+    kernels.device = torch.device("cuda")
+    worker = ModelWorker(Unloaded(), [], kernels, seats=1, longest=16)
     nothing = Step(1, left=[], seated=[], blocks=[], drafts=[], spans=[])
 
     def fail(device: torch.device) -> None:
@@ -105,7 +108,7 @@ def test_an_error_is_the_gpus_where_the_gpu_repeats_it(monkeypatch: pytest.Monke
 class Unloaded:
     """A model that no step gets to."""
 
-    config: ModelConfig
+    config = ModelConfig(8, 0, 0, 0, 0, 0, torch.float32)
     recordable = True
 
     def forward(

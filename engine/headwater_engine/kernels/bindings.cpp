@@ -4,6 +4,7 @@
 #include "attention.h"
 #include "elementwise.h"
 #include "gemm.h"
+#include "sampling.h"
 
 using at::Tensor;
 using headwater::bf16;
@@ -177,6 +178,47 @@ Tensor silu_mul(const Tensor& gate_up) {
     return output;
 }
 
+// A [size] tensor of one type, contiguous.
+template <typename T> T* checked(const Tensor& x, int64_t size, at::ScalarType type, const char* name) {
+    TORCH_CHECK(x.is_contiguous() && x.numel() == size && x.scalar_type() == type, name, " must be [", size, "] of ", type);
+    return data<T>(x);
+}
+
+using Penalties = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Biases = std::tuple<Tensor, Tensor>;
+
+Tensor sample(const Tensor& logits, const Tensor& inverse_temperatures, const Tensor& keys, const Tensor& top_k,
+              const Tensor& top_p, const Tensor& min_weight,
+              const std::optional<Penalties>& penalties, const std::optional<Biases>& biases) {
+    TORCH_CHECK(logits.dim() == 2, "logits must be [rows, vocabulary]");
+    const int64_t rows = logits.size(0), vocabulary = logits.size(1);
+    float* values = checked<float>(logits, logits.numel(), at::kFloat, "logits");
+    headwater::SamplingRows batch{rows, vocabulary,
+                                  checked<float>(inverse_temperatures, rows, at::kFloat, "inverse temperatures"),
+                                  checked<int32_t>(keys, 2 * rows, at::kInt, "keys"),
+                                  checked<int32_t>(top_k, rows, at::kInt, "top-k"),
+                                  checked<float>(top_p, rows, at::kFloat, "top-p"),
+                                  checked<int32_t>(min_weight, rows, at::kInt, "min-p")};
+    if (penalties) {
+        const auto& [counts, lines, repetition, presence, frequency] = *penalties;
+        TORCH_CHECK(counts.dim() == 2 && counts.size(1) == vocabulary, "counts must be of the vocabulary");
+        batch.counts = checked<int32_t>(counts, counts.numel(), at::kInt, "counts");
+        batch.lines = checked<int32_t>(lines, rows, at::kInt, "rows of counts");
+        batch.repetition = checked<float>(repetition, rows, at::kFloat, "repetition penalties");
+        batch.presence = checked<float>(presence, rows, at::kFloat, "presence penalties");
+        batch.frequency = checked<float>(frequency, rows, at::kFloat, "frequency penalties");
+    }
+    if (biases) {
+        const auto& [places, shifts] = *biases;
+        batch.biases = places.numel();
+        batch.bias_places = checked<int64_t>(places, batch.biases, at::kLong, "places of biases");
+        batch.bias_values = checked<float>(shifts, batch.biases, at::kFloat, "biases");
+    }
+    Tensor tokens = at::empty({rows}, logits.options().dtype(at::kLong));
+    headwater::sample(values, batch, data<int64_t>(tokens));
+    return tokens;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
@@ -187,4 +229,5 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     m.def("rms_norm", &rms_norm);
     m.def("rope", &rope);
     m.def("silu_mul", &silu_mul);
+    m.def("sample", &sample);
 }

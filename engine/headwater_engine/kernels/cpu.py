@@ -1,4 +1,5 @@
-"""The kernels for CPUs, in C++: `gemm*.cpp`, `attention.cpp`, `elementwise.cpp`, each opening with how it works.
+"""The kernels for CPUs, in C++: `gemm.cpp`, `attention.cpp`, `elementwise.cpp`, `sampling.cpp`, each opening with how
+it works.
 
 Compiled at first use for this very CPU, by torch's extension loader, into its cache folder (TORCH_EXTENSIONS_DIR, else
 ~/.cache/torch_extensions). The name of the build holds a hash of the sources, torch and the CPU, so that a folder that
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch, HeadNorms, LayerCache, Linear
+from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch, HeadNorms, LayerCache, Linear, SamplingBatch
 from headwater_engine.kernels.reference import taken_zeros
 
 _FOLDER = Path(__file__).parent
@@ -164,6 +165,18 @@ class CppKernels:
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         return self._kernels.silu_mul(gate_up)
+
+    def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
+        return self._kernels.sample(
+            logits,
+            batch.inverse_temperatures,
+            batch.keys,
+            batch.top_k,
+            batch.top_p,
+            batch.min_weight,
+            batch.penalties,
+            batch.biases,
+        )
 
 
 def _padded(dim: int, unit: int = 16) -> int:

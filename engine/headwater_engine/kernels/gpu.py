@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch, HeadNorms, LayerCache, Linear
-from headwater_engine.kernels.triton import activation, attention, norm, rope
+from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch, HeadNorms, LayerCache, Linear, SamplingBatch
+from headwater_engine.kernels.triton import activation, attention, norm, rope, sampling
 
 
 class TritonKernels:
@@ -92,3 +92,6 @@ class TritonKernels:
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         return activation.silu_mul(gate_up)
+
+    def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
+        return sampling.sample(logits, batch)

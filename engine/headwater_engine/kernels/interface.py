@@ -15,6 +15,10 @@ from torch import Tensor
 
 BLOCK_SIZE = 16
 """Tokens in one KV block."""
+WEIGHT_ONE = 1 << 30
+"""The weight that a row's likeliest token has for top-p and min-p; others weigh their share of it, as integers.
+
+Sums of integers are the same in any order, so that all kernels keep the same tokens, to the last one."""
 
 
 class LayerCache(NamedTuple):
@@ -58,6 +62,50 @@ class AttentionBatch:
             query_starts=torch.searchsorted(rows, self.query_starts, out_int32=True),
             longest_query=1,
         )
+
+
+class Penalties(NamedTuple):
+    """Of a batch's rows that ask for any."""
+
+    counts: Tensor
+    """[C, V] int32: of each token, twice how often it stands in an answer, and 1 more if it stands in its prompt."""
+    rows: Tensor
+    """[R] int32: each row's line of `counts`; -1: none, its numbers do nothing."""
+    repetition: Tensor
+    """[R] float32. Divides positive and multiplies negative logits of all tokens seen (Keskar et al., "CTRL")."""
+    presence: Tensor
+    """[R] float32. Subtracted from the logits of tokens in the answer."""
+    frequency: Tensor
+    """[R] float32. The same, once for each time they stand there."""
+
+
+class Biases(NamedTuple):
+    """N logits of a batch that are shifted by themselves, no logit twice."""
+
+    places: Tensor
+    """[N] int64, ascending: row * V + token."""
+    values: Tensor
+    """[N] float32, added after the penalties; -inf for tokens that must not come."""
+
+
+@dataclass(slots=True)
+class SamplingBatch:
+    """How rows of logits [R, V] become tokens. All tensors lie on the model's device. None: no row asks for it."""
+
+    inverse_temperatures: Tensor
+    """[R] float32; 0: greedy, the largest logit and no draw, and then the numbers below say nothing."""
+    keys: Tensor
+    """[2, R] int32: words that the noise of a row comes from (`sampling/noise.py`)."""
+    top_k: Tensor
+    """[R] int32, at least 1; V or more: off."""
+    top_p: Tensor
+    """[R] float32, 0 to 1; 1 or more: off."""
+    min_weight: Tensor
+    """[R] int32: min-p, as a share of WEIGHT_ONE; 0: off."""
+    filters: bool
+    """Whether any row has one of the three. The host's number: to ask a GPU is to wait for it."""
+    penalties: Penalties | None
+    biases: Biases | None
 
 
 class HeadNorms(NamedTuple):
@@ -149,3 +197,12 @@ class Kernels(Protocol):
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         """[T, 2 * I] -> [T, I]: silu(first half) * second half."""
+
+    def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
+        """Logits [R, V] float32, contiguous, which it may change -> tokens [R] int64. -1: the row has no finite logit,
+        or one that is NaN or infinite.
+
+        Each row by itself: penalties, biases, then the largest logit (of equals the lowest token), or a draw:
+        temperature, top-k, top-p, min-p, and what is left by Gumbel-max. All kernels give the same tokens. Nothing is
+        moved to the host.
+        """

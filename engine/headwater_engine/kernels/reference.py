@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch, HeadNorms, LayerCache, Linear
+from headwater_engine.kernels import reference_sampling
+from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch, HeadNorms, LayerCache, Linear, SamplingBatch
 
 
 class TorchKernels:
@@ -112,6 +113,9 @@ class TorchKernels:
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         gate, up = gate_up.float().chunk(2, dim=-1)
         return (F.silu(gate) * up).to(gate_up.dtype)
+
+    def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
+        return reference_sampling.sample(logits, batch)
 
 
 def taken_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -71,7 +71,7 @@ def _load(settings: EngineSettings, progress: Progress) -> Loaded:
     for layer in range(config.num_layers):
         progress(layer / config.num_layers, "KV cache")
         caches.append(kernels.allocate(blocks + 1, *shape))  # one that is nobody's
-    worker = ModelWorker(model, caches, device, seats=settings.max_num_seqs, longest=max_model_len)
+    worker = ModelWorker(model, caches, kernels, seats=settings.max_num_seqs, longest=max_model_len)
     if device.type == "cuda":
         progress(0.0, "first steps")
         worker.warm_up(

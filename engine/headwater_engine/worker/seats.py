@@ -5,7 +5,7 @@ all its requests hold.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,13 +14,11 @@ from headwater_engine.kernels.interface import BLOCK_SIZE
 from headwater_engine.sampling.params import SamplingParams
 
 
-@dataclass(slots=True)
-class Sitter:
-    """What the sampler asks of a request."""
+class Sitter(NamedTuple):
+    """What is asked of a request's prompt."""
 
     params: SamplingParams
     prompt: list[int]
-    output: list[int]
 
 
 class Seats:
@@ -57,7 +55,7 @@ class Seats:
         self.lengths[index] = length
         self.tables[index] = 0
         self._blocks[index] = 0
-        self._sitters[index] = Sitter(seat.sampling, seat.tokens[:prompt], seat.tokens[prompt:])
+        self._sitters[index] = Sitter(seat.sampling, seat.tokens[:prompt])
 
     def sitter(self, index: int) -> Sitter:
         sitter = self._sitters[index]
@@ -68,7 +66,6 @@ class Seats:
         """Tokens that were sampled, some for each of these seats."""
         rows, places = [], []
         for index, each in zip(seats, tokens, strict=True):
-            self.sitter(index).output += each
             for _ in each:
                 rows.append(index)
                 places.append(self.lengths[index])

@@ -6,6 +6,7 @@ Every feature of an engine wants a line here. Let it have one elsewhere: this fi
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -13,14 +14,15 @@ from torch import Tensor
 from headwater_engine.core.messages import TokenLogprobs
 from headwater_engine.core.step import Pending, Result, Span, Step
 from headwater_engine.errors import DeviceError
-from headwater_engine.kernels.interface import LayerCache
+from headwater_engine.kernels.interface import Kernels, LayerCache
 from headwater_engine.models.loading import Model
 from headwater_engine.sampling.logprobs import token_logprobs
-from headwater_engine.sampling.sampler import Sampled, Sampler
+from headwater_engine.sampling.rows import SamplingRows
+from headwater_engine.sampling.sampler import Sampled, sample, warm_up
 from headwater_engine.worker.graphs import DecodeGraphs, Recorder
 from headwater_engine.worker.inputs import Inputs, lay_out, nobodys
 from headwater_engine.worker.pending import Arrived
-from headwater_engine.worker.seats import Seats, Sitter
+from headwater_engine.worker.seats import Seats
 
 LOGIT_ROWS = 64
 """Rows of logits at a time for prompt log-probabilities: a long prompt times the vocabulary would not fit in memory."""
@@ -38,17 +40,16 @@ class Launched:
 
 
 class ModelWorker:
-    """A model, the KV caches of its layers, a row for each request that runs, and a sampler."""
+    """A model, the KV caches of its layers, and a row for each request that runs."""
 
-    def __init__(
-        self, model: Model, caches: list[LayerCache], device: torch.device, *, seats: int, longest: int
-    ) -> None:
+    def __init__(self, model: Model, caches: list[LayerCache], kernels: Kernels, *, seats: int, longest: int) -> None:
         """`seats` requests at once, of up to `longest` tokens."""
         self._model = model
         self._caches = caches
-        self._device = device
+        self._kernels = kernels
+        self._device = kernels.device
         self._seats = Seats(seats, longest)
-        self._sampler = Sampler()
+        self._rows = SamplingRows(model.config.vocab_size, kernels.device)
         self._graphs: DecodeGraphs | None = None
         self._launched: Launched | None = None
 
@@ -56,6 +57,7 @@ class ModelWorker:
     def launch(self, step: Step) -> None:
         self._seats.take(step)
         with self._device_checked():
+            self._take_rows(step)
             inputs = lay_out(step.spans, self._seats)
             scores = any(span.scored for span in step.spans)
             logits, hidden = None, None
@@ -88,20 +90,43 @@ class ModelWorker:
         hidden = self._model.forward(tokens, batch, self._caches, rows)
         return hidden, hidden
 
+    def _take_rows(self, step: Step) -> None:
+        """What a step says of seats, for the sampler. A seat is told to be free also where nobody got to sit on it."""
+        for index in step.left:
+            self._rows.leave(index)
+        for seat in step.seated:
+            prompt = len(seat.tokens) - seat.outputs
+            self._rows.seat(seat.index, seat.sampling, seat.tokens[:prompt], seat.tokens[prompt:])
+
     def _choose(self, launched: Launched) -> list[Sampled]:
-        """A token for each row of logits: the one place that knows how tokens are sampled."""
+        """A token for each row of logits."""
         if launched.logits is None:
             return []
-        drafts = dict(launched.step.drafts)
-        rows: list[Sitter] = []
-        for span in launched.step.spans:
-            if span.sampled:
-                sitter = self._seats.sitter(span.seat)
-                rows.append(sitter)
-                for count in range(1, span.sampled):
-                    guessed = drafts[span.seat][:count]
-                    rows.append(Sitter(sitter.params, sitter.prompt, [*sitter.output, *guessed]))
-        return self._sampler.sample(launched.logits, rows)
+        spans = [span for span in launched.step.spans if span.sampled]
+        if launched.step.drafts:
+            return self._choose_behind_drafts(launched.logits, spans, dict(launched.step.drafts))
+        return sample(self._kernels, launched.logits, self._rows, [span.seat for span in spans]).results()
+
+    def _choose_behind_drafts(
+        self, logits: Tensor, spans: Sequence[Span], drafts: dict[int, list[int]]
+    ) -> list[Sampled]:
+        """Behind the nth draft as if all up to that one had been said: one after the other, and then taken back."""
+        chosen: dict[int, Sampled] = {}
+        first = list(accumulate((span.sampled for span in spans), initial=0))
+        said: list[tuple[list[int], list[int]]] = []
+        try:
+            for count in range(max(span.sampled for span in spans)):
+                deep = [(at + count, span.seat) for at, span in zip(first, spans, strict=False) if span.sampled > count]
+                places, seats = [place for place, _ in deep], [seat for _, seat in deep]
+                if count:
+                    said.append((seats, [drafts[seat][count - 1] for seat in seats]))
+                    self._rows.append(*said[-1])
+                sampled = sample(self._kernels, logits[places], self._rows, seats).results()
+                chosen.update(zip(places, sampled, strict=True))
+        finally:
+            for seats, guesses in reversed(said):
+                self._rows.retract(seats, guesses)
+        return [chosen[place] for place in range(len(logits))]
 
     def _accept(self, step: Step, sampled: Sequence[Sampled]) -> Result:
         """Drafts hold as long as they are what is sampled in their place; behind them comes one token more.
@@ -125,6 +150,8 @@ class ModelWorker:
                     break
             result.tokens.append(tokens)
         self._seats.append([span.seat for span in step.spans], result.tokens)
+        news = [(span.seat, each) for span, tokens in zip(step.spans, result.tokens, strict=True) for each in tokens]
+        self._rows.append([seat for seat, _ in news], [token for _, token in news])
         return result
 
     def _score(self, spans: Sequence[Span], hidden: Tensor, result: Result) -> None:
@@ -160,7 +187,7 @@ class ModelWorker:
             inputs = nobodys(counts, context, spare_block)
             tokens, batch = inputs.to(self._device)
             rows = torch.from_numpy(inputs.sampled).to(self._device)
-            self._model.logits(self._model.forward(tokens, batch, self._caches, rows)).argmax(-1).tolist()
+            warm_up(self._kernels, self._model.logits(self._model.forward(tokens, batch, self._caches, rows)))
         if record is not None and self._model.recordable:
             self._graphs = DecodeGraphs(
                 lambda tokens, batch: self._model.logits(self._model.forward(tokens, batch, self._caches)),

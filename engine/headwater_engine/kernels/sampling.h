@@ -1,0 +1,27 @@
+// From logits to tokens: penalties, top-k, top-p, min-p, and the draw. `reference_sampling.py` is the definition.
+#pragma once
+
+#include <cstdint>
+
+namespace headwater {
+
+// As in `SamplingBatch` of interface.py. `counts` is null where no row has penalties; biases are sorted by place.
+struct SamplingRows {
+    int64_t rows, vocabulary;
+    const float* inverse_temperatures;
+    const int32_t* keys;  // [2, rows]
+    const int32_t* top_k;
+    const float* top_p;
+    const int32_t* min_weight;
+    const int32_t* counts;  // [lines, vocabulary]
+    const int32_t* lines;
+    const float *repetition, *presence, *frequency;
+    int64_t biases;
+    const int64_t* bias_places;
+    const float* bias_values;
+};
+
+// Changes the logits [rows, vocabulary].
+void sample(float* logits, const SamplingRows& batch, int64_t* tokens);
+
+}  // namespace headwater

@@ -1,0 +1,185 @@
+"""What each running request asks of the sampler, as rows of numbers.
+
+A request has a *seat*, the index of its row, for as long as it runs. What a step needs of the rows is gathered into a
+`SamplingBatch`: no request is looked at, and no token that was counted is counted again.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headwater_engine.kernels.interface import WEIGHT_ONE, Biases, Penalties, SamplingBatch
+from headwater_engine.sampling.noise import noise_keys
+from headwater_engine.sampling.params import SamplingParams
+
+_LOWEST_TEMPERATURE = 1e-5
+"""A draw at less would be no other."""
+_ROW = np.dtype(
+    [
+        ("inverse_temperature", np.float32),
+        ("top_k", np.int32),
+        ("top_p", np.float32),
+        ("min_weight", np.int32),
+        ("seed", np.uint64),
+        ("repetition", np.float32),
+        ("presence", np.float32),
+        ("frequency", np.float32),
+        ("line", np.int32),  # of the counts; -1: none
+        ("biased", np.bool_),
+        ("min_tokens", np.int64),
+        ("outputs", np.int64),  # tokens of the answer so far
+        ("logprobs", np.int64),  # as `SamplingRows.logprobs` returns them
+    ]
+)
+
+
+class _Shifts(NamedTuple):
+    """Logits of one row that are shifted by themselves."""
+
+    tokens: np.ndarray
+    """[N] int64, ascending"""
+    early: np.ndarray
+    """[N] float32: before `min_tokens` tokens, when those that end the answer must not come."""
+    late: np.ndarray
+    """[N] float32: from then on."""
+
+
+class SamplingRows:
+    """Counts of tokens are kept for rows with penalties only, and on the device."""
+
+    def __init__(self, vocabulary: int, device: torch.device) -> None:
+        self._vocabulary = vocabulary
+        self._device = device
+        self._rows = np.zeros(0, dtype=_ROW)
+        self._shifts: dict[int, _Shifts] = {}
+        self._counts = torch.zeros(0, vocabulary, dtype=torch.int32)
+        """As in `Penalties`."""
+        self._free_lines: list[int] = []
+
+    def seat(self, index: int, params: SamplingParams, prompt: Sequence[int], output: Sequence[int] = ()) -> None:
+        """A request takes row `index`, which is free; `output`: tokens of its answer that there are already.
+
+        Raises ValueError where a token is not in the vocabulary; then the row is still free.
+        """
+        shifts = self._shifts_of(params)
+        line = self._count(prompt, output) if _has_penalties(params) else -1
+        if index >= len(self._rows):
+            self._rows = np.concatenate([self._rows, np.zeros(index + 1, dtype=_ROW)])
+        self._shifts[index] = shifts
+        self._rows[index] = (
+            0 if params.temperature == 0 else 1 / max(params.temperature, _LOWEST_TEMPERATURE),
+            min(params.top_k, self._vocabulary) or self._vocabulary,
+            params.top_p,
+            math.ceil(params.min_p * WEIGHT_ONE),
+            params.seed % 2**64,
+            params.repetition_penalty,
+            params.presence_penalty,
+            params.frequency_penalty,
+            line,
+            bool(params.logit_bias),
+            params.min_tokens if len(shifts.tokens) else 0,
+            len(output),
+            -1 if params.logprobs is None else params.logprobs,
+        )
+
+    def leave(self, index: int) -> None:
+        """The request in row `index` gives it back; nothing, where nobody has it."""
+        if self._shifts.pop(index, None) is None:
+            return
+        if self._rows["line"][index] >= 0:
+            self._free_lines.append(int(self._rows["line"][index]))
+
+    def append(self, seats: Sequence[int], tokens: Sequence[int] | Tensor) -> None:
+        """The answer in row seats[n] goes on with tokens[n]. A row may be named several times."""
+        self._move(seats, tokens, 1)
+
+    def retract(self, seats: Sequence[int], tokens: Sequence[int] | Tensor) -> None:
+        """The answer in row seats[n] loses tokens[n] from its end."""
+        self._move(seats, tokens, -1)
+
+    def outputs(self, index: int) -> int:
+        """Tokens of the answer in row `index`."""
+        return int(self._rows["outputs"][index])
+
+    def logprobs(self, seats: Sequence[int]) -> np.ndarray:
+        """[R] int64: of how many tokens each row wants log-probabilities beside that of its own; -1: of none at all."""
+        return self._rows["logprobs"][list(seats)]
+
+    def batch(self, seats: Sequence[int]) -> SamplingBatch:
+        """The rows `seats`, in this order, for the next token of each."""
+        rows = self._rows[list(seats)]
+        drawn = rows[rows["inverse_temperature"] > 0]
+        filters = (drawn["top_k"] < self._vocabulary) | (drawn["top_p"] < 1) | (drawn["min_weight"] > 0)
+        keys = noise_keys(rows["seed"], rows["outputs"])
+        integers = self._on_device(np.stack([*keys, rows["top_k"], rows["min_weight"], rows["line"]]))
+        numbers = ("inverse_temperature", "top_p", "repetition", "presence", "frequency")
+        inverse_temperatures, top_p, *factors = self._on_device(np.stack([rows[name] for name in numbers]))
+        return SamplingBatch(
+            inverse_temperatures=inverse_temperatures,
+            keys=integers[:2],
+            top_k=integers[2],
+            top_p=top_p,
+            min_weight=integers[3],
+            filters=bool(filters.any()),
+            penalties=Penalties(self._counts, integers[4], *factors) if (rows["line"] >= 0).any() else None,
+            biases=self._biases(seats, rows),
+        )
+
+    def _biases(self, seats: Sequence[int], rows: np.ndarray) -> Biases | None:
+        early = rows["outputs"] < rows["min_tokens"]
+        places, values = [], []
+        for n in np.flatnonzero(rows["biased"] | early):
+            shifts = self._shifts[seats[int(n)]]
+            places.append(n * self._vocabulary + shifts.tokens)
+            values.append(shifts.early if early[n] else shifts.late)
+        if not places:
+            return None
+        return Biases(self._on_device(np.concatenate(places)), self._on_device(np.concatenate(values)))
+
+    def _shifts_of(self, params: SamplingParams) -> _Shifts:
+        _check(params.logit_bias, self._vocabulary)
+        ends = {token for token in (*params.eos_token_ids, *params.stop_token_ids) if token < self._vocabulary}
+        tokens = sorted({*params.logit_bias, *ends})
+        late = np.array([params.logit_bias.get(token, 0) for token in tokens], dtype=np.float32)
+        early = np.where([token in ends for token in tokens], np.float32("-inf"), late)
+        return _Shifts(np.array(tokens, dtype=np.int64), early.astype(np.float32), late)
+
+    def _count(self, prompt: Sequence[int], output: Sequence[int]) -> int:
+        """The line of the counts that now holds these."""
+        _check(prompt, self._vocabulary)
+        _check(output, self._vocabulary)
+        if not self._free_lines:
+            self._free_lines.extend(range(len(self._counts), 2 * len(self._counts) + 1))
+            more = torch.zeros(len(self._counts) + 1, self._vocabulary, dtype=torch.int32, device=self._device)
+            self._counts = torch.cat([self._counts.to(self._device), more])
+        line = self._free_lines.pop()
+        counts = np.bincount(np.asarray(output, dtype=np.int64), minlength=self._vocabulary).astype(np.int32) * 2
+        counts[np.asarray(prompt, dtype=np.int64)] += 1
+        self._counts[line] = torch.from_numpy(counts).to(self._device)
+        return line
+
+    def _move(self, seats: Sequence[int], tokens: Sequence[int] | Tensor, by: int) -> None:
+        np.add.at(self._rows["outputs"], list(seats), by)
+        lines = self._rows["line"][list(seats)]
+        counted = np.flatnonzero(lines >= 0)
+        if len(counted):
+            tokens = torch.as_tensor(tokens, device=self._device)[self._on_device(counted)]
+            step = torch.tensor(2 * by, dtype=torch.int32, device=self._device)
+            self._counts.index_put_((self._on_device(lines[counted]).long(), tokens), step, accumulate=True)
+
+    def _on_device(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self._device)
+
+
+def _has_penalties(params: SamplingParams) -> bool:
+    return bool(params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty)
+
+
+def _check(tokens: Iterable[int], vocabulary: int) -> None:
+    for token in tokens:
+        if not 0 <= token < vocabulary:
+            raise ValueError(f"The token {token} is not in the model's vocabulary of {vocabulary}.")

@@ -1,0 +1,282 @@
+"""Every kernel that samples gives the tokens of the reference, all of them; and the reference keeps what it should."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from headwater_engine.kernels import reference_sampling
+from headwater_engine.kernels.cpu import CppKernels, Products
+from headwater_engine.kernels.interface import WEIGHT_ONE, Kernels, SamplingBatch
+from headwater_engine.kernels.reference import TorchKernels
+from headwater_engine.sampling.noise import noise_keys
+from headwater_engine.sampling.params import SamplingParams
+from headwater_engine.sampling.rows import SamplingRows
+
+REFERENCE = TorchKernels()
+CPP = CppKernels(torch.float32, Products.FLOAT32)
+INFINITY = float("inf")
+
+
+def params(**changes: Any) -> SamplingParams:
+    return SamplingParams(**{"max_tokens": 16, **changes})
+
+
+def batch_of(kernels: Kernels, vocabulary: int, asked: list[SamplingParams], seen: list[int]) -> SamplingBatch:
+    rows = SamplingRows(vocabulary, kernels.device)
+    tokens = [token % vocabulary for token in seen]
+    for index, each in enumerate(asked):
+        rows.seat(index, each, tokens[::2], tokens[1::2])
+    return rows.batch(range(len(asked)))
+
+
+def assert_as_the_reference(kernels: Kernels, logits: Tensor, asked: list[SamplingParams], seen: list[int]) -> None:
+    ours, theirs = logits.to(kernels.device, copy=True), logits.clone()
+    found = kernels.sample(ours, batch_of(kernels, logits.shape[1], asked, seen))
+    expected = REFERENCE.sample(theirs, batch_of(REFERENCE, logits.shape[1], asked, seen))
+    assert found.tolist() == expected.tolist()
+    torch.testing.assert_close(ours.cpu(), theirs, rtol=0, atol=0, equal_nan=True)
+
+
+def made_up(kind: str, rows: int, vocabulary: int, seed: int) -> Tensor:
+    """Logits [rows, vocabulary]."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(scale=3, size=(rows, vocabulary))
+    match kind:
+        case "peaked":
+            logits[:, :: max(1, vocabulary // 5)] += np.arange(len(logits[0, :: max(1, vocabulary // 5)])) * 4
+        case "ties":
+            logits = np.round(logits)
+        case "equal":
+            logits[:] = -1.25
+        case "zeros of both signs":
+            logits = np.where(logits > 0, 0.0, -0.0)
+        case "one finite":
+            logits[:] = -np.inf
+            logits[np.arange(rows), rng.integers(0, vocabulary, rows)] = 2.0
+        case "half -inf":
+            logits[rng.random(logits.shape) < 0.5] = -np.inf
+        case "broken":
+            logits[np.arange(rows), rng.integers(0, vocabulary, rows)] = rng.choice([np.nan, np.inf, -np.nan], rows)
+        case "none finite":
+            logits[:] = -np.inf
+        case "huge":
+            logits *= 1e37
+        case "tiny":
+            logits *= 1e-42
+    return torch.tensor(logits, dtype=torch.float32)
+
+
+KINDS = [
+    "normal",
+    "peaked",
+    "ties",
+    "equal",
+    "zeros of both signs",
+    "one finite",
+    "half -inf",
+    "broken",
+    "none finite",
+    "huge",
+    "tiny",
+]
+some_params = st.builds(
+    params,
+    temperature=st.sampled_from([0.0, 1e-5, 0.3, 0.7, 1.0, 2.0, 1e4, 1e30]),
+    top_k=st.sampled_from([0, 1, 2, 5, 63, 64, 65, 100, 10**6]),
+    top_p=st.sampled_from([1.0, 0.999, 0.9, 0.5, 0.001, 0.0]),
+    min_p=st.sampled_from([0.0, 1e-12, 0.05, 0.5, 1.0]),
+    seed=st.integers(-(2**63), 2**63 - 1),
+    presence_penalty=st.sampled_from([0.0, 0.7, -1.3]),
+    frequency_penalty=st.sampled_from([0.0, 0.31, -0.37]),
+    repetition_penalty=st.sampled_from([1.0, 1.37, 0.71]),
+    logit_bias=st.sampled_from([{}, {0: 3.5}, {0: -100.0}]),
+    min_tokens=st.sampled_from([0, 50]),
+    eos_token_ids=st.sampled_from([(), (0,), (0, 5)]),
+)
+asked_of_a_batch = st.lists(some_params, min_size=1, max_size=4)
+seen_tokens = st.lists(st.integers(0, 300), max_size=20)
+
+
+@settings(max_examples=300)
+@given(
+    st.sampled_from(KINDS),
+    st.sampled_from([1, 2, 7, 24, 64, 65, 500, 4100]),
+    asked_of_a_batch,
+    seen_tokens,
+    st.integers(0, 99),
+)
+def test_the_c_kernel_gives_the_references_tokens(
+    kind: str, vocabulary: int, asked: list[SamplingParams], seen: list[int], seed: int
+) -> None:
+    assert_as_the_reference(CPP, made_up(kind, len(asked), vocabulary, seed), asked, seen)
+
+
+@pytest.mark.parametrize("kind", ["normal", "peaked", "ties", "equal"])
+def test_the_c_kernel_gives_the_references_tokens_of_large_vocabularies(kind: str) -> None:
+    asked = [
+        params(seed=7 * number, **each)
+        for number, each in enumerate(
+            [
+                {"temperature": 0.0},
+                {},
+                {"top_k": 20, "top_p": 0.8, "temperature": 0.7, "repetition_penalty": 1.05},
+                {"top_k": 5000},
+                {"top_p": 0.9, "temperature": 0.7},
+                {"top_p": 0.9, "temperature": 3.0, "presence_penalty": 1.5},
+                {"min_p": 0.02},
+            ]
+        )
+    ]
+    assert_as_the_reference(CPP, made_up(kind, len(asked), 151_936, 1), asked, list(range(0, 9000, 2)))
+
+
+def test_threads_that_take_many_rows_do_not_mix_them_up() -> None:
+    asked = [
+        params(seed=number, temperature=number % 3 * 0.5, top_k=number % 4 * 10, top_p=1 - number % 5 * 0.2)
+        for number in range(200)
+    ]
+    assert_as_the_reference(CPP, made_up("peaked", 200, 700, 2), asked, [])
+
+
+def test_a_batch_of_no_rows_gives_no_tokens() -> None:
+    assert CPP.sample(torch.empty(0, 8), batch_of(CPP, 8, [], [])).shape == (0,)
+
+
+def test_the_c_kernel_refuses_what_does_not_fit() -> None:
+    batch = batch_of(CPP, 8, [params(presence_penalty=1.0)], [])
+    for logits in (torch.zeros(2, 8), torch.zeros(1, 9), torch.zeros(1, 8).double(), torch.zeros(1, 16)[:, ::2]):
+        with pytest.raises(RuntimeError):
+            CPP.sample(logits, batch)
+
+
+# In Triton's interpreter, which takes a millisecond for each operation of a program
+
+
+@settings(max_examples=25)
+@given(
+    st.sampled_from(KINDS), st.sampled_from([1, 7, 65, 300]), st.lists(some_params, min_size=1, max_size=2), seen_tokens
+)
+def test_the_triton_kernel_gives_the_references_tokens(
+    kind: str, vocabulary: int, asked: list[SamplingParams], seen: list[int]
+) -> None:
+    assert_as_the_reference(triton_kernels(), made_up(kind, len(asked), vocabulary, 3), asked, seen)
+
+
+@pytest.mark.parametrize("kind", ["peaked", "ties"])
+def test_the_triton_kernel_cuts_rows_of_several_pieces(kind: str) -> None:
+    asked = [params(top_k=20, top_p=0.8, temperature=0.7, repetition_penalty=1.05), params(seed=5), params(top_p=0.97)]
+    assert_as_the_reference(triton_kernels(), made_up(kind, len(asked), 10_000, 4), asked, list(range(0, 9000, 2)))
+
+
+def test_the_triton_kernel_draws_from_a_large_vocabulary() -> None:
+    asked = [params(seed=seed, temperature=seed % 3, min_p=seed % 2 * 0.01) for seed in range(4)]
+    assert_as_the_reference(triton_kernels(), made_up("normal", 4, 151_936, 5), asked, [])
+
+
+def triton_kernels() -> Kernels:
+    pytest.importorskip("triton", reason="torch for CPUs comes without Triton")
+    from headwater_engine.kernels.gpu import TritonKernels
+
+    return TritonKernels(torch.float32, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+# The reference
+
+
+def kept_by_the_book(logits: np.ndarray, each: SamplingParams) -> list[set[int]]:
+    """Tokens that may be drawn, in float64, by a strict and by a generous reading of the thresholds."""
+    scaled = logits.astype(np.float64) / each.temperature
+    order = np.argsort(-scaled, kind="stable")[: each.top_k or None]
+    weights = np.exp(scaled[order] - scaled[order[0]])
+    shares = weights / weights.sum()
+    before = np.cumsum(shares) - shares
+    return [
+        {
+            int(token)
+            for n, token in enumerate(order)
+            if (n == 0 or before[n] < each.top_p + slack or each.top_p == 1) and weights[n] >= each.min_p - slack
+        }
+        for slack in (-1e-6, 1e-6)
+    ]
+
+
+@given(
+    st.sampled_from(["normal", "peaked", "ties", "equal"]),
+    st.sampled_from([1, 2, 30, 2000]),
+    st.builds(
+        params,
+        temperature=st.sampled_from([0.3, 1.0, 2.0]),
+        top_k=st.sampled_from([0, 1, 3, 40]),
+        top_p=st.sampled_from([1.0, 0.99, 0.6, 0.0]),
+        min_p=st.sampled_from([0.0, 0.01, 0.4, 1.0]),
+    ),
+    st.integers(0, 99),
+)
+def test_the_reference_keeps_what_the_book_says(kind: str, vocabulary: int, each: SamplingParams, seed: int) -> None:
+    logits = made_up(kind, 1, vocabulary, seed)
+    batch = batch_of(REFERENCE, vocabulary, [each], [])
+    kept = reference_sampling.kept_tokens(logits, logits.amax(dim=-1, keepdim=True), batch)[0]
+    strict, generous = kept_by_the_book(logits[0].numpy(), each)
+    assert strict <= set(kept.nonzero().flatten().tolist()) <= generous
+
+
+def test_weights_are_shares_of_the_likeliest() -> None:
+    x = torch.cat([torch.linspace(-31, 0, 20_000), torch.tensor([0.0, -0.0, -1e-8, -1e30, -INFINITY])])
+    expected = (x.double().exp() * WEIGHT_ONE).numpy()
+    found = reference_sampling.weights_of(x).numpy()
+    assert found.max() == WEIGHT_ONE
+    np.testing.assert_allclose(found, expected, rtol=3e-7, atol=1)
+
+
+# Noise
+
+
+def bits_of(seeds: np.ndarray, positions: np.ndarray, vocabulary: int) -> np.ndarray:
+    return reference_sampling.random_bits(torch.from_numpy(noise_keys(seeds, positions).copy()), vocabulary).numpy()
+
+
+def test_keys_are_those_of_splitmix64() -> None:
+    """Two rounds of the published function: its outputs for the seed 1234567 are known (Vigna's splitmix64.c)."""
+    state, known = 1234567, [6457827717110365317, 3203168211198807973, 9817491932198370423]
+
+    def mixed(x: int) -> int:
+        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) % 2**64
+        return x ^ (x >> 31)
+
+    step = 0x9E3779B97F4A7C15
+    assert [mixed((state + (n + 1) * step) % 2**64) for n in range(3)] == known
+    low, high = noise_keys(np.array([1234567], dtype=np.uint64), np.array([4])).view(np.uint32)
+    expected = mixed((mixed((1234567 + step) % 2**64) + 5 * step + step) % 2**64)
+    assert (int(high[0]) << 32) + int(low[0]) == expected
+
+
+def test_noise_of_neighbours_is_unrelated() -> None:
+    """In seed, position and token, down to single bits."""
+    seeds, positions = (each.ravel() for each in np.meshgrid(np.arange(48, dtype=np.uint64), np.arange(48)))
+    bits = bits_of(seeds, positions, 48).reshape(48, 48, 48)
+    assert len(np.unique(bits)) > 0.9999 * bits.size
+    for axis in range(3):
+        first, second = (np.take(bits, span, axis=axis) for span in (range(47), range(1, 48)))
+        assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 4 / math.sqrt(first.size)
+        flipped = ((first ^ second).reshape(-1, 1) >> np.arange(31)) & 1
+        assert np.abs(flipped.mean(axis=0) - 0.5).max() < 5 / math.sqrt(4 * first.size)
+
+
+def test_noise_is_gumbels() -> None:
+    """By its distribution function, to which the largest distance is Kolmogorov's statistic; at both ends, too."""
+    keys = torch.from_numpy(noise_keys(np.arange(20, dtype=np.uint64), np.zeros(20)).copy())
+    noise = np.sort(reference_sampling.gumbel(keys, 50_000).numpy().ravel().astype(np.float64))
+    uniform = np.exp(-np.exp(-noise))
+    grid = (np.arange(len(noise)) + 0.5) / len(noise)
+    assert np.abs(uniform - grid).max() < 1.95 / math.sqrt(len(noise))
+    extremes = torch.tensor([0, 1, 2**30, 2**31 - 2, 2**31 - 1])
+    found = reference_sampling.noise_of(extremes).double().numpy()
+    v = np.minimum((extremes.numpy() + 0.5) / 2**31, 1 - 2.0**-24)
+    np.testing.assert_allclose(found, -np.log(-np.log1p(-v)), rtol=1e-5)

@@ -13,7 +13,8 @@ import random
 import statistics
 import sys
 import urllib.request
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import load
@@ -24,6 +25,10 @@ VOCABULARY = 40_000
 """Token ids are drawn below it; the model must have at least as many."""
 
 
+QWENS = {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05}
+"""What generation_config.json of Qwen2.5-7B-Instruct asks for."""
+
+
 @dataclass(slots=True, frozen=True)
 class Scenario:
     name: str
@@ -31,6 +36,7 @@ class Scenario:
     concurrency: int
     prefixes: int = 0
     """Shared beginnings of 1,024 tokens, 0 for none."""
+    sampling: Mapping[str, float] = field(default_factory=lambda: load.GREEDY)
 
     def prompts(self, seed: int) -> list[list[int]]:
         """256 random tokens each, behind one of the shared prefixes if there are any."""
@@ -48,6 +54,13 @@ SCENARIOS = (
     Scenario("1 concurrent", requests=4, concurrency=1),
     Scenario("8 concurrent", requests=24, concurrency=8),
     Scenario("32 concurrent", requests=64, concurrency=32),
+    Scenario(
+        "32 concurrent, temperature 0.7, top_p 0.9",
+        requests=64,
+        concurrency=32,
+        sampling={"temperature": 0.7, "top_p": 0.9},
+    ),
+    Scenario("32 concurrent, Qwen's defaults", requests=64, concurrency=32, sampling=QWENS),
     Scenario("32 concurrent, 4 shared prefixes", requests=64, concurrency=32, prefixes=4),
 )
 
@@ -72,7 +85,14 @@ def measure(command: str, seed: int) -> dict[str, load.Summary]:
         for scenario in SCENARIOS:
             prompts = scenario.prompts(seed)
             results[scenario.name] = asyncio.run(
-                load.run(port, MODEL, prompts, max_tokens=64, concurrency=scenario.concurrency)
+                load.run(
+                    port,
+                    MODEL,
+                    prompts,
+                    max_tokens=64,
+                    concurrency=scenario.concurrency,
+                    sampling=scenario.sampling,
+                )
             )
             print(f"  {scenario.name}: {results[scenario.name]}", file=sys.stderr, flush=True)
     return results

@@ -6,9 +6,12 @@ Used by the benchmarks here; measures each streamed answer's time to first token
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean, median
+
+GREEDY: Mapping[str, float] = {"temperature": 0}
+"""Of sampling parameters."""
 
 
 @dataclass(slots=True)
@@ -54,14 +57,16 @@ class Summary:
         )
 
 
-async def complete(port: int, model: str, prompt: Sequence[int], max_tokens: int) -> Answer:
-    """One streamed completion of exactly `max_tokens` greedy tokens. Raises RuntimeError where the server refuses."""
+async def complete(
+    port: int, model: str, prompt: Sequence[int], max_tokens: int, sampling: Mapping[str, float] = GREEDY
+) -> Answer:
+    """One streamed completion of exactly `max_tokens` tokens. Raises RuntimeError where the server refuses."""
     body = json.dumps(
         {
             "model": model,
             "prompt": list(prompt),
             "max_tokens": max_tokens,
-            "temperature": 0,
+            **sampling,
             "ignore_eos": True,
             "stream": True,
             "stream_options": {"include_usage": True},
@@ -88,14 +93,22 @@ async def complete(port: int, model: str, prompt: Sequence[int], max_tokens: int
     return answer
 
 
-async def run(port: int, model: str, prompts: Sequence[Sequence[int]], *, max_tokens: int, concurrency: int) -> Summary:
+async def run(
+    port: int,
+    model: str,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_tokens: int,
+    concurrency: int,
+    sampling: Mapping[str, float] = GREEDY,
+) -> Summary:
     """All prompts, `concurrency` at a time."""
     waiting = iter(prompts)
     answers: list[Answer] = []
 
     async def worker() -> None:
         for prompt in waiting:
-            answers.append(await complete(port, model, prompt, max_tokens))
+            answers.append(await complete(port, model, prompt, max_tokens, sampling))
 
     async with asyncio.TaskGroup() as group:
         for _ in range(concurrency):

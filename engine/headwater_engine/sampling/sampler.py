@@ -10,6 +10,7 @@ from torch import Tensor
 from headwater_engine.core.messages import TokenLogprobs
 from headwater_engine.kernels.interface import Kernels
 from headwater_engine.sampling.logprobs import Scores, score
+from headwater_engine.sampling.params import SamplingParams
 from headwater_engine.sampling.rows import SamplingRows
 
 
@@ -58,3 +59,12 @@ def sample(kernels: Kernels, logits: Tensor, rows: SamplingRows, seats: Sequence
     if not len(scored):
         return Drawn(tokens, None, wanted)
     return Drawn(tokens, score(own, tokens[scored].clamp(min=0), int(wanted.max())), wanted)
+
+
+def warm_up(kernels: Kernels, logits: Tensor) -> None:
+    """Each kernel once, so that no request waits until it is compiled. Logits [R, V] float32, R at least 1."""
+    rows = SamplingRows(logits.shape[1], kernels.device)
+    rows.seat(0, SamplingParams(max_tokens=1), [])
+    rows.seat(1, SamplingParams(max_tokens=1, top_k=1, top_p=0.5, presence_penalty=1.0, logprobs=1), [])
+    for seat in (0, 1):
+        sample(kernels, logits[:1].clone(), rows, [seat]).results()

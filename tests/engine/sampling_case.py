@@ -80,7 +80,7 @@ KINDS = [
 some_params = st.builds(
     params,
     temperature=st.sampled_from([0.0, 1e-5, 0.3, 0.7, 1.0, 2.0, 1e4, 1e30]),
-    top_k=st.sampled_from([0, 1, 2, 5, 63, 64, 65, 100, 10**6]),
+    top_k=st.sampled_from([-1, 0, 1, 2, 5, 63, 64, 65, 100, 10**6]),
     top_p=st.sampled_from([1.0, 0.999, 0.9, 0.5, 0.001, 0.0]),
     min_p=st.sampled_from([0.0, 1e-12, 0.05, 0.5, 1.0]),
     seed=st.integers(-(2**63), 2**63 - 1),

@@ -72,7 +72,7 @@ class SamplingRows:
         self._shifts[index] = shifts
         self._rows[index] = (
             0 if params.temperature == 0 else 1 / max(params.temperature, _LOWEST_TEMPERATURE),
-            min(params.top_k, self._vocabulary) or self._vocabulary,
+            params.top_k if 0 < params.top_k < self._vocabulary else self._vocabulary,
             params.top_p,
             math.ceil(params.min_p * WEIGHT_ONE),
             params.seed % 2**64,

@@ -5,23 +5,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from headwater_engine.cache.prefix_cache import PrefixCache
-from headwater_engine.core.messages import Generate
-from headwater_engine.core.request import Request
-from headwater_engine.core.runner import Runner
-from headwater_engine.core.scheduler import Chunk
+from headwater_engine.core.step import Seat, Span, Step
 from headwater_engine.kernels.interface import AttentionBatch, LayerCache
 from headwater_engine.kernels.reference import TorchKernels
 from headwater_engine.models.config import ModelConfig
 from headwater_engine.sampling.params import SamplingParams
 from headwater_engine.sampling.rows import SamplingRows
+from headwater_engine.worker.worker import ModelWorker
 
 VOCABULARY = 12
 CPU = torch.device("cpu")
@@ -152,7 +148,7 @@ def test_a_token_that_is_not_in_the_vocabulary_is_refused_and_the_row_stays_free
     assert penalties.counts[penalties.rows[0]].nonzero().tolist() == [[1]]
 
 
-# In the runner
+# In the worker
 
 
 class Read(list[int]):
@@ -185,56 +181,73 @@ class Constant:
         return torch.linspace(0, 1, VOCABULARY).repeat(len(hidden), 1)
 
 
-def running(cache: PrefixCache, prompt: Sequence[int], **changes: Any) -> Request:
-    request = Request.of(Generate(id="", prompt=list(prompt), params=params(**changes)), 0)
-    request.prompt, request.output, request.tokens = Read(prompt), Read(), Read(prompt)
-    request.lease = cache.open(list(prompt), "")
-    cache.grow(request.lease, len(prompt) + 50)
-    return request
+class Run:
+    """A worker, and what its seats have said."""
 
+    def __init__(self) -> None:
+        self._worker = ModelWorker(Constant(), [], TorchKernels(), seats=4, longest=9000)
+        self._lengths: dict[int, int] = {}
+        self._said: list[Seat] = []
+        self._left: list[int] = []
 
-def step(runner: Runner, requests: list[Request]) -> list[int]:
-    """The last token of each, then what is sampled is theirs."""
-    results = runner.run([Chunk(request, len(request.tokens) - 1, 1) for request in requests])
-    for request, result in zip(requests, results, strict=True):
-        assert result is not None
-        request.append(result.token, 999_999)
-    return [request.output[-1] for request in requests]
+    def seat(self, index: int, prompt: list[int], output: Sequence[int] = (), **asked: Any) -> None:
+        self._said.append(Seat(index, prompt if not output else [*prompt, *output], len(output), params(**asked)))
+        self._lengths[index] = len(prompt) + len(output)
+
+    def leave(self, index: int) -> None:
+        self._left.append(index)
+
+    def step(self, *seats: int) -> list[int]:
+        """The next token of each."""
+        spans = [Span(seat, self._lengths[seat] - 1, 1, sampled=1, scored=0) for seat in seats]
+        self._worker.launch(Step(0, left=self._left, seated=self._said, blocks=[], drafts=[], spans=spans))
+        self._left, self._said = [], []
+        tokens = [token for (token,) in self._worker.sample().wait().tokens]
+        for seat in seats:
+            self._lengths[seat] += 1
+        return tokens
 
 
 def test_a_token_costs_the_same_at_the_end_of_a_long_context() -> None:
-    """Counted in tokens that are looked at: a few a step, where a look at all of them was what penalties took."""
-    cache, runner = PrefixCache(800, 16), Runner(Constant(), [], TorchKernels())
-    asked = {"repetition_penalty": 1.1, "presence_penalty": 0.5, "frequency_penalty": 0.1, "max_tokens": 99}
-    request = running(cache, [n % VOCABULARY for n in range(8000)], **asked)
-    step(runner, [request])
-    lists = (request.prompt, request.tokens, request.output)
+    """Counted in tokens that are looked at: none a step, where a look at all of them was what penalties took."""
+    run, prompt = Run(), Read(n % VOCABULARY for n in range(8000))
+    run.seat(0, prompt, repetition_penalty=1.1, presence_penalty=0.5, frequency_penalty=0.1, max_tokens=99)
+    run.step(0)
+    before = prompt.reads
     for _ in range(20):
-        before = sum(each.reads for each in lists)
-        step(runner, [request])
-        assert sum(each.reads for each in lists) - before <= 6
+        run.step(0)
+    assert prompt.reads == before
 
 
 def test_rows_follow_requests_that_come_go_and_come_back() -> None:
     """A preempted request gives its row to another; its answer is the one that it gets when it is left alone."""
 
     def answers(preempted: bool) -> list[int]:
-        cache, runner = PrefixCache(64, 16), Runner(Constant(), [], TorchKernels())
+        run = Run()
         asked = {"presence_penalty": 2.0, "frequency_penalty": 0.7, "seed": 5}
-        first, other = running(cache, [1, 2], **asked), running(cache, [3], seed=9, frequency_penalty=-1.0)
-        found = [step(runner, [first, other])[0] for _ in range(4)]
+        run.seat(0, [1, 2], **asked)
+        run.seat(1, [3], seed=9, frequency_penalty=-1.0)
+        found = [run.step(0, 1)[0] for _ in range(4)]
         if preempted:
-            lease, first.lease = first.lease, None
+            run.leave(0)
+            run.seat(0, [7], presence_penalty=1.0)
             for _ in range(3):
-                step(runner, [other, running(cache, [7], presence_penalty=1.0)])
-            first.lease = lease
-        return found + [step(runner, [other, first])[1] for _ in range(6)]
+                run.step(1, 0)
+            run.leave(0)
+            run.seat(0, [1, 2], found, **asked)
+        return found + [run.step(1, 0)[1] for _ in range(6)]
 
     assert answers(preempted=True) == answers(preempted=False)
 
 
 def test_an_answer_with_penalties_comes_to_all_tokens_before_it_repeats_one() -> None:
-    runner = Runner(Constant(), [], TorchKernels())
-    request = running(PrefixCache(64, 16), [0], temperature=0, presence_penalty=2.0)
-    assert [step(runner, [request])[0] for _ in range(VOCABULARY)] == list(range(VOCABULARY))[::-1]
-    assert np.bincount(list(request.output)).tolist() == [1] * VOCABULARY
+    run = Run()
+    run.seat(0, [0], temperature=0, presence_penalty=2.0)
+    assert [run.step(0)[0] for _ in range(VOCABULARY)] == list(range(VOCABULARY))[::-1]
+
+
+def test_a_seat_that_nobody_got_to_sit_on_can_be_given_back() -> None:
+    run = Run()
+    run.leave(3)
+    run.seat(0, [0], temperature=0)
+    assert run.step(0) == [VOCABULARY - 1]

@@ -27,7 +27,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if not body.get("stream"):
-            self._send(200, {"pid": os.getpid(), "threads": os.environ["OMP_NUM_THREADS"]})
+            self._send(200, {"choices": [{}], "pid": os.getpid(), "threads": os.environ["OMP_NUM_THREADS"]})
             return
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")

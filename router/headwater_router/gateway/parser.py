@@ -58,7 +58,7 @@ _BETWEEN, _HEAD, _BODY, _ENDED = Stage
 """In Python 3.11 a member takes ten times as long to find in its class."""
 
 
-class _FramingError(BadRequestError):
+class _FramingError(Exception):
     """Nothing behind the head can be made sense of."""
 
 
@@ -220,11 +220,11 @@ class RequestParser:
         if b"transfer-encoding" in fields:
             codings = [value.strip().lower() for name, value in self._headers if name == b"transfer-encoding"]
             if codings != [b"chunked"]:
-                raise _FramingError("The only transfer-encoding is chunked.", code="invalid_http")
+                raise _FramingError("The only transfer-encoding is chunked.")
         if (given := fields.get(b"content-length")) is None:
             return 0
         if len(given) > _MOST_DIGITS:
-            raise _FramingError(f"A content-length has at most {_MOST_DIGITS} digits.", code="invalid_http")
+            raise _FramingError(f"A content-length has at most {_MOST_DIGITS} digits.")
         return int(given)
 
     def _head_too_large(self) -> APIError:
@@ -347,8 +347,10 @@ class RequestParser:
             if size > _USUAL_HEAD or size > self._max_head or len(self._headers) > _MOST_HEADERS:
                 self._check_head(request)
             self._judge(request, fields)
-        except (HeadersTooLargeError, _FramingError) as error:
+        except HeadersTooLargeError as error:
             self.fail(error)
+        except _FramingError as error:
+            self.fail(_invalid(str(error)))
         except APIError as error:
             self._refuse(request, error, self._length)
 

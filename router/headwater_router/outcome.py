@@ -22,6 +22,9 @@ class Outcome(StrEnum):
     """No connection: nothing was sent, so nothing was computed."""
     LOST = "lost"
     """The connection broke with the request sent, before the answer or within it."""
+    STALE = "stale"
+    """A kept connection broke as soon as the request was sent over it: most likely it had been closed before. Or the
+    endpoint dies of it at once, which looks the same. Says nothing of the endpoint."""
     STALLED = "stalled"
     """An answer that had begun stood still for too long."""
     TIMED_OUT = "timed_out"

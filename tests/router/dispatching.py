@@ -67,7 +67,7 @@ class Dispatching:
         sends = dispatch.call.sends
         if outcome not in (Outcome.UNREACHABLE, Outcome.UNSENT):
             sends.sent()
-        if outcome is Outcome.LOST:
+        if outcome in (Outcome.LOST, Outcome.STALE):
             sends.lost()
         dispatch.ended(outcome, self.now)
 

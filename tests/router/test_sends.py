@@ -182,46 +182,51 @@ def test_a_request_is_sent_once_more_after_a_loss_and_within_its_attempts(
         engines.forward(call, happens)
         lost = [number for number, (_, _, what) in enumerate(sent) if what in LOSSES]
         assert not lost or len(sent) <= lost[0] + 2, "one more after a loss, and no third"
-        assert len(call.stays) <= MOST
         assert len(sent) <= MOST + 1
         stale = [kept and what in ("reset", "end") for _, kept, what in sent]
+        assert sum(each.outcome is not Outcome.STALE for each in call.stays) <= MOST
+        assert sum(each.outcome is Outcome.STALE for each in call.stays) == any(stale)
         repeated = [
             number for number, (host, _, _) in enumerate(sent) if host in {each for each, _, _ in sent[:number]}
         ]
         assert all(stale[number - 1] for number in repeated), "to one engine twice only where it may have been closed"
-        assert len(sent) <= len(call.stays) + any(stale)
+        assert not repeated or len({each.endpoint.host for each in call.stays}) == 4, "and there is no other"
         assert not any(kept for number in lost for _, kept, _ in sent[number + 1 :])
         assert (call.sends.made, len(call.sends.losses)) == (len(sent), len(lost))
         if any(stale) and stale.index(True) == len(sent) - 1:
-            assert len(call.stays) == MOST or engines.refusing, "there was somebody to send it to once more"
+            assert engines.refusing, "there was somebody to send it to once more"
     finally:
         engines.close()
 
 
 @pytest.mark.parametrize("how", ["reset", "end"])
 @pytest.mark.parametrize("most", [1, 3])
-def test_a_kept_connection_that_was_closed_meanwhile_is_nobodys_fault(how: str, most: int) -> None:
-    engines = Engines(fake=Dispatching(1, max_attempts=most))
-    [endpoint] = engines.fake.endpoints
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_kept_connection_that_was_closed_meanwhile_is_nobodys_fault(how: str, most: int, count: int) -> None:
+    engines = Engines(fake=Dispatching(count, max_attempts=most))
+    first, last = engines.fake.endpoints[0], engines.fake.endpoints[-1]
     for _ in range(20):
-        engines.keep("10.0.0.0", 1)
+        for endpoint in engines.fake.endpoints:
+            engines.keep(endpoint.host, 1)
         call = engines.fake.call(b"often asked")
         script: list[str | int] = [how, 200]
         engines.forward(call, lambda wire, script=script: act(engines, wire, script.pop(0)))  # type: ignore[misc]
         assert not script
-        assert [each.outcome for each in call.stays] == [Outcome.ANSWERED]
-    assert endpoint.breaker.error_share(0.0) == 0.0
+        assert [each.outcome for each in call.stays] == [Outcome.STALE, Outcome.ANSWERED]
+        assert len({each.endpoint for each in call.stays}) == count, "another one, if there is one"
+    assert first.breaker.error_share(0.0) == last.breaker.error_share(0.0) == 0.0
+    assert not engines.fake.dispatcher.failures
     assert not engines.fake.dispatcher._poison
     engines.close()
 
 
-def test_a_request_that_kills_is_sent_twice_and_then_no_more_whatever_connections_there_are() -> None:
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_a_request_that_kills_is_sent_twice_and_then_no_more(kept: int) -> None:
     engines = Engines()
     sent: Counter[str] = Counter()
     for _ in range(3):
         for number in range(4):
-            engines.keep(f"10.0.0.{number}", 2)
-        before = sent.total()
+            engines.keep(f"10.0.0.{number}", kept)
 
         def dies(wire: Wire) -> None:
             sent[engines.host_of[wire]] += 1
@@ -233,8 +238,19 @@ def test_a_request_that_kills_is_sent_twice_and_then_no_more_whatever_connection
         except APIError:
             continue
         engines.forward(call, dies)
-        assert sent.total() == before + 2
-    assert len(sent) == 2, "two engines, and no third"
+    assert [*sent.values()] == [1, 1], "two engines, and no third"
+    engines.close()
+
+
+def test_one_that_resets_everything_costs_no_client_its_answer_whatever_connections_there_are() -> None:
+    engines = Engines()
+    ill = "10.0.0.1"
+    for number in range(20):
+        for endpoint in engines.fake.endpoints:
+            engines.keep(endpoint.host, 0 if number % 2 and endpoint.host == ill else 2)
+        call = engines.fake.call(b"%d" % number)
+        engines.forward(call, lambda wire: act(engines, wire, "reset" if engines.host_of[wire] == ill else 200))
+        assert call.stays[-1].outcome is Outcome.ANSWERED
     engines.close()
 
 

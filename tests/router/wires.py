@@ -95,8 +95,6 @@ class Wires:
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
     now: float = 1000.0
     all: list[Wire] = field(default_factory=list)
-    refuse: Exception | None = None
-    """What to raise instead of making a further connection."""
     sends: Sends = field(default_factory=Sends)
     """Of the request that was asked last, unless the test gave it its own."""
     descriptors: Descriptors = field(default_factory=lambda: Descriptors(20_000))
@@ -108,8 +106,6 @@ class Wires:
         self.pool = Pool("engine", 80, 5.0, self.descriptors)
 
     async def _connect(self, protocol: Callable[[], Connection], *where: Any, **how: Any) -> tuple[Wire, Connection]:
-        if self.refuse is not None:
-            raise self.refuse
         connection = protocol()
         wire = Wire(connection, self.loop)
         self.all.append(wire)

@@ -41,6 +41,8 @@ class Call:
     """At endpoints, the latest last."""
     tried: set[str] = field(default_factory=set)
     """Ids of the targets that it is not sent to again."""
+    doubtful: frozenset[str] = frozenset()
+    """Ids of those that it is sent to again only where there is no other."""
     suspects: "list[Dispatch]" = field(default_factory=list)
     """Failures of which it is not known yet whose fault they are."""
     insisted: bool = False

@@ -40,7 +40,7 @@ class Dispatch:
     """Times are monotonic seconds, given by the caller."""
 
     __slots__ = ("_judge", "at", "attempt", "call", "decision", "endpoint", "first_token_at", "outcome", "picker",
-                 "reason", "retry_after", "sent_before", "stage", "status", "upstream_model", "usage")  # fmt: skip
+                 "reason", "retry_after", "stage", "status", "upstream_model", "usage")  # fmt: skip
 
     def __init__(
         self,
@@ -60,8 +60,6 @@ class Dispatch:
         self.at = decision.at
         self.attempt = 1 + len(call.stays)
         """1 is the call's first stay."""
-        self.sent_before = call.sends.made
-        """How often it was sent before this stay."""
         self.stage = Stage.SENT
         self.status: int | None = None
         self.retry_after = 0.0
@@ -72,10 +70,6 @@ class Dispatch:
         """In words, where it was not answered."""
         self.usage: Usage | None = None
         self._judge = judge
-
-    @property
-    def was_sent(self) -> bool:
-        return self.call.sends.made > self.sent_before
 
     def answered(self, status: int) -> None:
         """The head of the answer is here."""

@@ -120,7 +120,7 @@ class Dispatcher:
 
     async def choose(self, call: Call) -> Dispatch:
         """Send it somewhere. Raises APIError where there is nowhere: it is what the client gets."""
-        if call.stays:
+        if call.stays and call.stays[-1].outcome is not Outcome.STALE:
             await asyncio.sleep(_PAUSE * 2 ** (len(call.stays) - 1) * self._rng.uniform(0.5, 1))
         found, avoided = await self.available(call)
         if not found:
@@ -164,12 +164,13 @@ class Dispatcher:
     async def may_retry(self, call: Call, outcome: Outcome) -> bool:
         """Whether it may be tried on another endpoint; if so, `choose` is to be called next."""
         now = self._clock()
-        before = (dispatch.outcome for dispatch in call.stays[:-1])
-        if len(call.stays) >= self._max_attempts or not may_be_sent_again(outcome, before, call.sends):
+        before = [dispatch.outcome for dispatch in call.stays[:-1]]
+        attempts = len([each for each in (*before, outcome) if each is not Outcome.STALE])
+        if attempts >= self._max_attempts or not may_be_sent_again(outcome, before, call.sends):
             return False
         if not self._candidates(call, now)[0] and self._to_wake(call) is None:
             return False
-        if outcome in FREE:
+        if outcome in FREE or outcome is Outcome.STALE:
             self._metrics.retries.labels(outcome).inc()
             return True
         if outcome is Outcome.LOST:
@@ -221,8 +222,10 @@ class Dispatcher:
         avoided = call.tried | self._busy(now) if self._busy_until else call.tried
         if there and not avoided:
             return there, avoided
-        found = [lineup for lineup in there if lineup.has_more_than(avoided)]
-        return (found, avoided) if found else self._soonest(call, there, now)
+        for without in (avoided | call.doubtful, avoided):
+            if found := [lineup for lineup in there if lineup.has_more_than(without)]:
+                return found, without
+        return self._soonest(call, there, now)
 
     def _soonest(self, call: Call, there: list[Lineup], now: float) -> tuple[list[Lineup], Set[str]]:
         """As `_candidates`, where all that were not tried are busy: the one that is free soonest, and that once. Its
@@ -265,6 +268,8 @@ class Dispatcher:
     def left(self, dispatch: Dispatch, now: float) -> None:
         """It has ended."""
         call, outcome, endpoint = dispatch.call, dispatch.outcome, dispatch.endpoint
+        if outcome in (Outcome.LOST, Outcome.STALE):
+            self._lost(dispatch, now)
         self._leave_budget(call, dispatch.attempt)
         if outcome is Outcome.ANSWERED:
             typical = self._typical.get(call.identity.base, _TYPICAL)
@@ -276,17 +281,25 @@ class Dispatcher:
             return
         if outcome is Outcome.OVERLOADED:
             self._busy_until[endpoint] = now + min(dispatch.retry_after or _BUSY, _LONGEST_BUSY)
-        # One that is about to end cuts its answers itself; and a stream may lack its end though nobody died.
-        if outcome is Outcome.LOST and call.sends.broke_off and endpoint.accepting:
-            self._poison.lost(call.fingerprint, dispatch.decision.target.id, now)
         if outcome in _TURNED_DOWN:
             self._penalize(dispatch, now)
         if outcome in ONCE and dispatch.first_token_at is None:
             self._suspect(dispatch)
         elif outcome in _CHARGED:
             self._charge(endpoint, call.model, now)
-        if outcome not in (Outcome.REFUSED, Outcome.CLIENT_LEFT):
+        if outcome not in (Outcome.REFUSED, Outcome.CLIENT_LEFT, Outcome.STALE):
             self._remember(dispatch)
+
+    def _lost(self, dispatch: Dispatch, now: float) -> None:
+        call, target = dispatch.call, dispatch.decision.target.id
+        # One that is about to end cuts its answers itself; and a stream may lack its end though nobody died.
+        if call.sends.broke_off and dispatch.endpoint.accepting:
+            self._poison.lost(call.fingerprint, target, now)
+        if dispatch.outcome is Outcome.STALE:
+            call.tried.discard(target)
+            call.doubtful = frozenset((target,))
+            if call.in_budget:
+                call.in_budget += 1  # It is the same retry that goes on elsewhere.
 
     def _penalize(self, dispatch: Dispatch, now: float) -> None:
         """Count it as load for as long as an answer takes: who fails at once would look idle, and draw the traffic."""

@@ -4,13 +4,15 @@
 |---|---|---|
 | overloaded, unreachable, unsent | as long as there are attempts | nothing was computed |
 | denied, failed | one | what fails at two replicas says something about the request |
-| lost | one more send | a request that kills engines must not be carried through all of them |
+| lost, stale | one more send | a request that kills engines must not be carried through all of them |
 | any of these, of the send after a loss | none | the same: it has had its one more |
 | timed out, stalled | none | what was sent is not computed again because it was slow |
 
-A loss is a loss, also if it may only have been a kept connection that had been closed meanwhile: that one more send is
-made at once, to the same endpoint (`upstream.pool`), and counts as any other. What is not sent is no send: with nobody
-there, the next endpoint gets it. So no request is sent more often than it has attempts, and once more.
+A kept connection that had been closed meanwhile is the ordinary case, and cannot be told from an endpoint that dies of
+requests at once. So it is a loss, but one that costs nothing: no attempt, no pause, no place in the budget. The one
+more send goes over a new connection (`upstream.pool`), to another endpoint where there is one, else to the same. What
+is not sent is no send: where nobody is there, the next endpoint gets it. So no request is sent more often than it has
+attempts, and once more.
 
 A retry is load on top of the load that may have been the cause. So at most a fifth of the requests that are open may be
 retries of what was computed once already. A failure beyond that is the answer; a loss, which took its engine's load
@@ -37,7 +39,7 @@ def may_be_sent_again(outcome: Outcome, before: Iterable[Outcome | None], sends:
     """By the table. `before`: what came of its stays before the one that ends with this outcome."""
     if sends.had_one_more:
         return False
-    return outcome in FREE or (outcome in ONCE and ONCE.isdisjoint(before))
+    return outcome in FREE or outcome is Outcome.STALE or (outcome in ONCE and ONCE.isdisjoint(before))
 
 
 class RetryBudget:

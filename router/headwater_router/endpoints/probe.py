@@ -27,6 +27,7 @@ from headwater_router.upstream.errors import (
     ConnectRefusedError,
     ConnectTimeoutError,
     OwnLimitError,
+    StaleConnectionError,
     UnreachableError,
     UpstreamError,
 )
@@ -141,7 +142,11 @@ class Prober:
         deadline = asyncio.get_running_loop().time() + self._timeout
         connection: Connection | None = None
         try:
-            connection = await pool.ask(request, b"", deadline, self._timeout, Sends())
+            sends = Sends()
+            try:
+                connection = await pool.ask(request, b"", deadline, self._timeout, sends)
+            except StaleConnectionError:
+                connection = await pool.ask(request, b"", deadline, self._timeout, sends)
             body = await connection.read()
             if not connection.exhausted:
                 async with asyncio.timeout_at(deadline):

@@ -44,6 +44,7 @@ from headwater_router.upstream.errors import (
     InsecureError,
     MalformedAnswerError,
     OwnLimitError,
+    StaleConnectionError,
     StalledError,
     UnreachableError,
     UpstreamError,
@@ -292,8 +293,6 @@ class _Passage:
             self._judge(dispatch)
             return True
         outcome, status = failure(error)
-        if outcome is Outcome.UNREACHABLE and dispatch.was_sent:
-            outcome = Outcome.LOST  # It was sent, over a connection that was kept; to whom it was sent is gone now.
         now = time.monotonic()
         dispatch.ended(outcome, now, reason=str(error))
         if isinstance(error, ConnectRefusedError):
@@ -395,6 +394,8 @@ def failure(error: UpstreamError) -> tuple[Outcome, APIError]:
         case ConnectRefusedError() | ConnectTimeoutError() | UnreachableError() | InsecureError():
             error_ = BadGatewayError(f"No endpoint could be reached: {error}.", code="endpoint_unreachable")
             return Outcome.UNREACHABLE, error_
+        case StaleConnectionError():
+            return Outcome.STALE, _lost("The endpoint broke off before it answered.")
         case ConnectionLostError():
             return Outcome.LOST, _lost("The endpoint broke off before it answered.")
         case AnswerTimeoutError():

@@ -18,7 +18,6 @@ from headwater_router.upstream.errors import (
     InsecureError,
     NotConnectedError,
     OwnLimitError,
-    StaleConnectionError,
     UnreachableError,
     UpstreamError,
 )
@@ -55,19 +54,13 @@ class Pool:
         `deadline`: for the first byte of the answer's body, in the loop's time. `stall`: seconds that may pass between
         two later pieces, unless we do not read because the client is slow. `sends`: of this request, wherever to.
 
-        A kept connection may have been closed by the other side a moment ago. If it is lost at once, and nothing of an
-        answer came, the request is sent once more over a new one. An endpoint that dies of requests at once looks the
-        same from here. So that is the one more send that a loss allows; and a request that was lost before goes over a
-        new connection at once, whose loss leaves no doubt.
+        A kept connection may have been closed by the other side a moment ago: StaleConnectionError, where it is lost at
+        once and nothing of an answer came. A request that was lost before goes over a new one, whose loss leaves no
+        doubt.
         """
         connection = None if sends.losses else self._take()
-        if connection is not None:
-            try:
-                await connection.begin(request, body, deadline, stall, sends)
-                return connection
-            except StaleConnectionError:
-                pass
-        connection = await self._connect(deadline)
+        if connection is None:
+            connection = await self._connect(deadline)
         await connection.begin(request, body, deadline, stall, sends)
         return connection
 

@@ -155,8 +155,11 @@ RECORDED = sorted((Path(__file__).parents[1] / "fixtures").glob("*/chat-stream.t
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.parent.name)
 def test_recorded_streams_are_whole_and_cut_ones_are_not(path: Path, size: int) -> None:
     events = [line for line in path.read_bytes().split(b"\n\n") if line.strip().startswith(b"data:")]
-    assert read(b"\n\n".join(events), size).over
-    assert not read(events[0], size).over
+    assert not read(b"\n\n".join(events), size).lacks_end
+    assert read(events[0], size).lacks_end
+    # Why it finished is an end where nothing breaks, but usage and the mark of the end may be missing.
+    finished = read(chunk(content="Hi") + data(choices=[{"delta": {}, "finish_reason": "stop"}]), size)
+    assert (finished.over, finished.lacks_end) == (False, False)
 
 
 LONG = [{"type": "message", "content": "word " * 5000}]

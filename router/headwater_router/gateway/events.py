@@ -24,9 +24,9 @@ _ENDS: Final[Mapping[str, tuple[bytes, ...]]] = {
 }
 """Paths whose streams say themselves that they are whole, and words of which they then have one."""
 _ENDING: Final = rb"(?:response\.(?:completed|incomplete|failed)|message_stop)"
-_END: Final = re.compile(
-    rb'(?<=\n)data: ?\[DONE\]|"finish_reason" ?: ?"|(?<=\n)event: ?' + _ENDING + rb'|"type" ?: ?"' + _ENDING
-)
+_LAST: Final = re.compile(rb"(?<=\n)data: ?\[DONE\]|(?<=\n)event: ?" + _ENDING + rb'|"type" ?: ?"' + _ENDING)
+"""What nothing comes behind."""
+_FINISH: Final = re.compile(rb'"finish_reason" ?: ?"')
 _ERROR_LINE: Final = re.compile(
     rb'data: ?\{ ?"(?:error" ?: ?[{"]|object" ?: ?"error"|type" ?: ?"(?:error|response\.failed)")'
     rb"|event: ?(?:error|response\.failed)"
@@ -38,7 +38,7 @@ _SEPARATOR: Final = re.compile(rb"(?<=\n\n)|(?<=\r\n\r\n)")
 class StreamReader:
     """Fed with a stream, piece by piece, on the path of each token. Pieces are gathered, and looked at together."""
 
-    __slots__ = ("_ends", "_filter", "_finder", "_over", "_pieces", "_seam", "_size", "_told_error")
+    __slots__ = ("_ends", "_filter", "_finder", "_finished", "_over", "_pieces", "_seam", "_size", "_told_error")
 
     def __init__(self, path: str = "") -> None:
         """`path`: of the request."""
@@ -50,7 +50,7 @@ class StreamReader:
         """Of these, in bytes."""
         self._seam = b"\n"
         """What is to be looked at once more with them. A stream begins where a line does."""
-        self._over = False
+        self._finished = self._over = False
         self._told_error = False
 
     def hide_usage(self) -> None:
@@ -71,14 +71,14 @@ class StreamReader:
 
     @property
     def over(self) -> bool:
-        """It said itself that it is."""
+        """It said itself that nothing more comes."""
         self._look()
         return self._over
 
     @property
     def lacks_end(self) -> bool:
-        """Streams of its path say that they are over; it did not."""
-        return self._ends is not None and not self.over
+        """Streams of its path say that they are over; it did not, nor why it finished, which is enough for some."""
+        return self._ends is not None and not self.over and not self._finished
 
     @property
     def told_error(self) -> bool:
@@ -101,7 +101,8 @@ class StreamReader:
         self._finder.look(seen, piece)
         # To look for words takes a tenth of what an expression takes that finds nothing.
         if not self._over and self._ends is not None and any(word in seen for word in self._ends):
-            self._over = _END.search(seen) is not None
+            self._over = _LAST.search(seen) is not None
+            self._finished = self._finished or _FINISH.search(seen) is not None
         self._told_error = self._told_error or _tells_error(seen, b"error") or _tells_error(seen, b"response.failed")
 
 

@@ -188,6 +188,7 @@ async def test_a_large_message_is_taken_over_in_pieces_between_which_an_endpoint
         async with gateway(a, b, **settings) as one:
             assert one.router.sharing is not None
             staying, going = list(one.router.fleet)
+            await until(lambda: None not in (staying.process_start, going.process_start))
             prefixes = [
                 Prefix(endpoint.incarnation, [endpoint.lives, number, *range(100)])
                 for number in range(300)
@@ -195,6 +196,7 @@ async def test_a_large_message_is_taken_over_in_pieces_between_which_an_endpoint
             ]
             pieces = one.router.sharing.take(encode("x", prefixes))
             next(pieces)
+            going.process_start = 1.8e9
             one.router.fleet.begin_new_life(going)
             assert len(list(pieces)) >= 10
             assert set(one.router._index.holders) == {staying.target.id}

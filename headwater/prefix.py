@@ -21,7 +21,7 @@ after the first `MAX_TOKENS`.
 
 import re
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Final
 
@@ -85,14 +85,7 @@ def root_hash(
 
 def text_chain(root: int, stream: bytes) -> list[int]:
     """The chain of a text, at most `MAX_BLOCKS` long."""
-    hashes, parent = [], root
-    view, length = memoryview(stream), len(stream)
-    for start, end in _BORDERS:
-        if end > length:
-            break
-        parent = xxh3_64_intdigest(view[start:end], parent)
-        hashes.append(parent)
-    return hashes
+    return _chain(root, stream, _BORDERS)
 
 
 def token_chain(root: int, ids: Sequence[int], block_size: int) -> list[int]:
@@ -104,7 +97,7 @@ def token_chain(root: int, ids: Sequence[int], block_size: int) -> list[int]:
         stream = struct.pack(f"<{len(ids)}I", *ids)
     except struct.error as error:
         raise ValueError(f"a token id is not within 0..{2**32 - 1}: {error}") from None
-    return _chain(root, stream, 4 * block_size)
+    return _chain(root, stream, pairwise(range(0, len(stream) + 1, 4 * block_size)))
 
 
 def fold_attachments(text: bytes) -> tuple[bytes, int]:
@@ -132,9 +125,12 @@ def fold_attachments(text: bytes) -> tuple[bytes, int]:
     return b"".join((*pieces, memoryview(text)[taken:])), len(pieces) // 2
 
 
-def _chain(parent: int, stream: bytes | memoryview, size: int) -> list[int]:
-    hashes = []
-    for start in range(0, len(stream) - size + 1, size):
-        parent = xxh3_64_intdigest(stream[start : start + size], parent)
+def _chain(parent: int, stream: bytes, borders: Iterable[tuple[int, int]]) -> list[int]:
+    """Of the blocks between these that are full."""
+    hashes, view, length = [], memoryview(stream), len(stream)
+    for start, end in borders:
+        if end > length:
+            break
+        parent = xxh3_64_intdigest(view[start:end], parent)
         hashes.append(parent)
     return hashes

@@ -6,7 +6,6 @@ and a limit that is left out would let somebody in. No message repeats what stan
 
 import hashlib
 import hmac
-import stat
 from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from pydantic_core import ErrorDetails
 
 from headwater.keys import LEAST_LENGTH, KeysFileError, checked_name
 from headwater.validation import field_path
+from headwater_router.files import IrregularFileError, read_file
 
 MOST_BYTES: Final = 2 * 2**20
 MOST_KEYS: Final = 10_000
@@ -105,10 +105,10 @@ def _problem(text: str, node: yaml.Node) -> _RefusedError:
 
 
 def _bytes(path: Path) -> bytes:
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise KeysFileError("is not a file")  # To open a pipe would wait until somebody writes.
-    with path.open("rb") as file:
-        content = file.read(MOST_BYTES + 1)
+    try:
+        content = read_file(path, MOST_BYTES + 1)
+    except IrregularFileError:
+        raise KeysFileError("is not a file") from None
     if len(content) > MOST_BYTES:
         raise KeysFileError(f"is larger than {MOST_BYTES // 2**20} MiB")
     return content

@@ -5,8 +5,6 @@ file: whoever edits it while the router runs must not stop all traffic by a slip
 """
 
 import asyncio
-import errno
-import stat
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +13,7 @@ import structlog
 import yaml
 
 from headwater_router.endpoints.endpoint import EndpointError, EndpointSpec
+from headwater_router.files import read_file
 
 log = structlog.get_logger(__name__)
 
@@ -71,10 +70,7 @@ class StaticEndpoints:
 def read_endpoints(path: Path) -> list[EndpointSpec]:
     """Raises EndpointError, which names the file, and nothing else."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # A pipe would be waited for.
-            raise OSError(errno.EINVAL, "it is no regular file")
-        with path.open("rb") as opened:
-            content = opened.read(MOST_BYTES + 1)
+        content = read_file(path, MOST_BYTES + 1)
     except (OSError, ValueError) as error:
         raise EndpointError(f"{path}: {getattr(error, 'strerror', None) or 'this is no path'}") from None
     try:

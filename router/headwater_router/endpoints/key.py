@@ -2,13 +2,13 @@
 
 import os
 import re
-import stat
 from pathlib import Path
 from typing import Final
 
 import structlog
 
 from headwater_router.endpoints.address import EndpointError
+from headwater_router.files import read_file
 
 log = structlog.get_logger(__name__)
 
@@ -49,13 +49,10 @@ class ApiKey:
         elif self.file:
             try:
                 status = Path(self.file).stat()
-                if not stat.S_ISREG(status.st_mode):  # A pipe would be waited for, and with it all else.
-                    raise self._error("it is no regular file")
                 stamp = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
                 if stamp == self._seen:
                     return
-                with Path(self.file).open("rb") as opened:
-                    content = opened.read(_LONGEST + 3)
+                content = read_file(Path(self.file), _LONGEST + 3)
             except OSError as error:
                 raise self._error(error.strerror or str(error)) from None
             self._take(content.rstrip(b"\r\n"))

@@ -144,8 +144,7 @@ class Forwarder:
 class _Passage:
     """The state of one request."""
 
-    __slots__ = ("_call", "_client", "_head", "_keep_alive", "_passing", "_reader", "_request", "_shared",
-                 "_stream")  # fmt: skip
+    __slots__ = ("_call", "_client", "_head", "_keep_alive", "_passing", "_reader", "_request", "_shared")
 
     def __init__(
         self, shared: Forwarder, request: Request, client: ClientConnection, call: Call, head: RequestHead
@@ -158,9 +157,7 @@ class _Passage:
         self._passing = False
         """Of an endpoint's answer something has gone to the client."""
         self._reader: UsageFinder | StreamReader = UsageFinder()
-        """Looks at all that passes."""
-        self._stream: StreamReader | None = None
-        """The reader, where the answer is a stream."""
+        """Looks at all that passes of the answer."""
         self._keep_alive: KeepAlive | None = None
 
     async def run(self) -> None:
@@ -170,9 +167,8 @@ class _Passage:
             self._keep_alive = KeepAlive(self._client, shared.keep_alive_comments)
         descriptors = shared.descriptors
         if not shared.dispatcher.fleet.ready(call.model):
-            await shared.dispatcher.available(
-                call
-            )  # Held, if it is, without a descriptor, which others need meanwhile.
+            # Held, if it is, without a descriptor, which others need meanwhile.
+            await shared.dispatcher.available(call)
         if not descriptors.take():
             try:
                 await descriptors.wait(shared.connection_wait)
@@ -187,6 +183,11 @@ class _Passage:
     def stop(self) -> None:
         if self._keep_alive is not None:
             self._keep_alive.stop()
+
+    @property
+    def _stream(self) -> StreamReader | None:
+        """The reader, where the answer is a stream."""
+        return self._reader if isinstance(self._reader, StreamReader) else None
 
     async def _attempt(self, dispatch: Dispatch) -> bool:
         """Ask one endpoint. Returns whether that is the end of it; else another one may be asked. Raises APIError."""
@@ -237,19 +238,18 @@ class _Passage:
     async def _pass_answer_on(self, dispatch: Dispatch, connection: Connection) -> bool:
         # The head goes out with the first content, so that until then another endpoint can be tried.
         first = await connection.read()
-        self._stream = None
         if is_stream(connection.headers):
-            self._reader = self._stream = StreamReader(self._call.path)
+            self._reader = StreamReader(self._call.path)
             beginning = Beginning(self._call.path)
             kind = beginning.feed(first)
             if kind is Kind.NOTHING:
                 first, kind = await self._until_content(connection, beginning, first)
-            if kind is not Kind.CONTENT and kind is not Kind.END:
+            if kind in (Kind.NOTHING, Kind.ERROR):
                 return await self._is_none(dispatch, connection, beginning.fault, first)
         else:
             if self._client.answer_began:
                 raise MalformedAnswerError("it is no stream, and one had begun")
-            kind = Kind.CONTENT
+            self._reader, kind = UsageFinder(), Kind.CONTENT
             if (fault := fault_of(self._call.path, first, whole=connection.exhausted)) is not None:
                 return await self._is_none(dispatch, connection, fault, first)
         if self._call.path == "/v1/responses":
@@ -287,9 +287,9 @@ class _Passage:
 
     async def _upstream_failed(self, dispatch: Dispatch, error: UpstreamError) -> bool:
         """As `_attempt`, which it ends."""
-        if self._stream is not None and self._stream.over:
+        if (stream := self._stream) is not None and stream.over:
             # It had said that it is over: what became of its connection then is nobody's loss.
-            self._client.end(self._stream.end())
+            self._client.end(stream.end())
             self._judge(dispatch)
             return True
         outcome, status = failure(error)
@@ -329,8 +329,8 @@ class _Passage:
         if self._client.answer_began:
             return  # With comments: the status is sent.
         headers = answer_head(connection.headers, longest_wait)
-        if self._head.usage_is_ours and self._stream is not None:
-            self._stream.hide_usage()
+        if self._head.usage_is_ours and (stream := self._stream) is not None:
+            stream.hide_usage()
             headers = [each for each in headers if each[0] != b"content-length"]
         if self._shared.expose_endpoint:
             headers.append((b"x-headwater-endpoint", dispatch.endpoint.name.encode()))
@@ -357,8 +357,7 @@ class _Passage:
 
     def _end(self, dispatch: Dispatch, last: bytes) -> None:
         """All of the answer is here. Is it whole?"""
-        stream = self._stream
-        if stream is not None:
+        if (stream := self._stream) is not None:
             last += stream.end()
             if stream.lacks_end:
                 dispatch.ended(Outcome.LOST, time.monotonic(), reason="a stream without its end")
@@ -372,7 +371,7 @@ class _Passage:
 
     def _judge(self, dispatch: Dispatch) -> None:
         """All of an answer has been sent on."""
-        if self._stream is not None and self._stream.told_error:
+        if (stream := self._stream) is not None and stream.told_error:
             dispatch.ended(Outcome.FAILED, time.monotonic(), reason="an error event within the answer")
         else:
             dispatch.ended(Outcome.ANSWERED, time.monotonic(), usage=self._reader.usage)

@@ -1,6 +1,7 @@
 """Greedy answers of a model through the whole engine: scheduler, prefix cache, worker, sampler; without processes."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from headwater_engine.cache.prefix_cache import PrefixCache
 from headwater_engine.core.engine import Engine
@@ -12,14 +13,24 @@ from headwater_engine.sampling.params import SamplingParams
 from headwater_engine.worker.worker import ModelWorker
 
 
+@dataclass(slots=True)
+class Case:
+    """A model, and what transformers answers with it."""
+
+    model: Model
+    kernels: Kernels
+    prompts: list[list[int]]
+    expected: list[list[int]]
+
+
 def make_engine(
     model: Model,
     kernels: Kernels,
     blocks: int,
     *,
-    max_num_seqs: int,
-    max_batched_tokens: int,
     reuse: bool,
+    max_num_seqs: int = 32,
+    max_batched_tokens: int = 512,
     depth: int = 0,
     drafter: Drafter | None = None,
 ) -> Engine:

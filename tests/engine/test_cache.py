@@ -13,10 +13,16 @@ def tokens(*blocks: int, tail: int = 0) -> list[int]:
     return [block for block in blocks for _ in range(SIZE)] + [0] * tail
 
 
-def run(cache: PrefixCache, prompt: list[int], salt: str = "", step: int = 0) -> Lease:
-    """A lease whose tokens are all computed."""
+def grown(cache: PrefixCache, prompt: list[int], salt: str = "") -> Lease:
+    """A lease with room for all of the prompt, which it offers nothing of yet."""
     lease = cache.open(prompt, salt)
     assert cache.grow(lease, len(prompt))
+    return lease
+
+
+def run(cache: PrefixCache, prompt: list[int], salt: str = "", step: int = 0) -> Lease:
+    """A lease whose tokens are all computed."""
+    lease = grown(cache, prompt, salt)
     cache.commit(lease, prompt, len(prompt), step)
     return lease
 
@@ -70,9 +76,7 @@ def test_a_salt_that_left_no_block_leaves_no_trace() -> None:
 def test_the_same_blocks_computed_twice_are_kept_once() -> None:
     cache = PrefixCache(10, SIZE)
     prompt = tokens(1, 2, tail=1)
-    first, second = cache.open(prompt), cache.open(prompt)
-    for lease in (first, second):
-        assert cache.grow(lease, len(prompt))
+    first, second = grown(cache, prompt), grown(cache, prompt)
     cache.commit(first, prompt, len(prompt), 0)
     cache.commit(second, prompt, len(prompt), 0)
     cache.check([first, second])
@@ -145,9 +149,7 @@ def test_a_block_behind_one_of_a_later_step_goes_with_it() -> None:
     """Its own step ran well; but nothing finds it without the one before it."""
     cache = PrefixCache(10, SIZE)
     prompt = tokens(1, 2, tail=1)
-    early, late = cache.open(prompt), cache.open(prompt)
-    for lease in (early, late):
-        assert cache.grow(lease, len(prompt))
+    early, late = grown(cache, prompt), grown(cache, prompt)
     cache.commit(late, prompt, SIZE, 2)
     cache.commit(early, prompt, 2 * SIZE, 1)
     cache.revoke(2, [early, late])

@@ -3,7 +3,6 @@ kernels of this machine: alone and 32 at once, prefix cache off and on, odd chun
 """
 
 import random
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -12,10 +11,9 @@ import torch
 from headwater_engine.core.engine import Engine
 from headwater_engine.kernels import select
 from headwater_engine.kernels.cpu import CppKernels
-from headwater_engine.kernels.interface import Kernels
-from headwater_engine.models.loading import Model, load_model
+from headwater_engine.models.loading import load_model
 from headwater_engine.models.source import resolve
-from tests.engine.greedy import greedy_answers, make_engine
+from tests.engine.greedy import Case, greedy_answers, make_engine
 from tests.engine.tiny import make_tiny, reference_greedy
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -27,22 +25,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
 NEW_TOKENS = 24
 
 
-@dataclass(slots=True)
-class Case:
-    model: Model
-    kernels: Kernels
-    prompts: list[list[int]]
-    expected: list[list[int]]
-
-    def engine(self, blocks: int, *, max_num_seqs: int = 32, max_batched_tokens: int = 512, reuse: bool) -> Engine:
-        return make_engine(
-            self.model,
-            self.kernels,
-            blocks,
-            max_num_seqs=max_num_seqs,
-            max_batched_tokens=max_batched_tokens,
-            reuse=reuse,
-        )
+def engine_of(case: Case, blocks: int, *, reuse: bool, **options: int) -> Engine:
+    return make_engine(case.model, case.kernels, blocks, reuse=reuse, **options)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -63,13 +47,13 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_alone(case: Case) -> None:
-    engine = case.engine(64, max_num_seqs=1, reuse=False)
+    engine = engine_of(case, 64, max_num_seqs=1, reuse=False)
     assert greedy_answers(engine, case.prompts, NEW_TOKENS) == case.expected
 
 
 @pytest.mark.parametrize("reuse", [False, True], ids=["cache off", "cache on"])
 def test_thirty_two_at_once(case: Case, reuse: bool) -> None:
-    engine = case.engine(400, reuse=reuse)
+    engine = engine_of(case, 400, reuse=reuse)
     for _ in range(2):
         assert greedy_answers(engine, case.prompts, NEW_TOKENS) == case.expected
     assert (engine.stats().prompt_tokens_cached > 0) == reuse
@@ -77,11 +61,11 @@ def test_thirty_two_at_once(case: Case, reuse: bool) -> None:
 
 @pytest.mark.parametrize("budget", [33, 37, 61])
 def test_prompts_in_odd_chunks(case: Case, budget: int) -> None:
-    engine = case.engine(400, max_batched_tokens=budget, reuse=True)
+    engine = engine_of(case, 400, max_batched_tokens=budget, reuse=True)
     assert greedy_answers(engine, case.prompts, NEW_TOKENS) == case.expected
 
 
 def test_preempted_requests(case: Case) -> None:
-    engine = case.engine(40, max_batched_tokens=128, reuse=True)
+    engine = engine_of(case, 40, max_batched_tokens=128, reuse=True)
     assert greedy_answers(engine, case.prompts, NEW_TOKENS) == case.expected
     assert engine.stats().preemptions > 0

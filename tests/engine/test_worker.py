@@ -20,35 +20,20 @@ from headwater_engine.core.scheduler import Drafter
 from headwater_engine.core.step import Seat, Span, Step
 from headwater_engine.kernels.interface import BLOCK_SIZE
 from headwater_engine.kernels.reference import TorchKernels
-from headwater_engine.models.loading import Model, load_model
+from headwater_engine.models.loading import load_model
 from headwater_engine.models.source import resolve
 from headwater_engine.sampling.params import SamplingParams
 from headwater_engine.worker.inputs import Inputs, lay_out
 from headwater_engine.worker.seats import Seats
-from tests.engine.greedy import greedy_answers, make_engine
+from tests.engine.greedy import Case, greedy_answers, make_engine
 from tests.engine.tiny import make_tiny, reference_greedy
 
 NEW_TOKENS = 24
 
 
-@dataclass(slots=True)
-class Case:
-    model: Model
-    kernels: TorchKernels
-    prompts: list[list[int]]
-    expected: list[list[int]]
-
-    def engine(self, blocks: int = 80, budget: int = 37, depth: int = 0, drafter: Drafter | None = None) -> Engine:
-        return make_engine(
-            self.model,
-            self.kernels,
-            blocks,
-            max_num_seqs=8,
-            max_batched_tokens=budget,
-            reuse=True,
-            depth=depth,
-            drafter=drafter,
-        )
+def engine_of(case: Case, blocks: int = 80, budget: int = 37, depth: int = 0, drafter: Drafter | None = None) -> Engine:
+    options = {"max_num_seqs": 8, "max_batched_tokens": budget, "reuse": True}
+    return make_engine(case.model, case.kernels, blocks, **options, depth=depth, drafter=drafter)
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +47,12 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 
 def test_with_a_step_under_way_answers_are_the_same(case: Case) -> None:
-    engine = case.engine(depth=1)
+    engine = engine_of(case, depth=1)
     assert greedy_answers(engine, case.prompts, NEW_TOKENS) == case.expected
 
 
 def test_preempted_with_a_step_under_way(case: Case) -> None:
-    engine = case.engine(blocks=14, depth=1)
+    engine = engine_of(case, blocks=14, depth=1)
     assert greedy_answers(engine, case.prompts, NEW_TOKENS) == case.expected
     assert engine.stats().preemptions > 0
 
@@ -83,7 +68,7 @@ def test_drafts_change_no_answer_and_save_steps(case: Case, depth: int) -> None:
         wrong = rng.randint(0, most - len(right))
         return [*right, *(rng.randrange(256) for _ in range(wrong))]
 
-    engine, plain = case.engine(budget=60, depth=depth, drafter=draft), case.engine(budget=60, depth=depth)
+    engine, plain = engine_of(case, budget=60, depth=depth, drafter=draft), engine_of(case, budget=60, depth=depth)
     assert greedy_answers(engine, case.prompts, NEW_TOKENS) == case.expected
     greedy_answers(plain, case.prompts, NEW_TOKENS)
     assert engine.stats().steps < plain.stats().steps
@@ -94,12 +79,12 @@ def test_a_seeds_answer_is_the_same_with_drafts(case: Case) -> None:
         max_tokens=20, temperature=1.0, seed=5, frequency_penalty=0.7, repetition_penalty=1.2, logprobs=2
     )
     message = Generate(id="a", prompt=case.prompts[0], params=params)
-    (plain,) = run(case.engine(), [message]).values()
+    (plain,) = run(engine_of(case), [message]).values()
 
     def draft(request: Request, most: int) -> list[int]:
         return plain.tokens[len(request.output) :][: min(most, 3)]
 
-    engine = case.engine(drafter=draft)
+    engine = engine_of(case, drafter=draft)
     (drafted,) = run(engine, [message]).values()
     assert drafted.tokens == plain.tokens
     assert [each.token for each in drafted.logprobs] == plain.tokens
@@ -113,7 +98,7 @@ def test_scored_prompts_in_any_chunks_beside_others(case: Case, budget: int, dep
         return Generate(id=str(n), prompt=case.prompts[n], params=params)
 
     messages = [message(n, 2 if n % 2 else None) for n in range(6)]
-    answers = run(case.engine(budget=budget, depth=depth), messages)
+    answers = run(engine_of(case, budget=budget, depth=depth), messages)
     for n, answer in enumerate(answers.values()):
         assert answer.tokens == case.expected[n][:6]
         if n % 2 == 0:
@@ -151,7 +136,7 @@ def run(engine: Engine, messages: list[Generate]) -> dict[str, Answer]:
 @torch.inference_mode()
 def logprobs_of(case: Case, prompt: list[int]) -> list[float]:
     """Of each token but the first, by one pass over the whole prompt."""
-    engine = case.engine()
+    engine = engine_of(case)
     worker = engine._worker
     inputs = lay_out_alone(prompt)
     tokens, batch = inputs.to(torch.device("cpu"))

@@ -183,21 +183,22 @@ async def test_an_endpoint_that_asked_for_little_is_asked_again_while_another_th
 
 # One client's fault
 
+KILLER = BODY.replace(b"hi", b"kill")
+
+
+async def dies_of_it(exchange: Exchange) -> None:
+    if b"kill" in exchange.body:
+        exchange.abort()
+    else:
+        await exchange.whole()
+
 
 async def test_a_request_that_kills_engines_kills_two() -> None:
-    killer = BODY.replace(b"hi", b"kill")
-
-    async def dies_of_it(exchange: Exchange) -> None:
-        if b"kill" in exchange.body:
-            exchange.abort()
-        else:
-            await exchange.whole()
-
     async with upstream() as a, upstream() as b, upstream() as c, upstream() as d, gateway(a, b, c, d) as router:
         for engine in (a, b, c, d):
             engine.answer = dies_of_it
-        assert (await router.post(killer)).status_code == 502
-        again = await router.post(killer)
+        assert (await router.post(KILLER)).status_code == 502
+        again = await router.post(KILLER)
         assert (again.status_code, again.json()["error"]["code"]) == (400, "request_breaks_engines")
         hit = [engine for engine in (a, b, c, d) if any(b"kill" in each.body for each in engine.exchanges)]
         assert len(hit) == 2
@@ -205,19 +206,11 @@ async def test_a_request_that_kills_engines_kills_two() -> None:
 
 
 async def test_a_request_that_kills_engines_over_kept_connections_is_sent_twice() -> None:
-    killer = BODY.replace(b"hi", b"kill")
-
-    async def dies_of_it(exchange: Exchange) -> None:
-        if b"kill" in exchange.body:
-            exchange.abort()
-        else:
-            await exchange.whole()
-
     async with upstream() as a, upstream() as b, gateway(a, b) as router:
         a.answer = b.answer = dies_of_it
         for _ in range(4):
             await router.post()
-        answers = [await router.post(killer) for _ in range(4)]
+        answers = [await router.post(KILLER) for _ in range(4)]
         assert [each.status_code for each in answers] == [502, 400, 400, 400]
         assert sum(b"kill" in each.body for engine in (a, b) for each in engine.exchanges) == 2
 
@@ -287,7 +280,7 @@ async def test_a_request_that_has_ended_is_not_left_to_the_garbage_collector() -
         try:
             for _ in range(kept + 20):
                 await router.post()
-            calls = sum(isinstance(each, Call) for each in gc.get_objects())
+            calls = sum(type(each) is Call for each in gc.get_objects())
         finally:
             gc.enable()
         assert calls == kept

@@ -35,10 +35,10 @@ MEASURES = (*(_JSON.format(size) for size in _SIZES), _CHUNK, "JSON requests/s",
 _HERE = Path(__file__).parent
 
 
-def ours(engines: list[int], *flags: str) -> str:
+def ours(engines: list[int], *flags: str, python: str = sys.executable) -> str:
     """The command of our router; `{port}` is to be filled in."""
     endpoints = "".join(f" --endpoint http://127.0.0.1:{engine},backend=vllm" for engine in engines)
-    return f"{sys.executable} -m headwater route --host 127.0.0.1 --port {{port}}{endpoints} {' '.join(flags)}"
+    return f"{python} -m headwater route --host 127.0.0.1 --port {{port}}{endpoints} {' '.join(flags)}"
 
 
 def with_keys(folder: Path) -> list[str]:
@@ -116,6 +116,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="alternations")
     parser.add_argument("--engines", type=int, default=64)
     parser.add_argument("--share", type=float, default=1.0, help="of the usual number of requests a round")
+    parser.add_argument(
+        "--python",
+        default=sys.executable,
+        help="that runs our router: a distribution's own is built with profile-guided optimization, as our image's is",
+    )
     options = parser.parse_args()
     peers = dict(peer.split("=", 1) for peer in options.peer)
     peers = peers or {name: command for name, command in PEERS.items() if shutil.which(name)}
@@ -123,7 +128,7 @@ def main() -> None:
     rounds: dict[str, list[dict[str, float]]] = {}
     ready = lambda: all(answers(port) for port in engines)  # noqa: E731
     with tempfile.TemporaryDirectory() as folder, server(mocks(engines, CHUNKS, 10), ready, timeout=30):
-        commands = {"headwater": ours(engines, *with_keys(Path(folder)))} | peers
+        commands = {"headwater": ours(engines, *with_keys(Path(folder)), python=options.python)} | peers
         for number in range(options.rounds):
             for name, command in commands.items():
                 result = measure(command, engines, options.share)

@@ -72,8 +72,9 @@ class RouterSettings(BaseSettings):
     max_bodies_mib: float | None = Field(
         None,
         gt=0,
-        description="Most MiB of request bodies that are held at once; beyond that a request gets a 503. Default: a "
-        "quarter of the memory that the container, or else the machine, has.",
+        description="Most MiB of request bodies that are held at once. From half of it on, bodies wait for memory; who "
+        "waits too long, or finds none left at all, gets a 503. Default: a quarter of the memory that the container, "
+        "or else the machine, has.",
     )
     max_header_kib: int = Field(64, ge=1, description="Largest request head in KiB; a larger one gets a 431.")
     max_connections_per_address: int | None = Field(

@@ -1,6 +1,10 @@
 """The memory of requests: counted while it is held, bounded by what the container has, and all of it given back."""
 
 import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -11,10 +15,11 @@ from headwater_router.app import Router
 from headwater_router.config import RouterSettings
 from headwater_router.descriptors import Descriptors
 from headwater_router.gateway.bodies import BodyBudget
+from headwater_router.gateway.clients import State
 from headwater_router.gateway.connection import ClientConnection
 from headwater_router.gateway.request import Request
 from headwater_router.memory import memory_limit
-from tests.router.front import Counted, front, post, read_answer
+from tests.router.front import Counted, Front, front, post, read_answer
 from tests.router.gateway import until
 
 MIB = 2**20
@@ -94,6 +99,179 @@ class Requests(RuleBasedStateMachine):
 
 
 TestRequests = Requests.TestCase
+
+
+@dataclass(eq=False)
+class Sender:
+    """Sends a body whenever it is read from."""
+
+    budget: BodyBudget
+    missing: int
+    held: int = 0
+    reading: bool = True
+
+    def go_on(self) -> None:
+        self.reading = True
+
+    def look_at_turn(self, now: float) -> None:
+        self.reading = False
+        self.budget.wait(self)
+
+
+class Senders(RuleBasedStateMachine):
+    """Bodies come in pieces, are answered, and their clients leave, in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.budget = BodyBudget(1000)
+        self.sending: list[Sender] = []
+        self.whole: list[Sender] = []
+
+    @rule(size=st.integers(1, 600))
+    def come(self, size: int) -> None:
+        self.sending.append(Sender(self.budget, size))
+
+    @rule(number=st.integers(0, 50), count=st.integers(1, 100))
+    def send(self, number: int, count: int) -> None:
+        reading = [sender for sender in self.sending if sender.reading]
+        if not reading:
+            return
+        sender = reading[number % len(reading)]
+        if not self.budget.take(count := min(count, sender.missing)):
+            self.leave(self.sending.index(sender))
+            return
+        sender.missing -= count
+        sender.held += count
+        if not sender.missing:
+            self.sending.remove(sender)
+            self.whole.append(sender)
+            self.budget.leave(sender)
+        elif self.budget.must_wait(sender):
+            sender.reading = False
+            self.budget.wait(sender)
+
+    @rule(number=st.integers(0, 50))
+    def leave(self, number: int) -> None:
+        if self.sending:
+            sender = self.sending.pop(number % len(self.sending))
+            self.budget.leave(sender)
+            self.budget.give(sender.held)
+
+    @rule(number=st.integers(0, 50))
+    def answer(self, number: int) -> None:
+        if self.whole:
+            self.budget.give(self.whole.pop(number % len(self.whole)).held)
+
+    @rule()
+    def tick(self) -> None:
+        self.budget.tick(0.0)
+
+    @invariant()
+    def what_is_counted_is_what_is_held(self) -> None:
+        assert self.budget.in_flight == sum(sender.held for sender in (*self.sending, *self.whole)) <= 1000
+
+    @invariant()
+    def nobody_waits_for_nothing(self) -> None:
+        waiting = [sender for sender in self.sending if not sender.reading]
+        assert len(waiting) == self.budget.waiting
+        if waiting and self.budget.in_flight <= 750:
+            assert len(waiting) < len(self.sending), "one has its turn"
+
+
+TestSenders = Senders.TestCase
+
+
+async def test_bodies_wait_for_memory_and_all_of_them_are_answered() -> None:
+    held = asyncio.Semaphore(0)
+
+    async def handle(request: Request, client: ClientConnection) -> None:
+        await held.acquire()
+        client.answer(request.error.status if request.error else 200, [], b"")
+
+    async with front(handle, limit=16 * MIB) as running:
+        bodies = running.server.clients.bodies
+        connections = [await running.connect() for _ in range(32)]
+        for _, writer in connections:
+            # 22 MB in all; no more than fits where each has sent a piece of 256 KiB before it can be told to wait.
+            writer.write(post(b"x" * 700_000))
+        await until(lambda: bodies.waiting > 0)
+        await until(lambda: len(running.requests) > 5)
+        for _ in connections:
+            held.release()
+        answers = [(await read_answer(reader))[0] for reader, _ in connections]
+        assert answers == [200] * len(connections)
+        await until(lambda: not bodies.crowded)
+        assert bodies.in_flight == 0
+
+
+async def test_who_uses_its_turn_too_little_stands_in_the_line_again() -> None:
+    async with full() as running:
+        bodies = running.server.clients.bodies
+        slow, quick = await running.connect(), await running.connect()
+        body = b"x" * 400_000
+        slow[1].write(post(body)[:-1])
+        await until(lambda: bodies.crowded and bodies.waiting == 0)
+        quick[1].write(post(body))
+        await until(lambda: bodies.waiting == 1)
+        running.tick(2)
+        assert (await read_answer(quick[0]))[0] == 200
+        slow[1].write(body[-1:])
+        assert (await read_answer(slow[0]))[0] == 200
+
+
+async def test_who_waits_for_memory_in_vain_is_told_to_come_back() -> None:
+    async with full() as running:
+        bodies = running.server.clients.bodies
+        slow, other = await running.connect(), await running.connect()
+        body = b"x" * 400_000
+        slow[1].write(post(body)[:-1])
+        await until(lambda: bodies.crowded and bodies.waiting == 0)
+        other[1].write(post(body))
+        await until(lambda: bodies.waiting == 1)
+        [connection] = running.server.clients.since[State.WAITING]
+        connection.time_is_up(0.0)
+        status, _, answer = await read_answer(other[0])
+        assert (status, json.loads(answer)["error"]["code"]) == (503, "overloaded")
+        slow[1].transport.abort()
+        await until(lambda: not bodies.crowded)
+
+
+async def test_a_client_that_leaves_while_it_waits_or_has_its_turn_makes_room_for_the_next() -> None:
+    async with full() as running:
+        bodies = running.server.clients.bodies
+        slow, gone, last = [await running.connect() for _ in range(3)]
+        body = b"x" * 400_000
+        slow[1].write(post(body)[:-1])
+        await until(lambda: bodies.crowded and bodies.waiting == 0)
+        for number, (_, writer) in enumerate((gone, last)):
+            writer.write(post(body))
+            await until(lambda count=number + 1: bodies.waiting == count)  # type: ignore[misc]
+        for _, writer in (gone, slow):
+            writer.transport.abort()
+        assert (await read_answer(last[0]))[0] == 200
+        await until(lambda: not bodies.crowded)
+
+
+@asynccontextmanager
+async def full() -> AsyncIterator[Front]:
+    """Half of the memory is taken, by a request that is not answered before the end."""
+    go_on = asyncio.Event()
+
+    async def handle(request: Request, client: ClientConnection) -> None:
+        if request.path == "/keeps":
+            await go_on.wait()
+        if request.error is None:
+            client.answer(200, [], b"")
+        else:
+            client.answer(request.error.status, [], json.dumps(request.error.body()).encode())
+
+    async with front(handle, limit=8 * MIB) as running:
+        reader, writer = await running.connect()
+        writer.write(post(b"x" * (4 * MIB - 1000), path="/keeps"))
+        await until(lambda: len(running.requests) == 1)
+        yield running
+        go_on.set()
+        assert (await read_answer(reader))[0] == 200
 
 
 async def test_a_body_is_held_until_its_answer_has_ended_or_its_handler_drops_it() -> None:

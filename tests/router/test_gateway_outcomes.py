@@ -4,10 +4,12 @@ import asyncio
 import gc
 import json
 import time
+from typing import Any
 
 import pytest
 
 from headwater_router.dispatch.call import Call
+from headwater_router.gateway.head import RequestHead
 from tests.router.gateway import BODY, STREAM, gateway, until
 from tests.router.streams import DONE, ROLE, USAGE, WORD, last_event, streaming
 from tests.router.upstream import JSON, OK, SSE, Exchange, Handler, answer_with, never, stream_in_two, upstream
@@ -304,6 +306,36 @@ async def test_a_body_is_dropped_at_the_first_token() -> None:
         assert router.router.pages.bodies.in_flight == 0
         [dispatch] = router.router.dispatcher.decisions
         assert dispatch.call.body == b""
+        release.set()
+        await reader.readuntil(DONE)
+
+
+@pytest.mark.parametrize("changed", [True, False], ids=["asked for the usage", "as it came"])
+async def test_what_was_sent_to_an_engine_is_not_in_memory_while_its_answer_streams(
+    changed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Sent(bytes):
+        def __del__(self) -> None:
+            freed.append(len(self))
+
+    def sent(*arguments: Any) -> tuple[bytes, bytes]:
+        head, body = of(*arguments)
+        assert (body == long) is not changed
+        return head, Sent(body)
+
+    freed: list[int] = []
+    of = RequestHead.of
+    monkeypatch.setattr(RequestHead, "of", sent)
+    long = STREAM.replace(b"hi", b"word " * 20_000)
+    if not changed:
+        long = long.replace(b'"stream":true', b'"stream":true,"stream_options":{"include_usage":true}')
+    release = asyncio.Event()
+    async with upstream() as engine, gateway(engine) as router:
+        engine.answer = stream_in_two(WORD, DONE, release)
+        reader, _ = await router.open(long)
+        await reader.readuntil(WORD)
+        await until(lambda: len(freed) == 1)
+        assert freed[0] >= len(long)
         release.set()
         await reader.readuntil(DONE)
 

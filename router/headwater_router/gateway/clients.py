@@ -30,13 +30,15 @@ class State(StrEnum):
     """Nothing of the next request has come."""
     READING_HEAD = "reading head"
     READING_BODY = "reading body"
+    WAITING = "waiting"
+    """Its body is read on when there is memory for it."""
     ANSWERING = "answering"
     CLOSING = "closing"
     """The last answer is on its way to the client; what comes from there is thrown away."""
     CLOSED = "closed"
 
 
-IDLE, READING_HEAD, READING_BODY, ANSWERING, CLOSING, CLOSED = State
+IDLE, READING_HEAD, READING_BODY, WAITING, ANSWERING, CLOSING, CLOSED = State
 """In Python 3.11 a member takes ten times as long to find in its class."""
 
 _WAYS_OUT: Final = (CLOSING, CLOSED)
@@ -45,15 +47,16 @@ NEXT: Final = {
     READING_HEAD: frozenset((READING_BODY, ANSWERING, *_WAYS_OUT)),
     # Of a body that nobody wants the rest is read behind the answer: then comes another request, or nothing yet. The
     # first of them counts anew how much has come.
-    READING_BODY: frozenset((READING_BODY, IDLE, READING_HEAD, ANSWERING, *_WAYS_OUT)),
+    READING_BODY: frozenset((READING_BODY, IDLE, READING_HEAD, WAITING, ANSWERING, *_WAYS_OUT)),
+    WAITING: frozenset((READING_BODY, ANSWERING, *_WAYS_OUT)),
     ANSWERING: frozenset((ANSWERING, IDLE, READING_HEAD, READING_BODY, *_WAYS_OUT)),
     CLOSING: frozenset((CLOSED,)),
     CLOSED: frozenset[State](),
 }
 
-PATIENCE: Final = {IDLE: 75.0, READING_HEAD: 10.0, READING_BODY: 10.0, CLOSING: 30.0}
+PATIENCE: Final = {IDLE: 75.0, READING_HEAD: 10.0, READING_BODY: 10.0, WAITING: 30.0, CLOSING: 30.0}
 """Seconds. Of a body, at least `LEAST_OF_BODY` must have come in each of these."""
-CROWDED_PATIENCE: Final = {IDLE: 5.0, READING_HEAD: 5.0, READING_BODY: 10.0, CLOSING: 5.0}
+CROWDED_PATIENCE: Final = {IDLE: 5.0, READING_HEAD: 5.0, READING_BODY: 10.0, WAITING: 10.0, CLOSING: 5.0}
 """The same while others find no room."""
 ANTEROOM_PATIENCE: Final = 3.0
 """Seconds in all for who was let in only to be told that there is no room."""
@@ -61,6 +64,9 @@ READER_PATIENCE: Final = 120.0
 """Seconds in which a client must take something of an answer that waits for it."""
 LEAST_OF_BODY: Final = 10 * 1024
 """Bytes: 1 KiB a second."""
+TURN_PATIENCE: Final = 1.0
+"""Seconds for `LEAST_OF_TURN`, of a body that others wait for."""
+LEAST_OF_TURN: Final = 1024 * 1024
 
 
 @dataclass(slots=True, eq=False)
@@ -93,6 +99,7 @@ class Clients:
         for state, seconds in (CROWDED_PATIENCE if self.descriptors.crowded else PATIENCE).items():
             for connection in _until(self.since[state], now - seconds):
                 connection.time_is_up(now)
+        self.bodies.tick(now)
         for writer in _until(self.unread, now - READER_PATIENCE):
             writer.look_at_reader(now)
         for connection in _until(self.anteroom, now - ANTEROOM_PATIENCE):

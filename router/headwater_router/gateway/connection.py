@@ -17,10 +17,13 @@ from headwater_router.gateway.clients import (
     CLOSING,
     IDLE,
     LEAST_OF_BODY,
+    LEAST_OF_TURN,
     NEXT,
     PATIENCE,
     READING_BODY,
     READING_HEAD,
+    TURN_PATIENCE,
+    WAITING,
     Clients,
     State,
     too_many_connections,
@@ -117,6 +120,8 @@ class ClientConnection(AnswerWriter):
         since[self.state].pop(self, None)
         since[state][self] = time.monotonic() if now is None else now
         self.state = state
+        if (bodies := self._clients.bodies).crowded and state is not READING_BODY and state is not WAITING:
+            bodies.leave(self)
 
     def _start(self, request: Request) -> None:
         self._enter(ANSWERING)
@@ -168,6 +173,36 @@ class ClientConnection(AnswerWriter):
             self._hang_up()
         elif state is not self.state:
             self._enter(state)
+        if state is READING_BODY and self._must_wait:
+            # All others now, too, before each of them brings a further piece.
+            for connection in [*self._clients.since[READING_BODY]]:
+                if connection._must_wait:
+                    connection._wait_for_memory()
+
+    # Bodies that there is no memory for yet
+
+    @property
+    def _must_wait(self) -> bool:
+        return self._parser.keeps_body and self._clients.bodies.must_wait(self)
+
+    def _wait_for_memory(self) -> None:
+        self._read(False)
+        self._enter(WAITING)
+        self._clients.bodies.wait(self)
+
+    def go_on(self) -> None:
+        self._received = 0
+        self._enter(READING_BODY)
+        self._read(True)
+
+    def look_at_turn(self, now: float) -> None:
+        if now - self._clients.since[READING_BODY][self] < TURN_PATIENCE:
+            return
+        if self._received < LEAST_OF_TURN:
+            self._wait_for_memory()
+        else:
+            self._received = 0
+            self._enter(READING_BODY, now)
 
     def _tell_to_continue(self) -> None:
         self._continue = False
@@ -194,6 +229,8 @@ class ClientConnection(AnswerWriter):
                 )
                 if self._task is None:  # It has its answer already.
                     self._hang_up()
+            case State.WAITING:
+                self._parser.fail(out_of_memory())
             case State.IDLE:
                 self.close()
             case _:
@@ -262,6 +299,7 @@ class ClientConnection(AnswerWriter):
         for filed in (clients.since[self.state], clients.unread, clients.anteroom):
             filed.pop(self, None)
         self.state = CLOSED
+        clients.bodies.leave(self)
         self._parser.close()
         for request in self._queue:
             request.end()

@@ -191,15 +191,9 @@ class _Passage:
 
     async def _attempt(self, dispatch: Dispatch) -> bool:
         """Ask one endpoint. Returns whether that is the end of it; else another one may be asked. Raises APIError."""
-        shared, endpoint = self._shared, dispatch.endpoint
-        now = time.monotonic()
-        shared.metrics.overhead.observe(now - self._call.started)
-        assert self._call.deadline is not None
-        deadline = asyncio.get_running_loop().time() + self._call.deadline - now
-        head, body = self._head.of(endpoint, dispatch.upstream_model, self._call.body)
         connection: Connection | None = None
         try:
-            connection = await shared.pool(endpoint).ask(head, body, deadline, shared.stall_timeout, self._call.sends)
+            connection = await self._ask(dispatch)
             dispatch.answered(connection.status)
             outcome = outcome_of(connection.status, retry_after(connection.headers))
             if outcome is Outcome.ANSWERED:
@@ -210,6 +204,16 @@ class _Passage:
         finally:
             if connection is not None:
                 connection.release()
+
+    async def _ask(self, dispatch: Dispatch) -> Connection:
+        """As `Pool.ask`. What is sent is this frame's alone: else it would be in memory as long as the answer."""
+        shared, endpoint = self._shared, dispatch.endpoint
+        now = time.monotonic()
+        shared.metrics.overhead.observe(now - self._call.started)
+        assert self._call.deadline is not None
+        deadline = asyncio.get_running_loop().time() + self._call.deadline - now
+        head, body = self._head.of(endpoint, dispatch.upstream_model, self._call.body)
+        return await shared.pool(endpoint).ask(head, body, deadline, shared.stall_timeout, self._call.sends)
 
     # What an endpoint says
 

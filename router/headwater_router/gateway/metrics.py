@@ -107,6 +107,7 @@ class RouterMetrics:
         self.open_retries = self._gauge("open_retries", "Of these, retries that count in the budget.")
         self.clients = self._gauge("clients", "Open connections of clients.")
         self.body_bytes = self._gauge("body_bytes", "Bytes of request bodies that are held in memory.")
+        self.bodies_waiting = self._gauge("bodies_waiting", "Requests whose body waits for memory to be read on.")
         self.loop_lag = self._gauge(
             "loop_lag_seconds", "Longest time that the router did nothing else, since this was last asked for."
         )

@@ -79,6 +79,7 @@ class Pages:
         self.metrics.open_retries.set(budget.retries)
         self.metrics.clients.set(self.descriptors.clients)
         self.metrics.body_bytes.set(self.bodies.in_flight)
+        self.metrics.bodies_waiting.set(self.bodies.waiting)
         self.metrics.loop_lag.set(self.lag.take())
         self.metrics.deployments.collect(self.fleet, self.dispatcher.hold)
         return generate_latest(self.metrics.registry)

@@ -151,6 +151,11 @@ class RequestParser:
         request.keep_alive = False
         self._refuse(request, error)
 
+    @property
+    def keeps_body(self) -> bool:
+        """Whether a body is being read that somebody wants."""
+        return self.stage is _BODY and self._request is not None
+
     def close(self) -> None:
         """Drop what it holds; parser and callbacks keep one another alive otherwise."""
         self.stage = _ENDED
@@ -209,8 +214,6 @@ class RequestParser:
             request.admitted = self._admit(request)
         if self._length > self._max_body:
             raise self._body_too_large()
-        if not self._bodies.fits(self._length):
-            raise out_of_memory()
         if (coding := fields.get(b"content-encoding")) is not None:
             self._decoder = decoder(coding, self._max_body)
             request.headers = [each for each in request.headers if each[0] != b"content-encoding"]

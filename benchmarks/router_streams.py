@@ -20,7 +20,7 @@ import uvloop
 from router_path import answers, mocks, ours
 from servers import cpu_seconds, free_port, resident_mib, server
 
-from headwater_router.descriptors import KEPT_SECONDS
+from headwater.http.descriptors import KEPT_SECONDS
 
 
 def allow_files(count: int) -> int:

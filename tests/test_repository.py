@@ -23,6 +23,7 @@ from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings
 
 from headwater import __version__, cli
+from headwater.http.descriptors import Descriptors
 from headwater.openai import errors
 from headwater.openai.chat import ChatCompletionRequest
 from headwater.openai.completions import CompletionRequest
@@ -40,7 +41,6 @@ from headwater_router.admin.guard import Guard
 from headwater_router.admission import key_file
 from headwater_router.app import Router
 from headwater_router.config import RouterSettings
-from headwater_router.descriptors import Descriptors
 from headwater_router.gateway.access_log import AccessRecord
 from headwater_router.gateway.metrics import RouterMetrics
 from headwater_router.gateway.paths import FORWARDED

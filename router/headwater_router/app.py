@@ -13,12 +13,17 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from headwater.http.bodies import BodyBudget
+from headwater.http.cors import Cors
+from headwater.http.descriptors import Descriptors
+from headwater.http.parser import Admit
+from headwater.http.server import Server
 from headwater.keys import KeysFileError
 from headwater.logs import configure_logging
+from headwater.memory import memory_limit
 from headwater_router.admission.hold import Hold
 from headwater_router.admission.keys import Keys
 from headwater_router.config import RouterSettings, contradictions
-from headwater_router.descriptors import Descriptors
 from headwater_router.dispatch.dispatcher import Dispatcher
 from headwater_router.endpoints.breaker import Breaker
 from headwater_router.endpoints.deployments import World
@@ -28,19 +33,14 @@ from headwater_router.endpoints.fleet import Fleet
 from headwater_router.endpoints.probe import Prober
 from headwater_router.gateway.access_log import AccessLog, open_access_log
 from headwater_router.gateway.app import Gateway, page
-from headwater_router.gateway.bodies import BodyBudget
-from headwater_router.gateway.cors import Cors
 from headwater_router.gateway.forward import Forwarder
 from headwater_router.gateway.journal import Journal
 from headwater_router.gateway.lag import LoopLag
 from headwater_router.gateway.metrics import RouterMetrics
 from headwater_router.gateway.pages import Pages
-from headwater_router.gateway.parser import Admit
-from headwater_router.gateway.server import Server
 from headwater_router.index import PrefixIndex, PromptBuilder
 from headwater_router.index.subscriber import EventSubscriber
 from headwater_router.index.tokenizer import ModelTokenizer, named_tokenizer
-from headwater_router.memory import memory_limit
 from headwater_router.picker.policies import Policies
 
 if TYPE_CHECKING:

@@ -8,13 +8,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from headwater.http.bodies import BodyBudget
+from headwater.http.clients import State
+from headwater.http.connection import ClientConnection
+from headwater.http.descriptors import Descriptors
+from headwater.http.request import Head, Request
+from headwater.http.server import Server
 from headwater.openai.errors import APIError
-from headwater_router.descriptors import Descriptors
-from headwater_router.gateway.bodies import BodyBudget
-from headwater_router.gateway.clients import State
-from headwater_router.gateway.connection import ClientConnection
-from headwater_router.gateway.request import Head, Request
-from headwater_router.gateway.server import Server
 from tests.router.gateway import until
 
 Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter

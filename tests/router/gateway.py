@@ -10,9 +10,9 @@ from typing import Any
 
 import httpx
 
+from headwater.http.descriptors import Descriptors
 from headwater_router.app import Router
 from headwater_router.config import RouterSettings
-from headwater_router.descriptors import Descriptors
 from tests.router.upstream import Upstream
 
 CHAT = "/v1/chat/completions"

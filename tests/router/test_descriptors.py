@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from headwater_router.descriptors import Descriptors, Place
-from headwater_router.line import NoRoomError
+from headwater.http.descriptors import Descriptors, Place
+from headwater.http.line import NoRoomError
 
 LIMIT = 200
 """Half of it is room: a hundred."""

@@ -6,9 +6,9 @@ import re
 
 import pytest
 
+from headwater.http.connection import ClientConnection
+from headwater.http.request import Head, Request
 from headwater.openai.errors import APIError, BadRequestError
-from headwater_router.gateway.connection import ClientConnection
-from headwater_router.gateway.request import Head, Request
 from tests.router.front import Counted, front, post, read_answer
 from tests.router.gateway import CHAT, gateway, until
 from tests.router.upstream import upstream

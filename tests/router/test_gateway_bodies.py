@@ -11,14 +11,14 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from headwater.http.bodies import BodyBudget
+from headwater.http.clients import State
+from headwater.http.connection import ClientConnection
+from headwater.http.descriptors import Descriptors
+from headwater.http.request import Request
+from headwater.memory import memory_limit
 from headwater_router.app import Router
 from headwater_router.config import RouterSettings
-from headwater_router.descriptors import Descriptors
-from headwater_router.gateway.bodies import BodyBudget
-from headwater_router.gateway.clients import State
-from headwater_router.gateway.connection import ClientConnection
-from headwater_router.gateway.request import Request
-from headwater_router.memory import memory_limit
 from tests.router.front import Counted, Front, front, post, read_answer
 from tests.router.gateway import until
 

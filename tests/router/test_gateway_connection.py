@@ -6,7 +6,7 @@ from asyncio import StreamReader, StreamWriter
 
 import pytest
 
-from headwater_router.gateway.clients import State
+from headwater.http.clients import State
 from tests.router.gateway import BODY, CHAT, STREAM, RunningGateway, gateway, until
 from tests.router.upstream import OK, WORD, Exchange, never, stream_in_two, upstream
 

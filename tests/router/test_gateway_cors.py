@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
+from headwater.http.connection import ClientConnection
+from headwater.http.cors import Cors
+from headwater.http.request import Head, Request
 from headwater.openai.errors import RateLimitError
-from headwater_router.gateway.connection import ClientConnection
-from headwater_router.gateway.cors import Cors
-from headwater_router.gateway.request import Head, Request
 from tests.router.front import Counted, front, read_answer
 from tests.router.gateway import BODY, CHAT, gateway
 from tests.router.upstream import Exchange, upstream

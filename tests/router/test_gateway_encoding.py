@@ -8,8 +8,8 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headwater.http.encoding import decoder
 from headwater.openai.errors import APIError, BadRequestError, RequestTooLargeError
-from headwater_router.gateway.encoding import decoder
 from tests.router.front import front, post, read_answer
 from tests.router.gateway import BODY, gateway
 from tests.router.test_gateway_parser import POST, Parsed, split

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headwater_router.gateway.parser import Stage
-from headwater_router.gateway.request import head_size
+from headwater.http.parser import Stage
+from headwater.http.request import head_size
 from tests.router.test_gateway_parser import CHUNKED, GET, LAST, OFFER, POST, Parsed, split
 
 CHUNKED_HEAD = b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n"

@@ -5,7 +5,7 @@ import errno
 import socket
 from typing import cast
 
-from headwater_router.gateway.clients import State
+from headwater.http.clients import State
 from tests.router.gateway import STREAM, RunningGateway, error_of, gateway, until
 from tests.router.upstream import WORD, never, stream_in_two, upstream
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headwater.http.bodies import BodyBudget
+from headwater.http.parser import Admit, RequestParser, Stage
+from headwater.http.request import Head, Request
 from headwater.openai.errors import APIError, AuthenticationError
-from headwater_router.gateway.bodies import BodyBudget
-from headwater_router.gateway.parser import Admit, RequestParser, Stage
-from headwater_router.gateway.request import Head, Request
 from tests.router.front import Counted
 
 GET = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwater_router.descriptors import ANTEROOM, Descriptors, Place
-from headwater_router.gateway.clients import State
-from headwater_router.gateway.seats import Seat, Seats
+from headwater.http.clients import State
+from headwater.http.descriptors import ANTEROOM, Descriptors, Place
+from headwater.http.seats import Seat, Seats
 from tests.router.front import Front, front, post, read_answer
 from tests.router.gateway import until
 

@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from headwater_router.gateway.clients import State
-from headwater_router.gateway.connection import ClientConnection
-from headwater_router.gateway.request import Request
+from headwater.http.clients import State
+from headwater.http.connection import ClientConnection
+from headwater.http.request import Request
 from tests.router.front import Front, Reader, front, post, read_answer
 from tests.router.gateway import until
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwater_router.headers import OWN_TO_A_CONNECTION, end_to_end
+from headwater.http.headers import OWN_TO_A_CONNECTION, end_to_end
 
 NAMES = st.sampled_from([b"x-a", b"x-b", b"content-type", *sorted(OWN_TO_A_CONNECTION)])
 

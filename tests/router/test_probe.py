@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from headwater_router.descriptors import Descriptors
+from headwater.http.descriptors import Descriptors
 from headwater_router.endpoints import probe
 from headwater_router.endpoints.breaker import Breaker
 from headwater_router.endpoints.endpoint import Endpoint, EndpointSpec

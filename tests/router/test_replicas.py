@@ -12,9 +12,9 @@ import msgspec
 import pytest
 import structlog
 
+from headwater.http.descriptors import Descriptors
 from headwater_router.app import Router, SettingsError
 from headwater_router.config import RouterSettings
-from headwater_router.descriptors import Descriptors
 from headwater_router.gateway.body import read_body
 from headwater_router.index import PromptBuilder
 from headwater_router.replicas.message import Prefix, encode

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headwater.http.connection import ClientConnection
+from headwater.http.request import Request
 from headwater.openai.errors import APIError
 from headwater_router.dispatch.call import Call
-from headwater_router.gateway.connection import ClientConnection
 from headwater_router.gateway.forward import Forwarder
 from headwater_router.gateway.head import RequestHead
-from headwater_router.gateway.request import Request
 from headwater_router.outcome import Outcome
 from headwater_router.sends import Sends
 from headwater_router.upstream.connection import Connection

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from headwater_router.sockets import keep_alive
+from headwater.http.sockets import keep_alive
 
 EXPECTED = {
     "SO_KEEPALIVE": (socket.SOL_SOCKET, 1),

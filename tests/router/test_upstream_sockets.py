@@ -13,7 +13,7 @@ import pytest
 import trustme
 import uvloop
 
-from headwater_router.descriptors import Descriptors
+from headwater.http.descriptors import Descriptors
 from headwater_router.sends import Sends
 from headwater_router.upstream.errors import (
     ConnectionLostError,

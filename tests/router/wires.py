@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from headwater_router.descriptors import Descriptors
+from headwater.http.descriptors import Descriptors
 from headwater_router.sends import Sends
 from headwater_router.upstream.connection import Connection
 from headwater_router.upstream.pool import Pool

@@ -22,7 +22,7 @@ with it, waits for its turn.
 from collections.abc import Iterable
 from typing import Final
 
-from headwater_router.line import Line, NoRoomError
+from headwater.http.line import Line, NoRoomError
 from headwater_router.outcome import Outcome
 from headwater_router.sends import Sends
 

@@ -16,7 +16,7 @@ import structlog
 
 from headwater import backends
 from headwater.backends.metrics import LoadReport, read_load
-from headwater_router.descriptors import Descriptors
+from headwater.http.descriptors import Descriptors
 from headwater_router.endpoints.endpoint import Endpoint, ServedModel
 from headwater_router.endpoints.fleet import Fleet
 from headwater_router.endpoints.listing import read_models

@@ -8,6 +8,10 @@ from typing import Any
 import msgspec
 import structlog
 
+from headwater.http.clients import too_many_connections
+from headwater.http.connection import ClientConnection
+from headwater.http.headers import Headers
+from headwater.http.request import Request
 from headwater.openai.errors import (
     APIError,
     BadRequestError,
@@ -24,16 +28,12 @@ from headwater_router.dispatch.call import Call
 from headwater_router.endpoints.endpoint import ServedModel
 from headwater_router.endpoints.fleet import Fleet
 from headwater_router.gateway.body import Body, completed, read_body
-from headwater_router.gateway.clients import too_many_connections
-from headwater_router.gateway.connection import ClientConnection
 from headwater_router.gateway.form_body import FormBody, read_form
 from headwater_router.gateway.forward import Forwarder
 from headwater_router.gateway.head import RequestHead
 from headwater_router.gateway.journal import Entry, Journal
 from headwater_router.gateway.pages import Page
 from headwater_router.gateway.paths import Form, form_of, response_of
-from headwater_router.gateway.request import Request
-from headwater_router.headers import Headers
 from headwater_router.index import PromptBuilder
 from headwater_router.picker.weights import conversation
 

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
+from headwater.http.headers import Headers
 from headwater.openai.errors import BadRequestError
-from headwater_router.headers import Headers
 
 _MOST_PARTS: Final = 128
 _MOST_HEADERS: Final = 8

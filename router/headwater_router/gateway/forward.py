@@ -12,28 +12,28 @@ from typing import Final
 
 import structlog
 
+from headwater.http.clients import too_many_connections
+from headwater.http.connection import ClientConnection
+from headwater.http.descriptors import Descriptors
+from headwater.http.line import NoRoomError
+from headwater.http.request import Request
 from headwater.openai.errors import (
     APIError,
     BadGatewayError,
     GatewayTimeoutError,
 )
 from headwater.openai.stream import error_event
-from headwater_router.descriptors import Descriptors
 from headwater_router.dispatch.call import Call
 from headwater_router.dispatch.dispatch import Dispatch
 from headwater_router.dispatch.dispatcher import Dispatcher, outcome_of
 from headwater_router.endpoints.endpoint import Endpoint
 from headwater_router.gateway.beginning import Beginning, Fault, Kind, fault_of
-from headwater_router.gateway.clients import too_many_connections
-from headwater_router.gateway.connection import ClientConnection
 from headwater_router.gateway.events import StreamReader
 from headwater_router.gateway.head import RequestHead, answer_head, is_stream, retry_after
 from headwater_router.gateway.keepalive import KeepAlive, refusal_event
 from headwater_router.gateway.metrics import RouterMetrics
 from headwater_router.gateway.paths import Responses
-from headwater_router.gateway.request import Request
 from headwater_router.gateway.usage import UsageFinder
-from headwater_router.line import NoRoomError
 from headwater_router.outcome import Outcome
 from headwater_router.upstream.connection import Connection
 from headwater_router.upstream.errors import (

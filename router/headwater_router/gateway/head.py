@@ -5,12 +5,12 @@ import time
 from email.utils import parsedate_to_datetime
 from typing import Final
 
+from headwater.http.headers import Headers, end_to_end
+from headwater.http.request import Request
 from headwater_router.admission.keys import CREDENTIALS
 from headwater_router.endpoints.endpoint import Endpoint
 from headwater_router.gateway.body import Body, asking_for_usage, with_model
 from headwater_router.gateway.form_body import FormBody
-from headwater_router.gateway.request import Request
-from headwater_router.headers import Headers, end_to_end
 
 _NOT_FORWARDED: Final = frozenset((b"host", b"content-length", b"accept-encoding", b"expect", b"x-request-id"))
 """accept-encoding: the usage is read off the answer's last bytes, and token streams gain nothing from compression."""

@@ -3,11 +3,11 @@
 import time
 from dataclasses import dataclass
 
+from headwater.http.connection import ClientConnection
+from headwater.http.request import Request
 from headwater_router.dispatch.call import Call
 from headwater_router.gateway.access_log import AccessLog, AccessRecord, Try
-from headwater_router.gateway.connection import ClientConnection
 from headwater_router.gateway.metrics import REJECTED, ModelMetrics, RouterMetrics
-from headwater_router.gateway.request import Request
 from headwater_router.gateway.usage import Usage
 from headwater_router.index import PromptBuilder
 from headwater_router.outcome import Outcome

@@ -9,9 +9,9 @@ from typing import Final
 
 import msgspec
 
+from headwater.http.connection import ClientConnection
 from headwater.openai.errors import BadGatewayError
 from headwater.openai.stream import CONTENT_TYPE, error_event, event
-from headwater_router.gateway.connection import ClientConnection
 
 _COMMENT: Final = b": keep-alive\n\n"
 _LONGEST: Final = 200

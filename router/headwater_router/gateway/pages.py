@@ -9,10 +9,10 @@ import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from headwater import __version__
-from headwater_router.descriptors import Descriptors
+from headwater.http.bodies import BodyBudget
+from headwater.http.descriptors import Descriptors
 from headwater_router.dispatch.dispatcher import Dispatcher
 from headwater_router.endpoints.fleet import Fleet
-from headwater_router.gateway.bodies import BodyBudget
 from headwater_router.gateway.lag import LoopLag
 from headwater_router.gateway.metrics import RouterMetrics
 from headwater_router.index import PrefixIndex

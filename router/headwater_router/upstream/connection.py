@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Final, cast
 
 import httptools
 
-from headwater_router.headers import OWN_TO_A_CONNECTION, Headers, named_by_connection
+from headwater.http.headers import OWN_TO_A_CONNECTION, Headers, named_by_connection
+from headwater.http.sockets import keep_alive
 from headwater_router.sends import Sends
-from headwater_router.sockets import keep_alive
 from headwater_router.upstream.errors import (
     AnswerTimeoutError,
     ConnectionLostError,

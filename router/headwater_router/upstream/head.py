@@ -8,7 +8,7 @@ from typing import Final
 
 import httptools
 
-from headwater_router.headers import Headers
+from headwater.http.headers import Headers
 from headwater_router.upstream.errors import MalformedAnswerError
 
 MOST_WITHOUT_BODY: Final = 64 * 1024

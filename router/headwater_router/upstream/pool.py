@@ -8,7 +8,7 @@ import socket
 import ssl
 from typing import Final
 
-from headwater_router.descriptors import Descriptors
+from headwater.http.descriptors import Descriptors
 from headwater_router.sends import Sends
 from headwater_router.upstream.connection import Connection
 from headwater_router.upstream.errors import (

@@ -102,5 +102,5 @@ class BodyBudget:
 
 def out_of_memory() -> ServiceUnavailableError:
     return ServiceUnavailableError(
-        "The router holds as many bytes of requests as it may.", code="overloaded", retry_after=1
+        "The server holds as many bytes of requests as it may.", code="overloaded", retry_after=1
     )

@@ -10,17 +10,17 @@ from enum import StrEnum
 from itertools import takewhile
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from headwater.http.bodies import BodyBudget
+from headwater.http.cors import Cors
+from headwater.http.descriptors import Descriptors
+from headwater.http.parser import Admit
+from headwater.http.request import Request
+from headwater.http.seats import Seats
 from headwater.openai.errors import ServiceUnavailableError
-from headwater_router.descriptors import Descriptors
-from headwater_router.gateway.bodies import BodyBudget
-from headwater_router.gateway.cors import Cors
-from headwater_router.gateway.parser import Admit
-from headwater_router.gateway.request import Request
-from headwater_router.gateway.seats import Seats
 
 if TYPE_CHECKING:
-    from headwater_router.gateway.connection import ClientConnection
-    from headwater_router.gateway.writer import AnswerWriter
+    from headwater.http.connection import ClientConnection
+    from headwater.http.writer import AnswerWriter
 
 
 class State(StrEnum):
@@ -86,7 +86,7 @@ class Clients:
     on_leave: Callable[[], None] = lambda: None
     """Called when a descriptor is free again."""
     leaving: bool = False
-    """The router is about to end: each connection ends with its next answer, so that its client asks elsewhere."""
+    """The server is about to end: each connection ends with its next answer, so that its client asks elsewhere."""
     open: "set[ClientConnection]" = field(default_factory=set)
     since: "dict[State, dict[ClientConnection, float]]" = field(default_factory=lambda: {state: {} for state in State})
     """Those in each state, and since when (monotonic seconds); in that order."""
@@ -114,4 +114,4 @@ def _until(since: dict[_Connection, float], latest: float) -> list[_Connection]:
 
 
 def too_many_connections() -> ServiceUnavailableError:
-    return ServiceUnavailableError("The router has too many open connections.", code="overloaded", retry_after=1)
+    return ServiceUnavailableError("The server has too many open connections.", code="overloaded", retry_after=1)

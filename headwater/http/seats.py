@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
-from headwater_router.descriptors import ANTEROOM, Descriptors, Place
+from headwater.http.descriptors import ANTEROOM, Descriptors, Place
 
 _SHARE: Final = 0.9
 """Of the places in the room, for one address, where the settings say nothing else."""

@@ -1,7 +1,7 @@
 """Listens, lets clients in while there are descriptors for them, and ends without haste.
 
 A system that is asked to accept one connection too many says so again and again, and a loop that asks again and again
-does nothing else. So the router stops to accept before, and goes on when a client leaves; until then newcomers wait
+does nothing else. So the server stops to accept before, and goes on when a client leaves; until then newcomers wait
 where the system keeps them.
 """
 
@@ -15,15 +15,15 @@ from typing import Any, Final
 
 import structlog
 
-from headwater_router.descriptors import Descriptors
-from headwater_router.gateway.bodies import BodyBudget
-from headwater_router.gateway.clients import Clients
-from headwater_router.gateway.connection import ClientConnection
-from headwater_router.gateway.cors import Cors
-from headwater_router.gateway.parser import Admit
-from headwater_router.gateway.request import Request
-from headwater_router.gateway.seats import Seat, Seats
-from headwater_router.sockets import keep_alive
+from headwater.http.bodies import BodyBudget
+from headwater.http.clients import Clients
+from headwater.http.connection import ClientConnection
+from headwater.http.cors import Cors
+from headwater.http.descriptors import Descriptors
+from headwater.http.parser import Admit
+from headwater.http.request import Request
+from headwater.http.seats import Seat, Seats
+from headwater.http.sockets import keep_alive
 
 log = structlog.get_logger(__name__)
 

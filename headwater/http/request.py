@@ -9,9 +9,9 @@ from urllib.parse import unquote
 
 import httptools
 
+from headwater.http.bodies import BodyBudget
+from headwater.http.headers import Headers
 from headwater.openai.errors import APIError
-from headwater_router.gateway.bodies import BodyBudget
-from headwater_router.headers import Headers
 
 _OF_A_HEADER: Final = 128
 """Bytes that the objects of one header take beyond its text."""
@@ -110,7 +110,7 @@ def identity(fields: dict[bytes, bytes]) -> bytes:
 
 
 def origin_form(given: bytes) -> tuple[bytes, str]:
-    """The target as it goes upstream, path and query, and its path decoded. A slash at the path's end means nothing."""
+    """The target, path and query, and its path decoded. A slash at the path's end means nothing."""
     target = given if given.startswith(b"/") else _without_host(given)
     path, mark, query = target.partition(b"?")
     if path.endswith(b"/") and path != b"/":

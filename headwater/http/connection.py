@@ -8,10 +8,8 @@ import asyncio
 import time
 from typing import Final
 
-from headwater.openai.errors import RequestTimeoutError
-from headwater_router.descriptors import Place
-from headwater_router.gateway.bodies import out_of_memory
-from headwater_router.gateway.clients import (
+from headwater.http.bodies import out_of_memory
+from headwater.http.clients import (
     ANSWERING,
     CLOSED,
     CLOSING,
@@ -28,10 +26,12 @@ from headwater_router.gateway.clients import (
     State,
     too_many_connections,
 )
-from headwater_router.gateway.parser import RequestParser, Stage
-from headwater_router.gateway.request import Admission, Head, Request
-from headwater_router.gateway.seats import Seat
-from headwater_router.gateway.writer import AnswerWriter
+from headwater.http.descriptors import Place
+from headwater.http.parser import RequestParser, Stage
+from headwater.http.request import Admission, Head, Request
+from headwater.http.seats import Seat
+from headwater.http.writer import AnswerWriter
+from headwater.openai.errors import RequestTimeoutError
 
 _MOST_QUEUED: Final = 16
 """Requests sent without waiting for the answers to those before."""
@@ -49,7 +49,7 @@ class ClientConnection(AnswerWriter):
         super().__init__(clients, last_answer=seat.place is Place.ANTEROOM)
         self._seat = seat
         self.late = clients.leaving
-        """Came when the router was leaving already."""
+        """Came when the server was leaving already."""
         self._parser = RequestParser(
             self._deliver,
             self._expect,

@@ -12,9 +12,9 @@ import time
 from http import HTTPStatus
 from typing import Final, cast
 
-from headwater_router.gateway.clients import Clients
-from headwater_router.gateway.request import Request
-from headwater_router.headers import Headers
+from headwater.http.clients import Clients
+from headwater.http.headers import Headers
+from headwater.http.request import Request
 
 _STATUS_LINES: Final = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\nx-request-id: ".encode() for status in HTTPStatus
@@ -65,7 +65,7 @@ class AnswerWriter(asyncio.Protocol):
         if request.admitted is not None and (own := request.admitted.headers):
             for field, text in own.items():
                 parts += (field.encode(), b": ", text.encode(), b"\r\n")
-            # An engine may have limits of its own; those of the client's key are the router's.
+            # What goes through may have some of the same names: an engine's own limits, behind those of a client's key.
             headers = [each for each in headers if each[0].decode("latin-1") not in own]
         self._mute = request.method == b"HEAD" or status in _WITHOUT_BODY
         self._chunked = not self._mute

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Final
 
-from headwater_router.gateway.request import Head
-from headwater_router.headers import Headers
+from headwater.http.headers import Headers
+from headwater.http.request import Head
 
 _EXPOSED: Final = (
     b"x-request-id, x-headwater-endpoint, x-headwater-decision, retry-after, x-ratelimit-limit-requests, "

@@ -1,4 +1,4 @@
-"""How the router's connections notice that nobody is there any more: a node without power sends no farewell.
+"""How connections notice that nobody is there any more: a node without power sends no farewell.
 
 An answer may be silent for minutes, so silence proves nothing; the system asks instead, and the other side's system
 answers without its program. What was sent and is not acknowledged tells the same sooner.

@@ -12,6 +12,10 @@ from typing import Final
 import httptools
 import structlog
 
+from headwater.http.bodies import BodyBudget, out_of_memory
+from headwater.http.encoding import Decoder, decoder
+from headwater.http.headers import Headers
+from headwater.http.request import Admission, Head, Request, identity, origin_form
 from headwater.openai.errors import (
     APIError,
     BadRequestError,
@@ -19,10 +23,6 @@ from headwater.openai.errors import (
     InternalServerError,
     RequestTooLargeError,
 )
-from headwater_router.gateway.bodies import BodyBudget, out_of_memory
-from headwater_router.gateway.encoding import Decoder, decoder
-from headwater_router.gateway.request import Admission, Head, Request, identity, origin_form
-from headwater_router.headers import Headers
 
 log = structlog.get_logger(__name__)
 
@@ -122,7 +122,7 @@ class RequestParser:
             self._parse(data)
         except httptools.HttpParserCallbackError:
             log.exception("a request could not be read")
-            self.fail(InternalServerError("The router failed on this request; its log says why."))
+            self.fail(InternalServerError("The server failed on this request; its log says why."))
             return
         except httptools.HttpParserError as error:
             self.fail(_invalid(f"This is not a valid HTTP request: {error}."))

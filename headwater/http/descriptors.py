@@ -1,11 +1,12 @@
 """How many connections this process may have open: file descriptors, shared out before the system refuses one.
 
-A stream takes two, the client's and the endpoint's. Whoever asks the system for one more than it allows gets an error,
-be it a client, a request, a probe or a log file; so connections are counted here, and a reserve is left to the rest.
+A stream takes one, and in the router a second one, to the endpoint. Whoever asks the system for one more than it allows
+gets an error, be it a client, a request, a probe or a log file; so connections are counted here, and a reserve is left
+to the rest. An engine forwards nothing: it has clients only.
 
     limit of open files
     ├── reserve       logs, look-ups, probes at work, KV events
-    ├── anteroom      clients beyond what is below: they are told at once that there is no room, or the router's health
+    ├── anteroom      clients beyond what is below: they are told at once that there is no room, or the server's health
     └── room
         ├── clients   up to three quarters, so that those who came can also be served
         ├── requests  one for each that is being forwarded; some are left for clients who come to wait
@@ -19,7 +20,7 @@ from collections import OrderedDict
 from enum import Enum
 from typing import Final, Protocol
 
-from headwater_router.line import Line
+from headwater.http.line import Line
 
 _RESERVE: Final = 128
 _OF_AN_ENDPOINT: Final = 6

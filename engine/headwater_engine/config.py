@@ -58,5 +58,6 @@ class EngineSettings(BaseSettings):
         description="auto: sampling defaults from the model's generation_config.json; none: the API's own.",
     )
     threads: int | None = Field(None, ge=1, description="CPU threads. Default: all cores of this process.")
+    max_body_mib: float = Field(32, gt=0, description="Largest request body in MiB; a larger one gets a 413.")
     shutdown_timeout: float = Field(30, ge=0, description="Seconds that running streams get to finish after SIGTERM.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")

@@ -81,6 +81,11 @@ class Server:
             raise
         self.start(*listeners)
 
+    @property
+    def port(self) -> int:
+        """That it listens on."""
+        return int(self._listeners[0].getsockname()[1])
+
     def start(self, *listeners: socket.socket) -> None:
         """Accept from these, which are closed in the end."""
         for listener in listeners:

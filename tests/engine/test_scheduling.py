@@ -300,8 +300,9 @@ def test_a_lower_priority_number_runs_first() -> None:
 def test_a_request_that_can_never_fit_is_refused_at_once() -> None:
     engine, _ = make_engine(max_model_len=40)
     refusal = engine.add(generate("1", [1] * 40))
-    assert refusal is not None and refusal.finish_reason is FinishReason.ERROR
-    assert "40 tokens" in str(refusal.error)
+    assert refusal is not None and refusal.refusal is not None
+    assert refusal.refusal.code == "context_length_exceeded"
+    assert "40 tokens" in refusal.refusal.message
     assert not engine.has_work
 
 

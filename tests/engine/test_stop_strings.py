@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from headwater_engine.core.messages import FinishReason, Output
 from headwater_engine.models.tokenizer import byte_level_tokenizer
 from headwater_engine.sampling.params import SamplingParams
-from headwater_engine.server.answering import Reader
+from headwater_engine.server.answer import Reader
 from headwater_engine.server.stop_strings import StopStrings
 
 TOKENIZER = byte_level_tokenizer(300).backend_tokenizer

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from headwater.tally import Count
 from headwater_router.gateway import access_log as module
 from headwater_router.gateway.access_log import AccessLog, AccessRecord, Try, open_access_log
-from headwater_router.gateway.tally import Count
 from tests.router.gateway import until
 
 NOON = datetime(2026, 11, 27, 12, 0, 0, 123456, tzinfo=UTC)

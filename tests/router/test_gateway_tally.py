@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
-from headwater_router.gateway.tally import Distribution, Tally
+from headwater.tally import Distribution, Tally
 
 BOUNDS = (1e-5, 0.002, 0.5, 1, 80)
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headwater.prefix import MAX_BLOCKS, MAX_BYTES, text_chain
-from headwater_router.gateway.tally import Count
+from headwater.tally import Count
 from headwater_router.replicas.message import (
     MOST_BYTES,
     MOST_ITEMS,

@@ -10,7 +10,7 @@ from itertools import count
 
 import structlog
 
-from headwater_engine.core.messages import FinishReason, Generate, Output, Stats
+from headwater_engine.core.messages import FinishReason, Generate, Output, Refusal, Stats
 from headwater_engine.core.request import Request
 from headwater_engine.core.scheduler import Flight, Scheduler
 from headwater_engine.core.step import Pending, Result, Span, Worker
@@ -51,15 +51,18 @@ class Engine:
     def add(self, message: Generate) -> Output | None:
         """Queue a request. An Output means that it was refused at once, since it could never run."""
         if not message.prompt:
-            return _error(message.id, "The prompt has no tokens.")
+            return _refused(message.id, "The prompt has no tokens.", code="empty_prompt")
         if len(message.prompt) >= self._max_model_len:
-            return _error(
+            return _refused(
                 message.id,
                 f"The prompt has {len(message.prompt)} tokens, and at most {self._max_model_len - 1} fit "
                 f"into the context of {self._max_model_len} tokens beside one token of the answer.",
+                code="context_length_exceeded",
             )
         if not 0 <= min(message.prompt) <= max(message.prompt) < self._vocab_size:
-            return _error(message.id, f"The prompt has a token that is not below {self._vocab_size}.")
+            return _refused(
+                message.id, f"The prompt has a token that is not below {self._vocab_size}.", code="unknown_token"
+            )
         if message.id in self.scheduler:
             return _error(message.id, f"A request with the id {message.id!r} is running already.")
         self.scheduler.add(Request.of(message, next(self._orders), self._max_model_len))
@@ -190,6 +193,10 @@ class Engine:
         self._step_seconds = []
         self._batch_sizes = []
         return stats
+
+
+def _refused(request_id: str, message: str, *, code: str) -> Output:
+    return Output(id=request_id, finish_reason=FinishReason.ERROR, refusal=Refusal(code=code, message=message))
 
 
 def _error(request_id: str, message: str) -> Output:

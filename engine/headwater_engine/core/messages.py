@@ -77,6 +77,14 @@ class Failed(msgspec.Struct, tag="failed"):
     message: str
 
 
+class Refusal(msgspec.Struct):
+    """Why a request cannot be served as it is, now or later."""
+
+    code: str
+    """Of the API's error."""
+    message: str
+
+
 class Output(msgspec.Struct, tag="output", kw_only=True, omit_defaults=True):
     """What one step gave one request."""
 
@@ -93,7 +101,9 @@ class Output(msgspec.Struct, tag="output", kw_only=True, omit_defaults=True):
     stop_reason: int | None = None
     """The token id out of `stop_token_ids` that ended it."""
     error: str | None = None
-    """With FinishReason.ERROR: what went wrong with this request."""
+    """With FinishReason.ERROR: what went wrong with this request, through no fault of its own."""
+    refusal: Refusal | None = None
+    """With FinishReason.ERROR, instead of `error`; only before any tokens."""
 
 
 class Stats(msgspec.Struct, tag="stats", kw_only=True):

@@ -1,42 +1,43 @@
-"""The HTTP application and its life: it listens while the weights load, serves, drains, and ends.
+"""The paths of the engine's HTTP server, and its life: it listens while the weights load, serves, drains, and ends.
 
-Ends with 0 after SIGTERM or SIGINT, once the running streams are done or their time is up; with 1 where it cannot
+Ends with 0 after SIGTERM or SIGINT, once the running answers are done or their time is up; with 1 where it cannot
 listen, the model cannot be loaded, or the engine process dies.
 """
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
-from contextlib import aclosing
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
 
-import msgspec
 import structlog
-import uvicorn
+import uvloop
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
-from starlette.routing import Route
 
 from headwater import __version__
-from headwater.draining import DrainingServer
+from headwater.http.bodies import BodyBudget
+from headwater.http.connection import ClientConnection
+from headwater.http.descriptors import Descriptors
+from headwater.http.replies import answer_error, answer_json
+from headwater.http.request import Request
+from headwater.http.server import Server
 from headwater.logs import configure_logging
 from headwater.openai.chat import ChatCompletionRequest
 from headwater.openai.completions import CompletionRequest
 from headwater.openai.errors import APIError, InternalServerError, MethodNotAllowedError, NotFoundError
 from headwater.openai.errors import ServiceUnavailableError as Unavailable
 from headwater.openai.models import ModelCard, ModelList
-from headwater.openai.stream import CONTENT_TYPE, DONE, error_event, event
 from headwater.openai.tokenize import DetokenizeAnswer, DetokenizeRequest, TokenizeAnswer, TokenizeRequest
 from headwater_engine.config import EngineSettings
 from headwater_engine.errors import LoadError
 from headwater_engine.server import chat, completions
-from headwater_engine.server.answering import Answers
+from headwater_engine.server.answer import Answer, Form
+from headwater_engine.server.asking import Question
 from headwater_engine.server.client import EngineClient
 from headwater_engine.server.metrics import ServerMetrics
 from headwater_engine.server.served_model import ServedModel
@@ -46,109 +47,120 @@ log = structlog.get_logger(__name__)
 FROZEN_AFTER = 30.0
 """Seconds without a sign from the engine's loop after which /health fails. A step takes well below one."""
 
-_ENDED = "The server ended before the answer was complete."
+_LARGEST_HEAD: Final = 64 * 1024
+"""Bytes of a request's head."""
+_BODIES: Final = 8
+"""Bodies of the largest size that are held at once: each is let go of as soon as it is read."""
+_LAST_WORDS: Final = 1.0
+"""Seconds in which open requests are told that the server ends."""
+_LAST_THREADS: Final = 0.5
+"""Seconds in which threads may come to an end."""
+_ENDED: Final = "The server ended before the answer was complete."
 
-_encode = msgspec.json.Encoder().encode
+Handler = Callable[[Request, ClientConnection], Awaitable[None]]
 
 
 class EngineApp:
-    """The endpoints. `model` comes once the tokenizer is loaded, `engine.ready` once the weights are."""
+    """Answers requests. `model` comes once the tokenizer is loaded, `engine.ready` once the weights are."""
 
     def __init__(self, engine: EngineClient, metrics: ServerMetrics) -> None:
         self.engine = engine
         self.metrics = metrics
         self.model: ServedModel | None = None
         self.draining = False
-        self.asgi = Starlette(
-            routes=[
-                Route("/v1/chat/completions", self.chat, methods=["POST"]),
-                Route("/v1/completions", self.completions, methods=["POST"]),
-                Route("/v1/models", self.models),
-                Route("/tokenize", self.tokenize, methods=["POST"]),
-                Route("/detokenize", self.detokenize, methods=["POST"]),
-                Route("/health", self.health),
-                Route("/ready", self.ready),
-                Route("/metrics", self.prometheus),
-                Route("/version", self.version),
-            ],
-            exception_handlers={APIError: _api_error, HTTPException: _http_error, Exception: _unexpected_error},
-        )
+        self.running = 0
+        """Requests that are being answered."""
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+        self.paths: dict[str, tuple[bytes, Handler]] = {
+            "/v1/chat/completions": (b"POST", self._chat),
+            "/v1/completions": (b"POST", self._completions),
+            "/v1/models": (b"GET", self._models),
+            "/tokenize": (b"POST", self._tokenize),
+            "/detokenize": (b"POST", self._detokenize),
+            "/health": (b"GET", self._health),
+            "/ready": (b"GET", self._ready),
+            "/metrics": (b"GET", self._prometheus),
+            "/version": (b"GET", self._version),
+        }
+
+    async def __call__(self, request: Request, client: ClientConnection) -> None:
+        self.running += 1
+        self._quiet.clear()
+        try:
+            await self._answer(request, client)
+        except APIError as error:
+            answer_error(client, error)
+        except asyncio.CancelledError:
+            if not client.left:
+                raise
+        except Exception:
+            log.exception("request failed", path=request.path, request_id=request.id.decode("latin-1"))
+            answer_error(client, InternalServerError("The server failed on this request; its log says why."))
+        finally:
+            self.running -= 1
+            if not self.running:
+                self._quiet.set()
+
+    async def until_quiet(self) -> None:
+        """Wait until no request is being answered."""
+        await self._quiet.wait()
+
+    async def _answer(self, request: Request, client: ClientConnection) -> None:
+        if request.error is not None:
+            raise request.error
+        if (found := self.paths.get(request.path)) is None:
+            raise NotFoundError(f"There is nothing at {request.path}.")
+        method, handler = found
+        # An answer to HEAD is that to GET, and loses its body on the way out.
+        if (b"GET" if request.method == b"HEAD" else request.method) != method:
+            raise MethodNotAllowedError(f"{request.method.decode('latin-1')} is not allowed for {request.path}.")
+        await handler(request, client)
 
     # What clients ask
 
-    async def chat(self, http: Request) -> Response:
-        answers = self._answers()
-        request = ChatCompletionRequest.parse(await http.body())
-        question = await chat.ask(answers, request)
-        if request.stream:
-            return _event_stream(chat.stream(answers, request, question))
-        return await _unless_client_leaves(http, chat.whole(answers, request, question))
+    async def _chat(self, request: Request, client: ClientConnection) -> None:
+        model, context = self._open()
+        asked = ChatCompletionRequest.parse(request.body)
+        request.drop_body()
+        question = await chat.ask(model, context, asked)
+        await self._ask(model, question, chat.form(model, asked, question), client)
 
-    async def completions(self, http: Request) -> Response:
-        answers = self._answers()
-        request = CompletionRequest.parse(await http.body())
-        question = await completions.ask(answers, request)
-        if request.stream:
-            return _event_stream(completions.stream(answers, request, question))
-        return await _unless_client_leaves(http, completions.whole(answers, request, question))
+    async def _completions(self, request: Request, client: ClientConnection) -> None:
+        model, context = self._open()
+        asked = CompletionRequest.parse(request.body)
+        request.drop_body()
+        question = await completions.ask(model, context, asked)
+        await self._ask(model, question, completions.form(model, asked, question), client)
 
-    async def models(self, http: Request) -> Response:
-        model, limit = self._loaded()
-        return _json(
-            ModelList(
-                [
-                    ModelCard(id=name, created=model.created, root=model.source, max_model_len=limit)
-                    for name in model.names
-                ]
-            )
-        )
+    async def _ask(self, model: ServedModel, question: Question, form: Form, client: ClientConnection) -> None:
+        await Answer(self.engine, model, self.metrics, question, form, client).run()
 
-    async def tokenize(self, http: Request) -> Response:
-        model, limit = self._loaded()
-        request = TokenizeRequest.parse(await http.body())
-        model.check_name(request.model)
-        text = request.prompt if request.prompt is not None else await asyncio.to_thread(model.render, request)
-        tokens = await asyncio.to_thread(model.encode, text, add_special_tokens=request.add_special_tokens)
-        names = [model.backend.id_to_token(token) for token in tokens] if request.return_token_strs else None
-        return _json(TokenizeAnswer(count=len(tokens), max_model_len=limit, tokens=tokens, token_strs=names))
+    async def _models(self, request: Request, client: ClientConnection) -> None:
+        model, context = self._loaded()
+        cards = [
+            ModelCard(id=name, created=model.created, root=model.source, max_model_len=context) for name in model.names
+        ]
+        answer_json(client, ModelList(cards))
 
-    async def detokenize(self, http: Request) -> Response:
+    async def _tokenize(self, request: Request, client: ClientConnection) -> None:
+        model, context = self._loaded()
+        asked = TokenizeRequest.parse(request.body)
+        model.check_name(asked.model)
+        text = asked.prompt if asked.prompt is not None else await asyncio.to_thread(model.render, asked)
+        tokens = await asyncio.to_thread(model.encode, text, add_special_tokens=asked.add_special_tokens)
+        names = [model.backend.id_to_token(token) for token in tokens] if asked.return_token_strs else None
+        answer_json(client, TokenizeAnswer(count=len(tokens), max_model_len=context, tokens=tokens, token_strs=names))
+
+    async def _detokenize(self, request: Request, client: ClientConnection) -> None:
         model, _ = self._loaded()
-        request = DetokenizeRequest.parse(await http.body())
-        model.check_name(request.model)
-        model.check_tokens(request.tokens, "tokens")
-        return _json(DetokenizeAnswer(model.backend.decode(request.tokens, skip_special_tokens=False)))
-
-    # What probes ask
-
-    async def health(self, http: Request) -> Response:
-        """Whether the engine's loop makes progress; while the weights load, whether its process lives."""
-        silence = time.monotonic() - self.engine.heard_at
-        if self.engine.failure is not None:
-            return _json({"status": "dead", "reason": self.engine.failure}, 503)
-        if self.engine.ready is not None and silence > FROZEN_AFTER:
-            return _json({"status": "frozen", "reason": f"no sign from the engine for {silence:.0f} seconds"}, 503)
-        return _json({"status": "ok"})
-
-    async def ready(self, http: Request) -> Response:
-        """Whether new requests should come here: the weights are loaded, and it is not about to end."""
-        if self.draining:
-            return _json({"status": "draining"}, 503)
-        if self.engine.failure is not None:
-            return _json({"status": "failed", "reason": self.engine.failure}, 503)
-        if self.engine.ready is None or self.model is None:
-            loading = self.engine.loading
-            return _json({"status": "loading", "phase": loading.phase, "fraction": loading.fraction}, 503)
-        return _json({"status": "ready"})
-
-    async def prometheus(self, http: Request) -> Response:
-        return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-    async def version(self, http: Request) -> Response:
-        return _json({"version": __version__})
+        asked = DetokenizeRequest.parse(request.body)
+        model.check_name(asked.model)
+        model.check_tokens(asked.tokens, "tokens")
+        answer_json(client, DetokenizeAnswer(model.backend.decode(asked.tokens, skip_special_tokens=False)))
 
     def _loaded(self) -> tuple[ServedModel, int]:
-        """The model and the length of its context. Raises Unavailable or InternalServerError."""
+        """The model, and the tokens that its context holds. Raises Unavailable or InternalServerError."""
         if self.engine.failure is not None:
             raise InternalServerError(self.engine.failure, code="engine_dead")
         if self.model is None or self.engine.ready is None:
@@ -156,107 +168,82 @@ class EngineApp:
             raise Unavailable(f"The model is still loading ({percent}).", code="model_loading", retry_after=5)
         return self.model, self.engine.ready.max_model_len
 
-    def _answers(self) -> Answers:
-        model, _ = self._loaded()
+    def _open(self) -> tuple[ServedModel, int]:
+        """As `_loaded`, for what would be answered by the engine."""
+        loaded = self._loaded()
         if self.draining:
             raise Unavailable("This engine is about to end.", code="draining", retry_after=1)
-        return Answers(self.engine, model, self.metrics)
+        return loaded
 
+    # What probes ask
 
-def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(_encode(content), status, headers, media_type="application/json")
+    async def _health(self, request: Request, client: ClientConnection) -> None:
+        """Whether the engine's loop makes progress; while the weights load, whether its process lives."""
+        silence = time.monotonic() - self.engine.heard_at
+        if self.engine.failure is not None:
+            answer_json(client, {"status": "dead", "reason": self.engine.failure}, 503)
+        elif self.engine.ready is not None and silence > FROZEN_AFTER:
+            reason = f"no sign from the engine for {silence:.0f} seconds"
+            answer_json(client, {"status": "frozen", "reason": reason}, 503)
+        else:
+            answer_json(client, {"status": "ok"})
 
+    async def _ready(self, request: Request, client: ClientConnection) -> None:
+        """Whether new requests should come here: the weights are loaded, and it is not about to end."""
+        if self.draining:
+            answer_json(client, {"status": "draining"}, 503)
+        elif self.engine.failure is not None:
+            answer_json(client, {"status": "failed", "reason": self.engine.failure}, 503)
+        elif self.engine.ready is None or self.model is None:
+            loading = self.engine.loading
+            answer_json(client, {"status": "loading", "phase": loading.phase, "fraction": loading.fraction}, 503)
+        else:
+            answer_json(client, {"status": "ready"})
 
-async def _unless_client_leaves(http: Request, answer: Awaitable[msgspec.Struct]) -> Response:
-    """Run `answer`, but cancel it, and with it what it asked of the engine, when the connection closes."""
-    answering = asyncio.ensure_future(answer)
-    leaving = asyncio.create_task(_until_client_leaves(http))
-    try:
-        await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not answering.done():
-            return Response(status_code=499)  # nobody reads it
-        return _json(answering.result())
-    finally:
-        leaving.cancel()
-        answering.cancel()
-        await asyncio.gather(answering, leaving, return_exceptions=True)
+    async def _prometheus(self, request: Request, client: ClientConnection) -> None:
+        page = generate_latest(self.metrics.registry)
+        client.answer(200, [(b"content-type", CONTENT_TYPE_LATEST.encode())], page)
 
-
-async def _until_client_leaves(http: Request) -> None:
-    while (await http.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _event_stream(chunks: AsyncGenerator[msgspec.Struct, None]) -> StreamingResponse:
-    return StreamingResponse(_events(chunks), media_type=CONTENT_TYPE, headers={"Cache-Control": "no-cache"})
-
-
-async def _events(chunks: AsyncGenerator[msgspec.Struct, None]) -> AsyncIterator[bytes]:
-    async with aclosing(chunks):
-        try:
-            async for chunk in chunks:
-                yield event(chunk)
-        except APIError as error:
-            yield error_event(error)
-            return
-        yield DONE
-
-
-async def _api_error(http: Request, error: Exception) -> Response:
-    assert isinstance(error, APIError)
-    return _json(error.body(), error.status, error.headers())
-
-
-async def _http_error(http: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    if error.status_code == 405:
-        return await _api_error(http, MethodNotAllowedError(f"{http.method} is not allowed for {http.url.path}."))
-    return await _api_error(http, NotFoundError(f"There is nothing at {http.url.path}."))
-
-
-async def _unexpected_error(http: Request, error: Exception) -> Response:
-    log.error("request failed", path=http.url.path, exc_info=error)
-    return await _api_error(http, InternalServerError("The server failed on this request; its log says why."))
+    async def _version(self, request: Request, client: ClientConnection) -> None:
+        answer_json(client, {"version": __version__})
 
 
 class EngineServer:
     """Runs `EngineApp` and the engine process beside each other."""
 
     def __init__(self, settings: EngineSettings, command: list[str] | None = None) -> None:
+        """`command`: what to run instead of the engine process; see EngineClient."""
         self._settings = settings
         self._metrics = ServerMetrics()
-        self._engine = EngineClient(settings, command)
+        self._engine = EngineClient(settings, command, self._metrics.take)
         self._app = EngineApp(self._engine, self._metrics)
         self._failed = False
-        self._server = DrainingServer(
-            uvicorn.Config(
-                self._app.asgi,
-                host=settings.host,
-                port=settings.port,
-                log_level="warning",
-                access_log=False,
-                lifespan="off",
-                timeout_graceful_shutdown=2,
-                timeout_keep_alive=75,
-            ),
-            self._begin_drain,
-        )
+        self._signalled, self._ending = asyncio.Event(), asyncio.Event()
 
     async def run(self) -> int:
-        self._loop = asyncio.get_running_loop()
-        async with self._engine, asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(self._watch_engine()),
-                group.create_task(self._load()),
-                group.create_task(self._update_metrics()),
-            ]
-            try:
-                await self._server.serve()
-            except SystemExit:  # uvicorn cannot listen, and has logged why
-                self._failed = True
-            await self._end_open_requests()
-            for task in tasks:
-                task.cancel()
+        """Until a signal, or the engine's end. Returns the exit status."""
+        settings = self._settings
+        largest = int(settings.max_body_mib * 2**20)
+        self._server = Server(
+            self._app,
+            Descriptors.of_process(),
+            max_head=_LARGEST_HEAD,
+            max_body=largest,
+            bodies=BodyBudget(_BODIES * largest),
+        )
+        try:
+            await self._server.listen(settings.host, settings.port)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            self._fail(f"cannot listen on {settings.host}:{settings.port}: {reason[:1].lower()}{reason[1:]}")
+            return 1
+        with self._signals():
+            async with self._engine, asyncio.TaskGroup() as group:
+                tasks = [group.create_task(each) for each in (self._watch_engine(), self._load(), self._drain())]
+                await self._ending.wait()
+                await self._end_open_requests()
+                for task in tasks:
+                    task.cancel()
         return 1 if self._failed else 0
 
     async def _load(self) -> None:
@@ -265,10 +252,9 @@ class EngineServer:
         except LoadError as error:
             self._fail(str(error))
             return
-        ready = await self._engine.until_ready()
-        self._metrics.ready(ready)
-        port = self._server.servers[0].sockets[0].getsockname()[1]
-        log.info("ready", url=f"http://{self._settings.host}:{port}", models=self._app.model.names)
+        self._metrics.ready(await self._engine.until_ready())
+        url = f"http://{self._settings.host}:{self._server.port}"
+        log.info("ready", url=url, models=self._app.model.names)
 
     async def _watch_engine(self) -> None:
         await self._engine.watch()
@@ -279,33 +265,65 @@ class EngineServer:
         if not self._failed:
             self._failed = True
             print(f"headwater serve: {reason}", file=sys.stderr)
-            self._server.should_exit = True
+            self._ending.set()
 
-    async def _update_metrics(self) -> None:
-        while True:
-            self._metrics.take(await self._engine.unseen_stats.get())
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._take_signal)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
 
-    def _begin_drain(self) -> None:
+    def _take_signal(self) -> None:
+        """The first one lets running answers finish, the second one does not."""
+        if self._app.draining:
+            self._ending.set()
+            return
         self._app.draining = True
-        self._loop.call_soon_threadsafe(lambda: asyncio.ensure_future(self._drain()))
+        self._server.leave()
+        self._signalled.set()
 
     async def _drain(self) -> None:
-        log.info("draining", open_requests=self._engine.open_requests, timeout=self._settings.shutdown_timeout)
+        await self._signalled.wait()
+        log.info("draining", open_requests=self._app.running, timeout=self._settings.shutdown_timeout)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._engine.until_idle(), self._settings.shutdown_timeout)
-        self._engine.fail_open_requests(_ENDED)
-        self._server.should_exit = True
+            await asyncio.wait_for(self._app.until_quiet(), self._settings.shutdown_timeout)
+        self._ending.set()
 
     async def _end_open_requests(self) -> None:
-        """Tell their clients why; uvicorn leaves them to themselves after a second signal."""
+        """Tell their clients why."""
         self._engine.fail_open_requests(_ENDED)
-        if answering := self._server.server_state.tasks:
-            await asyncio.wait(answering, timeout=1)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._app.until_quiet(), _LAST_WORDS)
+        await self._server.close()
 
 
-def run(settings: EngineSettings) -> int:
-    """Serve until a signal or the engine's end. Returns the exit status."""
+def run(settings: EngineSettings, command: list[str] | None = None) -> int:
+    """Serve until a signal or the engine's end. Returns the exit status, or ends the process with it."""
     configure_logging(settings.log_level)
-    # asyncio.run would turn Ctrl-C into a cancellation before the server has drained.
+    # Python would turn a Ctrl-C that comes before the server listens into a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    return asyncio.run(EngineServer(settings).run())
+    loop, threads = uvloop.new_event_loop(), ThreadPoolExecutor(thread_name_prefix="text")
+    loop.set_default_executor(threads)
+    try:
+        status = loop.run_until_complete(EngineServer(settings, command).run())
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
+        loop.close()
+    _end_with_threads(status)
+    return status
+
+
+def _end_with_threads(status: int) -> None:
+    """Python waits for its threads at the end, and one in which a chat template never ends cannot be stopped."""
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread() and not thread.daemon:
+            thread.join(_LAST_THREADS)
+            if thread.is_alive():
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status)

@@ -1,9 +1,11 @@
 """/v1/chat/completions."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Sequence
 
+import msgspec
+
+from headwater.http.replies import EVENT_STREAM, JSON
 from headwater.openai.chat import (
     AnswerMessage,
     ChatCompletion,
@@ -17,27 +19,33 @@ from headwater.openai.chat import (
     TopLogprob,
 )
 from headwater.openai.errors import BadRequestError
+from headwater.openai.stream import DONE, event
+from headwater.openai.usage import Usage
 from headwater_engine.core.messages import TokenLogprobs
-from headwater_engine.server.answering import Answers, Question, Tally, new_id, now
+from headwater_engine.server.answer import Form, Piece
+from headwater_engine.server.asking import Question, max_tokens, new_id, now
 from headwater_engine.server.detokenizer import TokenText
+from headwater_engine.server.served_model import ServedModel
 
 TokenTextOf = Callable[[int], tuple[str, list[int]]]
 
+_encode = msgspec.json.Encoder().encode
 
-async def ask(answers: Answers, request: ChatCompletionRequest) -> Question:
-    """Check the request against the model, and make its prompt. Raises APIError."""
-    answers.model.check_name(request.model)
+
+async def ask(model: ServedModel, context: int, request: ChatCompletionRequest) -> Question:
+    """Check the request against the model, and make its prompt. `context`: tokens in all. Raises APIError."""
+    model.check_name(request.model)
     check_response_format(request.response_format)
-    answers.model.check_tokens(request.stop_token_ids, "stop_token_ids")
+    model.check_tokens(request.stop_token_ids, "stop_token_ids")
     # A long conversation takes milliseconds to render and tokenize; other streams go on meanwhile.
-    prompt = await asyncio.to_thread(_tokenize, answers, request)
+    prompt = await asyncio.to_thread(_tokenize, model, request)
     limit_field = "max_completion_tokens" if request.max_completion_tokens is not None else "max_tokens"
-    max_tokens = answers.max_tokens(prompt, request.output_limit, limit_field, "messages")
+    limit = max_tokens(context, prompt, request.output_limit, limit_field, "messages")
     logprobs = request.top_logprobs if request.logprobs else None
     return Question(
         id=new_id("chatcmpl"),
         prompts=[prompt],
-        params=answers.model.sampling_params(request, max_tokens=max_tokens, logprobs=logprobs),
+        params=model.sampling_params(request, max_tokens=limit, logprobs=logprobs),
         n=request.n,
         priority=request.priority,
         cache_salt=request.cache_salt or "",
@@ -53,63 +61,86 @@ def check_response_format(response_format: dict[str, object] | None) -> None:
         )
 
 
-def _tokenize(answers: Answers, request: ChatCompletionRequest) -> list[int]:
+def _tokenize(model: ServedModel, request: ChatCompletionRequest) -> list[int]:
     # The template writes the special tokens itself.
-    return answers.model.encode(answers.model.render(request), add_special_tokens=False)
+    return model.encode(model.render(request), add_special_tokens=False)
 
 
-async def whole(answers: Answers, request: ChatCompletionRequest, question: Question) -> ChatCompletion:
-    """The answer, once it is complete. Raises APIError."""
-    text_of = TokenText(answers.model.backend)
-    choices = [
-        Choice(index=index, message=AnswerMessage(role="assistant", content=""), finish_reason=None)
-        for index in range(question.n)
-    ]
-    tally = Tally()
-    async with aclosing(answers.pieces(question, tally)) as pieces:
-        async for piece in pieces:
-            choice = choices[piece.index]
-            choice.message.content = (choice.message.content or "") + piece.text
-            if piece.logprobs:
-                choice.logprobs = choice.logprobs or ChoiceLogprobs([])
-                choice.logprobs.content.extend(token_logprobs(piece.logprobs, text_of))
-            if piece.finish_reason is not None:
-                choice.finish_reason, choice.stop_reason = piece.finish_reason, piece.stop_reason
-    return ChatCompletion(id=question.id, created=now(), model=request.model, choices=choices, usage=tally.usage())
+def form(model: ServedModel, request: ChatCompletionRequest, question: Question) -> Form:
+    return _ChatStream(model, request, question) if request.stream else _WholeChat(model, request, question)
 
 
-async def stream(
-    answers: Answers, request: ChatCompletionRequest, question: Question
-) -> AsyncGenerator[ChatCompletionChunk, None]:
-    """The answer in chunks, the first of each choice with the role only. Raises APIError."""
-    text_of = TokenText(answers.model.backend)
-    created = now()
-    tally = Tally()
+class _WholeChat:
+    """The answer as one object."""
 
-    def chunk(*choices: ChunkChoice) -> ChatCompletionChunk:
-        return ChatCompletionChunk(id=question.id, created=created, model=request.model, choices=list(choices))
+    headers = JSON
 
-    begun: set[int] = set()
-    async with aclosing(answers.pieces(question, tally)) as pieces:
-        async for piece in pieces:
-            if piece.index not in begun:
-                begun.add(piece.index)
-                role = Delta(role="assistant", content="")
-                yield chunk(ChunkChoice(index=piece.index, delta=role, finish_reason=None))
-            logprobs = ChoiceLogprobs(token_logprobs(piece.logprobs, text_of)) if piece.logprobs else None
-            yield chunk(
-                ChunkChoice(
-                    index=piece.index,
-                    delta=Delta(content=piece.text) if piece.text else Delta(),
-                    finish_reason=piece.finish_reason,
-                    logprobs=logprobs,
-                    stop_reason=piece.stop_reason,
-                )
+    def __init__(self, model: ServedModel, request: ChatCompletionRequest, question: Question) -> None:
+        self._text_of = TokenText(model.backend)
+        self._id = question.id
+        self._model = request.model
+        self._choices = [
+            Choice(index=index, message=AnswerMessage(role="assistant", content=""), finish_reason=None)
+            for index in range(question.n)
+        ]
+        self._texts: list[list[str]] = [[] for _ in self._choices]
+
+    def piece(self, piece: Piece) -> bytes:
+        choice = self._choices[piece.index]
+        self._texts[piece.index].append(piece.text)
+        if piece.logprobs:
+            choice.logprobs = choice.logprobs or ChoiceLogprobs([])
+            choice.logprobs.content.extend(token_logprobs(piece.logprobs, self._text_of))
+        choice.finish_reason, choice.stop_reason = piece.finish_reason, piece.stop_reason
+        return b""
+
+    def end(self, usage: Usage) -> bytes:
+        for choice, texts in zip(self._choices, self._texts, strict=True):
+            choice.message.content = "".join(texts)
+        return _encode(
+            ChatCompletion(id=self._id, created=now(), model=self._model, choices=self._choices, usage=usage)
+        )
+
+
+class _ChatStream:
+    """The answer in chunks, the first of each choice with the role only."""
+
+    headers = EVENT_STREAM
+
+    def __init__(self, model: ServedModel, request: ChatCompletionRequest, question: Question) -> None:
+        self._text_of = TokenText(model.backend)
+        self._id = question.id
+        self._created = now()
+        self._model = request.model
+        self._include_usage = request.include_usage
+        self._begun: set[int] = set()
+
+    def piece(self, piece: Piece) -> bytes:
+        logprobs = ChoiceLogprobs(token_logprobs(piece.logprobs, self._text_of)) if piece.logprobs else None
+        written = self._chunk(
+            ChunkChoice(
+                index=piece.index,
+                delta=Delta(content=piece.text) if piece.text else Delta(),
+                finish_reason=piece.finish_reason,
+                logprobs=logprobs,
+                stop_reason=piece.stop_reason,
             )
-    if request.include_usage:
-        last = chunk()
-        last.usage = tally.usage()
-        yield last
+        )
+        if piece.index in self._begun:
+            return written
+        self._begun.add(piece.index)
+        role = Delta(role="assistant", content="")
+        return self._chunk(ChunkChoice(index=piece.index, delta=role, finish_reason=None)) + written
+
+    def end(self, usage: Usage) -> bytes:
+        return self._chunk(usage=usage) + DONE if self._include_usage else DONE
+
+    def _chunk(self, *choices: ChunkChoice, usage: Usage | None = None) -> bytes:
+        return event(
+            ChatCompletionChunk(
+                id=self._id, created=self._created, model=self._model, choices=list(choices), usage=usage
+            )
+        )
 
 
 def token_logprobs(tokens: Sequence[TokenLogprobs], text_of: TokenTextOf) -> list[TokenLogprob]:

@@ -1,20 +1,21 @@
-"""The HTTP process's side of the engine process: starts it, watches it, asks it, and hands its answers out."""
+"""The HTTP process's side of the engine process: starts it, watches it, asks it, and hands its answers out.
+
+Answers are handed out in the callback in which they are read: what is done with a token is a call, not a task.
+"""
 
 import asyncio
-import contextlib
 import os
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 import msgspec
 import structlog
 import zmq
-import zmq.asyncio
 
 from headwater_engine.config import EngineSettings
 from headwater_engine.core.messages import (
@@ -35,31 +36,42 @@ from headwater_engine.core.messages import (
 log = structlog.get_logger(__name__)
 
 DEAD = "The engine process died."
+Take = Callable[[Output], None]
+
+_AT_ONCE: Final = 100
+"""Messages that are taken in before others get their turn."""
+_LAST_WORD: Final = 0.2
+"""Seconds in which what an engine process said before its end still arrives."""
+
+
+def _ignore(stats: Stats) -> None:
+    """Nobody asks for metrics."""
 
 
 class EngineClient:
     """An async context: the engine process lives inside it. `watch` must run as a task."""
 
-    def __init__(self, settings: EngineSettings, command: list[str] | None = None) -> None:
-        """`command`: what to run instead of the engine process, with the two endpoints added."""
+    def __init__(
+        self, settings: EngineSettings, command: list[str] | None = None, on_stats: Callable[[Stats], None] = _ignore
+    ) -> None:
+        """`command`: what to run instead of the engine process, with the two endpoints added.
+
+        `on_stats`: called with each Stats once, in their order.
+        """
         self._settings = settings
         self._command = command or [sys.executable, "-m", "headwater_engine.core.process"]
-        self._context = zmq.asyncio.Context()
+        self._on_stats = on_stats
+        self._context = zmq.Context()
         self._stack = AsyncExitStack()
-        self._open: dict[str, asyncio.Queue[Output]] = {}
+        self._open: dict[str, Take] = {}
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(Reply)
         self.loading = Loading(0.0, "starting")
         self.ready: Ready | None = None
         """Stays, also where the engine ends: see `failure`."""
         self._became_ready = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
         self.failure: str | None = None
         """Why there is no engine (any more), in a sentence."""
-        self.stats: Stats | None = None
-        self.unseen_stats: asyncio.Queue[Stats] = asyncio.Queue()
-        """For /metrics: each Stats once."""
         self.heard_at = time.monotonic()
         """When the engine's loop last gave a sign."""
         self._logged = 0.0
@@ -73,6 +85,8 @@ class EngineClient:
         self._replies = self._context.socket(zmq.PULL)
         self._replies.setsockopt(zmq.RCVHWM, 0)
         self._replies.bind(replies)
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._replies.fileno(), self._receive)
         environment = os.environ | {"HEADWATER_ENGINE_SETTINGS": self._settings.model_dump_json()}
         self._process = await asyncio.create_subprocess_exec(*self._command, requests, replies, env=environment)
         return self
@@ -85,26 +99,23 @@ class EngineClient:
             if self.ready is None or not await self._leaves_when_told():
                 self._process.kill()
             await self._process.wait()
+        self._loop.remove_reader(self._replies.fileno())
         self._context.destroy(linger=0)
         await self._stack.aclose()
 
     async def _leaves_when_told(self) -> bool:
+        if not self._send(Shutdown()):
+            return False
         try:
-            async with asyncio.timeout(5):
-                await self._send(Shutdown())
-                await self._process.wait()
+            await asyncio.wait_for(self._process.wait(), 5)
         except TimeoutError:
             return False
         return True
 
     async def watch(self) -> None:
-        """Take in what the engine says, until it ends. Then every open request has got an error."""
-        listening = asyncio.create_task(self._listen())
+        """Until the engine process ends. Then every open request has got an error."""
         await self._process.wait()
-        # A last word, such as Failed, may still be in the socket.
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(listening), 0.2)
-        listening.cancel()
+        await asyncio.sleep(_LAST_WORD)  # It may be Failed, which says more than a status.
         self.failure = self.failure or f"{DEAD[:-1]} with exit status {self._process.returncode}."
         log.error("engine process ended", status=self._process.returncode)
         self.fail_open_requests(self.failure)
@@ -113,33 +124,26 @@ class EngineClient:
     def open_requests(self) -> int:
         return len(self._open)
 
-    async def generate(self, message: Generate) -> AsyncGenerator[Output, None]:
-        """The request's outputs, to the one with a finish reason. Left early, it is aborted."""
-        outputs: asyncio.Queue[Output] = asyncio.Queue()
+    def ask(self, message: Generate, take: Take) -> None:
+        """Have `take`, which raises nothing, called with each of the request's outputs, up to one that finishes it."""
+        self._open[message.id] = take
         if self.failure is not None:
-            yield Output(id=message.id, finish_reason=FinishReason.ERROR, error=self.failure)
-            return
-        self._open[message.id] = outputs
-        self._idle.clear()
-        finished = False
-        try:
-            await self._send(message)
-            while not finished:
-                output = await outputs.get()
-                finished = output.finish_reason is not None
-                yield output
-        finally:
-            del self._open[message.id]
-            if not self._open:
-                self._idle.set()
-            if not finished and self.failure is None:
-                # Not awaited: a cancelled task could not send any more. The socket's queue has no limit.
-                self._requests.send(self._encoder.encode(Abort([message.id])), zmq.DONTWAIT)
+            self._fail(message.id, self.failure)
+        elif not self._send(message):
+            self._fail(message.id, "The engine process takes no requests.")
+
+    def leave(self, request_id: str) -> None:
+        """Nobody wants more of it. One that has finished needs no word."""
+        if self._open.pop(request_id, None) is not None and self.failure is None:
+            self._send(Abort([request_id]))
 
     def fail_open_requests(self, reason: str) -> None:
         """Give each open request an error as its last output."""
-        for request_id in self._open:
-            self._deliver(Output(id=request_id, finish_reason=FinishReason.ERROR, error=reason))
+        for request_id in list(self._open):
+            self._fail(request_id, reason)
+
+    def _fail(self, request_id: str, reason: str) -> None:
+        self._deliver(Output(id=request_id, finish_reason=FinishReason.ERROR, error=reason))
 
     async def until_ready(self) -> Ready:
         """Wait for the weights; for ever, where they never come."""
@@ -147,16 +151,23 @@ class EngineClient:
         assert self.ready is not None
         return self.ready
 
-    async def until_idle(self) -> None:
-        """Wait until no request is open."""
-        await self._idle.wait()
+    def _send(self, message: Request) -> bool:
+        """Says False where nobody is connected. Does not wait otherwise: the socket's queue has no limit."""
+        try:
+            self._requests.send(self._encoder.encode(message), zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
 
-    async def _send(self, message: Request) -> None:
-        await self._requests.send(self._encoder.encode(message))
-
-    async def _listen(self) -> None:
-        while True:
-            self._take(self._decoder.decode(await self._replies.recv()))
+    def _receive(self) -> None:
+        """Take in what is there, all of it: ZMQ tells that something has come, not that more is left."""
+        for _ in range(_AT_ONCE):
+            try:
+                message = self._replies.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self._take(self._decoder.decode(message))
+        self._loop.call_soon(self._receive)
 
     def _take(self, reply: Reply) -> None:
         self.heard_at = time.monotonic()
@@ -165,8 +176,7 @@ class EngineClient:
                 for output in outputs:
                     self._deliver(output)
             case Stats():
-                self.stats = reply
-                self.unseen_stats.put_nowait(reply)
+                self._on_stats(reply)
             case Loading():
                 if reply.phase != self.loading.phase or reply.fraction - self._logged >= 0.1:
                     self._logged = reply.fraction
@@ -179,6 +189,6 @@ class EngineClient:
                 self.failure = message
 
     def _deliver(self, output: Output) -> None:
-        queue = self._open.get(output.id)
-        if queue is not None:
-            queue.put_nowait(output)
+        take = self._open.get(output.id) if output.finish_reason is None else self._open.pop(output.id, None)
+        if take is not None:
+            take(output)

@@ -1,34 +1,40 @@
 """/v1/completions."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
 
+import msgspec
+
+from headwater.http.replies import EVENT_STREAM, JSON
 from headwater.openai.completions import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
 from headwater.openai.errors import BadRequestError
+from headwater.openai.stream import DONE, event
+from headwater.openai.usage import Usage
 from headwater_engine.core.messages import TokenLogprobs
-from headwater_engine.server.answering import Answers, Piece, Question, Tally, new_id, now
+from headwater_engine.server.answer import Form, Piece
+from headwater_engine.server.asking import Question, max_tokens, new_id, now
 from headwater_engine.server.chat import check_response_format
 from headwater_engine.server.detokenizer import TokenText
+from headwater_engine.server.served_model import ServedModel
 
-TokenTextOf = Callable[[int], tuple[str, list[int]]]
+_encode = msgspec.json.Encoder().encode
 
 
-async def ask(answers: Answers, request: CompletionRequest) -> Question:
-    """Check the request against the model, and tokenize its prompts. Raises APIError."""
-    answers.model.check_name(request.model)
+async def ask(model: ServedModel, context: int, request: CompletionRequest) -> Question:
+    """Check the request against the model, and tokenize its prompts. `context`: tokens in all. Raises APIError."""
+    model.check_name(request.model)
     check_response_format(request.response_format)
-    answers.model.check_tokens(request.stop_token_ids, "stop_token_ids")
-    prompts = await asyncio.to_thread(_tokenize, answers, request)
+    model.check_tokens(request.stop_token_ids, "stop_token_ids")
+    prompts = await asyncio.to_thread(_tokenize, model, request)
     if not all(prompts):
         raise BadRequestError("`prompt`: a prompt has no tokens.", param="prompt")
-    wanted = [answers.max_tokens(prompt, request.max_tokens, "max_tokens", "prompt") for prompt in prompts]
+    limits = [max_tokens(context, prompt, request.max_tokens, "max_tokens", "prompt") for prompt in prompts]
     prompt_logprobs = request.logprobs if request.echo else None
     return Question(
         id=new_id("cmpl"),
         prompts=prompts,
-        params=answers.model.sampling_params(
-            request, max_tokens=min(wanted), logprobs=request.logprobs, prompt_logprobs=prompt_logprobs
+        params=model.sampling_params(
+            request, max_tokens=min(limits), logprobs=request.logprobs, prompt_logprobs=prompt_logprobs
         ),
         n=request.n,
         priority=request.priority,
@@ -36,26 +42,33 @@ async def ask(answers: Answers, request: CompletionRequest) -> Question:
     )
 
 
-def _tokenize(answers: Answers, request: CompletionRequest) -> list[list[int]]:
+def _tokenize(model: ServedModel, request: CompletionRequest) -> list[list[int]]:
     prompts = []
     for prompt in request.prompts:
         if isinstance(prompt, str):
-            prompts.append(answers.model.encode(prompt, add_special_tokens=request.add_special_tokens))
+            prompts.append(model.encode(prompt, add_special_tokens=request.add_special_tokens))
         else:
-            answers.model.check_tokens(prompt, "prompt")
+            model.check_tokens(prompt, "prompt")
             prompts.append(prompt)
     return prompts
+
+
+def form(model: ServedModel, request: CompletionRequest, question: Question) -> Form:
+    writers = [_Writer(model, request, prompt) for prompt in question.prompts for _ in range(question.n)]
+    if request.stream:
+        return _CompletionStream(writers, request, question)
+    return _WholeCompletion(writers, request, question)
 
 
 class _Writer:
     """Turns the pieces of one choice into text and log-probabilities, with the prompt first under `echo`."""
 
-    def __init__(self, answers: Answers, request: CompletionRequest, prompt: Sequence[int]) -> None:
-        self._text_of = TokenText(answers.model.backend)
+    def __init__(self, model: ServedModel, request: CompletionRequest, prompt: Sequence[int]) -> None:
+        self._text_of = TokenText(model.backend)
         self._wants_logprobs = request.logprobs is not None
         self._offset = 0
         self._prompt = prompt
-        self._echo = answers.model.backend.decode(prompt, skip_special_tokens=True) if request.echo else ""
+        self._echo = model.backend.decode(prompt, skip_special_tokens=True) if request.echo else ""
 
     def write(self, piece: Piece) -> tuple[str, CompletionLogprobs | None]:
         text, self._echo = self._echo + piece.text, ""
@@ -82,24 +95,30 @@ class _Writer:
             logprobs.top_logprobs.append(top | {text: scored.logprob})
 
 
-def _writers(answers: Answers, request: CompletionRequest, question: Question) -> list[_Writer]:
-    return [_Writer(answers, request, prompt) for prompt in question.prompts for _ in range(question.n)]
+class _WholeCompletion:
+    """The answer as one object."""
 
+    headers = JSON
 
-async def whole(answers: Answers, request: CompletionRequest, question: Question) -> Completion:
-    """The answer, once it is complete. Raises APIError."""
-    writers = _writers(answers, request, question)
-    choices = [CompletionChoice(index=index, text="", finish_reason=None) for index in range(len(writers))]
-    tally = Tally()
-    async with aclosing(answers.pieces(question, tally)) as pieces:
-        async for piece in pieces:
-            choice = choices[piece.index]
-            text, logprobs = writers[piece.index].write(piece)
-            choice.text += text
-            choice.logprobs = _joined(choice.logprobs, logprobs)
-            if piece.finish_reason is not None:
-                choice.finish_reason, choice.stop_reason = piece.finish_reason, piece.stop_reason
-    return Completion(id=question.id, created=now(), model=request.model, choices=choices, usage=tally.usage())
+    def __init__(self, writers: list[_Writer], request: CompletionRequest, question: Question) -> None:
+        self._writers = writers
+        self._id = question.id
+        self._model = request.model
+        self._choices = [CompletionChoice(index=index, text="", finish_reason=None) for index in range(len(writers))]
+        self._texts: list[list[str]] = [[] for _ in writers]
+
+    def piece(self, piece: Piece) -> bytes:
+        choice = self._choices[piece.index]
+        text, logprobs = self._writers[piece.index].write(piece)
+        self._texts[piece.index].append(text)
+        choice.logprobs = _joined(choice.logprobs, logprobs)
+        choice.finish_reason, choice.stop_reason = piece.finish_reason, piece.stop_reason
+        return b""
+
+    def end(self, usage: Usage) -> bytes:
+        for choice, texts in zip(self._choices, self._texts, strict=True):
+            choice.text = "".join(texts)
+        return _encode(Completion(id=self._id, created=now(), model=self._model, choices=self._choices, usage=usage))
 
 
 def _joined(first: CompletionLogprobs | None, second: CompletionLogprobs | None) -> CompletionLogprobs | None:
@@ -112,21 +131,34 @@ def _joined(first: CompletionLogprobs | None, second: CompletionLogprobs | None)
     return first
 
 
-async def stream(answers: Answers, request: CompletionRequest, question: Question) -> AsyncGenerator[Completion, None]:
-    """The answer in chunks. Raises APIError."""
-    writers = _writers(answers, request, question)
-    created = now()
-    tally = Tally()
-    async with aclosing(answers.pieces(question, tally)) as pieces:
-        async for piece in pieces:
-            text, logprobs = writers[piece.index].write(piece)
-            choice = CompletionChoice(
+class _CompletionStream:
+    """The answer in chunks."""
+
+    headers = EVENT_STREAM
+
+    def __init__(self, writers: list[_Writer], request: CompletionRequest, question: Question) -> None:
+        self._writers = writers
+        self._id = question.id
+        self._created = now()
+        self._model = request.model
+        self._include_usage = request.include_usage
+
+    def piece(self, piece: Piece) -> bytes:
+        text, logprobs = self._writers[piece.index].write(piece)
+        return self._chunk(
+            CompletionChoice(
                 index=piece.index,
                 text=text,
                 finish_reason=piece.finish_reason,
                 logprobs=logprobs,
                 stop_reason=piece.stop_reason,
             )
-            yield Completion(id=question.id, created=created, model=request.model, choices=[choice])
-    if request.include_usage:
-        yield Completion(id=question.id, created=created, model=request.model, choices=[], usage=tally.usage())
+        )
+
+    def end(self, usage: Usage) -> bytes:
+        return self._chunk(usage=usage) + DONE if self._include_usage else DONE
+
+    def _chunk(self, *choices: CompletionChoice, usage: Usage | None = None) -> bytes:
+        return event(
+            Completion(id=self._id, created=self._created, model=self._model, choices=list(choices), usage=usage)
+        )

@@ -1,11 +1,15 @@
-"""Prometheus metrics of the engine: what the loop says of itself, and what requests saw."""
+"""Prometheus metrics of the engine: what the loop says of itself, and what requests saw.
+
+What a token counts is an addition to a number; see tally.py.
+"""
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
 
+from headwater.tally import Count, Distribution, Samples, Tally
 from headwater_engine.core.messages import Ready, Stats
 
 _LATENCY = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 20, 40, 80)
@@ -42,7 +46,7 @@ class ServerMetrics:
         self.registry = CollectorRegistry()
         # The router tells a restarted engine, whose cache is empty, by its process_start_time_seconds.
         ProcessCollector(registry=self.registry)
-        gauge, counter, histogram = self._gauge, self._counter, self._histogram
+        gauge, counter, count, samples = self._gauge, self._counter, self._count, self._samples
         self.running = gauge("requests_running", "Requests that hold KV blocks and take part in steps.")
         self.waiting = gauge("requests_waiting", "Requests that wait for room.")
         self.kv_cache_usage = gauge("kv_cache_usage", "Share of the KV blocks that running requests hold, 0 to 1.")
@@ -52,14 +56,14 @@ class ServerMetrics:
         self.prompt_tokens = counter(
             "prompt_tokens", "Prompt tokens, by whether they came from the prefix cache or were computed.", "source"
         )
-        self.generation_tokens = counter("generation_tokens", "Output tokens.")
-        self.preemptions = counter("preemptions", "Requests that lost their blocks and are computed again.")
-        self.steps = counter("steps", "Steps of the engine's loop; it stands still only without work.")
-        self.ttft = histogram("time_to_first_token_seconds", "From the request to its first token.", _LATENCY)
-        self.inter_token = histogram("inter_token_latency_seconds", "Between two tokens of a request.", _SHORT)
-        self.duration = histogram("request_duration_seconds", "From the request to its last token.", _WHOLE)
-        self.step_seconds = histogram("step_seconds", "Duration of one step.", _SHORT)
-        self.batch_tokens = histogram("batch_tokens", "Tokens computed in one step.", _TOKENS)
+        self.generation_tokens = count("generation_tokens", "Output tokens.")
+        self.preemptions = count("preemptions", "Requests that lost their blocks and are computed again.")
+        self.steps = count("steps", "Steps of the engine's loop; it stands still only without work.")
+        self.ttft = samples("time_to_first_token_seconds", "From the request to its first token.", _LATENCY)
+        self.inter_token = samples("inter_token_latency_seconds", "Between two tokens of a request.", _SHORT)
+        self.duration = samples("request_duration_seconds", "From the request to its last token.", _WHOLE)
+        self.step_seconds = samples("step_seconds", "Duration of one step.", _SHORT)
+        self.batch_tokens = samples("batch_tokens", "Tokens computed in one step.", _TOKENS)
         self.prompt_limit = gauge("prompt_tokens_limit", "Prompt tokens that a step may have beside running streams.")
         self.paced_steps = counter(
             "paced_steps", "Steps with running streams, by whether they kept --itl-objective-ms.", "objective"
@@ -104,11 +108,14 @@ class ServerMetrics:
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(f"headwater_engine_{name}", text, registry=self.registry)
 
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"headwater_engine_{name}", text, labels, registry=self.registry)
+    def _counter(self, name: str, text: str, label: str) -> Tally:
+        return Tally(f"headwater_engine_{name}", text, [label], self.registry)
 
-    def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
-        return Histogram(f"headwater_engine_{name}", text, registry=self.registry, buckets=buckets)
+    def _count(self, name: str, text: str) -> Count:
+        return Tally(f"headwater_engine_{name}", text, [], self.registry).labels()
+
+    def _samples(self, name: str, text: str, bounds: Sequence[float]) -> Samples:
+        return Distribution(f"headwater_engine_{name}", text, bounds, self.registry).labels()
 
 
 @dataclass(slots=True)

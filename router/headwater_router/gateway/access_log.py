@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 import structlog
 
-from headwater_router.gateway.tally import Count
+from headwater.tally import Count
 
 log = structlog.get_logger(__name__)
 

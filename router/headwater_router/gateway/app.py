@@ -3,14 +3,12 @@
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any
 
-import msgspec
 import structlog
 
 from headwater.http.clients import too_many_connections
 from headwater.http.connection import ClientConnection
-from headwater.http.headers import Headers
+from headwater.http.replies import answer_error, answer_json
 from headwater.http.request import Request
 from headwater.openai.errors import (
     APIError,
@@ -22,7 +20,6 @@ from headwater.openai.errors import (
     ServiceUnavailableError,
 )
 from headwater.openai.models import ModelList
-from headwater.openai.stream import error_event
 from headwater_router.admission.keys import ANYONE, Admitted
 from headwater_router.dispatch.call import Call
 from headwater_router.endpoints.endpoint import ServedModel
@@ -40,8 +37,6 @@ from headwater_router.picker.weights import conversation
 log = structlog.get_logger(__name__)
 
 Local = Callable[[Request, ClientConnection], None]
-
-_encode = msgspec.json.Encoder().encode
 
 
 class Gateway:
@@ -216,18 +211,6 @@ def page(make: Callable[[], Page]) -> Local:
         client.answer(made.status, [(b"content-type", made.content_type.encode())], made.body)
 
     return answer
-
-
-def answer_json(client: ClientConnection, content: Any, status: int = 200, headers: Headers | None = None) -> None:
-    client.answer(status, [(b"content-type", b"application/json"), *(headers or [])], _encode(content))
-
-
-def answer_error(client: ClientConnection, error: APIError) -> None:
-    if client.answer_began:  # With comments: what can still be said is said by an event.
-        client.end(error_event(error))
-        return
-    headers = [(name.encode(), value.encode()) for name, value in error.headers().items()]
-    answer_json(client, error.body(), error.status, headers)
 
 
 def _check_method(request: Request, *allowed: bytes) -> None:

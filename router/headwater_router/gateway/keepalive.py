@@ -10,8 +10,9 @@ from typing import Final
 import msgspec
 
 from headwater.http.connection import ClientConnection
+from headwater.http.replies import EVENT_STREAM
 from headwater.openai.errors import BadGatewayError
-from headwater.openai.stream import CONTENT_TYPE, error_event, event
+from headwater.openai.stream import error_event, event
 
 _COMMENT: Final = b": keep-alive\n\n"
 _LONGEST: Final = 200
@@ -40,7 +41,7 @@ class KeepAlive:
 
     def _comment(self) -> None:
         if not self._client.answer_began:
-            self._client.begin(200, [(b"content-type", CONTENT_TYPE.encode()), (b"cache-control", b"no-cache")])
+            self._client.begin(200, EVENT_STREAM)
         self._client.write(_COMMENT)
         self._wait()
 

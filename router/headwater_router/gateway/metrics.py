@@ -6,12 +6,12 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
 
+from headwater.tally import Count, Distribution, Samples, Tally
 from headwater_router.endpoints.breaker import BreakerState
 from headwater_router.endpoints.endpoint import Endpoint
 from headwater_router.endpoints.fleet import Fleet
 from headwater_router.gateway.deployment_metrics import DeploymentMetrics
 from headwater_router.gateway.key_metrics import KeyMetrics
-from headwater_router.gateway.tally import Count, Distribution, Samples, Tally
 from headwater_router.index import PrefixIndex
 from headwater_router.outcome import Outcome
 from headwater_router.picker.base import Label

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
-from headwater_router.gateway.tally import Count
+from headwater.tally import Count
 
 MOST_BLOCKS: Final = 200_000
 """That wait: 100 MB of short prompts, or more of long ones, in some 10 MB of memory."""

@@ -1,0 +1,255 @@
+"""An answer on its way from the engine to its client, all within the callback in which its tokens came.
+
+    Output ── Reader ──> Piece ── Form ──> bytes ──> the client's socket
+              text, up to a      JSON, or
+              stop string        an event
+
+A token costs no task and no queue: the request's one task sleeps until the answer has ended, or its client does not
+keep up. A client that does not is sent nothing until it has read; what comes meanwhile becomes one larger piece, so an
+answer that nobody reads takes no more memory than one that is not streamed.
+
+Nothing goes out before the engine has given something. So a request that the engine refuses, or that fails in its first
+step, is answered with a status that says so, streamed or not.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from headwater.http.connection import ClientConnection
+from headwater.http.headers import Headers
+from headwater.openai.errors import APIError, BadRequestError, InternalServerError
+from headwater.openai.usage import Usage
+from headwater_engine.core.messages import FinishReason, Generate, Output, TokenLogprobs
+from headwater_engine.sampling.params import SamplingParams
+from headwater_engine.server.asking import Question
+from headwater_engine.server.client import EngineClient
+from headwater_engine.server.detokenizer import Detokenizer
+from headwater_engine.server.metrics import ServerMetrics
+from headwater_engine.server.served_model import ServedModel
+from headwater_engine.server.stop_strings import StopStrings
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Piece:
+    """Some more of one choice."""
+
+    index: int
+    text: str
+    logprobs: list[TokenLogprobs]
+    """Of the tokens that came with this piece; a token's text may come with a later one."""
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+    def append(self, later: "Piece") -> None:
+        self.text += later.text
+        self.logprobs += later.logprobs
+        self.prompt_logprobs = self.prompt_logprobs or later.prompt_logprobs
+        self.finish_reason, self.stop_reason = later.finish_reason, later.stop_reason
+
+
+class Form(Protocol):
+    """How an answer is written: as a chat or as a text, in a stream or whole."""
+
+    headers: Headers
+
+    def piece(self, piece: Piece) -> bytes:
+        """What of it goes out now; nothing where the answer is sent whole."""
+
+    def end(self, usage: Usage) -> bytes:
+        """What goes out last."""
+
+
+class Reader:
+    """Makes one choice's outputs into text, and ends it at a stop string."""
+
+    def __init__(self, model: ServedModel, prompt: Sequence[int], params: SamplingParams) -> None:
+        self._detokenizer = Detokenizer(model.backend, prompt)
+        self._stops = StopStrings(params.stop)
+        self._min_tokens = params.min_tokens
+        self._tokens = 0
+        self._hidden = set() if params.ignore_eos else set(params.eos_token_ids)
+        self._hidden |= set(params.stop_token_ids)
+
+    def read(self, output: Output, index: int) -> Piece:
+        piece = Piece(index, "", output.logprobs or [], output.prompt_logprobs)
+        for token in output.tokens:
+            self._tokens += 1
+            ended_by_token = output.finish_reason is FinishReason.STOP and token in self._hidden
+            text = "" if ended_by_token else self._detokenizer.add(token)
+            if self._tokens <= self._min_tokens:
+                piece.text += text
+                continue
+            shown, stop = self._stops.feed(text)
+            piece.text += shown
+            if stop is not None:
+                piece.finish_reason, piece.stop_reason = "stop", stop
+                return piece
+        if output.finish_reason is not None:
+            self._end(piece, output)
+        return piece
+
+    def _end(self, piece: Piece, output: Output) -> None:
+        shown, stop = self._stops.feed(self._detokenizer.flush())
+        piece.text += shown if stop is not None else shown + self._stops.flush()
+        piece.finish_reason = "stop" if stop is not None else str(output.finish_reason)
+        piece.stop_reason = stop if stop is not None else output.stop_reason
+
+
+class Choice:
+    """One engine request. It takes its outputs as they come."""
+
+    __slots__ = ("_answer", "_reader", "_timer", "ended", "held", "index", "message")
+
+    def __init__(self, answer: "Answer", model: ServedModel, message: Generate, index: int) -> None:
+        self._answer = answer
+        self._reader = Reader(model, message.prompt, message.params)
+        self._timer = answer.metrics.start()
+        self.message = message
+        self.index = index
+        self.held: Piece | None = None
+        """What is not written yet."""
+        self.ended = False
+
+    def take(self, output: Output) -> None:
+        """Raises nothing, since its caller has outputs for others: what goes wrong here ends this answer."""
+        try:
+            self._take(output)
+        except APIError as error:
+            self._answer.fail(error)
+        except BaseException:  # A panic within the tokenizer is no Exception.
+            log.exception("request failed", request_id=self.message.id)
+            self._answer.fail(InternalServerError("The server failed on this request; its log says why."))
+
+    def _take(self, output: Output) -> None:
+        answer = self._answer
+        if output.finish_reason is FinishReason.ERROR:
+            self.leave("error")
+            raise _failure(output, engine_is_alive=answer.engine.failure is None)
+        self._timer.tokens(len(output.tokens))
+        answer.count(self.index, output)
+        piece = self._reader.read(output, self.index)
+        if self.held is not None:
+            self.held.append(piece)
+            piece, self.held = self.held, None
+        if piece.finish_reason is not None:
+            self.leave(piece.finish_reason)
+        elif not (piece.text or piece.logprobs or piece.prompt_logprobs):
+            return
+        answer.show(self, piece)
+
+    def leave(self, reason: str) -> None:
+        """It has ended, or nobody wants more of it: then the engine need not go on. Only the first call counts."""
+        if not self.ended:
+            self.ended = True
+            self._timer.finish(reason)
+            self._answer.open -= 1
+            self._answer.engine.leave(self.message.id)
+
+
+class Answer:
+    """To one HTTP request. Its choices are written as they come, in one answer."""
+
+    def __init__(
+        self,
+        engine: EngineClient,
+        model: ServedModel,
+        metrics: ServerMetrics,
+        question: Question,
+        form: Form,
+        client: ClientConnection,
+    ) -> None:
+        self.engine = engine
+        self.metrics = metrics
+        self._form = form
+        self._client = client
+        self._choices = [Choice(self, model, message, n) for n, message in enumerate(question.messages())]
+        self.open = len(self._choices)
+        """Choices that have not ended."""
+        self._n = question.n
+        self._prompt_tokens = sum(map(len, question.prompts))
+        self._completion_tokens = 0
+        self._cached_tokens = 0
+        self._failure: APIError | None = None
+        self._woken = asyncio.Event()
+
+    async def run(self) -> None:
+        """Ask the engine, and answer. Raises APIError, before the answer has begun or within it.
+
+        Cancelled where the client leaves; then, as in any other case, the engine hears that nobody wants more.
+        """
+        try:
+            for choice in self._choices:
+                if not choice.ended:
+                    self.engine.ask(choice.message, choice.take)
+            while True:
+                await self._woken.wait()
+                self._woken.clear()
+                await self._client.drained()
+                if self._failure is not None:
+                    raise self._failure
+                if not self.open:
+                    break
+                self._write(self._take_held())
+            self._finish()
+        finally:
+            for choice in self._choices:
+                choice.leave("abort")
+
+    # What the choices call
+
+    def count(self, index: int, output: Output) -> None:
+        """For the usage. Of the answers to one prompt the first tells how much of it was cached."""
+        self._completion_tokens += len(output.tokens)
+        if index % self._n == 0:
+            self._cached_tokens += output.cached_tokens
+
+    def show(self, choice: Choice, piece: Piece) -> None:
+        """Write it now, if the client keeps up. The last one goes out together with what comes behind it."""
+        if self._client.write_paused or not self.open:
+            choice.held = piece
+            self._woken.set()
+        else:
+            self._write(self._form.piece(piece))
+
+    def fail(self, error: APIError) -> None:
+        """Of several choices, none is of use without the others."""
+        if self._failure is None:
+            self._failure = error
+            self._woken.set()
+            for choice in self._choices:
+                choice.leave("abort")
+
+    # What goes out
+
+    def _take_held(self) -> bytes:
+        written = [self._form.piece(choice.held) for choice in self._choices if choice.held is not None]
+        for choice in self._choices:
+            choice.held = None
+        return b"".join(written)
+
+    def _write(self, data: bytes) -> None:
+        if data:
+            if not self._client.answer_began:
+                self._client.begin(200, self._form.headers)
+            self._client.write(data)
+
+    def _finish(self) -> None:
+        usage = Usage.of(prompt=self._prompt_tokens, completion=self._completion_tokens, cached=self._cached_tokens)
+        last = self._take_held() + self._form.end(usage)
+        if self._client.answer_began:
+            self._client.end(last)
+        else:
+            self._client.answer(200, self._form.headers, last)
+
+
+def _failure(output: Output, *, engine_is_alive: bool) -> APIError:
+    if output.refusal is not None:
+        return BadRequestError(output.refusal.message, code=output.refusal.code)
+    return InternalServerError(output.error or "", code="engine_error" if engine_is_alive else "engine_dead")

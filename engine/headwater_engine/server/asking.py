@@ -1,0 +1,72 @@
+"""What an HTTP request asks of the engine: what chat and text completions have in common."""
+
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from headwater.openai.errors import BadRequestError
+from headwater_engine.core.messages import Generate
+from headwater_engine.sampling.params import SamplingParams
+
+
+@dataclass(slots=True)
+class Question:
+    """All that one HTTP request asks of the engine."""
+
+    id: str
+    prompts: Sequence[Sequence[int]]
+    """Token ids."""
+    params: SamplingParams
+    n: int
+    priority: int = 0
+    cache_salt: str = ""
+
+    def messages(self) -> Iterator[Generate]:
+        """One for each prompt and each of its `n` answers, in the order of the choices."""
+        for number, prompt in enumerate(self.prompts):
+            for answer in range(self.n):
+                params = self.params
+                if answer:
+                    params = msgspec.structs.replace(params, seed=params.seed + answer)
+                yield Generate(
+                    id=f"{self.id}-{number * self.n + answer}",
+                    prompt=list(prompt),
+                    params=params,
+                    priority=self.priority,
+                    cache_salt=self.cache_salt,
+                )
+
+
+def max_tokens(context: int, prompt: Sequence[int], wanted: int | None, field_name: str, prompt_field: str) -> int:
+    """Output tokens that a request may have: what it wants, at most what the context leaves.
+
+    `context`: prompt and output tokens together, at most. Raises BadRequestError where the prompt alone, or together
+    with what is wanted, can never fit.
+    """
+    room = context - len(prompt)
+    if room < 1:
+        raise BadRequestError(
+            f"The prompt has {len(prompt)} tokens; the context has room for {context}, at least one of them for "
+            "the answer.",
+            param=prompt_field,
+            code="context_length_exceeded",
+        )
+    if wanted is not None and wanted > room:
+        raise BadRequestError(
+            f"`{field_name}` is {wanted}, but the prompt has {len(prompt)} tokens and the context has room for "
+            f"{context}: at most {room} are left for the answer.",
+            param=field_name,
+            code="context_length_exceeded",
+        )
+    return wanted if wanted is not None else room
+
+
+def new_id(prefix: str) -> str:
+    return f"{prefix}-{uuid.uuid4().hex}"
+
+
+def now() -> int:
+    return int(time.time())

@@ -1,6 +1,7 @@
 """The server's process: how it ends, with which status, and what it says."""
 
 import asyncio
+import contextlib
 import json
 import signal
 import sys
@@ -15,16 +16,14 @@ import pytest
 
 from headwater_engine.core.messages import Failed, FinishReason
 from tests.engine.fake_engine import FakeEngine, fake_engine
-from tests.engine.test_server import TEXT, free_port, until
+from tests.engine.test_server import CHAT, TEXT, free_port, until
 
 _SERVE = """
-import asyncio, json, sys
+import json, sys
 from headwater_engine.config import EngineSettings
-from headwater_engine.server.app import EngineServer
-from headwater.logs import configure_logging
-configure_logging("warning")
+from headwater_engine.server.app import run
 settings, command = json.loads(sys.argv[1])
-sys.exit(asyncio.run(EngineServer(EngineSettings(**settings), command).run()))
+sys.exit(run(EngineSettings(**settings), command))
 """
 
 
@@ -35,7 +34,7 @@ class Server:
 
     async def end(self) -> tuple[int, str]:
         """Exit status and stderr, once it is gone by itself."""
-        _, errors = await asyncio.wait_for(self.process.communicate(), 20)
+        _, errors = await asyncio.wait_for(self.process.communicate(), 120)
         assert self.process.returncode is not None
         return self.process.returncode, errors.decode()
 
@@ -43,7 +42,7 @@ class Server:
 @asynccontextmanager
 async def serving(command: list[str], **changes: Any) -> AsyncIterator[Server]:
     """The server as a process of its own, around the engine of `command`."""
-    settings = {"model": "random:tiny", "port": free_port(), **changes}
+    settings = {"model": "random:tiny", "port": free_port(), "log_level": "warning", **changes}
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", _SERVE, json.dumps([settings, command]), stderr=asyncio.subprocess.PIPE
     )
@@ -176,6 +175,22 @@ async def test_a_second_signal_ends_it_at_once(server: Server, engine: FakeEngin
     server.process.send_signal(signal.SIGTERM)
     assert await server.end() == (0, "")
     assert "The server ended" in last_event(await running)["error"]["message"]
+
+
+async def test_a_thread_that_never_ends_keeps_it_from_nothing(engine: FakeEngine, tmp_path: Path) -> None:
+    template = tmp_path / "endless.jinja"
+    template.write_text("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}")
+    async with serving(engine.command, chat_template=str(template), shutdown_timeout=0) as server:
+        await until(server.http, "/health", 200)
+        await engine.be_ready()
+        await until(server.http, "/ready", 200)
+        chat = asyncio.create_task(server.http.post("/v1/chat/completions", json=CHAT))
+        for _ in range(20):  # The chat came before them.
+            assert (await server.http.get("/health")).status_code == 200
+        server.process.send_signal(signal.SIGTERM)
+        assert await server.end() == (0, "")
+        with contextlib.suppress(httpx.TransportError):
+            await chat
 
 
 async def test_a_signal_ends_it_while_the_weights_load() -> None:

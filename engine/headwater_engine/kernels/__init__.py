@@ -6,8 +6,7 @@ activations and products are all of the weights' type, with sums in float32. Wha
 | `select(...)` | where | weights, KV | activations | products |
 |---|---|---|---|---|
 | float32 | any CPU | float32 | float32 | float32 |
-| bfloat16 | AMX | bfloat16 | bfloat16 | oneDNN's, of bfloat16, summed in float32 |
-| bfloat16 | AVX512_BF16 | bfloat16 | bfloat16 | our own, of bfloat16, summed in float32 |
+| bfloat16 | AMX or AVX512_BF16 | bfloat16 | bfloat16 | of bfloat16, summed in float32 |
 | bfloat16 | any other CPU | bfloat16 | float32 | float32: bfloat16 only halves the memory to read |
 
 Where the C++ kernels cannot be built, plain torch takes over with a warning; on the last row it then holds float32
@@ -70,6 +69,4 @@ def _products(weights: torch.dtype) -> Products:
     """What this CPU multiplies weights of this type with fastest."""
     if weights == torch.float32:
         return Products.FLOAT32
-    if torch.cpu._is_amx_tile_supported():
-        return Products.ONEDNN
     return Products.BFLOAT16 if torch.cpu._is_avx512_bf16_supported() else Products.FLOAT32

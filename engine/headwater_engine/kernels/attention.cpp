@@ -13,13 +13,12 @@
 // that cut, whose place depends on the context's length but not on the batch.
 #include "attention.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <limits>
 #include <new>
 #include <vector>
 
+#include "team.h"
 #include "tile.h"
 
 namespace headwater {
@@ -28,6 +27,7 @@ constexpr int64_t SPAN_BLOCKS = 12;
 constexpr int64_t SPAN = SPAN_BLOCKS * TILE;  // keys between two corrections of the softmax
 constexpr int64_t TASK_ROWS = 24;
 constexpr int64_t PART_BLOCKS = 64;  // blocks of context in one part of a decoding task
+constexpr int64_t WRITTEN_TOKENS = 16;  // that one thread writes to the cache at a time
 constexpr float NEVER = -std::numeric_limits<float>::infinity();
 
 inline uint32_t join(bf16 first, bf16 second) { return uint32_t(second.bits) << 16 | first.bits; }
@@ -67,8 +67,7 @@ template <typename T, typename C>
 void write_cache(const T* keys, int64_t key_stride, const T* values, int64_t value_stride, C* key_cache, C* value_cache,
                  const int64_t* slots, int64_t tokens, int64_t kv_heads, int64_t key_dim, int64_t value_dim) {
     const int64_t key_size = packed_rows<C>(key_dim) * TILE, value_size = TILE * padded(value_dim);
-#pragma omp parallel for if (tokens > 16)
-    for (int64_t t = 0; t < tokens; t++) {
+    const auto write_token = [&](int64_t t) {
         const int64_t offset = slots[t] % TILE;
         const bool is_second = offset % 2 == 1 && t > 0 && slots[t - 1] == slots[t] - 1;
         const bool has_second = offset % 2 == 0 && t + 1 < tokens && slots[t + 1] == slots[t] + 1;
@@ -83,7 +82,10 @@ void write_cache(const T* keys, int64_t key_stride, const T* values, int64_t val
             }
             write_value(value, value_dim, offset, to);
         }
-    }
+    };
+    in_ranges(tokens, WRITTEN_TOKENS, [&](int64_t first, int64_t last) {
+        for (int64_t t = first; t < last; t++) write_token(t);
+    });
 }
 
 struct Task {
@@ -312,15 +314,13 @@ void paged_attention(const T* queries, int64_t query_stride, const C* key_cache,
     std::vector<Scratch<T>> partial(parts);
     const Batch<T, C> batch{queries, query_stride, key_cache, value_cache, block_tables, context_lengths, shape};
     const int64_t count = int64_t(tasks.size());
-#pragma omp parallel for schedule(dynamic) if (count > 1)
-    for (int64_t i = 0; i < count; i++) {
+    in_pieces(count, [&](int64_t i) {
         static thread_local Scratch<T> own;
         const Task& task = tasks[i];
         Scratch<T>& scratch = task.part < 0 ? own : partial[task.part];
-        // The next is another thread's, but one of this thread's is as far behind.
-        attend(batch, task, tasks[std::min(count - 1, i + omp_get_num_threads())], scratch);
+        attend(batch, task, tasks[std::min(count - 1, i + 1)], scratch);
         if (task.part < 0) write_rows(task, shape, scratch, output);
-    }
+    });
     const int64_t group = shape.heads / shape.kv_heads;
     for (int64_t i = 0; i < count;) {
         int64_t next = i + 1;

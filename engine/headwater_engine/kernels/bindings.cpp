@@ -1,10 +1,15 @@
 // From torch's tensors to the kernels' pointers. Shapes and types are checked here, and only here.
+//
+// Other Python threads run while a kernel does, if it takes so long that it is worth it: each of them may keep the lock for
+// five milliseconds, so that short kernels would mostly wait for it.
+#include <ATen/Parallel.h>
 #include <torch/extension.h>
 
 #include "attention.h"
 #include "elementwise.h"
 #include "gemm.h"
 #include "sampling.h"
+#include "team.h"
 
 using at::Tensor;
 using headwater::bf16;
@@ -35,6 +40,14 @@ template <typename F> void by_types(const Tensor& x, const Tensor& stored, F f) 
         by_type(stored, [&](auto* s) { f(static_cast<float*>(nullptr), s); });
 }
 
+// While this is there, other Python threads run.
+using Unlocked = std::optional<py::gil_scoped_release>;
+constexpr int64_t LONG = 1 << 26;  // multiplications that take about half a millisecond
+
+void unlock_if_long(Unlocked& unlocked, int64_t multiplications) {
+    if (multiplications >= LONG) unlocked.emplace();
+}
+
 // [rows, ...] whose last dimensions are contiguous. Returns the elements between two rows.
 int64_t row_stride(const Tensor& x) {
     int64_t expected = 1;
@@ -48,6 +61,7 @@ int64_t row_stride(const Tensor& x) {
 Tensor pack(const Tensor& weight) {
     TORCH_CHECK(weight.dim() == 2 && weight.is_contiguous(), "a contiguous [outputs, inputs] weight");
     Tensor packed;
+    const py::gil_scoped_release unlocked;
     by_type(weight, [&](auto* t) {
         using W = std::remove_pointer_t<decltype(t)>;
         packed = at::empty({headwater::packed_size<W>(weight.size(0), weight.size(1))}, weight.options());
@@ -64,6 +78,8 @@ Tensor linear(const Tensor& x, const Tensor& packed, const std::optional<Tensor>
     TORCH_CHECK(!bias || (bias->numel() == outputs && bias->scalar_type() == at::kFloat && bias->is_contiguous()),
                 "bias must be [", outputs, "] float32");
     Tensor y = at::empty({x.size(0), outputs}, wide ? x.options().dtype(at::kFloat) : x.options());
+    Unlocked unlocked;
+    unlock_if_long(unlocked, x.size(0) * inputs * outputs);
     by_types(x, packed, [&](auto* t, auto* w) {
         using X = std::remove_pointer_t<decltype(t)>;
         using W = std::remove_pointer_t<decltype(w)>;
@@ -116,6 +132,8 @@ Tensor paged_attention(const Tensor& queries, const Tensor& key_cache, const Ten
                                           block_tables.size(1), float(scale), window, float(softcap),
                                           sinks ? data<float>(*sinks) : nullptr};
     Tensor output = at::empty({queries.size(0), heads, value_dim}, queries.options());
+    Unlocked unlocked;
+    unlock_if_long(unlocked, queries.numel() * block_tables.size(1) * headwater::TILE);
     const auto run = [&](auto* t, auto* c) {
         using T = std::remove_pointer_t<decltype(t)>;
         using C = std::remove_pointer_t<decltype(c)>;
@@ -215,19 +233,27 @@ Tensor sample(const Tensor& logits, const Tensor& inverse_temperatures, const Te
         batch.bias_values = checked<float>(shifts, batch.biases, at::kFloat, "biases");
     }
     Tensor tokens = at::empty({rows}, logits.options().dtype(at::kLong));
+    Unlocked unlocked;
+    unlock_if_long(unlocked, rows * vocabulary * 50);  // of a draw, which hashes and takes logarithms
     headwater::sample(values, batch, data<int64_t>(tokens));
     return tokens;
 }
 
 }  // namespace
 
+// What each kernel is called with: as many threads as torch would take.
+struct Team {
+    Team() { headwater::set_team_size(at::get_num_threads()); }
+};
+
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
-    m.def("pack", &pack);
-    m.def("linear", &linear);
-    m.def("write_cache", &write_cache);
-    m.def("paged_attention", &paged_attention);
-    m.def("rms_norm", &rms_norm);
-    m.def("rope", &rope);
-    m.def("silu_mul", &silu_mul);
-    m.def("sample", &sample);
+    const py::call_guard<Team> team;
+    m.def("pack", &pack, team);
+    m.def("linear", &linear, team);
+    m.def("write_cache", &write_cache, team);
+    m.def("paged_attention", &paged_attention, team);
+    m.def("rms_norm", &rms_norm, team);
+    m.def("rope", &rope, team);
+    m.def("silu_mul", &silu_mul, team);
+    m.def("sample", &sample, team);
 }

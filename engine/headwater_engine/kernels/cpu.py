@@ -1,5 +1,5 @@
-"""The kernels for CPUs, in C++: `gemm.cpp`, `attention.cpp`, `elementwise.cpp`, `sampling.cpp`, each opening with how
-it works.
+"""The kernels for CPUs, in C++: `gemm.cpp`, `attention.cpp`, `elementwise.cpp`, `sampling.cpp`, and `team.h`, the threads
+that they share their work with. Each opens with how it works.
 
 Compiled at first use for this very CPU, by torch's extension loader, into its cache folder (TORCH_EXTENSIONS_DIR, else
 ~/.cache/torch_extensions). The name of the build holds a hash of the sources, torch and the CPU, so that a folder that
@@ -14,14 +14,13 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch, HeadNorms, LayerCache, Linear, SamplingBatch
 from headwater_engine.kernels.reference import taken_zeros
 
 _FOLDER = Path(__file__).parent
-_FLAGS = ["-O3", "-march=native", "-fopenmp", "-std=c++20"]
+_FLAGS = ["-O3", "-march=native", "-fopenmp-simd", "-std=c++20", "-pthread"]
 
 
 class BuildError(Exception):
@@ -41,7 +40,7 @@ def build() -> ModuleType:
             name=f"headwater_cpu_{identity.hexdigest()[:16]}",
             sources=[str(source) for source in sources if source.suffix == ".cpp"],
             extra_cflags=_FLAGS,
-            extra_ldflags=["-fopenmp"],
+            extra_ldflags=["-pthread"],
             with_cuda=False,
         )
     except (RuntimeError, OSError, ImportError, subprocess.SubprocessError) as error:
@@ -61,12 +60,10 @@ class Products(StrEnum):
     """How weights are multiplied with activations."""
 
     FLOAT32 = "float32"
-    """Our own, of float32 activations. bfloat16 weights only halve the memory to read: results are those of float32
-    arithmetic on the same weights."""
+    """Of float32 activations. bfloat16 weights only halve the memory to read: results are those of float32 arithmetic on
+    the same weights."""
     BFLOAT16 = "bfloat16"
-    """Our own, of bfloat16 activations: for AVX512_BF16, slow elsewhere."""
-    ONEDNN = "onednn"
-    """oneDNN's, of bfloat16 activations: for AMX, which our own do not use."""
+    """Of bfloat16 activations: for AMX and AVX512_BF16, slow elsewhere."""
 
 
 class CppKernels:
@@ -78,7 +75,6 @@ class CppKernels:
         """`weights`: float32 or bfloat16, of weights and KV. Only FLOAT32 products take float32. Raises BuildError."""
         self._kernels = build()
         self._storage = weights
-        self._products = products
         self.dtype = torch.float32 if products == Products.FLOAT32 else torch.bfloat16
         self.name = f"cpu-{torch.backends.cpu.get_cpu_capability().lower()}-{str(weights).removeprefix('torch.')}"
 
@@ -144,10 +140,6 @@ class CppKernels:
 
     def linear(self, weight: Tensor, bias: Tensor | None = None, *, wide: bool = False) -> Linear:
         outputs, inputs = weight.shape
-        if self._products == Products.ONEDNN:
-            weight = weight.to(torch.bfloat16)
-            bias = None if bias is None else bias.to(torch.bfloat16)
-            return lambda x: F.linear(x, weight, bias).to(torch.float32 if wide else self.dtype)
         packed = self._kernels.pack(weight.to(self._storage).contiguous())
         wide_bias = None if bias is None else bias.float().contiguous()
         linear = self._kernels.linear

@@ -1,12 +1,22 @@
 // One pass over the data each: at these sizes the cost is reading and writing it.
 #include "elementwise.h"
 
+#include <algorithm>
 #include <cmath>
 #include <type_traits>
 
+#include "team.h"
+
 namespace headwater {
 
-constexpr int64_t PARALLEL_ELEMENTS = 32 * 1024;  // below, waking the other threads costs more than it saves
+constexpr int64_t PIECE_ELEMENTS = 16 * 1024;  // below two of them, to tell the other threads costs more than it saves
+
+// Calls f(row) for all rows, which are of `dim` elements.
+template <typename F> static void for_rows(int64_t rows, int64_t dim, F f) {
+    in_ranges(rows, std::max<int64_t>(1, PIECE_ELEMENTS / std::max<int64_t>(1, dim)), [&](int64_t first, int64_t last) {
+        for (int64_t row = first; row < last; row++) f(row);
+    });
+}
 
 // Calls f for every whole vector, then for every element that is left: then the second argument is true.
 template <typename F> inline void by_vectors(int64_t dim, F f) {
@@ -23,8 +33,7 @@ using std::exp;  // beside that of vectors
 template <typename T>
 void rms_norm(const T* x, int64_t x_stride, T* residual, const T* weight, float eps, T* output, int64_t rows,
               int64_t dim) {
-#pragma omp parallel for if (rows * dim > PARALLEL_ELEMENTS)
-    for (int64_t row = 0; row < rows; row++) {
+    for_rows(rows, dim, [&](int64_t row) {
         const T* from = x + row * x_stride;
         T* to = output + row * dim;
         if (residual) {
@@ -43,14 +52,13 @@ void rms_norm(const T* x, int64_t x_stride, T* residual, const T* weight, float 
         });
         const float factor = 1.0f / std::sqrt((sum(squares) + rest) / float(dim) + eps);
         by_vectors(dim, [&](int64_t d, auto one) { put(to + d, get(from + d, one) * factor * get(weight + d, one)); });
-    }
+    });
 }
 
 template <typename T>
 void rope(T* x, int64_t stride, int64_t heads, int64_t head_dim, const float* cos, const float* sin, int64_t half,
           const int64_t* positions, int64_t tokens) {
-#pragma omp parallel for if (tokens * heads * head_dim > PARALLEL_ELEMENTS)
-    for (int64_t t = 0; t < tokens; t++) {
+    for_rows(tokens, heads * head_dim, [&](int64_t t) {
         const float* c = cos + positions[t] * half;
         const float* s = sin + positions[t] * half;
         for (int64_t h = 0; h < heads; h++) {
@@ -63,12 +71,11 @@ void rope(T* x, int64_t stride, int64_t heads, int64_t head_dim, const float* co
                 put(second + d, b * cos_d + a * sin_d);
             });
         }
-    }
+    });
 }
 
 template <typename T> void silu_mul(const T* gate_up, T* output, int64_t rows, int64_t dim) {
-#pragma omp parallel for if (rows * dim > PARALLEL_ELEMENTS)
-    for (int64_t row = 0; row < rows; row++) {
+    for_rows(rows, dim, [&](int64_t row) {
         const T* gate = gate_up + row * 2 * dim;
         const T* up = gate + dim;
         T* to = output + row * dim;
@@ -76,7 +83,7 @@ template <typename T> void silu_mul(const T* gate_up, T* output, int64_t rows, i
             const auto g = get(gate + d, one);
             put(to + d, g / (1.0f + exp(-g)) * get(up + d, one));
         });
-    }
+    });
 }
 
 #define INSTANTIATE(T)                                                                                              \

@@ -15,10 +15,11 @@
 // what else is in the batch, to the last bit.
 #include "gemm.h"
 
-#include <omp.h>
-
 #include <algorithm>
+#include <type_traits>
 
+#include "amx.h"
+#include "team.h"
 #include "tile.h"
 
 namespace headwater {
@@ -28,14 +29,14 @@ constexpr int64_t OWN_ROWS = 64;  // a thread's share of the rows from which on 
 
 template <typename W> void pack(const W* weight, int64_t outputs, int64_t inputs, W* packed) {
     const int64_t panels = tiles(outputs), rows = packed_rows<W>(inputs);
-#pragma omp parallel for
-    for (int64_t panel = 0; panel < panels; panel++)
+    in_pieces(panels, [&](int64_t panel) {
         for (int64_t i = 0; i < rows; i++)
             for (int64_t column = 0; column < TILE; column++) {
                 const int64_t output = panel * TILE + column;
                 packed[panel * TILE * rows + place<W>(i, column)] =
                     output < outputs && i < inputs ? weight[output * inputs + i] : W{};
             }
+    });
 }
 
 template <typename X, typename Y> struct Product {
@@ -57,6 +58,14 @@ __attribute__((noinline)) static void write_rest(const Product<X, Y>& p, int64_t
         p.y[row * p.outputs + column + lane] = narrow<Y>(sums[lane] + (p.bias ? p.bias[column + lane] : 0.0f));
 }
 
+template <typename X, typename Y>
+inline void write_sums(const Product<X, Y>& p, int64_t row, int64_t column, Vec sums) {
+    if (column + LANES <= p.outputs)
+        store(p.y + row * p.outputs + column, p.bias ? sums + load(p.bias + column) : sums);
+    else
+        write_rest(p, row, column, sums);
+}
+
 // R rows from `row` on times the P panels at `from`, which make the outputs from `column` on. `next`: a panel to fetch
 // meanwhile, or null.
 template <int R, int P, typename X, typename W, typename Y>
@@ -68,13 +77,8 @@ __attribute__((noinline, flatten)) static void multiply(const Product<X, Y>& p, 
     Sums<R, P> sums;
     clear<R, P>(sums);
     accumulate<R, P>(sums, p.x + row * p.x_stride, p.x_stride, panels, p.inputs, ahead);
-    for_sums<R, P>([&](int r, int t, int v) {
-        const int64_t first = column + t * TILE + v * LANES;
-        if (first + LANES <= p.outputs)
-            store(p.y + (row + r) * p.outputs + first, p.bias ? sums[r][t][v] + load(p.bias + first) : sums[r][t][v]);
-        else
-            write_rest(p, row + r, first, sums[r][t][v]);
-    });
+    for_sums<R, P>(
+        [&](int r, int t, int v) { write_sums(p, row + r, column + t * TILE + v * LANES, sums[r][t][v]); });
 }
 
 // All rows times the panels `first` to `last`. Meanwhile those behind them are fetched.
@@ -91,29 +95,58 @@ static void multiply_group(const Product<X, Y>& p, const W* packed, int64_t firs
     });
 }
 
+#if defined(__AMX_BF16__)
+// The same on AMX.
+template <typename Y>
+static void multiply_group_on_tiles(const Product<bf16, Y>& p, const bf16* packed, int64_t first, int64_t last) {
+    const int64_t panel_size = TILE * p.inputs, panels = tiles(p.outputs);
+    const int64_t strips = (p.rows + 2 * amx::ROWS - 1) / (2 * amx::ROWS);
+    alignas(64) float sums[2 * amx::ROWS * 2 * TILE];
+    for (int64_t strip = 0; strip < strips; strip++) {
+        const int64_t row = p.rows * strip / strips, rows = p.rows * (strip + 1) / strips - row;
+        const amx::Tiles tiles(rows);
+        in_groups<2>(last - first, [&](auto taken, int64_t offset) {
+            const int64_t panel = first + offset, next = last + offset;
+            const bf16* ahead = strip == 0 && next + taken <= panels ? packed + next * panel_size : nullptr;
+            const auto multiply = rows > amx::ROWS ? amx::multiply<true, taken> : amx::multiply<false, taken>;
+            multiply(p.x + row * p.x_stride, p.x_stride, packed + panel * panel_size, ahead, p.inputs, sums);
+            for (int64_t r = 0; r < rows; r++)
+                for (int64_t column = 0; column < taken * TILE; column += LANES)
+                    write_sums(p, row + r, panel * TILE + column, load(sums + r * taken * TILE + column));
+        });
+    }
+}
+#endif
+
+// A weight is always multiplied in the same way, however many rows there are.
+template <typename X, typename W, typename Y>
+static void multiply_any(const Product<X, Y>& p, const W* packed, int64_t first, int64_t last) {
+#if defined(__AMX_BF16__)
+    if constexpr (sizeof(X) == 2)
+        if (p.inputs % amx::INPUTS == 0 && amx::granted()) return multiply_group_on_tiles(p, packed, first, last);
+#endif
+    multiply_group(p, packed, first, last);
+}
+
 template <typename X, typename W, typename Y>
 void gemm(const X* x, int64_t x_stride, const W* packed, const float* bias, Y* y, int64_t rows, int64_t inputs,
           int64_t outputs) {
     const Product<X, Y> product{x, x_stride, bias, y, rows, inputs, outputs};
-    const int64_t panels = tiles(outputs);
+    const int64_t panels = tiles(outputs), threads = team_size();
     constexpr int64_t MOST_PANELS = panels_for(1);
     const int64_t unit_bytes = MOST_PANELS * packed_size<W>(TILE, inputs) * int64_t(sizeof(W));
     const int64_t group = MOST_PANELS * std::max<int64_t>(1, GROUP_BYTES / unit_bytes);
-    const int64_t threads = omp_get_max_threads();
-    if (rows >= OWN_ROWS * threads) {
-#pragma omp parallel for schedule(static)
-        for (int64_t thread = 0; thread < threads; thread++) {
-            const auto own = product.of_rows(rows * thread / threads, rows * (thread + 1) / threads);
-            for (int64_t first = 0; first < panels; first += group)
-                multiply_group(own, packed, first, std::min(panels, first + group));
-        }
-        return;
-    }
-    // Guided: a thread reads on through neighbouring panels, and takes less at a time towards the end. Other processes
-    // may hold a core for a while, and the rest should not wait for it.
-#pragma omp parallel for schedule(guided)
-    for (int64_t first = 0; first < panels; first += group)
-        multiply_group(product, packed, first, std::min(panels, first + group));
+    const auto by_groups = [&](const Product<X, Y>& part, int64_t first, int64_t last) {
+        for (; first < last; first += group) multiply_any(part, packed, first, std::min(last, first + group));
+    };
+    if (rows < OWN_ROWS * threads)
+        in_pieces((panels + group - 1) / group, [&](int64_t piece) {
+            by_groups(product, piece * group, std::min(panels, (piece + 1) * group));
+        });
+    else
+        in_ranges(rows, OWN_ROWS, [&](int64_t first, int64_t last) {
+            by_groups(product.of_rows(first, last), 0, panels);
+        });
 }
 
 template void pack(const float*, int64_t, int64_t, float*);

@@ -24,6 +24,8 @@
 #include <numeric>
 #include <vector>
 
+#include "team.h"
+
 namespace headwater {
 namespace {
 
@@ -296,9 +298,7 @@ int64_t sample_row(float* logits, int64_t r, const SamplingRows& b) {
 }  // namespace
 
 void sample(float* logits, const SamplingRows& batch, int64_t* tokens) {
-#pragma omp parallel for schedule(dynamic) if (batch.rows > 1)
-    for (int64_t row = 0; row < batch.rows; row++)
-        tokens[row] = sample_row(logits + row * batch.vocabulary, row, batch);
+    in_pieces(batch.rows, [&](int64_t row) { tokens[row] = sample_row(logits + row * batch.vocabulary, row, batch); });
 }
 
 }  // namespace headwater

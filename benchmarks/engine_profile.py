@@ -10,7 +10,7 @@ import argparse
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,9 +20,10 @@ from headwater_engine.core.engine import Engine
 from headwater_engine.core.messages import Generate
 from headwater_engine.core.scheduler import Scheduler
 from headwater_engine.kernels import select
-from headwater_engine.kernels.interface import BLOCK_SIZE, Linear
+from headwater_engine.kernels.interface import BLOCK_SIZE, Product
 from headwater_engine.models.loading import load_model
 from headwater_engine.models.source import resolve
+from headwater_engine.quantization.stored import StoredWeight
 from headwater_engine.sampling.params import SamplingParams
 from headwater_engine.worker.memory import keep_freed_memory
 from headwater_engine.worker.worker import ModelWorker
@@ -34,16 +35,17 @@ class TimedKernels:
     def __init__(self, kernels: Any) -> None:
         self._kernels = kernels
         self.seconds: dict[str, float] = defaultdict(float)
-        self.products: list[tuple[Linear, int]] = []
+        self.products: list[tuple[Product, int]] = []
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._kernels, name)
         return self._timed(name, value) if callable(value) and name not in ("allocate", "bytes_per_block") else value
 
-    def linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None, *, wide: bool = False) -> Linear:
-        product = self._kernels.linear(weight, bias, wide=wide)
-        self.products.append((product, weight.shape[1]))
-        return self._timed(f"product {weight.shape[1]} to {weight.shape[0]}", product)
+    def linear(self, parts: Sequence[StoredWeight], bias: torch.Tensor | None = None, *, wide: bool = False) -> Product:
+        product = self._kernels.linear(parts, bias, wide=wide)
+        inputs, outputs = parts[0].shape[1], sum(part.shape[0] for part in parts)
+        self.products.append((product, inputs))
+        return self._timed(f"product {inputs} to {outputs}", product)
 
     def _timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -77,14 +79,14 @@ def table(title: str, measured: list[dict[str, float]], floor: float) -> None:
 
 
 def floor(kernels: TimedKernels, rows: int, logit_rows: int) -> float:
-    """Seconds of all products of a step; the last one is that of the logits."""
+    """Seconds of all products of a step; the first one is that of the logits."""
     xs = {inputs: torch.randn(rows, inputs, dtype=kernels.dtype) for _, inputs in kernels.products}
     times = []
     for _ in range(5):
         begun = time.perf_counter()
-        for product, inputs in kernels.products[:-1]:
+        for product, inputs in kernels.products[1:]:
             product(xs[inputs])
-        product, inputs = kernels.products[-1]
+        product, inputs = kernels.products[0]
         product(xs[inputs][:logit_rows])
         times.append(time.perf_counter() - begun)
     return statistics.median(times)

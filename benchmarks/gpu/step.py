@@ -25,11 +25,13 @@ from headwater_engine.core.engine import Engine
 from headwater_engine.core.messages import Generate
 from headwater_engine.core.scheduler import Scheduler
 from headwater_engine.kernels.interface import BLOCK_SIZE, LayerCache
+from headwater_engine.layers.linears import Linears
 from headwater_engine.layers.weights import Weights
 from headwater_engine.models.config import RawConfig
 from headwater_engine.models.decoder import Decoder
 from headwater_engine.models.llama import llama
 from headwater_engine.models.shapes import SHAPES
+from headwater_engine.quantization.stored import StoredWeight
 from headwater_engine.sampling.params import SamplingParams
 from headwater_engine.worker.graphs import cuda_recorder
 from headwater_engine.worker.worker import ModelWorker
@@ -54,14 +56,14 @@ class MadeOnTheGPU:
     def names(self) -> Collection[str]:
         return ()
 
-    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+    def read(self, name: str, shape: tuple[int, ...]) -> StoredWeight:
         if "embed_tokens" not in name:  # of which a step reads a few rows
             self.bytes_read_a_step += 2 * torch.Size(shape).numel()
         if "lm_head" in name:
             self.head_bytes = 2 * torch.Size(shape).numel()
         if "norm" in name:
-            return torch.ones(shape, device=DEVICE, dtype=torch.bfloat16)
-        return torch.empty(shape, device=DEVICE, dtype=torch.bfloat16).normal_(std=0.02)
+            return StoredWeight(torch.ones(shape, device=DEVICE, dtype=torch.bfloat16))
+        return StoredWeight(torch.empty(shape, device=DEVICE, dtype=torch.bfloat16).normal_(std=0.02))
 
 
 class Ran(NamedTuple):
@@ -156,7 +158,7 @@ def main() -> None:
     print(f"copy {ceiling.bandwidth / 1e9:.0f} GB/s, bf16 product {ceiling.bf16 / 1e12:.0f} TFLOP/s")
     checkpoint, kernels = MadeOnTheGPU(), shapes.kernels()
     config = llama(RawConfig(SHAPES["llama-3.1-8b"]))
-    model = Decoder(config, Weights(checkpoint, torch.bfloat16, DEVICE), kernels, lambda fraction: None)
+    model = Decoder(config, Linears(Weights(checkpoint, torch.bfloat16), kernels), lambda fraction: None)
     blocks = MOST * (-(-(PROMPT + STEPS + MOST * PROMPT // BUDGET) // BLOCK_SIZE) + 2)
     caches = [kernels.allocate(blocks, shapes.KV_HEADS, shapes.DIM, shapes.DIM) for _ in range(LAYERS)]
     torch.cuda.empty_cache()

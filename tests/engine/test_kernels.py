@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from headwater_engine.kernels.cpu import CppKernels, Products
 from headwater_engine.kernels.reference import TorchKernels
+from headwater_engine.quantization.stored import StoredWeight
 from tests.engine.batches import attend, ragged, random, views
 
 FLOAT = CppKernels(torch.float32, Products.FLOAT32)
@@ -107,21 +108,22 @@ def test_a_long_context_is_cut_and_put_together() -> None:
 def test_products(rows: int, inputs: int, outputs: int, biased: bool) -> None:
     x, weight = random(rows, inputs), random(outputs, inputs, seed=1)
     bias = random(outputs, seed=2) if biased else None
-    expected = TorchKernels().linear(weight, bias)(x)
-    torch.testing.assert_close(FLOAT.linear(weight, bias)(x), expected, rtol=1e-4, atol=1e-4)
+    expected = TorchKernels().linear([StoredWeight(weight)], bias)(x)
+    torch.testing.assert_close(FLOAT.linear([StoredWeight(weight)], bias)(x), expected, rtol=1e-4, atol=1e-4)
     # bfloat16 weights are widened exactly: the result is that of float32 arithmetic on the rounded weights.
     rounded = weight.to(torch.bfloat16)
-    expected = TorchKernels().linear(rounded.float(), bias)(x)
-    torch.testing.assert_close(MIXED.linear(rounded, bias)(x), expected, rtol=1e-4, atol=1e-4)
+    expected = TorchKernels().linear([StoredWeight(rounded.float())], bias)(x)
+    torch.testing.assert_close(MIXED.linear([StoredWeight(rounded)], bias)(x), expected, rtol=1e-4, atol=1e-4)
     # Where activations are bfloat16 as well, the sums are still float32, and only the result is rounded.
-    expected = TorchKernels().linear(rounded.float(), bias)(x.bfloat16().float())
-    torch.testing.assert_close(HALF.linear(rounded, bias)(x.bfloat16()), expected.bfloat16(), rtol=1e-2, atol=1e-2)
+    expected = TorchKernels().linear([StoredWeight(rounded.float())], bias)(x.bfloat16().float())
+    half = HALF.linear([StoredWeight(rounded)], bias)
+    torch.testing.assert_close(half(x.bfloat16()), expected.bfloat16(), rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("kernels", [FLOAT, MIXED, HALF], ids=["float32", "mixed", "bfloat16"])
 def test_a_row_of_a_product_does_not_depend_on_its_batch(kernels: CppKernels) -> None:
     """To the last bit, so that an answer is the same alone and among others."""
-    linear = kernels.linear(random(200, 300, seed=1))
+    linear = kernels.linear([StoredWeight(random(200, 300, seed=1))])
     x = random(MANY, 300).to(kernels.dtype)
     whole = linear(x)
     for rows in (*range(1, 11), 20, 64):
@@ -134,7 +136,7 @@ def test_what_lies_behind_a_row_does_not_matter(kernels: CppKernels) -> None:
     """Not even where an odd number of inputs is read in pairs."""
     wide = random(7, 50).to(kernels.dtype)
     wide[:, 29:] = torch.nan
-    linear = kernels.linear(random(20, 29, seed=1))
+    linear = kernels.linear([StoredWeight(random(20, 29, seed=1))])
     assert torch.equal(linear(wide[:, :29]), linear(wide[:, :29].contiguous()))
     assert linear(wide[:, :29]).isfinite().all()
 
@@ -142,7 +144,7 @@ def test_what_lies_behind_a_row_does_not_matter(kernels: CppKernels) -> None:
 @pytest.mark.parametrize("rows", [7, MANY])
 def test_products_take_rows_that_lie_apart(rows: int) -> None:
     wide = random(rows, 50)
-    linear = FLOAT.linear(random(20, 30, seed=1))
+    linear = FLOAT.linear([StoredWeight(random(20, 30, seed=1))])
     torch.testing.assert_close(linear(wide[:, :30]), linear(wide[:, :30].contiguous()), rtol=0, atol=0)
 
 
@@ -192,7 +194,7 @@ def test_activation(kernels: CppKernels) -> None:
 
 
 def test_wrong_shapes_are_errors_and_no_crashes() -> None:
-    linear = FLOAT.linear(random(20, 30))
+    linear = FLOAT.linear([StoredWeight(random(20, 30))])
     with pytest.raises(RuntimeError, match="x must be"):
         linear(random(3, 31))
     with pytest.raises(RuntimeError, match="gate_up"):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from headwater_engine.kernels.interface import BLOCK_SIZE, HeadNorms, LayerCache
+from headwater_engine.quantization.stored import StoredWeight
 from tests.engine.batches import ragged, random, views
 
 pytest.importorskip("triton", reason="torch for CPUs comes without Triton")
@@ -205,8 +206,8 @@ def test_activation(dtype: torch.dtype, rows: int, size: int) -> None:
 @pytest.mark.parametrize("biased", [True, False])
 def test_products(wide: bool, biased: bool) -> None:
     ours, theirs = kernels_of(torch.bfloat16 if DEVICE.type == "cuda" else torch.float32)
-    weight, x = random(40, 24, seed=1), random(5, 24).to(ours.dtype)
+    parts, x = [StoredWeight(random(40, 24, seed=1))], random(5, 24).to(ours.dtype)
     bias = random(40, seed=2) if biased else None
-    found = ours.linear(weight, bias, wide=wide)(x.to(DEVICE))
+    found = ours.linear(parts, bias, wide=wide)(x.to(DEVICE))
     assert found.dtype == (torch.float32 if wide else ours.dtype)
-    torch.testing.assert_close(found.cpu(), theirs.linear(weight, bias, wide=wide)(x), **TOLERANCE[ours.dtype])
+    torch.testing.assert_close(found.cpu(), theirs.linear(parts, bias, wide=wide)(x), **TOLERANCE[ours.dtype])

@@ -1,5 +1,5 @@
-"""The kernels for CPUs, in C++: `gemm.cpp`, `attention.cpp`, `elementwise.cpp`, `sampling.cpp`, and `team.h`, the threads
-that they share their work with. Each opens with how it works.
+"""The kernels for CPUs, in C++: `gemm.cpp`, `attention.cpp`, `elementwise.cpp`, `sampling.cpp`, and `team.h`, the
+threads that they share their work with. Each opens with how it works.
 
 Compiled at first use for this very CPU, by torch's extension loader, into its cache folder (TORCH_EXTENSIONS_DIR, else
 ~/.cache/torch_extensions). The name of the build holds a hash of the sources, torch and the CPU, so that a folder that
@@ -9,6 +9,7 @@ several machines share holds a build for each.
 import hashlib
 import platform
 import subprocess
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from types import ModuleType
@@ -16,8 +17,9 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch, HeadNorms, LayerCache, Linear, SamplingBatch
+from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch, HeadNorms, LayerCache, Product, SamplingBatch
 from headwater_engine.kernels.reference import taken_zeros
+from headwater_engine.quantization.stored import StoredWeight, join
 
 _FOLDER = Path(__file__).parent
 _FLAGS = ["-O3", "-march=native", "-fopenmp-simd", "-std=c++20", "-pthread"]
@@ -60,8 +62,8 @@ class Products(StrEnum):
     """How weights are multiplied with activations."""
 
     FLOAT32 = "float32"
-    """Of float32 activations. bfloat16 weights only halve the memory to read: results are those of float32 arithmetic on
-    the same weights."""
+    """Of float32 activations. bfloat16 weights only halve the memory to read: results are those of float32 arithmetic
+    on the same weights."""
     BFLOAT16 = "bfloat16"
     """Of bfloat16 activations: for AMX and AVX512_BF16, slow elsewhere."""
 
@@ -138,9 +140,10 @@ class CppKernels:
             None if sinks is None else sinks.float(),
         )
 
-    def linear(self, weight: Tensor, bias: Tensor | None = None, *, wide: bool = False) -> Linear:
+    def linear(self, parts: Sequence[StoredWeight], bias: Tensor | None = None, *, wide: bool = False) -> Product:
+        weight = join(parts, self._storage, self.device)
         outputs, inputs = weight.shape
-        packed = self._kernels.pack(weight.to(self._storage).contiguous())
+        packed = self._kernels.pack(weight)
         wide_bias = None if bias is None else bias.float().contiguous()
         linear = self._kernels.linear
         return lambda x: linear(x, packed, wide_bias, inputs, outputs, wide)

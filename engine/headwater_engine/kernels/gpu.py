@@ -1,11 +1,14 @@
 """The kernels for NVIDIA GPUs: Triton's (`kernels/triton/`), and cuBLAS for products."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch, HeadNorms, LayerCache, Linear, SamplingBatch
+from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch, HeadNorms, LayerCache, Product, SamplingBatch
 from headwater_engine.kernels.triton import activation, attention, norm, rope, sampling
+from headwater_engine.quantization.stored import StoredWeight, join
 
 
 class TritonKernels:
@@ -76,8 +79,8 @@ class TritonKernels:
             processors=self._processors,
         )
 
-    def linear(self, weight: Tensor, bias: Tensor | None = None, *, wide: bool = False) -> Linear:
-        weight = weight.to(self.device, self.dtype)
+    def linear(self, parts: Sequence[StoredWeight], bias: Tensor | None = None, *, wide: bool = False) -> Product:
+        weight = join(parts, self.dtype, self.device)
         bias = None if bias is None else bias.to(self.device, self.dtype)
         if wide and bias is None and self.dtype != torch.float32:
             # cuBLAS sums in float32; nothing rounds it.

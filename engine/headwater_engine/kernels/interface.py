@@ -6,12 +6,14 @@ that it knows stands in `AttentionBatch`. Keys and values live in `LayerCache`, 
 business.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from headwater_engine.quantization.stored import StoredWeight
 
 BLOCK_SIZE = 16
 """Tokens in one KV block."""
@@ -118,7 +120,7 @@ class HeadNorms(NamedTuple):
     eps: float
 
 
-Linear = Callable[[Tensor], Tensor]
+Product = Callable[[Tensor], Tensor]
 """[T, in] -> [T, out], weights (and bias) inside."""
 
 
@@ -181,12 +183,12 @@ class Kernels(Protocol):
         logit that joins each row's softmax without a value.
         """
 
-    def linear(self, weight: Tensor, bias: Tensor | None = None, *, wide: bool = False) -> Linear:
-        """Take over weight [out, in], in whatever packed form is fastest here, and return y = x W^T + b.
+    def linear(self, parts: Sequence[StoredWeight], bias: Tensor | None = None, *, wide: bool = False) -> Product:
+        """y = x W^T + b, where W [out, in] is `parts` behind one another, in whatever packed form is fastest here.
 
         `wide`: y is float32, not rounded to the activations' type where an implementation can help it.
 
-        The caller drops its own reference to `weight`, so that a packed copy does not double the memory.
+        The caller drops its own references to the parts, so that a packed copy does not double the memory.
         """
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -6,13 +6,15 @@ Written to be read, not to be fast. The tests hold every other implementation ag
 import contextlib
 import math
 import mmap
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from headwater_engine.kernels import reference_sampling
-from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch, HeadNorms, LayerCache, Linear, SamplingBatch
+from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch, HeadNorms, LayerCache, Product, SamplingBatch
+from headwater_engine.quantization.stored import StoredWeight, join
 
 
 class TorchKernels:
@@ -84,8 +86,8 @@ class TorchKernels:
             )
         return output
 
-    def linear(self, weight: Tensor, bias: Tensor | None = None, *, wide: bool = False) -> Linear:
-        weight = weight.to(self.dtype)
+    def linear(self, parts: Sequence[StoredWeight], bias: Tensor | None = None, *, wide: bool = False) -> Product:
+        weight = join(parts, self.dtype, self.device)
         bias = None if bias is None else bias.to(self.dtype)
         return lambda x: F.linear(x, weight, bias).to(torch.float32 if wide else self.dtype)
 

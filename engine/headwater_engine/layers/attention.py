@@ -4,10 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from headwater_engine.kernels.interface import AttentionBatch, HeadNorms, Kernels, LayerCache
-from headwater_engine.layers.linear import load_linear
+from headwater_engine.kernels.interface import AttentionBatch, HeadNorms, LayerCache
+from headwater_engine.layers.linears import Linears
 from headwater_engine.layers.rope import RotaryTable
-from headwater_engine.layers.weights import Weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,31 +39,23 @@ class Attention:
     )
 
     def __init__(
-        self,
-        weights: Weights,
-        hidden: int,
-        config: AttentionConfig,
-        rope: RotaryTable,
-        window: int | None,
-        kernels: Kernels,
+        self, linears: Linears, hidden: int, config: AttentionConfig, rope: RotaryTable, window: int | None
     ) -> None:
         queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
         self._heads = (config.heads, config.kv_heads, config.kv_heads)
         self._all_heads = sum(self._heads)
         self._head_dim = config.head_dim
         names = ("q_proj", "k_proj", "v_proj")
-        self._qkv = load_linear(weights, names, hidden, (queries, keys, keys), kernels, bias=config.qkv_bias)
-        self._o = load_linear(weights, ("o_proj",), queries, (hidden,), kernels, bias=config.output_bias)
+        self._qkv = linears.column(names, hidden, (queries, keys, keys), bias=config.qkv_bias)
+        self._o = linears.row("o_proj", queries, hidden, bias=config.output_bias)
         self._norms = None
         if config.head_norm_eps is not None:
-            query_norm, key_norm = (
-                weights.take(f"{name}.weight", config.head_dim, dtype=kernels.dtype) for name in ("q_norm", "k_norm")
-            )
+            query_norm, key_norm = (linears.vector(f"{name}.weight", config.head_dim) for name in ("q_norm", "k_norm"))
             self._norms = HeadNorms(query_norm, key_norm, config.head_norm_eps)
         self._rope = rope
         self._window = window
         self._scale = config.head_dim**-0.5
-        self._kernels = kernels
+        self._kernels = linears.kernels
 
     def __call__(self, x: Tensor, batch: AttentionBatch, cache: LayerCache, rows: Tensor | None = None) -> Tensor:
         """[T, hidden] -> [T, hidden]; writes the keys and values of the T tokens to the cache.
@@ -72,11 +63,11 @@ class Attention:
         With `rows` [R], each the last token of its sequence, only they attend: [R, hidden].
         """
         # Views of the fused product.
-        heads = self._qkv(x).view(-1, self._all_heads, self._head_dim)
+        heads = self._qkv(x, batch).view(-1, self._all_heads, self._head_dim)
         queries, keys, values = heads.split_with_sizes(self._heads, dim=1)
         kernels = self._kernels
         queries = kernels.place(queries, keys, values, *self._rope, cache, batch, self._norms)
         if rows is not None:
             queries, batch = queries[rows], batch.only(rows)
         attended = kernels.paged_attention(queries, cache, batch, scale=self._scale, window=self._window)
-        return self._o(attended.flatten(1))
+        return self._o(attended.flatten(1), batch)

@@ -3,23 +3,24 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from headwater_engine.kernels.interface import Kernels
-from headwater_engine.layers.weights import Weights
+from headwater_engine.kernels.interface import Kernels, Product
+from headwater_engine.quantization.stored import StoredWeight
 
 
-class Embedding:
-    """The table of token vectors, and the head that scores hidden states: a matrix of its own, or the table (tied)."""
+class Vocabulary:
+    """A vector for each token: what it becomes at the entrance, and what hidden states are compared to at the exit.
 
-    def __init__(self, weights: Weights, vocab_size: int, hidden_size: int, kernels: Kernels, *, tied: bool) -> None:
-        self._table = weights.take("model.embed_tokens.weight", vocab_size, hidden_size)
-        self._dtype = kernels.dtype
-        head = self._table if tied else weights.take("lm_head.weight", vocab_size, hidden_size)
-        self._head = kernels.linear(head, wide=True)
+    Many models have one table for both (tied embeddings), others two.
+    """
+
+    def __init__(self, table: Tensor, kernels: Kernels) -> None:
+        self._table = table
+        self._kernels = kernels
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """[T] -> [T, hidden size], of the kernels' activation type."""
-        return F.embedding(tokens, self._table).to(self._dtype)
+        """[T] -> [T, size], of the kernels' activation type."""
+        return F.embedding(tokens, self._table).to(self._kernels.dtype)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[R, hidden size] -> [R, vocabulary] float32."""
-        return self._head(hidden)
+    def head(self) -> Product:
+        """[R, size] -> logits [R, tokens] float32."""
+        return self._kernels.linear([StoredWeight(self._table)], wide=True)

@@ -2,20 +2,18 @@
 
 from torch import Tensor
 
-from headwater_engine.kernels.interface import Kernels
-from headwater_engine.layers.linear import load_linear
-from headwater_engine.layers.weights import Weights
+from headwater_engine.kernels.interface import AttentionBatch
+from headwater_engine.layers.linears import Linears
 
 
 class GatedMLP:
     __slots__ = ("_down", "_gate_up", "_kernels")
 
-    def __init__(self, weights: Weights, hidden: int, intermediate: int, kernels: Kernels, *, bias: bool) -> None:
-        gate_up = ("gate_proj", "up_proj")
-        self._gate_up = load_linear(weights, gate_up, hidden, (intermediate, intermediate), kernels, bias=bias)
-        self._down = load_linear(weights, ("down_proj",), intermediate, (hidden,), kernels, bias=bias)
-        self._kernels = kernels
+    def __init__(self, linears: Linears, hidden: int, intermediate: int, *, bias: bool) -> None:
+        self._gate_up = linears.column(("gate_proj", "up_proj"), hidden, (intermediate, intermediate), bias=bias)
+        self._down = linears.row("down_proj", intermediate, hidden, bias=bias)
+        self._kernels = linears.kernels
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, batch: AttentionBatch) -> Tensor:
         """[T, hidden] -> [T, hidden]."""
-        return self._down(self._kernels.silu_mul(self._gate_up(x)))
+        return self._down(self._kernels.silu_mul(self._gate_up(x, batch)), batch)

@@ -2,8 +2,7 @@
 
 from torch import Tensor
 
-from headwater_engine.kernels.interface import Kernels
-from headwater_engine.layers.weights import Weights
+from headwater_engine.layers.linears import Linears
 
 
 class RMSNorm:
@@ -11,10 +10,10 @@ class RMSNorm:
 
     __slots__ = ("_eps", "_kernels", "_weight")
 
-    def __init__(self, weights: Weights, name: str, size: int, eps: float, kernels: Kernels) -> None:
-        self._weight = weights.take(f"{name}.weight", size, dtype=kernels.dtype)
+    def __init__(self, linears: Linears, name: str, size: int, eps: float) -> None:
+        self._weight = linears.vector(f"{name}.weight", size)
         self._eps = eps
-        self._kernels = kernels
+        self._kernels = linears.kernels
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., size] -> [..., size]."""

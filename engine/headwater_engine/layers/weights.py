@@ -8,9 +8,9 @@ from collections.abc import Collection
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from headwater_engine.errors import LoadError
+from headwater_engine.quantization.stored import StoredWeight
 
 
 class Checkpoint(Protocol):
@@ -19,7 +19,7 @@ class Checkpoint(Protocol):
     def names(self) -> Collection[str]:
         """All tensors that the model must use. Empty where the checkpoint makes up whatever it is asked for."""
 
-    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+    def read(self, name: str, shape: tuple[int, ...]) -> StoredWeight:
         """The tensor, in whatever type and shape it is stored. `shape` is what the reader expects.
 
         Raises LoadError where there is no such tensor.
@@ -27,35 +27,32 @@ class Checkpoint(Protocol):
 
 
 class Weights:
-    """The tensors of a checkpoint below one prefix, converted to `dtype` and brought to `device`."""
+    """The tensors of a checkpoint below one prefix."""
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self._device = device
+        """What weights are to be held in, where they are held as plain numbers."""
         self._checkpoint = checkpoint
         self._prefix = ""
         self._taken: set[str] = set()
 
     def scope(self, name: str) -> "Weights":
         """The weights below `name`: `scope("mlp").take("up_proj.weight", ...)` takes `mlp.up_proj.weight`."""
-        scoped = Weights(self._checkpoint, self.dtype, self._device)
+        scoped = Weights(self._checkpoint, self.dtype)
         scoped._prefix = f"{self._prefix}{name}."
         scoped._taken = self._taken
         return scoped
 
-    def take(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        """The tensor `name` of `shape`, as `dtype` (default: that of all weights).
-
-        Raises LoadError where it is missing or has another shape.
-        """
+    def take(self, name: str, *shape: int) -> StoredWeight:
+        """The tensor `name` of `shape` as it is stored. Raises LoadError where it is missing or has another shape."""
         full_name = self._prefix + name
-        tensor = self._checkpoint.read(full_name, shape)
-        if tuple(tensor.shape) != shape:
+        stored = self._checkpoint.read(full_name, shape)
+        if stored.shape != shape:
             raise LoadError(
-                f"The tensor {full_name} has shape {list(tensor.shape)}; the config asks for {list(shape)}."
+                f"The tensor {full_name} has shape {list(stored.shape)}; the config asks for {list(shape)}."
             )
         self._taken.add(full_name)
-        return tensor.to(self._device, dtype or self.dtype)
+        return stored
 
     def finish(self) -> None:
         """Raises LoadError where the checkpoint holds tensors that no layer took: then it is another architecture."""

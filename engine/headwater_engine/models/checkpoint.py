@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from headwater_engine.errors import LoadError
 from headwater_engine.layers.weights import Checkpoint
 from headwater_engine.models.gguf import GGUFFile
 from headwater_engine.models.source import ModelFolder, WeightsKind
+from headwater_engine.quantization.stored import StoredWeight
 
 
 def open_checkpoint(folder: ModelFolder, config: dict[str, Any]) -> Checkpoint:
@@ -54,10 +54,10 @@ class SafetensorsCheckpoint:
     def names(self) -> Collection[str]:
         return self._files.keys() - self._unneeded
 
-    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+    def read(self, name: str, shape: tuple[int, ...]) -> StoredWeight:
         if name not in self._files:
             raise LoadError(f"The checkpoint has no tensor {name}.")
-        return self._files[name].get_tensor(name)
+        return StoredWeight(self._files[name].get_tensor(name))
 
 
 class GGUFCheckpoint:
@@ -69,8 +69,8 @@ class GGUFCheckpoint:
     def names(self) -> Collection[str]:
         return self._file.tensor_names()
 
-    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        return torch.from_numpy(self._file.tensor(name))
+    def read(self, name: str, shape: tuple[int, ...]) -> StoredWeight:
+        return StoredWeight(torch.from_numpy(self._file.tensor(name)))
 
 
 class RandomCheckpoint:
@@ -79,10 +79,10 @@ class RandomCheckpoint:
     def names(self) -> Collection[str]:
         return ()
 
-    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+    def read(self, name: str, shape: tuple[int, ...]) -> StoredWeight:
         if name.endswith("bias"):
-            return torch.zeros(shape)
+            return StoredWeight(torch.zeros(shape))
         if "norm" in name:
-            return torch.ones(shape)
+            return StoredWeight(torch.ones(shape))
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-        return torch.empty(shape).normal_(std=0.02, generator=generator)
+        return StoredWeight(torch.empty(shape).normal_(std=0.02, generator=generator))

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from headwater_engine.errors import LoadError
 from headwater_engine.layers.attention import AttentionConfig
 from headwater_engine.layers.rope import RopeConfig
@@ -23,8 +21,6 @@ class ModelConfig:
     value_dim: int
     max_positions: int
     """Tokens of a sequence, prompt and output."""
-    dtype: torch.dtype
-    """Of the weights."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from headwater_engine.errors import LoadError
 from headwater_engine.kernels.interface import AttentionBatch, Kernels, LayerCache
+from headwater_engine.layers.linears import Linears
 from headwater_engine.layers.rope import ROPE_TYPES
 from headwater_engine.layers.weights import Weights
 from headwater_engine.models.checkpoint import open_checkpoint
@@ -88,8 +89,8 @@ def load_model(
         adopted = TransformersModel(folder, kernels)
         progress(1.0)
         return adopted
-    weights = Weights(open_checkpoint(folder, values), weights_dtype(folder, dtype), kernels.device)
-    model = Decoder(FAMILIES[values["model_type"]](RawConfig(values)), weights, kernels, progress)
+    weights = Weights(open_checkpoint(folder, values), weights_dtype(folder, dtype))
+    model = Decoder(FAMILIES[values["model_type"]](RawConfig(values)), Linears(weights, kernels), progress)
     weights.finish()
     return model
 

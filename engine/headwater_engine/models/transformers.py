@@ -151,7 +151,6 @@ class TransformersModel:
             key_dim=keys.shape[2],
             value_dim=values.shape[2],
             max_positions=_max_positions(config),
-            dtype=kernels.dtype,
         )
 
     def forward(

@@ -1,0 +1,69 @@
+"""Projections by name: several of one input as one product, biases, the two uses of a vocabulary."""
+
+from collections.abc import Collection
+
+import pytest
+import torch
+from torch import Tensor
+
+from headwater_engine.errors import LoadError
+from headwater_engine.kernels.reference import TorchKernels
+from headwater_engine.layers.linears import Linears
+from headwater_engine.layers.weights import Weights
+from headwater_engine.quantization.stored import StoredWeight
+from tests.engine.batches import ragged, random
+
+KERNELS = TorchKernels()
+BATCH = ragged([3, 2], [3, 2])
+
+
+class Tensors:
+    """A checkpoint in memory."""
+
+    def __init__(self, **tensors: Tensor) -> None:
+        self.tensors = {name.replace("__", "."): tensor for name, tensor in tensors.items()}
+
+    def names(self) -> Collection[str]:
+        return self.tensors.keys()
+
+    def read(self, name: str, shape: tuple[int, ...]) -> StoredWeight:
+        return StoredWeight(self.tensors[name])
+
+
+def linears_of(**tensors: Tensor) -> Linears:
+    return Linears(Weights(Tensors(**tensors), torch.float32), KERNELS)
+
+
+def test_projections_of_one_input_are_one_product_with_their_outputs_behind_one_another() -> None:
+    first, second = random(6, 4), random(3, 4, seed=1)
+    biases = random(6, seed=2), random(3, seed=3)
+    linears = linears_of(
+        layer__a__weight=first, layer__b__weight=second, layer__a__bias=biases[0], layer__b__bias=biases[1]
+    )
+    x = random(5, 4, seed=4)
+    linear = linears.scope("layer").column(("a", "b"), 4, (6, 3), bias=True)
+    expected = torch.cat([x @ first.T + biases[0], x @ second.T + biases[1]], dim=1)
+    torch.testing.assert_close(linear(x, BATCH), expected)
+
+
+def test_a_projection_of_another_shape_is_named() -> None:
+    linears = linears_of(layer__down__weight=random(6, 4))
+    with pytest.raises(LoadError, match=r"layer\.down\.weight has shape \[6, 4\]; the config asks for \[4, 6\]"):
+        linears.scope("layer").row("down", 6, 4)
+
+
+def test_a_vocabulary_is_looked_up_and_scored_against() -> None:
+    table, tokens = random(9, 4), torch.tensor([8, 0, 3])
+    vocabulary = linears_of(words__weight=table).vocabulary("words", 9, 4)
+    assert torch.equal(vocabulary.embed(tokens), table[tokens])
+    hidden = random(2, 4, seed=1)
+    torch.testing.assert_close(vocabulary.head()(hidden), hidden @ table.T)
+
+
+@pytest.mark.parametrize(("dim", "span"), [(0, slice(2, 5)), (1, slice(0, 3))])
+def test_a_stored_weight_is_cut_before_it_is_read(dim: int, span: slice) -> None:
+    whole = random(6, 4)
+    stored = StoredWeight(whole).cut(dim, span)
+    assert stored.shape == ((3, 4) if dim == 0 else (6, 3))
+    assert torch.equal(stored.dense(), whole[span] if dim == 0 else whole[:, span])
+    assert stored.dense().untyped_storage().data_ptr() == whole.untyped_storage().data_ptr(), "no copy of the whole"

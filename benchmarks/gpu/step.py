@@ -29,7 +29,7 @@ from headwater_engine.layers.linears import Linears
 from headwater_engine.layers.weights import Weights
 from headwater_engine.models.config import RawConfig
 from headwater_engine.models.decoder import Decoder
-from headwater_engine.models.llama import llama
+from headwater_engine.models.families.llama import FAMILY
 from headwater_engine.models.shapes import SHAPES
 from headwater_engine.quantization.stored import StoredWeight
 from headwater_engine.sampling.params import SamplingParams
@@ -157,8 +157,8 @@ def main() -> None:
     ceiling = measure.ceilings()
     print(f"copy {ceiling.bandwidth / 1e9:.0f} GB/s, bf16 product {ceiling.bf16 / 1e12:.0f} TFLOP/s")
     checkpoint, kernels = MadeOnTheGPU(), shapes.kernels()
-    config = llama(RawConfig(SHAPES["llama-3.1-8b"]))
-    model = Decoder(config, Linears(Weights(checkpoint, torch.bfloat16), kernels), lambda fraction: None)
+    linears = Linears(Weights(checkpoint, torch.bfloat16), kernels)
+    model = FAMILY.build(RawConfig(SHAPES["llama-3.1-8b"]), linears, lambda fraction: None)
     blocks = MOST * (-(-(PROMPT + STEPS + MOST * PROMPT // BUDGET) // BLOCK_SIZE) + 2)
     caches = [kernels.allocate(blocks, shapes.KV_HEADS, shapes.DIM, shapes.DIM) for _ in range(LAYERS)]
     torch.cuda.empty_cache()

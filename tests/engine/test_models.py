@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from headwater_engine.kernels.reference import TorchKernels
+from headwater_engine.models.families import FAMILIES
 from headwater_engine.models.loading import load_model
 from headwater_engine.models.source import resolve
+from tests.engine import tiny
 from tests.engine.tiny import make_tiny, paged_greedy, reference_greedy
 
 GENERATOR = torch.Generator().manual_seed(7)
@@ -59,3 +61,12 @@ def test_greedy_tokens_equal_those_of_transformers(variant: str, tmp_path: Path)
         assert paged_greedy(model, kernels, PROMPTS, NEW_TOKENS, chunk) == expected
     for prompt, tokens in zip(PROMPTS, expected, strict=True):
         assert paged_greedy(model, kernels, [prompt], NEW_TOKENS, 1000) == [tokens]
+
+
+def test_every_family_is_tested_and_told_of() -> None:
+    """Who adds one finds here what was forgotten."""
+    families = set(FAMILIES)
+    assert {family for family, _ in VARIANTS.values()} == families, "against transformers, in VARIANTS"
+    assert set(tiny.FAMILIES) == families, "through the whole engine, in tests/engine/tiny.py"
+    text = (Path(__file__).parents[2] / "docs/engine.md").read_text()
+    assert {family for family in families if f"| `{family}` |" in text} == families, "in the table of docs/engine.md"

@@ -3,7 +3,6 @@ kernels of this machine: alone and 32 at once, prefix cache off and on, odd chun
 """
 
 import random
-from typing import Any
 
 import pytest
 import torch
@@ -14,14 +13,8 @@ from headwater_engine.kernels.cpu import CppKernels
 from headwater_engine.models.loading import load_model
 from headwater_engine.models.source import resolve
 from tests.engine.greedy import Case, greedy_answers, make_engine
-from tests.engine.tiny import make_tiny, reference_greedy
+from tests.engine.tiny import FAMILIES, make_tiny, reference_greedy
 
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "mistral": {"sliding_window": 20},
-    "qwen2": {},
-    "qwen3": {"head_dim": 32},
-}
 NEW_TOKENS = 24
 
 

@@ -12,6 +12,13 @@ from headwater_engine.models.loading import Model
 from headwater_engine.models.tokenizer import BYTE_LEVEL_EOS, byte_level_tokenizer
 
 VOCAB_SIZE = 320
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"sliding_window": 20},
+    "qwen2": {},
+    "qwen3": {"head_dim": 32},
+}
+"""Of each native family, what its tiny model has beside what `make_tiny` gives to all."""
 
 
 def make_tiny(family: str, folder: Path, *, shards: int = 1, **overrides: Any) -> Path:

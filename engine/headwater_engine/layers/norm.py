@@ -19,6 +19,8 @@ class RMSNorm:
         """[..., size] -> [..., size]."""
         return self._kernels.rms_norm(x, self._weight, self._eps)
 
-    def add(self, x: Tensor, residual: Tensor) -> Tensor:
-        """residual += x, in place; the new residual, normalised. [T, size]."""
+    def add(self, x: Tensor | None, residual: Tensor) -> Tensor:
+        """residual += x, in place, where there is an x; the new residual, normalised. [T, size]."""
+        if x is None:
+            return self(residual)
         return self._kernels.add_rms_norm(x, residual, self._weight, self._eps)

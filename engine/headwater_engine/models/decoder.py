@@ -1,26 +1,47 @@
-"""The decoder that most open models share: pre-norm blocks of self-attention and a gated MLP, as Llama laid it out."""
+"""The decoder of most open models: vectors of tokens, blocks one after the other, a norm, scores of all tokens.
+
+What is in a block is a family's own affair (`models/families/`).
+"""
 
 from collections.abc import Callable
+from typing import Protocol
 
 from torch import Tensor
 
 from headwater_engine.kernels.interface import AttentionBatch, LayerCache
-from headwater_engine.layers.attention import Attention
 from headwater_engine.layers.linears import Linears
-from headwater_engine.layers.mlp import GatedMLP
 from headwater_engine.layers.norm import RMSNorm
-from headwater_engine.layers.rope import rotary_table
 from headwater_engine.models.config import DecoderConfig, ModelConfig
 
 
+class Block(Protocol):
+    """One layer: attention and what is around it."""
+
+    def __call__(
+        self, x: Tensor | None, residual: Tensor, batch: AttentionBatch, cache: LayerCache, rows: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """`x` and `residual` [T, hidden] to the next two; a hidden state is their sum.
+
+        They come apart because the next norm adds them in one pass; it may do so in place. In the first block there is
+        no `x` yet. With `rows` [R], each the last token of its sequence, only their next two: [R, hidden]. Writes the
+        keys and values of all T tokens to the cache.
+        """
+
+
+MakeBlock = Callable[[int, Linears], Block]
+"""The block of a layer's number, with the parameters of that layer."""
+Progress = Callable[[float], None]
+"""Is told the fraction of layers that are loaded, 0 to 1."""
+
+
 class Decoder:
-    """A model that a `DecoderConfig` describes."""
+    """A model that a `DecoderConfig` describes, with blocks that its family makes."""
 
     recordable = True
 
-    def __init__(self, config: DecoderConfig, linears: Linears, progress: Callable[[float], None]) -> None:
-        """Takes the weights layer by layer; raises LoadError. `progress` gets the fraction of layers that are there."""
-        hidden, eps, attention = config.hidden_size, config.norm_eps, config.attention
+    def __init__(self, config: DecoderConfig, linears: Linears, block: MakeBlock, progress: Progress) -> None:
+        """Takes the weights layer by layer; raises LoadError."""
+        hidden, attention = config.hidden_size, config.attention
         self.config = ModelConfig(
             vocab_size=config.vocab_size,
             num_layers=config.num_layers,
@@ -34,36 +55,20 @@ class Decoder:
         if not config.tied_embeddings:
             scored = linears.vocabulary("lm_head", config.vocab_size, hidden)
         self._head = scored.head()
-        rope = rotary_table(config.rope, linears.kernels.device)
-        self._blocks: list[tuple[RMSNorm, Attention, RMSNorm, GatedMLP]] = []
-        for index, window in enumerate(config.windows):
-            layer = linears.scope(f"model.layers.{index}")
-            block = (
-                RMSNorm(layer, "input_layernorm", hidden, eps),
-                Attention(layer.scope("self_attn"), hidden, attention, rope, window),
-                RMSNorm(layer, "post_attention_layernorm", hidden, eps),
-                GatedMLP(layer.scope("mlp"), hidden, config.intermediate_size, bias=config.mlp_bias),
-            )
-            self._blocks.append(block)
+        self._blocks: list[Block] = []
+        for index in range(config.num_layers):
+            self._blocks.append(block(index, linears.scope(f"model.layers.{index}")))
             progress((index + 1) / config.num_layers)
-        self._norm = RMSNorm(linears, "model.norm", hidden, eps)
+        self._norm = RMSNorm(linears, "model.norm", hidden, config.norm_eps)
 
     def forward(
         self, tokens: Tensor, batch: AttentionBatch, caches: list[LayerCache], rows: Tensor | None = None
     ) -> Tensor:
         """[T] int64 -> hidden states [T, hidden], normalised, or those of `rows`; writes T keys and values a layer."""
-        residual = self._vocabulary.embed(tokens)
-        x = None
+        x, residual = None, self._vocabulary.embed(tokens)
         last = self._blocks[-1]
         for block, cache in zip(self._blocks, caches, strict=True):
-            input_norm, attention, mlp_norm, mlp = block
-            x = input_norm(residual) if x is None else input_norm.add(x, residual)
-            wanted = rows if block is last else None
-            x = attention(x, batch, cache, wanted)
-            if wanted is not None:
-                residual, batch = residual[wanted], batch.only(wanted)
-            x = mlp(mlp_norm.add(x, residual), batch)
-        assert x is not None, "a model has layers"
+            x, residual = block(x, residual, batch, cache, rows if block is last else None)
         return self._norm.add(x, residual)
 
     def logits(self, hidden: Tensor) -> Tensor:

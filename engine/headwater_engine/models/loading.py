@@ -12,23 +12,12 @@ from headwater_engine.layers.linears import Linears
 from headwater_engine.layers.rope import ROPE_TYPES
 from headwater_engine.layers.weights import Weights
 from headwater_engine.models.checkpoint import open_checkpoint
-from headwater_engine.models.config import DecoderConfig, ModelConfig, RawConfig
-from headwater_engine.models.decoder import Decoder
-from headwater_engine.models.llama import llama
-from headwater_engine.models.mistral import mistral
-from headwater_engine.models.qwen2 import qwen2
-from headwater_engine.models.qwen3 import qwen3
+from headwater_engine.models.config import ModelConfig, RawConfig
+from headwater_engine.models.families import FAMILIES
+from headwater_engine.models.family import Family
 from headwater_engine.models.source import ModelFolder, read_config
 
-__all__ = ["FAMILIES", "LoadError", "Model", "load_model", "weights_dtype"]
-
-FAMILIES: dict[str, Callable[[RawConfig], DecoderConfig]] = {
-    "llama": llama,
-    "mistral": mistral,
-    "qwen2": qwen2,
-    "qwen3": qwen3,
-}
-"""How each `model_type` that we run natively reads its config.json."""
+__all__ = ["LoadError", "Model", "load_model", "weights_dtype"]
 
 
 class Model(Protocol):
@@ -83,20 +72,24 @@ def load_model(
         method = values["quantization_config"].get("quant_method", "unknown")
         raise LoadError(f"The checkpoint is quantised ({method}), which is not supported yet.")
     progress(0.0)
-    if not _is_native(values):
+    family = _native_family(values)
+    if family is None:
         from headwater_engine.models.transformers import TransformersModel  # seconds to import, and seldom needed
 
         adopted = TransformersModel(folder, kernels)
         progress(1.0)
         return adopted
     weights = Weights(open_checkpoint(folder, values), weights_dtype(folder, dtype))
-    model = Decoder(FAMILIES[values["model_type"]](RawConfig(values)), Linears(weights, kernels), progress)
+    model = family.build(RawConfig(values), Linears(weights, kernels), progress)
     weights.finish()
     return model
 
 
-def _is_native(values: Mapping[str, Any]) -> bool:
-    """Whether one of our families runs this config: some checkpoints vary the activation or the rotary scaling."""
+def _native_family(values: Mapping[str, Any]) -> Family | None:
+    """The family of ours that runs this config: some checkpoints vary the activation or the rotary scaling."""
+    family = FAMILIES.get(values["model_type"])
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
     rope_type = rope.get("rope_type") or rope.get("type") or "default"
-    return values["model_type"] in FAMILIES and values.get("hidden_act", "silu") == "silu" and rope_type in ROPE_TYPES
+    if family is None or rope_type not in ROPE_TYPES:
+        return None
+    return family if values.get("hidden_act", family.activation) == family.activation else None

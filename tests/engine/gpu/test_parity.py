@@ -2,7 +2,6 @@
 
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,21 +16,14 @@ from headwater_engine.models.source import resolve
 from headwater_engine.worker.graphs import cuda_recorder
 from headwater_engine.worker.worker import ModelWorker
 from tests.engine.greedy import greedy_answers, make_engine
-from tests.engine.tiny import flat_batch, make_tiny, reference_greedy
+from tests.engine.tiny import FAMILIES, flat_batch, make_tiny, reference_greedy
 
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "mistral": {"sliding_window": 20},
-    "qwen2": {},
-    "qwen3": {"head_dim": 32},
-    "olmo2": {},
-}
 NEW_TOKENS = 24
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "olmo2"])
 def test_greedy_tokens(family: str, tmp_path: Path) -> None:
-    folder = make_tiny(family, tmp_path, **FAMILIES[family])
+    folder = make_tiny(family, tmp_path, **FAMILIES.get(family, {}))
     rng = random.Random(3)
     shared = [rng.randrange(256) for _ in range(40)]
     prompts = [

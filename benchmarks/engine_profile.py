@@ -104,9 +104,8 @@ def main() -> None:
     model = load_model(resolve(options.folder), kernels=kernels, dtype=options.dtype)  # type: ignore[arg-type]
     config = model.config
     blocks = options.batch * (-(-(options.prompt + 64) // BLOCK_SIZE) + 1) + 8
-    shape = (config.kv_heads, config.key_dim, config.value_dim)
     keep_freed_memory()
-    caches = [kernels.allocate(blocks, *shape) for _ in range(config.num_layers)]
+    caches = [kernels.allocate(blocks, spec) for spec in config.caches]
     cache = PrefixCache(blocks, BLOCK_SIZE, reuse=False)
     scheduler = Scheduler(cache, max_num_seqs=options.batch, max_batched_tokens=options.budget)
     longest = options.prompt + 64

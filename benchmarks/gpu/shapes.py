@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from headwater_engine.kernels.gpu import TritonKernels
-from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch, LayerCache
+from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch, CacheSpec, LayerCache
 
 HEADS, KV_HEADS, DIM, HIDDEN, INTERMEDIATE, LAYERS = 32, 8, 128, 4096, 14336, 32
 KV_BYTES = 2 * KV_HEADS * DIM * 2
@@ -19,7 +19,7 @@ def kernels() -> TritonKernels:
 
 
 def random_cache(blocks: int) -> LayerCache:
-    cache = kernels().allocate(blocks, KV_HEADS, DIM, DIM)
+    cache = kernels().allocate(blocks, CacheSpec(KV_HEADS, DIM, DIM))
     cache.keys.normal_()
     cache.values.normal_()
     return cache

@@ -160,7 +160,7 @@ def main() -> None:
     linears = Linears(Weights(checkpoint, torch.bfloat16), kernels)
     model = FAMILY.build(RawConfig(SHAPES["llama-3.1-8b"]), linears, lambda fraction: None)
     blocks = MOST * (-(-(PROMPT + STEPS + MOST * PROMPT // BUDGET) // BLOCK_SIZE) + 2)
-    caches = [kernels.allocate(blocks, shapes.KV_HEADS, shapes.DIM, shapes.DIM) for _ in range(LAYERS)]
+    caches = [kernels.allocate(blocks, spec) for spec in model.config.caches]
     torch.cuda.empty_cache()
     columns = (
         "sequences",

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch, Kernels
+from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch, CacheSpec, Kernels
 
 CPU = torch.device("cpu")
 
@@ -56,7 +56,7 @@ def attend(
 ) -> Tensor:
     """Fill the whole context, then attend with the new tokens."""
     whole = ragged(contexts, contexts, kernels.device)
-    cache = kernels.allocate(whole.block_tables.max().item() + 4, kv_heads, dim, dim)  # type: ignore[arg-type]
+    cache = kernels.allocate(whole.block_tables.max().item() + 4, CacheSpec(kv_heads, dim, dim))  # type: ignore[arg-type]
     _, keys, values = views(kernels, sum(contexts), heads, kv_heads, dim)
     kernels.write_cache(keys, values, cache, whole.slots)
     batch = ragged(contexts, new, kernels.device)

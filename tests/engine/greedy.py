@@ -36,10 +36,7 @@ def make_engine(
 ) -> Engine:
     """With `blocks` of KV cache and one that is nobody's; `reuse` is the prefix cache."""
     config = model.config
-    caches = [
-        kernels.allocate(blocks + 1, config.kv_heads, config.key_dim, config.value_dim)
-        for _ in range(config.num_layers)
-    ]
+    caches = [kernels.allocate(blocks + 1, spec) for spec in config.caches]
     scheduler = Scheduler(
         PrefixCache(blocks, BLOCK_SIZE, reuse=reuse),
         max_num_seqs=max_num_seqs,

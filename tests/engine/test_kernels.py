@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headwater_engine.kernels.cpu import CppKernels, Products
+from headwater_engine.kernels.interface import CacheSpec
 from headwater_engine.kernels.reference import TorchKernels
 from headwater_engine.quantization.stored import StoredWeight
 from tests.engine.batches import attend, ragged, random, views
@@ -47,7 +48,7 @@ def test_what_a_block_held_before_does_not_matter(kernels: CppKernels) -> None:
     queries, _, _ = views(kernels, 28, 6, 2, 64)
     results = []
     for before in (0.0, torch.nan):
-        cache = kernels.allocate(20, 2, 64, 64)
+        cache = kernels.allocate(20, CacheSpec(2, 64, 64))
         cache.keys.fill_(before)
         cache.values.fill_(before)
         kernels.write_cache(keys, values, cache, batch.slots)
@@ -60,7 +61,7 @@ def test_what_a_block_held_before_does_not_matter(kernels: CppKernels) -> None:
 def test_tokens_written_one_by_one_or_together_are_the_same(kernels: CppKernels) -> None:
     batch = ragged([37], [37])
     _, keys, values = views(kernels, 37, 6, 2, 20)
-    together, alone = (kernels.allocate(12, 2, 20, 20) for _ in range(2))
+    together, alone = (kernels.allocate(12, CacheSpec(2, 20, 20)) for _ in range(2))
     kernels.write_cache(keys, values, together, batch.slots)
     for start, end in ((0, 1), (1, 2), (2, 5), (5, 6), (6, 37)):
         kernels.write_cache(keys[start:end], values[start:end], alone, batch.slots[start:end])
@@ -73,7 +74,7 @@ def test_fewer_queries_attend_as_they_do_among_all(kernels: CppKernels) -> None:
     """Those of the last tokens, as a model's last layer asks for; a sequence may have none."""
     batch = ragged([40, 9, 300], [40, 1, 33])
     queries, keys, values = views(kernels, 74, 6, 2, 64)
-    cache = kernels.allocate(40, 2, 64, 64)
+    cache = kernels.allocate(40, CacheSpec(2, 64, 64))
     kernels.write_cache(keys, values, cache, batch.slots)
     whole = kernels.paged_attention(queries, cache, batch, scale=0.125)
     for wanted in ([39, 40, 73], [73], [40], []):
@@ -200,7 +201,7 @@ def test_wrong_shapes_are_errors_and_no_crashes() -> None:
     with pytest.raises(RuntimeError, match="gate_up"):
         FLOAT.silu_mul(random(3, 5))
     with pytest.raises(RuntimeError, match="another shape"):
-        FLOAT.write_cache(random(1, 2, 8), random(1, 2, 8), FLOAT.allocate(2, 3, 8, 8), torch.tensor([0]))
+        FLOAT.write_cache(random(1, 2, 8), random(1, 2, 8), FLOAT.allocate(2, CacheSpec(3, 8, 8)), torch.tensor([0]))
 
 
 def test_plain_torch_takes_over_where_nothing_compiles(tmp_path: os.PathLike[str]) -> None:

@@ -23,6 +23,12 @@ SMALL = {"num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 4, "i
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2: windows, softcap, logit softcap": ("gemma2", {"sliding_window": 12, "head_dim": 16}),
     "gemma3: windows, two rotary bases": ("gemma3_text", {"sliding_window": 12, "head_dim": 16}),
+    "gemma4: keys of another shape in each kind of layer": (
+        "gemma4_text",
+        {"sliding_window": 12, "head_dim": 16, "global_head_dim": 32, "num_kv_shared_layers": 0}
+        | {"layer_types": ["sliding_attention", "full_attention", "full_attention"]}
+        | {"vocab_size_per_layer_input": 320, "hidden_size_per_layer_input": 0},
+    ),
     "gpt_oss: sinks, experts": ("gpt_oss", {"sliding_window": 12, "head_dim": 16, "num_local_experts": 4}),
     "phi3: fused projections, window": ("phi3", {"sliding_window": 20}),
     "gpt_neox: partial rotation": ("gpt_neox", {}),
@@ -51,6 +57,7 @@ def test_greedy_tokens_equal_those_of_transformers(variant: str, tmp_path: Path)
 
     assert isinstance(model, TransformersModel)
     expected = reference_greedy(folder, PROMPTS, 10)
+    assert len(set(model.config.caches)) == (2 if family == "gemma4_text" else 1)
     for chunk in (1000, 7):
         assert paged_greedy(model, kernels, PROMPTS, 10, chunk) == expected
 

@@ -108,7 +108,7 @@ def test_an_error_is_the_gpus_where_the_gpu_repeats_it(monkeypatch: pytest.Monke
 class Unloaded:
     """A model that no step gets to."""
 
-    config = ModelConfig(8, 0, 0, 0, 0, 0)
+    config = ModelConfig(8, (), 0)
     recordable = True
 
     def forward(

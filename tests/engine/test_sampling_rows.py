@@ -169,7 +169,7 @@ class Read(list[int]):
 class Constant:
     """A model that always likes the same tokens."""
 
-    config = ModelConfig(VOCABULARY, 0, 0, 0, 0, 999_999)
+    config = ModelConfig(VOCABULARY, (), 999_999)
     recordable = False
 
     def forward(

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from headwater_engine.kernels.interface import BLOCK_SIZE, HeadNorms, LayerCache
+from headwater_engine.kernels.interface import BLOCK_SIZE, CacheSpec, HeadNorms, LayerCache
 from headwater_engine.quantization.stored import StoredWeight
 from tests.engine.batches import ragged, random, views
 
@@ -84,7 +84,7 @@ def test_sequences_may_have_no_query() -> None:
     batch = ragged([20, 9, 33], [20, 1, 5])
     rows = torch.tensor([20, 25])
     queries, keys, values = views(theirs, 26, 4, 2, 16)
-    reference, cache = (each.allocate(12, 2, 16, 16) for each in (theirs, ours))
+    reference, cache = (each.allocate(12, CacheSpec(2, 16, 16)) for each in (theirs, ours))
     theirs.write_cache(keys, values, reference, batch.slots)
     for target, source in zip(cache[:2], (keys, values), strict=True):
         target[batch.slots // BLOCK_SIZE, :, batch.slots % BLOCK_SIZE] = source.to(DEVICE)
@@ -140,7 +140,7 @@ def test_placing(
     for kernels in kernels_of(dtype):
         device = kernels.device
         queries, keys, values = views(kernels, tokens, kv_heads * group, kv_heads, dim)
-        cache = kernels.allocate(7, kv_heads, dim, dim)
+        cache = kernels.allocate(7, CacheSpec(kv_heads, dim, dim))
         weights = (random(dim, seed=seed).to(device, dtype) for seed in (5, 6))
         norms = HeadNorms(*weights, eps=1e-5) if normed else None
         of_device = ragged([40], [tokens], device)
@@ -164,7 +164,7 @@ def test_writing_the_cache(dtype: torch.dtype, tokens: int, kv_heads: int, dims:
     ours = TritonKernels(dtype, DEVICE)
     slots = torch.tensor([3, 40, 17])[:tokens].to(DEVICE)
     keys, values = (random(tokens, kv_heads, dim).to(DEVICE, dtype) for dim in dims)
-    cache = ours.allocate(3, kv_heads, *dims)
+    cache = ours.allocate(3, CacheSpec(kv_heads, *dims))
     ours.write_cache(keys, values, cache, slots)
     written = rows_of(cache, slots)
     assert torch.equal(written[0], keys)

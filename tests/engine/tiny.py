@@ -80,10 +80,7 @@ def paged_greedy(
     lengths = [len(prompt) + count for prompt in prompts]
     blocks = -(-max(lengths) // BLOCK_SIZE)
     tables = [[block * len(prompts) + index + 1 for block in range(blocks)] for index in range(len(prompts))]
-    caches = [
-        kernels.allocate(blocks * len(prompts) + 1, config.kv_heads, config.key_dim, config.value_dim)
-        for _ in range(config.num_layers)
-    ]
+    caches = [kernels.allocate(blocks * len(prompts) + 1, spec) for spec in config.caches]
     done = [0] * len(prompts)
     while any(len(sequence) < length for sequence, length in zip(sequences, lengths, strict=True)):
         running = [index for index, sequence in enumerate(sequences) if len(sequence) < lengths[index]]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from headwater_engine.kernels.gpu import TritonKernels
-from headwater_engine.kernels.interface import BLOCK_SIZE
+from headwater_engine.kernels.interface import BLOCK_SIZE, CacheSpec
 from headwater_engine.kernels.reference import TorchKernels
 from headwater_engine.kernels.triton.attention import Processors, Tiling, paged_attention
 from tests.engine.batches import ragged, random, views
@@ -44,7 +44,9 @@ class Case:
         whole, heads = ragged(self.contexts, self.contexts), self.kv_heads * self.group
         _, keys, values = views(theirs, sum(self.contexts), heads, self.kv_heads, self.dim)
         blocks = int(whole.block_tables.max()) + 2
-        reference, cache = (each.allocate(blocks, self.kv_heads, self.dim, self.dim) for each in (theirs, ours))
+        reference, cache = (
+            each.allocate(blocks, CacheSpec(self.kv_heads, self.dim, self.dim)) for each in (theirs, ours)
+        )
         theirs.write_cache(keys, values, reference, whole.slots)
         for target, source in zip(cache[:2], (keys, values), strict=True):
             target.fill_(torch.nan)

@@ -17,7 +17,16 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch, HeadNorms, LayerCache, Product, SamplingBatch
+from headwater_engine.kernels.interface import (
+    BLOCK_SIZE,
+    AttentionBatch,
+    CacheSpec,
+    HeadNorms,
+    LayerCache,
+    Product,
+    SamplingBatch,
+)
+from headwater_engine.kernels.parts import AttentionInParts
 from headwater_engine.kernels.reference import taken_zeros
 from headwater_engine.quantization.stored import StoredWeight, join
 
@@ -68,7 +77,7 @@ class Products(StrEnum):
     """Of bfloat16 activations: for AMX and AVX512_BF16, slow elsewhere."""
 
 
-class CppKernels:
+class CppKernels(AttentionInParts):
     """`Kernels` for CPUs."""
 
     device = torch.device("cpu")
@@ -80,19 +89,19 @@ class CppKernels:
         self.dtype = torch.float32 if products == Products.FLOAT32 else torch.bfloat16
         self.name = f"cpu-{torch.backends.cpu.get_cpu_capability().lower()}-{str(weights).removeprefix('torch.')}"
 
-    def allocate(self, blocks: int, kv_heads: int, key_dim: int, value_dim: int) -> LayerCache:
+    def allocate(self, blocks: int, spec: CacheSpec) -> LayerCache:
         """Room for keys [blocks, kv heads, key dim, BLOCK_SIZE] and values [blocks, kv heads, BLOCK_SIZE, value dim].
 
         Only the kernels know the order within a block (`attention.h`).
         """
         return LayerCache(
-            taken_zeros((blocks, kv_heads, _padded(key_dim, 2), BLOCK_SIZE), self._storage),
-            taken_zeros((blocks, kv_heads, BLOCK_SIZE, _padded(value_dim)), self._storage),
-            value_dim,
+            taken_zeros((blocks, spec.heads, _padded(spec.key_dim, 2), BLOCK_SIZE), self._storage),
+            taken_zeros((blocks, spec.heads, BLOCK_SIZE, _padded(spec.value_dim)), self._storage),
+            spec.value_dim,
         )
 
-    def bytes_per_block(self, kv_heads: int, key_dim: int, value_dim: int) -> int:
-        return BLOCK_SIZE * kv_heads * (_padded(key_dim, 2) + _padded(value_dim)) * self._storage.itemsize
+    def bytes_per_block(self, spec: CacheSpec) -> int:
+        return BLOCK_SIZE * spec.heads * (_padded(spec.key_dim, 2) + _padded(spec.value_dim)) * self._storage.itemsize
 
     def write_cache(self, keys: Tensor, values: Tensor, cache: LayerCache, slots: Tensor) -> None:
         self._kernels.write_cache(keys, values, cache.keys, cache.values, slots)

@@ -6,12 +6,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch, HeadNorms, LayerCache, Product, SamplingBatch
+from headwater_engine.kernels.interface import (
+    BLOCK_SIZE,
+    AttentionBatch,
+    CacheSpec,
+    HeadNorms,
+    LayerCache,
+    Product,
+    SamplingBatch,
+)
+from headwater_engine.kernels.parts import AttentionInParts
 from headwater_engine.kernels.triton import activation, attention, norm, rope, sampling
 from headwater_engine.quantization.stored import StoredWeight, join
 
 
-class TritonKernels:
+class TritonKernels(AttentionInParts):
     """`Kernels` for GPUs. Weights, activations and KV are all of `dtype`; sums and softmax are float32."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
@@ -26,19 +35,19 @@ class TritonKernels:
                 properties.multi_processor_count, properties.shared_memory_per_block_optin
             )
 
-    def allocate(self, blocks: int, kv_heads: int, key_dim: int, value_dim: int) -> LayerCache:
+    def allocate(self, blocks: int, spec: CacheSpec) -> LayerCache:
         """Keys [blocks, kv heads, BLOCK_SIZE, key dim] and values [blocks, kv heads, BLOCK_SIZE, value dim].
 
         So that the tokens of a block lie side by side for one head, which is what a program reads.
         """
         keys, values = (
-            torch.zeros(blocks, kv_heads, BLOCK_SIZE, dim, dtype=self.dtype, device=self.device)
-            for dim in (key_dim, value_dim)
+            torch.zeros(blocks, spec.heads, BLOCK_SIZE, dim, dtype=self.dtype, device=self.device)
+            for dim in (spec.key_dim, spec.value_dim)
         )
-        return LayerCache(keys, values, value_dim)
+        return LayerCache(keys, values, spec.value_dim)
 
-    def bytes_per_block(self, kv_heads: int, key_dim: int, value_dim: int) -> int:
-        return BLOCK_SIZE * kv_heads * (key_dim + value_dim) * self.dtype.itemsize
+    def bytes_per_block(self, spec: CacheSpec) -> int:
+        return BLOCK_SIZE * spec.heads * (spec.key_dim + spec.value_dim) * self.dtype.itemsize
 
     def write_cache(self, keys: Tensor, values: Tensor, cache: LayerCache, slots: Tensor) -> None:
         rope.write_cache(keys, values, cache, slots)

@@ -23,6 +23,15 @@ WEIGHT_ONE = 1 << 30
 Sums of integers are the same in any order, so that all kernels keep the same tokens, to the last one."""
 
 
+class CacheSpec(NamedTuple):
+    """What one layer keeps of each token: its keys and values."""
+
+    heads: int
+    """Of keys, and of values."""
+    key_dim: int
+    value_dim: int
+
+
 class LayerCache(NamedTuple):
     """The KV blocks of one layer. Only the `Kernels` that allocated it may read or write it."""
 
@@ -120,6 +129,31 @@ class HeadNorms(NamedTuple):
     eps: float
 
 
+class RotaryTable(NamedTuple):
+    """[max positions, rotary dim // 2] float32 each."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+class AttentionRules(NamedTuple):
+    """How a layer attends: the same in every step."""
+
+    scale: float
+    """Of the scores."""
+    window: int | None = None
+    """A token sees itself and the `window - 1` tokens before it. None: all before it."""
+    softcap: float | None = None
+    """Scores become softcap * tanh(score / softcap)."""
+    sinks: Tensor | None = None
+    """[heads]: a logit that joins each row's softmax without a value."""
+    rope: RotaryTable | None = None
+    """By which queries and keys are rotated, first half of a head against second half (NeoX order). With a rotary dim
+    below that of the head, the rest stays as it is. None: they are, or need not be."""
+    norms: HeadNorms | None = None
+    """Before the rotation, and only where there is one."""
+
+
 Product = Callable[[Tensor], Tensor]
 """[T, in] -> [T, out], weights (and bias) inside."""
 
@@ -127,8 +161,8 @@ Product = Callable[[Tensor], Tensor]
 class Kernels(Protocol):
     """The operations that are worth writing for a device. Activations are [T, ...], contiguous, of `dtype`.
 
-    Queries, keys and values, wherever they are taken, may instead be views of one fused projection: [T, heads, D] with
-    contiguous heads, and any stride from token to token. `rms_norm` takes such views too.
+    Queries, keys and values may instead be views of one fused projection: [T, heads, D] with contiguous heads, and any
+    stride from token to token. `rms_norm` takes such views too.
     """
 
     name: str
@@ -138,49 +172,29 @@ class Kernels(Protocol):
     dtype: torch.dtype
     """Of activations. A kernel may hold weights and KV in a narrower type."""
 
-    def allocate(self, blocks: int, kv_heads: int, key_dim: int, value_dim: int) -> LayerCache:
+    def allocate(self, blocks: int, spec: CacheSpec) -> LayerCache:
         """A zeroed cache of one layer for `blocks` blocks of BLOCK_SIZE tokens."""
 
-    def bytes_per_block(self, kv_heads: int, key_dim: int, value_dim: int) -> int:
+    def bytes_per_block(self, spec: CacheSpec) -> int:
         """Memory that one block takes in one layer."""
 
-    def write_cache(self, keys: Tensor, values: Tensor, cache: LayerCache, slots: Tensor) -> None:
-        """Store keys [T, kv heads, key dim] and values [T, kv heads, value dim] at `slots` [T]."""
-
-    def place(
+    def attend(
         self,
         queries: Tensor,
         keys: Tensor,
         values: Tensor,
-        cos: Tensor,
-        sin: Tensor,
         cache: LayerCache,
         batch: AttentionBatch,
-        norms: HeadNorms | None = None,
+        rules: AttentionRules,
+        rows: Tensor | None = None,
     ) -> Tensor:
-        """All that comes between the projection and attention: norms of heads, rotation, keys and values to the cache.
+        """Causal attention, and all that comes between it and the projection: norms of heads, rotation, keys and values
+        to the cache.
 
-        Queries [T, heads, D] and keys [T, kv heads, D] are rotated by their positions, first half against second half
-        (NeoX order). cos, sin: [max positions, rotary dim // 2] float32; with a rotary dim below D the rest stays as it
-        is. Returns the queries; those that were given, and the keys, may be overwritten.
-        """
-
-    def paged_attention(
-        self,
-        queries: Tensor,
-        cache: LayerCache,
-        batch: AttentionBatch,
-        *,
-        scale: float,
-        window: int | None = None,
-        softcap: float | None = None,
-        sinks: Tensor | None = None,
-    ) -> Tensor:
-        """Causal attention of queries [T, heads, key dim] over the cached context: [T, heads, value dim].
-
-        Heads are grouped: query head h reads KV head h // (heads // kv heads). `window`: a token sees itself and the
-        `window - 1` tokens before it. `softcap`: scores become softcap * tanh(score / softcap). `sinks` [heads]: a
-        logit that joins each row's softmax without a value.
+        Queries [T, heads, key dim], keys [T, kv heads, key dim] and values [T, kv heads, value dim] to [T, heads, value
+        dim]; queries and keys may be overwritten. Heads are grouped: query head h reads KV head h // (heads // kv
+        heads). With `rows` [R] int64, ascending, each the last token of its sequence, only they attend: [R, heads,
+        value dim]; keys and values are written of all.
         """
 
     def linear(self, parts: Sequence[StoredWeight], bias: Tensor | None = None, *, wide: bool = False) -> Product:

@@ -13,11 +13,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from headwater_engine.kernels import reference_sampling
-from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch, HeadNorms, LayerCache, Product, SamplingBatch
+from headwater_engine.kernels.interface import (
+    BLOCK_SIZE,
+    AttentionBatch,
+    CacheSpec,
+    HeadNorms,
+    LayerCache,
+    Product,
+    SamplingBatch,
+)
+from headwater_engine.kernels.parts import AttentionInParts
 from headwater_engine.quantization.stored import StoredWeight, join
 
 
-class TorchKernels:
+class TorchKernels(AttentionInParts):
     """`Kernels` in plain torch. Weights, activations and KV are all of `dtype`; sums and softmax are float32."""
 
     name = "cpu-torch"
@@ -26,16 +35,16 @@ class TorchKernels:
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         self.dtype = dtype
 
-    def allocate(self, blocks: int, kv_heads: int, key_dim: int, value_dim: int) -> LayerCache:
+    def allocate(self, blocks: int, spec: CacheSpec) -> LayerCache:
         """Keys [blocks, BLOCK_SIZE, kv heads, key dim] and values [blocks, BLOCK_SIZE, kv heads, value dim]."""
         return LayerCache(
-            taken_zeros((blocks, BLOCK_SIZE, kv_heads, key_dim), self.dtype),
-            taken_zeros((blocks, BLOCK_SIZE, kv_heads, value_dim), self.dtype),
-            value_dim,
+            taken_zeros((blocks, BLOCK_SIZE, spec.heads, spec.key_dim), self.dtype),
+            taken_zeros((blocks, BLOCK_SIZE, spec.heads, spec.value_dim), self.dtype),
+            spec.value_dim,
         )
 
-    def bytes_per_block(self, kv_heads: int, key_dim: int, value_dim: int) -> int:
-        return BLOCK_SIZE * kv_heads * (key_dim + value_dim) * self.dtype.itemsize
+    def bytes_per_block(self, spec: CacheSpec) -> int:
+        return BLOCK_SIZE * spec.heads * (spec.key_dim + spec.value_dim) * self.dtype.itemsize
 
     def write_cache(self, keys: Tensor, values: Tensor, cache: LayerCache, slots: Tensor) -> None:
         cache.keys.flatten(0, 1)[slots] = keys.to(cache.keys.dtype)

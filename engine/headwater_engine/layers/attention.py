@@ -4,9 +4,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from headwater_engine.kernels.interface import AttentionBatch, HeadNorms, LayerCache
+from headwater_engine.kernels.interface import (
+    AttentionBatch,
+    AttentionRules,
+    CacheSpec,
+    HeadNorms,
+    LayerCache,
+    RotaryTable,
+)
 from headwater_engine.layers.linears import Linears
-from headwater_engine.layers.rope import RotaryTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,38 +29,27 @@ class AttentionConfig:
 
 
 class Attention:
-    """Projects, rotates, writes keys and values to the cache, attends, projects back."""
+    """Projects, attends, projects back; what the cache needs is between."""
 
-    __slots__ = (
-        "_all_heads",
-        "_head_dim",
-        "_heads",
-        "_kernels",
-        "_norms",
-        "_o",
-        "_qkv",
-        "_rope",
-        "_scale",
-        "_window",
-    )
+    __slots__ = ("_all_heads", "_head_dim", "_heads", "_kernels", "_o", "_qkv", "_rules", "cache")
 
     def __init__(
         self, linears: Linears, hidden: int, config: AttentionConfig, rope: RotaryTable, window: int | None
     ) -> None:
-        queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        dim = config.head_dim
+        self.cache = CacheSpec(config.kv_heads, dim, dim)
         self._heads = (config.heads, config.kv_heads, config.kv_heads)
         self._all_heads = sum(self._heads)
-        self._head_dim = config.head_dim
+        self._head_dim = dim
+        queries, keys = config.heads * dim, config.kv_heads * dim
         names = ("q_proj", "k_proj", "v_proj")
         self._qkv = linears.column(names, hidden, (queries, keys, keys), bias=config.qkv_bias)
         self._o = linears.row("o_proj", queries, hidden, bias=config.output_bias)
-        self._norms = None
+        norms = None
         if config.head_norm_eps is not None:
-            query_norm, key_norm = (linears.vector(f"{name}.weight", config.head_dim) for name in ("q_norm", "k_norm"))
-            self._norms = HeadNorms(query_norm, key_norm, config.head_norm_eps)
-        self._rope = rope
-        self._window = window
-        self._scale = config.head_dim**-0.5
+            query_norm, key_norm = (linears.vector(f"{name}.weight", dim) for name in ("q_norm", "k_norm"))
+            norms = HeadNorms(query_norm, key_norm, config.head_norm_eps)
+        self._rules = AttentionRules(scale=dim**-0.5, window=window, rope=rope, norms=norms)
         self._kernels = linears.kernels
 
     def __call__(self, x: Tensor, batch: AttentionBatch, cache: LayerCache, rows: Tensor | None = None) -> Tensor:
@@ -65,9 +60,5 @@ class Attention:
         # Views of the fused product.
         heads = self._qkv(x, batch).view(-1, self._all_heads, self._head_dim)
         queries, keys, values = heads.split_with_sizes(self._heads, dim=1)
-        kernels = self._kernels
-        queries = kernels.place(queries, keys, values, *self._rope, cache, batch, self._norms)
-        if rows is not None:
-            queries, batch = queries[rows], batch.only(rows)
-        attended = kernels.paged_attention(queries, cache, batch, scale=self._scale, window=self._window)
-        return self._o(attended.flatten(1), batch)
+        attended = self._kernels.attend(queries, keys, values, cache, batch, self._rules, rows)
+        return self._o(attended.flatten(1), batch if rows is None else batch.only(rows))

@@ -9,10 +9,12 @@ itself longer than the trained context comes out differently.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from headwater_engine.kernels.interface import RotaryTable
 
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3", "factors")
 """As in transformers, and `factors`: a divisor for each pair of dimensions, as GGUF files carry Llama 3's scaling."""
@@ -44,13 +46,6 @@ class RopeConfig:
                 return max(self.trained_positions, int(original * factor))
             case _:
                 return self.trained_positions
-
-
-class RotaryTable(NamedTuple):
-    """[max positions, dim // 2] float32 each."""
-
-    cos: Tensor
-    sin: Tensor
 
 
 def rotary_table(config: RopeConfig, device: torch.device) -> RotaryTable:

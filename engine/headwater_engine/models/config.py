@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from headwater_engine.errors import LoadError
+from headwater_engine.kernels.interface import CacheSpec
 from headwater_engine.layers.attention import AttentionConfig
 from headwater_engine.layers.rope import RopeConfig
 
@@ -14,11 +15,8 @@ class ModelConfig:
     """What the engine needs of any model: the size of its vocabulary, of its context and of its KV cache."""
 
     vocab_size: int
-    num_layers: int
-    """Layers with a KV cache."""
-    kv_heads: int
-    key_dim: int
-    value_dim: int
+    caches: tuple[CacheSpec, ...]
+    """What each layer keeps, in the order in which they run."""
     max_positions: int
     """Tokens of a sequence, prompt and output."""
 

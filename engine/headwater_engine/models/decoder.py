@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from headwater_engine.kernels.interface import AttentionBatch, LayerCache
+from headwater_engine.kernels.interface import AttentionBatch, CacheSpec, LayerCache
 from headwater_engine.layers.linears import Linears
 from headwater_engine.layers.norm import RMSNorm
 from headwater_engine.models.config import DecoderConfig, ModelConfig
@@ -16,6 +16,8 @@ from headwater_engine.models.config import DecoderConfig, ModelConfig
 
 class Block(Protocol):
     """One layer: attention and what is around it."""
+
+    cache: CacheSpec
 
     def __call__(
         self, x: Tensor | None, residual: Tensor, batch: AttentionBatch, cache: LayerCache, rows: Tensor | None
@@ -41,15 +43,7 @@ class Decoder:
 
     def __init__(self, config: DecoderConfig, linears: Linears, block: MakeBlock, progress: Progress) -> None:
         """Takes the weights layer by layer; raises LoadError."""
-        hidden, attention = config.hidden_size, config.attention
-        self.config = ModelConfig(
-            vocab_size=config.vocab_size,
-            num_layers=config.num_layers,
-            kv_heads=attention.kv_heads,
-            key_dim=attention.head_dim,
-            value_dim=attention.head_dim,
-            max_positions=config.rope.max_positions,
-        )
+        hidden = config.hidden_size
         self._vocabulary = linears.vocabulary("model.embed_tokens", config.vocab_size, hidden)
         scored = self._vocabulary
         if not config.tied_embeddings:
@@ -60,6 +54,9 @@ class Decoder:
             self._blocks.append(block(index, linears.scope(f"model.layers.{index}")))
             progress((index + 1) / config.num_layers)
         self._norm = RMSNorm(linears, "model.norm", hidden, config.norm_eps)
+        self.config = ModelConfig(
+            config.vocab_size, tuple(block.cache for block in self._blocks), config.rope.max_positions
+        )
 
     def forward(
         self, tokens: Tensor, batch: AttentionBatch, caches: list[LayerCache], rows: Tensor | None = None

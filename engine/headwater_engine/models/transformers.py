@@ -8,7 +8,6 @@ Weights are held in the type of the activations: the modules are transformers' o
 packed forms. So a native family is faster and smaller where there is one.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from headwater_engine.errors import LoadError
-from headwater_engine.kernels.interface import AttentionBatch, Kernels, LayerCache
+from headwater_engine.kernels.interface import AttentionBatch, AttentionRules, CacheSpec, Kernels, LayerCache
 from headwater_engine.models.config import ModelConfig
 from headwater_engine.models.source import ModelFolder, WeightsKind, read_config
 
@@ -35,11 +34,9 @@ class _Paged:
     batch: AttentionBatch
     caches: list[LayerCache]
 
-    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, options: Mapping[str, Any]) -> Tensor:
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, rules: AttentionRules) -> Tensor:
         """queries [T, heads, D], keys and values [T, kv heads, D] -> [T, heads, value dim]."""
-        cache = self.caches[layer]
-        self.kernels.write_cache(keys, values, cache, self.batch.slots)
-        return self.kernels.paged_attention(queries, cache, self.batch, **options)
+        return self.kernels.attend(queries, keys, values, self.caches[layer], self.batch, rules)
 
 
 @dataclass(slots=True)
@@ -48,7 +45,7 @@ class _Probe:
 
     layers: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
 
-    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, options: Mapping[str, Any]) -> Tensor:
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, rules: AttentionRules) -> Tensor:
         if layer in self.layers:
             raise LoadError(f"Layer {layer} attends more than once, and the paged cache has one place a layer.")
         self.layers[layer] = (queries, keys, values)
@@ -81,15 +78,11 @@ def _attention(
         raise LoadError(f"{name} has a mask or bias of its own.")
     if attention_mask is not None:
         sliding_window = int(attention_mask) or None
-    options = {
-        "scale": query.shape[-1] ** -0.5 if scaling is None else scaling,
-        "window": sliding_window,
-        "softcap": softcap,
-        "sinks": s_aux,
-    }
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    rules = AttentionRules(scale, sliding_window, softcap, s_aux)
     queries, keys, values = (x.squeeze(0).transpose(0, 1).contiguous() for x in (query, key, value))
     layer: Any = module.layer_idx
-    return paged.attend(layer, queries, keys, values, options).unsqueeze(0), None
+    return paged.attend(layer, queries, keys, values, rules).unsqueeze(0), None
 
 
 def _mask(*, local_size: int | None = None, use_vmap: bool = False, **_: Any) -> Tensor:
@@ -143,15 +136,8 @@ class TransformersModel:
         self._head = model
         self._kernels = kernels
         with torch.inference_mode():
-            keys, values = self._check(config.get_text_config().num_hidden_layers, type(model).__name__)
-        self.config = ModelConfig(
-            vocab_size=config.get_text_config().vocab_size,
-            num_layers=config.get_text_config().num_hidden_layers,
-            kv_heads=keys.shape[1],
-            key_dim=keys.shape[2],
-            value_dim=values.shape[2],
-            max_positions=_max_positions(config),
-        )
+            caches = self._check(config.get_text_config().num_hidden_layers, type(model).__name__)
+        self.config = ModelConfig(config.get_text_config().vocab_size, caches, _max_positions(config))
 
     def forward(
         self, tokens: Tensor, batch: AttentionBatch, caches: list[LayerCache], rows: Tensor | None = None
@@ -170,8 +156,8 @@ class TransformersModel:
         )
         return output.last_hidden_state.squeeze(0)
 
-    def _check(self, layers: int, name: str) -> tuple[Tensor, Tensor]:
-        """Keys and values of one token in one layer, as samples of their shape.
+    def _check(self, layers: int, name: str) -> tuple[CacheSpec, ...]:
+        """What each layer keeps of a token.
 
         Without attention, what becomes of a token at a position must not depend on its neighbours. It does in models
         with recurrent or convolutional layers, and in those that count positions themselves.
@@ -190,8 +176,6 @@ class TransformersModel:
             raise LoadError(f"{name} of transformers does not run on the paged cache: {error!r}") from error
         if alone.layers.keys() != set(range(layers)):
             raise LoadError(f"{name}: {layers - len(alone.layers)} of {layers} layers keep a state of another kind.")
-        if len({(keys.shape, values.shape) for _, keys, values in alone.layers.values()}) > 1:
-            raise LoadError(f"{name}: its layers have keys and values of different shapes, which is not supported.")
         same = _alike(hidden[0], neighboured[1]) and all(
             _alike(one[0], two[1])
             for layer in alone.layers
@@ -199,7 +183,8 @@ class TransformersModel:
         )
         if not same:
             raise LoadError(f"{name}: tokens meet outside of attention, in a state or in positions of its own.")
-        return alone.layers[0][1:]
+        kept = (alone.layers[layer][1:] for layer in range(layers))
+        return tuple(CacheSpec(keys.shape[1], keys.shape[2], values.shape[2]) for keys, values in kept)
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:

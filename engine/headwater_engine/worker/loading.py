@@ -58,19 +58,18 @@ def _load(settings: EngineSettings, progress: Progress) -> Loaded:
     model = load_model(folder, kernels=kernels, dtype=settings.dtype, progress=lambda f: progress(f, "weights"))
     keep_freed_memory()
     config = model.config
-    shape = (config.kv_heads, config.key_dim, config.value_dim)
     wanted = settings.max_model_len or config.max_positions
     if wanted > config.max_positions:
         raise LoadError(f"--max-model-len {wanted} is more than the {config.max_positions} positions of this model.")
-    bytes_per_block = kernels.bytes_per_block(*shape) * config.num_layers
+    bytes_per_block = sum(map(kernels.bytes_per_block, config.caches))
     blocks = count_blocks(settings, bytes_per_block, wanted, find_room(device))
     max_model_len = min(wanted, blocks * BLOCK_SIZE)
     if max_model_len < wanted:
         log.warning("the KV cache is smaller than the model's context", blocks=blocks, max_model_len=max_model_len)
     caches = []
-    for layer in range(config.num_layers):
-        progress(layer / config.num_layers, "KV cache")
-        caches.append(kernels.allocate(blocks + 1, *shape))  # one that is nobody's
+    for layer, spec in enumerate(config.caches):
+        progress(layer / len(config.caches), "KV cache")
+        caches.append(kernels.allocate(blocks + 1, spec))  # one that is nobody's
     worker = ModelWorker(model, caches, kernels, seats=settings.max_num_seqs, longest=max_model_len)
     if device.type == "cuda":
         progress(0.0, "first steps")

@@ -6,6 +6,7 @@ import torch
 if not torch.cuda.is_available():
     pytest.skip("there is no GPU", allow_module_level=True)
 
+from headwater_engine.kernels.interface import CacheSpec
 from tests.engine.triton_case import Case
 
 DECODE = ([1, 17, 5000, 900, 2048], [1] * 5)
@@ -45,7 +46,7 @@ def test_a_recorded_launch_stays_right_while_contexts_grow() -> None:
     from tests.engine.batches import ragged, random
 
     kernels = TritonKernels(torch.bfloat16, torch.device("cuda"))
-    cache = kernels.allocate(320, 2, 128, 128)
+    cache = kernels.allocate(320, CacheSpec(2, 128, 128))
     for tensor in cache[:2]:
         tensor.copy_(random(*tensor.shape))
     batch = ragged([4000, 700], [1, 1], kernels.device)

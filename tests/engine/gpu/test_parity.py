@@ -62,8 +62,7 @@ def test_bfloat16_logits_are_near_those_of_float32(tmp_path: Path) -> None:
     logits = []
     for kernels in (select(torch.bfloat16, find_device("cuda")), TorchKernels(torch.float32)):
         model = load_model(folder, kernels=kernels, dtype=str(kernels.dtype).removeprefix("torch."))
-        shape = (model.config.kv_heads, model.config.key_dim, model.config.value_dim)
-        caches = [kernels.allocate(9, *shape) for _ in range(model.config.num_layers)]
+        caches = [kernels.allocate(9, spec) for spec in model.config.caches]
         batch = flat_batch([list(range(1, 8))], [range(100)], kernels.device)
         hidden = model.forward(tokens.to(kernels.device), batch, caches)
         logits.append(model.logits(hidden).cpu())

@@ -2,12 +2,12 @@
 
 from torch import Tensor
 
-from headwater_engine.kernels.interface import AttentionBatch, LayerCache
+from headwater_engine.kernels.interface import AttentionBatch, LayerCache, RotaryTable
 from headwater_engine.layers.attention import Attention
 from headwater_engine.layers.linears import Linears
 from headwater_engine.layers.mlp import GatedMLP
 from headwater_engine.layers.norm import RMSNorm
-from headwater_engine.layers.rope import RotaryTable, rotary_table
+from headwater_engine.layers.rope import rotary_table
 from headwater_engine.models.config import DecoderConfig, RawConfig, read_decoder
 from headwater_engine.models.decoder import Decoder, Progress
 from headwater_engine.models.family import Family
@@ -16,12 +16,13 @@ from headwater_engine.models.family import Family
 class LlamaBlock:
     """Self-attention and a gated MLP, each behind a norm of its own."""
 
-    __slots__ = ("_attention", "_attention_norm", "_mlp", "_mlp_norm")
+    __slots__ = ("_attention", "_attention_norm", "_mlp", "_mlp_norm", "cache")
 
     def __init__(self, config: DecoderConfig, index: int, linears: Linears, rope: RotaryTable) -> None:
         hidden, eps = config.hidden_size, config.norm_eps
         self._attention_norm = RMSNorm(linears, "input_layernorm", hidden, eps)
         self._attention = Attention(linears.scope("self_attn"), hidden, config.attention, rope, config.windows[index])
+        self.cache = self._attention.cache
         self._mlp_norm = RMSNorm(linears, "post_attention_layernorm", hidden, eps)
         self._mlp = GatedMLP(linears.scope("mlp"), hidden, config.intermediate_size, bias=config.mlp_bias)
 

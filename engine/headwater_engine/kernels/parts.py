@@ -1,0 +1,72 @@
+"""Attention in parts, one after the other: for kernels that do not do all of it at once, and for tests of each part."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from headwater_engine.kernels.interface import AttentionBatch, AttentionRules, HeadNorms, LayerCache
+
+
+class AttentionInParts(ABC):
+    """`Kernels.attend` out of three operations."""
+
+    def attend(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        cache: LayerCache,
+        batch: AttentionBatch,
+        rules: AttentionRules,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        if rules.rope is None:
+            self.write_cache(keys, values, cache, batch.slots)
+        else:
+            queries = self.place(queries, keys, values, *rules.rope, cache, batch, rules.norms)
+        if rows is not None:
+            queries, batch = queries[rows], batch.only(rows)
+        return self.paged_attention(
+            queries,
+            cache,
+            batch,
+            scale=rules.scale,
+            window=rules.window,
+            softcap=rules.softcap,
+            sinks=rules.sinks,
+        )
+
+    @abstractmethod
+    def write_cache(self, keys: Tensor, values: Tensor, cache: LayerCache, slots: Tensor) -> None:
+        """Store keys [T, kv heads, key dim] and values [T, kv heads, value dim] at `slots` [T]."""
+
+    @abstractmethod
+    def place(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cache: LayerCache,
+        batch: AttentionBatch,
+        norms: HeadNorms | None = None,
+    ) -> Tensor:
+        """All that comes before attention: norms of heads, rotation, keys and values to the cache.
+
+        Returns the queries; those that were given, and the keys, may be overwritten.
+        """
+
+    @abstractmethod
+    def paged_attention(
+        self,
+        queries: Tensor,
+        cache: LayerCache,
+        batch: AttentionBatch,
+        *,
+        scale: float,
+        window: int | None = None,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        """Attention of queries [T, heads, key dim] over the cached context: [T, heads, value dim]."""

@@ -9,12 +9,12 @@ from headwater.openai.errors import APIError
 CONTENT_TYPE: Final = "text/event-stream; charset=utf-8"
 DONE: Final = b"data: [DONE]\n\n"
 
-_encoder = msgspec.json.Encoder()
+_encode = msgspec.json.Encoder().encode
 
 
 def event(chunk: msgspec.Struct | dict[str, Any]) -> bytes:
     """One chunk of a stream, ready for the wire."""
-    return b"data: " + _encoder.encode(chunk) + b"\n\n"
+    return b"data: %b\n\n" % _encode(chunk)
 
 
 def error_event(error: APIError) -> bytes:

@@ -6,6 +6,7 @@ listen, the model cannot be loaded, or the engine process dies.
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -253,6 +254,9 @@ class EngineServer:
             self._fail(str(error))
             return
         self._metrics.ready(await self._engine.until_ready())
+        # What is loaded stays: the collector need not look through it again, while streams wait.
+        gc.collect()
+        gc.freeze()
         url = f"http://{self._settings.host}:{self._server.port}"
         log.info("ready", url=url, models=self._app.model.names)
 

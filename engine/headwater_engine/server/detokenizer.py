@@ -6,6 +6,7 @@ once that ends in a whole character. (The method of Hugging Face's text-generati
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from tokenizers import Tokenizer
 
@@ -46,8 +47,8 @@ class Detokenizer:
         """Show all of `text`; the tokens just shown are the next ones' context."""
         new = self._behind_context(text)
         if new:
-            self._tokens = self._tokens[self._settled :]
-            self._context = self._decode(self._tokens)
+            shown = self._tokens = self._tokens[self._settled :]
+            self._context = _alone(self._tokenizer, shown[0]) if len(shown) == 1 else self._decode(shown)
         else:
             # Special tokens have no text, and would be no context.
             del self._tokens[self._settled :]
@@ -70,6 +71,12 @@ class Detokenizer:
 
     def _decode(self, tokens: Sequence[int]) -> str:
         return self._tokenizer.decode(tokens, skip_special_tokens=True) if tokens else ""
+
+
+@lru_cache(maxsize=2**16)
+def _alone(tokenizer: Tokenizer, token: int) -> str:
+    """Most contexts are one token, and most tokens come again and again."""
+    return str(tokenizer.decode([token], skip_special_tokens=True))
 
 
 class TokenText:

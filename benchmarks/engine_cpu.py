@@ -4,7 +4,8 @@
 
 FOLDER is a Hugging Face folder. COMMAND starts the peer: `{folder}`, `{port}` and `{dtype}` are filled in; the default
 expects `vllm` on the PATH. Prints a Markdown table: medians over the rounds, their spread, and the ratio (above 1 is
-better for us, in every column).
+better for us, in every row). One scenario runs beside processes that take all they get of two cores, as other pods on a
+node may; a row says what is left of the tokens/s without them.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import load
-from servers import free_port, server
+from servers import busy_loops, free_port, server
 
 MODEL = "bench"
 VOCABULARY = 40_000
@@ -37,6 +38,8 @@ class Scenario:
     prefixes: int = 0
     """Shared beginnings of 1,024 tokens, 0 for none."""
     sampling: Mapping[str, float] = field(default_factory=lambda: load.GREEDY)
+    busy_loops: int = 0
+    """Other processes that want a core each."""
 
     def prompts(self, seed: int) -> list[list[int]]:
         """256 random tokens each, behind one of the shared prefixes if there are any."""
@@ -50,8 +53,11 @@ class Scenario:
         return prompts
 
 
+QUIET = Scenario("1 concurrent", requests=4, concurrency=1)
+BUSY = Scenario("1 concurrent, beside two busy loops", requests=4, concurrency=1, busy_loops=2)
 SCENARIOS = (
-    Scenario("1 concurrent", requests=4, concurrency=1),
+    QUIET,
+    BUSY,
     Scenario("8 concurrent", requests=24, concurrency=8),
     Scenario("32 concurrent", requests=64, concurrency=32),
     Scenario(
@@ -76,7 +82,11 @@ def answers(port: int) -> bool:
         return False
 
 
-def measure(command: str, seed: int) -> dict[str, load.Summary]:
+Results = dict[str, load.Summary]
+"""By the scenario's name."""
+
+
+def measure(command: str, seed: int) -> Results:
     port = free_port()
     results = {}
     with server(command.format(port=port), lambda: answers(port)):
@@ -84,39 +94,48 @@ def measure(command: str, seed: int) -> dict[str, load.Summary]:
         asyncio.run(load.run(port, MODEL, warm_up, max_tokens=16, concurrency=8))
         for scenario in SCENARIOS:
             prompts = scenario.prompts(seed)
-            results[scenario.name] = asyncio.run(
-                load.run(
-                    port,
-                    MODEL,
-                    prompts,
-                    max_tokens=64,
-                    concurrency=scenario.concurrency,
-                    sampling=scenario.sampling,
+            with busy_loops(scenario.busy_loops):
+                results[scenario.name] = asyncio.run(
+                    load.run(
+                        port,
+                        MODEL,
+                        prompts,
+                        max_tokens=64,
+                        concurrency=scenario.concurrency,
+                        sampling=scenario.sampling,
+                    )
                 )
-            )
             print(f"  {scenario.name}: {results[scenario.name]}", file=sys.stderr, flush=True)
     return results
 
 
-def report(rounds: list[tuple[dict[str, load.Summary], dict[str, load.Summary]]]) -> None:
+MEASURES: tuple[tuple[str, str, float], ...] = (
+    ("tokens_per_s", "output tok/s", 1.0),
+    ("ttft", "TTFT ms", 1e3),
+    ("inter_token", "inter-token ms", 1e3),
+)
+
+
+def report(rounds: list[tuple[Results, Results]]) -> None:
     print("| scenario | measure | headwater | peer | ratio | spread |")
     print("|---|---|---|---|---|---|")
     for scenario in SCENARIOS:
-        for measure_name, unit, scale in (
-            ("tokens_per_s", "output tok/s", 1.0),
-            ("ttft", "TTFT ms", 1e3),
-            ("inter_token", "inter-token ms", 1e3),
-        ):
-            pairs = [
-                (getattr(ours[scenario.name], measure_name), getattr(peer[scenario.name], measure_name))
-                for ours, peer in rounds
+        for name, unit, scale in MEASURES:
+            pairs = [[scale * getattr(side[scenario.name], name) for side in each] for each in rounds]
+            row(scenario, unit, pairs, ".1f", more_is_better=name == "tokens_per_s")
+        if scenario is BUSY:
+            shares = [
+                [side[BUSY.name].tokens_per_s / side[QUIET.name].tokens_per_s for side in each] for each in rounds
             ]
-            ratios = [a / b if measure_name == "tokens_per_s" else b / a for a, b in pairs]
-            ours_median, peer_median = (statistics.median(side) * scale for side in zip(*pairs, strict=True))
-            print(
-                f"| {scenario.name} | {unit} | {ours_median:.1f} | {peer_median:.1f} "
-                f"| {statistics.median(ratios):.2f} | {min(ratios):.2f} to {max(ratios):.2f} |"
-            )
+            row(scenario, "share of the quiet tok/s", shares, ".2f", more_is_better=True)
+
+
+def row(scenario: Scenario, unit: str, pairs: list[list[float]], digits: str, *, more_is_better: bool) -> None:
+    """`pairs`: of each round, ours and the peer's."""
+    ratios = [ours / peer if more_is_better else peer / ours for ours, peer in pairs]
+    ours, peer = (format(statistics.median(side), digits) for side in zip(*pairs, strict=True))
+    spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+    print(f"| {scenario.name} | {unit} | {ours} | {peer} | {statistics.median(ratios):.2f} | {spread} |")
 
 
 def main() -> None:

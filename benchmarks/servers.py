@@ -5,6 +5,7 @@ import shlex
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +34,16 @@ def server(command: str, ready: Callable[[], bool], timeout: float = 900) -> Ite
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+
+
+@contextmanager
+def busy_loops(count: int) -> Iterator[None]:
+    """So many processes that take whatever they get of a core each."""
+    with ExitStack() as running:
+        for _ in range(count):
+            process = running.enter_context(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
+            running.callback(process.kill)
+        yield
 
 
 def cpu_seconds(process: psutil.Process) -> float:

@@ -97,6 +97,7 @@ class Team {
     int64_t end_of(int who) const { return pieces_ * (who + 1) / size(); }
 
     void help(int who, uint32_t seen) {
+        pthread_setname_np(pthread_self(), "kernels");
         while (!leaving_) {
             wait_for_change(kernel_, seen);
             seen = kernel_.load(std::memory_order_acquire);

@@ -56,6 +56,9 @@ def test_a_vocabulary_is_looked_up_and_scored_against() -> None:
     table, tokens = random(9, 4), torch.tensor([8, 0, 3])
     vocabulary = linears_of(words__weight=table).vocabulary("words", 9, 4)
     assert torch.equal(vocabulary.embed(tokens), table[tokens])
+    scaled = linears_of(words__weight=table).vocabulary("words", 9, 4, scale=2.5)
+    assert torch.equal(scaled.embed(tokens), 2.5 * table[tokens]), "only at the entrance"
+    torch.testing.assert_close(scaled.head()(random(2, 4)), random(2, 4) @ table.T)
     hidden = random(2, 4, seed=1)
     torch.testing.assert_close(vocabulary.head()(hidden), hidden @ table.T)
 

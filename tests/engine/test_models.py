@@ -1,5 +1,6 @@
 """Every native family generates the greedy tokens that transformers generates in float32, however a batch is cut."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,10 @@ PROMPTS = [torch.randint(0, 256, (length,), generator=GENERATOR).tolist() for le
 NEW_TOKENS = 12
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+GEMMA3_ROPE = {
+    "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 50_000.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 5_000.0},
+}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -45,6 +50,17 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "qwen3",
         {"head_dim": 16, "use_sliding_window": True, "sliding_window": 9, "max_window_layers": 2},
     ),
+    "gemma2": ("gemma2", {"head_dim": 16, "sliding_window": 20}),
+    "gemma2 without caps": (
+        "gemma2",
+        {"head_dim": 16, "attn_logit_softcapping": None, "final_logit_softcapping": None, "tie_word_embeddings": False},
+    ),
+    "gemma3": ("gemma3_text", {"head_dim": 32, "sliding_window": 20, "sliding_window_pattern": 2}),
+    "gemma3 stretched": (
+        "gemma3_text",
+        {"head_dim": 16, "sliding_window": 12, "layer_types": ["full_attention", "sliding_attention", "full_attention"]}
+        | {"rope_parameters": GEMMA3_ROPE, "query_pre_attn_scalar": 30},
+    ),
 }
 
 
@@ -61,6 +77,30 @@ def test_greedy_tokens_equal_those_of_transformers(variant: str, tmp_path: Path)
         assert paged_greedy(model, kernels, PROMPTS, NEW_TOKENS, chunk) == expected
     for prompt, tokens in zip(PROMPTS, expected, strict=True):
         assert paged_greedy(model, kernels, [prompt], NEW_TOKENS, 1000) == [tokens]
+
+
+def test_configs_older_than_transformers_5_say_the_same(tmp_path: Path) -> None:
+    """Gemma 3's two rotations had names of their own."""
+    family, overrides = VARIANTS["gemma3 stretched"]
+    folder = make_tiny(family, tmp_path, **overrides)
+    kernels = TorchKernels(torch.float32)
+    answers = []
+    for older in (False, True):
+        if older:
+            write_as_transformers_4(folder / "config.json")
+        model = load_model(resolve(str(folder)), kernels=kernels)
+        answers.append(paged_greedy(model, kernels, PROMPTS, NEW_TOKENS, 7))
+        assert model.config.max_positions == 256
+    assert answers[0] == answers[1]
+
+
+def write_as_transformers_4(file: Path) -> None:
+    config = json.loads(file.read_text())
+    ropes = config.pop("rope_parameters")
+    far, near = ropes["full_attention"], ropes["sliding_attention"]
+    config |= {"rope_theta": far["rope_theta"], "rope_local_base_freq": near["rope_theta"]}
+    config["rope_scaling"] = {"rope_type": far["rope_type"], "factor": far["factor"]}
+    file.write_text(json.dumps(config))
 
 
 def test_every_family_is_tested_and_told_of() -> None:

@@ -21,8 +21,10 @@ PROMPTS = [torch.randint(0, 256, (length,), generator=GENERATOR).tolist() for le
 SMALL = {"num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 64}
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "gemma2: windows, softcap, logit softcap": ("gemma2", {"sliding_window": 12, "head_dim": 16}),
-    "gemma3: windows, two rotary bases": ("gemma3_text", {"sliding_window": 12, "head_dim": 16}),
+    "gemma2 with another activation": (
+        "gemma2",
+        {"sliding_window": 12, "head_dim": 16, "hidden_activation": "gelu", "final_logit_softcapping": None},
+    ),
     "gemma4: keys of another shape in each kind of layer": (
         "gemma4_text",
         {"sliding_window": 12, "head_dim": 16, "global_head_dim": 32, "num_kv_shared_layers": 0}

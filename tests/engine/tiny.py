@@ -17,6 +17,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 20},
     "qwen2": {},
     "qwen3": {"head_dim": 32},
+    "gemma2": {"head_dim": 16, "sliding_window": 20},
+    "gemma3_text": {
+        "head_dim": 32,
+        "sliding_window": 20,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
 }
 """Of each native family, what its tiny model has beside what `make_tiny` gives to all."""
 

@@ -26,6 +26,12 @@ class AttentionConfig:
     output_bias: bool = False
     head_norm_eps: float | None = None
     """Of the RMS norms over each query and key head, before the rotation. None: there are none."""
+    head_norm_offset: float = 0.0
+    """Added to the weights of those norms."""
+    scale: float | None = None
+    """Of the scores. None: 1 / sqrt(head_dim)."""
+    softcap: float | None = None
+    """Scores become softcap * tanh(score / softcap)."""
 
 
 class Attention:
@@ -47,9 +53,11 @@ class Attention:
         self._o = linears.row("o_proj", queries, hidden, bias=config.output_bias)
         norms = None
         if config.head_norm_eps is not None:
-            query_norm, key_norm = (linears.vector(f"{name}.weight", dim) for name in ("q_norm", "k_norm"))
+            query_norm, key_norm = (
+                linears.vector(f"{name}.weight", dim, offset=config.head_norm_offset) for name in ("q_norm", "k_norm")
+            )
             norms = HeadNorms(query_norm, key_norm, config.head_norm_eps)
-        self._rules = AttentionRules(scale=dim**-0.5, window=window, rope=rope, norms=norms)
+        self._rules = AttentionRules(config.scale or dim**-0.5, window, config.softcap, rope=rope, norms=norms)
         self._kernels = linears.kernels
 
     def __call__(self, x: Tensor, batch: AttentionBatch, cache: LayerCache, rows: Tensor | None = None) -> Tensor:

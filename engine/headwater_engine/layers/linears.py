@@ -63,11 +63,12 @@ class Linears:
         """A projection of what a `column` gave."""
         return self.column((name,), inputs, (outputs,), bias=bias)
 
-    def vocabulary(self, name: str, rows: int, size: int) -> Vocabulary:
-        """A vector of `size` for each of `rows` tokens."""
+    def vocabulary(self, name: str, rows: int, size: int, *, scale: float = 1.0) -> Vocabulary:
+        """A vector of `size` for each of `rows` tokens, looked up `scale` times as long as it is stored."""
         table = self._weights.take(f"{name}.weight", rows, size).dense()
-        return Vocabulary(table.to(self.kernels.device, self._weights.dtype), self.kernels)
+        return Vocabulary(table.to(self.kernels.device, self._weights.dtype), scale, self.kernels)
 
-    def vector(self, name: str, size: int) -> Tensor:
-        """A parameter for each feature, such as the weights of a norm: [size], of the activations' type."""
-        return self._weights.take(name, size).dense().to(self.kernels.device, self.kernels.dtype)
+    def vector(self, name: str, size: int, *, offset: float = 0.0) -> Tensor:
+        """A parameter for each feature, such as a norm's weights, plus `offset`: [size], of the activations' type."""
+        vector = self._weights.take(name, size).dense().to(self.kernels.device)
+        return (vector.float() + offset).to(self.kernels.dtype)

@@ -1,19 +1,34 @@
-"""The gated feed-forward block: down(silu(gate(x)) * up(x)) (Shazeer, 2020)."""
+"""The gated feed-forward block: down(activation(gate(x)) * up(x)) (Shazeer, 2020)."""
 
+from collections.abc import Callable
+
+import torch.nn.functional as F
 from torch import Tensor
 
 from headwater_engine.kernels.interface import AttentionBatch
 from headwater_engine.layers.linears import Linears
 
+Gate = Callable[[Tensor], Tensor]
+"""gate and up [T, 2 * I] -> [T, I]: activation(first half) * second half."""
+
 
 class GatedMLP:
-    __slots__ = ("_down", "_gate_up", "_kernels")
+    __slots__ = ("_down", "_gate", "_gate_up")
 
-    def __init__(self, linears: Linears, hidden: int, intermediate: int, *, bias: bool) -> None:
+    def __init__(
+        self, linears: Linears, hidden: int, intermediate: int, *, bias: bool = False, gate: Gate | None = None
+    ) -> None:
+        """`gate` is the kernels' SiLU where nothing is said."""
         self._gate_up = linears.column(("gate_proj", "up_proj"), hidden, (intermediate, intermediate), bias=bias)
         self._down = linears.row("down_proj", intermediate, hidden, bias=bias)
-        self._kernels = linears.kernels
+        self._gate = gate or linears.kernels.silu_mul
 
     def __call__(self, x: Tensor, batch: AttentionBatch) -> Tensor:
         """[T, hidden] -> [T, hidden]."""
-        return self._down(self._kernels.silu_mul(self._gate_up(x, batch)), batch)
+        return self._down(self._gate(self._gate_up(x, batch)), batch)
+
+
+def gelu_mul(gate_up: Tensor) -> Tensor:
+    """A `Gate` of GELU by its tanh approximation, in plain torch: no kernel is fused for it yet."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.gelu(gate, approximate="tanh") * up

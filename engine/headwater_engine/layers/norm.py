@@ -10,8 +10,9 @@ class RMSNorm:
 
     __slots__ = ("_eps", "_kernels", "_weight")
 
-    def __init__(self, linears: Linears, name: str, size: int, eps: float) -> None:
-        self._weight = linears.vector(f"{name}.weight", size)
+    def __init__(self, linears: Linears, name: str, size: int, eps: float, *, offset: float = 0.0) -> None:
+        """`offset` is added to the weights: some models store what they differ from one."""
+        self._weight = linears.vector(f"{name}.weight", size, offset=offset)
         self._eps = eps
         self._kernels = linears.kernels
 

@@ -36,6 +36,11 @@ class DecoderConfig:
     mlp_bias: bool
     windows: tuple[int | None, ...]
     """For each layer, how many tokens its attention sees. None: all."""
+    norm_offset: float = 0.0
+    """Added to the weights of all norms."""
+    embedding_scale: float = 1.0
+    logit_softcap: float | None = None
+    """Logits become softcap * tanh(logit / softcap)."""
 
 
 class RawConfig:
@@ -60,6 +65,10 @@ class RawConfig:
             raise LoadError(f"config.json: {name} is {value!r}, must be a positive number.")
         return value
 
+    def optional(self, name: str, default: float | None) -> float | None:
+        """A number that may be null; `default` where there is none."""
+        return None if self.values.get(name, default) is None else self.number(name, default)
+
     def flag(self, name: str, default: bool) -> bool:
         value = self.values.get(name)
         if value is None:
@@ -77,11 +86,12 @@ def read_decoder(
     output_bias: bool = False,
     mlp_bias: bool = False,
     head_norms: bool = False,
+    tied: bool = False,
     windows: tuple[int | None, ...] | None = None,
 ) -> DecoderConfig:
     """The fields that all Llama-like families share; the arguments are where they differ. Raises LoadError.
 
-    `head_dim` is the family's default; without it, the hidden size is divided among the heads.
+    `head_dim` and `tied` are the family's defaults; without a head_dim, the hidden size is divided among the heads.
     """
     hidden, heads = raw.integer("hidden_size"), raw.integer("num_attention_heads")
     layers = raw.integer("num_hidden_layers")
@@ -96,7 +106,7 @@ def read_decoder(
         intermediate_size=raw.integer("intermediate_size"),
         num_layers=layers,
         norm_eps=eps,
-        tied_embeddings=raw.flag("tie_word_embeddings", False),
+        tied_embeddings=raw.flag("tie_word_embeddings", tied),
         attention=AttentionConfig(heads, kv_heads, head_dim, qkv_bias, output_bias, eps if head_norms else None),
         rope=read_rope(raw, head_dim),
         mlp_bias=mlp_bias,

@@ -44,7 +44,8 @@ class Decoder:
     def __init__(self, config: DecoderConfig, linears: Linears, block: MakeBlock, progress: Progress) -> None:
         """Takes the weights layer by layer; raises LoadError."""
         hidden = config.hidden_size
-        self._vocabulary = linears.vocabulary("model.embed_tokens", config.vocab_size, hidden)
+        scale = config.embedding_scale
+        self._vocabulary = linears.vocabulary("model.embed_tokens", config.vocab_size, hidden, scale=scale)
         scored = self._vocabulary
         if not config.tied_embeddings:
             scored = linears.vocabulary("lm_head", config.vocab_size, hidden)
@@ -53,7 +54,8 @@ class Decoder:
         for index in range(config.num_layers):
             self._blocks.append(block(index, linears.scope(f"model.layers.{index}")))
             progress((index + 1) / config.num_layers)
-        self._norm = RMSNorm(linears, "model.norm", hidden, config.norm_eps)
+        self._norm = RMSNorm(linears, "model.norm", hidden, config.norm_eps, offset=config.norm_offset)
+        self._softcap = config.logit_softcap
         self.config = ModelConfig(
             config.vocab_size, tuple(block.cache for block in self._blocks), config.rope.max_positions
         )
@@ -70,4 +72,5 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[R, hidden] -> [R, vocabulary] float32."""
-        return self._head(hidden)
+        logits = self._head(hidden)
+        return logits if self._softcap is None else logits.div_(self._softcap).tanh_().mul_(self._softcap)

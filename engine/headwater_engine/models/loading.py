@@ -88,8 +88,12 @@ def load_model(
 def _native_family(values: Mapping[str, Any]) -> Family | None:
     """The family of ours that runs this config: some checkpoints vary the activation or the rotary scaling."""
     family = FAMILIES.get(values["model_type"])
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    rope_type = rope.get("rope_type") or rope.get("type") or "default"
-    if family is None or rope_type not in ROPE_TYPES:
+    if family is None:
         return None
-    return family if values.get("hidden_act", family.activation) == family.activation else None
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    # One for all layers, or one for each kind of layer.
+    ropes = [rope, *(each for each in rope.values() if isinstance(each, Mapping))]
+    if any((each.get("rope_type") or each.get("type") or "default") not in ROPE_TYPES for each in ropes):
+        return None
+    activation = values.get("hidden_activation") or values.get("hidden_act") or family.activation
+    return family if activation == family.activation else None

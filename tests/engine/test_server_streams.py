@@ -19,6 +19,7 @@ from headwater_engine.config import EngineSettings
 from headwater_engine.core.messages import Abort, FinishReason, Generate, Output, Outputs, Refusal, TokenLogprobs
 from headwater_engine.server.answer import Piece, Reader
 from headwater_engine.server.app import EngineServer
+from headwater_engine.server.served_model import ServedModel
 from tests.engine.fake_engine import FakeEngine, fake_engine, sorted_alphabet
 from tests.engine.test_server import CHAT, TEXT, events, free_port, post, until
 
@@ -127,6 +128,20 @@ async def test_whatever_one_of_n_choices_raises_ends_the_answer_and_all_that_was
     assert "a bug" not in (await answer).text
     aborted = [each.ids for each in [await engine.hear() for _ in range(3)] if isinstance(each, Abort)]
     assert sorted(aborted) == sorted([question.id] for question in questions)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, _Panic])
+async def test_whatever_a_tokenizer_raises_is_answered(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    def encode(self: ServedModel, text: str, *, add_special_tokens: bool) -> list[int]:
+        raise error("a bug")
+
+    monkeypatch.setattr(ServedModel, "encode", encode)
+    for path, body in [*PATHS, ("/tokenize", TEXT)]:
+        answer = await http.post(path, json=body)
+        assert (answer.status_code, set(answer.json()["error"])) == (500, {"message", "type", "param", "code"})
+        assert "a bug" not in answer.text
 
 
 async def test_an_answer_that_fails_keeps_no_other_from_what_came_with_it(

@@ -95,7 +95,7 @@ class EngineApp:
         except asyncio.CancelledError:
             if not client.left:
                 raise
-        except Exception:
+        except BaseException:  # A panic within the tokenizer is no Exception.
             log.exception("request failed", path=request.path, request_id=request.id.decode("latin-1"))
             answer_error(client, InternalServerError("The server failed on this request; its log says why."))
         finally:

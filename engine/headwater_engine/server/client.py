@@ -162,6 +162,8 @@ class EngineClient:
     def _receive(self) -> None:
         """Take in what is there, all of it: ZMQ tells that something has come, not that more is left."""
         for _ in range(_AT_ONCE):
+            if self._replies.closed:
+                return
             try:
                 message = self._replies.recv(zmq.NOBLOCK)
             except zmq.Again:

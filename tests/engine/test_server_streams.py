@@ -162,6 +162,29 @@ async def test_an_answer_that_fails_keeps_no_other_from_what_came_with_it(
     assert [(await answer).status_code for answer in answers] == [500, 200]
 
 
+async def test_a_token_goes_out_within_the_call_that_brings_it(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(engine) as (server, http):
+        answers = [post(http, "/v1/completions", {**TEXT, "stream": True}) for _ in range(4)]
+        questions = [await engine.hear_question() for _ in answers]
+        for question in questions:
+            await engine.answer(question, "begun")
+        connections = [each for each in server._server.clients.open if each.answering]
+        await hold(lambda: all(each.answer_began for each in connections))
+        before = [each.bytes_sent for each in connections]
+        later: list[Any] = []
+        with monkeypatch.context() as patched:
+            # Each task or future that goes on is one of these.
+            patched.setattr(asyncio.get_running_loop(), "call_soon", lambda *call, **rest: later.append(call))
+            server._engine._take(Outputs([Output(id=each.id, tokens=[0]) for each in questions]))
+        assert later == []
+        assert all(each.bytes_sent > sent for each, sent in zip(connections, before, strict=True))
+        for question in questions:
+            await engine.answer(question, "!", FinishReason.STOP)
+        assert [len(events(await answer)) for answer in answers] == [3] * 4
+
+
 # Clients that do not keep up
 
 

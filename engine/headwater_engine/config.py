@@ -53,6 +53,11 @@ class EngineSettings(BaseSettings):
         None, description="ZMQ endpoint to publish KV-cache events on, for example tcp://127.0.0.1:5557."
     )
     chat_template: str | None = Field(None, description="A Jinja file instead of the model's own chat template.")
+    special_tokens_in_messages: Literal["text", "control"] = Field(
+        "text",
+        description="What special tokens in a chat's messages are. text: the characters that they are written with; "
+        "control: what they are in the template, so that a client may write turns itself.",
+    )
     generation_config: Literal["auto", "none"] = Field(
         "auto",
         description="auto: sampling defaults from the model's generation_config.json; none: the API's own.",

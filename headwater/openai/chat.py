@@ -18,18 +18,41 @@ def _read_content(value: Any) -> str | list[dict[str, Any]] | None:
     if not isinstance(value, list):
         raise ValueError(f"must be a string or a list of text parts, found {found(value)}")
     for i, part in enumerate(value):
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+        if not _is_text(part):
             raise ValueError(f'part {i} must be {{"type": "text", "text": "..."}}, found {found(part)}')
     return value
 
 
-class Message(RequestModel):
-    """One turn of a conversation. Fields of its own that a chat template may want (`tool_calls`, `name`) are kept."""
+def _is_text(part: Any) -> bool:
+    """`refusal` is what an assistant wrote instead of an answer."""
+    return (
+        isinstance(part, dict) and part.get("type") in ("text", "refusal") and isinstance(part.get(part["type"]), str)
+    )
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+
+class FunctionCall(RequestModel):
+    name: str
+    arguments: str | dict[str, Any] = ""
+    """JSON; some clients leave it parsed."""
+
+
+class ToolCall(RequestModel):
+    id: str = ""
+    function: FunctionCall
+
+
+class Message(RequestModel):
+    """One turn of a conversation. Fields of its own that a chat template may want (`name`) are kept."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Annotated[str | list[dict[str, Any]] | None, PlainValidator(_read_content)] = Field(
         None, validate_default=True
     )
+    refusal: str | None = None
+    tool_calls: list[ToolCall] = Field([])
+    function_call: FunctionCall | None = None
+    tool_call_id: str = ""
+    name: str = ""
 
     @field_validator("content")
     @classmethod
@@ -38,12 +61,29 @@ class Message(RequestModel):
             raise ValueError(f"is required in a message of role {info.data['role']}")
         return value
 
-    @property
-    def text(self) -> str:
-        """The content as one string; parts are joined by line breaks, as vLLM does."""
-        if isinstance(self.content, list):
-            return "\n".join(part["text"] for part in self.content)
-        return self.content or ""
+
+RENDERING_ARGUMENTS = frozenset(
+    (
+        "add_generation_prompt",
+        "chat_template",
+        "continue_final_message",
+        "conversation",
+        "conversations",
+        "documents",
+        "max_length",
+        "messages",
+        "padding",
+        "return_assistant_tokens_mask",
+        "return_dict",
+        "return_tensors",
+        "sanitize_control_tokens",
+        "tokenize",
+        "tokenizer_kwargs",
+        "tools",
+        "truncation",
+    )
+)
+"""Of `apply_chat_template` and what it calls. They choose the program that runs, or have fields of their own here."""
 
 
 class Conversation(RequestModel):
@@ -52,10 +92,20 @@ class Conversation(RequestModel):
     messages: list[Message] = Field(min_length=1)
     tools: list[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] = Field({})
+    """Variables of the template."""
     continue_final_message: bool = False
     """The prompt ends within the last message, which the answer goes on writing."""
     add_generation_prompt: bool = Field(default_factory=lambda data: not data.get("continue_final_message"))
     """The prompt ends with the beginning of an assistant's message."""
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def only_variables(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(value.keys() & RENDERING_ARGUMENTS):
+            raise ValueError(
+                f"cannot set {', '.join(f'`{name}`' for name in taken)}, which is not a variable of the template"
+            )
+        return value
 
     @field_validator("add_generation_prompt")
     @classmethod

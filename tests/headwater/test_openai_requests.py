@@ -183,8 +183,9 @@ def test_what_is_no_object_is_refused():
 
 def test_content_is_a_text_or_parts_of_text():
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    messages = [USER, {"role": "user", "content": parts}, {"role": "assistant", "tool_calls": [{}]}]
-    assert [message.text for message in chat(messages=messages).messages] == ["hello", "a\nb", ""]
+    calls = [{"function": {"name": "f"}}]
+    messages = [USER, {"role": "user", "content": parts}, {"role": "assistant", "content": None, "tool_calls": calls}]
+    assert [message.content for message in chat(messages=messages).messages] == ["hello", parts, None]
 
 
 def test_the_newer_name_of_the_output_limit_wins():
@@ -221,7 +222,7 @@ def test_tokenize_takes_a_prompt_or_messages():
     prompt = TokenizeRequest.parse(b'{"prompt": "a"}')
     assert (prompt.prompt, prompt.add_special_tokens) == ("a", True)
     messages = TokenizeRequest.parse(json.dumps({"messages": [USER], "add_special_tokens": None}).encode())
-    assert (messages.messages[0].text, messages.add_special_tokens) == ("hello", False)
+    assert (messages.messages[0].content, messages.add_special_tokens) == ("hello", False)
     for wrong in (b"{}", json.dumps({"prompt": "a", "messages": [USER]}).encode()):
         with pytest.raises(BadRequestError, match="give either `prompt` or `messages`"):
             TokenizeRequest.parse(wrong)

@@ -148,7 +148,7 @@ class EngineApp:
         model, context = self._loaded()
         asked = TokenizeRequest.parse(request.body)
         model.check_name(asked.model)
-        text = asked.prompt if asked.prompt is not None else await asyncio.to_thread(model.render, asked)
+        text = asked.prompt if asked.prompt is not None else await model.render(asked)
         tokens = await asyncio.to_thread(model.encode, text, add_special_tokens=asked.add_special_tokens)
         names = [model.backend.id_to_token(token) for token in tokens] if asked.return_token_strs else None
         answer_json(client, TokenizeAnswer(count=len(tokens), max_model_len=context, tokens=tokens, token_strs=names))
@@ -300,6 +300,8 @@ class EngineServer:
 
     async def _end_open_requests(self) -> None:
         """Tell their clients why."""
+        if self._app.model is not None:
+            self._app.model.close()
         self._engine.fail_open_requests(_ENDED)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._app.until_quiet(), _LAST_WORDS)

@@ -37,8 +37,10 @@ async def ask(model: ServedModel, context: int, request: ChatCompletionRequest) 
     model.check_name(request.model)
     check_response_format(request.response_format)
     model.check_tokens(request.stop_token_ids, "stop_token_ids")
-    # A long conversation takes milliseconds to render and tokenize; other streams go on meanwhile.
-    prompt = await asyncio.to_thread(_tokenize, model, request)
+    text = await model.render(request)
+    # A long conversation takes milliseconds to tokenize; other streams go on meanwhile. The template wrote what
+    # special tokens there are.
+    prompt = await asyncio.to_thread(model.encode, text, add_special_tokens=False)
     limit_field = "max_completion_tokens" if request.max_completion_tokens is not None else "max_tokens"
     limit = max_tokens(context, prompt, request.output_limit, limit_field, "messages")
     logprobs = request.top_logprobs if request.logprobs else None
@@ -59,11 +61,6 @@ def check_response_format(response_format: dict[str, object] | None) -> None:
         raise BadRequestError(
             f"`response_format.type` {kind!r} is not supported yet; allowed is 'text'.", param="response_format"
         )
-
-
-def _tokenize(model: ServedModel, request: ChatCompletionRequest) -> list[int]:
-    # The template writes the special tokens itself.
-    return model.encode(model.render(request), add_special_tokens=False)
 
 
 def form(model: ServedModel, request: ChatCompletionRequest, question: Question) -> Form:

@@ -4,7 +4,6 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from headwater.openai.chat import Conversation
 from headwater.openai.errors import BadRequestError, ModelNotFoundError
@@ -15,6 +14,8 @@ from headwater_engine.models.generation import load_generation_config
 from headwater_engine.models.source import resolve
 from headwater_engine.models.tokenizer import load_tokenizer
 from headwater_engine.sampling.params import SamplingParams
+from headwater_engine.server.encoding import PromptEncoder
+from headwater_engine.server.rendering import Renderer
 
 
 class ServedModel:
@@ -29,12 +30,9 @@ class ServedModel:
         self.tokenizer = load_tokenizer(folder)
         self.backend = self.tokenizer.backend_tokenizer
         if settings.chat_template is not None:
-            try:
-                self.tokenizer.chat_template = Path(settings.chat_template).read_text()
-            except OSError as error:
-                raise LoadError(
-                    f"The chat template {settings.chat_template} cannot be read: {error.strerror}."
-                ) from error
+            self.tokenizer.chat_template = _read_template(settings.chat_template)
+        self._renderer = self._make_renderer(hide_special_tokens=settings.special_tokens_in_messages == "text")
+        self._encode = PromptEncoder(self.backend, self._renderer.control_tokens if self._renderer else [])
         config = load_generation_config(folder)
         self.eos_token_ids = _token_ids(config.get("eos_token_id"), self.tokenizer.eos_token_id)
         self._defaults = config if settings.generation_config == "auto" else {}
@@ -44,28 +42,53 @@ class ServedModel:
         if name is not None and name not in self.names:
             raise ModelNotFoundError(name, self.names)
 
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
-
-    def render(self, request: Conversation) -> str:
-        """The conversation as the text of a prompt. Raises BadRequestError, also for what the template refuses."""
+    def _make_renderer(self, *, hide_special_tokens: bool) -> Renderer | None:
+        """None where the model has no chat template. Raises LoadError."""
         if self.tokenizer.chat_template is None:
+            return None
+        try:
+            plain = self.tokenizer.get_chat_template()
+            with_tools = self.tokenizer.get_chat_template(tools=[{}])
+        except ValueError as error:
+            raise LoadError(f"The model's chat templates cannot be used: {error}") from error
+        added = self.backend.get_added_tokens_decoder().values()
+        return Renderer(
+            {
+                "plain": plain,
+                "with_tools": with_tools,
+                "variables": dict(self.tokenizer.special_tokens_map),
+                "added_tokens": [(token.content, token.special) for token in added],
+                "hide_special_tokens": hide_special_tokens,
+            }
+        )
+
+    def close(self) -> None:
+        """End what renders the chat template."""
+        if self._renderer is not None:
+            self._renderer.close()
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """`text` is a client's, or what `render` gave. Raises BadRequestError."""
+        return self._encode(text, add_special_tokens=add_special_tokens)
+
+    async def render(self, request: Conversation) -> str:
+        """The conversation as the text of a prompt, for `encode` alone: special tokens in its messages are broken.
+
+        Raises BadRequestError, also for what the template refuses, or ServiceUnavailableError.
+        """
+        if self._renderer is None:
             raise BadRequestError(
                 "The model has no chat template: use /v1/completions, or start the engine with --chat-template."
             )
-        try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    [_as_template_message(message.model_dump(exclude_unset=True)) for message in request.messages],
-                    tools=request.tools,  # type: ignore[arg-type]  # JSON objects are what templates get
-                    tokenize=False,
-                    add_generation_prompt=request.add_generation_prompt,
-                    continue_final_message=request.continue_final_message,
-                    **request.chat_template_kwargs,
-                )
-            )
-        except Exception as error:  # a template is a program of the model's or the user's, and may raise anything
-            raise BadRequestError(f"The chat template failed: {error}", param="messages") from error
+        return await self._renderer.render(
+            {
+                "messages": [message.model_dump(exclude_unset=True) for message in request.messages],
+                "tools": request.tools,
+                "add_generation_prompt": request.add_generation_prompt,
+                "continue_final_message": request.continue_final_message,
+                "variables": request.chat_template_kwargs,
+            }
+        )
 
     def sampling_params(
         self,
@@ -119,12 +142,13 @@ class ServedModel:
         return api_default if value is None else value
 
 
-def _as_template_message(message: dict[str, Any]) -> dict[str, Any]:
-    """Templates expect a string, and the key even where an assistant's message has only tool calls."""
-    content = message.get("content")
-    if isinstance(content, list):
-        return message | {"content": "\n".join(part["text"] for part in content)}
-    return {"content": None} | message
+def _read_template(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError as error:
+        raise LoadError(f"The chat template {path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise LoadError(f"The chat template {path} is not UTF-8: {error.reason}.") from error
 
 
 def _token_ids(*sources: int | Sequence[int] | None) -> tuple[int, ...]:

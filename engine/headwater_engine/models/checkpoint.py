@@ -22,8 +22,7 @@ def open_checkpoint(folder: ModelFolder, config: dict[str, Any]) -> Checkpoint:
         case WeightsKind.RANDOM:
             return RandomCheckpoint()
         case WeightsKind.GGUF:
-            assert folder.path is not None
-            return GGUFCheckpoint(GGUFFile(folder.path))
+            return GGUFCheckpoint(folder.gguf)
         case WeightsKind.SAFETENSORS:
             assert folder.path is not None
             return SafetensorsCheckpoint(folder.path, tied=config.get("tie_word_embeddings", False))

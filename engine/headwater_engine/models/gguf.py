@@ -39,6 +39,24 @@ _LAYER_TENSORS = {
 _ROPE_FACTORS = "rope_freqs.weight"
 """Llama 3's scaling of frequencies, as a divisor for each pair of dimensions."""
 
+CONTROL, USER_DEFINED = 3, 4
+"""Types of tokens: special, and ordinary but never cut."""
+_ENDS = {
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<EOT>",
+    "[EOT]",
+    "<｜end▁of▁sentence｜>",
+    "<|return|>",
+    "<|call|>",
+}
+"""What ends an answer to llama.cpp, too, whatever the file says."""
+
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 
@@ -53,10 +71,14 @@ class _TensorInfo:
 
 
 class GGUFFile:
-    """A .gguf file of one of the architectures that we run natively, mapped into memory."""
+    """A .gguf file of one of the architectures that we run natively, mapped into memory.
+
+    Its header is a second's work where the vocabulary is large: `ModelFolder.gguf` reads it once.
+    """
 
     def __init__(self, path: Path) -> None:
         """Raises LoadError where the file is damaged, or is not for us."""
+        self.path = path
         with path.open("rb") as file:
             self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         try:
@@ -121,9 +143,19 @@ class GGUFFile:
         return np.array(values, dtype=np.float32)  # a copy: torch wants memory that may be written
 
     def _ends(self) -> list[int]:
-        """Tokens that end an answer: of a text, of a turn, of a message."""
-        ids = (self.fields.get(f"tokenizer.ggml.{end}_token_id") for end in ("eos", "eot", "eom"))
-        return list(dict.fromkeys(token for token in ids if token is not None))
+        """Tokens that end an answer: of a text, of a turn, of a message.
+
+        Few files say all of them (a Llama 3 often has only the end of a text), so those count, too, that are written as
+        such ends are.
+        """
+        said = (self.fields.get(f"tokenizer.ggml.{end}_token_id") for end in ("eos", "eot", "eom"))
+        types = self.fields.get("tokenizer.ggml.token_type", ())
+        written = (
+            token
+            for token, (text, kind) in enumerate(zip(self.fields.get("tokenizer.ggml.tokens", ()), types, strict=False))
+            if kind == CONTROL and text in _ENDS
+        )
+        return list(dict.fromkeys(token for token in (*said, *written) if token is not None))
 
     def _rope(self) -> dict[str, Any]:
         rope: dict[str, Any] = {"rope_theta": self._own("rope.freq_base") or 10_000.0, "rope_type": "default"}

@@ -8,11 +8,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from headwater_engine.errors import LoadError
 from headwater_engine.models.shapes import SHAPES
+
+if TYPE_CHECKING:
+    from headwater_engine.models.gguf import GGUFFile
 
 
 class WeightsKind(StrEnum):
@@ -21,7 +25,7 @@ class WeightsKind(StrEnum):
     RANDOM = "random"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ModelFolder:
     """A model that is there, on this machine."""
 
@@ -32,6 +36,14 @@ class ModelFolder:
     """The folder with config.json and tokenizer, or the .gguf file. None: random weights of a bare shape."""
     shape: Mapping[str, Any] | None = None
     """The config of random weights, as in config.json."""
+
+    @cached_property
+    def gguf(self) -> "GGUFFile":
+        """The file at `path`, its header read once. Raises LoadError."""
+        from headwater_engine.models.gguf import GGUFFile
+
+        assert self.path is not None and self.kind is WeightsKind.GGUF
+        return GGUFFile(self.path)
 
 
 def resolve(source: str, revision: str = "main") -> ModelFolder:
@@ -152,9 +164,7 @@ def read_config(folder: ModelFolder) -> dict[str, Any]:
         return dict(folder.shape)
     assert folder.path is not None, "only random weights have no path"
     if folder.kind is WeightsKind.GGUF:
-        from headwater_engine.models.gguf import GGUFFile
-
-        return GGUFFile(folder.path).config()
+        return folder.gguf.config()
     file = folder.path / "config.json"
     return _parse(file.read_text(), str(file))
 

@@ -26,7 +26,7 @@ def load_tokenizer(folder: ModelFolder) -> PreTrainedTokenizerBase:
         return byte_level_tokenizer(read_config(folder).get("vocab_size", 0))
     try:
         if folder.kind is WeightsKind.GGUF:
-            return load_gguf_tokenizer(folder.path)
+            return load_gguf_tokenizer(folder.gguf)
         if (folder.path / "tokenizer.json").exists():
             return PreTrainedTokenizerFast.from_pretrained(folder.path)
         from transformers import AutoTokenizer  # imports torch, which is seldom needed

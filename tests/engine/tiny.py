@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
+from headwater_engine.distributed.ranks import ALONE, Ranks
 from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch, Kernels
 from headwater_engine.models.loading import Model
-from headwater_engine.models.tokenizer import BYTE_LEVEL_EOS, byte_level_tokenizer
 
 VOCAB_SIZE = 320
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -33,6 +32,10 @@ def make_tiny(family: str, folder: Path, *, shards: int = 1, **overrides: Any) -
     `overrides` are fields of the config. The weights are larger than those of a fresh model, so that logits differ
     clearly between tokens and rounding does not change the best one.
     """
+    from transformers import AutoConfig, AutoModelForCausalLM  # seconds to import, and ranks need none of it
+
+    from headwater_engine.models.tokenizer import BYTE_LEVEL_EOS, byte_level_tokenizer
+
     config = AutoConfig.for_model(
         family,
         **{
@@ -62,7 +65,9 @@ def make_tiny(family: str, folder: Path, *, shards: int = 1, **overrides: Any) -
 
 def reference_greedy(folder: Path, prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
     """`count` greedy tokens for each prompt, by transformers in float32, one prompt at a time."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model.generation_config = GenerationConfig(max_new_tokens=count, do_sample=False)  # without an end of sequence
     answers = []
     for prompt in prompts:
@@ -74,7 +79,12 @@ def reference_greedy(folder: Path, prompts: Sequence[Sequence[int]], count: int)
 
 @torch.inference_mode()
 def paged_greedy(
-    model: Model, kernels: Kernels, prompts: Sequence[Sequence[int]], count: int, chunk: int = 10_000
+    model: Model,
+    kernels: Kernels,
+    prompts: Sequence[Sequence[int]],
+    count: int,
+    chunk: int = 10_000,
+    ranks: Ranks = ALONE,
 ) -> list[list[int]]:
     """`count` greedy tokens for each prompt, all sequences in one flat batch whose blocks are interleaved.
 
@@ -96,7 +106,10 @@ def paged_greedy(
         hidden = model.forward(
             torch.tensor(tokens, device=kernels.device), batch, caches, batch.query_starts[1:].long() - 1
         )
-        best = model.logits(hidden).argmax(-1).tolist()
+        logits = model.logits(hidden)
+        best = ranks.tell(
+            logits.argmax(-1) if ranks.rank == 0 else torch.empty(len(running), dtype=torch.long)
+        ).tolist()
         for index, span, token in zip(running, spans, best, strict=True):
             done[index] = span.stop
             if span.stop == len(sequences[index]):

@@ -43,12 +43,12 @@ class Attention:
         self, linears: Linears, hidden: int, config: AttentionConfig, rope: RotaryTable, window: int | None
     ) -> None:
         dim = config.head_dim
-        self.cache = CacheSpec(config.kv_heads, dim, dim)
-        self._heads = (config.heads, config.kv_heads, config.kv_heads)
+        heads, kv_heads = linears.share_heads(config.heads, config.kv_heads)
+        self.cache = CacheSpec(kv_heads.size, dim, dim)
+        self._heads = (heads.size, kv_heads.size, kv_heads.size)
         self._all_heads = sum(self._heads)
         self._head_dim = dim
-        queries, keys = config.heads * dim, config.kv_heads * dim
-        names = ("q_proj", "k_proj", "v_proj")
+        names, queries, keys = ("q_proj", "k_proj", "v_proj"), heads.of_heads(dim), kv_heads.of_heads(dim)
         self._qkv = linears.column(names, hidden, (queries, keys, keys), bias=config.qkv_bias)
         self._o = linears.row("o_proj", queries, hidden, bias=config.output_bias)
         norms = None

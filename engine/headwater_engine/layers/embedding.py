@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from headwater_engine.distributed.ranks import Ranks
 from headwater_engine.kernels.interface import Kernels, Product
 from headwater_engine.quantization.stored import StoredWeight
 
@@ -14,17 +15,32 @@ class Vocabulary:
     Many models have one table for both (tied embeddings), others two.
     """
 
-    def __init__(self, table: Tensor, scale: float, kernels: Kernels) -> None:
+    def __init__(self, table: Tensor, rows: int, scale: float, kernels: Kernels, ranks: Ranks) -> None:
+        """`table` holds this rank's tokens of all `rows`, as many as each other rank's."""
         self._table = table
+        self._rows = rows
         # Rounded to the weights' type, as those who trained with it did.
         self._scale = float(torch.tensor(scale).to(table.dtype))
         self._kernels = kernels
+        self._ranks = ranks
 
     def embed(self, tokens: Tensor) -> Tensor:
         """[T] -> [T, size], of the kernels' activation type."""
-        vectors = F.embedding(tokens, self._table).to(self._kernels.dtype)
+        vectors = self._look_up(tokens) if self._ranks.size == 1 else self._look_up_among_ranks(tokens)
         return vectors if self._scale == 1.0 else vectors.mul_(self._scale)
 
     def head(self) -> Product:
-        """[R, size] -> logits [R, tokens] float32."""
-        return self._kernels.linear([StoredWeight(self._table)], wide=True)
+        """[R, size] -> logits [R, tokens] float32: on the first rank, and of no rows on the others."""
+        product, ranks, rows = self._kernels.linear([StoredWeight(self._table)], wide=True), self._ranks, self._rows
+        if ranks.size == 1:
+            return product
+        return lambda hidden: ranks.gather(product(hidden))[:, :rows].contiguous()
+
+    def _look_up(self, tokens: Tensor) -> Tensor:
+        return F.embedding(tokens, self._table).to(self._kernels.dtype)
+
+    def _look_up_among_ranks(self, tokens: Tensor) -> Tensor:
+        """Each rank has the vectors of some tokens and zeros for all others, which the sum puts together."""
+        mine = tokens - self._ranks.rank * len(self._table)
+        is_mine = (mine >= 0) & (mine < len(self._table))
+        return self._ranks.sum(self._look_up(mine * is_mine) * is_mine.unsqueeze(1))

@@ -8,7 +8,8 @@ there is to it stays in here. In this order, wherever a part of it exists:
     y = sum over ranks     where the inputs are shared among them (`row`)
     y += bias              once
 
-So far there is the product, with the bias in it: one rank, weights that are expanded as they load, no adapters.
+So far there are the product and the sum, and the bias is in the product: of a `row`, in that of the first rank. Weights
+are expanded as they load, and there are no adapters.
 """
 
 from collections.abc import Sequence
@@ -16,8 +17,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from headwater_engine.distributed.ranks import ALONE, Ranks
+from headwater_engine.distributed.shares import Share, share, share_heads
 from headwater_engine.kernels.interface import AttentionBatch, Kernels, Product
 from headwater_engine.layers.embedding import Vocabulary
 from headwater_engine.layers.weights import Weights
@@ -31,42 +35,70 @@ class Linear(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Projection:
+class _Column:
     product: Product
 
     def __call__(self, x: Tensor, batch: AttentionBatch) -> Tensor:
         return self.product(x)
 
 
+@dataclass(frozen=True, slots=True)
+class _Row:
+    product: Product
+    ranks: Ranks
+
+    def __call__(self, x: Tensor, batch: AttentionBatch) -> Tensor:
+        return self.ranks.sum(self.product(x))
+
+
 class Linears:
     """Parameters below one prefix of a checkpoint, as layers use them. All methods raise LoadError."""
 
-    def __init__(self, weights: Weights, kernels: Kernels) -> None:
+    def __init__(self, weights: Weights, kernels: Kernels, ranks: Ranks = ALONE) -> None:
         self.kernels = kernels
         self._weights = weights
+        self._ranks = ranks
 
     def scope(self, name: str) -> "Linears":
         """Those below `name`: `scope("mlp").row("down_proj", ...)` is `mlp.down_proj`."""
-        return Linears(self._weights.scope(name), self.kernels)
+        return Linears(self._weights.scope(name), self.kernels, self._ranks)
 
-    def column(self, names: Sequence[str], inputs: int, outputs: Sequence[int], *, bias: bool = False) -> Linear:
-        """Projections `names` of the same input to `outputs` features each, behind one another.
+    def share(self, count: int) -> Share:
+        """Which of `count` features are computed here, between a `column` and a `row`."""
+        return share(count, self._ranks.rank, self._ranks.size)
+
+    def share_heads(self, queries: int, keys: int) -> tuple[Share, Share]:
+        """Which heads of queries, and which of keys and values."""
+        return share_heads(queries, keys, self._ranks.rank, self._ranks.size)
+
+    def column(self, names: Sequence[str], inputs: int, outputs: Sequence[Share], *, bias: bool = False) -> Linear:
+        """Projections `names` of the same input to `outputs` features each, behind one another: of a weight, some rows.
 
         They are one product: fewer, larger ones are faster. Nobody keeps the weights but the kernels.
         """
         pairs = list(zip(names, outputs, strict=True))
-        parts = [self._weights.take(f"{name}.weight", size, inputs) for name, size in pairs]
-        biases = torch.cat([self.vector(f"{name}.bias", size) for name, size in pairs]) if bias else None
-        return _Projection(self.kernels.linear(parts, biases))
+        parts = [self._weights.take(f"{name}.weight", own.whole, inputs).cut(0, own.span) for name, own in pairs]
+        biases = [self.vector(f"{name}.bias", own.whole)[own.span] for name, own in pairs if bias]
+        return _Column(self.kernels.linear(parts, torch.cat(biases) if bias else None))
 
-    def row(self, name: str, inputs: int, outputs: int, *, bias: bool = False) -> Linear:
-        """A projection of what a `column` gave."""
-        return self.column((name,), inputs, (outputs,), bias=bias)
+    def row(self, name: str, inputs: Share, outputs: int, *, bias: bool = False) -> Linear:
+        """A projection of the features that a `column` gave, to all `outputs`: of a weight, some columns."""
+        part = self._weights.take(f"{name}.weight", outputs, inputs.whole).cut(1, inputs.span)
+        biases = self.vector(f"{name}.bias", outputs) if bias else None
+        return _Row(self.kernels.linear([part], biases if self._ranks.rank == 0 else None), self._ranks)
 
     def vocabulary(self, name: str, rows: int, size: int, *, scale: float = 1.0) -> Vocabulary:
-        """A vector of `size` for each of `rows` tokens, looked up `scale` times as long as it is stored."""
-        table = self._weights.take(f"{name}.weight", rows, size).dense()
-        return Vocabulary(table.to(self.kernels.device, self._weights.dtype), scale, self.kernels)
+        """A vector of `size` for each of `rows` tokens, looked up `scale` times as long as it is stored.
+
+        All ranks have as many of them: of a number that does not divide, the last have rows of zeros, too.
+        """
+        each = -(-rows // self._ranks.size)
+        start = min(rows, self._ranks.rank * each)
+        stored = self._weights.take(f"{name}.weight", rows, size).cut(0, slice(start, min(rows, start + each)))
+        table = stored.dense().to(self.kernels.device, self._weights.dtype)
+        if len(table) < each:
+            table = F.pad(table, (0, 0, 0, each - len(table)))
+        return Vocabulary(table, rows, scale, self.kernels, self._ranks)
 
     def vector(self, name: str, size: int, *, offset: float = 0.0) -> Tensor:
         """A parameter for each feature, such as a norm's weights, plus `offset`: [size], of the activations' type."""

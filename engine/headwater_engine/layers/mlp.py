@@ -19,8 +19,9 @@ class GatedMLP:
         self, linears: Linears, hidden: int, intermediate: int, *, bias: bool = False, gate: Gate | None = None
     ) -> None:
         """`gate` is the kernels' SiLU where nothing is said."""
-        self._gate_up = linears.column(("gate_proj", "up_proj"), hidden, (intermediate, intermediate), bias=bias)
-        self._down = linears.row("down_proj", intermediate, hidden, bias=bias)
+        own = linears.share(intermediate)
+        self._gate_up = linears.column(("gate_proj", "up_proj"), hidden, (own, own), bias=bias)
+        self._down = linears.row("down_proj", own, hidden, bias=bias)
         self._gate = gate or linears.kernels.silu_mul
 
     def __call__(self, x: Tensor, batch: AttentionBatch) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from headwater_engine.distributed.ranks import ALONE, Ranks
 from headwater_engine.errors import LoadError
 from headwater_engine.kernels.interface import AttentionBatch, Kernels, LayerCache
 from headwater_engine.layers.linears import Linears
@@ -37,7 +38,7 @@ class Model(Protocol):
         """
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[R, H] -> [R, vocabulary] float32."""
+        """[R, H] -> [R, vocabulary] float32; of no rows on ranks that do not sample."""
 
 
 def weights_dtype(folder: ModelFolder, choice: str = "auto") -> torch.dtype:
@@ -61,9 +62,10 @@ def load_model(
     *,
     kernels: Kernels,
     dtype: str = "auto",
+    ranks: Ranks = ALONE,
     progress: Callable[[float], None] = lambda fraction: None,
 ) -> Model:
-    """The model in `folder` with all its weights. Raises LoadError with a sentence for the user.
+    """The model in `folder`, or what this rank has of it. Raises LoadError with a sentence for the user.
 
     `kernels` should be those for `weights_dtype(folder, dtype)`. `progress` is called with the fraction loaded, 0 to 1.
     """
@@ -73,6 +75,8 @@ def load_model(
         raise LoadError(f"The checkpoint is quantised ({method}), which is not supported yet.")
     progress(0.0)
     family = _native_family(values)
+    if family is None and ranks.size > 1:
+        raise LoadError(f"{values['model_type']} runs through transformers, and cannot be shared among ranks.")
     if family is None:
         from headwater_engine.models.transformers import TransformersModel  # seconds to import, and seldom needed
 
@@ -80,7 +84,7 @@ def load_model(
         progress(1.0)
         return adopted
     weights = Weights(open_checkpoint(folder, values), weights_dtype(folder, dtype))
-    model = family.build(RawConfig(values), Linears(weights, kernels), progress)
+    model = family.build(RawConfig(values), Linears(weights, kernels, ranks), progress)
     weights.finish()
     return model
 

@@ -1,0 +1,68 @@
+"""What the ranks of a model say to one another while they compute.
+
+A model that is shared among ranks runs as one process for each of them, with the same steps in the same order. Each has
+a part of every large weight; what they compute comes together in these three calls, which all ranks make alike.
+"""
+
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Ranks(Protocol):
+    rank: int
+    """Of this process, from 0 on. The first one samples."""
+    size: int
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum of all ranks' `x` of one shape, in place."""
+
+    def gather(self, x: Tensor) -> Tensor:
+        """All ranks' `x` [R, n] side by side, in their order: [R, n * size] on the first, no rows on the others."""
+
+    def tell(self, x: Tensor) -> Tensor:
+        """The first rank's `x`, in place of the others' `x` of its shape and type."""
+
+
+class Alone:
+    """One rank, which has everything."""
+
+    rank, size = 0, 1
+
+    def sum(self, x: Tensor) -> Tensor:
+        return x
+
+    def gather(self, x: Tensor) -> Tensor:
+        return x
+
+    def tell(self, x: Tensor) -> Tensor:
+        return x
+
+
+ALONE = Alone()
+
+
+class ProcessRanks:
+    """The processes of a group of torch.distributed, which is there already: of gloo on CPUs, of NCCL on GPUs."""
+
+    def __init__(self) -> None:
+        self.rank = dist.get_rank()
+        self.size = dist.get_world_size()
+
+    def sum(self, x: Tensor) -> Tensor:
+        dist.all_reduce(x)
+        return x
+
+    def gather(self, x: Tensor) -> Tensor:
+        if self.rank:
+            dist.gather(x.contiguous())
+            return x.new_empty(0, x.shape[1] * self.size)
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(self.size)]
+        dist.gather(x.contiguous(), parts)
+        return torch.cat(parts, dim=1)
+
+    def tell(self, x: Tensor) -> Tensor:
+        dist.broadcast(x, src=0)
+        return x

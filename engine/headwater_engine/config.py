@@ -31,6 +31,14 @@ class EngineSettings(BaseSettings):
         description="Prompt and output tokens of one request, together. Default: what the model can do.",
     )
     max_num_seqs: int = Field(64, ge=1, description="Requests that run at once.")
+    max_waiting: int = Field(
+        1024, ge=0, description="Requests that may wait beside those that run; one more gets a 503 at once."
+    )
+    scheduling_policy: Literal["fcfs", "priority"] = Field(
+        "fcfs",
+        description="fcfs: first come, first served, and `priority` is refused. priority: lower ones first, and they "
+        "may take the place of one that runs.",
+    )
     max_batched_tokens: int = Field(
         512,
         ge=1,

@@ -29,9 +29,9 @@ def free_port() -> int:
 
 
 @asynccontextmanager
-async def serving(engine: FakeEngine) -> AsyncIterator[httpx.AsyncClient]:
+async def serving(engine: FakeEngine, **changes: Any) -> AsyncIterator[httpx.AsyncClient]:
     """The server, in this process, around the fake engine. Listens; the engine has not said anything yet."""
-    settings = EngineSettings(model="random:tiny", port=free_port())
+    settings = EngineSettings(model="random:tiny", port=free_port(), **changes)
     server = asyncio.create_task(EngineServer(settings, command=engine.command).run())
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{settings.port}", timeout=20) as http:
         try:

@@ -65,7 +65,8 @@ class Engine:
             )
         if message.id in self.scheduler:
             return _error(message.id, f"A request with the id {message.id!r} is running already.")
-        self.scheduler.add(Request.of(message, next(self._orders), self._max_model_len))
+        step = self.scheduler.number
+        self.scheduler.add(Request.of(message, next(self._orders), self._max_model_len, step))
         return None
 
     def abort(self, ids: Sequence[str]) -> None:

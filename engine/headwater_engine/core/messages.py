@@ -34,7 +34,7 @@ class Generate(msgspec.Struct, tag="generate", kw_only=True):
     """Prompt token ids, at least one."""
     params: SamplingParams
     priority: int = 0
-    """Lower runs first; within a priority first come, first served."""
+    """Lower runs first, as far as nobody waits for ever; within a priority first come, first served."""
     cache_salt: str = ""
     """Requests share cached blocks only with requests of the same salt."""
 

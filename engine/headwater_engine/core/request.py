@@ -7,6 +7,11 @@ from headwater_engine.core.messages import FinishReason, Generate, TokenLogprobs
 from headwater_engine.core.step import Span
 from headwater_engine.sampling.params import SamplingParams
 
+STEPS_A_LEVEL = 32
+"""That one step of `priority` is worth: so much later may the more urgent one come and still go first."""
+MOST_LEVELS = 64
+"""What is above or below counts as this, so that 2 * 64 * 32 steps are the most that anybody is passed."""
+
 
 @dataclass(slots=True, eq=False)
 class Request:
@@ -26,6 +31,8 @@ class Request:
     priority: int
     order: int
     """Of arrival; unique."""
+    turn: int
+    """The step in which it came, and a head start or a handicap for its priority."""
     salt: str
     prompt: list[int]
     tokens: list[int]
@@ -50,12 +57,14 @@ class Request:
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
 
     @classmethod
-    def of(cls, message: Generate, order: int, max_model_len: int) -> "Request":
+    def of(cls, message: Generate, order: int, max_model_len: int, step: int = 0) -> "Request":
+        """`step`: the number of the one before which it came."""
         return cls(
             id=message.id,
             params=message.params,
             priority=message.priority,
             order=order,
+            turn=step + max(-MOST_LEVELS, min(message.priority, MOST_LEVELS)) * STEPS_A_LEVEL,
             salt=message.cache_salt,
             prompt=message.prompt,
             tokens=list(message.prompt),
@@ -64,8 +73,12 @@ class Request:
 
     @property
     def rank(self) -> tuple[int, int]:
-        """What runs first and is preempted last."""
-        return self.priority, self.order
+        """What runs first and is preempted last.
+
+        It never changes, and yet it ages: who is less urgent stands behind those that come later only for so many
+        steps. So nobody waits for ever.
+        """
+        return self.turn, self.order
 
     @property
     def uncomputed(self) -> int:

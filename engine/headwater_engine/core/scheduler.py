@@ -4,7 +4,8 @@ One schedule for prefill and decode under one token budget: requests that decode
 prompts their next chunk, then waiting requests are admitted, first come first served within a priority; only that a
 prompt of many steps lets short ones pass. A waiting request is admitted when there are blocks for all the tokens it
 has. When a running one needs a block and there is none, the one of the lowest rank is preempted: it gives all its
-blocks back and waits, to be computed again (from whatever the prefix cache still holds by then).
+blocks back and waits, to be computed again (from whatever the prefix cache still holds by then). So are those that run
+and are less urgent than one that waits, where that one finds no room.
 
 A step is planned, and later it settles, or fails and is retracted with those behind it. One may be planned while the
 one before it is still under way; what only its result can tell is then left open.
@@ -12,13 +13,13 @@ one before it is still under way; what only its result can tell is then left ope
 Knows no tensor, socket or clock.
 """
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
-from headwater_engine.cache.prefix_cache import PrefixCache
+from headwater_engine.cache.prefix_cache import Lease, PrefixCache
 from headwater_engine.core.pace import Pace
 from headwater_engine.core.request import Request
 from headwater_engine.core.step import Seat, Step
@@ -76,7 +77,8 @@ class Scheduler:
         self.pace = Pace(itl_objective, max_batched_tokens)
         self._drafter = drafter
         self._by_id: dict[str, Request] = {}
-        self._number = 0
+        self.number = 0
+        """Of the step that was planned last."""
         self._seats = list(range(max_num_seqs - 1, -1, -1))
         self._left: list[int] = []
         """Seats that the workers do not know to be free."""
@@ -105,7 +107,7 @@ class Scheduler:
         if request is None:
             return
         if request.lease is None:
-            self.waiting.remove(request)
+            _take_out(self.waiting, request)
         else:
             self._stop(request)
 
@@ -151,6 +153,8 @@ class Scheduler:
         """Whether what is under way decides over what can be planned."""
         if self._drafter is not None or self._suspects or any(flight.suspect for flight in self.flights):
             return True  # drafts begin behind the last token, whose value must be known
+        if self._who_may_make_way() and not self._has_room(self.waiting[0]):
+            return True
         # None that is under way may be preempted, and some that end now may give back what is missing.
         missing = sum(
             self.cache.blocks_for(request.planned + 1) - len(request.lease.table)
@@ -160,8 +164,10 @@ class Scheduler:
         return missing > self.cache.available
 
     def _plan_step(self, only: Sequence[Request] | None) -> Flight | None:
-        self._number += 1
-        step = Step(self._number, left=[], seated=[], blocks=[], drafts=[], spans=[])
+        self.number += 1
+        if only is None:
+            self._make_way()
+        step = Step(self.number, left=[], seated=[], blocks=[], drafts=[], spans=[])
         flight = Flight(step, [], suspect=only is not None)
         decoding: list[Request] = []
         reading: list[Request] = []
@@ -237,20 +243,50 @@ class Scheduler:
         """Have a waiting request run, if there is room, and if it has no more than `most` tokens to compute."""
         if len(self.running) == self.max_num_seqs:
             return False
-        lease = self.cache.open(request.tokens, request.salt, match=not request.wants_prompt_logprobs)
+        lease = self._open(request)
         cached = lease.committed * self.cache.block_size
-        missing = self.cache.blocks_for(len(request.tokens)) - len(lease.table)
-        # Room for one more block each spares the running ones a preemption right after.
-        too_tight = self.running and missing + len(self.running) > self.cache.available
         too_long = most is not None and len(request.tokens) - cached > most
-        if too_tight or too_long or not self.cache.grow(lease, len(request.tokens)):
+        if too_long or not self._fits(request, lease):
             self.cache.close(lease)
             return False
-        self.waiting.remove(request)
+        self.cache.grow(lease, len(request.tokens))
+        _take_out(self.waiting, request)
         insort(self.running, request, key=_rank)
-        request.lease, request.seat, request.admitted = lease, self._seats.pop(), self._number
+        request.lease, request.seat, request.admitted = lease, self._seats.pop(), self.number
         request.planned = cached
         return True
+
+    def _open(self, request: Request) -> Lease:
+        return self.cache.open(request.tokens, request.salt, match=not request.wants_prompt_logprobs)
+
+    def _fits(self, request: Request, lease: Lease) -> bool:
+        """Whether there are blocks for what the lease lacks of all the request's tokens."""
+        missing = self.cache.blocks_for(len(request.tokens)) - len(lease.table)
+        # Room for one more block each spares the running ones a preemption right after.
+        return missing + len(self.running) <= self.cache.available
+
+    def _has_room(self, request: Request) -> bool:
+        """Whether a waiting request could start now."""
+        if len(self.running) == self.max_num_seqs:
+            return False
+        lease = self._open(request)
+        fits = self._fits(request, lease)
+        self.cache.close(lease)
+        return fits
+
+    def _who_may_make_way(self) -> list[Request]:
+        """Those that run and are less urgent than who waits first, by number and by rank; the last one goes first."""
+        if not (self.waiting and self.running) or self.waiting[0].rank > self.running[-1].rank:
+            return []
+        first = self.waiting[0]
+        return [each for each in self.running if each.priority > first.priority and each.rank > first.rank]
+
+    def _make_way(self) -> None:
+        """Preempt for who waits first, until it has a seat and blocks."""
+        victims = self._who_may_make_way()
+        while victims and not self._has_room(self.waiting[0]):
+            self._preempt(victims.pop())
+            self.preemptions += 1
 
     def _make_room(self, request: Request) -> bool:
         """Get the block for a decoding request's next token, at the cost of the newest if need be, itself included.
@@ -281,7 +317,7 @@ class Scheduler:
         self._left.append(request.seat)
         request.lease, request.seat, request.told = None, -1, -1
         request.planned = request.awaited = 0
-        self.running.remove(request)
+        _take_out(self.running, request)
 
     def _plan(self, flight: Flight, request: Request, count: int, drafts: Sequence[int] = ()) -> None:
         step, lease = flight.step, request.lease
@@ -302,7 +338,7 @@ class Scheduler:
         """Full blocks for reuse, as far as it is known what is in them: not those of drafts."""
         assert request.lease is not None
         known = min(request.planned, len(request.tokens))
-        self.cache.commit(request.lease, request.tokens, known, self._number)
+        self.cache.commit(request.lease, request.tokens, known, self.number)
 
     def requests(self) -> Iterator[Request]:
         yield from self.running
@@ -322,3 +358,8 @@ class Scheduler:
             leases.append(request.lease)
         assert all(r.lease is None and r.planned == 0 and r.awaited == 0 for r in self.waiting)
         self.cache.check(leases)
+
+
+def _take_out(queue: list[Request], request: Request) -> None:
+    """Of a queue that is ordered by rank, which says where it is."""
+    del queue[bisect_left(queue, request.rank, key=_rank)]

@@ -188,6 +188,7 @@ class Answer:
             for choice in self._choices:
                 if not choice.ended:
                     self.engine.ask(choice.message, choice.take)
+                    await asyncio.sleep(0)  # others have their turn: there may be a thousand, with long prompts
             while True:
                 await self._woken.wait()
                 self._woken.clear()

@@ -37,6 +37,7 @@ from headwater.openai.tokenize import DetokenizeAnswer, DetokenizeRequest, Token
 from headwater_engine.config import EngineSettings
 from headwater_engine.errors import LoadError
 from headwater_engine.server import chat, completions
+from headwater_engine.server.admission import Admission
 from headwater_engine.server.answer import Answer, Form
 from headwater_engine.server.asking import Question
 from headwater_engine.server.client import EngineClient
@@ -67,6 +68,7 @@ class EngineApp:
     def __init__(self, engine: EngineClient, metrics: ServerMetrics) -> None:
         self.engine = engine
         self.metrics = metrics
+        self._admission = Admission(engine.settings, metrics.turned_away)
         self.model: ServedModel | None = None
         self.draining = False
         self.running = 0
@@ -124,15 +126,17 @@ class EngineApp:
         model, context = self._open()
         asked = ChatCompletionRequest.parse(request.body)
         request.drop_body()
-        question = await chat.ask(model, context, asked)
-        await self._ask(model, question, chat.form(model, asked, question), client)
+        with self._admission.of(asked):
+            question = await chat.ask(model, context, asked)
+            await self._ask(model, question, chat.form(model, asked, question), client)
 
     async def _completions(self, request: Request, client: ClientConnection) -> None:
         model, context = self._open()
         asked = CompletionRequest.parse(request.body)
         request.drop_body()
-        question = await completions.ask(model, context, asked)
-        await self._ask(model, question, completions.form(model, asked, question), client)
+        with self._admission.of(asked, prompts=len(asked.prompts)):
+            question = await completions.ask(model, context, asked)
+            await self._ask(model, question, completions.form(model, asked, question), client)
 
     async def _ask(self, model: ServedModel, question: Question, form: Form, client: ClientConnection) -> None:
         await Answer(self.engine, model, self.metrics, question, form, client).run()

@@ -17,7 +17,7 @@ class Question:
     """All that one HTTP request asks of the engine."""
 
     id: str
-    prompts: Sequence[Sequence[int]]
+    prompts: list[list[int]]
     """Token ids."""
     params: SamplingParams
     n: int
@@ -33,7 +33,7 @@ class Question:
                     params = msgspec.structs.replace(params, seed=params.seed + answer)
                 yield Generate(
                     id=f"{self.id}-{number * self.n + answer}",
-                    prompt=list(prompt),
+                    prompt=prompt,
                     params=params,
                     priority=self.priority,
                     cache_salt=self.cache_salt,

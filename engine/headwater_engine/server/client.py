@@ -58,7 +58,7 @@ class EngineClient:
 
         `on_stats`: called with each Stats once, in their order.
         """
-        self._settings = settings
+        self.settings = settings
         self._command = command or [sys.executable, "-m", "headwater_engine.core.process"]
         self._on_stats = on_stats
         self._context = zmq.Context()
@@ -87,7 +87,7 @@ class EngineClient:
         self._replies.bind(replies)
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._replies.fileno(), self._receive)
-        environment = os.environ | {"HEADWATER_ENGINE_SETTINGS": self._settings.model_dump_json()}
+        environment = os.environ | {"HEADWATER_ENGINE_SETTINGS": self.settings.model_dump_json()}
         self._process = await asyncio.create_subprocess_exec(*self._command, requests, replies, env=environment)
         return self
 

@@ -54,7 +54,11 @@ def _tokenize(model: ServedModel, request: CompletionRequest) -> list[list[int]]
 
 
 def form(model: ServedModel, request: CompletionRequest, question: Question) -> Form:
-    writers = [_Writer(model, request, prompt) for prompt in question.prompts for _ in range(question.n)]
+    text_of = TokenText(model.backend)
+    writers: list[_Writer] = []
+    for prompt in question.prompts:
+        echo = model.backend.decode(prompt, skip_special_tokens=True) if request.echo else ""
+        writers += [_Writer(request, text_of, prompt, echo) for _ in range(question.n)]
     if request.stream:
         return _CompletionStream(writers, request, question)
     return _WholeCompletion(writers, request, question)
@@ -63,12 +67,12 @@ def form(model: ServedModel, request: CompletionRequest, question: Question) -> 
 class _Writer:
     """Turns the pieces of one choice into text and log-probabilities, with the prompt first under `echo`."""
 
-    def __init__(self, model: ServedModel, request: CompletionRequest, prompt: Sequence[int]) -> None:
-        self._text_of = TokenText(model.backend)
+    def __init__(self, request: CompletionRequest, text_of: TokenText, prompt: Sequence[int], echo: str) -> None:
+        self._text_of = text_of
         self._wants_logprobs = request.logprobs is not None
         self._offset = 0
         self._prompt = prompt
-        self._echo = model.backend.decode(prompt, skip_special_tokens=True) if request.echo else ""
+        self._echo = echo
 
     def write(self, piece: Piece) -> tuple[str, CompletionLogprobs | None]:
         text, self._echo = self._echo + piece.text, ""

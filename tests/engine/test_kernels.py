@@ -104,8 +104,13 @@ def test_a_long_context_is_cut_and_put_together() -> None:
     )
 
 
-@settings(max_examples=60)
-@given(rows=st.integers(0, 70), inputs=st.integers(1, 90), outputs=st.integers(1, 90), biased=st.booleans())
+@settings(max_examples=100)
+@given(
+    rows=st.integers(0, 70),
+    inputs=st.integers(1, 90) | st.sampled_from([32, 64, 320]),  # whole tiles of AMX
+    outputs=st.integers(1, 90),
+    biased=st.booleans(),
+)
 def test_products(rows: int, inputs: int, outputs: int, biased: bool) -> None:
     x, weight = random(rows, inputs), random(outputs, inputs, seed=1)
     bias = random(outputs, seed=2) if biased else None
@@ -121,13 +126,14 @@ def test_products(rows: int, inputs: int, outputs: int, biased: bool) -> None:
     torch.testing.assert_close(half(x.bfloat16()), expected.bfloat16(), rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("inputs", [300, 320])
 @pytest.mark.parametrize("kernels", [FLOAT, MIXED, HALF], ids=["float32", "mixed", "bfloat16"])
-def test_a_row_of_a_product_does_not_depend_on_its_batch(kernels: CppKernels) -> None:
+def test_a_row_of_a_product_does_not_depend_on_its_batch(kernels: CppKernels, inputs: int) -> None:
     """To the last bit, so that an answer is the same alone and among others."""
-    linear = kernels.linear([StoredWeight(random(200, 300, seed=1))])
-    x = random(MANY, 300).to(kernels.dtype)
+    linear = kernels.linear([StoredWeight(random(200, inputs, seed=1))])
+    x = random(MANY, inputs).to(kernels.dtype)
     whole = linear(x)
-    for rows in (*range(1, 11), 20, 64):
+    for rows in (*range(1, 11), 16, 17, 20, 32, 33, 64):
         assert torch.equal(linear(x[:rows]), whole[:rows])
     assert torch.equal(torch.cat([linear(few) for few in x.split(40)]), whole)
 

@@ -1,16 +1,15 @@
 // Attention of ragged batches: prefill chunks and single decoding tokens alike.
 //
-// The work is cut into tasks: one KV head of one sequence for a few of its new tokens. The query heads that share the
-// KV head, times the tokens, are the task's rows. A task walks the block table, a span of blocks at a time:
+// The work is cut into tasks (plan.h): one KV head of one sequence for a few of its new tokens, or of several sequences
+// where they have a prefix in common. The query heads that share the KV head, times the tokens, are the task's rows. A task
+// walks the block table, a span of blocks at a time:
 //
 //     scores  = rows x keys of the span         (a small product, TILE keys at once)
 //     softmax, online: the running maximum and sum are corrected when a span raises the maximum (Milakov and
 //                      Gimelshein, "Online normalizer calculation for softmax"; Dao et al., "FlashAttention")
 //     output += weights x values of the span    (a small product, TILE dimensions at once)
 //
-// Where there are fewer tasks than would keep all cores busy, as when a single long sequence decodes, the context is
-// cut as well, and the parts are put together in the end. A row's result depends on its own sequence alone, except for
-// that cut, whose place depends on the context's length but not on the batch.
+// Where the context was cut into parts, the parts are put together in the end.
 #include "attention.h"
 
 #include <algorithm>
@@ -23,10 +22,9 @@
 
 namespace headwater {
 
-constexpr int64_t SPAN_BLOCKS = 12;
+constexpr int64_t SPAN_BLOCKS = PART_BLOCKS;
 constexpr int64_t SPAN = SPAN_BLOCKS * TILE;  // keys between two corrections of the softmax
-constexpr int64_t TASK_ROWS = 24;
-constexpr int64_t PART_BLOCKS = 64;  // blocks of context in one part of a decoding task
+constexpr int64_t MERGED_TOKENS = 32;   // whose parts one thread puts together at a time
 constexpr int64_t WRITTEN_TOKENS = 16;  // that one thread writes to the cache at a time
 constexpr float NEVER = -std::numeric_limits<float>::infinity();
 
@@ -88,14 +86,6 @@ void write_cache(const T* keys, int64_t key_stride, const T* values, int64_t val
     });
 }
 
-struct Task {
-    int64_t sequence, kv_head;
-    int64_t first_token, tokens;     // in the flat batch
-    int64_t first_position;          // of its first token
-    int64_t first_block, last_block; // of the context
-    int64_t part;                    // where a cut context's partial result goes; -1: not cut
-};
-
 // Aligned, so that no vector lies in two cache lines.
 template <typename T> struct LineAllocator {
     using value_type = T;
@@ -105,7 +95,7 @@ template <typename T> struct LineAllocator {
 };
 template <typename T> using Aligned = std::vector<T, LineAllocator<T>>;
 
-// What a task, or a part of one, works on. All rows are padded to whole vectors.
+// What a task works on. All rows are padded to whole vectors.
 template <typename T> struct Scratch {
     Aligned<T> queries, weights;
     Aligned<float> scores, output, maxima, sums;
@@ -199,20 +189,24 @@ template <typename T, typename C> struct Batch {
     const T* queries;
     int64_t query_stride;
     const C *keys, *values;
-    const int32_t *tables, *context_lengths;
+    const Sequences& sequences;
+    const Plan& plan;
     const AttentionShape& shape;
 
     // The blocks of one span of a task, of keys and of values. Returns how many.
     int64_t span(const Task& task, int64_t first, const C** key_blocks, const C** value_blocks) const {
         const int64_t blocks = std::min(SPAN_BLOCKS, task.last_block - first);
         for (int64_t b = 0; b < blocks; b++) {
-            const int64_t block = tables[task.sequence * shape.max_blocks + first + b];
-            const int64_t at = block * shape.kv_heads + task.kv_head;
+            const int64_t block = sequences.table(task.sequence)[first + b];
+            const int64_t at = block * plan.kv_heads + task.kv_head;
             key_blocks[b] = keys + at * packed_rows<C>(shape.key_dim) * TILE;
             value_blocks[b] = values + at * TILE * padded(shape.value_dim);
         }
         return blocks;
     }
+
+    const Query& query(const Task& task, int64_t row) const { return plan.queries[task.first_query + row / plan.group]; }
+    int64_t head(int64_t kv_head, int64_t row) const { return kv_head * plan.group + row % plan.group; }
 };
 
 // Accumulates the task's part of the context into the scratch's output, maxima and sums.
@@ -222,17 +216,15 @@ template <typename T, typename C> struct Batch {
 template <typename T, typename C>
 static void attend(const Batch<T, C>& batch, const Task& task, const Task& next, Scratch<T>& scratch) {
     const AttentionShape& shape = batch.shape;
-    const int64_t group = shape.heads / shape.kv_heads, rows = task.tokens * group;
-    const int64_t dim = shape.key_dim, width = padded(shape.value_dim);
+    const int64_t rows = task.queries * batch.plan.group, dim = shape.key_dim, width = padded(shape.value_dim);
     scratch.fit(shape, rows);
     for (int64_t row = 0; row < rows; row++)
-        std::copy_n(batch.queries + (task.first_token + row / group) * batch.query_stride +
-                        (task.kv_head * group + row % group) * dim,
+        std::copy_n(batch.queries + batch.query(task, row).token * batch.query_stride + batch.head(task.kv_head, row) * dim,
                     dim, &scratch.queries[row * dim]);
     const C *keys[2][SPAN_BLOCKS], *values[2][SPAN_BLOCKS];
     int64_t blocks = batch.span(task, task.first_block, keys[0], values[0]);
     for (int64_t block = task.first_block, turn = 0; block < task.last_block; block += SPAN_BLOCKS, turn ^= 1) {
-        const int64_t seen = std::min(blocks * TILE, batch.context_lengths[task.sequence] - block * TILE);
+        const int64_t seen = std::min(blocks * TILE, batch.sequences.context_lengths[task.sequence] - block * TILE);
         in_strips(rows, [&](auto R, int64_t row, int64_t) {
             in_groups<panels_for(R)>(blocks, [&](auto P, int64_t first) {
                 score<R, P>(&scratch.queries[row * dim], dim, keys[turn] + first, row ? nullptr : values[turn] + first,
@@ -241,7 +233,7 @@ static void attend(const Batch<T, C>& batch, const Task& task, const Task& next,
         });
         for (int64_t row = 0; row < rows; row++)
             weigh_row(&scratch.scores[row * SPAN], &scratch.weights[row * SPAN], block * TILE, seen,
-                      task.first_position + row / group, shape, scratch.maxima[row], scratch.sums[row],
+                      batch.query(task, row).position, shape, scratch.maxima[row], scratch.sums[row],
                       &scratch.output[row * width], width);
         const bool ends = block + SPAN_BLOCKS >= task.last_block;
         const int64_t coming = batch.span(ends ? next : task, ends ? next.first_block : block + SPAN_BLOCKS,
@@ -257,90 +249,81 @@ static void attend(const Batch<T, C>& batch, const Task& task, const Task& next,
     }
 }
 
+// A finished row to where its query's head has its place.
 template <typename T>
-static void write_rows(const Task& task, const AttentionShape& shape, Scratch<T>& scratch, T* output) {
-    const int64_t group = shape.heads / shape.kv_heads, width = padded(shape.value_dim);
-    for (int64_t row = 0; row < task.tokens * group; row++) {
-        const int64_t head = task.kv_head * group + row % group;
-        float sum = scratch.sums[row];
-        if (shape.sinks) sum += std::exp(shape.sinks[head] - scratch.maxima[row]);
-        const float share = 1.0f / sum;
-        T* to = output + ((task.first_token + row / group) * shape.heads + head) * shape.value_dim;
-        for (int64_t d = 0; d < shape.value_dim; d++) to[d] = narrow<T>(scratch.output[row * width + d] * share);
-    }
+static void write_row(const AttentionShape& shape, const float* output, float maximum, float sum, int64_t token,
+                      int64_t head, T* to) {
+    if (shape.sinks) sum += std::exp(shape.sinks[head] - maximum);
+    const float share = 1.0f / sum;
+    to += (token * shape.heads + head) * shape.value_dim;
+    for (int64_t d = 0; d < shape.value_dim; d++) to[d] = narrow<T>(output[d] * share);
 }
 
-// Puts the parts of one cut task together, in their order.
-template <typename T>
-static void merge(Scratch<T>& total, const Scratch<T>& part, int64_t rows, int64_t width) {
-    for (int64_t row = 0; row < rows; row++) {
-        const float maximum = std::max(total.maxima[row], part.maxima[row]);
-        if (maximum == NEVER) continue;
-        const float a = std::exp(total.maxima[row] - maximum), b = std::exp(part.maxima[row] - maximum);
-        total.maxima[row] = maximum;
-        total.sums[row] = total.sums[row] * a + part.sums[row] * b;
-        for (int64_t d = 0; d < width; d++)
-            total.output[row * width + d] = total.output[row * width + d] * a + part.output[row * width + d] * b;
-    }
-}
+// What parts of contexts gave, row by row.
+struct Partials {
+    Aligned<float> output, maxima, sums;
+    int64_t width = 0;
 
-static std::vector<Task> plan(const int32_t* query_starts, const int32_t* context_lengths, const AttentionShape& shape,
-                              int64_t& parts) {
-    const int64_t tile_tokens = std::max<int64_t>(1, TASK_ROWS / (shape.heads / shape.kv_heads));
-    std::vector<Task> tasks;
-    for (int64_t s = 0; s < shape.sequences; s++) {
-        const int64_t new_tokens = query_starts[s + 1] - query_starts[s];
-        for (int64_t offset = 0; offset < new_tokens; offset += tile_tokens) {
-            const int64_t tokens = std::min(tile_tokens, new_tokens - offset);
-            const int64_t first = context_lengths[s] - new_tokens + offset, end = first + tokens;
-            const int64_t seen = shape.window > 0 ? std::max<int64_t>(0, first + 1 - shape.window) / TILE : 0;
-            const int64_t last = tiles(end);
-            const bool cut = new_tokens == 1 && last - seen > PART_BLOCKS;
-            for (int64_t head = 0; head < shape.kv_heads; head++)
-                for (int64_t from = seen; from < last; from += cut ? PART_BLOCKS : last - seen)
-                    tasks.push_back({s, head, query_starts[s] + offset, tokens, first, from,
-                                     cut ? std::min(last, from + PART_BLOCKS) : last, cut ? parts++ : -1});
-        }
+    void fit(int64_t rows, int64_t width_of_row) {
+        width = width_of_row;
+        if (int64_t(output.size()) < rows * width) output.resize(rows * width);
+        if (int64_t(sums.size()) < rows) maxima.resize(rows), sums.resize(rows);
     }
-    return tasks;
-}
+
+    template <typename T> void take(const Scratch<T>& scratch, int64_t rows, int64_t first) {
+        std::copy_n(scratch.output.data(), rows * width, &output[first * width]);
+        std::copy_n(scratch.maxima.data(), rows, &maxima[first]);
+        std::copy_n(scratch.sums.data(), rows, &sums[first]);
+    }
+    // Adds row `from` to row `to`: each counts by its share of the whole sum.
+    void add(int64_t to, int64_t from) {
+        const float maximum = std::max(maxima[to], maxima[from]);
+        if (maximum == NEVER) return;
+        const float a = std::exp(maxima[to] - maximum), b = std::exp(maxima[from] - maximum);
+        maxima[to] = maximum;
+        sums[to] = sums[to] * a + sums[from] * b;
+        for (int64_t d = 0; d < width; d++) output[to * width + d] = output[to * width + d] * a + output[from * width + d] * b;
+    }
+};
 
 template <typename T, typename C>
 void paged_attention(const T* queries, int64_t query_stride, const C* key_cache, const C* value_cache,
-                     const int32_t* block_tables, const int32_t* query_starts, const int32_t* context_lengths,
-                     const AttentionShape& shape, T* output) {
-    int64_t parts = 0;
-    const std::vector<Task> tasks = plan(query_starts, context_lengths, shape, parts);
-    std::vector<Scratch<T>> partial(parts);
-    const Batch<T, C> batch{queries, query_stride, key_cache, value_cache, block_tables, context_lengths, shape};
-    const int64_t count = int64_t(tasks.size());
+                     const Sequences& sequences, const Plan& plan, const AttentionShape& shape, T* output) {
+    const Batch<T, C> batch{queries, query_stride, key_cache, value_cache, sequences, plan, shape};
+    const int64_t count = int64_t(plan.tasks.size()), width = padded(shape.value_dim);
+    static thread_local Partials own;  // so that no layer waits for memory
+    Partials& partials = own;          // in the pieces, too, which are other threads'
+    partials.fit(plan.partial_rows, width);
     in_pieces(count, [&](int64_t i) {
-        static thread_local Scratch<T> own;
-        const Task& task = tasks[i];
-        Scratch<T>& scratch = task.part < 0 ? own : partial[task.part];
-        attend(batch, task, tasks[std::min(count - 1, i + 1)], scratch);
-        if (task.part < 0) write_rows(task, shape, scratch, output);
+        static thread_local Scratch<T> scratch;
+        const Task& task = plan.tasks[i];
+        const int64_t rows = task.queries * plan.group;
+        attend(batch, task, plan.tasks[std::min(count - 1, i + 1)], scratch);
+        if (task.part >= 0) return partials.take(scratch, rows, task.part);
+        for (int64_t row = 0; row < rows; row++)
+            write_row(shape, &scratch.output[row * width], scratch.maxima[row], scratch.sums[row],
+                      batch.query(task, row).token, batch.head(task.kv_head, row), output);
     });
-    const int64_t group = shape.heads / shape.kv_heads;
-    for (int64_t i = 0; i < count;) {
-        int64_t next = i + 1;
-        if (tasks[i].part >= 0) {
-            Scratch<T>& total = partial[tasks[i].part];
-            for (; next < count && tasks[next].part >= 0 && tasks[next].sequence == tasks[i].sequence &&
-                   tasks[next].kv_head == tasks[i].kv_head;
-                 next++)
-                merge(total, partial[tasks[next].part], group, padded(shape.value_dim));
-            write_rows(tasks[i], shape, total, output);
-        }
-        i = next;
-    }
+    in_ranges(int64_t(plan.merges.size()), MERGED_TOKENS, [&](int64_t first, int64_t last) {
+        for (int64_t i = first; i < last; i++)
+            for (int64_t head = 0; head < shape.heads; head++) {
+                const Merge& merge = plan.merges[i];
+                const auto row = [&](int64_t n) {
+                    const Part& part = plan.parts[merge.first_part + n];
+                    return part.first + head / plan.group * part.stride + head % plan.group;
+                };
+                for (int64_t n = 1; n < merge.parts; n++) partials.add(row(0), row(n));
+                write_row(shape, &partials.output[row(0) * width], partials.maxima[row(0)], partials.sums[row(0)],
+                          merge.token, head, output);
+            }
+    });
 }
 
 #define INSTANTIATE(T, C)                                                                                             \
     template void write_cache(const T*, int64_t, const T*, int64_t, C*, C*, const int64_t*, int64_t, int64_t, int64_t, \
                               int64_t);                                                                               \
-    template void paged_attention(const T*, int64_t, const C*, const C*, const int32_t*, const int32_t*,              \
-                                  const int32_t*, const AttentionShape&, T*);
+    template void paged_attention(const T*, int64_t, const C*, const C*, const Sequences&, const Plan&,               \
+                                  const AttentionShape&, T*);
 INSTANTIATE(float, float)
 INSTANTIATE(float, bf16)
 INSTANTIATE(bf16, bf16)

@@ -114,32 +114,43 @@ void write_cache(const Tensor& keys, const Tensor& values, const Tensor& key_cac
     by_types(keys, key_cache, run);
 }
 
-Tensor paged_attention(const Tensor& queries, const Tensor& key_cache, const Tensor& value_cache,
-                       const Tensor& block_tables, const Tensor& query_starts, const Tensor& context_lengths,
-                       int64_t value_dim, double scale, int64_t window, double softcap,
-                       const std::optional<Tensor>& sinks) {
-    TORCH_CHECK(queries.dim() == 3 && key_cache.dim() == 4 && queries.size(2) <= key_cache.size(2),
-                "queries must be [tokens, heads, key dim] of the cache's key dim");
-    const int64_t heads = queries.size(1), kv_heads = key_cache.size(1);
-    TORCH_CHECK(heads % kv_heads == 0, heads, " heads over ", kv_heads, " KV heads");
+headwater::Sequences sequences_of(const Tensor& block_tables, const Tensor& query_starts, const Tensor& context_lengths) {
     for (const Tensor& indices : {block_tables, query_starts, context_lengths})
         TORCH_CHECK(indices.scalar_type() == at::kInt && indices.is_contiguous(), "tables and lengths must be int32");
     TORCH_CHECK(query_starts.numel() == context_lengths.numel() + 1 && block_tables.size(0) == context_lengths.numel(),
                 "tables and lengths must be of the same sequences");
+    return {context_lengths.numel(), block_tables.size(1), data<int32_t>(block_tables), data<int32_t>(query_starts),
+            data<int32_t>(context_lengths)};
+}
+
+// Of attention, for a batch and layers of one kind. window 0: none.
+headwater::Plan plan_attention(const Tensor& block_tables, const Tensor& query_starts, const Tensor& context_lengths,
+                               int64_t heads, int64_t kv_heads, int64_t window) {
+    TORCH_CHECK(kv_heads > 0 && heads % kv_heads == 0, heads, " heads over ", kv_heads, " KV heads");
+    return headwater::plan_attention(sequences_of(block_tables, query_starts, context_lengths), heads, kv_heads, window);
+}
+
+Tensor paged_attention(const Tensor& queries, const Tensor& key_cache, const Tensor& value_cache,
+                       const Tensor& block_tables, const Tensor& query_starts, const Tensor& context_lengths,
+                       const headwater::Plan& plan, int64_t value_dim, double scale, int64_t window, double softcap,
+                       const std::optional<Tensor>& sinks) {
+    TORCH_CHECK(queries.dim() == 3 && key_cache.dim() == 4 && queries.size(2) <= key_cache.size(2),
+                "queries must be [tokens, heads, key dim] of the cache's key dim");
+    const int64_t heads = queries.size(1);
+    TORCH_CHECK(plan.kv_heads == key_cache.size(1) && plan.group * plan.kv_heads == heads, "a plan for other heads");
     TORCH_CHECK(!sinks || (sinks->numel() == heads && sinks->scalar_type() == at::kFloat), "sinks must be [heads] float32");
     TORCH_CHECK(is_bf16(key_cache) || !is_bf16(queries), "mixed types");
-    const headwater::AttentionShape shape{heads, kv_heads, queries.size(2), value_dim, context_lengths.numel(),
-                                          block_tables.size(1), float(scale), window, float(softcap),
+    const headwater::Sequences sequences = sequences_of(block_tables, query_starts, context_lengths);
+    const headwater::AttentionShape shape{heads, queries.size(2), value_dim, float(scale), window, float(softcap),
                                           sinks ? data<float>(*sinks) : nullptr};
     Tensor output = at::empty({queries.size(0), heads, value_dim}, queries.options());
     Unlocked unlocked;
-    unlock_if_long(unlocked, queries.numel() * block_tables.size(1) * headwater::TILE);
+    unlock_if_long(unlocked, queries.numel() * sequences.max_blocks * headwater::TILE);
     const auto run = [&](auto* t, auto* c) {
         using T = std::remove_pointer_t<decltype(t)>;
         using C = std::remove_pointer_t<decltype(c)>;
         headwater::paged_attention(data<T>(queries), row_stride(queries), data<C>(key_cache), data<C>(value_cache),
-                                   data<int32_t>(block_tables), data<int32_t>(query_starts),
-                                   data<int32_t>(context_lengths), shape, data<T>(output));
+                                   sequences, plan, shape, data<T>(output));
     };
     by_types(queries, key_cache, run);
     return output;
@@ -251,6 +262,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     m.def("pack", &pack, team);
     m.def("linear", &linear, team);
     m.def("write_cache", &write_cache, team);
+    py::class_<headwater::Plan>(m, "Plan").def("__len__", [](const headwater::Plan& plan) { return plan.tasks.size(); });
+    m.def("plan_attention", &plan_attention);
     m.def("paged_attention", &paged_attention, team);
     m.def("rms_norm", &rms_norm, team);
     m.def("rope", &rope, team);

@@ -135,13 +135,16 @@ class CppKernels(AttentionInParts):
         softcap: float | None = None,
         sinks: Tensor | None = None,
     ) -> Tensor:
+        sequences = (batch.block_tables, batch.query_starts, batch.context_lengths)
+        kind = (queries.shape[1], cache.keys.shape[1], window or 0)
+        if kind not in batch.plans:
+            batch.plans[kind] = self._kernels.plan_attention(*sequences, *kind)
         return self._kernels.paged_attention(
             queries,
             cache.keys,
             cache.values,
-            batch.block_tables,
-            batch.query_starts,
-            batch.context_lengths,
+            *sequences,
+            batch.plans[kind],
             cache.value_dim,
             scale,
             window or 0,

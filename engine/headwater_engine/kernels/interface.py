@@ -6,8 +6,8 @@ that it knows stands in `AttentionBatch`. Keys and values live in `LayerCache`, 
 business.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -63,6 +63,8 @@ class AttentionBatch:
     """The most tokens that a sequence has here. The host's number, as the next one: to ask a GPU is to wait for it."""
     longest_context: int
     """The largest of `context_lengths`."""
+    plans: dict[Hashable, object] = field(default_factory=dict)
+    """What kernels worked out of all this, by kinds of layers: theirs alone, and made once a step."""
 
     def only(self, rows: Tensor) -> "AttentionBatch":
         """The same with the queries of fewer tokens: `rows` [R] int64, ascending, each the last one of its sequence."""
@@ -72,6 +74,7 @@ class AttentionBatch:
             slots=self.slots[rows],
             query_starts=torch.searchsorted(rows, self.query_starts, out_int32=True),
             longest_query=1,
+            plans={},
         )
 
 

@@ -1,7 +1,6 @@
 """The server's process: how it ends, with which status, and what it says."""
 
 import asyncio
-import contextlib
 import json
 import signal
 import sys
@@ -177,20 +176,30 @@ async def test_a_second_signal_ends_it_at_once(server: Server, engine: FakeEngin
     assert "The server ended" in last_event(await running)["error"]["message"]
 
 
-async def test_a_thread_that_never_ends_keeps_it_from_nothing(engine: FakeEngine, tmp_path: Path) -> None:
+async def test_chats_whose_template_never_ends_keep_it_from_nothing(engine: FakeEngine, tmp_path: Path) -> None:
     template = tmp_path / "endless.jinja"
-    template.write_text("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}")
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    template.write_text("{% if messages[0].content == 'Hi' %}" + endless + "{% endif %}{{ messages }}")
     async with serving(engine.command, chat_template=str(template), shutdown_timeout=0) as server:
         await until(server.http, "/health", 200)
         await engine.be_ready()
         await until(server.http, "/ready", 200)
-        chat = asyncio.create_task(server.http.post("/v1/chat/completions", json=CHAT))
+        chats = [asyncio.create_task(server.http.post("/v1/chat/completions", json=CHAT)) for _ in range(8)]
         for _ in range(20):  # The chat came before them.
             assert (await server.http.get("/health")).status_code == 200
         server.process.send_signal(signal.SIGTERM)
         assert await server.end() == (0, "")
-        with contextlib.suppress(httpx.TransportError):
-            await chat
+        for answer in await asyncio.gather(*chats, return_exceptions=True):
+            assert isinstance(answer, httpx.TransportError) or answer.status_code in (400, 503), answer.text
+
+
+async def test_a_template_that_cannot_be_used_ends_it_with_one_sentence(engine: FakeEngine, tmp_path: Path) -> None:
+    template = tmp_path / "wrong.jinja"
+    template.write_text("{% for message in messages %}\n{{ message. }}")
+    async with serving(engine.command, chat_template=str(template)) as server:
+        status, errors = await server.end()
+    assert status == 1
+    assert errors == "headwater serve: The chat template cannot be used: expected name or number (line 2).\n"
 
 
 async def test_a_signal_ends_it_while_the_weights_load() -> None:

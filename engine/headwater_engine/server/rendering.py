@@ -75,6 +75,7 @@ class Renderer:
             if not process.runs:
                 process.start()
                 if await process.ask(self._program) is None:
+                    self._check_not_closed()
                     raise InternalServerError("The process that renders chat templates ended as it started.")
             answer = await process.ask(conversation)
         except BaseException:

@@ -16,6 +16,7 @@ from headwater_engine.config import EngineSettings
 from headwater_engine.core.messages import Abort, FinishReason, Output, Outputs, Stats, TokenLogprobs
 from headwater_engine.server import app
 from headwater_engine.server.app import EngineServer
+from headwater_engine.server.encoding import PromptEncoder
 from tests.engine.fake_engine import FakeEngine, fake_engine
 
 CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
@@ -393,3 +394,17 @@ async def test_a_request_brings_no_template_of_its_own(http: httpx.AsyncClient, 
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "chat_template_kwargs"
     assert f"`{name}`" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/tokenize"])
+async def test_a_text_that_is_far_too_long_is_refused_before_it_is_tokenized(
+    http: httpx.AsyncClient, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[str] = []
+    monkeypatch.setattr(PromptEncoder, "__call__", lambda self, text, **options: encoded.append(text) or [1])
+    body = {**CHAT, "messages": [{"role": "user", "content": "x" * 10_000}]}
+    if path == "/v1/completions":
+        body = {**TEXT, "prompt": "x" * 10_000}
+    answer = await http.post(path, json=body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
+    assert encoded == []

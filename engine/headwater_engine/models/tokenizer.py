@@ -1,5 +1,8 @@
 """The tokenizer of a model. Without torch: the HTTP process uses it, and imports none."""
 
+import json
+from pathlib import Path
+
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -27,13 +30,22 @@ def load_tokenizer(folder: ModelFolder) -> PreTrainedTokenizerBase:
     try:
         if folder.kind is WeightsKind.GGUF:
             return load_gguf_tokenizer(folder.gguf)
-        if (folder.path / "tokenizer.json").exists():
-            return PreTrainedTokenizerFast.from_pretrained(folder.path)
-        from transformers import AutoTokenizer  # imports torch, which is seldom needed
-
-        return AutoTokenizer.from_pretrained(folder.path)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        tokenizer = _from_files(folder.path)
+        if tokenizer.chat_template is None and (file := folder.path / "chat_template.json").exists():
+            tokenizer.chat_template = json.loads(file.read_text())["chat_template"]
+        return tokenizer
+    except LoadError:
+        raise
+    except Exception as error:  # tokenizers' own has no narrower class
         raise LoadError(f"The tokenizer of {folder.path} cannot be loaded: {error}") from error
+
+
+def _from_files(folder: Path) -> PreTrainedTokenizerBase:
+    if (folder / "tokenizer.json").exists():
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    from transformers import AutoTokenizer  # imports torch, which is seldom needed
+
+    return AutoTokenizer.from_pretrained(folder)
 
 
 def byte_level_tokenizer(vocab_size: int) -> PreTrainedTokenizerBase:

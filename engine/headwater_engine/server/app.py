@@ -153,6 +153,7 @@ class EngineApp:
         asked = TokenizeRequest.parse(request.body)
         model.check_name(asked.model)
         text = asked.prompt if asked.prompt is not None else await model.render(asked)
+        model.check_length(text, context, "messages" if asked.prompt is None else "prompt")
         tokens = await asyncio.to_thread(model.encode, text, add_special_tokens=asked.add_special_tokens)
         names = [model.backend.id_to_token(token) for token in tokens] if asked.return_token_strs else None
         answer_json(client, TokenizeAnswer(count=len(tokens), max_model_len=context, tokens=tokens, token_strs=names))

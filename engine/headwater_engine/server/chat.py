@@ -38,6 +38,7 @@ async def ask(model: ServedModel, context: int, request: ChatCompletionRequest) 
     check_response_format(request.response_format)
     model.check_tokens(request.stop_token_ids, "stop_token_ids")
     text = await model.render(request)
+    model.check_length(text, context, "messages")
     # A long conversation takes milliseconds to tokenize; other streams go on meanwhile. The template wrote what
     # special tokens there are.
     prompt = await asyncio.to_thread(model.encode, text, add_special_tokens=False)

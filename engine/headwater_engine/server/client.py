@@ -6,7 +6,6 @@ Answers are handed out in the callback in which they are read: what is done with
 import asyncio
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -32,6 +31,7 @@ from headwater_engine.core.messages import (
     Shutdown,
     Stats,
 )
+from headwater_engine.server.private_folder import private_folder
 
 log = structlog.get_logger(__name__)
 
@@ -77,7 +77,7 @@ class EngineClient:
         self._logged = 0.0
 
     async def __aenter__(self) -> Self:
-        folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="headwater-"))
+        folder = self._stack.enter_context(private_folder())
         requests, replies = f"ipc://{folder}/requests", f"ipc://{folder}/replies"
         self._requests = self._context.socket(zmq.PUSH)
         self._requests.setsockopt(zmq.SNDHWM, 0)

@@ -25,7 +25,7 @@ async def ask(model: ServedModel, context: int, request: CompletionRequest) -> Q
     model.check_name(request.model)
     check_response_format(request.response_format)
     model.check_tokens(request.stop_token_ids, "stop_token_ids")
-    prompts = await asyncio.to_thread(_tokenize, model, request)
+    prompts = await asyncio.to_thread(_tokenize, model, context, request)
     if not all(prompts):
         raise BadRequestError("`prompt`: a prompt has no tokens.", param="prompt")
     limits = [max_tokens(context, prompt, request.max_tokens, "max_tokens", "prompt") for prompt in prompts]
@@ -42,10 +42,11 @@ async def ask(model: ServedModel, context: int, request: CompletionRequest) -> Q
     )
 
 
-def _tokenize(model: ServedModel, request: CompletionRequest) -> list[list[int]]:
+def _tokenize(model: ServedModel, context: int, request: CompletionRequest) -> list[list[int]]:
     prompts = []
     for prompt in request.prompts:
         if isinstance(prompt, str):
+            model.check_length(prompt, context, "prompt")
             prompts.append(model.encode(prompt, add_special_tokens=request.add_special_tokens))
         else:
             model.check_tokens(prompt, "prompt")

@@ -5,6 +5,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import structlog
+
 from headwater.openai.chat import Conversation
 from headwater.openai.errors import BadRequestError, ModelNotFoundError
 from headwater.openai.request import SamplingRequest
@@ -16,6 +18,8 @@ from headwater_engine.models.tokenizer import load_tokenizer
 from headwater_engine.sampling.params import SamplingParams
 from headwater_engine.server.encoding import PromptEncoder
 from headwater_engine.server.rendering import Renderer
+
+log = structlog.get_logger(__name__)
 
 
 class ServedModel:
@@ -31,45 +35,47 @@ class ServedModel:
         self.backend = self.tokenizer.backend_tokenizer
         if settings.chat_template is not None:
             self.tokenizer.chat_template = _read_template(settings.chat_template)
-        self._renderer = self._make_renderer(hide_special_tokens=settings.special_tokens_in_messages == "text")
-        self._encode = PromptEncoder(self.backend, self._renderer.control_tokens if self._renderer else [])
         config = load_generation_config(folder)
         self.eos_token_ids = _token_ids(config.get("eos_token_id"), self.tokenizer.eos_token_id)
         self._defaults = config if settings.generation_config == "auto" else {}
+        self._longest_token = max(map(len, self.backend.get_vocab()))
+        self._warned_of_bos = False
+        self._renderer = self._make_renderer(hide_special_tokens=settings.special_tokens_in_messages == "text")
+        self._encode = PromptEncoder(self.backend, self._renderer.control_tokens if self._renderer else [])
 
     def check_name(self, name: str | None) -> None:
         """Raises ModelNotFoundError."""
         if name is not None and name not in self.names:
             raise ModelNotFoundError(name, self.names)
 
-    def _make_renderer(self, *, hide_special_tokens: bool) -> Renderer | None:
-        """None where the model has no chat template. Raises LoadError."""
-        if self.tokenizer.chat_template is None:
-            return None
-        try:
-            plain = self.tokenizer.get_chat_template()
-            with_tools = self.tokenizer.get_chat_template(tools=[{}])
-        except ValueError as error:
-            raise LoadError(f"The model's chat templates cannot be used: {error}") from error
-        added = self.backend.get_added_tokens_decoder().values()
-        return Renderer(
-            {
-                "plain": plain,
-                "with_tools": with_tools,
-                "variables": dict(self.tokenizer.special_tokens_map),
-                "added_tokens": [(token.content, token.special) for token in added],
-                "hide_special_tokens": hide_special_tokens,
-            }
-        )
-
     def close(self) -> None:
         """End what renders the chat template."""
         if self._renderer is not None:
             self._renderer.close()
 
+    def check_length(self, text: str, context: int, field: str) -> None:
+        """Raises BadRequestError for a text that no `context` tokens can hold, and that need not be tokenized."""
+        longest = context * self._longest_token
+        if len(text) > longest:
+            raise BadRequestError(
+                f"`{field}` has {len(text)} characters; the context has room for {context} tokens, which are at most "
+                f"{longest} characters.",
+                param=field,
+                code="context_length_exceeded",
+            )
+
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """`text` is a client's, or what `render` gave. Raises BadRequestError."""
-        return self._encode(text, add_special_tokens=add_special_tokens)
+        tokens = self._encode(text, add_special_tokens=add_special_tokens)
+        bos = self.tokenizer.bos_token_id
+        if bos is not None and tokens[:2] == [bos, bos] and not self._warned_of_bos:
+            self._warned_of_bos = True
+            log.warning(
+                "a prompt begins with the model's first token twice: the text has it, and the tokenizer adds it, too; "
+                "add_special_tokens false would leave it to the text",
+                token=self.tokenizer.bos_token,
+            )
+        return tokens
 
     async def render(self, request: Conversation) -> str:
         """The conversation as the text of a prompt, for `encode` alone: special tokens in its messages are broken.
@@ -130,6 +136,26 @@ class ServedModel:
     @property
     def vocabulary(self) -> int:
         return len(self.tokenizer)
+
+    def _make_renderer(self, *, hide_special_tokens: bool) -> Renderer | None:
+        """None where the model has no chat template. Raises LoadError."""
+        if self.tokenizer.chat_template is None:
+            return None
+        try:
+            plain = self.tokenizer.get_chat_template()
+            with_tools = self.tokenizer.get_chat_template(tools=[{}])
+        except ValueError as error:
+            raise LoadError(f"The model's chat templates cannot be used: {error}") from error
+        added = self.backend.get_added_tokens_decoder().values()
+        return Renderer(
+            {
+                "plain": plain,
+                "with_tools": with_tools,
+                "variables": dict(self.tokenizer.special_tokens_map),
+                "added_tokens": [(token.content, token.special) for token in added],
+                "hide_special_tokens": hide_special_tokens,
+            }
+        )
 
     def _known_tokens(self, biases: Mapping[int, float], field: str) -> dict[int, float]:
         self.check_tokens(list(biases), field)

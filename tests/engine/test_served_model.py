@@ -1,0 +1,112 @@
+"""What the HTTP process knows of a model: how its texts become tokens, and what it refuses before they do."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, processors
+from transformers import PreTrainedTokenizerFast
+
+from headwater.openai.errors import BadRequestError
+from headwater_engine.config import EngineSettings
+from headwater_engine.errors import LoadError
+from headwater_engine.models.tokenizer import byte_level_tokenizer
+from headwater_engine.server import served_model
+from headwater_engine.server.encoding import PromptEncoder
+from headwater_engine.server.served_model import ServedModel
+from tests.engine.tiny import make_tiny
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny("llama", tmp_path_factory.mktemp("tiny"))
+
+
+class Counting:
+    """A tokenizer, and which of its methods are called."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.calls: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._tokenizer, name)
+        if not callable(value) or not name.startswith("encode"):
+            return value
+        return self._counted(name, value)
+
+    def _counted(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def count(*arguments: Any, **options: Any) -> Any:
+            self.calls.append(name)
+            return method(*arguments, **options)
+
+        return count
+
+
+def test_texts_are_encoded_without_the_interpreters_lock() -> None:
+    """tokenizers holds it in `encode`, and lets go of it in `encode_batch` only."""
+    tokenizer = Counting(byte_level_tokenizer(300).backend_tokenizer)
+    encode = PromptEncoder(tokenizer, [])  # type: ignore[arg-type]
+    tokenizer.calls.clear()
+    assert encode("hi", add_special_tokens=False) == byte_level_tokenizer(300).encode("hi")
+    assert tokenizer.calls == ["encode_batch"]
+
+
+def test_a_text_that_no_context_holds_is_refused_as_it_is() -> None:
+    model = ServedModel(EngineSettings(model="random:tiny"))
+    longest = max(map(len, model.backend.get_vocab()))
+    model.check_length("x" * 10 * longest, 10, "prompt")
+    with pytest.raises(BadRequestError, match=rf"has {10 * longest + 1} characters; .* 10 tokens") as refused:
+        model.check_length("x" * (10 * longest + 1), 10, "prompt")
+    assert (refused.value.param, refused.value.code) == ("prompt", "context_length_exceeded")
+    model.close()
+
+
+def test_a_first_token_that_a_prompt_has_twice_is_warned_of_once(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(served_model, "log", SimpleNamespace(warning=lambda _, *, token: said.append(token)))
+    backend = byte_level_tokenizer(320).backend_tokenizer
+    backend.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 256)]
+    )
+    PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<|endoftext|>").save_pretrained(tmp_path)
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).symlink_to(tiny / name)
+    model = ServedModel(EngineSettings(model=str(tmp_path)))
+    assert model.encode("hi", add_special_tokens=True)[:1] == [256]
+    assert said == []
+    for _ in range(2):
+        assert model.encode("<|endoftext|>hi", add_special_tokens=True)[:2] == [256, 256]
+    assert said == ["<|endoftext|>"]
+
+
+def test_a_template_that_is_in_chat_template_json_alone_is_read(tiny: Path, tmp_path: Path) -> None:
+    for file in tiny.iterdir():
+        if file.name != "chat_template.jinja":
+            (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "{{ messages[0].content }}!"}))
+    model = ServedModel(EngineSettings(model=str(tmp_path)))
+    assert model.tokenizer.chat_template == "{{ messages[0].content }}!"
+    model.close()
+
+
+def test_a_tokenizer_file_that_tokenizers_refuses_is_said_in_a_sentence(tiny: Path, tmp_path: Path) -> None:
+    for file in tiny.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "tokenizer.json").write_text('{"version": "1.0", "model": {"type": "Nonsense"}}')
+    with pytest.raises(LoadError, match=r"The tokenizer of .* cannot be loaded: "):
+        ServedModel(EngineSettings(model=str(tmp_path)))
+
+
+def test_an_added_token_of_its_own_kind_is_no_special_one() -> None:
+    backend = byte_level_tokenizer(300).backend_tokenizer
+    backend.add_tokens([AddedToken("<tool>", special=False)])
+    encode = PromptEncoder(backend, ["<|im_end|>"])
+    tool = backend.token_to_id("<tool>")
+    assert tool in encode("<\udc00|im_end|><tool>", add_special_tokens=False)

@@ -1,7 +1,7 @@
 """The engine process: loads the model, then turns messages from the HTTP process into steps and steps into messages.
 
-Started by the HTTP process as `python -m headwater_engine.core.process REQUESTS REPLIES` (two ZMQ endpoints), with the
-settings as JSON in HEADWATER_ENGINE_SETTINGS. It ends when told to, or when its parent is gone.
+Started by the HTTP process as `python -m headwater_engine.core REQUESTS REPLIES` (two ZMQ endpoints), with the settings
+as JSON in HEADWATER_ENGINE_SETTINGS. It ends when told to, or when its parent is gone.
 """
 
 import gc
@@ -30,6 +30,7 @@ from headwater_engine.core.messages import (
     Request,
     Shutdown,
 )
+from headwater_engine.core.parent import parent_lives
 from headwater_engine.core.scheduler import Scheduler
 from headwater_engine.errors import DeviceError, KVCacheSizeError, LoadError
 from headwater_engine.worker.loading import load
@@ -80,11 +81,10 @@ class EngineLoop:
         self._channel = channel
         self._event_log = log_of_events
         self._publisher = publisher
-        self._parent = os.getppid()
         self._stats_at = 0.0
 
     def run(self) -> None:
-        while os.getppid() == self._parent:
+        while parent_lives():
             for message in self._channel.receive(0 if self._engine.has_work else IDLE_INTERVAL):
                 match message:
                     case Generate():
@@ -168,7 +168,3 @@ def main() -> int:
     finally:
         channel.close()
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

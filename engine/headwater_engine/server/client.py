@@ -17,6 +17,7 @@ import structlog
 import zmq
 
 from headwater_engine.config import EngineSettings
+from headwater_engine.core import parent
 from headwater_engine.core.messages import (
     Abort,
     Failed,
@@ -59,7 +60,7 @@ class EngineClient:
         `on_stats`: called with each Stats once, in their order.
         """
         self.settings = settings
-        self._command = command or [sys.executable, "-m", "headwater_engine.core.process"]
+        self._command = command or [sys.executable, "-m", "headwater_engine.core"]
         self._on_stats = on_stats
         self._context = zmq.Context()
         self._stack = AsyncExitStack()
@@ -87,10 +88,14 @@ class EngineClient:
         self._replies.bind(replies)
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._replies.fileno(), self._receive)
-        # What torch itself shares out, as in models that run through transformers, is OpenMP's, whose threads wait awake
-        # for milliseconds and take the cores from those that they wait for. With this, for some 50 microseconds.
-        environment = {"GOMP_SPINCOUNT": "1000"} | os.environ
-        environment["HEADWATER_ENGINE_SETTINGS"] = self.settings.model_dump_json()
+        environment = {
+            # What torch itself shares out, as in models that run through transformers, is OpenMP's, whose threads wait
+            # awake for milliseconds and take the cores from those that they wait for. With this, for 50 microseconds.
+            "GOMP_SPINCOUNT": "1000",
+            **os.environ,
+            "HEADWATER_ENGINE_SETTINGS": self.settings.model_dump_json(),
+            parent.VARIABLE: str(os.getpid()),
+        }
         self._process = await asyncio.create_subprocess_exec(*self._command, requests, replies, env=environment)
         return self
 

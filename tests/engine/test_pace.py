@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from headwater_engine.core import engine as engine_module
 from headwater_engine.core.engine import Engine
-from headwater_engine.core.pace import LEAST, Pace
+from headwater_engine.core.pace import LEAST, LONGEST_STEP, TRIAL, Pace
 from headwater_engine.core.step import Step
 from tests.engine.checked_worker import CheckedWorker, generate
 from tests.engine.test_scheduling import drain, make_engine
@@ -83,15 +83,16 @@ def test_who_waits_for_blocks_is_not_passed_for_ever() -> None:
 class Timed(CheckedWorker):
     """Its steps take time by a clock of their own: a base, and so much for each token."""
 
-    def __init__(self, blocks: int) -> None:
+    def __init__(self, blocks: int, cost: float = 0.0005) -> None:
         super().__init__(blocks)
+        self.cost = cost
         self.now = 100.0
         self.took: list[tuple[int, float]] = []
 
     def launch(self, step: Step) -> None:
         super().launch(step)
         tokens = sum(span.count for span in step.spans)
-        seconds = 0.010 + 0.0005 * tokens
+        seconds = 0.010 + self.cost * tokens
         self.now += seconds
         self.took.append((tokens, seconds))
 
@@ -114,6 +115,29 @@ def test_running_streams_keep_their_pace_beside_a_long_prompt(monkeypatch: pytes
     stats = engine.stats()
     assert stats.steps_off_pace <= 3
     assert stats.steps_on_pace + stats.steps_off_pace == stats.steps
+
+
+@pytest.mark.parametrize("streams", [0, 1])
+def test_no_step_of_a_slow_model_takes_minutes(streams: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 ms a token: an 8B model on two cores, whose steps of 512 tokens would take 51 seconds."""
+    engine, _ = make_engine(400, max_batched_tokens=512, max_model_len=1600)
+    engine._worker = worker = Timed(400, cost=0.1)
+    monkeypatch.setattr(engine_module.time, "perf_counter", lambda: worker.now)
+    for n in range(streams):
+        engine.add(generate(str(n), [1], max_tokens=100, ignore_eos=True))
+    engine.add(generate("long", [2] * 1500, max_tokens=1))
+    steps = steps_until_first_token(engine, "long")
+    assert max(seconds for _, seconds in worker.took) <= LONGEST_STEP
+    assert steps <= 18, "and nothing is given away"
+
+
+def test_a_fast_model_is_slowed_down_by_its_first_step_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, _ = make_engine(400, max_batched_tokens=512, max_model_len=1600)
+    engine._worker = worker = Timed(400)
+    monkeypatch.setattr(engine_module.time, "perf_counter", lambda: worker.now)
+    engine.add(generate("long", [2] * 1500, max_tokens=1))
+    drain(engine)
+    assert [tokens for tokens, _ in worker.took] == [TRIAL, 512, 512, 1500 - 1024 - TRIAL]
 
 
 @given(

@@ -107,7 +107,7 @@ class Output(msgspec.Struct, tag="output", kw_only=True, omit_defaults=True):
 
 
 class Stats(msgspec.Struct, tag="stats", kw_only=True):
-    """Sent after steps (at most every 100 ms) and each second when idle: the sign that the loop makes progress.
+    """Sent after steps (at most every 100 ms) and each second when idle: a sign that the loop makes progress.
 
     Counters are totals since the start.
     """
@@ -135,8 +135,12 @@ class Stats(msgspec.Struct, tag="stats", kw_only=True):
     """Those that took longer."""
 
 
+class Alive(msgspec.Struct, tag="alive"):
+    """Within a step that takes long: another layer of it is done."""
+
+
 class Outputs(msgspec.Struct, tag="outputs"):
     outputs: list[Output]
 
 
-Reply = Ready | Loading | Failed | Outputs | Stats
+Reply = Ready | Loading | Failed | Outputs | Stats | Alive

@@ -19,6 +19,7 @@ from headwater_engine.cache.events import EventLog, EventPublisher
 from headwater_engine.cache.prefix_cache import PrefixCache
 from headwater_engine.config import EngineSettings
 from headwater_engine.core.engine import Engine
+from headwater_engine.core.heartbeat import Heartbeat
 from headwater_engine.core.messages import (
     Abort,
     Failed,
@@ -118,9 +119,9 @@ class EngineLoop:
             self._channel.send(self._engine.stats())
 
 
-def build(settings: EngineSettings, channel: Channel) -> tuple[EngineLoop, Ready]:
+def build(settings: EngineSettings, channel: Channel, heartbeat: Heartbeat) -> tuple[EngineLoop, Ready]:
     """Load the model and lay out the cache. Raises LoadError or KVCacheSizeError with a sentence for the user."""
-    loaded = load(settings, lambda fraction, phase: channel.send(Loading(fraction, phase)))
+    loaded = load(settings, lambda fraction, phase: channel.send(Loading(fraction, phase)), heartbeat.beat)
     event_log = EventLog(loaded.block_size) if settings.kv_events else None
     cache = PrefixCache(loaded.blocks, loaded.block_size, reuse=settings.prefix_cache, listener=event_log)
     objective = settings.itl_objective_ms
@@ -153,9 +154,11 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     settings = EngineSettings.model_validate_json(os.environ["HEADWATER_ENGINE_SETTINGS"])
     configure_logging(settings.log_level)
-    channel = Channel(*sys.argv[1:])
+    requests, replies = sys.argv[1:]
+    channel, heartbeat = Channel(requests, replies), Heartbeat(replies)
     try:
-        loop, ready = build(settings, channel)
+        loop, ready = build(settings, channel, heartbeat)
+        heartbeat.start()
         channel.send(ready)
         log.info("ready", **msgspec.structs.asdict(ready))
         # What is loaded stays: the collector need not look through it again and again.

@@ -175,9 +175,9 @@ class Scheduler:
             left = request.uncomputed
             if left > 0 and (only is None or request in only):
                 (decoding if left == 1 else reading).append(request)
-        budget = self.max_batched_tokens
+        budget = min(self.max_batched_tokens, self.pace.prompt_tokens_alone)
         if decoding:
-            budget = min(budget - self._decode(flight, decoding), self.pace.prompt_tokens)
+            budget = min(self.max_batched_tokens - self._decode(flight, decoding), self.pace.prompt_tokens)
         reading = [request for request in reading if request.lease is not None]  # and was not preempted just now
         waiting = [request for request in self.waiting[: self.max_num_seqs] if only is None or request in only]
         self._read(flight, reading + waiting, budget)

@@ -47,7 +47,7 @@ from headwater_engine.server.served_model import ServedModel
 log = structlog.get_logger(__name__)
 
 FROZEN_AFTER = 30.0
-"""Seconds without a sign from the engine's loop after which /health fails. A step takes well below one."""
+"""Seconds without a sign from the engine's loop after which /health fails. Each layer of a long step is one."""
 
 _LARGEST_HEAD: Final = 64 * 1024
 """Bytes of a request's head."""

@@ -14,6 +14,7 @@ from headwater_engine.kernels.interface import BLOCK_SIZE
 from headwater_engine.models.loading import load_model, weights_dtype
 from headwater_engine.models.source import resolve
 from headwater_engine.worker.graphs import cuda_recorder
+from headwater_engine.worker.layers import LayerCaches
 from headwater_engine.worker.memory import count_blocks, find_room, keep_freed_memory
 from headwater_engine.worker.worker import ModelWorker
 
@@ -38,17 +39,20 @@ class Loaded:
     """Tokens in one block."""
 
 
-def load(settings: EngineSettings, progress: Progress) -> Loaded:
-    """Raises LoadError or KVCacheSizeError with a sentence for the user."""
+def load(settings: EngineSettings, progress: Progress, beat: Callable[[], None]) -> Loaded:
+    """`beat` is called as each layer of each step begins.
+
+    Raises LoadError or KVCacheSizeError with a sentence for the user.
+    """
     try:
-        return _load(settings, progress)
+        return _load(settings, progress, beat)
     except torch.OutOfMemoryError as error:
         raise LoadError(
             f"The GPU has too little memory; lower --kv-cache-gib or --max-batched-tokens. {error}"
         ) from error
 
 
-def _load(settings: EngineSettings, progress: Progress) -> Loaded:
+def _load(settings: EngineSettings, progress: Progress, beat: Callable[[], None]) -> Loaded:
     torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
     device = find_device(settings.device)
     folder = resolve(settings.model, settings.revision)
@@ -70,7 +74,8 @@ def _load(settings: EngineSettings, progress: Progress) -> Loaded:
     for layer, spec in enumerate(config.caches):
         progress(layer / len(config.caches), "KV cache")
         caches.append(kernels.allocate(blocks + 1, spec))  # one that is nobody's
-    worker = ModelWorker(model, caches, kernels, seats=settings.max_num_seqs, longest=max_model_len)
+    layers = LayerCaches(caches, beat)
+    worker = ModelWorker(model, layers, kernels, seats=settings.max_num_seqs, longest=max_model_len)
     if device.type == "cuda":
         progress(0.0, "first steps")
         worker.warm_up(

@@ -17,6 +17,7 @@ from headwater_engine.models.tokenizer import load_tokenizer
 from tests.engine.tiny import make_tiny, paged_greedy
 
 PROMPT = list(range(40, 90))
+GEMMA = {"model_type": "gemma2", "hidden_activation": "gelu_pytorch_tanh"}
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +137,16 @@ def test_a_damaged_file_is_an_error(altered: Path) -> None:
         ({"hidden_size": None}, "hidden_size is missing"),
         ({"hidden_size": "64"}, "hidden_size is '64', must be a positive number"),
         ({"num_key_value_heads": 3}, "cannot be shared by 3"),
+        ({**GEMMA, "layer_types": ["full_attention"]}, r"layer_types is .*for each of 3 layers"),
+        (
+            {"model_type": "qwen2", "use_sliding_window": True, "layer_types": ["full_attention", "odd", "odd"]},
+            "must say sliding_attention or full_attention",
+        ),
+        ({**GEMMA, "use_bidirectional_attention": True}, "only models with causal attention"),
+        (
+            {**GEMMA, "model_type": "gemma3_text", "rope_parameters": {"full_attention": {"factor": "8"}}},
+            "factor is '8', must be a positive number",
+        ),
         ({"quantization_config": {"quant_method": "awq"}}, r"quantised \(awq\)"),
         ({"dtype": "int8"}, "type is 'int8'"),
     ],

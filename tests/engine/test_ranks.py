@@ -61,11 +61,12 @@ def _join(rank: int, count: int, store: str, run: Callable[..., Any], *args: Any
         dist.destroy_process_group()
 
 
-def talk() -> tuple[Tensor, Tensor, Tensor]:
+def talk() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     ranks = ProcessRanks()
     mine = torch.tensor([[10.0 * ranks.rank, 1.0], [2.0, 3.0 + ranks.rank]])
     gathered, summed = ranks.gather(mine.t()), ranks.sum(mine)
-    return summed, gathered, ranks.tell(torch.tensor([4, 5]) if ranks.rank == 0 else torch.zeros(2, dtype=torch.long))
+    told = ranks.tell(torch.tensor([4, 5]) if ranks.rank == 0 else torch.zeros(2, dtype=torch.long))
+    return summed, gathered, told, ranks.sum(torch.full((2,), 1.5 + ranks.rank, dtype=torch.bfloat16))
 
 
 def say_all(folders: list[Path]) -> list[Said]:
@@ -101,6 +102,7 @@ def test_ranks_sum_gather_and_tell(tmp_path: Path) -> None:
     assert torch.equal(first[1], torch.tensor([[0.0, 2.0, 10.0, 2.0], [1.0, 3.0, 1.0, 4.0]]))
     assert second[1].shape == (0, 4)
     assert first[2].tolist() == second[2].tolist() == [4, 5]
+    assert first[3].tolist() == second[3].tolist() == [4.0, 4.0], "activations may be bfloat16"
 
 
 @pytest.mark.parametrize("count", [2, 4])

@@ -29,7 +29,7 @@ class Share(NamedTuple):
 def share(count: int, rank: int, ranks: int) -> Share:
     """Raises LoadError where there is nothing for some rank."""
     if count < ranks:
-        raise LoadError(f"{ranks} ranks are too many for this model: there are {count} of something to share.")
+        raise LoadError(f"{ranks} ranks are too many for this model: one of its layers has {count} features to share.")
     return Share(count, count * rank // ranks, count * (rank + 1) // ranks)
 
 

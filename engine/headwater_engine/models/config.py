@@ -137,7 +137,17 @@ def read_windows(raw: RawConfig) -> tuple[int | None, ...]:
     if not raw.flag("use_sliding_window", False):
         return (None,) * layers
     window, full_layers = raw.integer("sliding_window", 4096), raw.values.get("max_window_layers", 28)
-    types = raw.values.get("layer_types") or [
-        "sliding_attention" if layer >= full_layers else "full_attention" for layer in range(layers)
-    ]
-    return tuple(window if kind == "sliding_attention" else None for kind in types)
+    return windows_by_layer(raw, window, tuple(layer >= full_layers for layer in range(layers)))
+
+
+def windows_by_layer(raw: RawConfig, window: int, default: tuple[bool, ...]) -> tuple[int | None, ...]:
+    """`window` in layers that `layer_types` names, or that `default` says where it is missing. Raises LoadError."""
+    kinds, layers = raw.values.get("layer_types"), raw.integer("num_hidden_layers")
+    if kinds is None:
+        return tuple(window if has else None for has in default)
+    names = ["sliding_attention", "full_attention"]
+    if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in names for kind in kinds):
+        raise LoadError(
+            f"config.json: layer_types is {kinds!r}, must say {' or '.join(names)} for each of {layers} layers."
+        )
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)

@@ -11,7 +11,7 @@ from headwater_engine.layers.linears import Linears
 from headwater_engine.layers.mlp import GatedMLP, gelu_mul
 from headwater_engine.layers.norm import RMSNorm
 from headwater_engine.layers.rope import rotary_table
-from headwater_engine.models.config import DecoderConfig, RawConfig, read_decoder
+from headwater_engine.models.config import DecoderConfig, RawConfig, read_decoder, windows_by_layer
 from headwater_engine.models.decoder import Decoder, Progress
 from headwater_engine.models.family import Family
 
@@ -56,10 +56,7 @@ def read_gemma(
         raise LoadError("config.json: use_bidirectional_attention is true; only models with causal attention run.")
     biased = raw.flag("attention_bias", False)
     config = read_decoder(raw, head_dim=256, qkv_bias=biased, output_bias=biased, head_norms=head_norms, tied=True)
-    kinds = raw.values.get("layer_types") or [
-        "sliding_attention" if layer % period else "full_attention" for layer in range(1, config.num_layers + 1)
-    ]
-    window = raw.integer("sliding_window", 4096)
+    windowed = tuple(bool(layer % period) for layer in range(1, config.num_layers + 1))
     return replace(
         config,
         attention=replace(
@@ -68,7 +65,7 @@ def read_gemma(
             scale=raw.number("query_pre_attn_scalar", 256) ** -0.5,
             softcap=raw.optional("attn_logit_softcapping", score_cap),
         ),
-        windows=tuple(window if kind == "sliding_attention" else None for kind in kinds),
+        windows=windows_by_layer(raw, raw.integer("sliding_window", 4096), windowed),
         norm_offset=1.0,
         embedding_scale=config.hidden_size**0.5,
         logit_softcap=raw.optional("final_logit_softcapping", logit_cap),

@@ -32,7 +32,7 @@ def _by_reach(raw: RawConfig) -> tuple[RawConfig, RawConfig]:
     far.setdefault("rope_theta", raw.number("rope_theta", 1_000_000.0))
     near.setdefault("rope_theta", raw.number("rope_local_base_freq", 10_000.0))
     # `max_position_embeddings` counts what the scaling reaches, and not what it starts from.
-    trained = int(raw.integer("max_position_embeddings") / (far.get("factor") or 1.0))
+    trained = int(raw.integer("max_position_embeddings") / RawConfig(far).number("factor", 1.0))
     return (
         RawConfig({**raw.values, "rope_parameters": far, "max_position_embeddings": trained}),
         RawConfig({**raw.values, "rope_parameters": near}),

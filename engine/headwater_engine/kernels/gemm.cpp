@@ -25,7 +25,7 @@
 namespace headwater {
 
 constexpr int64_t GROUP_BYTES = 192 * 1024;  // of panels that one thread works through together; they stay in its L2
-constexpr int64_t OWN_ROWS = 64;  // a thread's share of the rows from which on it takes all panels for them
+constexpr int64_t OWN_ROWS = 128;  // with so many for each thread, a thread takes all panels for some rows
 
 template <typename W> void pack(const W* weight, int64_t outputs, int64_t inputs, W* packed) {
     const int64_t panels = tiles(outputs), rows = packed_rows<W>(inputs);
@@ -119,11 +119,15 @@ static void multiply_group_on_tiles(const Product<bf16, Y>& p, const bf16* packe
 #endif
 
 // A weight is always multiplied in the same way, however many rows there are.
+template <typename X> static bool takes_tiles(int64_t inputs) {
+    return sizeof(X) == 2 && inputs % amx::INPUTS == 0 && amx::granted();
+}
+
 template <typename X, typename W, typename Y>
 static void multiply_any(const Product<X, Y>& p, const W* packed, int64_t first, int64_t last) {
 #if defined(__AMX_BF16__)
     if constexpr (sizeof(X) == 2)
-        if (p.inputs % amx::INPUTS == 0 && amx::granted()) return multiply_group_on_tiles(p, packed, first, last);
+        if (takes_tiles<X>(p.inputs)) return multiply_group_on_tiles(p, packed, first, last);
 #endif
     multiply_group(p, packed, first, last);
 }
@@ -136,17 +140,18 @@ void gemm(const X* x, int64_t x_stride, const W* packed, const float* bias, Y* y
     constexpr int64_t MOST_PANELS = panels_for(1);
     const int64_t unit_bytes = MOST_PANELS * packed_size<W>(TILE, inputs) * int64_t(sizeof(W));
     const int64_t group = MOST_PANELS * std::max<int64_t>(1, GROUP_BYTES / unit_bytes);
-    const auto by_groups = [&](const Product<X, Y>& part, int64_t first, int64_t last) {
-        for (; first < last; first += group) multiply_any(part, packed, first, std::min(last, first + group));
-    };
-    if (rows < OWN_ROWS * threads)
+    if (rows < OWN_ROWS * threads) {
         in_pieces((panels + group - 1) / group, [&](int64_t piece) {
-            by_groups(product, piece * group, std::min(panels, (piece + 1) * group));
+            multiply_any(product, packed, piece * group, std::min(panels, (piece + 1) * group));
         });
-    else
+    } else {
+        const int64_t own_group = takes_tiles<X>(inputs) ? 4 * group : group;  // the L2 of a core with AMX has 2 MiB
         in_ranges(rows, OWN_ROWS, [&](int64_t first, int64_t last) {
-            by_groups(product.of_rows(first, last), 0, panels);
+            const auto own = product.of_rows(first, last);
+            for (int64_t panel = 0; panel < panels; panel += own_group)
+                multiply_any(own, packed, panel, std::min(panels, panel + own_group));
         });
+    }
 }
 
 template void pack(const float*, int64_t, int64_t, float*);

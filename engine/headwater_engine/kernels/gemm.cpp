@@ -7,6 +7,8 @@
 // batch that decodes compute for about as long as the memory takes to bring the weights. Both then happen at once: while
 // a group is computed, each strip of rows asks for a share of the next group.
 //
+// Where the CPU has AMX, it multiplies panels as they are (amx.h); the order of work is the same.
+//
 // The work is shared by panels, so that each weight is read by one thread. Where there are many rows, as in prefill, it
 // is shared by rows, as all that is done between two products: what a thread reads is then in its own cache, not in
 // another core's.

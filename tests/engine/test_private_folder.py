@@ -68,3 +68,13 @@ def test_what_only_looks_like_one_does_no_harm(tmp_path: Path) -> None:
         os.utime(path, (hour_ago, hour_ago))
     with private_folder():
         assert elsewhere.exists()
+
+
+def test_a_folder_with_a_long_name_leaves_room_for_a_sockets_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    with private_folder() as folder:
+        assert len(os.fsencode(folder / "requests")) < 107

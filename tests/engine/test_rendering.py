@@ -7,7 +7,7 @@ from typing import Any
 import psutil
 import pytest
 
-from headwater.openai.errors import BadRequestError, ServiceUnavailableError
+from headwater.openai.errors import BadRequestError, InternalServerError, ServiceUnavailableError
 from headwater_engine.errors import LoadError
 from headwater_engine.server import rendering
 from headwater_engine.server.rendering import Renderer
@@ -129,6 +129,19 @@ def test_a_process_that_is_gone_is_started_again(renderers: Callable[[], Rendere
     (process,) = own_processes()
     process.kill()
     process.wait(60)
+    assert asyncio.run(render(renderer, "hi")) == "[user]hi"
+
+
+def test_a_process_that_stands_still_is_given_up(
+    renderers: Callable[[], Renderer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renderer = renderers()
+    (process,) = own_processes()
+    process.suspend()
+    monkeypatch.setattr(rendering, "PATIENCE", 0.1)
+    with pytest.raises(InternalServerError, match="gave no answer"):
+        asyncio.run(render(renderer, "hi"))
+    monkeypatch.undo()
     assert asyncio.run(render(renderer, "hi")) == "[user]hi"
 
 

@@ -326,10 +326,12 @@ async def test_a_loop_that_gives_no_sign_is_unhealthy_until_it_gives_one(
     http: httpx.AsyncClient, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(app, "FROZEN_AFTER", -1.0)
-    assert (await http.get("/health")).json()["status"] == "frozen"
-    assert (await http.get("/health")).status_code == 503
+    for path in ("/health", "/ready"):
+        answer = await http.get(path)
+        assert (answer.status_code, answer.json()["status"]) == (503, "frozen")
     monkeypatch.undo()
-    assert (await http.get("/health")).status_code == 200
+    for path in ("/health", "/ready"):
+        assert (await http.get(path)).status_code == 200
 
 
 async def sample_values(http: httpx.AsyncClient) -> dict[tuple[str, str], float]:

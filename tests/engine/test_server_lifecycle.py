@@ -13,7 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
+from headwater_engine.config import EngineSettings
 from headwater_engine.core.messages import Failed, FinishReason
+from headwater_engine.server.client import EngineClient
 from tests.engine.fake_engine import FakeEngine, fake_engine
 from tests.engine.test_server import CHAT, TEXT, free_port, until
 
@@ -174,6 +176,18 @@ async def test_a_second_signal_ends_it_at_once(server: Server, engine: FakeEngin
     server.process.send_signal(signal.SIGTERM)
     assert await server.end() == (0, "")
     assert "The server ended" in last_event(await running)["error"]["message"]
+
+
+async def test_an_engine_that_stands_still_is_not_waited_for_once_the_time_is_up(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headwater_engine.server.client._TO_LEAVE", 3600.0)
+    async with asyncio.timeout(120):
+        async with EngineClient(EngineSettings(model="random:tiny"), engine.command) as client:
+            await engine.be_ready()
+            await client.until_ready()
+            client._process.send_signal(signal.SIGSTOP)
+            client.leaves_by = asyncio.get_running_loop().time()
 
 
 async def test_chats_whose_template_never_ends_keep_it_from_nothing(engine: FakeEngine, tmp_path: Path) -> None:

@@ -185,11 +185,9 @@ class EngineApp:
 
     async def _health(self, request: Request, client: ClientConnection) -> None:
         """Whether the engine's loop makes progress; while the weights load, whether its process lives."""
-        silence = time.monotonic() - self.engine.heard_at
         if self.engine.failure is not None:
             answer_json(client, {"status": "dead", "reason": self.engine.failure}, 503)
-        elif self.engine.ready is not None and silence > FROZEN_AFTER:
-            reason = f"no sign from the engine for {silence:.0f} seconds"
+        elif (reason := self._frozen()) is not None:
             answer_json(client, {"status": "frozen", "reason": reason}, 503)
         else:
             answer_json(client, {"status": "ok"})
@@ -203,8 +201,17 @@ class EngineApp:
         elif self.engine.ready is None or self.model is None:
             loading = self.engine.loading
             answer_json(client, {"status": "loading", "phase": loading.phase, "fraction": loading.fraction}, 503)
+        elif (reason := self._frozen()) is not None:
+            answer_json(client, {"status": "frozen", "reason": reason}, 503)
         else:
             answer_json(client, {"status": "ready"})
+
+    def _frozen(self) -> str | None:
+        """Since when the engine's loop gives no sign, in words; None where it does, or is not there yet."""
+        silence = time.monotonic() - self.engine.heard_at
+        if self.engine.ready is None or silence <= FROZEN_AFTER:
+            return None
+        return f"no sign from the engine for {silence:.0f} seconds"
 
     async def _prometheus(self, request: Request, client: ClientConnection) -> None:
         page = generate_latest(self.metrics.registry)
@@ -289,10 +296,13 @@ class EngineServer:
 
     def _take_signal(self) -> None:
         """The first one lets running answers finish, the second one does not."""
+        now = asyncio.get_running_loop().time()
         if self._app.draining:
+            self._engine.leaves_by = now
             self._ending.set()
             return
         self._app.draining = True
+        self._engine.leaves_by = now + self._settings.shutdown_timeout
         self._server.leave()
         self._signalled.set()
 

@@ -4,6 +4,7 @@ Answers are handed out in the callback in which they are read: what is done with
 """
 
 import asyncio
+import math
 import os
 import sys
 import time
@@ -43,6 +44,8 @@ _AT_ONCE: Final = 100
 """Messages that are taken in before others get their turn."""
 _LAST_WORD: Final = 0.2
 """Seconds in which what an engine process said before its end still arrives."""
+_TO_LEAVE: Final = 5.0
+"""Seconds that an engine process gets to end by itself, where there is time for it."""
 
 
 def _ignore(stats: Stats) -> None:
@@ -75,6 +78,8 @@ class EngineClient:
         """Why there is no engine (any more), in a sentence."""
         self.heard_at = time.monotonic()
         """When the engine's loop last gave a sign."""
+        self.leaves_by = math.inf
+        """When the engine process is to be gone, in the loop's time."""
         self._logged = 0.0
 
     async def __aenter__(self) -> Self:
@@ -115,7 +120,7 @@ class EngineClient:
         if not self._send(Shutdown()):
             return False
         try:
-            await asyncio.wait_for(self._process.wait(), 5)
+            await asyncio.wait_for(self._process.wait(), min(_TO_LEAVE, self.leaves_by - self._loop.time()))
         except TimeoutError:
             return False
         return True

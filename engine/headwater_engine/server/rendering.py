@@ -22,6 +22,8 @@ WAITING = 256
 """Conversations that are being rendered or wait for it."""
 CPU_SECONDS = 5.0
 """Of one conversation. A thousand messages take some milliseconds."""
+PATIENCE = 60.0
+"""Seconds for one conversation on a machine where others have the CPU."""
 
 _TOO_MUCH = f"it needs more than {CPU_SECONDS:.0f} seconds of CPU time or {MEMORY >> 30} GiB of memory"
 
@@ -77,7 +79,11 @@ class Renderer:
                 if await process.ask(self._program) is None:
                     self._check_not_closed()
                     raise InternalServerError("The process that renders chat templates ended as it started.")
-            answer = await process.ask(conversation)
+            async with asyncio.timeout(PATIENCE):
+                answer = await process.ask(conversation)
+        except TimeoutError:
+            process.end()
+            raise InternalServerError(f"The chat template gave no answer in {PATIENCE:.0f} seconds.") from None
         except BaseException:
             process.end()  # cancelled, say: it would answer to the next one
             raise

@@ -94,7 +94,7 @@ sources() {
     builder inspect --type image --format '{{.FromImageID}}' "$base"
     case $1 in
         engine-e2e)
-            cat "$top/images/Containerfile.$1" "$top/images/engine-e2e-start"
+            cat "$top/images/Containerfile.$1"
             kernels
             ;;
         *)
@@ -107,7 +107,7 @@ sources() {
 }
 
 kernels() {
-    cat "$top"/engine/headwater_engine/kernels/{cpu.py,*.cpp,*.h}
+    cat "$top"/engine/headwater_engine/kernels/{build.py,*.cpp,*.h}
     grep -m1 '^flags' /proc/cpuinfo || true
     echo "$(site_packages)"/torch-*
 }

@@ -430,3 +430,8 @@ async def test_a_text_that_is_far_too_long_is_refused_before_it_is_tokenized(
     answer = await http.post(path, json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
     assert encoded == []
+
+
+async def test_ready_and_metrics_say_which_kernels_run(http: httpx.AsyncClient) -> None:
+    assert (await http.get("/ready")).json() == {"status": "ready", "kernels": "fake"}
+    assert 'headwater_engine_kernels{kernels="fake"} 1.0' in (await http.get("/metrics")).text

@@ -20,7 +20,8 @@ import structlog
 import torch
 
 from headwater_engine.errors import LoadError
-from headwater_engine.kernels.cpu import BuildError, CppKernels, Products
+from headwater_engine.kernels.build import BuildError
+from headwater_engine.kernels.cpu import CppKernels, Products
 from headwater_engine.kernels.interface import Kernels
 from headwater_engine.kernels.reference import TorchKernels
 
@@ -61,8 +62,11 @@ def select(dtype: torch.dtype, device: torch.device = CPU) -> Kernels:
         try:
             return CppKernels(dtype, products)
         except BuildError as error:
-            log.warning("C++ kernels not built, plain torch takes over and is several times slower", reason=str(error))
-    return TorchKernels(torch.float32 if products == Products.FLOAT32 else dtype)
+            reason = str(error)
+            log.warning("C++ kernels not built, plain torch takes over and is several times slower", reason=reason)
+    else:
+        reason = "HEADWATER_KERNELS=torch"
+    return TorchKernels(torch.float32 if products == Products.FLOAT32 else dtype, reason)
 
 
 def _products(weights: torch.dtype) -> Products:

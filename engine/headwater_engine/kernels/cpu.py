@@ -1,22 +1,14 @@
 """The kernels for CPUs, in C++: `gemm.cpp`, `attention.cpp`, `elementwise.cpp`, `sampling.cpp`, and `team.h`, the
-threads that they share their work with. Each opens with how it works.
-
-Compiled at first use for this very CPU, by torch's extension loader, into its cache folder (TORCH_EXTENSIONS_DIR, else
-~/.cache/torch_extensions). The name of the build holds a hash of the sources, torch and the CPU, so that a folder that
-several machines share holds a build for each.
+threads that they share their work with. Each opens with how it works. `build.py` compiles them.
 """
 
-import hashlib
-import platform
-import subprocess
 from collections.abc import Sequence
 from enum import StrEnum
-from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from headwater_engine.kernels.build import build
 from headwater_engine.kernels.interface import (
     BLOCK_SIZE,
     AttentionBatch,
@@ -29,42 +21,6 @@ from headwater_engine.kernels.interface import (
 from headwater_engine.kernels.parts import AttentionInParts
 from headwater_engine.kernels.reference import taken_zeros
 from headwater_engine.quantization.stored import StoredWeight, join
-
-_FOLDER = Path(__file__).parent
-_FLAGS = ["-O3", "-march=native", "-fopenmp-simd", "-std=c++20", "-pthread"]
-
-
-class BuildError(Exception):
-    """The kernels could not be compiled; the message says why, as far as the compiler does."""
-
-
-def build() -> ModuleType:
-    """Compile the kernels, or find them compiled. Raises BuildError."""
-    from torch.utils import cpp_extension
-
-    sources = sorted([*_FOLDER.glob("*.cpp"), *_FOLDER.glob("*.h")])
-    identity = hashlib.sha256()
-    for text in (*(source.read_text() for source in sources), torch.__version__, *_FLAGS, _cpu()):
-        identity.update(text.encode())
-    try:
-        return cpp_extension.load(
-            name=f"headwater_cpu_{identity.hexdigest()[:16]}",
-            sources=[str(source) for source in sources if source.suffix == ".cpp"],
-            extra_cflags=_FLAGS,
-            extra_ldflags=["-pthread"],
-            with_cuda=False,
-        )
-    except (RuntimeError, OSError, ImportError, subprocess.SubprocessError) as error:
-        raise BuildError(str(error).strip().splitlines()[0] if str(error).strip() else repr(error)) from error
-
-
-def _cpu() -> str:
-    """What decides over the instructions that -march=native uses."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
 
 
 class Products(StrEnum):

@@ -169,7 +169,7 @@ class Kernels(Protocol):
     """
 
     name: str
-    """For logs and /metrics: `cpu-avx2`, `cpu-torch`, `cuda-triton-bfloat16`, ..."""
+    """For logs, /ready and /metrics: `cpu-avx2`, `cpu-torch: no C++ compiler found`, `cuda-triton-bfloat16`, ..."""
     device: torch.device
     """Where weights, activations and KV are."""
     dtype: torch.dtype

@@ -29,11 +29,12 @@ from headwater_engine.quantization.stored import StoredWeight, join
 class TorchKernels(AttentionInParts):
     """`Kernels` in plain torch. Weights, activations and KV are all of `dtype`; sums and softmax are float32."""
 
-    name = "cpu-torch"
     device = torch.device("cpu")
 
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, dtype: torch.dtype = torch.float32, reason: str = "") -> None:
+        """`reason`: why they run instead of faster ones."""
         self.dtype = dtype
+        self.name = f"cpu-torch: {reason}" if reason else "cpu-torch"
 
     def allocate(self, blocks: int, spec: CacheSpec) -> LayerCache:
         """Keys [blocks, BLOCK_SIZE, kv heads, key dim] and values [blocks, BLOCK_SIZE, kv heads, value dim]."""

@@ -204,7 +204,7 @@ class EngineApp:
         elif (reason := self._frozen()) is not None:
             answer_json(client, {"status": "frozen", "reason": reason}, 503)
         else:
-            answer_json(client, {"status": "ready"})
+            answer_json(client, {"status": "ready", "kernels": self.engine.ready.kernels})
 
     def _frozen(self) -> str | None:
         """Since when the engine's loop gives no sign, in words; None where it does, or is not there yet."""
@@ -265,12 +265,13 @@ class EngineServer:
         except LoadError as error:
             self._fail(str(error))
             return
-        self._metrics.ready(await self._engine.until_ready())
+        ready = await self._engine.until_ready()
+        self._metrics.ready(ready)
         # What is loaded stays: the collector need not look through it again, while streams wait.
         gc.collect()
         gc.freeze()
         url = f"http://{self._settings.host}:{self._server.port}"
-        log.info("ready", url=url, models=self._app.model.names)
+        log.info("ready", url=url, models=self._app.model.names, kernels=ready.kernels)
 
     async def _watch_engine(self) -> None:
         await self._engine.watch()

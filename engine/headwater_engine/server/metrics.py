@@ -53,6 +53,12 @@ class ServerMetrics:
         self.kv_cached = gauge("kv_blocks_cached", "KV blocks that only the prefix cache holds: evictable.")
         self.kv_blocks = gauge("kv_blocks", "KV blocks in all.")
         self.block_size = gauge("block_size", "Tokens in one KV block.")
+        self.kernels = Gauge(
+            "headwater_engine_kernels",
+            "1 for the kernels that run; why, where they are slow ones.",
+            ["kernels"],
+            registry=self.registry,
+        )
         self.prompt_tokens = counter(
             "prompt_tokens", "Prompt tokens, by whether they came from the prefix cache or were computed.", "source"
         )
@@ -86,6 +92,7 @@ class ServerMetrics:
     def ready(self, ready: Ready) -> None:
         self.kv_blocks.set(ready.num_blocks)
         self.block_size.set(ready.block_size)
+        self.kernels.labels(ready.kernels).set(1)
 
     def take(self, stats: Stats) -> None:
         """Each Stats once, in order: the counters in it are totals."""

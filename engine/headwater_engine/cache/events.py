@@ -2,23 +2,32 @@
 
 Three ZMQ frames a batch, `[topic, sequence number, msgpack]`; see `headwater.events`. Whoever subscribes is told all
 that is there first (an AllBlocksCleared, then every block), so a router that starts late or reconnects after a gap
-knows as much as one that was there from the start. Block hashes are chained over salt and token ids and mean nothing
-outside.
+knows as much as one that was there from the start. The others hear nothing of it. Block hashes are chained over salt
+and token ids and mean nothing outside.
 """
 
 import time
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from typing import Final
 
 import xxhash
 import zmq
 
-from headwater.events import AllBlocksCleared, BlockRemoved, BlockStored, Event, EventBatch, encode
+from headwater.events import AllBlocksCleared, BlockRemoved, BlockStored, Event, EventBatch, encode, to_frames
 from headwater_engine.cache.radix_tree import Node
 
 MESSAGE_BLOCKS: Final = 4096
 """That an event is of, and a message, at most: whoever listens has limits, and others to serve meanwhile."""
+_PRESENT: Final = b"kv"
+"""Topic of what happens."""
+_PAST: Final = b"past"
+"""What topics of newcomers begin with."""
+_FIRST: Final = 1 << 32
+"""Sequence number of the first thing that happens: what has been before has the numbers before it."""
+_SHARE: Final = 20
+"""Newcomers wait for so many times as long as it took to tell the last ones everything."""
 
 
 class EventLog:
@@ -81,34 +90,64 @@ class EventLog:
 
 class EventPublisher:
     """Sends an `EventLog`'s events to all subscribers. Never blocks: to one that is too slow, ZMQ drops batches, and
-    the gap in the sequence numbers tells it so."""
+    the gap in the sequence numbers tells it so.
+
+    Who gets which message is said by its topic, and which topics a subscriber gets is ours to say (ZMQ's manual mode):
+    all get what happens, and newcomers, under a topic of their own, what has been before. Its messages are numbered so
+    that the next thing that happens follows: to each subscriber, numbers go up by one.
+    """
 
     def __init__(self, endpoint: str) -> None:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.XPUB)
-        self._socket.setsockopt(zmq.XPUB_VERBOSE, 1)
+        self._socket.setsockopt(zmq.XPUB_MANUAL, 1)
         self._socket.setsockopt(zmq.SNDHWM, 100_000)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.bind(endpoint)
-        self._sequence = 0
+        self._sequence = _FIRST
+        self._past = count()
+        self._busy_until = 0.0
 
     @property
     def endpoint(self) -> str:
         """With the port that was bound, where the setting left it open (`tcp://127.0.0.1:*`)."""
         return self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
-    def has_new_subscriber(self) -> bool:
-        """Whether somebody subscribed since the last call; the caller then announces the whole cache."""
+    def welcome(self, everything: Callable[[], Sequence[Event]]) -> None:
+        """Tell those that have subscribed since the last call `everything`, as it is after all that was published.
+
+        That may take long: so it is done at most a twentieth of the time, for all that came meanwhile together.
+        """
+        began = time.monotonic()
+        if began < self._busy_until or not self._socket.poll(0):
+            return
+        topic = _PAST + next(self._past).to_bytes(8, "big")
+        if self._let_in(topic):
+            parts = list(_parts(everything()))
+            for number, part in enumerate(parts, self._sequence - len(parts)):
+                self._send(topic, number, part)
+            now = time.monotonic()
+            self._busy_until = now + _SHARE * (now - began)
+
+    def _let_in(self, topic: bytes) -> bool:
+        """Subscribe newcomers to what happens, and to `topic`. Says whether there are any."""
         found = False
         while self._socket.poll(0):
-            found |= self._socket.recv()[:1] == b"\x01"
+            asked = self._socket.recv()
+            if asked[:1] == b"\x01" and _PRESENT.startswith(asked[1:]):
+                self._socket.setsockopt(zmq.SUBSCRIBE, _PRESENT)
+                self._socket.setsockopt(zmq.SUBSCRIBE, topic)
+                found = True
         return found
 
     def publish(self, events: Sequence[Event]) -> None:
         for part in _parts(events):
-            payload = encode(EventBatch(ts=time.time(), events=part))
-            self._socket.send_multipart([b"", self._sequence.to_bytes(8, "big"), payload])
+            self._send(_PRESENT, self._sequence, part)
             self._sequence += 1
+
+    def _send(self, topic: bytes, number: int, events: Sequence[Event]) -> None:
+        payload = encode(EventBatch(ts=time.time(), events=list(events)))
+        self._socket.send_multipart(to_frames(topic, number, payload))
 
     def close(self) -> None:
         self._context.destroy()

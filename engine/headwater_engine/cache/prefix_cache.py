@@ -156,12 +156,11 @@ class PrefixCache:
         lease.node = node.parent
         return block
 
-    def announce(self) -> None:
-        """Tell the listener everything from the start, for those who have missed something."""
-        if self._listener is not None:
-            self._listener.cleared()
-            for node in self._tree.walk():
-                self._listener.stored(node)
+    def announce(self, listener: CacheListener) -> None:
+        """Tell it everything from the start: it has missed something."""
+        listener.cleared()
+        for node in self._tree.walk():
+            listener.stored(node)
 
     def _take(self) -> int:
         if not len(self._pool):

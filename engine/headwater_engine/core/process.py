@@ -9,11 +9,13 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 
 import msgspec
 import structlog
 import zmq
 
+from headwater.events import Event
 from headwater.logs import configure_logging
 from headwater_engine.cache.events import EventLog, EventPublisher
 from headwater_engine.cache.prefix_cache import PrefixCache
@@ -108,9 +110,14 @@ class EngineLoop:
     def _publish(self) -> None:
         if self._publisher is None or self._event_log is None:
             return
-        if self._publisher.has_new_subscriber():
-            self._engine.scheduler.cache.announce()
         self._publisher.publish(self._event_log.drain())
+        self._publisher.welcome(self._all_that_is_cached)
+
+    def _all_that_is_cached(self) -> Sequence[Event]:
+        cache = self._engine.scheduler.cache
+        everything = EventLog(cache.block_size)
+        cache.announce(everything)
+        return everything.drain()
 
     def _report(self) -> None:
         now = time.monotonic()

@@ -1,11 +1,12 @@
 """/v1/chat/completions: a conversation in, the next message out."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from msgspec import Struct
-from pydantic import Field, PlainValidator, ValidationInfo, field_validator
+from pydantic import Field, PlainValidator, ValidationInfo, field_validator, model_validator
 
 from headwater.openai.request import RequestModel, SamplingRequest
+from headwater.openai.unsupported import UnsupportedInChat
 from headwater.openai.usage import Usage
 from headwater.validation import found
 
@@ -115,8 +116,9 @@ class Conversation(RequestModel):
         return value
 
 
-class ChatCompletionRequest(SamplingRequest, Conversation):
-    tool_choice: Any = None
+class ChatCompletionRequest(SamplingRequest, Conversation, UnsupportedInChat):
+    add_special_tokens: bool = False
+    """Besides those that the template writes."""
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)
@@ -134,6 +136,12 @@ class ChatCompletionRequest(SamplingRequest, Conversation):
         if value < info.data.get("min_tokens", 0):
             raise ValueError(f"must be at least `min_tokens`, which is {info.data['min_tokens']}, found {value}")
         return value
+
+    @model_validator(mode="after")
+    def no_tools_where_none_may_be_called(self) -> Self:
+        if self.tool_choice == "none":
+            self.tools = None
+        return self
 
     @property
     def output_limit(self) -> int | None:

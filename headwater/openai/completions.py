@@ -6,6 +6,7 @@ from msgspec import Struct
 from pydantic import Field, PlainValidator, ValidationInfo, field_validator
 
 from headwater.openai.request import MAX_TOKEN_ID, SamplingRequest
+from headwater.openai.unsupported import Unsupported, only
 from headwater.openai.usage import Usage
 from headwater.validation import found
 
@@ -39,7 +40,7 @@ def _read_prompt(value: Any) -> Prompt:
             )
 
 
-class CompletionRequest(SamplingRequest):
+class CompletionRequest(SamplingRequest, Unsupported):
     prompt: Annotated[Prompt, PlainValidator(_read_prompt)]
     max_tokens: int = Field(16, ge=1)
     echo: bool = False
@@ -47,6 +48,7 @@ class CompletionRequest(SamplingRequest):
     logprobs: int | None = Field(None, ge=0, le=20)
     best_of: int | None = None
     suffix: str | None = None
+    prompt_embeds: Annotated[Any, only([])] = None
     add_special_tokens: bool = True
 
     @field_validator("best_of")

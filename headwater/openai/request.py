@@ -1,6 +1,6 @@
 """What the bodies of all requests have in common: how they are parsed, and the fields that steer sampling."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -46,6 +46,8 @@ class RequestModel(BaseModel):
 class StreamOptions(RequestModel):
     include_usage: bool = False
     """Send the usage in a last chunk of its own."""
+    continuous_usage_stats: bool = False
+    """Send the usage so far in each chunk, too."""
 
 
 def _one_as_list(value: Any) -> Any:
@@ -89,7 +91,15 @@ class SamplingRequest(RequestModel):
     stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_one_as_list), Field(max_length=16)] = []
     """Always a list, also where the client sent one string."""
     stop_token_ids: list[TokenId] = []
+    include_stop_str_in_output: bool = False
     ignore_eos: bool = False
+    allowed_token_ids: list[TokenId] | None = Field(None, min_length=1)
+    skip_special_tokens: bool = True
+    """Special tokens are not in the text of the answer."""
+    truncate_prompt_tokens: int | None = Field(None, ge=-1)
+    """Tokens of a prompt at most; the rest is cut off. -1: what the context leaves beside the answer."""
+    truncation_side: Literal["left", "right"] = "left"
+    """left: the last tokens are kept."""
 
     response_format: dict[str, Any] | None = None
     user: str | None = None
@@ -113,7 +123,19 @@ class SamplingRequest(RequestModel):
             raise ValueError(f"must be at most `max_tokens`, which is {limit}, found {value}")
         return value
 
+    @field_validator("truncate_prompt_tokens")
+    @classmethod
+    def not_to_nothing(cls, value: int) -> int:
+        if value == 0:
+            raise ValueError("must be -1, or at least 1, found 0")
+        return value
+
     @property
     def include_usage(self) -> bool:
         """Whether a stream ends with a chunk that holds the usage."""
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def continuous_usage(self) -> bool:
+        """Whether each chunk of a stream says what was used so far; vLLM's, which wants `include_usage` for it."""
+        return self.include_usage and self.stream_options is not None and self.stream_options.continuous_usage_stats

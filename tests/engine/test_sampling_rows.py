@@ -1,5 +1,6 @@
 """Rows of the sampler: what they count is what a look at all tokens would find, and they look at each token once."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -134,6 +135,7 @@ def test_lines_of_counts_are_used_again() -> None:
         ({"presence_penalty": 1.0}, [0, VOCABULARY], []),
         ({"repetition_penalty": 1.1}, [0], [-1]),
         ({"logit_bias": {VOCABULARY: 1.0}}, [0], []),
+        ({"allowed_token_ids": (1, VOCABULARY)}, [0], []),
     ],
 )
 def test_a_token_that_is_not_in_the_vocabulary_is_refused_and_the_row_stays_free(
@@ -251,3 +253,20 @@ def test_a_seat_that_nobody_got_to_sit_on_can_be_given_back() -> None:
     run.leave(3)
     run.seat(0, [0], temperature=0)
     assert run.step(0) == [VOCABULARY - 1]
+
+
+def test_only_allowed_tokens_come_and_their_biases_and_the_least_length_hold() -> None:
+    rows = SamplingRows(VOCABULARY, CPU)
+    biased = {"logit_bias": {0: 50.0, 2: 1.5}, "min_tokens": 1, "eos_token_ids": (4,)}
+    rows.seat(0, params(allowed_token_ids=(1, 2, 4), **biased), [])
+    first: list[float] = []
+    later: list[float] = []
+    for found in (first, later):
+        biases = rows.batch([0]).biases
+        assert biases is not None
+        logits = torch.zeros(VOCABULARY).index_add_(0, biases.places, biases.values)
+        found.extend(logits.tolist())
+        rows.append([0], [1])
+    assert [token for token, logit in enumerate(first) if logit > -math.inf] == [1, 2]
+    assert [token for token, logit in enumerate(later) if logit > -math.inf] == [1, 2, 4]
+    assert (later[1], later[2], later[4]) == (0, 1.5, 0)

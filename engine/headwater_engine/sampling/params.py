@@ -23,8 +23,14 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     repetition_penalty: float = 1.0
     """1: off. Counts prompt and output tokens, as Hugging Face's and vLLM's do; the other two only output tokens."""
     logit_bias: dict[int, float] = {}
+    allowed_token_ids: tuple[int, ...] | None = None
+    """None: all."""
     stop: tuple[str, ...] = ()
     """Strings; the HTTP front, which owns the text, looks for them."""
+    include_stop_str_in_output: bool = False
+    """The answer's text holds what ended it; the HTTP front's, too."""
+    skip_special_tokens: bool = True
+    """The answer's text leaves them out; the HTTP front's, too."""
     stop_token_ids: tuple[int, ...] = ()
     eos_token_ids: tuple[int, ...] = ()
     """The model's own; unheeded under `ignore_eos`."""

@@ -80,7 +80,7 @@ class SamplingRows:
             params.presence_penalty,
             params.frequency_penalty,
             line,
-            bool(params.logit_bias),
+            bool(params.logit_bias) or params.allowed_token_ids is not None,
             params.min_tokens if len(shifts.tokens) else 0,
             len(output),
             -1 if params.logprobs is None else params.logprobs,
@@ -142,11 +142,19 @@ class SamplingRows:
 
     def _shifts_of(self, params: SamplingParams) -> _Shifts:
         _check(params.logit_bias, self._vocabulary)
-        ends = {token for token in (*params.eos_token_ids, *params.stop_token_ids) if token < self._vocabulary}
-        tokens = sorted({*params.logit_bias, *ends})
-        late = np.array([params.logit_bias.get(token, 0) for token in tokens], dtype=np.float32)
-        early = np.where([token in ends for token in tokens], np.float32("-inf"), late)
-        return _Shifts(np.array(tokens, dtype=np.int64), early.astype(np.float32), late)
+        ends = [token for token in (*params.eos_token_ids, *params.stop_token_ids) if token < self._vocabulary]
+        if params.allowed_token_ids is None:
+            tokens = np.array(sorted({*params.logit_bias, *ends}), dtype=np.int64)
+            late = np.zeros(len(tokens), dtype=np.float32)
+        else:
+            _check(params.allowed_token_ids, self._vocabulary)
+            tokens = np.arange(self._vocabulary)
+            late = np.full(self._vocabulary, -np.inf, dtype=np.float32)
+            late[list(params.allowed_token_ids)] = 0
+        late[np.searchsorted(tokens, list(params.logit_bias))] += list(params.logit_bias.values())
+        early = late.copy()
+        early[np.searchsorted(tokens, ends)] = -np.inf
+        return _Shifts(tokens, early, late)
 
     def _count(self, prompt: Sequence[int], output: Sequence[int]) -> int:
         """The line of the counts that now holds these."""

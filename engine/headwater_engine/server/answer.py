@@ -59,8 +59,8 @@ class Form(Protocol):
 
     headers: Headers
 
-    def piece(self, piece: Piece) -> bytes:
-        """What of it goes out now; nothing where the answer is sent whole."""
+    def piece(self, piece: Piece, usage: Usage) -> bytes:
+        """What of it goes out now; nothing where the answer is sent whole. `usage`: of all choices, so far."""
 
     def end(self, usage: Usage) -> bytes:
         """What goes out last."""
@@ -70,12 +70,14 @@ class Reader:
     """Makes one choice's outputs into text, and ends it at a stop string."""
 
     def __init__(self, model: ServedModel, prompt: Sequence[int], params: SamplingParams) -> None:
-        self._detokenizer = Detokenizer(model.backend, prompt)
-        self._stops = StopStrings(params.stop)
+        self._detokenizer = Detokenizer(model.backend, prompt, skip_special_tokens=params.skip_special_tokens)
+        self._stops = StopStrings(params.stop, show=params.include_stop_str_in_output)
         self._min_tokens = params.min_tokens
         self._tokens = 0
         self._hidden = set() if params.ignore_eos else set(params.eos_token_ids)
         self._hidden |= set(params.stop_token_ids)
+        if params.include_stop_str_in_output:
+            self._hidden = set()
 
     def read(self, output: Output, index: int) -> Piece:
         piece = Piece(index, "", output.logprobs or [], output.prompt_logprobs)
@@ -217,7 +219,7 @@ class Answer:
             choice.held = piece
             self._woken.set()
         else:
-            self._write(self._form.piece(piece))
+            self._write(self._form.piece(piece, self._usage()))
 
     def fail(self, error: APIError) -> None:
         """Of several choices, none is of use without the others."""
@@ -229,8 +231,12 @@ class Answer:
 
     # What goes out
 
+    def _usage(self) -> Usage:
+        return Usage.of(prompt=self._prompt_tokens, completion=self._completion_tokens, cached=self._cached_tokens)
+
     def _take_held(self) -> bytes:
-        written = [self._form.piece(choice.held) for choice in self._choices if choice.held is not None]
+        usage = self._usage()
+        written = [self._form.piece(choice.held, usage) for choice in self._choices if choice.held is not None]
         for choice in self._choices:
             choice.held = None
         return b"".join(written)
@@ -242,8 +248,7 @@ class Answer:
             self._client.write(data)
 
     def _finish(self) -> None:
-        usage = Usage.of(prompt=self._prompt_tokens, completion=self._completion_tokens, cached=self._cached_tokens)
-        last = self._take_held() + self._form.end(usage)
+        last = self._take_held() + self._form.end(self._usage())
         if self._client.answer_began:
             self._client.end(last)
         else:

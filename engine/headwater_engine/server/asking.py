@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from headwater.openai.errors import BadRequestError
+from headwater.openai.request import SamplingRequest
 from headwater_engine.core.messages import Generate
 from headwater_engine.sampling.params import SamplingParams
 from headwater_engine.server.echo import Echo
@@ -41,6 +42,16 @@ class Question:
                     priority=self.priority,
                     cache_salt=self.cache_salt,
                 )
+
+
+def truncated(prompt: list[int], request: SamplingRequest, context: int, wanted: int | None) -> list[int]:
+    """The prompt as `truncate_prompt_tokens` cuts it. `wanted`: output tokens; as of `max_tokens`."""
+    most = request.truncate_prompt_tokens
+    if most is None:
+        return prompt
+    if most == -1:
+        most = max(1, context - (wanted or 1))
+    return prompt[:most] if request.truncation_side == "right" else prompt[-most:]
 
 
 def max_tokens(context: int, prompt: Sequence[int], wanted: int | None, field_name: str, prompt_field: str) -> int:

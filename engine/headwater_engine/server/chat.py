@@ -23,7 +23,7 @@ from headwater.openai.stream import DONE, event
 from headwater.openai.usage import Usage
 from headwater_engine.core.messages import TokenLogprobs
 from headwater_engine.server.answer import Form, Piece
-from headwater_engine.server.asking import Question, max_tokens, new_id, now
+from headwater_engine.server.asking import Question, max_tokens, new_id, now, truncated
 from headwater_engine.server.detokenizer import TokenText
 from headwater_engine.server.served_model import ServedModel
 
@@ -39,9 +39,9 @@ async def ask(model: ServedModel, context: int, request: ChatCompletionRequest) 
     model.check_tokens(request.stop_token_ids, "stop_token_ids")
     text = await model.render(request)
     model.check_length(text, context, "messages")
-    # A long conversation takes milliseconds to tokenize; other streams go on meanwhile. The template wrote what
-    # special tokens there are.
-    prompt = await asyncio.to_thread(model.encode, text, add_special_tokens=False)
+    # A long conversation takes milliseconds to tokenize; other streams go on meanwhile.
+    prompt = await asyncio.to_thread(model.encode, text, add_special_tokens=request.add_special_tokens)
+    prompt = truncated(prompt, request, context, request.output_limit)
     limit_field = "max_completion_tokens" if request.max_completion_tokens is not None else "max_tokens"
     limit = max_tokens(context, prompt, request.output_limit, limit_field, "messages")
     logprobs = request.top_logprobs if request.logprobs else None
@@ -83,7 +83,7 @@ class _WholeChat:
         ]
         self._texts: list[list[str]] = [[] for _ in self._choices]
 
-    def piece(self, piece: Piece) -> bytes:
+    def piece(self, piece: Piece, usage: Usage) -> bytes:
         choice = self._choices[piece.index]
         self._texts[piece.index].append(piece.text)
         if piece.logprobs:
@@ -111,10 +111,12 @@ class _ChatStream:
         self._created = now()
         self._model = request.model
         self._include_usage = request.include_usage
+        self._continuous_usage = request.continuous_usage
         self._begun: set[int] = set()
 
-    def piece(self, piece: Piece) -> bytes:
+    def piece(self, piece: Piece, usage: Usage) -> bytes:
         logprobs = ChoiceLogprobs(token_logprobs(piece.logprobs, self._text_of)) if piece.logprobs else None
+        so_far = usage if self._continuous_usage else None
         written = self._chunk(
             ChunkChoice(
                 index=piece.index,
@@ -122,13 +124,14 @@ class _ChatStream:
                 finish_reason=piece.finish_reason,
                 logprobs=logprobs,
                 stop_reason=piece.stop_reason,
-            )
+            ),
+            usage=so_far,
         )
         if piece.index in self._begun:
             return written
         self._begun.add(piece.index)
         role = Delta(role="assistant", content="")
-        return self._chunk(ChunkChoice(index=piece.index, delta=role, finish_reason=None)) + written
+        return self._chunk(ChunkChoice(index=piece.index, delta=role, finish_reason=None), usage=so_far) + written
 
     def end(self, usage: Usage) -> bytes:
         return self._chunk(usage=usage) + DONE if self._include_usage else DONE

@@ -12,7 +12,7 @@ from headwater.openai.stream import DONE, event
 from headwater.openai.usage import Usage
 from headwater_engine.core.messages import TokenLogprobs
 from headwater_engine.server.answer import Form, Piece
-from headwater_engine.server.asking import Question, max_tokens, new_id, now
+from headwater_engine.server.asking import Question, max_tokens, new_id, now, truncated
 from headwater_engine.server.chat import check_response_format
 from headwater_engine.server.detokenizer import TokenText
 from headwater_engine.server.echo import Echo, Pieces, echo_of_text, echo_of_tokens
@@ -49,15 +49,16 @@ def _tokenize(model: ServedModel, context: int, request: CompletionRequest) -> t
     for prompt in request.prompts:
         if isinstance(prompt, str):
             model.check_length(prompt, context, "prompt")
-            tokens = model.encode(prompt, add_special_tokens=request.add_special_tokens)
-            if request.echo:
-                echoes.append(echo_of_text(model.backend, prompt, tokens, added=request.add_special_tokens))
+            whole = model.encode(prompt, add_special_tokens=request.add_special_tokens)
         else:
             model.check_tokens(prompt, "prompt")
-            tokens = prompt
-            if request.echo:
-                echoes.append(echo_of_tokens(model.backend, tokens))
+            whole = prompt
+        tokens = truncated(whole, request, context, request.max_tokens)
         prompts.append(tokens)
+        if request.echo and isinstance(prompt, str) and tokens == whole:
+            echoes.append(echo_of_text(model.backend, prompt, tokens, added=request.add_special_tokens))
+        elif request.echo:
+            echoes.append(echo_of_tokens(model.backend, tokens))
     return prompts, echoes
 
 
@@ -130,7 +131,7 @@ class _WholeCompletion:
         self._choices = [CompletionChoice(index=index, text="", finish_reason=None) for index in range(len(writers))]
         self._texts: list[list[str]] = [[] for _ in writers]
 
-    def piece(self, piece: Piece) -> bytes:
+    def piece(self, piece: Piece, usage: Usage) -> bytes:
         choice = self._choices[piece.index]
         text, logprobs = self._writers[piece.index].write(piece)
         self._texts[piece.index].append(text)
@@ -165,8 +166,9 @@ class _CompletionStream:
         self._created = now()
         self._model = request.model
         self._include_usage = request.include_usage
+        self._continuous_usage = request.continuous_usage
 
-    def piece(self, piece: Piece) -> bytes:
+    def piece(self, piece: Piece, usage: Usage) -> bytes:
         text, logprobs = self._writers[piece.index].write(piece)
         return self._chunk(
             CompletionChoice(
@@ -175,7 +177,8 @@ class _CompletionStream:
                 finish_reason=piece.finish_reason,
                 logprobs=logprobs,
                 stop_reason=piece.stop_reason,
-            )
+            ),
+            usage=usage if self._continuous_usage else None,
         )
 
     def end(self, usage: Usage) -> bytes:

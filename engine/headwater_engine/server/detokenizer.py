@@ -19,8 +19,9 @@ _LONGEST_CHARACTER = 8
 class Detokenizer:
     """Of one answer. What `add` and `flush` return, joined, is the text of the output tokens."""
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], *, skip_special_tokens: bool = True) -> None:
         self._tokenizer = tokenizer
+        self._skip_special_tokens = skip_special_tokens
         self._tokens = list(prompt[-_CONTEXT:])
         self._settled = len(self._tokens)
         """Tokens whose text is out, all of it."""
@@ -48,7 +49,8 @@ class Detokenizer:
         new = self._behind_context(text)
         if new:
             shown = self._tokens[self._settled :]
-            context = _alone(self._tokenizer, shown[0]) if len(shown) == 1 else self._decode(shown)
+            single = len(shown) == 1
+            context = _alone(self._tokenizer, shown[0], self._skip_special_tokens) if single else self._decode(shown)
             if "\ufffd" in context and "\ufffd" not in new:
                 # They complete a character that began before them, and without it are no context for what follows.
                 shown, context = self._tokens, text
@@ -75,13 +77,13 @@ class Detokenizer:
         return text[known:]
 
     def _decode(self, tokens: Sequence[int]) -> str:
-        return self._tokenizer.decode(tokens, skip_special_tokens=True) if tokens else ""
+        return self._tokenizer.decode(tokens, skip_special_tokens=self._skip_special_tokens) if tokens else ""
 
 
 @lru_cache(maxsize=2**16)
-def _alone(tokenizer: Tokenizer, token: int) -> str:
+def _alone(tokenizer: Tokenizer, token: int, skip_special_tokens: bool) -> str:
     """Most contexts are one token, and most tokens come again and again."""
-    return str(tokenizer.decode([token], skip_special_tokens=True))
+    return str(tokenizer.decode([token], skip_special_tokens=skip_special_tokens))
 
 
 class TokenText:

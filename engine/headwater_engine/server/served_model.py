@@ -120,7 +120,10 @@ class ServedModel:
             frequency_penalty=request.frequency_penalty,
             repetition_penalty=self._value(request.repetition_penalty, "repetition_penalty", 1.0),
             logit_bias=self._known_tokens(request.logit_bias, "logit_bias"),
+            allowed_token_ids=self._allowed_tokens(request),
             stop=tuple(request.stop),
+            include_stop_str_in_output=request.include_stop_str_in_output,
+            skip_special_tokens=request.skip_special_tokens,
             stop_token_ids=tuple(request.stop_token_ids),
             eos_token_ids=self.eos_token_ids,
             ignore_eos=request.ignore_eos,
@@ -163,6 +166,18 @@ class ServedModel:
     def _known_tokens(self, biases: Mapping[int, float], field: str) -> dict[int, float]:
         self.check_tokens(list(biases), field)
         return dict(biases)
+
+    def _allowed_tokens(self, request: SamplingRequest) -> tuple[int, ...] | None:
+        if request.allowed_token_ids is None:
+            return None
+        self.check_tokens(request.allowed_token_ids, "allowed_token_ids")
+        ends = {*request.stop_token_ids, *(() if request.ignore_eos else self.eos_token_ids)}
+        if request.min_tokens and ends.issuperset(request.allowed_token_ids):
+            raise BadRequestError(
+                "`allowed_token_ids` are all ends of the answer, which `min_tokens` does not let come first.",
+                param="allowed_token_ids",
+            )
+        return tuple(request.allowed_token_ids)
 
     def _value(self, given: float | None, name: str, api_default: float) -> float:
         if given is not None:

@@ -1,4 +1,4 @@
-"""Ends a text at the first of some strings, which may come in pieces and is not part of the answer.
+"""Ends a text at the first of some strings, which may come in pieces and is not part of the answer, unless asked for.
 
 First is what is complete first, as a reader of single characters finds it: so the end does not depend on the pieces.
 """
@@ -9,8 +9,10 @@ from collections.abc import Sequence
 class StopStrings:
     """Holds back what may yet turn out to be the beginning of a stop string, and no more."""
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], *, show: bool = False) -> None:
+        """`show`: the one that is found is part of the answer."""
         self._stops = stops
+        self._show = show
         self._held = ""
 
     def feed(self, text: str) -> tuple[str, str | None]:
@@ -22,7 +24,7 @@ class StopStrings:
         if found:
             at, stop = min(found, key=lambda each: (each[0] + len(each[1]), each[0]))
             self._held = ""
-            return text[:at], stop
+            return text[: at + len(stop) if self._show else at], stop
         keep = max(_overlap(text, stop) for stop in self._stops)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep], None

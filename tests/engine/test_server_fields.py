@@ -1,0 +1,120 @@
+"""What fields of a request do to its prompt, to what the engine is told, and to the text of the answer."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from headwater_engine.core.messages import FinishReason, Output, Outputs
+from tests.engine.fake_engine import FakeEngine, fake_engine, sorted_alphabet
+from tests.engine.test_server import CHAT, TEXT, events, post, serving, until
+
+END_OF_TURN = 258
+
+
+@pytest.fixture
+async def engine(tmp_path: Path) -> AsyncIterator[FakeEngine]:
+    async with fake_engine(tmp_path) as engine:
+        yield engine
+
+
+@pytest.fixture
+async def http(engine: FakeEngine) -> AsyncIterator[httpx.AsyncClient]:
+    async with serving(engine) as http:
+        await engine.be_ready()
+        await until(http, "/ready", 200)
+        yield http
+
+
+def ids(text: str) -> list[int]:
+    return [sorted_alphabet().index(character) for character in text]
+
+
+async def answered(http: httpx.AsyncClient, engine: FakeEngine, tokens: list[int], **fields: Any) -> dict[str, Any]:
+    """The only choice, where the engine says `tokens` and stops."""
+    answer = post(http, "/v1/completions", {**TEXT, **fields})
+    question = await engine.hear_question()
+    await engine.say(Outputs([Output(id=question.id, tokens=tokens, finish_reason=FinishReason.STOP)]))
+    (choice,) = (await answer).json()["choices"]
+    return dict(choice)
+
+
+async def test_what_ends_the_answer_is_part_of_it_where_that_is_asked_for(
+    http: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    fields: dict[str, Any] = {"include_stop_str_in_output": True, "stop": "b"}
+    choice = await answered(http, engine, ids("abc"), **fields)
+    assert (choice["text"], choice["stop_reason"]) == ("ab", "b")
+    choice = await answered(http, engine, ids("xy"), include_stop_str_in_output=True, stop_token_ids=ids("y"))
+    assert choice["text"] == "xy"
+    assert (await answered(http, engine, ids("xy"), stop_token_ids=ids("y")))["text"] == "x"
+
+
+async def test_special_tokens_are_in_the_text_where_that_is_asked_for(
+    http: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    tokens = [*ids("a"), 257, *ids("b")]
+    assert (await answered(http, engine, tokens))["text"] == "ab"
+    shown = (await answered(http, engine, tokens, skip_special_tokens=False))["text"]
+    assert shown == "a<|im_start|>b"
+    fields = {"skip_special_tokens": False, "include_stop_str_in_output": True}
+    assert (await answered(http, engine, [*ids("a"), END_OF_TURN], **fields))["text"] == "a<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("fields", "prompt"),
+    [
+        ({"truncate_prompt_tokens": 3}, "789"),
+        ({"truncate_prompt_tokens": 3, "truncation_side": "right"}, "012"),
+        ({"truncate_prompt_tokens": 20}, "0123456789"),
+        ({"truncate_prompt_tokens": -1, "max_tokens": 60}, "6789"),
+        ({"truncate_prompt_tokens": -1, "max_tokens": 1}, "0123456789"),
+    ],
+)
+async def test_a_prompt_is_cut_to_the_tokens_that_it_may_have(
+    http: httpx.AsyncClient, engine: FakeEngine, fields: dict[str, Any], prompt: str
+) -> None:
+    answer = post(http, "/v1/completions", {**TEXT, "prompt": "0123456789", **fields})
+    question = await engine.hear_question()
+    assert question.prompt == ids(prompt)
+    await engine.answer(question, "x", FinishReason.STOP)
+    assert (await answer).status_code == 200
+
+
+async def test_a_chat_is_cut_too(http: httpx.AsyncClient, engine: FakeEngine) -> None:
+    whole = (await http.post("/tokenize", json=CHAT)).json()["tokens"]
+    answer = post(http, "/v1/chat/completions", {**CHAT, "truncate_prompt_tokens": 4})
+    question = await engine.hear_question()
+    assert question.prompt == whole[-4:]
+    await engine.answer(question, "x", FinishReason.STOP)
+    assert (await answer).status_code == 200
+
+
+async def test_each_chunk_has_the_usage_so_far_where_that_is_asked_for(
+    http: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    options = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+    for path, body in (("/v1/completions", TEXT), ("/v1/chat/completions", CHAT)):
+        answer = post(http, path, {**body, **options})
+        question = await engine.hear_question()
+        await engine.answer(question, "abc", cached_tokens=1)
+        await engine.answer(question, "d", FinishReason.STOP)
+        usages = [chunk["usage"] for chunk in events(await answer)]
+        assert sorted({usage["completion_tokens"] for usage in usages}) == [3, 4]
+        assert {usage["prompt_tokens"] for usage in usages} == {len(question.prompt)}
+        assert usages[0]["prompt_tokens_details"] == {"cached_tokens": 1}
+
+
+async def test_allowed_tokens_reach_the_engine_or_are_refused_by_name(
+    http: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    answer = post(http, "/v1/completions", {**TEXT, "allowed_token_ids": [5, 7]})
+    question = await engine.hear_question()
+    assert question.params.allowed_token_ids == (5, 7)
+    await engine.answer(question, "x", FinishReason.STOP)
+    assert (await answer).status_code == 200
+    for fields in ({"allowed_token_ids": [5, 512]}, {"allowed_token_ids": [END_OF_TURN], "min_tokens": 2}):
+        refused = await http.post("/v1/completions", json={**TEXT, **fields})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "allowed_token_ids")

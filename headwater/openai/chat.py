@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from msgspec import Struct
 from pydantic import Field, PlainValidator, ValidationInfo, field_validator, model_validator
 
-from headwater.openai.request import RequestModel, SamplingRequest
+from headwater.openai.request import Integer, RequestModel, SamplingRequest
 from headwater.openai.unsupported import UnsupportedInChat
 from headwater.openai.usage import Usage
 from headwater.validation import found
@@ -119,9 +119,9 @@ class Conversation(RequestModel):
 class ChatCompletionRequest(SamplingRequest, Conversation, UnsupportedInChat):
     add_special_tokens: bool = False
     """Besides those that the template writes."""
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: Integer | None = Field(None, ge=1)
     logprobs: bool = False
-    top_logprobs: int = Field(0, ge=0, le=20)
+    top_logprobs: Integer = Field(0, ge=0, le=20)
 
     @field_validator("top_logprobs")
     @classmethod

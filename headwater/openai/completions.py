@@ -5,7 +5,7 @@ from typing import Annotated, Any, cast
 from msgspec import Struct
 from pydantic import Field, PlainValidator, ValidationInfo, field_validator
 
-from headwater.openai.request import MAX_TOKEN_ID, SamplingRequest
+from headwater.openai.request import MAX_TOKEN_ID, Integer, SamplingRequest
 from headwater.openai.unsupported import Unsupported, only
 from headwater.openai.usage import Usage
 from headwater.validation import found
@@ -42,11 +42,12 @@ def _read_prompt(value: Any) -> Prompt:
 
 class CompletionRequest(SamplingRequest, Unsupported):
     prompt: Annotated[Prompt, PlainValidator(_read_prompt)]
-    max_tokens: int = Field(16, ge=1)
     echo: bool = False
     """The answer begins with the prompt."""
-    logprobs: int | None = Field(None, ge=0, le=20)
-    best_of: int | None = None
+    max_tokens: Integer | None = Field(None, ge=0)
+    """Default: 16, or what the context leaves. 0 under `echo`: the prompt alone, with its log-probabilities."""
+    logprobs: Integer | None = Field(None, ge=0, le=20)
+    best_of: Integer | None = None
     suffix: str | None = None
     prompt_embeds: Annotated[Any, only([])] = None
     add_special_tokens: bool = True
@@ -63,6 +64,11 @@ class CompletionRequest(SamplingRequest, Unsupported):
     def no_insertion(cls, value: str) -> None:
         if value:
             raise ValueError("is not supported: text is only continued, not inserted")
+
+    @property
+    def echo_only(self) -> bool:
+        """Whether nothing but the prompt is asked for."""
+        return self.echo and self.max_tokens == 0
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:

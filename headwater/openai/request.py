@@ -19,13 +19,20 @@ from headwater.validation import found
 
 MAX_TOKEN_ID = 2**31 - 1
 
-TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
+
+def _whole(value: Any) -> Any:
+    """Some clients' languages have one kind of number: 1.0 is 1."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Integer = Annotated[int, BeforeValidator(_whole)]
+TokenId = Annotated[Integer, Field(ge=0, le=MAX_TOKEN_ID)]
 
 
 class RequestModel(BaseModel):
     """A body, or a part of one. Unknown fields are kept; null is "not given"; numbers are not read out of strings."""
 
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
 
     @model_validator(mode="before")
     @classmethod
@@ -71,22 +78,23 @@ def _read_logit_bias(value: Any) -> dict[int, float]:
 class SamplingRequest(RequestModel):
     """The fields that chat and text completions share. None: not given, so the model's own default holds."""
 
-    model: str = Field(min_length=1)
+    model: str | None = Field(None, min_length=1)
+    """None: the one that is served."""
     stream: bool = False
     stream_options: StreamOptions | None = None
 
-    n: int = Field(1, ge=1, le=128)
-    max_tokens: int | None = Field(None, ge=1)
-    min_tokens: int = Field(0, ge=0)
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1)
+    n: Integer = Field(1, ge=1, le=128)
+    max_tokens: Integer | None = Field(None, ge=1)
+    min_tokens: Integer = Field(0, ge=0)
+    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
+    top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
+    top_k: Integer | None = Field(None, ge=-1)
     """-1 and 0: off."""
-    min_p: float | None = Field(None, ge=0, le=1)
-    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
-    presence_penalty: float = Field(0.0, ge=-2, le=2)
-    frequency_penalty: float = Field(0.0, ge=-2, le=2)
-    repetition_penalty: float | None = Field(None, gt=0)
+    min_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
+    seed: Integer | None = Field(None, ge=-(2**63), le=2**63 - 1)
+    presence_penalty: float = Field(0.0, ge=-2, le=2, allow_inf_nan=False)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2, allow_inf_nan=False)
+    repetition_penalty: float | None = Field(None, gt=0, allow_inf_nan=False)
     logit_bias: Annotated[dict[int, float], PlainValidator(_read_logit_bias)] = {}
     stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_one_as_list), Field(max_length=16)] = []
     """Always a list, also where the client sent one string."""
@@ -96,14 +104,14 @@ class SamplingRequest(RequestModel):
     allowed_token_ids: list[TokenId] | None = Field(None, min_length=1)
     skip_special_tokens: bool = True
     """Special tokens are not in the text of the answer."""
-    truncate_prompt_tokens: int | None = Field(None, ge=-1)
+    truncate_prompt_tokens: Integer | None = Field(None, ge=-1)
     """Tokens of a prompt at most; the rest is cut off. -1: what the context leaves beside the answer."""
     truncation_side: Literal["left", "right"] = "left"
     """left: the last tokens are kept."""
 
     response_format: dict[str, Any] | None = None
     user: str | None = None
-    priority: int = Field(0, ge=-(2**31), le=2**31 - 1)
+    priority: Integer = Field(0, ge=-(2**31), le=2**31 - 1)
     """Lower runs first."""
     cache_salt: str | None = Field(None, min_length=1)
     """Cached prompts are shared only between requests of the same salt."""

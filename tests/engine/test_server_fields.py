@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from headwater_engine.core.messages import FinishReason, Output, Outputs
+from headwater_engine.core.messages import FinishReason, Output, Outputs, TokenLogprobs
 from tests.engine.fake_engine import FakeEngine, fake_engine, sorted_alphabet
 from tests.engine.test_server import CHAT, TEXT, events, post, serving, until
 
@@ -118,3 +118,44 @@ async def test_allowed_tokens_reach_the_engine_or_are_refused_by_name(
     for fields in ({"allowed_token_ids": [5, 512]}, {"allowed_token_ids": [END_OF_TURN], "min_tokens": 2}):
         refused = await http.post("/v1/completions", json={**TEXT, **fields})
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "allowed_token_ids")
+
+
+async def test_an_echo_alone_has_the_prompts_logprobs_and_no_answer(
+    http: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    """As lm-evaluation-harness asks."""
+    answer = post(http, "/v1/completions", {**TEXT, "echo": True, "logprobs": 1, "max_tokens": 0})
+    question = await engine.hear_question()
+    assert (question.params.max_tokens, question.params.prompt_logprobs) == (1, 1)
+    scored = TokenLogprobs(question.prompt[1], -0.5, 1, [(question.prompt[1], -0.5)])
+    unseen = [TokenLogprobs(END_OF_TURN, -1.0, 1, [])]
+    await engine.say(
+        Outputs(
+            [
+                Output(
+                    id=question.id,
+                    tokens=[END_OF_TURN],
+                    finish_reason=FinishReason.STOP,
+                    prompt_logprobs=[None, scored],
+                    logprobs=unseen,
+                )
+            ]
+        )
+    )
+    body = (await answer).json()
+    (choice,) = body["choices"]
+    assert (choice["text"], choice["finish_reason"]) == ("Hi", "length")
+    assert choice["logprobs"]["token_logprobs"] == [None, -0.5]
+    assert body["usage"]["completion_tokens"] == 0
+    assert (await http.post("/v1/completions", json={**TEXT, "max_tokens": 0})).json()["error"]["param"] == "max_tokens"
+
+
+async def test_a_text_without_a_limit_has_what_the_context_leaves_at_most(
+    http: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    for length, limit in ((10, 16), (60, 4)):
+        answer = post(http, "/v1/completions", {"prompt": "x" * length})
+        question = await engine.hear_question()
+        assert question.params.max_tokens == limit
+        await engine.answer(question, "x", FinishReason.STOP)
+        assert (await answer).json()["model"] == "tiny"

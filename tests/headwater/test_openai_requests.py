@@ -82,7 +82,7 @@ def test_tools_and_formats_pass_as_raw_data():
         ({"min_p": 1.5}, "min_p", "must be less than or equal to 1"),
         ({"n": 0}, "n", "must be greater than or equal to 1"),
         ({"n": 129}, "n", "must be less than or equal to 128"),
-        ({"max_tokens": 0}, "max_tokens", "must be greater than or equal to 1"),
+        ({"max_tokens": -1}, "max_tokens", "must be greater than or equal to"),
         ({"max_tokens": 1.5}, "max_tokens", "integer"),
         ({"min_tokens": 9, "max_tokens": 8}, "min_tokens", "must be at most `max_tokens`, which is 8, found 9"),
         ({"seed": 2**63}, "seed", "less than or equal"),
@@ -102,7 +102,6 @@ def test_tools_and_formats_pass_as_raw_data():
         ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage", "boolean"),
         ({"priority": "high"}, "priority", "integer"),
         ({"cache_salt": ""}, "cache_salt", "at least 1 character"),
-        ({"model": None}, "model", "is required"),
         ({"model": ""}, "model", "at least 1 character"),
     ],
 )
@@ -159,7 +158,6 @@ def test_a_wrong_chat_field_is_named(fields, param, message):
         ({"best_of": 2}, "best_of", "must equal `n`, which is 1, found 2"),
         ({"suffix": "end"}, "suffix", "is not supported"),
         ({"logprobs": 21}, "logprobs", "less than or equal to 20"),
-        ({"min_tokens": 17}, "min_tokens", "must be at most `max_tokens`, which is 16"),
     ],
 )
 def test_a_wrong_completion_field_is_named(fields, param, message):
@@ -232,3 +230,22 @@ def test_detokenize_takes_token_ids():
     assert DetokenizeRequest.parse(b'{"tokens": [1, 2]}').tokens == [1, 2]
     with pytest.raises(BadRequestError, match=r"`tokens\[1\]`"):
         DetokenizeRequest.parse(b'{"tokens": [1, -2]}')
+
+
+@pytest.mark.parametrize("parse", [chat, completion])
+def test_a_whole_number_may_be_written_with_a_point(parse):
+    request = parse(max_tokens=5.0, top_k=3.0, seed=7.0, stop_token_ids=[2.0])
+    assert (request.max_tokens, request.top_k, request.seed, request.stop_token_ids) == (5, 3, 7, [2])
+    with pytest.raises(BadRequestError, match="`top_k`"):
+        parse(top_k=float("inf"))
+
+
+def test_a_number_that_is_none_matters_only_where_it_is_used():
+    assert chat(weather=float("nan"), chat_template_kwargs={"a": float("inf")}).model_extra is not None
+    with pytest.raises(BadRequestError, match="`repetition_penalty`"):
+        chat(repetition_penalty=float("inf"))
+
+
+@pytest.mark.parametrize("parse", [chat, completion])
+def test_the_model_need_not_be_named(parse):
+    assert parse(model=None).model is None

@@ -175,6 +175,7 @@ class Answer:
         self.open = len(self._choices)
         """Choices that have not ended."""
         self._n = question.n
+        self._echo_only = question.echo_only
         self._prompt_tokens = sum(map(len, question.prompts))
         self._completion_tokens = 0
         self._cached_tokens = 0
@@ -209,7 +210,8 @@ class Answer:
 
     def count(self, index: int, output: Output) -> None:
         """For the usage. Of the answers to one prompt the first tells how much of it was cached."""
-        self._completion_tokens += len(output.tokens)
+        if not self._echo_only:
+            self._completion_tokens += len(output.tokens)
         if index % self._n == 0:
             self._cached_tokens += output.cached_tokens
 

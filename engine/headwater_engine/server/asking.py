@@ -23,6 +23,10 @@ class Question:
     """Token ids."""
     params: SamplingParams
     n: int
+    model: str = ""
+    """The name that the answer gives."""
+    echo_only: bool = False
+    """Nobody sees the one token of the answer."""
     priority: int = 0
     cache_salt: str = ""
     echoes: Sequence[Echo] = ()

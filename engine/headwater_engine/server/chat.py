@@ -76,7 +76,7 @@ class _WholeChat:
     def __init__(self, model: ServedModel, request: ChatCompletionRequest, question: Question) -> None:
         self._text_of = TokenText(model.backend)
         self._id = question.id
-        self._model = request.model
+        self._model = request.model or model.names[0]
         self._choices = [
             Choice(index=index, message=AnswerMessage(role="assistant", content=""), finish_reason=None)
             for index in range(question.n)
@@ -109,7 +109,7 @@ class _ChatStream:
         self._text_of = TokenText(model.backend)
         self._id = question.id
         self._created = now()
-        self._model = request.model
+        self._model = request.model or model.names[0]
         self._include_usage = request.include_usage
         self._continuous_usage = request.continuous_usage
         self._begun: set[int] = set()

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
@@ -20,19 +21,29 @@ from headwater_engine.server.served_model import ServedModel
 
 _encode = msgspec.json.Encoder().encode
 
+_DEFAULT_MAX_TOKENS: Final = 16
+
 
 async def ask(model: ServedModel, context: int, request: CompletionRequest) -> Question:
     """Check the request against the model, and tokenize its prompts. `context`: tokens in all. Raises APIError."""
     model.check_name(request.model)
     check_response_format(request.response_format)
     model.check_tokens(request.stop_token_ids, "stop_token_ids")
+    if request.max_tokens == 0 and not request.echo:
+        raise BadRequestError("`max_tokens`: must be at least 1, or 0 where `echo` is true.", param="max_tokens")
     prompts, echoes = await asyncio.to_thread(_tokenize, model, context, request)
     if not all(prompts):
         raise BadRequestError("`prompt`: a prompt has no tokens.", param="prompt")
-    limits = [max_tokens(context, prompt, request.max_tokens, "max_tokens", "prompt") for prompt in prompts]
+    # An echo alone needs one token, too, which nobody sees: it is with the first token that the prompt is scored.
+    wanted = 1 if request.echo_only else request.max_tokens
+    limits = [max_tokens(context, prompt, wanted, "max_tokens", "prompt") for prompt in prompts]
+    if wanted is None:
+        limits.append(max(_DEFAULT_MAX_TOKENS, request.min_tokens))
     prompt_logprobs = request.logprobs if request.echo else None
     return Question(
         id=new_id("cmpl"),
+        model=request.model or model.names[0],
+        echo_only=request.echo_only,
         prompts=prompts,
         echoes=echoes,
         params=model.sampling_params(
@@ -69,7 +80,7 @@ def form(model: ServedModel, request: CompletionRequest, question: Question) -> 
         echo = question.echoes[number] if request.echo else Echo()
         for _ in range(question.n):
             pieces = Pieces(model.backend, prompt, text_of) if request.logprobs is not None else None
-            writers.append(_Writer(text_of, prompt, echo, pieces))
+            writers.append(_Writer(text_of, prompt, echo, pieces, echo_only=request.echo_only))
     if request.stream:
         return _CompletionStream(writers, request, question)
     return _WholeCompletion(writers, request, question)
@@ -78,16 +89,22 @@ def form(model: ServedModel, request: CompletionRequest, question: Question) -> 
 class _Writer:
     """Turns the pieces of one choice into text and log-probabilities, with the prompt first under `echo`."""
 
-    def __init__(self, text_of: TokenText, prompt: Sequence[int], echo: Echo, pieces: Pieces | None) -> None:
-        """`pieces`: of the answer; None: no log-probabilities are wanted."""
+    def __init__(
+        self, text_of: TokenText, prompt: Sequence[int], echo: Echo, pieces: Pieces | None, *, echo_only: bool
+    ) -> None:
+        """`pieces`: of the answer; None: no log-probabilities are wanted. `echo_only`: no answer is wanted."""
         self._text_of = text_of
         self._pieces = pieces
         self._prompt = prompt
         self._offsets = echo.offsets
         self._echo = echo.text
         self._offset = len(echo.text)
+        self._echo_only = echo_only
 
     def write(self, piece: Piece) -> tuple[str, CompletionLogprobs | None]:
+        if self._echo_only:
+            piece.text, piece.logprobs, piece.stop_reason = "", [], None
+            piece.finish_reason = piece.finish_reason and "length"
         text, self._echo = self._echo + piece.text, ""
         if self._pieces is None:
             return text, None
@@ -127,7 +144,7 @@ class _WholeCompletion:
     def __init__(self, writers: list[_Writer], request: CompletionRequest, question: Question) -> None:
         self._writers = writers
         self._id = question.id
-        self._model = request.model
+        self._model = question.model
         self._choices = [CompletionChoice(index=index, text="", finish_reason=None) for index in range(len(writers))]
         self._texts: list[list[str]] = [[] for _ in writers]
 
@@ -164,7 +181,7 @@ class _CompletionStream:
         self._writers = writers
         self._id = question.id
         self._created = now()
-        self._model = request.model
+        self._model = question.model
         self._include_usage = request.include_usage
         self._continuous_usage = request.continuous_usage
 

@@ -25,7 +25,8 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Integer = Annotated[int, BeforeValidator(_whole)]
+Integer = Annotated[int, BeforeValidator(_whole), Field(ge=-(2**63), le=2**63 - 1)]
+"""What a message to the engine can hold."""
 TokenId = Annotated[Integer, Field(ge=0, le=MAX_TOKEN_ID)]
 
 
@@ -67,7 +68,7 @@ def _read_logit_bias(value: Any) -> dict[int, float]:
     biases: dict[int, float] = {}
     for key, bias in value.items():
         token = str(key)
-        if not (token.isascii() and token.isdecimal() and int(token) <= MAX_TOKEN_ID):
+        if not (token.isascii() and token.isdecimal() and len(token) <= 10 and int(token) <= MAX_TOKEN_ID):
             raise ValueError(f"its keys must be token ids as strings, found {found(token)}")
         if isinstance(bias, bool) or not isinstance(bias, int | float) or not -100 <= bias <= 100:
             raise ValueError(f"its values must be numbers from -100 to 100, found {found(bias)} for token {token}")
@@ -91,10 +92,10 @@ class SamplingRequest(RequestModel):
     top_k: Integer | None = Field(None, ge=-1)
     """-1 and 0: off."""
     min_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
-    seed: Integer | None = Field(None, ge=-(2**63), le=2**63 - 1)
+    seed: Integer | None = None
     presence_penalty: float = Field(0.0, ge=-2, le=2, allow_inf_nan=False)
     frequency_penalty: float = Field(0.0, ge=-2, le=2, allow_inf_nan=False)
-    repetition_penalty: float | None = Field(None, gt=0, allow_inf_nan=False)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100, allow_inf_nan=False)
     logit_bias: Annotated[dict[int, float], PlainValidator(_read_logit_bias)] = {}
     stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_one_as_list), Field(max_length=16)] = []
     """Always a list, also where the client sent one string."""

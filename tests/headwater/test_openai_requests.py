@@ -1,12 +1,15 @@
 """Requests: unknown fields are let through, wrong ones get a 400 that names the field and says what is allowed."""
 
 import json
+from types import UnionType
+from typing import Annotated, Union, get_args, get_origin
 
 import pytest
 
 from headwater.openai.chat import ChatCompletionRequest
 from headwater.openai.completions import CompletionRequest
 from headwater.openai.errors import BadRequestError
+from headwater.openai.request import RequestModel
 from headwater.openai.tokenize import DetokenizeRequest, TokenizeRequest
 
 USER = {"role": "user", "content": "hello"}
@@ -50,6 +53,41 @@ def test_all_sampling_fields_are_read(parse):
     assert request.include_usage
 
 
+def whole_numbers(model: type[RequestModel]) -> list[str]:
+    """Fields that are an integer, or none."""
+
+    def is_whole(annotation: object) -> bool:
+        if get_origin(annotation) in (Union, UnionType, Annotated):
+            return any(map(is_whole, get_args(annotation)))
+        return annotation is int
+
+    return [name for name, field in model.model_fields.items() if is_whole(field.annotation)]
+
+
+@pytest.mark.parametrize(
+    ("parse", "field"),
+    [(chat, name) for name in whole_numbers(ChatCompletionRequest)]
+    + [(completion, name) for name in whole_numbers(CompletionRequest)],
+)
+@pytest.mark.parametrize("value", [10**30, -(10**30), 1e300])
+def test_no_number_is_larger_than_a_message_to_the_engine_can_hold(parse, field, value):
+    with pytest.raises(BadRequestError) as refused:
+        parse(**{field: value})
+    assert refused.value.param == field
+
+
+@pytest.mark.parametrize("value", [1e-40, 1e-300, 1e300, 0])
+def test_no_repetition_penalty_takes_logits_out_of_float32(value):
+    with pytest.raises(BadRequestError) as refused:
+        completion(repetition_penalty=value)
+    assert refused.value.param == "repetition_penalty"
+
+
+def test_a_token_id_of_many_digits_is_named_as_what_it_is():
+    with pytest.raises(BadRequestError, match="keys must be token ids"):
+        completion(logit_bias={"9" * 5000: 1})
+
+
 @pytest.mark.parametrize("parse", [chat, completion])
 def test_null_is_not_given(parse):
     given = parse(**dict.fromkeys([*SAMPLING, "stop", "logit_bias", "response_format"]))
@@ -88,7 +126,7 @@ def test_tools_and_formats_pass_as_raw_data():
         ({"seed": 2**63}, "seed", "less than or equal"),
         ({"presence_penalty": 3}, "presence_penalty", "less than or equal to 2"),
         ({"frequency_penalty": -3}, "frequency_penalty", "greater than or equal to -2"),
-        ({"repetition_penalty": 0}, "repetition_penalty", "greater than 0"),
+        ({"repetition_penalty": 0}, "repetition_penalty", "0.01"),
         ({"logit_bias": [1]}, "logit_bias", "must be an object of token ids and biases, found [1]"),
         ({"logit_bias": {"a": 1}}, "logit_bias", 'its keys must be token ids as strings, found "a"'),
         ({"logit_bias": {"²": 1}}, "logit_bias", "its keys must be token ids"),

@@ -75,7 +75,9 @@ engine = make_engine(load_model(resolve(sys.argv[1]), kernels=kernels, dtype="bf
 params = SamplingParams(max_tokens=12, temperature=0.7, top_p=0.9)
 for n in range(8):
     engine.add(Generate(id=str(n), prompt=[5 + n] * 30, params=params))
-engine.step()
+answering = set()
+while len(answering) < 8:
+    answering.update(output.id for output in engine.step())
 begun = before = sleeps()
 while before == begun:
     torch.ones(1_000_000).add_(1)  # this they do take part in

@@ -57,8 +57,10 @@ class FakeEngine:
     async def say(self, reply: Reply) -> None:
         await self._orders.send(msgspec.msgpack.encode(reply))
 
-    async def be_ready(self, max_model_len: int = 64) -> None:
-        await self.say(Ready(max_model_len=max_model_len, num_blocks=100, block_size=16, kernels="fake"))
+    async def be_ready(self, max_model_len: int = 64, vocab_size: int = 512) -> None:
+        await self.say(
+            Ready(max_model_len=max_model_len, vocab_size=vocab_size, num_blocks=100, block_size=16, kernels="fake")
+        )
 
     async def answer(self, request: Generate, text: str, finish: FinishReason | None = None, **rest: Any) -> None:
         """One token of random:tiny's tokenizer for each character of `text`, which is printable ASCII."""

@@ -159,3 +159,31 @@ async def test_a_text_without_a_limit_has_what_the_context_leaves_at_most(
         assert question.params.max_tokens == limit
         await engine.answer(question, "x", FinishReason.STOP)
         assert (await answer).json()["model"] == "tiny"
+
+
+async def test_ids_that_only_the_model_has_are_taken(engine: FakeEngine) -> None:
+    """Qwen3's rows end behind its tokenizer's."""
+    async with serving(engine) as http:
+        await engine.be_ready(vocab_size=520)
+        await until(http, "/ready", 200)
+        answer = post(http, "/v1/completions", {**TEXT, "prompt": [519], "logit_bias": {"519": 1}})
+        question = await engine.hear_question()
+        assert (question.prompt, question.params.logit_bias) == ([519], {519: 1.0})
+        await engine.answer(question, "x", FinishReason.STOP)
+        assert (await answer).status_code == 200
+        for fields in ({"prompt": [3, 520]}, {"logit_bias": {"520": 1}}, {"stop_token_ids": [520]}):
+            error = (await http.post("/v1/completions", json={**TEXT, **fields})).json()["error"]
+            assert error["param"] == next(iter(fields))
+            assert "520" in error["message"]
+
+
+async def test_ids_that_only_the_tokenizer_has_are_refused_before_the_engine_hears(engine: FakeEngine) -> None:
+    """Gemma 3's `<image_soft_token>` is behind its rows."""
+    async with serving(engine) as http:
+        await engine.be_ready(vocab_size=256)
+        await until(http, "/ready", 200)
+        for path, body in (("/v1/completions", {**TEXT, "prompt": "a<|im_start|>"}), ("/v1/chat/completions", CHAT)):
+            refused = await http.post(path, json=body)
+            error = refused.json()["error"]
+            assert (refused.status_code, error["param"]) == (400, "messages" if "messages" in body else "prompt")
+            assert "257" in error["message"] or "258" in error["message"]

@@ -58,6 +58,8 @@ class Ready(msgspec.Struct, tag="ready", kw_only=True):
 
     max_model_len: int
     """Prompt and output tokens together, at most."""
+    vocab_size: int
+    """Rows of the model: token ids are below. It may have more than the tokenizer has tokens, and fewer."""
     num_blocks: int
     block_size: int
     """Tokens in one block."""

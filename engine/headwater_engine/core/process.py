@@ -148,6 +148,7 @@ def build(settings: EngineSettings, channel: Channel, heartbeat: Heartbeat) -> t
     publisher = EventPublisher(settings.kv_events) if settings.kv_events else None
     ready = Ready(
         max_model_len=loaded.max_model_len,
+        vocab_size=loaded.vocab_size,
         num_blocks=loaded.blocks,
         block_size=loaded.block_size,
         kernels=loaded.kernels,

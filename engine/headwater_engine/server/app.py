@@ -267,6 +267,7 @@ class EngineServer:
             return
         ready = await self._engine.until_ready()
         self._metrics.ready(ready)
+        self._app.model.vocabulary = ready.vocab_size
         # What is loaded stays: the collector need not look through it again, while streams wait.
         gc.collect()
         gc.freeze()

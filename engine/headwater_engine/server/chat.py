@@ -41,6 +41,7 @@ async def ask(model: ServedModel, context: int, request: ChatCompletionRequest) 
     model.check_length(text, context, "messages")
     # A long conversation takes milliseconds to tokenize; other streams go on meanwhile.
     prompt = await asyncio.to_thread(model.encode, text, add_special_tokens=request.add_special_tokens)
+    model.check_tokens(prompt, "messages")
     prompt = truncated(prompt, request, context, request.output_limit)
     limit_field = "max_completion_tokens" if request.max_completion_tokens is not None else "max_tokens"
     limit = max_tokens(context, prompt, request.output_limit, limit_field, "messages")

@@ -62,8 +62,8 @@ def _tokenize(model: ServedModel, context: int, request: CompletionRequest) -> t
             model.check_length(prompt, context, "prompt")
             whole = model.encode(prompt, add_special_tokens=request.add_special_tokens)
         else:
-            model.check_tokens(prompt, "prompt")
             whole = prompt
+        model.check_tokens(whole, "prompt")
         tokens = truncated(whole, request, context, request.max_tokens)
         prompts.append(tokens)
         if request.echo and isinstance(prompt, str) and tokens == whole:

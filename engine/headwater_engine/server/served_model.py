@@ -32,6 +32,8 @@ class ServedModel:
         self.source = settings.model
         self.created = int(time.time())
         self.tokenizer = load_tokenizer(folder)
+        self.vocabulary = len(self.tokenizer)
+        """Token ids are below. Once the weights are loaded, the model's own rows count."""
         self.backend = self.tokenizer.backend_tokenizer
         # Some were saved with what they were trained with, and would cut a prompt in silence.
         self.backend.no_truncation()
@@ -133,15 +135,10 @@ class ServedModel:
 
     def check_tokens(self, tokens: Sequence[int], field: str) -> None:
         """Raises BadRequestError for a token id that the model does not have."""
-        unknown = next((token for token in tokens if token >= self.vocabulary), None)
-        if unknown is not None:
+        if (unknown := max(tokens, default=0)) >= self.vocabulary:
             raise BadRequestError(
                 f"`{field}` holds the token id {unknown}; the model's are 0 to {self.vocabulary - 1}.", param=field
             )
-
-    @property
-    def vocabulary(self) -> int:
-        return len(self.tokenizer)
 
     def _make_renderer(self, *, hide_special_tokens: bool) -> Renderer | None:
         """None where the model has no chat template. Raises LoadError."""

@@ -175,7 +175,6 @@ class Router:
             if self.discovery is not None:
                 group.create_task(self.discovery.run(take_world))
             group.create_task(self.lag.run())
-            group.create_task(self.lag.run())
             for keys in (self.keys, self.admin_keys):
                 if keys is not None:
                     group.create_task(keys.follow())

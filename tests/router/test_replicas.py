@@ -18,7 +18,7 @@ from headwater_router.config import RouterSettings
 from headwater_router.gateway.body import read_body
 from headwater_router.index import PromptBuilder
 from headwater_router.replicas.message import Prefix, encode
-from headwater_router.replicas.sharing import CHANNEL
+from headwater_router.replicas.sharing import CHANNEL, Sharing
 from tests.router.gateway import CHAT, RunningGateway, gateway, until
 from tests.router.redis_server import RedisServer, redis_server
 from tests.router.upstream import Exchange, Upstream, upstream
@@ -178,6 +178,33 @@ async def test_garbage_and_strangers_change_nothing(redis: RedisServer) -> None:
         assert await both.one.metric("headwater_router_shared_malformed_total") == 4
         assert await both.one.metric(ENTRIES) == 0
         assert len(set(await both.converse(0))) == 1
+
+
+async def test_it_ends_when_it_is_told_to_also_where_redis_is_lost_in_that_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def lost_as_it_ends() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise ConnectionError("lost") from None
+
+    async def talk(self: Sharing) -> None:
+        talking.set()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(lost_as_it_ends())
+
+    talking = asyncio.Event()
+    monkeypatch.setattr(Sharing, "_talk", talk)
+    async with upstream() as engine, gateway(engine, policy="prefix", redis_url="redis://127.0.0.1:1") as one:
+        assert one.router.sharing is not None
+        await talking.wait()
+        running = asyncio.create_task(one.router.sharing.run())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        running.cancel()
+        await asyncio.wait([running], timeout=60)
+        assert running.cancelled()
 
 
 async def test_a_large_message_is_taken_over_in_pieces_between_which_an_endpoint_may_go() -> None:

@@ -96,6 +96,9 @@ class Sharing:
             try:
                 await self._talk()
             except Exception as error:
+                # A group of tasks, one of which fails as they are cancelled, tells of the failure alone (gh-116720).
+                if (task := asyncio.current_task()) is not None and task.cancelling():
+                    raise asyncio.CancelledError from error
                 # Whatever it was, the router goes on without it.
                 self._lost(error)
             finally:

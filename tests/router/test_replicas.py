@@ -181,27 +181,21 @@ async def test_garbage_and_strangers_change_nothing(redis: RedisServer) -> None:
 
 
 async def test_it_ends_when_it_is_told_to_also_where_redis_is_lost_in_that_moment(
-    monkeypatch: pytest.MonkeyPatch,
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def lost_as_it_ends() -> None:
+    async def lost_as_it_ends(*_: object) -> None:
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
             raise ConnectionError("lost") from None
 
-    async def talk(self: Sharing) -> None:
-        talking.set()
-        async with asyncio.TaskGroup() as group:
-            group.create_task(lost_as_it_ends())
-
-    talking = asyncio.Event()
-    monkeypatch.setattr(Sharing, "_talk", talk)
-    async with upstream() as engine, gateway(engine, policy="prefix", redis_url="redis://127.0.0.1:1") as one:
-        assert one.router.sharing is not None
-        await talking.wait()
-        running = asyncio.create_task(one.router.sharing.run())
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
+    monkeypatch.setattr(Sharing, "_receive", lost_as_it_ends)
+    async with upstream() as engine, gateway(engine) as one:
+        router = one.router
+        sharing = Sharing(redis.url, router.fleet, router._index, router.metrics)
+        running = asyncio.create_task(sharing.run())
+        await until(lambda: router.metrics.redis_connected._value.get() == 1)
+        await asyncio.sleep(0)  # so that it receives
         running.cancel()
         await asyncio.wait([running], timeout=60)
         assert running.cancelled()

@@ -96,9 +96,6 @@ class Sharing:
             try:
                 await self._talk()
             except Exception as error:
-                # A group of tasks, one of which fails as they are cancelled, tells of the failure alone (gh-116720).
-                if (task := asyncio.current_task()) is not None and task.cancelling():
-                    raise asyncio.CancelledError from error
                 # Whatever it was, the router goes on without it.
                 self._lost(error)
             finally:
@@ -117,18 +114,23 @@ class Sharing:
                 await pubsub.get_message(timeout=None)  # that it is subscribed, or why not
             await self._publish(redis, [])
             self._joined()
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._receive(pubsub))
-                group.create_task(self._send(redis))
+            both = [asyncio.create_task(each) for each in (self._receive(pubsub), self._send(redis))]
+            # No TaskGroup: one that is cancelled in the moment in which a task of it fails tells of the failure alone
+            # (Python 3.11), and whoever goes on after failures would go on for ever.
+            try:
+                ended, _ = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+                ended.pop().result()
+            finally:
+                for task in both:
+                    task.cancel()
+                await asyncio.gather(*both, return_exceptions=True)
 
     def _joined(self) -> None:
         log.info("shares prefixes with other routers", redis=self._address)
         self._connected, self._failures = True, 0
         self._metrics.redis_connected.set(1)
 
-    def _lost(self, error: BaseException) -> None:
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
+    def _lost(self, error: Exception) -> None:
         if self._connected is not False:
             reason = str(error) or type(error).__name__
             log.warning("Redis cannot be used; prefixes are not shared meanwhile", redis=self._address, reason=reason)

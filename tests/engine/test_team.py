@@ -98,3 +98,45 @@ def test_a_step_that_decodes_wakes_no_threads_but_the_teams(tmp_path: Path) -> N
         [sys.executable, "-c", DECODING, folder], env=environment, capture_output=True, text=True, timeout=300
     )
     assert run.stdout.splitlines()[-1:] == ["asleep"], run.stderr
+
+
+SHARED_CORE = """
+import os, time, torch
+from headwater_engine.kernels.cpu import CppKernels, Products
+from headwater_engine.quantization.stored import StoredWeight
+
+def last_core(thread):
+    return int(open(f"/proc/self/task/{thread}/stat").read().rsplit(")", 1)[1].split()[36])
+
+def name(thread):
+    return open(f"/proc/self/task/{thread}/comm").read().strip()
+
+torch.set_num_threads(2)
+linear = CppKernels(torch.float32, Products.FLOAT32).linear([StoredWeight(torch.zeros(512, 512))])
+x = torch.zeros(64, 512)
+helpers = []
+while not helpers:
+    linear(x)
+    helpers = [int(each) for each in os.listdir("/proc/self/task") if name(each) == "kernels"]
+(helper,) = helpers
+here, there = sorted(os.sched_getaffinity(0))[:2]
+os.sched_setaffinity(0, {here})
+os.sched_setaffinity(helper, {here})
+while last_core(helper) != here:
+    linear(x)
+os.sched_setaffinity(helper, {here, there})
+end = time.monotonic() + 60
+while last_core(helper) == here and time.monotonic() < end:
+    linear(x)
+print("apart" if last_core(helper) == there else "together", os.sched_getaffinity(helper) == {here, there})
+"""
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core")
+def test_two_of_a_team_do_not_stay_on_one_core_beside_an_idle_one() -> None:
+    """As they do under kernels that do not move them themselves, such as those of some virtual machines."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run(
+        [sys.executable, "-c", SHARED_CORE], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert run.stdout == "apart True\n", run.stderr

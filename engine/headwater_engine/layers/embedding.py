@@ -24,6 +24,10 @@ class Vocabulary:
         self._kernels = kernels
         self._ranks = ranks
 
+    def equals(self, other: "Vocabulary") -> bool:
+        """Whether the vectors that this rank has are the same."""
+        return torch.equal(self._table, other._table)
+
     def embed(self, tokens: Tensor) -> Tensor:
         """[T] -> [T, size], of the kernels' activation type."""
         vectors = self._look_up(tokens) if self._ranks.size == 1 else self._look_up_among_ranks(tokens)

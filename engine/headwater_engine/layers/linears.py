@@ -87,6 +87,10 @@ class Linears:
         biases = self.vector(f"{name}.bias", outputs) if bias else None
         return _Row(self.kernels.linear([part], biases if self._ranks.rank == 0 else None), self._ranks)
 
+    def has(self, name: str) -> bool:
+        """Whether the checkpoint itself holds a weight of that name."""
+        return self._weights.has(f"{name}.weight")
+
     def vocabulary(self, name: str, rows: int, size: int, *, scale: float = 1.0) -> Vocabulary:
         """A vector of `size` for each of `rows` tokens, looked up `scale` times as long as it is stored.
 

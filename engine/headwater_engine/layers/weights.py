@@ -43,6 +43,10 @@ class Weights:
         scoped._taken = self._taken
         return scoped
 
+    def has(self, name: str) -> bool:
+        """Whether the checkpoint holds such a tensor; one that makes up its tensors holds none."""
+        return self._prefix + name in self._checkpoint.names()
+
     def take(self, name: str, *shape: int) -> StoredWeight:
         """The tensor `name` of `shape` as it is stored. Raises LoadError where it is missing or has another shape."""
         full_name = self._prefix + name

@@ -16,8 +16,8 @@ from headwater_engine.models.source import ModelFolder, WeightsKind
 from headwater_engine.quantization.stored import StoredWeight
 
 
-def open_checkpoint(folder: ModelFolder, config: dict[str, Any]) -> Checkpoint:
-    """The weights of `folder`, whose config is `config`. Raises LoadError."""
+def open_checkpoint(folder: ModelFolder) -> Checkpoint:
+    """The weights of `folder`. Raises LoadError."""
     match folder.kind:
         case WeightsKind.RANDOM:
             return RandomCheckpoint()
@@ -25,14 +25,13 @@ def open_checkpoint(folder: ModelFolder, config: dict[str, Any]) -> Checkpoint:
             return GGUFCheckpoint(folder.gguf)
         case WeightsKind.SAFETENSORS:
             assert folder.path is not None
-            return SafetensorsCheckpoint(folder.path, tied=config.get("tie_word_embeddings", False))
+            return SafetensorsCheckpoint(folder.path)
 
 
 class SafetensorsCheckpoint:
     """A folder with model.safetensors, or with shards and their index. Files are mapped, not read."""
 
-    def __init__(self, folder: Path, *, tied: bool) -> None:
-        """`tied`: a head beside the embedding is a copy of it, and not needed."""
+    def __init__(self, folder: Path) -> None:
         index = folder / "model.safetensors.index.json"
         single = folder / "model.safetensors"
         files = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {single.name}
@@ -47,8 +46,6 @@ class SafetensorsCheckpoint:
             self._files.update(dict.fromkeys(file.keys(), file))
         # Old checkpoints carry the rotary frequencies, which follow from the config.
         self._unneeded = {name for name in self._files if name.endswith("rotary_emb.inv_freq")}
-        if tied:
-            self._unneeded.add("lm_head.weight")
 
     def names(self) -> Collection[str]:
         return self._files.keys() - self._unneeded

@@ -6,12 +6,16 @@ What is in a block is a family's own affair (`models/families/`).
 from collections.abc import Callable
 from typing import Protocol
 
+import structlog
 from torch import Tensor
 
 from headwater_engine.kernels.interface import AttentionBatch, CacheSpec, LayerCache
+from headwater_engine.layers.embedding import Vocabulary
 from headwater_engine.layers.linears import Linears
 from headwater_engine.layers.norm import RMSNorm
 from headwater_engine.models.config import DecoderConfig, ModelConfig
+
+log = structlog.get_logger(__name__)
 
 
 class Block(Protocol):
@@ -44,11 +48,7 @@ class Decoder:
     def __init__(self, config: DecoderConfig, linears: Linears, block: MakeBlock, progress: Progress) -> None:
         """Takes the weights layer by layer; raises LoadError."""
         hidden = config.hidden_size
-        scale = config.embedding_scale
-        self._vocabulary = linears.vocabulary("model.embed_tokens", config.vocab_size, hidden, scale=scale)
-        scored = self._vocabulary
-        if not config.tied_embeddings:
-            scored = linears.vocabulary("lm_head", config.vocab_size, hidden)
+        self._vocabulary, scored = _vocabularies(config, linears)
         self._head = scored.head()
         self._blocks: list[Block] = []
         for index in range(config.num_layers):
@@ -74,3 +74,30 @@ class Decoder:
         """[R, hidden] -> [R, vocabulary] float32."""
         logits = self._head(hidden)
         return logits if self._softcap is None else logits.div_(self._softcap).tanh_().mul_(self._softcap)
+
+
+def _vocabularies(config: DecoderConfig, linears: Linears) -> tuple[Vocabulary, Vocabulary]:
+    """What tokens become, and what hidden states are compared to: one table or two. Raises LoadError.
+
+    A config may say that they are one while its checkpoint holds two, most often since a trainer left the default of
+    the base model standing. What was trained counts, as in transformers: two that differ are two, and of one that is
+    missing the other takes the place.
+    """
+    rows, size = config.vocab_size, config.hidden_size
+    entrance, head = "model.embed_tokens", "lm_head"
+    if config.tied_embeddings:
+        both = [name for name in (entrance, head) if linears.has(name)] or [entrance]
+        entrance, head = both[0], both[-1]
+    embedded = linears.vocabulary(entrance, rows, size, scale=config.embedding_scale)
+    if head == entrance:
+        return embedded, embedded
+    scored = linears.vocabulary(head, rows, size)
+    if not config.tied_embeddings:
+        return embedded, scored
+    if scored.equals(embedded):
+        return embedded, embedded
+    log.warning(
+        "tie_word_embeddings says that lm_head is the embedding, and the checkpoint holds another one, which is used",
+        tensors=[f"{entrance}.weight", f"{head}.weight"],
+    )
+    return embedded, scored

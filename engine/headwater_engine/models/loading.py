@@ -83,7 +83,7 @@ def load_model(
         adopted = TransformersModel(folder, kernels)
         progress(1.0)
         return adopted
-    weights = Weights(open_checkpoint(folder, values), weights_dtype(folder, dtype))
+    weights = Weights(open_checkpoint(folder), weights_dtype(folder, dtype))
     model = family.build(RawConfig(values), Linears(weights, kernels, ranks), progress)
     weights.finish()
     return model

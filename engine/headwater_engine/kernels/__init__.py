@@ -41,19 +41,17 @@ def find_device(choice: str) -> torch.device:
 
 
 def select(dtype: torch.dtype, device: torch.device = CPU) -> Kernels:
-    """The best kernels on this machine for weights of `dtype`, bfloat16 or float32, on a device of `find_device`.
+    """The best kernels on this machine for weights of `dtype` on a device of `find_device`.
 
-    float16 counts as bfloat16: no CPU computes it faster. Raises ValueError for any other type, or for an unknown
+    That is bfloat16 or float32, on a GPU also float16. Raises ValueError for any other type, or for an unknown
     HEADWATER_KERNELS.
     """
     if device.type == "cuda":
         from headwater_engine.kernels.gpu import TritonKernels  # triton, which torch for CPUs comes without
 
         return TritonKernels(dtype, device)
-    if dtype == torch.float16:
-        dtype = torch.bfloat16
     if dtype not in (torch.bfloat16, torch.float32):
-        raise ValueError(f"dtype: found {dtype}, allowed are torch.bfloat16, torch.float16 and torch.float32")
+        raise ValueError(f"dtype: found {dtype}, allowed on a CPU are torch.bfloat16 and torch.float32")
     choice = os.environ.get("HEADWATER_KERNELS", "auto")
     if choice not in ("auto", "torch"):
         raise ValueError(f"HEADWATER_KERNELS: found {choice!r}, allowed are 'auto' and 'torch'")
@@ -73,4 +71,9 @@ def _products(weights: torch.dtype) -> Products:
     """What this CPU multiplies weights of this type with fastest."""
     if weights == torch.float32:
         return Products.FLOAT32
-    return Products.BFLOAT16 if torch.cpu._is_avx512_bf16_supported() else Products.FLOAT32
+    return Products.BFLOAT16 if multiplies_bfloat16() else Products.FLOAT32
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU does so by itself, which is the faster arithmetic then, and rounds activations to bfloat16."""
+    return torch.cpu._is_avx512_bf16_supported()

@@ -1,7 +1,9 @@
 """Checkpoints: safetensors files, one or many, and weights that are made up."""
 
 import json
+import math
 import zlib
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from headwater_engine.layers.weights import Checkpoint
 from headwater_engine.models.gguf import GGUFFile
 from headwater_engine.models.source import ModelFolder, WeightsKind
 from headwater_engine.quantization.stored import StoredWeight
+
+_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def open_checkpoint(folder: ModelFolder) -> Checkpoint:
@@ -49,6 +53,15 @@ class SafetensorsCheckpoint:
 
     def names(self) -> Collection[str]:
         return self._files.keys() - self._unneeded
+
+    def numbers_by_type(self) -> Counter[str]:
+        """How many numbers there are of each type: "bfloat16", ..., or what safetensors calls it."""
+        counts: Counter[str] = Counter()
+        for name in self.names():
+            tensor = self._files[name].get_slice(name)
+            kind = tensor.get_dtype()
+            counts[_TYPES.get(kind, kind)] += math.prod(tensor.get_shape())
+        return counts
 
     def read(self, name: str, shape: tuple[int, ...]) -> StoredWeight:
         if name not in self._files:

@@ -6,8 +6,10 @@ folder: names; tensors in blocks of few bits with scales, which the `gguf` packa
 where we rotate halves.
 """
 
+import math
 import mmap
 import struct
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +59,7 @@ _ENDS = {
 }
 """What ends an answer to llama.cpp, too, whatever the file says."""
 
+_TYPES = {GGMLQuantizationType.F32: "float32", GGMLQuantizationType.F16: "float16"}
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 
@@ -115,7 +118,7 @@ class GGUFFile:
             "rope_parameters": self._rope(),
             "tie_word_embeddings": "lm_head.weight" not in self._tensors,
             "attention_bias": "model.layers.0.self_attn.q_proj.bias" in self._tensors,
-            "dtype": "float32" if self._is_float32() else "bfloat16",
+            "dtype": self._dtype(),
             "bos_token_id": self.fields.get("tokenizer.ggml.bos_token_id"),
             "eos_token_id": self._ends(),
         }
@@ -168,8 +171,13 @@ class GGUFFile:
             rope |= {"rope_type": "factors", "factors": self.tensor(_ROPE_FACTORS).tolist()}
         return rope
 
-    def _is_float32(self) -> bool:
-        return {info.kind for info in self._tensors.values()} == {GGMLQuantizationType.F32}
+    def _dtype(self) -> str:
+        """The type of most numbers, or what those in blocks are expanded to."""
+        numbers: Counter[GGMLQuantizationType] = Counter()
+        for info in self._tensors.values():
+            numbers[info.kind] += math.prod(info.shape)
+        (kind, _), *_ = numbers.most_common(1)
+        return _TYPES.get(kind, "bfloat16")
 
     def _own(self, name: str) -> Any:
         return self.fields.get(f"{self.architecture}.{name}")

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from headwater_engine.distributed.ranks import ALONE, Ranks
@@ -14,6 +13,7 @@ from headwater_engine.layers.rope import ROPE_TYPES
 from headwater_engine.layers.weights import Weights
 from headwater_engine.models.checkpoint import open_checkpoint
 from headwater_engine.models.config import ModelConfig, RawConfig
+from headwater_engine.models.dtypes import weights_dtype
 from headwater_engine.models.families import FAMILIES
 from headwater_engine.models.family import Family
 from headwater_engine.models.source import ModelFolder, read_config
@@ -41,22 +41,6 @@ class Model(Protocol):
         """[R, H] -> [R, vocabulary] float32; of no rows on ranks that do not sample."""
 
 
-def weights_dtype(folder: ModelFolder, choice: str = "auto") -> torch.dtype:
-    """The type to hold weights in: `choice` ("bfloat16", "float32"), or with "auto" the checkpoint's own.
-
-    Quantised and float16 checkpoints become bfloat16. Raises LoadError.
-    """
-    config = read_config(folder)
-    name = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16") if choice == "auto" else choice
-    match name.removeprefix("torch."):
-        case "float32":
-            return torch.float32
-        case "bfloat16" | "float16":
-            return torch.bfloat16
-        case unknown:
-            raise LoadError(f"The weights' type is {unknown!r}; allowed are float32, bfloat16 and float16.")
-
-
 def load_model(
     folder: ModelFolder,
     *,
@@ -67,7 +51,8 @@ def load_model(
 ) -> Model:
     """The model in `folder`, or what this rank has of it. Raises LoadError with a sentence for the user.
 
-    `kernels` should be those for `weights_dtype(folder, dtype)`. `progress` is called with the fraction loaded, 0 to 1.
+    `kernels` should be those for `weights_dtype(folder, dtype, kernels.device)`. `progress` is called with the fraction
+    loaded, 0 to 1.
     """
     values = read_config(folder)
     if values.get("quantization_config"):
@@ -83,7 +68,7 @@ def load_model(
         adopted = TransformersModel(folder, kernels)
         progress(1.0)
         return adopted
-    weights = Weights(open_checkpoint(folder), weights_dtype(folder, dtype))
+    weights = Weights(open_checkpoint(folder), weights_dtype(folder, dtype, kernels.device))
     model = family.build(RawConfig(values), Linears(weights, kernels, ranks), progress)
     weights.finish()
     return model

@@ -11,7 +11,8 @@ from headwater_engine.config import EngineSettings
 from headwater_engine.errors import LoadError
 from headwater_engine.kernels import find_device, select
 from headwater_engine.kernels.interface import BLOCK_SIZE
-from headwater_engine.models.loading import load_model, weights_dtype
+from headwater_engine.models.dtypes import weights_dtype
+from headwater_engine.models.loading import load_model
 from headwater_engine.models.source import resolve
 from headwater_engine.worker.graphs import cuda_recorder
 from headwater_engine.worker.layers import LayerCaches
@@ -58,7 +59,7 @@ def _load(settings: EngineSettings, progress: Progress, beat: Callable[[], None]
     folder = resolve(settings.model, settings.revision)
     # At first use the C++ kernels are compiled, which takes a minute or two.
     progress(0.0, "kernels")
-    kernels = select(weights_dtype(folder, settings.dtype), device)
+    kernels = select(weights_dtype(folder, settings.dtype, device), device)
     model = load_model(folder, kernels=kernels, dtype=settings.dtype, progress=lambda f: progress(f, "weights"))
     keep_freed_memory()
     config = model.config

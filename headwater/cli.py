@@ -219,6 +219,8 @@ def _serve(arguments: argparse.Namespace) -> int:
             f"--max-batched-tokens ({settings.max_batched_tokens}) must be at least --max-num-seqs "
             f"({settings.max_num_seqs}): each running request decodes a token in every step"
         )
+    if (mistake := settings.mistake_of_ranks()) is not None:
+        raise UsageError(mistake)
     run: Callable[[EngineSettings], int] = _import("headwater_engine.server.app", "engine").run
     return run(settings)
 

@@ -25,6 +25,14 @@ class EngineSettings(BaseSettings):
     device: Literal["auto", "cuda", "cpu"] = Field(
         "auto", description="Where the model runs. auto: on the first NVIDIA GPU, else on the CPU."
     )
+    tensor_parallel_size: int = Field(
+        1, ge=1, description="Ranks, processes that share the model among them: of GPUs, or of CPU cores."
+    )
+    nodes: int = Field(1, ge=1, description="Machines that have these ranks, each as many.")
+    node_rank: int = Field(0, ge=0, description="Number of this machine among them; number 0 serves requests.")
+    leader: str | None = Field(
+        None, description="HOST:PORT of machine 0, where the others find it; it takes the two ports behind that, too."
+    )
     max_model_len: int | None = Field(
         None,
         ge=1,
@@ -53,7 +61,8 @@ class EngineSettings(BaseSettings):
     kv_cache_gib: float | None = Field(
         None,
         gt=0,
-        description="Memory for the KV cache in GiB. Default: a quarter of what is free, 4 at most; on a GPU 85 %.",
+        description="Memory for the KV cache in GiB, of all ranks together. Default: a quarter of what is free, 4 at "
+        "most; on a GPU 85 %.",
     )
     num_blocks: int | None = Field(None, ge=2, description="KV blocks of 16 tokens; wins over --kv-cache-gib.")
     prefix_cache: bool = Field(True, description="Reuse the KV blocks of earlier requests with the same beginning.")
@@ -70,7 +79,25 @@ class EngineSettings(BaseSettings):
         "auto",
         description="auto: sampling defaults from the model's generation_config.json; none: the API's own.",
     )
-    threads: int | None = Field(None, ge=1, description="CPU threads. Default: all cores of this process.")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads, of all ranks here together. Default: all cores of this process."
+    )
     max_body_mib: float = Field(32, gt=0, description="Largest request body in MiB; a larger one gets a 413.")
     shutdown_timeout: float = Field(30, ge=0, description="Seconds that running streams get to finish after SIGTERM.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+
+    def mistake_of_ranks(self) -> str | None:
+        """What cannot be about ranks and nodes, in a sentence; None: nothing."""
+        ranks, nodes = self.tensor_parallel_size, self.nodes
+        if ranks % nodes:
+            return f"--tensor-parallel-size ({ranks}) must be a multiple of --nodes ({nodes}): each has as many ranks"
+        if self.node_rank >= nodes:
+            return f"--node-rank ({self.node_rank}) must be below --nodes ({nodes}): the first one is 0"
+        if nodes > 1 and not _is_address(self.leader):
+            return f"--leader must be HOST:PORT of node 0 where there are {nodes} nodes; found {self.leader!r}"
+        return None
+
+
+def _is_address(text: str | None) -> bool:
+    host, _, port = (text or "").rpartition(":")
+    return bool(host) and port.isdecimal() and 0 < int(port) <= 65533

@@ -11,3 +11,11 @@ class LoadError(Exception):
 
 class KVCacheSizeError(Exception):
     """There is no memory for the KV cache; the message says what to change."""
+
+
+class RankError(Exception):
+    """A rank has failed on a step, and without it no other can go on; the message says how. The process must end."""
+
+
+class RendezvousError(Exception):
+    """The machines of an engine did not find one another; the message says which, and why."""

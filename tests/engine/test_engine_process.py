@@ -25,7 +25,7 @@ from headwater_engine.server.client import EngineClient
 async def main():
     configure_logging("warning")
     async with EngineClient(EngineSettings(**json.loads(sys.argv[1]))) as client:
-        print(client._process.pid, flush=True)
+        print(client.group.processes[0].pid, flush=True)
         await client.until_ready()
         print("ready", flush=True)
         await asyncio.sleep(3600)

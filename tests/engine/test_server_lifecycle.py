@@ -186,7 +186,7 @@ async def test_an_engine_that_stands_still_is_not_waited_for_once_the_time_is_up
         async with EngineClient(EngineSettings(model="random:tiny"), engine.command) as client:
             await engine.be_ready()
             await client.until_ready()
-            client._process.send_signal(signal.SIGSTOP)
+            client.group.processes[0].send_signal(signal.SIGSTOP)
             client.leaves_by = asyncio.get_running_loop().time()
 
 

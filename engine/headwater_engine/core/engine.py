@@ -14,7 +14,7 @@ from headwater_engine.core.messages import FinishReason, Generate, Output, Refus
 from headwater_engine.core.request import Request
 from headwater_engine.core.scheduler import Flight, Scheduler
 from headwater_engine.core.step import Pending, Result, Span, Worker
-from headwater_engine.errors import DeviceError
+from headwater_engine.errors import DeviceError, RankError
 
 log = structlog.get_logger(__name__)
 
@@ -111,11 +111,11 @@ class Engine:
     def _isolated(self, flight: Flight, outputs: list[Output]) -> Iterator[None]:
         """A step's exception fails one request, not all, and costs no more than the step.
 
-        Not one of the device, after which nothing can be tried again.
+        Not one of the device or of a rank, after which nothing can be tried again.
         """
         try:
             yield
-        except DeviceError:
+        except (DeviceError, RankError):
             raise
         except Exception as error:
             log.exception("step failed", requests=[request.id for request in flight.requests])

@@ -64,6 +64,8 @@ class Ready(msgspec.Struct, tag="ready", kw_only=True):
     block_size: int
     """Tokens in one block."""
     kernels: str
+    ranks: int = 1
+    """Processes that share the model."""
 
 
 class Loading(msgspec.Struct, tag="loading"):

@@ -1,7 +1,8 @@
 """The engine process: loads the model, then turns messages from the HTTP process into steps and steps into messages.
 
-Started by the HTTP process as `python -m headwater_engine.core REQUESTS REPLIES` (two ZMQ endpoints), with the settings
-as JSON in HEADWATER_ENGINE_SETTINGS. It ends when told to, or when its parent is gone.
+With several ranks it is the first of them, too. Started by the HTTP process as `python -m headwater_engine.core
+REQUESTS REPLIES` (two ZMQ endpoints), with the settings as JSON in HEADWATER_ENGINE_SETTINGS. It ends when told to, or
+when its parent is gone.
 """
 
 import gc
@@ -35,8 +36,12 @@ from headwater_engine.core.messages import (
 )
 from headwater_engine.core.parent import parent_lives
 from headwater_engine.core.scheduler import Scheduler
-from headwater_engine.errors import DeviceError, KVCacheSizeError, LoadError
+from headwater_engine.core.step import Worker
+from headwater_engine.distributed.lifeline import Lifeline
+from headwater_engine.distributed.place import Place
+from headwater_engine.errors import DeviceError, KVCacheSizeError, LoadError, RankError
 from headwater_engine.worker.loading import load
+from headwater_engine.worker.rank import lead
 
 log = structlog.get_logger(__name__)
 
@@ -126,9 +131,15 @@ class EngineLoop:
             self._channel.send(self._engine.stats())
 
 
-def build(settings: EngineSettings, channel: Channel, heartbeat: Heartbeat) -> tuple[EngineLoop, Ready]:
+def build(
+    settings: EngineSettings, channel: Channel, heartbeat: Heartbeat, place: Place | None
+) -> tuple[EngineLoop, Ready]:
     """Load the model and lay out the cache. Raises LoadError or KVCacheSizeError with a sentence for the user."""
-    loaded = load(settings, lambda fraction, phase: channel.send(Loading(fraction, phase)), heartbeat.beat)
+    loaded = load(settings, lambda fraction, phase: channel.send(Loading(fraction, phase)), heartbeat.beat, place)
+    worker: Worker = loaded.worker
+    if place is not None:
+        channel.send(Loading(1.0, "other ranks"))
+        worker = lead(place, loaded)
     event_log = EventLog(loaded.block_size) if settings.kv_events else None
     cache = PrefixCache(loaded.blocks, loaded.block_size, reuse=settings.prefix_cache, listener=event_log)
     objective = settings.itl_objective_ms
@@ -140,7 +151,7 @@ def build(settings: EngineSettings, channel: Channel, heartbeat: Heartbeat) -> t
     )
     engine = Engine(
         scheduler,
-        loaded.worker,
+        worker,
         max_model_len=loaded.max_model_len,
         vocab_size=loaded.vocab_size,
         depth=loaded.depth,
@@ -152,11 +163,13 @@ def build(settings: EngineSettings, channel: Channel, heartbeat: Heartbeat) -> t
         num_blocks=loaded.blocks,
         block_size=loaded.block_size,
         kernels=loaded.kernels,
+        ranks=settings.tensor_parallel_size,
     )
     return EngineLoop(engine, channel, event_log, publisher), ready
 
 
-def main() -> int:
+def main(place: Place | None = None, lifeline: Lifeline | None = None) -> int:
+    """`place`: of the first rank, where there are others."""
     # Ctrl-C goes to the whole process group, but when to stop is the HTTP process's to say.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -165,7 +178,7 @@ def main() -> int:
     requests, replies = sys.argv[1:]
     channel, heartbeat = Channel(requests, replies), Heartbeat(replies)
     try:
-        loop, ready = build(settings, channel, heartbeat)
+        loop, ready = build(settings, channel, heartbeat, place)
         heartbeat.start()
         channel.send(ready)
         log.info("ready", **msgspec.structs.asdict(ready))
@@ -173,8 +186,11 @@ def main() -> int:
         gc.collect()
         gc.freeze()
         loop.run()
-    except (LoadError, KVCacheSizeError, DeviceError, ValueError, zmq.ZMQError) as error:
-        channel.send(Failed(str(error)))
+    except (LoadError, KVCacheSizeError, DeviceError, RankError, ValueError, zmq.ZMQError) as error:
+        if place is not None and lifeline is not None:
+            lifeline.failed(str(error))  # perhaps since another rank is gone, which is for others to judge
+        else:
+            channel.send(Failed(str(error)))
         return 1
     finally:
         channel.close()

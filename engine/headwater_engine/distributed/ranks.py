@@ -1,14 +1,21 @@
 """What the ranks of a model say to one another while they compute.
 
 A model that is shared among ranks runs as one process for each of them, with the same steps in the same order. Each has
-a part of every large weight; what they compute comes together in these three calls, which all ranks make alike.
+a part of every large weight; what they compute comes together in these calls, which all ranks make alike.
 """
 
-from typing import Protocol
+from datetime import timedelta
+from typing import Final, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import FileStore, PrefixStore, Store, TCPStore
+
+from headwater_engine.distributed.place import Place
+
+_LONGEST_WAIT: Final = timedelta(hours=1)
+"""For another rank: it may have to fetch the weights first. Whether it lives is watched elsewhere (`group.py`)."""
 
 
 class Ranks(Protocol):
@@ -25,6 +32,9 @@ class Ranks(Protocol):
     def tell(self, x: Tensor) -> Tensor:
         """The first rank's `x`, in place of the others' `x` of its shape and type."""
 
+    def least(self, number: int) -> int:
+        """The least of all ranks' numbers. None goes on before all have asked."""
+
 
 class Alone:
     """One rank, which has everything."""
@@ -40,6 +50,9 @@ class Alone:
     def tell(self, x: Tensor) -> Tensor:
         return x
 
+    def least(self, number: int) -> int:
+        return number
+
 
 ALONE = Alone()
 
@@ -47,9 +60,11 @@ ALONE = Alone()
 class ProcessRanks:
     """The processes of a group of torch.distributed, which is there already: of gloo on CPUs, of NCCL on GPUs."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | None = None) -> None:
+        """`device` has the tensors that are shared. None: main memory."""
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
+        self._device = device
 
     def sum(self, x: Tensor) -> Tensor:
         dist.all_reduce(x)
@@ -66,3 +81,31 @@ class ProcessRanks:
     def tell(self, x: Tensor) -> Tensor:
         dist.broadcast(x, src=0)
         return x
+
+    def least(self, number: int) -> int:
+        numbers = torch.tensor([number], device=self._device)
+        dist.all_reduce(numbers, dist.ReduceOp.MIN)
+        return int(numbers)
+
+
+def meet(place: Place, device: torch.device) -> ProcessRanks:
+    """Become the rank of `place`, once all others are there."""
+    address = place.meeting.store
+    if address.startswith("file://"):
+        store: Store = FileStore(address.removeprefix("file://"), place.size)
+    else:
+        host, _, port = address.removeprefix("tcp://").rpartition(":")
+        first = place.rank == 0
+        store = TCPStore(host.strip("[]"), int(port), place.size, first, _LONGEST_WAIT, wait_for_workers=False)
+    # Who does not know the secret finds none of the addresses that ranks leave there for one another.
+    store = PrefixStore(place.meeting.secret, store)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(
+        backend,
+        store=store,
+        rank=place.rank,
+        world_size=place.size,
+        timeout=_LONGEST_WAIT,
+        device_id=device if device.type == "cuda" else None,
+    )
+    return ProcessRanks(device)

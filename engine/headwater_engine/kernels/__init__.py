@@ -31,13 +31,19 @@ log = structlog.get_logger(__name__)
 CPU = torch.device("cpu")
 
 
-def find_device(choice: str) -> torch.device:
-    """What `--device` asks for: `cpu`, `cuda`, or with `auto` a GPU where there is one. Raises LoadError."""
+def find_device(choice: str, number: int = 0) -> torch.device:
+    """What `--device` asks for: `cpu`, `cuda`, or with `auto` a GPU where there is one. Raises LoadError.
+
+    `number` is that of the GPU: each rank on a machine has its own.
+    """
     if choice == "cpu" or (choice == "auto" and not torch.cuda.is_available()):
         return CPU
     if not torch.cuda.is_available():
         raise LoadError(f"--device cuda: torch {torch.__version__} finds no NVIDIA GPU on this machine.")
-    return torch.device("cuda", torch.cuda.current_device())
+    if number >= (count := torch.cuda.device_count()):
+        raise LoadError(f"Each rank needs a GPU of its own, and this machine has {count}.")
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
 
 
 def select(dtype: torch.dtype, device: torch.device = CPU) -> Kernels:

@@ -61,6 +61,11 @@ def sample(kernels: Kernels, logits: Tensor, rows: SamplingRows, seats: Sequence
     return Drawn(tokens, score(own, tokens[scored].clamp(min=0), int(wanted.max())), wanted)
 
 
+def drawn_elsewhere(tokens: Tensor) -> Drawn:
+    """Tokens [R] that another rank has drawn, and whatever else was wanted keeps for itself."""
+    return Drawn(tokens, None, np.full(len(tokens), -1))
+
+
 def warm_up(kernels: Kernels, logits: Tensor) -> None:
     """Each kernel once, so that no request waits until it is compiled. Logits [R, V] float32, R at least 1."""
     rows = SamplingRows(logits.shape[1], kernels.device)

@@ -1,15 +1,17 @@
-"""The HTTP process's side of the engine process: starts it, watches it, asks it, and hands its answers out.
+"""The HTTP process's side of the engine process: starts it with its ranks, asks it, and hands its answers out.
 
 Answers are handed out in the callback in which they are read: what is done with a token is a call, not a task.
 """
 
 import asyncio
+import contextlib
 import math
-import os
+import secrets
 import sys
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
@@ -18,7 +20,6 @@ import structlog
 import zmq
 
 from headwater_engine.config import EngineSettings
-from headwater_engine.core import parent
 from headwater_engine.core.messages import (
     Abort,
     Failed,
@@ -33,17 +34,18 @@ from headwater_engine.core.messages import (
     Shutdown,
     Stats,
 )
+from headwater_engine.distributed.group import Group, ranks_in_words, start_ranks
+from headwater_engine.distributed.place import Meeting
+from headwater_engine.distributed.rendezvous import Leader
+from headwater_engine.errors import RendezvousError
 from headwater_engine.server.private_folder import private_folder
 
 log = structlog.get_logger(__name__)
 
-DEAD = "The engine process died."
 Take = Callable[[Output], None]
 
 _AT_ONCE: Final = 100
 """Messages that are taken in before others get their turn."""
-_LAST_WORD: Final = 0.2
-"""Seconds in which what an engine process said before its end still arrives."""
 _TO_LEAVE: Final = 5.0
 """Seconds that an engine process gets to end by itself, where there is time for it."""
 
@@ -53,7 +55,7 @@ def _ignore(stats: Stats) -> None:
 
 
 class EngineClient:
-    """An async context: the engine process lives inside it. `watch` must run as a task."""
+    """An async context: the engine process lives inside it, and so do all ranks here. `watch` must run as a task."""
 
     def __init__(
         self, settings: EngineSettings, command: list[str] | None = None, on_stats: Callable[[Stats], None] = _ignore
@@ -65,6 +67,7 @@ class EngineClient:
         self.settings = settings
         self._command = command or [sys.executable, "-m", "headwater_engine.core"]
         self._on_stats = on_stats
+        self.group = Group(alone=settings.tensor_parallel_size == 1)
         self._context = zmq.Context()
         self._stack = AsyncExitStack()
         self._open: dict[str, Take] = {}
@@ -93,44 +96,53 @@ class EngineClient:
         self._replies.bind(replies)
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._replies.fileno(), self._receive)
-        environment = {
-            # What torch itself shares out, as in models that run through transformers, is OpenMP's, whose threads wait
-            # awake for milliseconds and take the cores from those that they wait for. With this, for 50 microseconds.
-            "GOMP_SPINCOUNT": "1000",
-            **os.environ,
-            "HEADWATER_ENGINE_SETTINGS": self.settings.model_dump_json(),
-            parent.VARIABLE: str(os.getpid()),
-        }
-        self._process = await asyncio.create_subprocess_exec(*self._command, requests, replies, env=environment)
+        self._command += [requests, replies]
+        if self.settings.nodes == 1:
+            await self._start(folder_meeting(folder))
         return self
+
+    async def _start(self, meeting: Meeting) -> None:
+        await start_ranks(self.group, self.settings, meeting, self._command)
+
+    async def _meet(self) -> None:
+        """Wait for the other machines. Raises RendezvousError."""
+        meeting, lines = await Leader(self.settings).gather(self._say_loading)
+        await self._start(meeting)
+        each = self.settings.tensor_parallel_size // self.settings.nodes
+        for node, line in lines.items():
+            self.group.join(f"Node {node}, with {ranks_in_words(node * each, each)},", line)
+
+    def _say_loading(self, phase: str) -> None:
+        self._take(Loading(0.0, phase))
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._process.returncode is None:
-            # While it loads it hears nothing, and has nothing to lose.
-            if self.ready is None or not await self._leaves_when_told():
-                self._process.kill()
-            await self._process.wait()
+        # While it loads it hears nothing, and has nothing to lose.
+        if self.ready is not None and self.failure is None:
+            await self._leave()
+        await self.group.end("")
         self._loop.remove_reader(self._replies.fileno())
         self._context.destroy(linger=0)
         await self._stack.aclose()
 
-    async def _leaves_when_told(self) -> bool:
-        if not self._send(Shutdown()):
-            return False
-        try:
-            await asyncio.wait_for(self._process.wait(), min(_TO_LEAVE, self.leaves_by - self._loop.time()))
-        except TimeoutError:
-            return False
-        return True
+    async def _leave(self) -> None:
+        """Have the engine process end by itself, if it does in time."""
+        if self._send(Shutdown()):
+            with contextlib.suppress(TimeoutError):
+                leaves = self.group.processes[0].wait()
+                await asyncio.wait_for(leaves, min(_TO_LEAVE, self.leaves_by - self._loop.time()))
 
     async def watch(self) -> None:
-        """Until the engine process ends. Then every open request has got an error."""
-        await self._process.wait()
-        await asyncio.sleep(_LAST_WORD)  # It may be Failed, which says more than a status.
-        self.failure = self.failure or f"{DEAD[:-1]} with exit status {self._process.returncode}."
-        log.error("engine process ended", status=self._process.returncode)
+        """Until the engine process or another rank ends. Then every open request has got an error."""
+        try:
+            if self.settings.nodes > 1:
+                await self._meet()
+            reason = await self.group.watch()
+        except RendezvousError as error:
+            reason = str(error)
+        self.failure = self.failure or reason  # It may have said Failed, which says more.
+        log.error("engine ended", reason=self.failure)
         self.fail_open_requests(self.failure)
 
     @property
@@ -207,3 +219,8 @@ class EngineClient:
         take = self._open.get(output.id) if output.finish_reason is None else self._open.pop(output.id, None)
         if take is not None:
             take(output)
+
+
+def folder_meeting(folder: Path) -> Meeting:
+    """Of ranks on one machine."""
+    return Meeting(f"file://{folder}/store", f"ipc://{folder}/steps", secrets.token_hex())

@@ -8,6 +8,8 @@ import structlog
 import torch
 
 from headwater_engine.config import EngineSettings
+from headwater_engine.distributed.place import Place
+from headwater_engine.distributed.ranks import ALONE, meet
 from headwater_engine.errors import LoadError
 from headwater_engine.kernels import find_device, select
 from headwater_engine.kernels.interface import BLOCK_SIZE
@@ -40,34 +42,39 @@ class Loaded:
     """Tokens in one block."""
 
 
-def load(settings: EngineSettings, progress: Progress, beat: Callable[[], None]) -> Loaded:
-    """`beat` is called as each layer of each step begins.
+def load(settings: EngineSettings, progress: Progress, beat: Callable[[], None], place: Place | None = None) -> Loaded:
+    """`beat` is called as each layer of each step begins. `place`: of this rank, where it is one of several.
 
     Raises LoadError or KVCacheSizeError with a sentence for the user.
     """
     try:
-        return _load(settings, progress, beat)
+        return _load(settings, progress, beat, place)
     except torch.OutOfMemoryError as error:
         raise LoadError(
             f"The GPU has too little memory; lower --kv-cache-gib or --max-batched-tokens. {error}"
         ) from error
 
 
-def _load(settings: EngineSettings, progress: Progress, beat: Callable[[], None]) -> Loaded:
-    torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
-    device = find_device(settings.device)
+def _load(settings: EngineSettings, progress: Progress, beat: Callable[[], None], place: Place | None) -> Loaded:
+    neighbours = 1 if place is None else place.local_size
+    torch.set_num_threads(max(1, (settings.threads or len(os.sched_getaffinity(0))) // neighbours))
+    device = find_device(settings.device, 0 if place is None else place.local_rank)
+    progress(0.0, "ranks")
+    ranks = ALONE if place is None else meet(place, device)
     folder = resolve(settings.model, settings.revision)
     # At first use the C++ kernels are compiled, which takes a minute or two.
     progress(0.0, "kernels")
     kernels = select(weights_dtype(folder, settings.dtype, device), device)
-    model = load_model(folder, kernels=kernels, dtype=settings.dtype, progress=lambda f: progress(f, "weights"))
+    model = load_model(
+        folder, kernels=kernels, dtype=settings.dtype, ranks=ranks, progress=lambda f: progress(f, "weights")
+    )
     keep_freed_memory()
     config = model.config
     wanted = settings.max_model_len or config.max_positions
     if wanted > config.max_positions:
         raise LoadError(f"--max-model-len {wanted} is more than the {config.max_positions} positions of this model.")
     bytes_per_block = sum(map(kernels.bytes_per_block, config.caches))
-    blocks = count_blocks(settings, bytes_per_block, wanted, find_room(device))
+    blocks = ranks.least(count_blocks(settings, bytes_per_block, wanted, find_room(device, neighbours)))
     max_model_len = min(wanted, blocks * BLOCK_SIZE)
     if max_model_len < wanted:
         log.warning("the KV cache is smaller than the model's context", blocks=blocks, max_model_len=max_model_len)
@@ -76,7 +83,7 @@ def _load(settings: EngineSettings, progress: Progress, beat: Callable[[], None]
         progress(layer / len(config.caches), "KV cache")
         caches.append(kernels.allocate(blocks + 1, spec))  # one that is nobody's
     layers = LayerCaches(caches, beat)
-    worker = ModelWorker(model, layers, kernels, seats=settings.max_num_seqs, longest=max_model_len)
+    worker = ModelWorker(model, layers, kernels, seats=settings.max_num_seqs, longest=max_model_len, ranks=ranks)
     if device.type == "cuda":
         progress(0.0, "first steps")
         worker.warm_up(

@@ -51,11 +51,11 @@ class Room(NamedTuple):
     """What the KV cache takes where no setting says how much."""
 
 
-def find_room(device: torch.device) -> Room:
-    """To be asked once the weights are loaded."""
+def find_room(device: torch.device, ranks: int = 1) -> Room:
+    """To be asked once the weights are loaded; `ranks` on this machine ask at the same time."""
     if device.type == "cpu":
-        free = available_memory()
-        return Room(free, min(free // 4, 4 * GIB))
+        free = available_memory() // ranks
+        return Room(free, min(free // 4, 4 * GIB // ranks))
     free, _ = torch.cuda.mem_get_info(device)
     # A GPU is there for this alone. The rest is for the activations of a step.
     return Room(free, int(0.85 * free))
@@ -78,7 +78,8 @@ def count_blocks(settings: EngineSettings, bytes_per_block: int, max_model_len: 
 
 
 def _blocks_of_budget(settings: EngineSettings, bytes_per_block: int, max_model_len: int, room: Room) -> int:
-    budget = room.share if settings.kv_cache_gib is None else int(settings.kv_cache_gib * GIB)
+    ranks = settings.tensor_parallel_size
+    budget = room.share if settings.kv_cache_gib is None else int(settings.kv_cache_gib * GIB / ranks)
     # More than all sequences at their longest, and as much again for reuse, would never be touched.
     useful = 2 * settings.max_num_seqs * -(-max_model_len // BLOCK_SIZE)
     blocks = min(budget // bytes_per_block, useful)

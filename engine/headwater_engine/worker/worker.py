@@ -13,12 +13,13 @@ from torch import Tensor
 
 from headwater_engine.core.messages import TokenLogprobs
 from headwater_engine.core.step import Pending, Result, Span, Step
+from headwater_engine.distributed.ranks import ALONE, Ranks
 from headwater_engine.errors import DeviceError
 from headwater_engine.kernels.interface import Kernels, LayerCache
 from headwater_engine.models.loading import Model
 from headwater_engine.sampling.logprobs import token_logprobs
 from headwater_engine.sampling.rows import SamplingRows
-from headwater_engine.sampling.sampler import Sampled, sample, warm_up
+from headwater_engine.sampling.sampler import Drawn, Sampled, drawn_elsewhere, sample, warm_up
 from headwater_engine.worker.graphs import DecodeGraphs, Recorder
 from headwater_engine.worker.inputs import Inputs, lay_out, nobodys
 from headwater_engine.worker.pending import Arrived
@@ -42,12 +43,22 @@ class Launched:
 class ModelWorker:
     """A model, the KV caches of its layers, and a row for each request that runs."""
 
-    def __init__(self, model: Model, caches: list[LayerCache], kernels: Kernels, *, seats: int, longest: int) -> None:
-        """`seats` requests at once, of up to `longest` tokens."""
+    def __init__(
+        self,
+        model: Model,
+        caches: list[LayerCache],
+        kernels: Kernels,
+        *,
+        seats: int,
+        longest: int,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        """`seats` requests at once, of up to `longest` tokens. The first of `ranks` chooses tokens for all."""
         self._model = model
         self._caches = caches
         self._kernels = kernels
         self._device = kernels.device
+        self._ranks = ranks
         self._seats = Seats(seats, longest)
         self._rows = SamplingRows(model.config.vocab_size, kernels.device)
         self._graphs: DecodeGraphs | None = None
@@ -105,7 +116,7 @@ class ModelWorker:
         spans = [span for span in launched.step.spans if span.sampled]
         if launched.step.drafts:
             return self._choose_behind_drafts(launched.logits, spans, dict(launched.step.drafts))
-        return sample(self._kernels, launched.logits, self._rows, [span.seat for span in spans]).results()
+        return self._draw(launched.logits, [span.seat for span in spans]).results()
 
     def _choose_behind_drafts(
         self, logits: Tensor, spans: Sequence[Span], drafts: dict[int, list[int]]
@@ -121,12 +132,20 @@ class ModelWorker:
                 if count:
                     said.append((seats, [drafts[seat][count - 1] for seat in seats]))
                     self._rows.append(*said[-1])
-                sampled = sample(self._kernels, logits[places], self._rows, seats).results()
+                sampled = self._draw(logits[places] if len(logits) else logits, seats).results()
                 chosen.update(zip(places, sampled, strict=True))
         finally:
             for seats, guesses in reversed(said):
                 self._rows.retract(seats, guesses)
-        return [chosen[place] for place in range(len(logits))]
+        return [chosen[place] for place in range(len(chosen))]
+
+    def _draw(self, logits: Tensor, seats: Sequence[int]) -> Drawn:
+        """On all ranks what the first one draws; only it has logits."""
+        if self._ranks.rank:
+            return drawn_elsewhere(self._ranks.tell(torch.empty(len(seats), dtype=torch.long, device=self._device)))
+        drawn = sample(self._kernels, logits, self._rows, seats)
+        self._ranks.tell(drawn.tokens)
+        return drawn
 
     def _accept(self, step: Step, sampled: Sequence[Sampled]) -> Result:
         """Drafts hold as long as they are what is sampled in their place; behind them comes one token more.

@@ -1,0 +1,159 @@
+"""Ranks at work: the first one tells the others each step before it takes it itself, and all do the same.
+
+The first rank lives in the engine process, beside the scheduler, and samples. The others are processes that hear steps,
+and nothing else: with the same steps, and the tokens that the first one tells, they hold the same rows.
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import msgspec
+import structlog
+import zmq
+
+from headwater.logs import configure_logging
+from headwater_engine.config import EngineSettings
+from headwater_engine.core.step import Pending, Result, Step, Worker
+from headwater_engine.distributed.lifeline import Lifeline
+from headwater_engine.distributed.place import Meeting, Place
+from headwater_engine.errors import DeviceError, KVCacheSizeError, LoadError, RankError
+from headwater_engine.worker.loading import Loaded, load
+
+log = structlog.get_logger(__name__)
+
+
+class Told(msgspec.Struct, array_like=True):
+    number: int
+    """From 1 on, one more each time: none may be missing."""
+    step: Step
+
+
+class StepTeller:
+    """The first rank's end: every other one gets every step."""
+
+    def __init__(self, meeting: Meeting) -> None:
+        self._secret = meeting.secret.encode()
+        # Who listens says so: what nobody listens to yet would be lost.
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.XPUB)
+        self._socket.setsockopt(zmq.XPUB_VERBOSE, 1)
+        self._socket.setsockopt(zmq.SNDHWM, 0)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.IPV6, 1)
+        kind, _, rest = meeting.steps.partition("://")
+        self._socket.bind(f"tcp://*:{rest.rpartition(':')[2]}" if kind == "tcp" else meeting.steps)
+        self._encoder = msgspec.msgpack.Encoder()
+        self._told = 0
+
+    def wait_for(self, listeners: int) -> None:
+        """Until so many listen."""
+        while listeners:
+            listeners -= self._socket.recv() == b"\x01" + self._secret
+
+    def tell(self, step: Step) -> None:
+        self._told += 1
+        self._socket.send_multipart((self._secret, self._encoder.encode(Told(self._told, step))))
+
+
+class StepHearer:
+    """The end of another rank."""
+
+    def __init__(self, meeting: Meeting) -> None:
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
+        self._socket.setsockopt(zmq.RCVHWM, 0)
+        self._socket.setsockopt(zmq.IPV6, 1)
+        self._socket.setsockopt(zmq.SUBSCRIBE, meeting.secret.encode())
+        self._socket.connect(meeting.steps)
+        self._decoder = msgspec.msgpack.Decoder(Told)
+        self._heard = 0
+
+    def hear(self) -> Step:
+        """The next step, whenever it comes. Raises RankError where one is missing: a connection was cut for a while."""
+        told = self._decoder.decode(self._socket.recv_multipart()[1])
+        self._heard += 1
+        if told.number != self._heard:
+            raise RankError(f"it missed steps {self._heard} to {told.number - 1}; the connection was cut.")
+        return told.step
+
+
+class LeadingWorker:
+    """The first rank as the engine sees it: a worker whose every failure is the end, since the others wait for it."""
+
+    def __init__(self, worker: Worker, steps: StepTeller) -> None:
+        self._worker = worker
+        self._steps = steps
+
+    def launch(self, step: Step) -> None:
+        self._steps.tell(step)
+        with _final():
+            self._worker.launch(step)
+
+    def sample(self) -> Pending:
+        with _final():
+            return _Final(self._worker.sample())
+
+
+@dataclass(slots=True)
+class _Final:
+    pending: Pending
+
+    def wait(self) -> Result:
+        with _final():
+            return self.pending.wait()
+
+
+@contextmanager
+def _final() -> Iterator[None]:
+    """Makes of whatever a step raises the end of this rank."""
+    try:
+        yield
+    except (DeviceError, RankError):
+        raise
+    except Exception as error:
+        log.exception("step failed")
+        raise RankError(f"a step has failed: {error}") from error
+
+
+def lead(place: Place, loaded: Loaded) -> Worker:
+    """The worker of the engine process, once all other ranks are as far."""
+    steps = StepTeller(place.meeting)
+    steps.wait_for(place.size - 1)
+    return LeadingWorker(loaded.worker, steps)
+
+
+def follow(worker: Worker, depth: int, steps: StepHearer, lifeline: Lifeline) -> None:
+    """For ever. Raises RankError or DeviceError."""
+    pending: Pending | None = None
+    while True:
+        step = steps.hear()
+        lifeline.working = True
+        with _final():
+            # As the engine does it: what came before is waited for when the next is under way.
+            worker.launch(step)
+            if pending is not None:
+                pending.wait()
+            pending = worker.sample()
+            if depth == 0:
+                pending.wait()
+                pending = None
+        lifeline.working = False
+
+
+def main(place: Place, lifeline: Lifeline) -> int:
+    # When to stop is for those who started it to say, and Ctrl-C goes to the whole process group.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    settings = EngineSettings.model_validate_json(os.environ["HEADWATER_ENGINE_SETTINGS"])
+    configure_logging(settings.log_level)
+    try:
+        loaded = load(settings, lambda fraction, phase: None, lifeline.beat, place)
+        lifeline.loaded()
+        log.info("loaded", rank=place.rank, blocks=loaded.blocks, kernels=loaded.kernels)
+        follow(loaded.worker, loaded.depth, StepHearer(place.meeting), lifeline)
+    except Exception as error:
+        if not isinstance(error, LoadError | KVCacheSizeError | DeviceError | RankError | ValueError):
+            log.exception("rank failed", rank=place.rank)
+        lifeline.failed(str(error))
+    return 1

@@ -164,6 +164,21 @@ class Context(_Part):
     """Tokens of one request, prompt and output together. Left out: what the model can do."""
 
 
+class Sampling(_Part):
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    """0: always the likeliest token."""
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    """Only the likeliest tokens that have this much of the probability together."""
+    top_k: int | None = Field(default=None, ge=0, le=2**31 - 1)
+    """Only so many of the likeliest tokens; 0: all."""
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    """Only tokens at least this share as likely as the likeliest."""
+    repetition_penalty: float | None = Field(default=None, ge=0.01, le=100)
+    """Above 1: tokens that were there already become less likely."""
+    max_tokens: int | None = Field(default=None, ge=1, le=2**31 - 1)
+    """Output tokens. In vLLM no request gets more."""
+
+
 class Cache(_Part):
     fraction: float = Field(default=0.9, gt=0, le=1)
     """Share of the accelerator's memory for weights and KV cache together, above 0 and at most 1."""
@@ -279,6 +294,8 @@ class Spec(_Part):
     `parallelism` asks for."""
     context: Context = Context()
     """How long a request may be."""
+    sampling: Sampling = Sampling()
+    """How tokens are chosen for requests that do not say. Left out: as the model's own configuration says."""
     quantization: Quantization = "none"
     """How the weights are quantized. none: as the model's own configuration says."""
     cache: Cache = Cache()

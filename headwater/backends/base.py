@@ -1,12 +1,13 @@
 """What differs between inference servers, and nothing else: a backend is one file beside this one."""
 
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Literal, NamedTuple
 
-from headwater.resource import ModelDeployment, ResourceError
+from headwater.resource import ModelDeployment, ResourceError, Sampling
 from headwater.validation import found
 
 GROUP_RANK: Final = "GROUP_RANK"
@@ -197,6 +198,21 @@ class Backend(ABC):
             if value not in choices:
                 known = " and ".join(found(choice) for choice in choices)
                 raise self.unsupported(deployment, field, f"knows only {known} here; found {found(value)}")
+
+    def refuse_sampling(self, deployment: ModelDeployment) -> None:
+        """Raise UnsupportedError where `spec.sampling` asks for anything."""
+        asked = deployment.spec.sampling.model_dump(by_alias=True, exclude_none=True)
+        if asked:
+            hint = "takes no defaults for sampling: leave it to the requests, or to the model's generation_config.json"
+            raise self.unsupported(deployment, f"spec.sampling.{next(iter(asked))}", hint)
+
+
+def generation_config(sampling: Sampling) -> list[str]:
+    """`spec.sampling` as a flag of vLLM, which our engine has, too: under the names of generation_config.json."""
+    chosen = sampling.model_dump(exclude_none=True)
+    if "max_tokens" in chosen:
+        chosen["max_new_tokens"] = chosen.pop("max_tokens")
+    return ["--override-generation-config", json.dumps(chosen)] if chosen else []
 
 
 def hub_name_or_path(source: str) -> str:

@@ -2,7 +2,7 @@
 
 import sys
 
-from headwater.backends.base import Backend, Launch, LoadMetrics, Pod, Reading
+from headwater.backends.base import Backend, Launch, LoadMetrics, Pod, Reading, generation_config
 from headwater.resource import ModelDeployment
 
 
@@ -52,4 +52,4 @@ class Headwater(Backend):
             flags += ["--served-model-name", name]
         if deployment.spec.context.max_tokens is not None:
             flags += ["--max-model-len", str(deployment.spec.context.max_tokens)]
-        return flags
+        return flags + generation_config(deployment.spec.sampling)

@@ -66,6 +66,7 @@ class SGLang(Backend):
 
     def _serve(self, deployment: ModelDeployment, source: str, host: str, port: int) -> list[str]:
         self.refuse_all_but(deployment, cache__dtype=tuple(_CACHE_DTYPES))
+        self.refuse_sampling(deployment)  # its --preferred-sampling-params reach no request in OpenAI's form
         spec = deployment.spec
         argv = ["python3", "-m", "sglang.launch_server", "--model-path", hub_name_or_path(source)]
         argv += ["--host", host, "--port", str(port), "--served-model-name", deployment.name]

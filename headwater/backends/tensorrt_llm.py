@@ -90,6 +90,7 @@ class TensorRTLLM(Backend):
             cache__dtype=("auto", "fp8"),
             adapters=[],
         )
+        self.refuse_sampling(deployment)
 
     def _config(self, deployment: ModelDeployment) -> str:
         """What has no flag: its metrics, and the cache as a whole."""

@@ -48,6 +48,7 @@ class Transformers(Backend):
             cache__dtype="auto",
             adapters=[],
         )
+        self.refuse_sampling(deployment)
         if model not in deployment.served_names:
             message = f"answers to no name but {found(model)}: it must be among them"
             raise self.unsupported(deployment, "spec.model.aliases", message)

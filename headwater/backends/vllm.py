@@ -2,7 +2,17 @@
 
 import json
 
-from headwater.backends.base import FILES, GROUP_RANK, Backend, Launch, LoadMetrics, Pod, Reading, hub_name_or_path
+from headwater.backends.base import (
+    FILES,
+    GROUP_RANK,
+    Backend,
+    Launch,
+    LoadMetrics,
+    Pod,
+    Reading,
+    generation_config,
+    hub_name_or_path,
+)
 from headwater.resource import ModelDeployment
 
 _CACHE_DTYPES = ("auto", "bfloat16", "float16", "fp8")
@@ -77,7 +87,7 @@ def _flags(deployment: ModelDeployment, source: str) -> list[str]:
         flags += ["--kv-cache-dtype", spec.cache.dtype]
     if spec.cache.host_gib:
         flags += ["--kv-offloading-size", str(spec.cache.host_gib)]
-    return flags
+    return flags + generation_config(spec.sampling)
 
 
 def _events_config(port: int) -> str:

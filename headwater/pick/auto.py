@@ -11,7 +11,7 @@ from typing import Any, Final
 from headwater.pick.capabilities import BackendName
 from headwater.pick.ranking import HEAVY_SHARE, HEAVY_TOKENS, loads, rank
 from headwater.pick.workload import MAX_GPUS, Workload
-from headwater.resource import ModelDeployment, Spec
+from headwater.resource import ModelDeployment, Sampling, Spec
 
 _GPUS: Final = {"nvidia.com/gpu": "nvidia", "amd.com/gpu": "amd"}
 
@@ -48,6 +48,7 @@ def workload_of(deployment: ModelDeployment) -> Workload:
         input_tokens=max(1000, round(HEAVY_TOKENS / HEAVY_SHARE)),
         shared_prefix=HEAVY_SHARE if comes_again else 0.0,
         agentic=spec.routing.policy == "session",
+        sampling=spec.sampling != Sampling(),
         nodes=nodes,
     )
 

@@ -30,6 +30,8 @@ class Capability:
     """Whether these may be in several machines."""
     adapters: bool
     structured: bool
+    sampling: bool
+    """Whether it can be given defaults for requests that do not say how to sample."""
     host_cache: bool
     """Whether evicted KV blocks can move to host memory."""
     prefix_cache: bool
@@ -58,6 +60,7 @@ CAPABILITIES: Final = (
         nodes=True,
         adapters=True,
         structured=True,
+        sampling=True,
         host_cache=True,
         prefix_cache=True,
         build=_NO_BUILD,
@@ -73,6 +76,7 @@ CAPABILITIES: Final = (
         nodes=True,
         adapters=True,
         structured=True,
+        sampling=False,
         host_cache=True,
         prefix_cache=True,
         build=_NO_BUILD,
@@ -88,6 +92,7 @@ CAPABILITIES: Final = (
         nodes=False,
         adapters=False,
         structured=True,
+        sampling=False,
         host_cache=True,
         prefix_cache=True,
         build=timedelta(minutes=30),
@@ -103,6 +108,7 @@ CAPABILITIES: Final = (
         nodes=False,
         adapters=True,
         structured=True,
+        sampling=False,
         host_cache=False,
         prefix_cache=True,
         build=_NO_BUILD,
@@ -118,6 +124,7 @@ CAPABILITIES: Final = (
         nodes=False,
         adapters=False,
         structured=False,
+        sampling=True,
         host_cache=False,
         prefix_cache=True,
         build=_NO_BUILD,
@@ -133,6 +140,7 @@ CAPABILITIES: Final = (
         nodes=False,
         adapters=False,
         structured=False,
+        sampling=False,
         host_cache=False,
         prefix_cache=False,
         build=_NO_BUILD,

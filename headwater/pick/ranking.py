@@ -173,6 +173,8 @@ def _traffic_obstacles(workload: Workload, able: Capability) -> Iterator[str]:
         yield "serves no LoRA adapters"
     if workload.structured and not able.structured:
         yield "holds no answer to a schema"
+    if workload.sampling and not able.sampling:
+        yield "takes no defaults for sampling"
     if workload.host_cache_gib and not able.host_cache:
         yield "keeps no KV cache in host memory"
     if (workload.tensor or 1) > 1 and not shares_layers(workload, able):

@@ -114,6 +114,7 @@ class Workload(BaseModel):
     )
     agentic: bool = Field(default=False, description="Agents: many turns, each sends the conversation so far again")
     structured: bool = Field(default=False, description="Answers must follow a JSON schema or a grammar")
+    sampling: bool = Field(default=False, description="Requests that do not say how to sample get defaults of yours")
     mixed: bool = Field(default=False, description="Only a part of the requests is like that; the rest is plain")
     shared_requests: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.5, description="With --mixed: that part, as a share of all requests"

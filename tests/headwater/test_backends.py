@@ -108,6 +108,25 @@ def test_tensorrt_llm_loads_a_checkpoint_as_it_is():
     ]
 
 
+@pytest.mark.parametrize("name", ["headwater", "vllm"])
+def test_defaults_for_sampling_get_the_names_of_a_generation_config(name):
+    sampling = {"temperature": 0, "topP": 0.9, "topK": 40, "minP": 0.05, "repetitionPenalty": 1.1, "maxTokens": 512}
+    command = backends.get(name).command(deployment(sampling=sampling), port=1)
+    assert json.loads(command[command.index("--override-generation-config") + 1]) == {
+        "temperature": 0,
+        "top_p": 0.9,
+        "top_k": 40,
+        "min_p": 0.05,
+        "repetition_penalty": 1.1,
+        "max_new_tokens": 512,
+    }
+
+
+@pytest.mark.parametrize("name", ["headwater", "vllm"])
+def test_without_defaults_for_sampling_the_models_own_hold(name):
+    assert "--override-generation-config" not in backends.get(name).command(deployment(), port=1)
+
+
 @pytest.mark.parametrize("name", ["vllm", "sglang"])
 def test_an_adapter_is_loaded_and_unloaded_while_the_server_runs(name):
     backend = backends.get(name)
@@ -143,6 +162,10 @@ def test_a_file_is_given_as_its_path(name):
         ("vllm", deployment(parallelism={"tensor": 2, "nodes": 2}), "spec.parallelism.nodes"),
         ("vllm", deployment(cache={"dtype": "float32"}), "spec.cache.dtype"),
         ("sglang", deployment(cache={"dtype": "float16"}), "spec.cache.dtype"),
+        ("sglang", deployment(sampling={"topP": 0.9}), "spec.sampling.topP"),
+        ("tgi", deployment(sampling={"temperature": 0}), "spec.sampling.temperature"),
+        ("tensorrt-llm", deployment(sampling={"minP": 0.1}), "spec.sampling.minP"),
+        ("transformers", deployment(sampling={"maxTokens": 5}), "spec.sampling.maxTokens"),
         ("tgi", deployment(adapters=[{"name": "a", "source": "hf://o/a"}]), "spec.adapters"),
         ("tgi", deployment(adapters=[{"name": "a", "source": "s3://o/a"}]), "spec.adapters"),
         ("tgi", deployment(cache={"hostGiB": 1}), "spec.cache.hostGiB"),

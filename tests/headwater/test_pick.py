@@ -40,6 +40,7 @@ workloads = st.builds(
     shared_prefix=st.floats(0, 1),
     agentic=st.booleans(),
     structured=st.booleans(),
+    sampling=st.booleans(),
     mixed=st.booleans(),
     broad_models=st.booleans(),
     hugging_face=st.booleans(),

@@ -36,6 +36,7 @@ def deployment(source: str = "hf://meta-llama/Llama-3.1-8B-Instruct", **spec: An
         (GPU | {"cache": {"hostGiB": 64.0}}, "sglang"),
         (GPU | {"routing": {"policy": "session"}}, "sglang"),
         (GPU | {"routing": {"policy": "round_robin"}}, "vllm"),
+        (GPU | {"routing": {"policy": "session"}, "sampling": {"temperature": 0}}, "vllm"),
         ({"quantization": "awq"}, "vllm"),
         ({"adapters": [{"name": "sql", "source": "hf://o/sql"}]}, "vllm"),
         ({"source": "hf://google/gemma-2-2b-it"}, "vllm"),

@@ -164,6 +164,7 @@ def test_the_backends_are_those_of_the_code() -> None:
             "nodes" if able.nodes else "GPUs of a node" if able.tensor else "–",
             yes(able.adapters),
             yes(able.structured),
+            yes(able.sampling),
             yes(able.host_cache),
             ", ".join(sorted(able.families)) if able.families else "any",
         ]

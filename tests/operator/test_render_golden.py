@@ -36,13 +36,14 @@ CASES: dict[str, dict[str, Any]] = {
     "group": {"parallelism": {"tensor": 16, "nodes": 2}},
     "everything": EVERYTHING,
     "compressed": {"quantization": "fp8", "cache": {"fraction": 0.8, "dtype": "fp8"}},
+    "sampling": {"sampling": {"temperature": 0.2, "topP": 0.9, "maxTokens": 512}},
     "offload": {"cache": {"hostGiB": 8.0}},
     "engine": {"backend": {"args": ["--backend", "tensorrt"]}},
 }
 DEFINED = {
-    "headwater": {"plain", "weights", "everything"},
+    "headwater": {"plain", "weights", "everything", "sampling"},
     "vllm": set(CASES) - {"engine"},
-    "sglang": set(CASES) - {"engine"},
+    "sglang": set(CASES) - {"engine", "sampling"},
     "tgi": {"plain", "tensor", "weights", "adapters", "everything", "compressed"},
     "tensorrt-llm": {"plain", "tensor", "weights", "everything", "offload", "engine"},
     "transformers": {"plain", "weights"},

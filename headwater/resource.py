@@ -154,7 +154,7 @@ class Parallelism(_Part):
     bound_by = (rules.TENSOR_IS_DIVIDED, rules.KIND_STAYS)
 
     tensor: int = Field(default=1, ge=1, le=1024)
-    """Accelerators that share each layer of one replica, over all its nodes."""
+    """Accelerators that share each layer of one replica, over all its nodes. Without any: processes of our engine."""
     nodes: int = Field(default=1, ge=1, le=1024)
     """Machines that these are spread over, one pod on each; must divide `tensor`. Cannot change between 1 and more."""
 
@@ -291,7 +291,7 @@ class Spec(_Part):
     """The accelerators of one replica."""
     resources: Annotated[dict[str, Any], Shaped(_Resources)] = Field(default={})
     """Compute resources of the server's container, as Kubernetes writes them. Left out: the accelerators that
-    `parallelism` asks for."""
+    `parallelism` asks for; of our own engine none."""
     context: Context = Context()
     """How long a request may be."""
     sampling: Sampling = Sampling()

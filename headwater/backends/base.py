@@ -18,6 +18,9 @@ ADMIN_KEY: Final = "HEADWATER_ADMIN_KEY"
 """Variable with the key that a server asks for before its adapters, its cache or its weights are touched."""
 
 
+Device = Literal["cpu", "cuda", "unknown"]
+
+
 class UnsupportedError(ResourceError):
     """The deployment wants something that its backend cannot do; the message names the field."""
 
@@ -57,6 +60,8 @@ class Pod:
     """Where KV events are published. None: nowhere."""
     drain: int
     """Seconds that running answers get after SIGTERM."""
+    device: Device | None = None
+    """What `spec.resources` give the server to compute on. None: its render version told it nothing of that."""
     threads: int | None = None
     """What the pod may use of the CPU. None: no limit."""
     leader: str | None = None

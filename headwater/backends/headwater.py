@@ -2,8 +2,14 @@
 
 import sys
 
-from headwater.backends.base import Backend, Launch, LoadMetrics, Pod, Reading, generation_config
-from headwater.resource import ModelDeployment
+from headwater.backends.base import GROUP_RANK, Backend, Launch, LoadMetrics, Pod, Reading, generation_config
+from headwater.resource import Cache, ModelDeployment
+
+_LEADER_PORT = 29500
+"""And the two behind it."""
+_CACHE_DTYPES = ("auto", "bfloat16", "fp8")
+_CPU_CACHE_DTYPES = ("auto", "bfloat16")
+_FRACTION = Cache.model_fields["fraction"].default
 
 
 class Headwater(Backend):
@@ -17,12 +23,16 @@ class Headwater(Backend):
         block_size=(Reading("headwater_engine_block_size"),),
     )
     needs_gpu = False
+    workers_answer_probes = True
     pod_sources = ("hf://", "package://", "file://", "random:")
 
     def command(self, deployment: ModelDeployment, *, port: int, events_port: int | None = None) -> list[str]:
+        self.refuse_all_but(deployment, parallelism__nodes=1)
         source = self.local_source(deployment, *self.pod_sources)
         argv = [sys.executable, "-m", "headwater", "serve", source, "--port", str(port)]
         argv += self._flags(deployment, source)
+        if deployment.spec.cache.fraction != _FRACTION:
+            argv += ["--gpu-memory-utilization", str(deployment.spec.cache.fraction)]  # unheeded on a CPU
         if events_port is not None:
             argv += ["--kv-events", f"tcp://127.0.0.1:{events_port}"]
         return argv + deployment.spec.backend.args
@@ -33,23 +43,30 @@ class Headwater(Backend):
         if pod.events_port is not None:
             argv += ["--kv-events", f"tcp://*:{pod.events_port}"]
         argv += ["--shutdown-timeout", str(pod.drain)]
+        if pod.device == "cuda":
+            # Not as it finds it: where the driver is missing, a CPU would take its place in silence.
+            argv += ["--device", "cuda", "--gpu-memory-utilization", str(deployment.spec.cache.fraction)]
+        elif pod.device == "cpu":
+            self.refuse_all_but(deployment, cache__dtype=_CPU_CACHE_DTYPES)
         if pod.threads is not None:
-            argv += ["--threads", str(pod.threads)]  # else one for each core of the node, which wait for one another
+            argv += ["--threads", str(pod.threads)]  # of all ranks here together; else all cores of the node
+        if pod.leader is not None:
+            argv += ["--nodes", str(deployment.spec.parallelism.nodes), "--node-rank", f"$({GROUP_RANK})"]
+            argv += ["--leader", f"{pod.leader}:{_LEADER_PORT}"]
         return Launch(argv + deployment.spec.backend.args)
 
     def _flags(self, deployment: ModelDeployment, source: str) -> list[str]:
         self.refuse_all_but(
-            deployment,
-            parallelism__tensor=1,
-            parallelism__nodes=1,
-            quantization="none",
-            cache__host_gib=0.0,
-            cache__dtype="auto",
-            adapters=[],
+            deployment, quantization="none", cache__host_gib=0.0, cache__dtype=_CACHE_DTYPES, adapters=[]
         )
-        flags = ["--revision", deployment.spec.model.revision]
+        spec = deployment.spec
+        flags = ["--revision", spec.model.revision]
         for name in deployment.served_names:
             flags += ["--served-model-name", name]
-        if deployment.spec.context.max_tokens is not None:
-            flags += ["--max-model-len", str(deployment.spec.context.max_tokens)]
-        return flags + generation_config(deployment.spec.sampling)
+        if spec.context.max_tokens is not None:
+            flags += ["--max-model-len", str(spec.context.max_tokens)]
+        if spec.parallelism.tensor > 1:
+            flags += ["--tensor-parallel-size", str(spec.parallelism.tensor)]
+        if spec.cache.dtype != "auto":
+            flags += ["--kv-cache-dtype", spec.cache.dtype]
+        return flags + generation_config(spec.sampling)

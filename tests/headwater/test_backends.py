@@ -41,6 +41,17 @@ def test_the_headwater_engine_is_started_by_this_python():
     ]
 
 
+def test_the_headwater_engine_is_told_what_its_ranks_and_its_cache_are_to_be():
+    wanted = deployment(parallelism={"tensor": 2}, cache={"fraction": 0.8, "dtype": "fp8"})
+    command = backends.get("headwater").command(wanted, port=1)
+    for flag, value in (
+        ("--tensor-parallel-size", "2"),
+        ("--gpu-memory-utilization", "0.8"),
+        ("--kv-cache-dtype", "fp8"),
+    ):
+        assert command[command.index(flag) + 1] == value
+
+
 def test_vllm_gets_all_that_the_deployment_says():
     wanted = deployment(
         model={"aliases": ["small"], "revision": "v1"},
@@ -153,7 +164,8 @@ def test_a_file_is_given_as_its_path(name):
 @pytest.mark.parametrize(
     ("name", "wanted", "field"),
     [
-        ("headwater", deployment(parallelism={"tensor": 2}), "spec.parallelism.tensor"),
+        ("headwater", deployment(parallelism={"tensor": 2, "nodes": 2}), "spec.parallelism.nodes"),
+        ("headwater", deployment(cache={"dtype": "float16"}), "spec.cache.dtype"),
         ("headwater", deployment(quantization="awq"), "spec.quantization"),
         ("headwater", deployment(cache={"hostGiB": 1}), "spec.cache.hostGiB"),
         ("headwater", deployment(adapters=[{"name": "a", "source": "hf://o/a"}]), "spec.adapters"),

@@ -31,6 +31,11 @@ EVERYTHING: dict[str, Any] = {
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "tensor": {"parallelism": {"tensor": 8}},
+    "gpus": {
+        "parallelism": {"tensor": 2},
+        "resources": {"limits": {"nvidia.com/gpu": 2}},
+        "cache": {"fraction": 0.8, "dtype": "fp8"},
+    },
     "weights": {"model": {"aliases": []}},
     "adapters": {"adapters": [{"name": "owner/sql", "source": "hf://owner/sql"}]},
     "group": {"parallelism": {"tensor": 16, "nodes": 2}},
@@ -41,16 +46,28 @@ CASES: dict[str, dict[str, Any]] = {
     "engine": {"backend": {"args": ["--backend", "tensorrt"]}},
 }
 DEFINED = {
-    "headwater": {"plain", "weights", "everything", "sampling"},
-    "vllm": set(CASES) - {"engine"},
-    "sglang": set(CASES) - {"engine", "sampling"},
+    "headwater": {"plain", "tensor", "gpus", "weights", "group", "everything", "sampling"},
+    "vllm": set(CASES) - {"engine", "gpus"},
+    "sglang": set(CASES) - {"engine", "gpus", "sampling"},
     "tgi": {"plain", "tensor", "weights", "adapters", "everything", "compressed"},
     "tensorrt-llm": {"plain", "tensor", "weights", "everything", "offload", "engine"},
     "transformers": {"plain", "weights"},
 }
 """What each backend can do; the rest it must refuse."""
-SHAPES = [(backend, case) for backend in BACKENDS for case in CASES if case in DEFINED[backend]]
-REFUSED = [(backend, case) for backend in BACKENDS for case in sorted(set(CASES) - {"engine"} - DEFINED[backend])]
+SINCE = {"sampling": 3, "gpus": 3, "headwater-tensor": 3, "headwater-group": 3}
+"""Render versions before these had no such pods."""
+REFUSED = [
+    (backend, case) for backend in BACKENDS for case in sorted(set(CASES) - {"engine", "gpus"} - DEFINED[backend])
+]
+
+
+def shapes(version: int) -> list[tuple[str, str]]:
+    return [
+        (backend, case)
+        for backend in BACKENDS
+        for case in CASES
+        if case in DEFINED[backend] and max(SINCE.get(case, 1), SINCE.get(f"{backend}-{case}", 1)) <= version
+    ]
 
 
 def shaped(backend: str, case: str, version: int) -> tuple[ModelDeployment, Context]:
@@ -61,9 +78,10 @@ def shaped(backend: str, case: str, version: int) -> tuple[ModelDeployment, Cont
     return wanted, built(wanted, made) if case == "engine" else made
 
 
-@pytest.mark.parametrize("version", RENDERERS)
-@pytest.mark.parametrize(("backend", "case"), SHAPES)
-def test_a_pod_is_what_it_was(backend: str, case: str, version: int) -> None:
+@pytest.mark.parametrize(
+    ("version", "backend", "case"), [(version, *shape) for version in RENDERERS for shape in shapes(version)]
+)
+def test_a_pod_is_what_it_was(version: int, backend: str, case: str) -> None:
     wanted, made = shaped(backend, case, version)
     group = 0 if wanted.spec.parallelism.nodes > 1 else None
     check(f"v{version}/{backend}-{case}.yaml", pod_template(wanted, made, group), version)
@@ -83,8 +101,8 @@ def test_what_a_backend_cannot_do_is_refused_before_there_is_a_pod(backend: str,
 
 
 def test_no_golden_file_is_left_over() -> None:
-    expected = {f"{backend}-{case}.yaml" for backend, case in SHAPES} | {"tensorrt-llm-build.yaml"}
     for version in RENDERERS:
+        expected = {f"{backend}-{case}.yaml" for backend, case in shapes(version)} | {"tensorrt-llm-build.yaml"}
         assert {file.name for file in (GOLDEN / f"v{version}").iterdir()} == expected
 
 

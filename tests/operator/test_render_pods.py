@@ -101,7 +101,7 @@ def test_a_server_that_does_not_wait_for_its_answers_is_told_late(server: str, a
     assert pod["spec"]["terminationGracePeriodSeconds"] == 310
 
 
-@pytest.mark.parametrize("server", ["vllm", "sglang"])
+@pytest.mark.parametrize("server", ["headwater", "vllm", "sglang"])
 def test_no_pod_of_a_group_ends_before_its_answers_do(server: str) -> None:
     container = engine(template(server, drainTimeout="5m", parallelism={"tensor": 2, "nodes": 2}))
     assert container["lifecycle"]["preStop"]["sleep"]["seconds"] == 305

@@ -18,8 +18,8 @@ from headwater_operator.config import KVEvents
 
 PIN_ANNOTATION: Final = "headwater.dev/pin"
 SPEC_HASH_ANNOTATION: Final = "headwater.dev/spec-hash"
-CURRENT_RENDER_VERSION: Final = 2
-_BUILD_VERSIONS: Final = {1: 1, 2: 1}
+CURRENT_RENDER_VERSION: Final = 3
+_BUILD_VERSIONS: Final = {1: 1, 2: 1, 3: 1}
 """By render version, which rules engines of TensorRT-LLM are built by: half an hour of a GPU for each new one."""
 
 _NOT_OF_PODS: Final = {"replicas", "autoscaling", "routing", "rollout", "weights"}

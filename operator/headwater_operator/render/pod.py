@@ -1,4 +1,4 @@
-"""The template of an engine's pod: render version 2.
+"""The template of an engine's pod: render version 3.
 
 A change that shows in any golden file restarts engines. Where it has to be, this file is kept as it is for those that
 run, and a copy of it becomes the next version: see docs/rendering.md.
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any, Final
 
-from headwater.backends.base import ADMIN_KEY, GROUP_RANK, Backend, Launch, Pod
+from headwater.backends.base import ADMIN_KEY, GROUP_RANK, Backend, Device, Launch, Pod
 from headwater.kubernetes import (
     ADMIN_SECRET_KEY,
     CONTAINER,
@@ -69,9 +69,8 @@ def template(deployment: ModelDeployment, context: Context, group: int | None) -
         "terminationGracePeriodSeconds": grace(spec),
         "containers": [container],
         "volumes": storage.volumes(mounts),
+        "topologySpreadConstraints": [_spread(deployment)],
     }
-    if group is None:
-        pod["topologySpreadConstraints"] = [_spread(deployment)]
     if tolerations := gpu_tolerations(container["resources"]):
         pod["tolerations"] = tolerations
     return {"metadata": metadata, "spec": pod}
@@ -159,11 +158,24 @@ def env(deployment: ModelDeployment, context: Context, launch: Launch, *, groupe
 def resources(spec: Spec, backend: Backend) -> Manifest:
     """Those of the spec, and the accelerators that it implies where it names no device of its own."""
     given: dict[str, Any] = {**spec.resources}
-    named = {name for part in ("limits", "requests") for name in given.get(part, {})}
-    if (backend.needs_gpu or spec.parallelism.tensor > 1) and not any("/" in name for name in named):
+    if backend.needs_gpu and not _devices(given):
         count = spec.parallelism.tensor // spec.parallelism.nodes
         given["limits"] = {**given.get("limits", {}), GPU: str(count)}
     return given
+
+
+def _devices(resources: Mapping[str, Any]) -> dict[str, Any]:
+    """What a container gets beside CPU and memory, such as `nvidia.com/gpu`, with the amounts."""
+    named = {**resources.get("requests", {}), **resources.get("limits", {})}
+    return {name: amount for name, amount in named.items() if "/" in name}
+
+
+def _device(resources: Mapping[str, Any]) -> Device:
+    """A claim, or a device of another vendor, may be anything."""
+    devices = _devices(resources)
+    if any(name.startswith("nvidia.com/") and str(amount) != "0" for name, amount in devices.items()):
+        return "cuda"
+    return "unknown" if resources.get("claims") or set(devices) - {GPU} else "cpu"
 
 
 def gpu_tolerations(resources: Manifest) -> list[Manifest]:
@@ -181,6 +193,7 @@ def describe(deployment: ModelDeployment, context: Context, group: int | None = 
         port=HTTP_PORT,
         events_port=EVENTS_PORT if context.pin.publishes_kv_events else None,
         drain=drain(deployment.spec),
+        device=_device(resources(deployment.spec, context.backend)),
         threads=_cores(deployment.spec.resources),
         leader=None if group is None else leader_address(deployment, context.pin, group, context.namespace),
         engine=None if context.build_claim is None else storage.ENGINE,

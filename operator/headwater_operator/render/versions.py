@@ -5,13 +5,13 @@ from typing import Final
 
 from headwater.kubernetes import LABEL_COMPONENT, LABEL_DEPLOYMENT, LABEL_MANAGED_BY
 from headwater.resource import ModelDeployment, ResourceError
-from headwater_operator.render import pod, pod_v1
+from headwater_operator.render import pod, pod_v1, pod_v2
 from headwater_operator.render.context import Context, Manifest
 from headwater_operator.render.template import merge
 
 Renderer = Callable[[ModelDeployment, Context, int | None], Manifest]
 
-RENDERERS: Final[Mapping[int, Renderer]] = {1: pod_v1.template, 2: pod.template}
+RENDERERS: Final[Mapping[int, Renderer]] = {1: pod_v1.template, 2: pod_v2.template, 3: pod.template}
 
 
 def pod_template(deployment: ModelDeployment, context: Context, group: int | None = None) -> Manifest:

@@ -24,8 +24,8 @@ class Capability:
     backend: BackendName
     quantizations: Mapping[Vendor, frozenset[str]]
     """For each kind of device that it runs on, besides 16 bits."""
-    tensor: bool
-    """Whether several GPUs can share a layer."""
+    tensor: frozenset[Vendor]
+    """Devices of which several can share a layer. Of CPUs only where a workload asks for it: a network is slow."""
     nodes: bool
     """Whether these may be in several machines."""
     adapters: bool
@@ -45,10 +45,17 @@ class Capability:
     packaged: bool
     """Whether it loads `package://` and `random:`."""
     strengths: frozenset[Strength]
+    strong_on: frozenset[Vendor] | None = None
+    """Devices on which that counts; None: all that it runs on."""
+
+    def is_strong(self, strength: Strength, vendor: Vendor) -> bool:
+        return strength in self.strengths and (self.strong_on is None or vendor in self.strong_on)
 
 
 _ALL: Final = frozenset({"fp8", "awq", "gptq"})
 _NONE: Final[frozenset[str]] = frozenset()
+_GPUS: Final = frozenset[Vendor]({"nvidia", "amd"})
+_NOWHERE: Final = frozenset[Vendor]()
 _NO_BUILD: Final = timedelta(0)
 
 CAPABILITIES: Final = (
@@ -56,7 +63,7 @@ CAPABILITIES: Final = (
     Capability(
         backend="vllm",
         quantizations={"nvidia": _ALL, "amd": frozenset({"fp8"}), "cpu": frozenset({"awq", "gptq"})},
-        tensor=True,
+        tensor=_GPUS,
         nodes=True,
         adapters=True,
         structured=True,
@@ -72,7 +79,7 @@ CAPABILITIES: Final = (
     Capability(
         backend="sglang",
         quantizations={"nvidia": _ALL, "amd": frozenset({"fp8"})},
-        tensor=True,
+        tensor=_GPUS,
         nodes=True,
         adapters=True,
         structured=True,
@@ -88,7 +95,7 @@ CAPABILITIES: Final = (
     Capability(
         backend="tensorrt-llm",
         quantizations={"nvidia": frozenset({"fp8", "awq"})},
-        tensor=True,
+        tensor=frozenset({"nvidia"}),
         nodes=False,
         adapters=False,
         structured=True,
@@ -104,7 +111,7 @@ CAPABILITIES: Final = (
     Capability(
         backend="tgi",
         quantizations={"nvidia": _ALL, "amd": _NONE},
-        tensor=True,
+        tensor=_GPUS,
         nodes=False,
         adapters=True,
         structured=True,
@@ -119,24 +126,25 @@ CAPABILITIES: Final = (
     ),
     Capability(
         backend="headwater",
-        quantizations={"cpu": _NONE},
-        tensor=False,
-        nodes=False,
+        quantizations={"nvidia": _NONE, "cpu": _NONE},
+        tensor=frozenset({"nvidia", "cpu"}),
+        nodes=True,
         adapters=False,
         structured=False,
         sampling=True,
         host_cache=False,
         prefix_cache=True,
         build=_NO_BUILD,
-        generations=None,
+        generations=("ampere", "ada", "hopper", "blackwell"),
         families=frozenset({"llama", "mistral", "qwen", "smollm"}),
         packaged=True,
         strengths=frozenset({"prefix", "cpu"}),
+        strong_on=frozenset({"cpu"}),
     ),
     Capability(
         backend="transformers",
         quantizations={"nvidia": _NONE, "amd": _NONE, "cpu": _NONE},
-        tensor=False,
+        tensor=_NOWHERE,
         nodes=False,
         adapters=False,
         structured=False,

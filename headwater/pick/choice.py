@@ -95,8 +95,9 @@ def change(workload: Workload, **changes: Any) -> Workload:
 def _two_parts(workload: Workload, ranking: Ranking) -> tuple[Part, Part] | None:
     """One deployment for the shared part, one for the rest; None where backends or GPUs do not suffice for two."""
     places = ranking.places
-    heavy = next((place for place in places if "prefix" in place.able.strengths), None)
-    rest = next((place for place in places if "prefix" not in place.able.strengths), None)
+    vendor = workload.accelerator.vendor
+    heavy = next((place for place in places if place.able.is_strong("prefix", vendor)), None)
+    rest = next((place for place in places if not place.able.is_strong("prefix", vendor)), None)
     if heavy is None or rest is None or workload.concurrency < 2:
         return None
     share = workload.shared_requests

@@ -83,13 +83,13 @@ def usable_gib(workload: Workload, tensor: int) -> float:
 
 
 def shares_layers(workload: Workload, able: Capability) -> bool:
-    return able.tensor and workload.accelerator.vendor != "cpu"
+    return workload.accelerator.vendor in able.tensor
 
 
 def degrees(workload: Workload, shape: Shape, able: Capability) -> list[int]:
     """Over how many GPUs the backend could spread a layer: powers of two, unless the workload wants another number."""
     largest = LARGEST_TENSOR if able.nodes else GPUS_PER_NODE
-    if not shares_layers(workload, able):
+    if not shares_layers(workload, able) or (workload.accelerator.vendor == "cpu" and not workload.tensor):
         largest = 1
     wanted = [workload.tensor] if workload.tensor else [2**n for n in range(largest.bit_length())]
     return [tensor for tensor in wanted if tensor <= min(largest, workload.gpus) and shape.divides(tensor)]
@@ -120,7 +120,7 @@ def _plan(workload: Workload, shape: Shape, able: Capability, tensor: int) -> Pl
     replicas = min(math.ceil(workload.concurrency / requests), workload.gpus // tensor)
     return Plan(
         tensor=tensor,
-        nodes=workload.nodes or math.ceil(tensor / GPUS_PER_NODE),
+        nodes=workload.nodes or (tensor if workload.accelerator.vendor == "cpu" else math.ceil(tensor / GPUS_PER_NODE)),
         replicas=replicas,
         weights_gib=weights,
         kv_gib=room,

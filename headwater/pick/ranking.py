@@ -136,6 +136,8 @@ def _otherwise(workload: Workload, able: Capability) -> str:
             return (
                 "It serves this as well, but upstream only maintains it: new models and kernels come elsewhere first."
             )
+        case "headwater":
+            return "Our own engine, the one for CPUs: young on GPUs, so compare it under your load first."
         case "transformers":
             return "It works, with the fewest tokens a second: for models that none of the others knows."
         case _:
@@ -154,9 +156,10 @@ def obstacles(workload: Workload, able: Capability) -> Iterator[str]:
         yield f"runs on {' and '.join(_VENDORS[each] for each in able.quantizations)} only"
     elif workload.known_quantization not in {"none", *able.quantizations[accelerator.vendor]}:
         yield f"serves no {workload.known_quantization} weights on {accelerator.title}"
-    elif able.generations and accelerator.generation and accelerator.generation not in able.generations:
-        wanted = " and ".join(each.title() for each in able.generations)
-        yield f"is deployed on {wanted} GPUs only; {accelerator.title} is {accelerator.generation.title()}"
+    elif able.generations and accelerator.vendor != "cpu" and accelerator.generation not in (None, *able.generations):
+        *others, last = (each.title() for each in able.generations)
+        own = str(accelerator.generation).title()
+        yield f"is deployed on {', '.join(others)} and {last} GPUs only; {accelerator.title} is {own}"
     if able.build > workload.build_time:
         allowed = _minutes(workload.build_time)
         yield f"needs a build of {_minutes(able.build)} minutes, and --build-time allows {allowed}"
@@ -219,7 +222,8 @@ def rank(workload: Workload, *, sized: bool = True) -> Ranking:
 
 
 def _first_rule(workload: Workload, able: Capability) -> Rule | None:
-    return next((rule for rule in RULES if rule.strength in able.strengths and rule.applies(workload)), None)
+    vendor = workload.accelerator.vendor
+    return next((rule for rule in RULES if able.is_strong(rule.strength, vendor) and rule.applies(workload)), None)
 
 
 def _fit(workload: Workload, able: Capability) -> tuple[Plan | None, str | None]:

@@ -74,14 +74,13 @@ def _aliases(source: str, part: Part) -> list[str]:
 
 def _backend(part: Part) -> dict[str, Any]:
     backend: dict[str, Any] = {"type": part.candidate.backend}
-    if part.workload.accelerator.vendor != "cpu":
-        return backend
     # On a CPU servers do not take what memory there is: they are told.
-    gib = _cpu_cache_gib(part)
+    gib = str(_cpu_cache_gib(part)) if part.workload.accelerator.vendor == "cpu" else None
     if part.candidate.backend == "headwater":
-        backend["args"] = ["--kv-cache-gib", str(gib), *_sequences(part)]
-    if part.candidate.backend == "vllm":
-        backend["env"] = {"VLLM_CPU_KVCACHE_SPACE": str(gib)}
+        args = [*(["--kv-cache-gib", gib] if gib else []), *_sequences(part)]
+        backend |= {"args": args} if args else {}
+    if part.candidate.backend == "vllm" and gib:
+        backend["env"] = {"VLLM_CPU_KVCACHE_SPACE": gib}
     return backend
 
 
@@ -107,7 +106,7 @@ def _size(part: Part) -> dict[str, Any]:
     if (resource := workload.accelerator.resource) is not None:
         size["resources"] = {"limits": {resource: plan.tensor // plan.nodes}}
     else:
-        memory = f"{math.ceil(plan.weights_gib + _cpu_cache_gib(part) + RESERVE_GIB)}Gi"
+        memory = f"{math.ceil((plan.weights_gib + _cpu_cache_gib(part)) / plan.nodes + RESERVE_GIB)}Gi"
         size["resources"] = {"requests": {"memory": memory}, "limits": {"memory": memory}}
     return size
 

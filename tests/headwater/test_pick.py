@@ -85,6 +85,34 @@ def test_our_engine_comes_first_on_cpus_as_long_as_it_can_serve() -> None:
     assert places(gpu="cpu", adapters=1) == ["vllm"]
 
 
+def test_our_engine_has_a_place_on_nvidia_gpus_and_no_rule_speaks_for_it_there() -> None:
+    assert places() == ["vllm", "sglang", "tgi", "headwater", "transformers"]
+    assert places(shared_prefix=0.8)[:2] == ["sglang", "vllm"]
+    assert "headwater" in places(model="meta-llama/Llama-3.1-70B-Instruct", gpus=4)
+    for more in ({"quantization": "fp8"}, {"structured": True}, {"adapters": 1}, {"gpu": "t4"}, {"gpu": "mi300x"}):
+        assert "headwater" not in places(**more, gpus=2)
+
+
+def test_a_model_is_spread_over_cpus_where_that_is_asked_for() -> None:
+    work = {"model": "meta-llama/Llama-3.1-8B-Instruct", "gpu": "cpu", "gpus": 4, "concurrency": 8}
+    assert pick(workload(work)).parts[0].plan.tensor == 1
+    result = pick(workload(work | {"tensor": 2}))
+    assert [each.backend for each in result.places] == ["headwater"]
+    (made,) = (ModelDeployment.model_validate(each) for each in yaml.safe_load_all(to_yaml(result)))
+    assert (made.spec.parallelism.tensor, made.spec.parallelism.nodes) == (2, 2), "a machine each"
+    whole = ModelDeployment.model_validate(yaml.safe_load(to_yaml(pick(workload(work)))))
+    memory = [int(each.spec.resources["limits"]["memory"].removesuffix("Gi")) for each in (made, whole)]
+    assert memory[0] < memory[1], "each holds half of the weights"
+
+
+def test_our_engine_on_gpus_runs_as_many_requests_as_it_is_there_for() -> None:
+    result = pick(workload({"model": "random:{}", "params": "8b", "family": "llama", "concurrency": 100}))
+    assert result.backend == "headwater", "nobody else has random weights"
+    made = ModelDeployment.model_validate(yaml.safe_load(to_yaml(result)))
+    assert made.spec.backend.args == ["--max-num-seqs", "100"]
+    assert made.spec.resources == {"limits": {"nvidia.com/gpu": 1}}
+
+
 def test_tensorrt_needs_hopper_or_newer_and_time_to_build() -> None:
     assert places(build_time="40m")[0] == "tensorrt-llm"
     assert "tensorrt-llm" not in places(build_time="20m")
@@ -146,7 +174,7 @@ def test_no_backend_is_said_to_do_what_it_refuses(name: str, field: str, value: 
     claims = {
         "quantization": any("fp8" in each for each in able.quantizations.values()),
         "adapters": able.adapters,
-        "parallelism": able.tensor,
+        "parallelism": bool(able.tensor),
         "cache": able.host_cache,
     }
     spec = {"model": {"source": "hf://o/n", "aliases": ["o/n"]}, field: value}

@@ -33,6 +33,12 @@ def deployment(source: str = "hf://meta-llama/Llama-3.1-8B-Instruct", **spec: An
         ({"resources": {"limits": {"nvidia.com/gpu": "0"}}}, "headwater"),
         ({"resources": {"limits": {"amd.com/gpu": "1"}}, "quantization": "fp8"}, "vllm"),
         ({"parallelism": {"tensor": 4}}, "vllm"),
+        ({"parallelism": {"tensor": 4}, "resources": {"limits": {"nvidia.com/gpu": 0}}}, "headwater"),
+        ({"parallelism": {"tensor": 4, "nodes": 2}, "source": "random:tiny"}, "headwater"),
+        (
+            {"parallelism": {"tensor": 2}, "source": "package://p", "resources": {"limits": {"nvidia.com/gpu": 2}}},
+            "headwater",
+        ),
         (GPU | {"cache": {"hostGiB": 64.0}}, "sglang"),
         (GPU | {"routing": {"policy": "session"}}, "sglang"),
         (GPU | {"routing": {"policy": "round_robin"}}, "vllm"),

@@ -24,7 +24,8 @@ def test_a_person_is_shown_places_obstacles_and_arithmetic(
     shown = capsys.readouterr().out
     assert shown.startswith("Llama-3.1-8B on 1 x L4: 32 requests at once, 1,000 + 250 tokens each")
     assert "1  vllm          1 x 1  The boring default" in shown
-    assert "-  headwater            It runs on CPUs only." in shown
+    assert "4  headwater     1 x 1  Our own engine" in shown
+    assert "-  tensorrt-llm         It is deployed on Hopper and Blackwell GPUs only; L4 is Ada; it needs" in shown
     assert "8.0B x 2 bytes = 15.0 GiB" in shown
     assert "32 layers x 2 x 8 heads x 128 x 2 bytes = 128.0 KiB" in shown
     assert "kubectl apply -f -" in shown

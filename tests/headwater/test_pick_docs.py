@@ -161,7 +161,8 @@ def test_the_backends_are_those_of_the_code() -> None:
                 f"{vendor} ({', '.join(sorted(known))})" if known else vendor
                 for vendor, known in able.quantizations.items()
             ),
-            "nodes" if able.nodes else "GPUs of a node" if able.tensor else "–",
+            ("nodes" if able.nodes else "GPUs of a node" if able.tensor else "–")
+            + "; CPUs where asked" * ("cpu" in able.tensor),
             yes(able.adapters),
             yes(able.structured),
             yes(able.sampling),

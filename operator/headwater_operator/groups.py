@@ -26,6 +26,8 @@ NO_ROOM: Final = "headwater.dev/no-room-for"
 
 RESTART_BUDGET: Final = 8
 """A group that was restarted so often, and was not well `_WELL_AFTER` any of these times, is left as it is."""
+BROKEN_GRACE: Final = 5
+"""Seconds that pods of a broken group get, for routers to learn of it: nothing can finish there."""
 _WELL_AFTER: Final = timedelta(hours=1)
 _FIRST_PAUSE: Final = timedelta(seconds=10)
 _LONGEST_PAUSE: Final = timedelta(minutes=5)
@@ -59,6 +61,12 @@ class Group:
     @property
     def ready(self) -> bool:
         return self.complete and all(pod.ready for pod in self.pods)
+
+    @property
+    def draining(self) -> bool:
+        """Whether a member was told to end and still runs: until it does end, answers can finish."""
+        going = any(pod.terminating and pod.running for pod in self.pods)
+        return going and not any(pod.restarts for pod in self.pods)
 
     @property
     def restarts(self) -> int:

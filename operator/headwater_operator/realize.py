@@ -300,7 +300,8 @@ class Realizer:
             await self._note(group.workload, groups.counted_restart(group, look.now))
             message = f"all pods of {name_of(group.workload)} begin anew, since one of them was replaced or restarted"
             await self._recorder.record(look.resource, "Warning", "GroupRestarted", message)
-            await self._delete_pods(look, [pod for pod in group.pods if not pod.terminating])
+            grace = None if group.draining else groups.BROKEN_GRACE
+            await self._delete_pods(look, [pod for pod in group.pods if not pod.terminating], grace)
         await self._delete_pods(look, plan.bury, grace=0)
 
     async def _note(self, workload: Object, notes: groups.Notes) -> None:

@@ -4,6 +4,7 @@ import pytest
 
 from headwater_operator import groups
 from headwater_operator.kinds import Object, annotations_of, labels_of, name_of, uid_of
+from headwater_operator.pods import parse_time
 from tests.operator.world import World
 
 SPEC: Object = {"backend": {"type": "vllm"}, "parallelism": {"tensor": 2, "nodes": 2}}
@@ -72,6 +73,32 @@ async def test_a_member_that_is_replaced_restarts_its_group(world: World) -> Non
     await world.settle()
     assert not uids(world, 0) & hit and len(uids(world, 0)) == 2
     assert world.condition("Ready") == ("True", "ReplicasReady")
+
+
+def seconds_to_end(world: World, pod: Object) -> float:
+    (live,) = (each for each in world.cluster.all("Pod") if uid_of(each) == uid_of(pod))
+    return (parse_time(live["metadata"]["deletionTimestamp"]) - world.clock.now()).total_seconds()
+
+
+async def test_a_broken_group_has_nothing_to_finish(world: World) -> None:
+    world.create(**SPEC)
+    await world.settle()
+    world.kube.ends = lambda pod: False
+    leader, worker = world.kube.pods()
+    world.kube.restart_container(name_of(worker))
+    await world.look()
+    assert seconds_to_end(world, leader) <= groups.BROKEN_GRACE
+
+
+async def test_the_answers_of_a_group_finish_where_one_of_its_pods_is_told_to_end(world: World) -> None:
+    """As when a node is drained: until that pod is gone, rank 0 has all that it needs."""
+    world.create(**SPEC)
+    await world.settle()
+    world.kube.ends = lambda pod: False
+    leader, worker = world.kube.pods()
+    world.cluster.end(worker)
+    await world.look()
+    assert seconds_to_end(world, leader) > 120
 
 
 async def test_the_next_restart_waits(world: World) -> None:

@@ -63,6 +63,11 @@ class Group:
         return self.complete and all(pod.ready for pod in self.pods)
 
     @property
+    def begun(self) -> bool:
+        """Whether each of its containers has run. Before, the others wait for one that has no room or no image yet."""
+        return all(pod.running or pod.restarts for pod in self.pods)
+
+    @property
     def draining(self) -> bool:
         """Whether a member was told to end and still runs: until it does end, answers can finish."""
         going = any(pod.terminating and pod.running for pod in self.pods)
@@ -208,7 +213,7 @@ def _plan_members(groups: Sequence[Group], now: datetime, result: GroupPlan) -> 
             # None is known yet, or all are new ones.
             if group.complete:
                 result.notes.append((group, {MEMBERS: ",".join(sorted(present))}))
-        elif present == known and not any(pod.restarts for pod in group.pods):
+        elif present == known and not (group.begun and any(pod.restarts for pod in group.pods)):
             if group.restarts and group.ready:
                 _forgive(group, now, result)
         elif group.restarts >= RESTART_BUDGET:

@@ -60,7 +60,7 @@ class Member:
                 deleted=self.going,
                 ready=self.ready(now),
                 unschedulable=NO_GPU if self.began is None else None,
-                containers=[container(running={}, restarts=self.restarts)],
+                containers=[container(running={}, restarts=self.restarts)] if self.began else [],
             )
         )
 

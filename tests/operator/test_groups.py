@@ -69,6 +69,19 @@ def test_a_group_that_crashes_for_ever_is_restarted_ever_later_and_then_left() -
         assert pause <= gap <= pause + 15
 
 
+def test_ranks_that_give_up_waiting_for_one_that_finds_no_room_use_up_no_restarts() -> None:
+    """Which may take hours, until somebody adds a node; what waits ends by itself every now and then."""
+    world = World(wanted=1, slots=SIZE - 1)
+    for _ in range(2 * RESTART_BUDGET):
+        world.run(600)
+        for member in world.members("m-a-0"):
+            if member.began is not None:
+                world.crash(member)
+    assert not world.restarts and not world.exhausted
+    world.slots = SIZE
+    world.settle()
+
+
 def test_a_restart_long_after_the_last_one_is_the_first_again() -> None:
     world = World(wanted=1)
     world.settle()

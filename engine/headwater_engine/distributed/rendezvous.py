@@ -18,7 +18,7 @@ import structlog
 
 from headwater import __version__
 from headwater_engine.config import EngineSettings
-from headwater_engine.distributed.line import LONGEST, Beat, Hello, Line, Refused, Start
+from headwater_engine.distributed.line import LONGEST, Beat, Hello, Line, Message, Refused, Start
 from headwater_engine.distributed.place import Meeting
 from headwater_engine.errors import RendezvousError
 
@@ -123,7 +123,7 @@ class Leader:
             return None
         self._strangers += 1
         try:
-            hello = await asyncio.wait_for(line.hear(), _SILENCE)
+            hello = await _hear(line)
         except TimeoutError:
             return None
         finally:
@@ -159,13 +159,19 @@ class Leader:
         self._there[node] = line
         self._news.set()
         try:
-            while await asyncio.wait_for(line.hear(), _SILENCE) is not None:
+            while await _hear(line) is not None:
                 line.say(Beat())
         except TimeoutError:
             pass
         log.warning("a node is gone again", node=node)
         del self._there[node]
         self._news.set()
+
+
+async def _hear(line: Line) -> Message | None:
+    """Raises TimeoutError. (`wait_for` may lose that its task is cancelled, in Python 3.11.)"""
+    async with asyncio.timeout(_SILENCE):
+        return await line.hear()
 
 
 async def join(settings: EngineSettings, tell: Callable[[str], None]) -> tuple[Meeting, Line]:
@@ -192,13 +198,14 @@ async def join(settings: EngineSettings, tell: Callable[[str], None]) -> tuple[M
 
 async def _attempt(settings: EngineSettings, host: str, port: int) -> tuple[Meeting, Line]:
     """Raises OSError or TimeoutError where to try again may help, else RendezvousError."""
-    line = Line(*await asyncio.wait_for(asyncio.open_connection(host, port, limit=LONGEST), _SILENCE))
+    async with asyncio.timeout(_SILENCE):
+        line = Line(*await asyncio.open_connection(host, port, limit=LONGEST))
     line.say(Hello(__version__, settings.node_rank, _shared(settings)))
     beats = asyncio.create_task(line.beat())
     joined = False
     try:
         while True:
-            match await asyncio.wait_for(line.hear(), _SILENCE):
+            match await _hear(line):
                 case Start(store, steps, secret):
                     joined = True
                     return Meeting(store, steps, secret), line

@@ -42,6 +42,7 @@ from headwater_engine.server.answer import Answer, Form
 from headwater_engine.server.asking import Question
 from headwater_engine.server.client import EngineClient
 from headwater_engine.server.metrics import ServerMetrics
+from headwater_engine.server.node import NodeServer
 from headwater_engine.server.served_model import ServedModel
 
 log = structlog.get_logger(__name__)
@@ -204,7 +205,8 @@ class EngineApp:
         elif (reason := self._frozen()) is not None:
             answer_json(client, {"status": "frozen", "reason": reason}, 503)
         else:
-            answer_json(client, {"status": "ready", "kernels": self.engine.ready.kernels})
+            ready = self.engine.ready
+            answer_json(client, {"status": "ready", "kernels": ready.kernels, "ranks": ready.ranks})
 
     def _frozen(self) -> str | None:
         """Since when the engine's loop gives no sign, in words; None where it does, or is not there yet."""
@@ -333,7 +335,8 @@ def run(settings: EngineSettings, command: list[str] | None = None) -> int:
     loop, threads = uvloop.new_event_loop(), ThreadPoolExecutor(thread_name_prefix="text")
     loop.set_default_executor(threads)
     try:
-        status = loop.run_until_complete(EngineServer(settings, command).run())
+        server = NodeServer(settings) if settings.node_rank else EngineServer(settings, command)
+        status = loop.run_until_complete(server.run())
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
         loop.close()

@@ -53,6 +53,7 @@ class ServerMetrics:
         self.kv_cached = gauge("kv_blocks_cached", "KV blocks that only the prefix cache holds: evictable.")
         self.kv_blocks = gauge("kv_blocks", "KV blocks in all.")
         self.block_size = gauge("block_size", "Tokens in one KV block.")
+        self.ranks = gauge("ranks", "Processes that share the model, on all machines.")
         self.kernels = Gauge(
             "headwater_engine_kernels",
             "1 for the kernels that run; why, where they are slow ones.",
@@ -92,6 +93,7 @@ class ServerMetrics:
     def ready(self, ready: Ready) -> None:
         self.kv_blocks.set(ready.num_blocks)
         self.block_size.set(ready.block_size)
+        self.ranks.set(ready.ranks)
         self.kernels.labels(ready.kernels).set(1)
 
     def take(self, stats: Stats) -> None:

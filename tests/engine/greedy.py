@@ -7,6 +7,8 @@ from headwater_engine.cache.prefix_cache import PrefixCache
 from headwater_engine.core.engine import Engine
 from headwater_engine.core.messages import Generate
 from headwater_engine.core.scheduler import Drafter, Scheduler
+from headwater_engine.core.step import Worker
+from headwater_engine.distributed.ranks import ALONE, Ranks
 from headwater_engine.kernels.interface import BLOCK_SIZE, Kernels
 from headwater_engine.models.loading import Model
 from headwater_engine.sampling.params import SamplingParams
@@ -33,19 +35,28 @@ def make_engine(
     max_batched_tokens: int = 512,
     depth: int = 0,
     drafter: Drafter | None = None,
+    worker: Worker | None = None,
 ) -> Engine:
-    """With `blocks` of KV cache and one that is nobody's; `reuse` is the prefix cache."""
+    """With `blocks` of KV cache and one that is nobody's; `reuse` is the prefix cache.
+
+    `worker`: one of `make_worker`, with as many blocks and seats.
+    """
     config = model.config
-    caches = [kernels.allocate(blocks + 1, spec) for spec in config.caches]
     scheduler = Scheduler(
         PrefixCache(blocks, BLOCK_SIZE, reuse=reuse),
         max_num_seqs=max_num_seqs,
         max_batched_tokens=max_batched_tokens,
         drafter=drafter,
     )
+    worker = worker or make_worker(model, kernels, blocks, max_num_seqs)
     longest = config.max_positions
-    worker = ModelWorker(model, caches, kernels, seats=max_num_seqs, longest=longest)
     return Engine(scheduler, worker, max_model_len=longest, vocab_size=config.vocab_size, depth=depth)
+
+
+def make_worker(model: Model, kernels: Kernels, blocks: int, seats: int, ranks: Ranks = ALONE) -> ModelWorker:
+    """A rank with its part of `blocks` of KV cache, and of one that is nobody's."""
+    caches = [kernels.allocate(blocks + 1, spec) for spec in model.config.caches]
+    return ModelWorker(model, caches, kernels, seats=seats, longest=model.config.max_positions, ranks=ranks)
 
 
 def greedy_answers(

@@ -1,27 +1,34 @@
 """A model that is shared among ranks says what it says alone: two and four processes, over gloo on a CPU."""
 
-import multiprocessing
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from datetime import timedelta
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from headwater_engine.core.engine import Engine
+from headwater_engine.core.messages import Generate
+from headwater_engine.core.step import Worker
 from headwater_engine.distributed.ranks import ALONE, ProcessRanks, Ranks
 from headwater_engine.errors import LoadError
 from headwater_engine.kernels.reference import TorchKernels
 from headwater_engine.models.loading import load_model
 from headwater_engine.models.source import resolve
+from headwater_engine.quantization.stored import StoredWeight
+from headwater_engine.sampling.params import SamplingParams
+from tests.engine.greedy import make_engine, make_worker
+from tests.engine.in_ranks import Session, in_ranks
 from tests.engine.tiny import FAMILIES, flat_batch, make_tiny, paged_greedy, reference_greedy
 
 PROMPTS = [[7, 201, 33, 9, 58, 140, 22, 6] * 4, [91, 4, 250]]
 NEW_TOKENS = 8
-LONGEST_WAIT = 240  # seconds: a guard, where a rank is missing all others wait
+SHARED = list(range(40, 73))
+ASKED = [[*SHARED, 7, 8], [91, 4, 250], [*SHARED, 9], [5] * 20, [*SHARED, 7, 8, 11]]
+BLOCKS, SEATS = 7, 3
+"""Too few for all: some requests wait, and some are preempted."""
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{family: (family, options) for family, options in FAMILIES.items()},
@@ -42,23 +49,10 @@ class Said(NamedTuple):
     logits: Tensor
     kept: int
     """Bytes of keys and values of a block, in all layers."""
-
-
-def in_ranks(count: int, store: Path, run: Callable[..., Any], *args: Any) -> list[Any]:
-    """What `run(*args)` returns in each of `count` processes that are a group."""
-    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(_join, rank, count, str(store), run, *args) for rank in range(count)]
-        return [future.result(LONGEST_WAIT) for future in futures]
-
-
-def _join(rank: int, count: int, store: str, run: Callable[..., Any], *args: Any) -> Any:
-    torch.set_num_threads(1)
-    timeout = timedelta(seconds=LONGEST_WAIT)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=count, timeout=timeout)
-    try:
-        return run(*args)
-    finally:
-        dist.destroy_process_group()
+    read: int
+    """Numbers of the checkpoint."""
+    answers: list[list[int]] | None
+    """By the whole engine; None: it is not the first."""
 
 
 def talk() -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -69,19 +63,66 @@ def talk() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return summed, gathered, told, ranks.sum(torch.full((2,), 1.5 + ranks.rank, dtype=torch.bfloat16))
 
 
-def say_all(folders: list[Path]) -> list[Said]:
-    return [say(folder, ProcessRanks()) for folder in folders]
+def say_all(folders: list[Path], meet: Path) -> list[Said]:
+    session = Session(meet)
+    return [say(folder, ProcessRanks(), session) for folder in folders]
 
 
-def say(folder: Path, ranks: Ranks) -> Said:
+def say(folder: Path, ranks: Ranks, session: Session | None) -> Said:
     kernels = TorchKernels()
-    model = load_model(resolve(str(folder)), kernels=kernels, ranks=ranks)
+    with numbers_read() as read:
+        model = load_model(resolve(str(folder)), kernels=kernels, ranks=ranks)
     tokens = paged_greedy(model, kernels, PROMPTS, NEW_TOKENS, 7, ranks)
     with torch.inference_mode():
         batch = flat_batch([[1, 2]], [range(len(PROMPTS[0]))], kernels.device)
         caches = [kernels.allocate(3, spec) for spec in model.config.caches]
         logits = model.logits(model.forward(torch.tensor(PROMPTS[0]), batch, caches))
-    return Said(tokens, logits.clone(), sum(map(kernels.bytes_per_block, model.config.caches)))
+
+    def ask(worker: Worker) -> list[list[int]]:
+        options = {"max_num_seqs": SEATS, "max_batched_tokens": 11, "worker": worker}
+        engine = make_engine(model, kernels, BLOCKS, reuse=True, **options)
+        found = [*answers(engine, temperature=0), *answers(engine, temperature=0.8, top_p=0.9, repetition_penalty=1.1)]
+        stats = engine.stats()
+        assert stats.preemptions, "there should be too few blocks"
+        assert stats.prompt_tokens_cached, "the second time, prompts should be known"
+        return found
+
+    worker = make_worker(model, kernels, BLOCKS, SEATS, ranks)
+    found = ask(worker) if session is None else session.run(worker, ask)
+    return Said(tokens, logits.clone(), sum(map(kernels.bytes_per_block, model.config.caches)), sum(read), found)
+
+
+def answers(engine: Engine, **params: Any) -> list[list[int]]:
+    """In small steps, with seats for some; one of them wants to know how likely its prompt was, too."""
+    found: dict[str, list[int]] = {str(n): [] for n in range(len(ASKED))}
+    scored: list[Any] = []
+    for n, prompt in enumerate(ASKED):
+        wants = {"prompt_logprobs": 2, "logprobs": 1} if n == 1 else {}
+        sampling = SamplingParams(max_tokens=32, seed=n, ignore_eos=True, **params, **wants)
+        assert engine.add(Generate(id=str(n), prompt=prompt, params=sampling)) is None
+    while engine.has_work:
+        for output in engine.step():
+            assert output.error is None, output.error
+            found[output.id] += output.tokens
+            scored += output.prompt_logprobs or []
+    engine.scheduler.check()
+    assert len(scored) == len(ASKED[1])
+    return list(found.values())
+
+
+@contextmanager
+def numbers_read() -> Iterator[list[int]]:
+    """Counts of the numbers that are taken from a checkpoint."""
+    counts: list[int] = []
+    dense = StoredWeight.dense
+
+    def counted(stored: StoredWeight) -> Tensor:
+        counts.append(stored.tensor.numel())
+        return dense(stored)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StoredWeight, "dense", counted)
+        yield counts
 
 
 @pytest.fixture(scope="module")
@@ -92,11 +133,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def alone(folders: list[Path]) -> list[Said]:
-    return [say(folder, ALONE) for folder in folders]
+    return [say(folder, ALONE, None) for folder in folders]
 
 
 def test_ranks_sum_gather_and_tell(tmp_path: Path) -> None:
-    first, second = in_ranks(2, tmp_path / "store", talk)
+    first, second = in_ranks(2, tmp_path, talk)
     assert torch.equal(first[0], torch.tensor([[10.0, 2.0], [4.0, 7.0]]))
     assert torch.equal(first[0], second[0])
     assert torch.equal(first[1], torch.tensor([[0.0, 2.0, 10.0, 2.0], [1.0, 3.0, 1.0, 4.0]]))
@@ -109,7 +150,7 @@ def test_ranks_sum_gather_and_tell(tmp_path: Path) -> None:
 def test_a_shared_model_says_what_it_says_alone(
     count: int, folders: list[Path], alone: list[Said], tmp_path: Path
 ) -> None:
-    by_rank = in_ranks(count, tmp_path / "store", say_all, folders)
+    by_rank = in_ranks(count, tmp_path, say_all, folders, tmp_path)
     for n, (name, folder) in enumerate(zip(VARIANTS, folders, strict=True)):
         first, *others = (said[n] for said in by_rank)
         assert first.tokens == reference_greedy(folder, PROMPTS, NEW_TOKENS), name
@@ -118,6 +159,9 @@ def test_a_shared_model_says_what_it_says_alone(
             assert other.tokens == first.tokens, name
             assert other.logits.shape == (0, first.logits.shape[1]), "only the first rank samples"
         assert max(said[n].kept for said in by_rank) < alone[n].kept or "one head" in name
+        assert first.answers == alone[n].answers, f"{name}, through the engine"
+        # Norms, and heads of keys where there are fewer than ranks, are everybody's.
+        assert sum(said[n].read for said in by_rank) < 1.25 * alone[n].read, name
 
 
 def test_what_runs_through_transformers_cannot_be_shared(tmp_path: Path) -> None:

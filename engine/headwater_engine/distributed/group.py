@@ -149,8 +149,9 @@ class Group:
                 self._first_machine.say(Failed(self._worst.message, self._worst.cause))
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._told.wait(), _VERDICT)
-            await self.end(self._worst.message)
-            return self._worst.message
+            reason = self._worst.message
+            await self.end(reason)
+            return reason
         finally:
             for task in tasks:
                 task.cancel()

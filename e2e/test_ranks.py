@@ -1,6 +1,7 @@
 """Our engine over several ranks, with real processes: two in one pod, and a group of two pods that restarts as one."""
 
 import json
+import time
 
 import pytest
 
@@ -10,7 +11,7 @@ from e2e.models import model
 TEXT = "The Seine is a river in the north of France. It flows through Paris and into the English Channel. " * 4
 RANKS = """\
 import pathlib
-commands = (path.read_bytes() for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"))
+commands = (path.read_bytes().split(b"\\0") for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"))
 print(sum(b"headwater_engine.core" in each or b"headwater_engine.worker" in each for each in commands))
 """
 """How many ranks run in a pod."""
@@ -35,9 +36,11 @@ def test_a_group_of_two_pods_answers_and_is_restarted_as_one_when_a_worker_is_ki
 
     before = {pod["metadata"]["uid"] for pod in pods("group", namespace)}
     worker = next(pod for pod in pods("group", namespace) if index(pod) == "1")
+    killed = time.monotonic()
     kubectl("delete", "pod", worker["metadata"]["name"], "-n", namespace, "--grace-period=0", "--force", "--wait=false")
     eventually("both pods are new ones", lambda: len(uids("group", namespace) - before) == 2, timeout=120)
     wait_ready("group", namespace)
+    print(f"group: ready {time.monotonic() - killed:.0f} s after its worker was killed")
     assert [event for event in find("events", namespace) if event["reason"] == "GroupRestarted"], "a person sees why"
     answers_a_conversation("group", namespace, client)
 

@@ -64,6 +64,9 @@ class EngineSettings(BaseSettings):
         description="Memory for the KV cache in GiB, of all ranks together. Default: a quarter of what is free, 4 at "
         "most; on a GPU 85 %.",
     )
+    kv_cache_dtype: Literal["auto", "bfloat16", "fp8"] = Field(
+        "auto", description="Of keys and values. auto: as the weights; fp8 (e4m3): half the memory, on GPUs only."
+    )
     num_blocks: int | None = Field(None, ge=2, description="KV blocks of 16 tokens; wins over --kv-cache-gib.")
     prefix_cache: bool = Field(True, description="Reuse the KV blocks of earlier requests with the same beginning.")
     kv_events: str | None = Field(

@@ -20,8 +20,8 @@ TOLERANCE = {
 }
 
 
-def kernels_of(dtype: torch.dtype) -> tuple[TritonKernels, TorchKernels]:
-    return TritonKernels(dtype, DEVICE), TorchKernels(dtype)
+def kernels_of(dtype: torch.dtype, kv_dtype: torch.dtype | None = None) -> tuple[TritonKernels, TorchKernels]:
+    return TritonKernels(dtype, DEVICE, kv_dtype), TorchKernels(dtype, kv_dtype=kv_dtype)
 
 
 def same(ours: Tensor, theirs: Tensor) -> None:
@@ -38,9 +38,10 @@ class Case:
     kv_heads: int
     dim: int
     dtype: torch.dtype
+    kv_dtype: torch.dtype | None = None
 
     def run(self, tiling: Tiling | None, *, sinks: bool = False, **options: float | None) -> None:
-        ours, theirs = kernels_of(self.dtype)
+        ours, theirs = kernels_of(self.dtype, self.kv_dtype)
         whole, heads = ragged(self.contexts, self.contexts), self.kv_heads * self.group
         _, keys, values = views(theirs, sum(self.contexts), heads, self.kv_heads, self.dim)
         blocks = int(whole.block_tables.max()) + 2
@@ -50,7 +51,7 @@ class Case:
         theirs.write_cache(keys, values, reference, whole.slots)
         for target, source in zip(cache[:2], (keys, values), strict=True):
             target.fill_(torch.nan)
-            target[whole.slots // BLOCK_SIZE, :, whole.slots % BLOCK_SIZE] = source.to(DEVICE)
+            target[whole.slots // BLOCK_SIZE, :, whole.slots % BLOCK_SIZE] = source.to(DEVICE, target.dtype)
         queries, _, _ = views(theirs, sum(self.new), heads, self.kv_heads, self.dim)
         sink = random(heads, seed=9) if sinks else None
         scale = self.dim**-0.5

@@ -9,6 +9,9 @@ activations and products are all of the weights' type, with sums in float32. Wha
 | bfloat16 | AMX or AVX512_BF16 | bfloat16 | bfloat16 | of bfloat16, summed in float32 |
 | bfloat16 | any other CPU | bfloat16 | float32 | float32: bfloat16 only halves the memory to read |
 
+Keys and values are of the type of the weights where `--kv-cache-dtype` says nothing else: bfloat16 anywhere, or fp8
+(e4m3) on GPUs and in plain torch. They are widened as attention reads them.
+
 Where the C++ kernels cannot be built, plain torch takes over with a warning; on the last row it then holds float32
 throughout, because emulated bfloat16 products are several times slower. The environment variable
 HEADWATER_KERNELS=torch asks for plain torch from the start.
@@ -29,6 +32,8 @@ log = structlog.get_logger(__name__)
 
 
 CPU = torch.device("cpu")
+KV_DTYPES = {"auto": None, "bfloat16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
+"""By the value of `--kv-cache-dtype`; None: the type of the weights."""
 
 
 def find_device(choice: str, number: int = 0) -> torch.device:
@@ -46,16 +51,23 @@ def find_device(choice: str, number: int = 0) -> torch.device:
     return torch.device("cuda", number)
 
 
-def select(dtype: torch.dtype, device: torch.device = CPU) -> Kernels:
+def select(dtype: torch.dtype, device: torch.device = CPU, kv_cache: str = "auto") -> Kernels:
     """The best kernels on this machine for weights of `dtype` on a device of `find_device`.
 
-    That is bfloat16 or float32, on a GPU also float16. Raises ValueError for any other type, or for an unknown
-    HEADWATER_KERNELS.
+    That is bfloat16 or float32, on a GPU also float16. `kv_cache`: what `--kv-cache-dtype` says, one of KV_DTYPES.
+    Raises ValueError for any other type, or for an unknown HEADWATER_KERNELS, and LoadError for a type of KV that is
+    not to be had here.
     """
+    kv_dtype = KV_DTYPES[kv_cache]
     if device.type == "cuda":
         from headwater_engine.kernels.gpu import TritonKernels  # triton, which torch for CPUs comes without
 
-        return TritonKernels(dtype, device)
+        if kv_cache == "fp8" and torch.cuda.get_device_capability(device) < (8, 9):
+            raise LoadError(
+                f"--kv-cache-dtype fp8: {torch.cuda.get_device_name(device)} has no numbers of 8 bits, as GPUs have "
+                "from compute capability 8.9 on."
+            )
+        return TritonKernels(dtype, device, kv_dtype)
     if dtype not in (torch.bfloat16, torch.float32):
         raise ValueError(f"dtype: found {dtype}, allowed on a CPU are torch.bfloat16 and torch.float32")
     choice = os.environ.get("HEADWATER_KERNELS", "auto")
@@ -63,14 +75,19 @@ def select(dtype: torch.dtype, device: torch.device = CPU) -> Kernels:
         raise ValueError(f"HEADWATER_KERNELS: found {choice!r}, allowed are 'auto' and 'torch'")
     products = _products(dtype)
     if choice == "auto":
+        if kv_cache == "fp8":
+            raise LoadError(
+                "--kv-cache-dtype fp8: on a CPU, keys and values are bfloat16 or float32. It needs an NVIDIA GPU, or "
+                "HEADWATER_KERNELS=torch, which is slow."
+            )
         try:
-            return CppKernels(dtype, products)
+            return CppKernels(dtype, products, kv_dtype)
         except BuildError as error:
             reason = str(error)
             log.warning("C++ kernels not built, plain torch takes over and is several times slower", reason=reason)
     else:
         reason = "HEADWATER_KERNELS=torch"
-    return TorchKernels(torch.float32 if products == Products.FLOAT32 else dtype, reason)
+    return TorchKernels(torch.float32 if products == Products.FLOAT32 else dtype, reason, kv_dtype)
 
 
 def _products(weights: torch.dtype) -> Products:

@@ -38,10 +38,14 @@ class CppKernels(AttentionInParts):
 
     device = torch.device("cpu")
 
-    def __init__(self, weights: torch.dtype, products: Products) -> None:
-        """`weights`: float32 or bfloat16, of weights and KV. Only FLOAT32 products take float32. Raises BuildError."""
+    def __init__(self, weights: torch.dtype, products: Products, kv_dtype: torch.dtype | None = None) -> None:
+        """`weights`: float32 or bfloat16. Only FLOAT32 products take float32. Raises BuildError.
+
+        `kv_dtype`: of keys and values, bfloat16 where it is not the weights' own.
+        """
         self._kernels = build()
         self._storage = weights
+        self._kv_dtype = kv_dtype or weights
         self.dtype = torch.float32 if products == Products.FLOAT32 else torch.bfloat16
         self.name = f"cpu-{torch.backends.cpu.get_cpu_capability().lower()}-{str(weights).removeprefix('torch.')}"
 
@@ -51,13 +55,13 @@ class CppKernels(AttentionInParts):
         Only the kernels know the order within a block (`attention.h`).
         """
         return LayerCache(
-            taken_zeros((blocks, spec.heads, _padded(spec.key_dim, 2), BLOCK_SIZE), self._storage),
-            taken_zeros((blocks, spec.heads, BLOCK_SIZE, _padded(spec.value_dim)), self._storage),
+            taken_zeros((blocks, spec.heads, _padded(spec.key_dim, 2), BLOCK_SIZE), self._kv_dtype),
+            taken_zeros((blocks, spec.heads, BLOCK_SIZE, _padded(spec.value_dim)), self._kv_dtype),
             spec.value_dim,
         )
 
     def bytes_per_block(self, spec: CacheSpec) -> int:
-        return BLOCK_SIZE * spec.heads * (_padded(spec.key_dim, 2) + _padded(spec.value_dim)) * self._storage.itemsize
+        return BLOCK_SIZE * spec.heads * (_padded(spec.key_dim, 2) + _padded(spec.value_dim)) * self._kv_dtype.itemsize
 
     def write_cache(self, keys: Tensor, values: Tensor, cache: LayerCache, slots: Tensor) -> None:
         self._kernels.write_cache(keys, values, cache.keys, cache.values, slots)

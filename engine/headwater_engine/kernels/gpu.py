@@ -21,10 +21,12 @@ from headwater_engine.quantization.stored import StoredWeight, join
 
 
 class TritonKernels(AttentionInParts):
-    """`Kernels` for GPUs. Weights, activations and KV are all of `dtype`; sums and softmax are float32."""
+    """`Kernels` for GPUs. Weights and activations are of `dtype`; sums and softmax are float32."""
 
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, dtype: torch.dtype, device: torch.device, kv_dtype: torch.dtype | None = None) -> None:
+        """`kv_dtype`: of keys and values; None: as the rest."""
         self.dtype = dtype
+        self._kv_dtype = kv_dtype or dtype
         self.device = device
         self.name = f"{device.type}-triton-{str(dtype).removeprefix('torch.')}"
         # Under Triton's interpreter, on a CPU: a few, so that long contexts are cut there, too.
@@ -41,13 +43,13 @@ class TritonKernels(AttentionInParts):
         So that the tokens of a block lie side by side for one head, which is what a program reads.
         """
         keys, values = (
-            torch.zeros(blocks, spec.heads, BLOCK_SIZE, dim, dtype=self.dtype, device=self.device)
+            torch.zeros(blocks, spec.heads, BLOCK_SIZE, dim, dtype=self._kv_dtype, device=self.device)
             for dim in (spec.key_dim, spec.value_dim)
         )
         return LayerCache(keys, values, spec.value_dim)
 
     def bytes_per_block(self, spec: CacheSpec) -> int:
-        return BLOCK_SIZE * spec.heads * (spec.key_dim + spec.value_dim) * self.dtype.itemsize
+        return BLOCK_SIZE * spec.heads * (spec.key_dim + spec.value_dim) * self._kv_dtype.itemsize
 
     def write_cache(self, keys: Tensor, values: Tensor, cache: LayerCache, slots: Tensor) -> None:
         rope.write_cache(keys, values, cache, slots)

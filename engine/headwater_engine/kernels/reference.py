@@ -27,29 +27,32 @@ from headwater_engine.quantization.stored import StoredWeight, join
 
 
 class TorchKernels(AttentionInParts):
-    """`Kernels` in plain torch. Weights, activations and KV are all of `dtype`; sums and softmax are float32."""
+    """`Kernels` in plain torch. Weights and activations are of `dtype`; sums and softmax are float32."""
 
     device = torch.device("cpu")
 
-    def __init__(self, dtype: torch.dtype = torch.float32, reason: str = "") -> None:
-        """`reason`: why they run instead of faster ones."""
+    def __init__(
+        self, dtype: torch.dtype = torch.float32, reason: str = "", kv_dtype: torch.dtype | None = None
+    ) -> None:
+        """`reason`: why they run instead of faster ones. `kv_dtype`: of keys and values; None: as the rest."""
         self.dtype = dtype
+        self._kv_dtype = kv_dtype or dtype
         self.name = f"cpu-torch: {reason}" if reason else "cpu-torch"
 
     def allocate(self, blocks: int, spec: CacheSpec) -> LayerCache:
         """Keys [blocks, BLOCK_SIZE, kv heads, key dim] and values [blocks, BLOCK_SIZE, kv heads, value dim]."""
         return LayerCache(
-            taken_zeros((blocks, BLOCK_SIZE, spec.heads, spec.key_dim), self.dtype),
-            taken_zeros((blocks, BLOCK_SIZE, spec.heads, spec.value_dim), self.dtype),
+            taken_zeros((blocks, BLOCK_SIZE, spec.heads, spec.key_dim), self._kv_dtype),
+            taken_zeros((blocks, BLOCK_SIZE, spec.heads, spec.value_dim), self._kv_dtype),
             spec.value_dim,
         )
 
     def bytes_per_block(self, spec: CacheSpec) -> int:
-        return BLOCK_SIZE * spec.heads * (spec.key_dim + spec.value_dim) * self.dtype.itemsize
+        return BLOCK_SIZE * spec.heads * (spec.key_dim + spec.value_dim) * self._kv_dtype.itemsize
 
     def write_cache(self, keys: Tensor, values: Tensor, cache: LayerCache, slots: Tensor) -> None:
-        cache.keys.flatten(0, 1)[slots] = keys.to(cache.keys.dtype)
-        cache.values.flatten(0, 1)[slots] = values.to(cache.values.dtype)
+        cache.keys.flatten(0, 1)[slots] = _rounded(keys, cache.keys.dtype)
+        cache.values.flatten(0, 1)[slots] = _rounded(values, cache.values.dtype)
 
     def place(
         self,
@@ -141,6 +144,14 @@ def taken_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         with contextlib.suppress(OSError):  # a kernel that is built without them
             memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype, count=math.prod(shape)).view(shape).zero_()
+
+
+def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in the type of a cache. In 8 bits, what is too large is not infinity, and what is no number stays none."""
+    if dtype == torch.float8_e4m3fn:
+        largest = torch.finfo(dtype).max
+        x = x.float().clamp(-largest, largest)
+    return x.to(dtype)
 
 
 def _attention(

@@ -64,7 +64,7 @@ def _load(settings: EngineSettings, progress: Progress, beat: Callable[[], None]
     folder = resolve(settings.model, settings.revision)
     # At first use the C++ kernels are compiled, which takes a minute or two.
     progress(0.0, "kernels")
-    kernels = select(weights_dtype(folder, settings.dtype, device), device)
+    kernels = select(weights_dtype(folder, settings.dtype, device), device, settings.kv_cache_dtype)
     model = load_model(
         folder, kernels=kernels, dtype=settings.dtype, ranks=ranks, progress=lambda f: progress(f, "weights")
     )

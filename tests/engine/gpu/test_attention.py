@@ -40,6 +40,14 @@ def test_options(batch: tuple[list[int], list[int]], options: dict[str, float]) 
     Case(*batch, group=4, kv_heads=2, dim=64, dtype=torch.float16).run(None, **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("batch", [DECODE, PROMPTS], ids=["decode", "prompts"])
+@pytest.mark.parametrize("dim", [64, 128, 256])
+def test_keys_and_values_in_8_bits(batch: tuple[list[int], list[int]], dim: int) -> None:
+    if torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("this GPU has no numbers of 8 bits")
+    Case(*batch, group=4, kv_heads=2, dim=dim, dtype=torch.bfloat16, kv_dtype=torch.float8_e4m3fn).run(None)
+
+
 def test_a_recorded_launch_stays_right_while_contexts_grow() -> None:
     """The parts of a context are cut on the GPU: what a CUDA graph replays depends on the sizes of the batch alone."""
     from headwater_engine.kernels.gpu import TritonKernels

@@ -3,6 +3,8 @@
 A program takes one token and a few heads: of queries, or of keys together with the values of the same heads. Rotated
 queries go back to where they came from; rotated keys only into the cache, where attention reads them.
 
+A cache in 8 bits takes what its numbers reach, 448 either way, and rounds; keys and values of models stay far below.
+
 A head of dimension D is three tiles: two halves that turn into one another, pair by pair, and a rest that some models
 do not rotate. A norm over the head needs the squares of all three.
 """
@@ -134,7 +136,16 @@ def _place_kernel(
         column = tl.arange(0, VALUE_LANES)
         inside = (head < KV_HEADS)[:, None] & (column < VALUE_DIM)[None, :]
         value = tl.load(values + token * value_stride + head[:, None] * VALUE_DIM + column[None, :], mask=inside)
-        tl.store(value_cache + row[:, None] * VALUE_DIM + column[None, :], value, mask=inside)
+        at = value_cache + row[:, None] * VALUE_DIM + column[None, :]
+        tl.store(at, _rounded(value, value_cache.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _rounded(x, KIND: tl.constexpr):
+    """x in the type of a tensor. In 8 bits, what is too large is not infinity, and what is no number stays none."""
+    if tl.float8e4nv == KIND:
+        x = tl.clamp(x.to(tl.float32), -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
+    return x.to(KIND)
 
 
 @triton.jit
@@ -161,11 +172,11 @@ def _rotate(
             behind *= scale * tl.load(norm + rest, mask=rest < DIM, other=0.0).to(tl.float32)[None, :]
     cosine = tl.load(cos + position * HALF + pair, mask=pair < HALF, other=0.0)[None, :]
     sine = tl.load(sin + position * HALF + pair, mask=pair < HALF, other=0.0)[None, :]
-    kind = target.dtype.element_ty
-    tl.store(target[:, None] + pair[None, :], (first * cosine - second * sine).to(kind), mask=is_pair)
-    tl.store(target[:, None] + HALF + pair[None, :], (second * cosine + first * sine).to(kind), mask=is_pair)
+    kind: tl.constexpr = target.dtype.element_ty
+    tl.store(target[:, None] + pair[None, :], _rounded(first * cosine - second * sine, kind), mask=is_pair)
+    tl.store(target[:, None] + HALF + pair[None, :], _rounded(second * cosine + first * sine, kind), mask=is_pair)
     if 2 * HALF < DIM:
-        tl.store(target[:, None] + rest[None, :], behind.to(kind), mask=is_rest)
+        tl.store(target[:, None] + rest[None, :], _rounded(behind, kind), mask=is_rest)
 
 
 @triton.jit
@@ -186,4 +197,4 @@ def _write_kernel(
     row = (slot // BLOCK * KV_HEADS + head) * BLOCK + slot % BLOCK
     inside = (head < KV_HEADS)[:, None] & (column < DIM)[None, :]
     value = tl.load(source + token * stride + head[:, None] * DIM + column[None, :], mask=inside)
-    tl.store(cache + row[:, None] * DIM + column[None, :], value, mask=inside)
+    tl.store(cache + row[:, None] * DIM + column[None, :], _rounded(value, cache.dtype.element_ty), mask=inside)

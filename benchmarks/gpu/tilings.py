@@ -18,7 +18,8 @@ from shapes import DIM, KV_BYTES, KV_HEADS
 from torch import Tensor
 
 from headwater_engine.kernels.interface import AttentionBatch, LayerCache
-from headwater_engine.kernels.triton.attention import Tiling, choose_tiling, paged_attention
+from headwater_engine.kernels.triton.attention import paged_attention
+from headwater_engine.kernels.triton.tiling import Tiling, choose_tiling
 
 DECODE = [(1, 1024), (1, 8192), (8, 1024), (32, 1024), (32, 8192), (128, 1024), (256, 1024)]
 PROMPTS = [(2048, 2048), (8192, 8192), (2048, 8192), (64, 8192)]

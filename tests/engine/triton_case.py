@@ -8,7 +8,8 @@ from torch import Tensor
 from headwater_engine.kernels.gpu import TritonKernels
 from headwater_engine.kernels.interface import BLOCK_SIZE, CacheSpec
 from headwater_engine.kernels.reference import TorchKernels
-from headwater_engine.kernels.triton.attention import Processors, Tiling, paged_attention
+from headwater_engine.kernels.triton.attention import paged_attention
+from headwater_engine.kernels.triton.tiling import Processors, Tiling
 from tests.engine.batches import ragged, random, views
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -16,7 +16,7 @@ from headwater_engine.kernels.interface import (
     SamplingBatch,
 )
 from headwater_engine.kernels.parts import AttentionInParts
-from headwater_engine.kernels.triton import activation, attention, norm, rope, sampling
+from headwater_engine.kernels.triton import activation, attention, norm, rope, sampling, tiling
 from headwater_engine.quantization.stored import StoredWeight, join
 
 
@@ -30,10 +30,10 @@ class TritonKernels(AttentionInParts):
         self.device = device
         self.name = f"{device.type}-triton-{str(dtype).removeprefix('torch.')}"
         # Under Triton's interpreter, on a CPU: a few, so that long contexts are cut there, too.
-        self._processors = attention.Processors(4, 1 << 17)
+        self._processors = tiling.Processors(4, 1 << 17)
         if device.type == "cuda":
             properties = torch.cuda.get_device_properties(device)
-            self._processors = attention.Processors(
+            self._processors = tiling.Processors(
                 properties.multi_processor_count, properties.shared_memory_per_block_optin
             )
 

@@ -41,6 +41,25 @@ class LayerCache(NamedTuple):
     """The values' own size, where the layout pads them."""
 
 
+class SharedPrefixes(NamedTuple):
+    """Beginnings of contexts that several sequences which decode have in common: kernels may read each once for all.
+
+    A group of such sequences looks like one sequence. Its queries are the tokens that decode, its context is what they
+    share. `kernels/prefixes.py` finds them. S is the batch's sequences; of P groups, the last ones may be empty.
+    """
+
+    tokens: Tensor
+    """[S] int32: the tokens that decode behind a shared prefix, group by group; what is behind them says nothing."""
+    starts: Tensor
+    """[P + 1] int32: group p has `tokens[starts[p]:starts[p + 1]]`."""
+    tables: Tensor
+    """[P] int32: a sequence of each, whose block table names the blocks."""
+    lengths: Tensor
+    """[P] int32: tokens that they share, whole blocks."""
+    skipped: Tensor
+    """[S] int32: of each sequence, how many tokens from its beginning on are read with its group; 0: it is in none."""
+
+
 @dataclass(slots=True)
 class AttentionBatch:
     """Where each token of a flat batch stands: in which sequence, in which cache slot, behind which blocks.
@@ -63,6 +82,8 @@ class AttentionBatch:
     """The most tokens that a sequence has here. The host's number, as the next one: to ask a GPU is to wait for it."""
     longest_context: int
     """The largest of `context_lengths`."""
+    prefixes: SharedPrefixes | None = None
+    """None: none is known, or none is worth it. The same tokens come of it with them and without, but for rounding."""
     plans: dict[Hashable, object] = field(default_factory=dict)
     """What kernels worked out of all this, by kinds of layers: theirs alone, and made once a step."""
 
@@ -74,6 +95,7 @@ class AttentionBatch:
             slots=self.slots[rows],
             query_starts=torch.searchsorted(rows, self.query_starts, out_int32=True),
             longest_query=1,
+            prefixes=None,
             plans={},
         )
 

@@ -16,6 +16,15 @@ of them. So the context is cut into `splits` parts for programs of their own, wh
 behind, and a second kernel puts them together: each part counts by its share of the whole sum (*flash-decoding*).
 Parts are cut on the GPU from each sequence's own length, so that the grid depends on nothing but the sizes of the
 batch, and a recorded launch stays right while contexts grow.
+
+**A prefix that several sequences share** (`prefixes.py`) is read once for all of them, by a launch of its own in which
+a group of them is like one sequence with many queries: its tiles are full, as those of prompts are. What it finds is
+one more part of each of their contexts, and the launch for the sequences themselves begins behind the prefix. There is
+room for a fixed number of groups, and a program without one ends at once, so that this can be recorded, too. Layers
+with a window go without: of what is shared, the beginning of a context, they soon see nothing.
+
+**Keys and values in 8 bits** (e4m3: 4 bits of exponent, 3 of fraction) are widened as they are loaded. Half the bytes
+are read, and all that is computed with them is as before.
 """
 
 from typing import NamedTuple
@@ -26,62 +35,34 @@ import triton.language as tl
 from torch import Tensor
 
 from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch, LayerCache
+from headwater_engine.kernels.triton.tiling import Processors, Tiling, choose_shared_tiling, choose_tiling, count_tiles
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
-class Processors(NamedTuple):
-    """What a GPU has for programs."""
+class Parts(NamedTuple):
+    """Results over some of the keys each, on their way to `_merge_kernel`."""
 
+    results: Tensor
+    """[T, heads, parts, value dim] float32. Where there is one part only, the result itself: [T, heads, value dim]."""
+    sums: Tensor
+    """[T, heads, parts] float32: log2 of each part's sum of weights."""
     number: int
-    shared_memory: int
-    """Bytes that a program can have."""
+    """Of each row of a tile, with those of shared prefixes."""
 
 
-class Tiling(NamedTuple):
-    """How the work is cut, and what hardware a program gets."""
+class Sequences(NamedTuple):
+    """What a launch works on: sequences, or groups of them, which look like a sequence (`SharedPrefixes`)."""
 
-    rows: int
-    """(token, head) pairs in a tile."""
-    keys: int
-    """Keys that a program takes at a time."""
-    splits: int
-    """Parts of each context."""
-    warps: int
-    """Of 32 threads, a program."""
-    stages: int
-    """Of what a program does at once: fetch keys and values, compute with those before."""
-
-
-def choose_tiling(batch: AttentionBatch, queries: Tensor, kv_heads: int, processors: Processors) -> Tiling:
-    """From sizes that the host knows: nothing is tried out at run time, and nothing waits for the GPU.
-
-    The numbers are those that were fastest on an H200, or nearly (benchmarks/gpu/tilings.py).
-    """
-    group, alone = queries.shape[1] // kv_heads, batch.longest_query == 1
-    row_bytes = triton.next_power_of_2(queries.shape[2]) * queries.itemsize
-    if alone:
-        rows = 16
-    elif row_bytes <= 256:
-        rows = 128 if processors.shared_memory >= 200_000 else 64
-    else:
-        rows = 64 if row_bytes <= 512 else 32
-    rows = max(rows, triton.next_power_of_2(group))
-    # As many programs as run at once, four on a processor where they mostly wait for memory; one more would be a second
-    # round that most processors wait for.
-    room = (4 if alone else 2) * processors.number // (count_tiles(batch, rows, group) * kv_heads)
-    splits = max(1, min(room, triton.cdiv(batch.longest_context, 64), 64))
-    if row_bytes > 256:
-        keys = 32 if row_bytes <= 512 else 16
-    else:
-        keys = 64 if alone else min(rows, 128)
-    return Tiling(rows, keys, splits, warps=8 if rows >= 128 else 4, stages=2)
-
-
-def count_tiles(batch: AttentionBatch, rows: int, group: int) -> int:
-    """Tiles of all sequences at most: how many queries each has, only the GPU knows."""
-    sequences = len(batch.context_lengths)
-    return sequences if batch.longest_query == 1 else len(batch.positions) // (rows // group) + sequences
+    query_starts: Tensor
+    context_lengths: Tensor
+    one_query_each: bool
+    tokens: Tensor | None = None
+    """Of groups: `SharedPrefixes.tokens`, and each of them sees the whole prefix."""
+    tables: Tensor | None = None
+    """Of groups: `SharedPrefixes.tables`."""
+    skipped: Tensor | None = None
+    """Of sequences beside groups: `SharedPrefixes.skipped`."""
 
 
 def paged_attention(
@@ -95,37 +76,89 @@ def paged_attention(
     sinks: Tensor | None,
     processors: Processors,
     tiling: Tiling | None = None,
+    shared_tiling: Tiling | None = None,
 ) -> Tensor:
     """As `Kernels.paged_attention`, on keys and values of [blocks, kv heads, BLOCK_SIZE, dim]."""
-    tokens, heads, key_dim = queries.shape
+    tokens, heads, _ = queries.shape
     kv_heads, value_dim = cache.values.shape[1], cache.values.shape[3]
-    group = heads // kv_heads
-    tiling = tiling or choose_tiling(batch, queries, kv_heads, processors)
     output = queries.new_empty(tokens, heads, value_dim)
     if tokens == 0:
         return output
-    parts, sums = output, output
-    if tiling.splits > 1:
-        parts = output.new_empty(tokens, heads, tiling.splits, value_dim, dtype=torch.float32)
-        sums = output.new_empty(tokens, heads, tiling.splits, dtype=torch.float32)
-    _attention_kernel[(count_tiles(batch, tiling.rows, group), kv_heads, tiling.splits)](
+    group = heads // kv_heads
+    prefixes = batch.prefixes if window is None else None
+    tiling = tiling or choose_tiling(batch, queries, kv_heads, processors)
+    number, parts = tiling.splits, Parts(output, output, 1)
+    if prefixes is not None:
+        shared_tiling = shared_tiling or choose_shared_tiling(batch, queries, kv_heads, processors)
+        number += shared_tiling.splits
+    if number > 1:
+        results = output.new_empty(tokens, heads, number, value_dim, dtype=torch.float32)
+        parts = Parts(results, output.new_empty(tokens, heads, number, dtype=torch.float32), number)
+    work = Sequences(
+        batch.query_starts,
+        batch.context_lengths,
+        batch.longest_query == 1,
+        skipped=None if prefixes is None else prefixes.skipped,
+    )
+    rules = (scale, softcap, window)
+    tiles = count_tiles(batch, tiling.rows, group)
+    _launch(tiles, work, queries, cache, batch.block_tables, rules, sinks, parts, 0, tiling)
+    if prefixes is not None and shared_tiling is not None:
+        groups = Sequences(prefixes.starts, prefixes.lengths, False, prefixes.tokens, prefixes.tables)
+        tiles = len(prefixes.tokens) // (shared_tiling.rows // group) + len(prefixes.lengths)
+        _launch(tiles, groups, queries, cache, batch.block_tables, rules, None, parts, tiling.splits, shared_tiling)
+    if number > 1:
+        _merge_kernel[(tokens * heads,)](
+            parts.results,
+            parts.sums,
+            output,
+            number,
+            VALUE_DIM=value_dim,
+            VALUE_LANES=triton.next_power_of_2(value_dim),
+            PARTS=triton.next_power_of_2(number),
+            num_warps=4 if number > 8 else 1,
+        )
+    return output
+
+
+def _launch(
+    tiles: int,
+    work: Sequences,
+    queries: Tensor,
+    cache: LayerCache,
+    block_tables: Tensor,
+    rules: tuple[float, float | None, int | None],
+    sinks: Tensor | None,
+    parts: Parts,
+    first_part: int,
+    tiling: Tiling,
+) -> None:
+    """`rules`: scale, softcap, window. The parts of this launch are those from `first_part` on."""
+    scale, softcap, window = rules
+    kv_heads, key_dim, value_dim = cache.keys.shape[1], queries.shape[2], cache.values.shape[3]
+    _attention_kernel[(tiles, kv_heads, tiling.splits)](
         queries,
         cache.keys,
         cache.values,
-        batch.block_tables,
-        batch.query_starts,
-        batch.context_lengths,
+        block_tables,
+        work.query_starts,
+        work.context_lengths,
+        work.tokens,
+        work.tables,
+        work.skipped,
         sinks,
-        parts,
-        sums,
+        parts.results,
+        parts.sums,
         queries.stride(0),
-        batch.block_tables.stride(0),
-        len(batch.context_lengths),
+        block_tables.stride(0),
+        len(work.context_lengths),
         tiling.splits,
+        first_part,
+        parts.number,
         scale * LOG2_E.value,
         softcap or 0.0,
         window or 0,
-        GROUP=group,
+        GROUP=queries.shape[1] // kv_heads,
         KV_HEADS=kv_heads,
         KEY_DIM=key_dim,
         VALUE_DIM=value_dim,
@@ -134,25 +167,13 @@ def paged_attention(
         BLOCK=BLOCK_SIZE,
         ROWS=tiling.rows,
         KEYS=tiling.keys,
-        ONE_QUERY_EACH=batch.longest_query == 1,
+        ONE_QUERY_EACH=work.one_query_each,
         HAS_WINDOW=window is not None,
         HAS_SOFTCAP=softcap is not None,
-        SPLIT=tiling.splits > 1,
+        SPLIT=parts.number > 1,
         num_warps=tiling.warps,
         num_stages=tiling.stages,
     )
-    if tiling.splits > 1:
-        _merge_kernel[(tokens * heads,)](
-            parts,
-            sums,
-            output,
-            tiling.splits,
-            VALUE_DIM=value_dim,
-            VALUE_LANES=triton.next_power_of_2(value_dim),
-            PARTS=triton.next_power_of_2(tiling.splits),
-            num_warps=4 if tiling.splits > 8 else 1,
-        )
-    return output
 
 
 def _lanes(dim: int) -> int:
@@ -161,7 +182,7 @@ def _lanes(dim: int) -> int:
 
 
 # Triton compiles a kernel anew for a number that is 1, or divisible by 16, unless told that it need not.
-@triton.jit(do_not_specialize=["table_stride", "sequences", "splits", "window"])
+@triton.jit(do_not_specialize=["table_stride", "sequences", "splits", "first_part", "parts_each", "window"])
 def _attention_kernel(
     queries,  # [T, KV_HEADS * GROUP, KEY_DIM], tokens `query_stride` apart
     keys,  # [blocks, KV_HEADS, BLOCK, KEY_DIM]
@@ -169,13 +190,18 @@ def _attention_kernel(
     block_tables,  # [S, ...], sequences `table_stride` apart
     query_starts,  # [S + 1]
     context_lengths,  # [S]
+    tokens,  # of groups: [queries], which tokens they are; None: those of a sequence lie side by side
+    tables,  # of groups: [S], the row of block_tables; None: the sequence's own
+    skipped,  # [S]: keys at the beginning that a group sees to; None: there are no groups
     sinks,  # [heads], or None
-    parts,  # [T, heads, splits, VALUE_DIM] float32; not SPLIT: the result, [T, heads, VALUE_DIM]
-    sums,  # [T, heads, splits] float32: log2 of each part's sum of weights
+    parts,  # [T, heads, parts_each, VALUE_DIM] float32; not SPLIT: the result, [T, heads, VALUE_DIM]
+    sums,  # [T, heads, parts_each] float32: log2 of each part's sum of weights
     query_stride,
     table_stride,
     sequences,
     splits,
+    first_part,
+    parts_each,
     scale,  # times log2(e)
     softcap,
     window,
@@ -209,28 +235,41 @@ def _attention_kernel(
     context = tl.load(context_lengths + sequence)
 
     row = tl.arange(0, ROWS)
-    token, head = start + first + row // GROUP, kv_head * GROUP + row % GROUP
     is_row = (row < TOKENS * GROUP) & (first + row // GROUP < count)
-    position = context - count + first + row // GROUP
-    index = token.to(tl.int64) * (KV_HEADS * GROUP) + head
-
-    # The keys that any row sees, [begin, end), and this program's part of them, [low, high).
-    end = context - count + tl.minimum(first + TOKENS, count)
+    head = kv_head * GROUP + row % GROUP
+    # The keys that any row sees, [begin, end), and how many of them, from the context's beginning on, all rows see.
     begin = 0
+    if tokens is None:
+        token = start + first + row // GROUP
+        position = context - count + first + row // GROUP
+        seen = context - count + first + 1
+        end = context - count + tl.minimum(first + TOKENS, count)
+    else:
+        token = tl.load(tokens + start + first + row // GROUP, mask=is_row, other=0)
+        position = context - 1 + 0 * row
+        seen = context
+        end = context
+    index = token.to(tl.int64) * (KV_HEADS * GROUP) + head
+    if skipped is not None:
+        begin = tl.load(skipped + sequence)
+        if (begin == 0) & (split == 0):
+            for part in range(splits, parts_each):  # no group will fill them
+                tl.store(sums + index * parts_each + part, tl.full([ROWS], float("-inf"), tl.float32), mask=is_row)
     if HAS_WINDOW:
         begin = tl.maximum(context - count + first - window + 1, 0) // KEYS * KEYS
-    low, high = begin, end
+    low, high = begin, end  # this program's part
     if SPLIT:
         length = tl.cdiv(tl.cdiv(end - begin, KEYS), splits) * KEYS
         low = begin + split * length
         high = tl.minimum(low + length, end)
         if low >= end:
-            tl.store(sums + index * splits + split, tl.full([ROWS], float("-inf"), tl.float32), mask=is_row)
+            place = index * parts_each + first_part + split
+            tl.store(sums + place, tl.full([ROWS], float("-inf"), tl.float32), mask=is_row)
             return
     # Up to here all rows see all keys, so that nothing need be masked.
     clear = low
     if not HAS_WINDOW:
-        clear = low + (tl.minimum(context - count + first + 1, high) - low) // KEYS * KEYS
+        clear = low + (tl.minimum(seen, high) - low) // KEYS * KEYS
         clear = tl.maximum(clear, low)
 
     dim = tl.arange(0, KEY_LANES)
@@ -247,6 +286,8 @@ def _attention_kernel(
         largest = tl.load(sinks + head, mask=is_row, other=0.0).to(tl.float32) * LOG2_E
         total = total + 1.0
 
+    if tables is not None:
+        sequence = tl.load(tables + sequence)
     table = block_tables + sequence.to(tl.int64) * table_stride
     for at in tl.range(low, clear, KEYS):
         largest, total, result = _attend(
@@ -262,8 +303,8 @@ def _attention_kernel(
     # A row of a part may have seen nothing, with a window: then its sum is 0, and its logarithm -inf.
     result = result / tl.where(total > 0, total, 1.0)[:, None]
     if SPLIT:
-        tl.store(sums + index * splits + split, largest + tl.log2(total), mask=is_row)
-        index = index * splits + split
+        index = index * parts_each + first_part + split
+        tl.store(sums + index, largest + tl.log2(total), mask=is_row)
     column = tl.arange(0, VALUE_LANES)
     tl.store(
         parts + index[:, None] * VALUE_DIM + column[None, :],
@@ -304,7 +345,8 @@ def _attend(
     block = tl.load(table + key_position // BLOCK, mask=there, other=0).to(tl.int64)
     place = (block * KV_HEADS + kv_head) * BLOCK + key_position % BLOCK
 
-    scores = tl.dot(query, tl.trans(_rows(keys, place, there, KEY_DIM, KEY_LANES, MASKED)), input_precision="ieee")
+    key = _rows(keys, place, there, KEY_DIM, KEY_LANES, MASKED).to(query.dtype)
+    scores = tl.dot(query, tl.trans(key), input_precision="ieee")
     if HAS_SOFTCAP:
         # tanh, of natural units
         turned = tl.exp(-2.0 * tl.abs(scores * scale / (LOG2_E * softcap)))
@@ -322,7 +364,7 @@ def _attend(
     shift = tl.where(larger == float("-inf"), 0.0, larger) if MASKED else larger
     weights = tl.exp2(scores - shift[:, None])
     shrink = tl.exp2(largest - shift)
-    value = _rows(values, place, there, VALUE_DIM, VALUE_LANES, MASKED)
+    value = _rows(values, place, there, VALUE_DIM, VALUE_LANES, MASKED).to(query.dtype)
     result = tl.dot(weights.to(value.dtype), value, result * shrink[:, None], input_precision="ieee")
     return larger, total * shrink + tl.sum(weights, 1), result
 

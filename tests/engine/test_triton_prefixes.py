@@ -1,0 +1,111 @@
+"""Triton's attention reads prefixes that sequences share once, with the results of each sequence by itself."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch, CacheSpec, LayerCache
+from headwater_engine.kernels.prefixes import as_numbers, as_prefixes
+from tests.engine.batches import ragged, random
+from tests.engine.test_prefixes import Sharing, sharing
+
+pytest.importorskip("triton", reason="torch for CPUs comes without Triton")
+
+from headwater_engine.kernels.triton.attention import paged_attention
+from headwater_engine.kernels.triton.tiling import Processors, Tiling, choose_shared_tiling
+from tests.engine.triton_case import DEVICE, PROCESSORS, kernels_of, same
+
+
+def filled(batch: AttentionBatch, cache: LayerCache, kv_heads: int, dim: int) -> None:
+    """Random keys and values where a sequence of the batch sees them, NaN in all other places."""
+    seen = {
+        int(table[at // BLOCK_SIZE]) * BLOCK_SIZE + at % BLOCK_SIZE
+        for table, context in zip(batch.block_tables, batch.context_lengths.tolist(), strict=True)
+        for at in range(context)
+    }
+    slots = torch.tensor(sorted(seen))
+    for seed, target in enumerate(cache[:2]):
+        target.fill_(torch.nan)
+        rows = random(len(slots), kv_heads, dim, seed=seed).to(target.device, target.dtype)
+        if target.shape[1] == BLOCK_SIZE:  # the reference's order
+            target[slots // BLOCK_SIZE, slots % BLOCK_SIZE] = rows
+        else:
+            target[slots // BLOCK_SIZE, :, slots % BLOCK_SIZE] = rows
+
+
+def attend_as_the_reference(
+    case: Sharing,
+    heads: tuple[int, int] = (4, 2),
+    worth: int = BLOCK_SIZE,
+    tiling: Tiling | None = None,
+    shared: Tiling | None = None,
+    **options: float | None,
+) -> None:
+    ours, theirs = kernels_of(torch.float32)
+    batch, dim, kv_heads = case.batch(), 16, heads[1]
+    blocks = int(batch.block_tables.max()) + 2
+    cache, reference = (each.allocate(blocks, CacheSpec(kv_heads, dim, dim)) for each in (ours, theirs))
+    for each in (cache, reference):
+        filled(batch, each, kv_heads, dim)
+    queries, sinks = random(sum(case.new), heads[0], dim, seed=5), random(heads[0], seed=6)
+    expected = theirs.paged_attention(queries, reference, batch, scale=0.25, sinks=sinks, **options)  # type: ignore[arg-type]
+    numbers = torch.from_numpy(as_numbers(case.groups(worth), batch.query_starts.numpy())).to(DEVICE)
+    moved = replace(
+        batch,
+        block_tables=batch.block_tables.to(DEVICE),
+        query_starts=batch.query_starts.to(DEVICE),
+        context_lengths=batch.context_lengths.to(DEVICE),
+        prefixes=as_prefixes(numbers, len(case.contexts)),
+    )
+    found = paged_attention(
+        queries.to(DEVICE),
+        cache,
+        moved,
+        scale=0.25,
+        sinks=sinks.to(DEVICE),
+        processors=PROCESSORS,
+        tiling=tiling,
+        shared_tiling=shared,
+        **{"window": None, "softcap": None, **options},  # type: ignore[arg-type]
+    )
+    same(found, expected)
+
+
+@settings(max_examples=8)
+@given(
+    sharing(most=4, longest=70),
+    st.sampled_from([(4, 2), (7, 1), (2, 2)]),
+    st.sampled_from([1, 3]),
+    st.sampled_from([1, 2]),
+    st.none() | st.just(2.5),
+)
+def test_shared_prefixes_change_no_result(
+    case: Sharing, heads: tuple[int, int], splits: int, shared: int, softcap: float | None
+) -> None:
+    attend_as_the_reference(
+        case, heads, tiling=Tiling(16, 16, splits, 4, 2), shared=Tiling(16, 16, shared, 4, 2), softcap=softcap
+    )
+
+
+def test_groups_of_several_tiles_beside_prompts_and_with_the_tilings_that_are_chosen() -> None:
+    likes = [(0, 0), (0, 2), (0, 1), (0, 0), (0, 2), (0, 0), (5, 1)]
+    many = Sharing([40, 33, 20, 9, 49, 18, 35], [1, 1, 3, 1, 1, 1, 1], likes)
+    assert sorted(len(group.sequences) for group in many.groups(BLOCK_SIZE)) == [2, 3]
+    attend_as_the_reference(many, (8, 1), shared=Tiling(16, 16, 1, 4, 2))
+    attend_as_the_reference(many, (8, 1))
+
+
+def test_layers_with_a_window_do_without() -> None:
+    attend_as_the_reference(Sharing([40, 50], [1, 1], [(0, 0), (0, 2)]), window=20)
+
+
+@pytest.mark.parametrize(("sequences", "rows"), [(2, 16), (8, 32), (32, 128), (256, 128)])
+def test_tiles_of_groups_are_no_larger_than_the_batch(sequences: int, rows: int) -> None:
+    batch = ragged([700] * sequences, [1] * sequences)
+    queries = torch.empty(sequences, 32, 128, dtype=torch.bfloat16)
+    tiling = choose_shared_tiling(batch, queries, 8, Processors(132, 232_448))
+    assert tiling.rows == rows
+    assert tiling.splits * 8 * -(-sequences * 4 // rows) <= 264

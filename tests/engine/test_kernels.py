@@ -20,7 +20,7 @@ MIXED = CppKernels(torch.bfloat16, Products.FLOAT32)
 """bfloat16 weights and KV, float32 activations: what CPUs without bfloat16 arithmetic get."""
 HALF = CppKernels(torch.bfloat16, Products.BFLOAT16)
 """bfloat16 activations, too: what CPUs with it get. Only products are slow where it is emulated."""
-MANY = 64 * torch.get_num_threads() + 3
+MANY = 256 * torch.get_num_threads() + 3
 """Rows enough for each thread to take some of them, and all of a weight."""
 
 

@@ -51,25 +51,29 @@ class Tiles {
     Tiles(const Tiles&) = delete;
 };
 
+// Memory to fetch while something else is computed, a few lines at a time.
+struct Ahead {
+    const bf16* from;  // null: none
+    int64_t lines;     // for every INPUTS inputs
+};
+
 // Sums of rows of x, `stride` elements apart, times P panels of 16 columns, to [2 * ROWS][P * 16]. TWO: there are more than
-// ROWS rows. `ahead`: P panels to fetch meanwhile, or null.
+// ROWS rows. Panels only stream through the L1, so that x stays in it.
 template <bool TWO, int P>
-inline void multiply(const bf16* x, int64_t stride, const bf16* panels, const bf16* ahead, int64_t inputs, float* sums) {
+inline void multiply(const bf16* x, int64_t stride, const bf16* panels, Ahead ahead, int64_t inputs, float* sums) {
     const int64_t panel_size = 16 * inputs;
     _tile_zero(0);
     if constexpr (P == 2) _tile_zero(1);
     if constexpr (TWO) _tile_zero(2);
     if constexpr (TWO && P == 2) _tile_zero(3);
     for (int64_t i = 0; i < inputs; i += INPUTS) {
-        if (ahead)
-            for (int p = 0; p < P; p++)
-                for (int64_t line = 0; line < 16 * INPUTS; line += 32)
-                    __builtin_prefetch(ahead + p * panel_size + i * 16 + line, 0, 2);
+        if (ahead.from)
+            for (int64_t line = 0; line < ahead.lines; line++, ahead.from += 32) __builtin_prefetch(ahead.from, 0, 2);
         _tile_loadd(4, x + i, stride * 2);
-        _tile_loadd(6, panels + i * 16, 64);
+        _tile_stream_loadd(6, panels + i * 16, 64);
         _tile_dpbf16ps(0, 4, 6);
         if constexpr (P == 2) {
-            _tile_loadd(7, panels + panel_size + i * 16, 64);
+            _tile_stream_loadd(7, panels + panel_size + i * 16, 64);
             _tile_dpbf16ps(1, 4, 7);
         }
         if constexpr (TWO) {

@@ -7,7 +7,8 @@
 // batch that decodes compute for about as long as the memory takes to bring the weights. Both then happen at once: while
 // a group is computed, each strip of rows asks for a share of the next group.
 //
-// Where the CPU has AMX, it multiplies panels as they are (amx.h); the order of work is the same.
+// Where the CPU has AMX, it multiplies panels as they are (amx.h); the order of work is the same. It is so fast that weights
+// must come from memory for more rows at once.
 //
 // The work is shared by panels, so that each weight is read by one thread. Where there are many rows, as in prefill, it
 // is shared by rows, as all that is done between two products: what a thread reads is then in its own cache, not in
@@ -27,7 +28,8 @@
 namespace headwater {
 
 constexpr int64_t GROUP_BYTES = 192 * 1024;  // of panels that one thread works through together; they stay in its L2
-constexpr int64_t OWN_ROWS = 128;  // with so many for each thread, a thread takes all panels for some rows
+// With so many rows for each thread, a thread takes all panels for some rows: those that it has, and with tiles.
+constexpr int64_t OWN_ROWS = 128, OWN_ROWS_ON_TILES = 256;
 
 template <typename W> void pack(const W* weight, int64_t outputs, int64_t inputs, W* packed) {
     const int64_t panels = tiles(outputs), rows = packed_rows<W>(inputs);
@@ -98,23 +100,36 @@ static void multiply_group(const Product<X, Y>& p, const W* packed, int64_t firs
 }
 
 #if defined(__AMX_BF16__)
+// `rows` rows of sums of P panels to where they belong.
+template <int P, typename Y>
+inline void write_tiles(const Product<bf16, Y>& p, int64_t row, int64_t rows, int64_t column, const float* sums) {
+    if (p.bias || column + P * TILE > p.outputs) {
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t c = 0; c < P * TILE; c += LANES) write_sums(p, row + r, column + c, load(sums + r * P * TILE + c));
+        return;
+    }
+    Y* y = p.y + row * p.outputs + column;
+    const int64_t stride = p.outputs;
+    for (int64_t r = 0; r < rows; r++, y += stride, sums += P * TILE)
+        unroll<P>([&](int v) { store(y + v * LANES, load(sums + v * LANES)); });
+}
+
 // The same on AMX.
 template <typename Y>
 static void multiply_group_on_tiles(const Product<bf16, Y>& p, const bf16* packed, int64_t first, int64_t last) {
-    const int64_t panel_size = TILE * p.inputs, panels = tiles(p.outputs);
+    const int64_t panel_size = TILE * p.inputs;
     const int64_t strips = (p.rows + 2 * amx::ROWS - 1) / (2 * amx::ROWS);
     alignas(64) float sums[2 * amx::ROWS * 2 * TILE];
     for (int64_t strip = 0; strip < strips; strip++) {
         const int64_t row = p.rows * strip / strips, rows = p.rows * (strip + 1) / strips - row;
-        const amx::Tiles tiles(rows);
+        const amx::Tiles each(rows);
         in_groups<2>(last - first, [&](auto taken, int64_t offset) {
             const int64_t panel = first + offset, next = last + offset;
-            const bf16* ahead = strip == 0 && next + taken <= panels ? packed + next * panel_size : nullptr;
+            const int64_t lines = (taken * TILE + strips - 1) / strips;  // each strip fetches its share of the next group
+            const bf16* from = next < tiles(p.outputs) ? packed + next * panel_size + strip * lines * p.inputs : nullptr;
             const auto multiply = rows > amx::ROWS ? amx::multiply<true, taken> : amx::multiply<false, taken>;
-            multiply(p.x + row * p.x_stride, p.x_stride, packed + panel * panel_size, ahead, p.inputs, sums);
-            for (int64_t r = 0; r < rows; r++)
-                for (int64_t column = 0; column < taken * TILE; column += LANES)
-                    write_sums(p, row + r, panel * TILE + column, load(sums + r * taken * TILE + column));
+            multiply(p.x + row * p.x_stride, p.x_stride, packed + panel * panel_size, {from, lines}, p.inputs, sums);
+            write_tiles<taken>(p, row, rows, panel * TILE, sums);
         });
     }
 }
@@ -142,13 +157,14 @@ void gemm(const X* x, int64_t x_stride, const W* packed, const float* bias, Y* y
     constexpr int64_t MOST_PANELS = panels_for(1);
     const int64_t unit_bytes = MOST_PANELS * packed_size<W>(TILE, inputs) * int64_t(sizeof(W));
     const int64_t group = MOST_PANELS * std::max<int64_t>(1, GROUP_BYTES / unit_bytes);
-    if (rows < OWN_ROWS * threads) {
+    const int64_t own_rows = takes_tiles<X>(inputs) ? OWN_ROWS_ON_TILES : OWN_ROWS;
+    if (rows < own_rows * threads) {
         in_pieces((panels + group - 1) / group, [&](int64_t piece) {
             multiply_any(product, packed, piece * group, std::min(panels, (piece + 1) * group));
         });
     } else {
-        const int64_t own_group = takes_tiles<X>(inputs) ? 4 * group : group;  // the L2 of a core with AMX has 2 MiB
-        in_ranges(rows, OWN_ROWS, [&](int64_t first, int64_t last) {
+        const int64_t own_group = takes_tiles<X>(inputs) ? 2 * group : group;  // the L2 of a core with AMX has 2 MiB
+        in_ranges(rows, own_rows, [&](int64_t first, int64_t last) {
             const auto own = product.of_rows(first, last);
             for (int64_t panel = 0; panel < panels; panel += own_group)
                 multiply_any(own, packed, panel, std::min(panels, panel + own_group));

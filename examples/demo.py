@@ -83,7 +83,7 @@ def converse(url: str) -> None:
 
 
 def example(url: str) -> str:
-    body = '{"model": "smollm2", "messages": [{"role": "user", "content": "Tell me about rivers."}]}'
+    body = '{"model": "smollm2", "messages": [{"role": "user", "content": "What is a river?"}]}'
     return f"curl {url}/v1/chat/completions -H 'content-type: application/json' -d '{body}'"
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
 import shtab
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings, SettingsError
@@ -331,6 +331,8 @@ def _kind(name: str, field: FieldInfo) -> dict[str, Any]:
         return {"action": argparse.BooleanOptionalAction}
     if get_origin(annotation) is Literal:
         return {"choices": get_args(annotation)}
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return {"metavar": "JSON"}
     if annotation in (int, float):
         return {"metavar": "N" if annotation is int else "NUMBER"}
     metavar = name.rpartition("_")[2].upper()

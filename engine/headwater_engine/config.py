@@ -1,9 +1,26 @@
 """The engine's settings: one table that feeds flags, environment variables, help and docs."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field
+from pydantic_core import from_json
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from headwater.openai.request import SamplingDefaults
+from headwater.validation import found
+
+
+def _read_sampling_defaults(value: Any) -> Any:
+    """A flag or a variable is JSON; what is read already stays as it is. Raises ValueError."""
+    if not isinstance(value, str):
+        return value
+    try:
+        values = from_json(value)
+    except ValueError as error:
+        raise ValueError(f"is not JSON: {error}, found {found(value)}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f'must be a JSON object, such as {{"temperature": 0.7}}, found {found(values)}')
+    return SamplingDefaults.read(values)
 
 
 class EngineSettings(BaseSettings):
@@ -15,7 +32,8 @@ class EngineSettings(BaseSettings):
     revision: str = Field("main", description="Branch, tag or commit of an hf:// source.")
     served_model_name: list[str] = Field(
         [],
-        description="Names that clients may send as `model`; the first is reported. Default: the source's last part.",
+        description="Names that clients may send as `model`; the first is reported. Default: the source's last part, "
+        "without `llm_`.",
     )
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
@@ -82,6 +100,9 @@ class EngineSettings(BaseSettings):
         "auto",
         description="auto: sampling defaults from the model's generation_config.json; none: the API's own.",
     )
+    override_generation_config: Annotated[
+        SamplingDefaults | None, NoDecode, BeforeValidator(_read_sampling_defaults)
+    ] = Field(None, description="Sampling defaults as JSON, which win over the model's; a request's own win over both.")
     threads: int | None = Field(
         None, ge=1, description="CPU threads, of all ranks here together. Default: all cores of this process."
     )

@@ -1,5 +1,7 @@
 """What the bodies of all requests have in common: how they are parsed, and the fields that steer sampling."""
 
+import difflib
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -15,7 +17,7 @@ from pydantic import (
 )
 
 from headwater.openai.errors import from_validation_error
-from headwater.validation import found
+from headwater.validation import field_path, finding, found
 
 MAX_TOKEN_ID = 2**31 - 1
 
@@ -76,8 +78,42 @@ def _read_logit_bias(value: Any) -> dict[int, float]:
     return biases
 
 
-class SamplingRequest(RequestModel):
-    """The fields that chat and text completions share. None: not given, so the model's own default holds."""
+class Sampling(RequestModel):
+    """What chooses each token. None: not given, so a default holds: the server's, the model's, or the API's."""
+
+    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
+    top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
+    top_k: Integer | None = Field(None, ge=-1)
+    """-1 and 0: off."""
+    min_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
+    presence_penalty: float | None = Field(None, ge=-2, le=2, allow_inf_nan=False)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2, allow_inf_nan=False)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100, allow_inf_nan=False)
+
+
+class SamplingDefaults(Sampling):
+    """Values for requests that give none, under the names of transformers' generation_config.json, and vLLM's."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    max_new_tokens: Integer | None = Field(None, ge=1)
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Self:
+        """Raises ValueError, which names the field, also one that there is not."""
+        if unknown := [name for name in values if name not in cls.model_fields]:
+            close = difflib.get_close_matches(unknown[0], cls.model_fields, n=1)
+            hint = f"did you mean `{close[0]}`? " if close else ""
+            raise ValueError(f"unknown field `{unknown[0]}`; {hint}allowed are {', '.join(cls.model_fields)}")
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            detail = error.errors(include_url=False)[0]
+            raise ValueError(f"`{field_path(detail['loc'])}` {finding(detail)}") from None
+
+
+class SamplingRequest(Sampling):
+    """The fields that chat and text completions share."""
 
     model: str | None = Field(None, min_length=1)
     """None: the one that is served."""
@@ -87,15 +123,7 @@ class SamplingRequest(RequestModel):
     n: Integer = Field(1, ge=1, le=128)
     max_tokens: Integer | None = Field(None, ge=1)
     min_tokens: Integer = Field(0, ge=0)
-    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
-    top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
-    top_k: Integer | None = Field(None, ge=-1)
-    """-1 and 0: off."""
-    min_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
     seed: Integer | None = None
-    presence_penalty: float = Field(0.0, ge=-2, le=2, allow_inf_nan=False)
-    frequency_penalty: float = Field(0.0, ge=-2, le=2, allow_inf_nan=False)
-    repetition_penalty: float | None = Field(None, ge=0.01, le=100, allow_inf_nan=False)
     logit_bias: Annotated[dict[int, float], PlainValidator(_read_logit_bias)] = {}
     stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_one_as_list), Field(max_length=16)] = []
     """Always a list, also where the client sent one string."""

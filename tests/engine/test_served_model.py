@@ -11,9 +11,11 @@ from tokenizers import AddedToken, Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
 from headwater.openai.errors import BadRequestError
+from headwater.openai.request import SamplingDefaults, SamplingRequest
 from headwater_engine.config import EngineSettings
 from headwater_engine.errors import LoadError
 from headwater_engine.models.tokenizer import byte_level_tokenizer
+from headwater_engine.sampling.params import SamplingParams
 from headwater_engine.server import served_model
 from headwater_engine.server.encoding import PromptEncoder
 from headwater_engine.server.served_model import ServedModel
@@ -122,3 +124,72 @@ def test_an_added_token_of_its_own_kind_is_no_special_one() -> None:
     encode = PromptEncoder(backend, ["<|im_end|>"])
     tool = backend.token_to_id("<tool>")
     assert tool in encode("<\udc00|im_end|><tool>", add_special_tokens=False)
+
+
+# Sampling defaults
+
+
+def model_with(tiny: Path, folder: Path, generation: dict[str, Any] | None = None, **settings: Any) -> ServedModel:
+    for file in tiny.iterdir():
+        if file.name != "generation_config.json":
+            (folder / file.name).symlink_to(file)
+    if generation is not None:
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+    return ServedModel(EngineSettings(model=str(folder), **settings))
+
+
+def chosen(model: ServedModel, **request: Any) -> SamplingParams:
+    return model.sampling_params(SamplingRequest(**request), max_tokens=9, logprobs=None)
+
+
+def test_a_requests_own_values_win_over_the_operators_which_win_over_the_models(tiny: Path, tmp_path: Path) -> None:
+    model = model_with(
+        tiny,
+        tmp_path,
+        {"temperature": 0.6, "top_p": 0.8, "top_k": 20.0, "do_sample": True, "repetition_penalty": None},
+        override_generation_config=SamplingDefaults(temperature=0.2, presence_penalty=1.5),
+    )
+    params = chosen(model, top_p=1.0)
+    assert (params.temperature, params.presence_penalty, params.top_p, params.top_k) == (0.2, 1.5, 1.0, 20)
+    assert (params.repetition_penalty, params.frequency_penalty, params.min_p) == (1.0, 0.0, 0.0)
+    assert chosen(model, temperature=0, presence_penalty=0.0).temperature == 0
+    assert chosen(model, temperature=0, presence_penalty=0.0).presence_penalty == 0
+    model.close()
+
+
+def test_the_operators_values_hold_also_where_the_models_do_not(tiny: Path, tmp_path: Path) -> None:
+    model = model_with(
+        tiny,
+        tmp_path,
+        {"temperature": 0.6, "top_p": 0.8},
+        generation_config="none",
+        override_generation_config=SamplingDefaults(temperature=0.2),
+    )
+    assert (chosen(model).temperature, chosen(model).top_p) == (0.2, 1.0)
+    model.close()
+
+
+@pytest.mark.parametrize("field", ["temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens"])
+def test_a_generation_config_that_cannot_be_is_refused_at_the_start(tiny: Path, tmp_path: Path, field: str) -> None:
+    with pytest.raises(
+        LoadError, match=rf"generation_config.json cannot be used: `{field}` must .*--generation-config"
+    ):
+        model_with(tiny, tmp_path, {field: "much"})
+
+
+def test_a_value_that_cannot_be_does_no_harm_where_the_operator_gives_another(tiny: Path, tmp_path: Path) -> None:
+    model = model_with(tiny, tmp_path, {"temperature": 7}, override_generation_config=SamplingDefaults(temperature=0.2))
+    assert chosen(model).temperature == 0.2
+    model.close()
+
+
+@pytest.mark.parametrize(
+    ("request_fields", "api_default", "tokens"),
+    [({}, 16, 7), ({"min_tokens": 8}, None, 8), ({}, None, 7)],
+)
+def test_the_length_of_an_answer_has_a_default_too(
+    tiny: Path, tmp_path: Path, request_fields: dict[str, Any], api_default: int | None, tokens: int
+) -> None:
+    model = model_with(tiny, tmp_path, {"max_new_tokens": 7})
+    assert model.usual_tokens(SamplingRequest(**request_fields), api_default) == tokens
+    model.close()

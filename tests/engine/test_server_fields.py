@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from headwater.openai.request import SamplingDefaults
 from headwater_engine.core.messages import FinishReason, Output, Outputs, TokenLogprobs
 from tests.engine.fake_engine import FakeEngine, fake_engine, sorted_alphabet
 from tests.engine.test_server import CHAT, TEXT, events, post, serving, until
@@ -187,3 +188,25 @@ async def test_ids_that_only_the_tokenizer_has_are_refused_before_the_engine_hea
             error = refused.json()["error"]
             assert (refused.status_code, error["param"]) == (400, "messages" if "messages" in body else "prompt")
             assert "257" in error["message"] or "258" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "tokens"),
+    [
+        ("/v1/chat/completions", CHAT, 12),
+        ("/v1/completions", TEXT, 12),
+        ("/v1/completions", {**TEXT, "prompt": "x" * 60}, 4),
+        ("/v1/completions", {**TEXT, "max_tokens": 30}, 30),
+    ],
+)
+async def test_the_operators_length_holds_where_a_request_names_none(
+    engine: FakeEngine, path: str, body: dict[str, Any], tokens: int
+) -> None:
+    async with serving(engine, override_generation_config=SamplingDefaults(max_new_tokens=12)) as http:
+        await engine.be_ready()
+        await until(http, "/ready", 200)
+        answer = post(http, path, body)
+        question = await engine.hear_question()
+        assert question.params.max_tokens == tokens
+        await engine.answer(question, "x", FinishReason.STOP)
+        assert (await answer).status_code == 200

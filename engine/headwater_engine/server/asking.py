@@ -58,11 +58,13 @@ def truncated(prompt: list[int], request: SamplingRequest, context: int, wanted:
     return prompt[:most] if request.truncation_side == "right" else prompt[-most:]
 
 
-def max_tokens(context: int, prompt: Sequence[int], wanted: int | None, field_name: str, prompt_field: str) -> int:
-    """Output tokens that a request may have: what it wants, at most what the context leaves.
+def max_tokens(
+    context: int, prompt: Sequence[int], wanted: int | None, usual: int | None, field_name: str, prompt_field: str
+) -> int:
+    """Output tokens that a request may have: what it wants, or else what is usual, at most what the context leaves.
 
-    `context`: prompt and output tokens together, at most. Raises BadRequestError where the prompt alone, or together
-    with what is wanted, can never fit.
+    `context`: prompt and output tokens together, at most. `usual` None: as many as that leaves. Raises BadRequestError
+    where the prompt alone, or together with what is wanted, can never fit.
     """
     room = context - len(prompt)
     if room < 1:
@@ -79,7 +81,9 @@ def max_tokens(context: int, prompt: Sequence[int], wanted: int | None, field_na
             param=field_name,
             code="context_length_exceeded",
         )
-    return wanted if wanted is not None else room
+    if wanted is None:
+        return room if usual is None else min(usual, room)
+    return wanted
 
 
 def new_id(prefix: str) -> str:

@@ -44,7 +44,8 @@ async def ask(model: ServedModel, context: int, request: ChatCompletionRequest) 
     model.check_tokens(prompt, "messages")
     prompt = truncated(prompt, request, context, request.output_limit)
     limit_field = "max_completion_tokens" if request.max_completion_tokens is not None else "max_tokens"
-    limit = max_tokens(context, prompt, request.output_limit, limit_field, "messages")
+    usual = model.usual_tokens(request, None)
+    limit = max_tokens(context, prompt, request.output_limit, usual, limit_field, "messages")
     logprobs = request.top_logprobs if request.logprobs else None
     return Question(
         id=new_id("chatcmpl"),

@@ -36,9 +36,8 @@ async def ask(model: ServedModel, context: int, request: CompletionRequest) -> Q
         raise BadRequestError("`prompt`: a prompt has no tokens.", param="prompt")
     # An echo alone needs one token, too, which nobody sees: it is with the first token that the prompt is scored.
     wanted = 1 if request.echo_only else request.max_tokens
-    limits = [max_tokens(context, prompt, wanted, "max_tokens", "prompt") for prompt in prompts]
-    if wanted is None:
-        limits.append(max(_DEFAULT_MAX_TOKENS, request.min_tokens))
+    usual = model.usual_tokens(request, _DEFAULT_MAX_TOKENS)
+    limits = [max_tokens(context, prompt, wanted, usual, "max_tokens", "prompt") for prompt in prompts]
     prompt_logprobs = request.logprobs if request.echo else None
     return Question(
         id=new_id("cmpl"),

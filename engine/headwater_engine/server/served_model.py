@@ -4,12 +4,13 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import structlog
 
 from headwater.openai.chat import Conversation
 from headwater.openai.errors import BadRequestError, ModelNotFoundError
-from headwater.openai.request import SamplingRequest
+from headwater.openai.request import SamplingDefaults, SamplingRequest
 from headwater_engine.config import EngineSettings
 from headwater_engine.errors import LoadError
 from headwater_engine.models.generation import load_generation_config
@@ -28,7 +29,7 @@ class ServedModel:
     def __init__(self, settings: EngineSettings) -> None:
         """Downloads the model where its source says so. Raises LoadError."""
         folder = resolve(settings.model, settings.revision)
-        self.names = settings.served_model_name or [folder.name]
+        self.names = settings.served_model_name or list(folder.names)
         self.source = settings.model
         self.created = int(time.time())
         self.tokenizer = load_tokenizer(folder)
@@ -42,7 +43,7 @@ class ServedModel:
             self.tokenizer.chat_template = _read_template(settings.chat_template)
         config = load_generation_config(folder)
         self.eos_token_ids = _token_ids(config.get("eos_token_id"), self.tokenizer.eos_token_id)
-        self._defaults = config if settings.generation_config == "auto" else {}
+        self.defaults = _sampling_defaults(config if settings.generation_config == "auto" else {}, settings)
         self._longest_token = max(map(len, self.backend.get_vocab()))
         self._warned_of_bos = False
         self._renderer = self._make_renderer(hide_special_tokens=settings.special_tokens_in_messages == "text")
@@ -113,14 +114,14 @@ class ServedModel:
         return SamplingParams(
             max_tokens=max_tokens,
             min_tokens=min(request.min_tokens, max_tokens),
-            temperature=self._value(request.temperature, "temperature", 1.0),
-            top_p=self._value(request.top_p, "top_p", 1.0),
-            top_k=max(0, int(self._value(request.top_k, "top_k", 0))),
-            min_p=self._value(request.min_p, "min_p", 0.0),
+            temperature=self._value(request, "temperature", 1.0),
+            top_p=self._value(request, "top_p", 1.0),
+            top_k=max(0, int(self._value(request, "top_k", 0))),
+            min_p=self._value(request, "min_p", 0.0),
             seed=request.seed if request.seed is not None else secrets.randbits(63),
-            presence_penalty=request.presence_penalty,
-            frequency_penalty=request.frequency_penalty,
-            repetition_penalty=self._value(request.repetition_penalty, "repetition_penalty", 1.0),
+            presence_penalty=self._value(request, "presence_penalty", 0.0),
+            frequency_penalty=self._value(request, "frequency_penalty", 0.0),
+            repetition_penalty=self._value(request, "repetition_penalty", 1.0),
             logit_bias=self._known_tokens(request.logit_bias, "logit_bias"),
             allowed_token_ids=self._allowed_tokens(request),
             stop=tuple(request.stop),
@@ -132,6 +133,11 @@ class ServedModel:
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
         )
+
+    def usual_tokens(self, request: SamplingRequest, api_default: int | None) -> int | None:
+        """Output tokens of a request that does not say how many it wants. None: what the context leaves."""
+        usual = self.defaults.max_new_tokens or api_default
+        return None if usual is None else max(usual, request.min_tokens)
 
     def check_tokens(self, tokens: Sequence[int], field: str) -> None:
         """Raises BadRequestError for a token id that the model does not have."""
@@ -176,11 +182,11 @@ class ServedModel:
             )
         return tuple(request.allowed_token_ids)
 
-    def _value(self, given: float | None, name: str, api_default: float) -> float:
-        if given is not None:
-            return given
-        value = self._defaults.get(name)
-        return api_default if value is None else value
+    def _value(self, request: SamplingRequest, name: str, api_default: float) -> float:
+        for given in (getattr(request, name), getattr(self.defaults, name)):
+            if given is not None:
+                return float(given)
+        return api_default
 
 
 def _read_template(path: str) -> str:
@@ -190,6 +196,20 @@ def _read_template(path: str) -> str:
         raise LoadError(f"The chat template {path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise LoadError(f"The chat template {path} is not UTF-8: {error.reason}.") from error
+
+
+def _sampling_defaults(config: Mapping[str, Any], settings: EngineSettings) -> SamplingDefaults:
+    """`config`: the fields of generation_config.json. Raises LoadError."""
+    theirs = {name: value for name, value in config.items() if name in SamplingDefaults.model_fields}
+    given = settings.override_generation_config
+    ours = {} if given is None else given.model_dump(exclude_none=True)
+    try:
+        return SamplingDefaults.read(theirs | ours)
+    except ValueError as error:
+        raise LoadError(
+            f"The model's generation_config.json cannot be used: {error}. --generation-config none does without it, "
+            "--override-generation-config gives other values."
+        ) from None
 
 
 def _token_ids(*sources: int | Sequence[int] | None) -> tuple[int, ...]:

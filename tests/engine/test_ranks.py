@@ -21,13 +21,11 @@ from headwater_engine.quantization.stored import StoredWeight
 from headwater_engine.sampling.params import SamplingParams
 from tests.engine.greedy import make_engine, make_worker
 from tests.engine.in_ranks import Session, in_ranks
-from tests.engine.tiny import FAMILIES, flat_batch, make_tiny, paged_greedy, reference_greedy
+from tests.engine.tiny import FAMILIES, flat_batch, make_tiny, reference_greedy
 
-PROMPTS = [[7, 201, 33, 9, 58, 140, 22, 6] * 4, [91, 4, 250]]
+PROMPTS = [[*range(40, 68), 7, 8], [91, 4, 250], [*range(40, 68), 9, 12], [5, 201] * 7]
 NEW_TOKENS = 8
-SHARED = list(range(40, 73))
-ASKED = [[*SHARED, 7, 8], [91, 4, 250], [*SHARED, 9], [5] * 20, [*SHARED, 7, 8, 11]]
-BLOCKS, SEATS = 7, 3
+BLOCKS, SEATS = 4, 3
 """Too few for all: some requests wait, and some are preempted."""
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -45,14 +43,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 class Said(NamedTuple):
     """By one rank."""
 
-    tokens: list[list[int]]
     logits: Tensor
     kept: int
     """Bytes of keys and values of a block, in all layers."""
     read: int
     """Numbers of the checkpoint."""
     answers: list[list[int]] | None
-    """By the whole engine; None: it is not the first."""
+    """By the whole engine: the likeliest, then drawn ones. None: it is not the first."""
 
 
 def talk() -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -72,14 +69,13 @@ def say(folder: Path, ranks: Ranks, session: Session | None) -> Said:
     kernels = TorchKernels()
     with numbers_read() as read:
         model = load_model(resolve(str(folder)), kernels=kernels, ranks=ranks)
-    tokens = paged_greedy(model, kernels, PROMPTS, NEW_TOKENS, 7, ranks)
     with torch.inference_mode():
         batch = flat_batch([[1, 2]], [range(len(PROMPTS[0]))], kernels.device)
         caches = [kernels.allocate(3, spec) for spec in model.config.caches]
         logits = model.logits(model.forward(torch.tensor(PROMPTS[0]), batch, caches))
 
     def ask(worker: Worker) -> list[list[int]]:
-        options = {"max_num_seqs": SEATS, "max_batched_tokens": 11, "worker": worker}
+        options = {"max_num_seqs": SEATS, "max_batched_tokens": 13, "worker": worker}
         engine = make_engine(model, kernels, BLOCKS, reuse=True, **options)
         found = [*answers(engine, temperature=0), *answers(engine, temperature=0.8, top_p=0.9, repetition_penalty=1.1)]
         stats = engine.stats()
@@ -89,16 +85,16 @@ def say(folder: Path, ranks: Ranks, session: Session | None) -> Said:
 
     worker = make_worker(model, kernels, BLOCKS, SEATS, ranks)
     found = ask(worker) if session is None else session.run(worker, ask)
-    return Said(tokens, logits.clone(), sum(map(kernels.bytes_per_block, model.config.caches)), sum(read), found)
+    return Said(logits.clone(), sum(map(kernels.bytes_per_block, model.config.caches)), sum(read), found)
 
 
 def answers(engine: Engine, **params: Any) -> list[list[int]]:
     """In small steps, with seats for some; one of them wants to know how likely its prompt was, too."""
-    found: dict[str, list[int]] = {str(n): [] for n in range(len(ASKED))}
+    found: dict[str, list[int]] = {str(n): [] for n in range(len(PROMPTS))}
     scored: list[Any] = []
-    for n, prompt in enumerate(ASKED):
+    for n, prompt in enumerate(PROMPTS):
         wants = {"prompt_logprobs": 2, "logprobs": 1} if n == 1 else {}
-        sampling = SamplingParams(max_tokens=32, seed=n, ignore_eos=True, **params, **wants)
+        sampling = SamplingParams(max_tokens=NEW_TOKENS, seed=n, ignore_eos=True, **params, **wants)
         assert engine.add(Generate(id=str(n), prompt=prompt, params=sampling)) is None
     while engine.has_work:
         for output in engine.step():
@@ -106,7 +102,7 @@ def answers(engine: Engine, **params: Any) -> list[list[int]]:
             found[output.id] += output.tokens
             scored += output.prompt_logprobs or []
     engine.scheduler.check()
-    assert len(scored) == len(ASKED[1])
+    assert len(scored) == len(PROMPTS[1])
     return list(found.values())
 
 
@@ -133,7 +129,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def alone(folders: list[Path]) -> list[Said]:
-    return [say(folder, ALONE, None) for folder in folders]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    said = [say(folder, ALONE, None) for folder in folders]
+    for each, folder in zip(said, folders, strict=True):
+        assert each.answers is not None
+        assert each.answers[: len(PROMPTS)] == reference_greedy(folder, PROMPTS, NEW_TOKENS)
+    torch.set_num_threads(threads)
+    return said
 
 
 def test_ranks_sum_gather_and_tell(tmp_path: Path) -> None:
@@ -151,15 +154,13 @@ def test_a_shared_model_says_what_it_says_alone(
     count: int, folders: list[Path], alone: list[Said], tmp_path: Path
 ) -> None:
     by_rank = in_ranks(count, tmp_path, say_all, folders, tmp_path)
-    for n, (name, folder) in enumerate(zip(VARIANTS, folders, strict=True)):
+    for n, name in enumerate(VARIANTS):
         first, *others = (said[n] for said in by_rank)
-        assert first.tokens == reference_greedy(folder, PROMPTS, NEW_TOKENS), name
         torch.testing.assert_close(first.logits, alone[n].logits, rtol=1e-3, atol=1e-3, msg=lambda m: f"{name}: {m}")  # noqa: B023
         for other in others:
-            assert other.tokens == first.tokens, name
             assert other.logits.shape == (0, first.logits.shape[1]), "only the first rank samples"
         assert max(said[n].kept for said in by_rank) < alone[n].kept or "one head" in name
-        assert first.answers == alone[n].answers, f"{name}, through the engine"
+        assert first.answers == alone[n].answers, name
         # Norms, and heads of keys where there are fewer than ranks, are everybody's.
         assert sum(said[n].read for said in by_rank) < 1.25 * alone[n].read, name
 

@@ -1,0 +1,173 @@
+"""Machines find one another in whatever order they come, and nobody who is not one of them is in the way."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+
+from headwater_engine.config import EngineSettings
+from headwater_engine.distributed import rendezvous
+from headwater_engine.distributed.line import LONGEST, Beat, Hello, Line, Refused
+from headwater_engine.distributed.rendezvous import Leader, join
+from headwater_engine.errors import RendezvousError
+from tests.engine.test_server import free_port
+
+PATIENCE = 60  # seconds: a guard
+
+
+def of_node(node: int, port: int, nodes: int = 2, **changes: Any) -> EngineSettings:
+    shared = {"model": "m", "tensor_parallel_size": 6, "nodes": nodes, "leader": f"127.0.0.1:{port}"}
+    return EngineSettings(**shared | {"node_rank": node} | changes)
+
+
+def nothing(phase: str) -> None:
+    """Nobody looks."""
+
+
+@asynccontextmanager
+async def leading(settings: EngineSettings) -> AsyncIterator[asyncio.Task[Any]]:
+    """The task of node 0, which listens already."""
+    said: asyncio.Queue[str] = asyncio.Queue()
+    task = asyncio.create_task(Leader(settings).gather(said.put_nowait))
+    async with asyncio.timeout(PATIENCE):
+        await said.get()
+        yield task
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def connect(port: int) -> tuple[Line, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=LONGEST)
+    return Line(reader, writer), writer
+
+
+def hello(port: int, **changes: Any) -> Hello:
+    return Hello(rendezvous.__version__, 1, rendezvous._shared(of_node(1, port, 3)) | changes)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
+async def test_nodes_may_start_in_any_order(order: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendezvous, "_AGAIN", 0.01)
+    port = free_port()
+    tasks: dict[int, asyncio.Task[Any]] = {}
+    async with asyncio.timeout(PATIENCE):
+        for node in order:
+            said: asyncio.Queue[str] = asyncio.Queue()
+            settings = of_node(node, port, 3, threads=node + 1, log_level="error")  # which are a node's own affair
+            start = join(settings, said.put_nowait) if node else Leader(settings).gather(said.put_nowait)
+            tasks[node] = asyncio.create_task(start)
+            await said.get()
+        meeting, lines = await tasks[0]
+        assert sorted(lines) == [1, 2]
+        assert (meeting.store, meeting.steps) == (f"tcp://127.0.0.1:{port + 1}", f"tcp://127.0.0.1:{port + 2}")
+        for node in (1, 2):
+            told, line = await tasks[node]
+            assert told == meeting
+            lines[node].say(Beat(node))
+            while (beat := await line.hear()) != Beat(node):  # which went on while it waited
+                assert beat == Beat()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"max_num_seqs": 7}, "--max-num-seqs is 7 there, and 64 on node 0"),
+        ({"node_rank": 2}, "there is no node 2 among 2"),
+    ],
+)
+async def test_who_does_not_fit_is_told_why(changes: dict[str, Any], reason: str) -> None:
+    port = free_port()
+    async with leading(of_node(0, port)) as leader:
+        settings = of_node(1, port, **changes)
+        with pytest.raises(RendezvousError, match=f"Node {settings.node_rank} cannot join: {reason}"):
+            await join(settings, nothing)
+        assert not leader.done(), "node 0 goes on waiting for the right one"
+
+
+async def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    async with leading(of_node(0, port)):
+        line, _ = await connect(port)
+        line.say(Hello("0.0.1", 1, {}))
+        refused = await line.hear()
+        assert isinstance(refused, Refused)
+        assert refused.for_good
+        assert "'0.0.1'" in refused.message
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"x" * 300_000,
+        b"\x00\xff\n",
+        b"{}\n",
+        b"[" * 60_000 + b"\n",
+        b'{"type":"beat"}\n',
+    ],
+    ids=["nothing", "HTTP", "no end", "bytes", "object", "deep", "no hello"],
+)
+async def test_what_a_stranger_sends_costs_its_own_connection(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendezvous, "_SILENCE", 0.5)
+    port = free_port()
+    async with leading(of_node(0, port)) as leader:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(sent)
+        with suppress(ConnectionResetError):
+            assert await reader.read() == b""
+        await asyncio.gather(leader, join(of_node(1, port), nothing))
+
+
+async def test_strangers_take_nobodys_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings that are none, of a machine that says that it is ours."""
+    port = free_port()
+    async with leading(of_node(0, port)) as leader:
+        for strange in ({}, {"model": ["\n"] * 100}, {"unheard of": 1}, {"model": "m", "nodes": {"a": None}}):
+            line, _ = await connect(port)
+            line.say(Hello(rendezvous.__version__, 1, strange))
+            assert isinstance(await line.hear(), Refused)
+        await asyncio.gather(leader, join(of_node(1, port), nothing))
+
+
+async def test_no_more_strangers_are_waited_for_than_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendezvous, "_STRANGERS", 2)
+    port = free_port()
+    async with leading(of_node(0, port)):
+        silent = [await connect(port) for _ in range(2)]
+        third, _ = await connect(port)
+        assert await third.hear() is None
+        silent[0][1].close()
+
+
+async def test_a_node_that_left_may_come_again() -> None:
+    port = free_port()
+    async with leading(of_node(0, port, 3)) as leader:
+        line, writer = await connect(port)
+        line.say(hello(port))
+        line.say(Beat())
+        assert await line.hear() == Beat(), "it has been admitted"
+        twin, _ = await connect(port)
+        twin.say(hello(port))
+        assert await twin.hear() == Refused("node 1 is there already", False)
+        writer.close()
+        joins = [join(of_node(node, port, 3), nothing) for node in (1, 2)]
+        await asyncio.gather(leader, *joins)
+
+
+async def test_nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendezvous, "PATIENCE", 0.05)
+    port = free_port()
+    with pytest.raises(RendezvousError, match="Node 1, 2 of 3 did not come within 0 seconds"):
+        await Leader(of_node(0, port, 3)).gather(nothing)
+    with pytest.raises(RendezvousError, match=r"Node 1 could not join node 0 at 127\.0\.0\.1:"):
+        await join(of_node(1, port), nothing)
+
+
+async def test_a_port_that_is_taken_is_named() -> None:
+    port = free_port()
+    async with leading(of_node(0, port)):
+        with pytest.raises(RendezvousError, match=f"cannot wait for the other nodes on port {port}"):
+            await Leader(of_node(0, port)).gather(nothing)

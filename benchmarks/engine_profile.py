@@ -109,7 +109,7 @@ def main() -> None:
     cache = PrefixCache(blocks, BLOCK_SIZE, reuse=False)
     scheduler = Scheduler(cache, max_num_seqs=options.batch, max_batched_tokens=options.budget)
     longest = options.prompt + 64
-    worker = ModelWorker(model, caches, kernels, seats=options.batch, longest=longest)
+    worker = ModelWorker(model, caches, kernels, seats=options.batch, longest=longest, budget=options.budget)
     engine = Engine(scheduler, worker, max_model_len=longest, vocab_size=config.vocab_size)
     torch.manual_seed(0)
     for number in range(options.batch):

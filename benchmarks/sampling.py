@@ -50,7 +50,7 @@ def main() -> None:
     for vocabulary in VOCABULARIES:
         logits = made_up_logits(rng, options.rows, vocabulary)
         for name, asked in ASKED.items():
-            rows = SamplingRows(vocabulary, kernels.device)
+            rows, everybody = SamplingRows(vocabulary, kernels.device), range(options.rows)
             for seat in range(options.rows):
                 params = SamplingParams(max_tokens=1, seed=seat, **asked)  # type: ignore[arg-type]
                 prompt, output = (rng.integers(0, vocabulary, count).tolist() for count in (8000, 500))
@@ -59,7 +59,7 @@ def main() -> None:
             for _ in range(REPEATS):
                 fresh = logits.clone()
                 begun = time.perf_counter()
-                sample(kernels, fresh, rows, range(options.rows)).results()
+                sample(kernels, fresh, rows.batch(everybody), rows.logprobs(everybody)).results()
                 times.append(1e6 * (time.perf_counter() - begun))
             print(f"| {vocabulary} | {name} | {statistics.median(times):.0f} | {min(times):.0f} |", flush=True)
 

@@ -33,7 +33,8 @@ from headwater_engine.models.families.llama import FAMILY
 from headwater_engine.models.shapes import SHAPES
 from headwater_engine.quantization.stored import StoredWeight
 from headwater_engine.sampling.params import SamplingParams
-from headwater_engine.worker.graphs import cuda_recorder
+from headwater_engine.worker.graphs import cuda_recorder, ladder
+from headwater_engine.worker.trial import run_trial
 from headwater_engine.worker.worker import ModelWorker
 
 PROMPT = 1024
@@ -78,7 +79,7 @@ class Ran(NamedTuple):
 
 
 def worker_of(model: Decoder, caches: list[LayerCache]) -> ModelWorker:
-    return ModelWorker(model, caches, shapes.kernels(), seats=MOST, longest=2 * PROMPT)
+    return ModelWorker(model, caches, shapes.kernels(), seats=MOST, longest=2 * PROMPT, budget=BUDGET)
 
 
 def run_engine(worker: ModelWorker, caches: list[LayerCache], sequences: int) -> Ran:
@@ -179,9 +180,9 @@ def main() -> None:
     report.note(bandwidth=ceiling.bandwidth, bf16=ceiling.bf16, weights=checkpoint.bytes_read_a_step)
     worker = worker_of(model, caches)
     begun = time.perf_counter()
-    worker.warm_up(
-        budget=BUDGET, sequences=MOST, longest=2 * PROMPT, spare_block=len(caches[0].keys) - 1, record=cuda_recorder()
-    )
+    run_trial(worker, seats=MOST, budget=BUDGET, longest=2 * PROMPT)
+    spare_block = len(caches[0].keys) - 1
+    worker.record(cuda_recorder(), ladder(MOST), spare_block=spare_block, tell=lambda fraction: None)
     print(f"compiled and recorded in {time.perf_counter() - begun:.1f} s", flush=True)
     for sequences in (1, 8, 32, 128, MOST):
         row(report, ceiling, checkpoint, sequences, model, caches, worker)

@@ -51,6 +51,15 @@ class EngineSettings(BaseSettings):
     leader: str | None = Field(
         None, description="HOST:PORT of machine 0, where the others find it; it takes the two ports behind that, too."
     )
+    gpu_memory_utilization: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="Of a GPU's whole memory, what weights, steps and the KV cache may take. Without effect on a CPU.",
+    )
+    enforce_eager: bool = Field(
+        False, description="Launch each kernel of each step, instead of steps that were recorded as CUDA graphs."
+    )
     max_model_len: int | None = Field(
         None,
         ge=1,
@@ -80,7 +89,7 @@ class EngineSettings(BaseSettings):
         None,
         gt=0,
         description="Memory for the KV cache in GiB, of all ranks together. Default: a quarter of what is free, 4 at "
-        "most; on a GPU 85 %.",
+        "most; on a GPU what --gpu-memory-utilization leaves.",
     )
     kv_cache_dtype: Literal["auto", "bfloat16", "fp8"] = Field(
         "auto", description="Of keys and values. auto: as the weights; fp8 (e4m3): half the memory, on GPUs only."

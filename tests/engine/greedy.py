@@ -48,15 +48,18 @@ def make_engine(
         max_batched_tokens=max_batched_tokens,
         drafter=drafter,
     )
-    worker = worker or make_worker(model, kernels, blocks, max_num_seqs)
+    worker = worker or make_worker(model, kernels, blocks, max_num_seqs, budget=max_batched_tokens)
     longest = config.max_positions
     return Engine(scheduler, worker, max_model_len=longest, vocab_size=config.vocab_size, depth=depth)
 
 
-def make_worker(model: Model, kernels: Kernels, blocks: int, seats: int, ranks: Ranks = ALONE) -> ModelWorker:
+def make_worker(
+    model: Model, kernels: Kernels, blocks: int, seats: int, ranks: Ranks = ALONE, budget: int = 512
+) -> ModelWorker:
     """A rank with its part of `blocks` of KV cache, and of one that is nobody's."""
     caches = [kernels.allocate(blocks + 1, spec) for spec in model.config.caches]
-    return ModelWorker(model, caches, kernels, seats=seats, longest=model.config.max_positions, ranks=ranks)
+    longest = model.config.max_positions
+    return ModelWorker(model, caches, kernels, seats=seats, longest=longest, budget=budget, ranks=ranks)
 
 
 def greedy_answers(

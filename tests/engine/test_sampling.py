@@ -38,7 +38,11 @@ def sample(logits: np.ndarray, rows: Sequence[Row], kernels: Kernels = CPP) -> l
     seats = SamplingRows(logits.shape[1], kernels.device)
     for n, row in enumerate(rows):
         seats.seat(n, row.params, row.prompt, row.output)
-    return sampler.sample(kernels, torch.tensor(logits, dtype=torch.float32), seats, range(len(rows))).results()
+    everybody = range(len(rows))
+    drawn = sampler.sample(
+        kernels, torch.tensor(logits, dtype=torch.float32), seats.batch(everybody), seats.logprobs(everybody)
+    )
+    return drawn.results()
 
 
 # The reference: float64, one row, nothing clever

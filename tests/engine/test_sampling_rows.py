@@ -187,7 +187,7 @@ class Run:
     """A worker, and what its seats have said."""
 
     def __init__(self) -> None:
-        self._worker = ModelWorker(Constant(), [], TorchKernels(), seats=4, longest=9000)
+        self._worker = ModelWorker(Constant(), [], TorchKernels(), seats=4, longest=9000, budget=8)
         self._lengths: dict[int, int] = {}
         self._said: list[Seat] = []
         self._left: list[int] = []

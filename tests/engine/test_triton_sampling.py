@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headwater_engine.sampling.params import SamplingParams
-from headwater_engine.sampling.sampler import warm_up
 from tests.engine.sampling_case import KINDS, assert_as_the_reference, made_up, params, seen_tokens, some_params
 
 pytest.importorskip("triton", reason="torch for CPUs comes without Triton")
@@ -38,9 +37,3 @@ def test_the_triton_kernel_cuts_rows_of_several_pieces(kind: str) -> None:
 def test_the_triton_kernel_draws_from_a_large_vocabulary() -> None:
     asked = [params(seed=seed, temperature=seed % 3, min_p=seed % 2 * 0.01) for seed in range(4)]
     assert_as_the_reference(KERNELS, made_up("normal", 4, 151_936, 5), asked, [])
-
-
-def test_each_kernel_runs_before_there_are_requests() -> None:
-    logits = made_up("normal", 3, 50, 6).to(KERNELS.device)
-    warm_up(KERNELS, logits)
-    assert torch.equal(logits.cpu(), made_up("normal", 3, 50, 6))

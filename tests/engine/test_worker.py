@@ -7,26 +7,20 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from headwater_engine.core.engine import Engine
 from headwater_engine.core.messages import Generate, TokenLogprobs
 from headwater_engine.core.request import Request
 from headwater_engine.core.scheduler import Drafter
-from headwater_engine.core.step import Seat, Span, Step
 from headwater_engine.kernels.interface import BLOCK_SIZE
 from headwater_engine.kernels.reference import TorchKernels
 from headwater_engine.models.loading import load_model
 from headwater_engine.models.source import resolve
 from headwater_engine.sampling.params import SamplingParams
-from headwater_engine.worker.inputs import Inputs, lay_out
-from headwater_engine.worker.seats import Seats
 from tests.engine.greedy import Case, greedy_answers, make_engine
-from tests.engine.tiny import make_tiny, reference_greedy
+from tests.engine.tiny import flat_batch, make_tiny, reference_greedy
 
 NEW_TOKENS = 24
 
@@ -136,60 +130,8 @@ def run(engine: Engine, messages: list[Generate]) -> dict[str, Answer]:
 @torch.inference_mode()
 def logprobs_of(case: Case, prompt: list[int]) -> list[float]:
     """Of each token but the first, by one pass over the whole prompt."""
-    engine = engine_of(case)
-    worker = engine._worker
-    inputs = lay_out_alone(prompt)
-    tokens, batch = inputs.to(torch.device("cpu"))
-    logits = case.model.logits(case.model.forward(tokens, batch, worker._caches))  # type: ignore[attr-defined]
-    return logits.log_softmax(-1)[torch.arange(len(prompt) - 1), tokens[1:]].tolist()
-
-
-def lay_out_alone(prompt: list[int]) -> Inputs:
-    seats = Seats(1, len(prompt))
-    seat = Seat(0, prompt, 0, SamplingParams(max_tokens=1))
-    blocks = list(range(-(-len(prompt) // BLOCK_SIZE)))
-    seats.take(Step(1, left=[], seated=[seat], blocks=[(0, blocks)], drafts=[], spans=[]))
-    return lay_out([Span(0, 0, len(prompt), 1, 0)], seats)
-
-
-@given(st.data())
-def test_inputs_are_what_a_loop_over_spans_says(data: st.DataObject) -> None:
-    count, longest = 5, 70
-    seats = Seats(count, longest)
-    rng = random.Random(data.draw(st.integers(0, 1000)))
-    held: dict[int, tuple[list[int], list[int]]] = {}
-    for number in range(3):  # who sat there before must not shine through
-        seated, blocks = [], []
-        for index in rng.sample(range(count), rng.randint(1, count)):
-            tokens = [rng.randrange(1000) for _ in range(rng.randint(1, longest))]
-            table = [rng.randrange(500) for _ in range(-(-len(tokens) // BLOCK_SIZE))]
-            held[index] = tokens, table
-            seated.append(Seat(index, tokens, 0, SamplingParams(max_tokens=1)))
-            cut = rng.randint(0, len(table))
-            blocks += [(index, table[:cut]), (index, table[cut:])]
-        seats.take(Step(number, left=[], seated=seated, blocks=blocks, drafts=[], spans=[]))
-    spans = []
-    for index, (tokens, _) in held.items():
-        start = rng.randrange(len(tokens))
-        size = rng.randint(1, len(tokens) - start)
-        spans.append(Span(index, start, size, rng.randint(0, size), 0))
-    inputs = lay_out(spans, seats)
-    positions = [span.start + n for span in spans for n in range(span.count)]
-    owners = [span.seat for span in spans for _ in range(span.count)]
-    assert inputs.positions.tolist() == positions
-    assert inputs.tokens.tolist() == [held[owner][0][at] for owner, at in zip(owners, positions, strict=True)]
-    assert inputs.slots.tolist() == [
-        held[owner][1][at // BLOCK_SIZE] * BLOCK_SIZE + at % BLOCK_SIZE
-        for owner, at in zip(owners, positions, strict=True)
-    ]
-    assert inputs.context_lengths.tolist() == [span.start + span.count for span in spans]
-    ends = np.cumsum([span.count for span in spans]).tolist()
-    assert inputs.query_starts.tolist() == [0, *ends]
-    assert inputs.sampled.tolist() == [
-        row for span, end in zip(spans, ends, strict=True) for row in range(end - span.sampled, end)
-    ]
-    assert inputs.block_tables.flags.c_contiguous
-    for span, table in zip(spans, inputs.block_tables.tolist(), strict=True):
-        blocks = held[span.seat][1]
-        needed = -(-(span.start + span.count) // BLOCK_SIZE)
-        assert table[:needed] == blocks[:needed]
+    blocks = -(-len(prompt) // BLOCK_SIZE)
+    caches = [case.kernels.allocate(blocks, spec) for spec in case.model.config.caches]
+    batch = flat_batch([list(range(blocks))], [range(len(prompt))], torch.device("cpu"))
+    logits = case.model.logits(case.model.forward(torch.tensor(prompt), batch, caches))
+    return logits.log_softmax(-1)[torch.arange(len(prompt) - 1), prompt[1:]].tolist()

@@ -8,15 +8,19 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
+from headwater_engine.kernels import reference_inputs
 from headwater_engine.kernels.build import build
 from headwater_engine.kernels.interface import (
     BLOCK_SIZE,
     AttentionBatch,
     CacheSpec,
+    FlatBatch,
     HeadNorms,
     LayerCache,
     Product,
     SamplingBatch,
+    SeatTables,
+    Told,
 )
 from headwater_engine.kernels.parts import AttentionInParts
 from headwater_engine.kernels.reference import taken_zeros
@@ -132,6 +136,9 @@ class CppKernels(AttentionInParts):
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         return self._kernels.silu_mul(gate_up)
+
+    def spread(self, told: Told, tables: SeatTables, batch: FlatBatch) -> None:
+        reference_inputs.spread(told, tables, batch)
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
         return self._kernels.sample(

@@ -10,13 +10,16 @@ from headwater_engine.kernels.interface import (
     BLOCK_SIZE,
     AttentionBatch,
     CacheSpec,
+    FlatBatch,
     HeadNorms,
     LayerCache,
     Product,
     SamplingBatch,
+    SeatTables,
+    Told,
 )
 from headwater_engine.kernels.parts import AttentionInParts
-from headwater_engine.kernels.triton import activation, attention, norm, rope, sampling, tiling
+from headwater_engine.kernels.triton import activation, attention, inputs, norm, rope, sampling, tiling
 from headwater_engine.quantization.stored import StoredWeight, join
 
 
@@ -106,6 +109,9 @@ class TritonKernels(AttentionInParts):
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         return activation.silu_mul(gate_up)
+
+    def spread(self, told: Told, tables: SeatTables, batch: FlatBatch) -> None:
+        inputs.spread(told, tables, batch)
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
         return sampling.sample(logits, batch)

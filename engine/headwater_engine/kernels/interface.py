@@ -73,7 +73,7 @@ class AttentionBatch:
     slots: Tensor
     """[T] int64: block * BLOCK_SIZE + offset, where the token's key and value go."""
     block_tables: Tensor
-    """[S, max blocks of a sequence] int32, padded with 0."""
+    """[S, blocks of the longest] int32; behind those of a sequence's context stands anything."""
     query_starts: Tensor
     """[S + 1] int32."""
     context_lengths: Tensor
@@ -98,6 +98,45 @@ class AttentionBatch:
             prefixes=None,
             plans={},
         )
+
+
+class SeatTables(NamedTuple):
+    """What the device keeps of the requests that run, by seat. The last seat is nobody's."""
+
+    blocks: Tensor
+    """[seats + 1, blocks of the longest] int32: where each has its keys and values."""
+    last: Tensor
+    """[seats + 1] int64: the token that was sampled last."""
+
+
+class Told(NamedTuple):
+    """What the host says of a step, all int32 and in one piece of memory.
+
+    T tokens, S sequences, R rows of logits, N blocks that seats have got since.
+    """
+
+    tokens: Tensor
+    """[T]; -1: the last one of the sequence's seat, which the host does not know yet."""
+    owners: Tensor
+    """[T]: which of the S sequences each is of."""
+    seats: Tensor
+    """[S]"""
+    rows: Tensor
+    """[2, R]: places among the T tokens, and the seats that sit there."""
+    blocks: Tensor
+    """[2, N]: places in `SeatTables.blocks`, counted row behind row, and what belongs there. No place twice."""
+
+
+class FlatBatch(NamedTuple):
+    """A step as the model takes it. All tensors lie on its device."""
+
+    tokens: Tensor
+    """[T] int64"""
+    attention: AttentionBatch
+    rows: Tensor
+    """[R] int64: those among the T whose logits give tokens."""
+    seats: Tensor
+    """[R] int64: whose tokens these are."""
 
 
 class Penalties(NamedTuple):
@@ -238,6 +277,13 @@ class Kernels(Protocol):
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         """[T, 2 * I] -> [T, I]: silu(first half) * second half."""
+
+    def spread(self, told: Told, tables: SeatTables, batch: FlatBatch) -> None:
+        """Write `told.blocks` to the tables, and then, to the tensors of `batch`, what follows for each token.
+
+        Query starts and context lengths are there already. Of each block table only what the context has is written.
+        A token that the host does not know is at least 0, whatever its row says.
+        """
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
         """Logits [R, V] float32, contiguous, which it may change -> tokens [R] int64. -1: the row has no finite logit,

@@ -12,15 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from headwater_engine.kernels import reference_sampling
+from headwater_engine.kernels import reference_inputs, reference_sampling
 from headwater_engine.kernels.interface import (
     BLOCK_SIZE,
     AttentionBatch,
     CacheSpec,
+    FlatBatch,
     HeadNorms,
     LayerCache,
     Product,
     SamplingBatch,
+    SeatTables,
+    Told,
 )
 from headwater_engine.kernels.parts import AttentionInParts
 from headwater_engine.quantization.stored import StoredWeight, join
@@ -128,6 +131,9 @@ class TorchKernels(AttentionInParts):
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         gate, up = gate_up.float().chunk(2, dim=-1)
         return (F.silu(gate) * up).to(gate_up.dtype)
+
+    def spread(self, told: Told, tables: SeatTables, batch: FlatBatch) -> None:
+        reference_inputs.spread(told, tables, batch)
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
         return reference_sampling.sample(logits, batch)

@@ -1,6 +1,5 @@
 """Log-probabilities that clients see: the model's own, of the logits before penalties, biases and temperature."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,7 +9,7 @@ from headwater_engine.core.messages import TokenLogprobs
 
 
 class Scores(NamedTuple):
-    """Of one token a row, and of the k likeliest beside it; on the device of the logits."""
+    """Of one token a row, and of the k likeliest beside it."""
 
     tokens: Tensor
     """[R] int64"""
@@ -37,8 +36,3 @@ def score(logits: Tensor, tokens: Tensor, k: int) -> Scores:
     ranks = (logprobs > chosen).sum(dim=-1) + 1
     values, indices = logprobs.topk(min(k, logprobs.shape[-1]), dim=-1)
     return Scores(tokens, chosen.squeeze(1), ranks, indices, values)
-
-
-def token_logprobs(logits: Tensor, tokens: Sequence[int], k: int) -> list[TokenLogprobs]:
-    """The same as a list."""
-    return score(logits, torch.tensor(tokens, dtype=torch.long, device=logits.device), k).listed()

@@ -13,26 +13,23 @@ import torch
 from torch import Tensor
 
 from headwater_engine.kernels.interface import WEIGHT_ONE, Biases, Penalties, SamplingBatch
+from headwater_engine.kernels.transfer import to_device
 from headwater_engine.sampling.noise import noise_keys
 from headwater_engine.sampling.params import SamplingParams
 
+WORDS = 10
+"""32-bit numbers that a row of a batch has."""
 _LOWEST_TEMPERATURE = 1e-5
 """A draw at less would be no other."""
 _ROW = np.dtype(
     [
-        ("inverse_temperature", np.float32),
-        ("top_k", np.int32),
-        ("top_p", np.float32),
-        ("min_weight", np.int32),
         ("seed", np.uint64),
-        ("repetition", np.float32),
-        ("presence", np.float32),
-        ("frequency", np.float32),
-        ("line", np.int32),  # of the counts; -1: none
-        ("biased", np.bool_),
-        ("min_tokens", np.int64),
         ("outputs", np.int64),  # tokens of the answer so far
+        ("min_tokens", np.int64),
         ("logprobs", np.int64),  # as `SamplingRows.logprobs` returns them
+        ("line", np.int32),  # of the counts; -1: none
+        ("filtered", np.bool_),
+        ("biased", np.bool_),
     ]
 )
 
@@ -55,8 +52,10 @@ class SamplingRows:
         self._vocabulary = vocabulary
         self._device = device
         self._rows = np.zeros(0, dtype=_ROW)
+        self._words = np.zeros((0, WORDS - 2), dtype=np.int32)
+        """Of each row, those that stay the same from token to token."""
         self._shifts: dict[int, _Shifts] = {}
-        self._counts = torch.zeros(0, vocabulary, dtype=torch.int32)
+        self._counts = torch.zeros(0, vocabulary, dtype=torch.int32, device=device)
         """As in `Penalties`."""
         self._free_lines: list[int] = []
 
@@ -69,21 +68,26 @@ class SamplingRows:
         line = self._count(prompt, output) if _has_penalties(params) else -1
         if index >= len(self._rows):
             self._rows = np.concatenate([self._rows, np.zeros(index + 1, dtype=_ROW)])
+            self._words = np.concatenate([self._words, np.zeros((index + 1, WORDS - 2), dtype=np.int32)])
+        top_k = params.top_k if 0 < params.top_k < self._vocabulary else self._vocabulary
+        min_weight = math.ceil(params.min_p * WEIGHT_ONE)
         self._shifts[index] = shifts
         self._rows[index] = (
-            0 if params.temperature == 0 else 1 / max(params.temperature, _LOWEST_TEMPERATURE),
-            params.top_k if 0 < params.top_k < self._vocabulary else self._vocabulary,
-            params.top_p,
-            math.ceil(params.min_p * WEIGHT_ONE),
             params.seed % 2**64,
+            len(output),
+            params.min_tokens if len(shifts.tokens) else 0,
+            -1 if params.logprobs is None else params.logprobs,
+            line,
+            params.temperature > 0 and (top_k < self._vocabulary or params.top_p < 1 or min_weight > 0),
+            bool(params.logit_bias) or params.allowed_token_ids is not None,
+        )
+        self._words[index, :3] = top_k, min_weight, line
+        self._words[index, 3:].view(np.float32)[:] = (
+            0 if params.temperature == 0 else 1 / max(params.temperature, _LOWEST_TEMPERATURE),
+            params.top_p,
             params.repetition_penalty,
             params.presence_penalty,
             params.frequency_penalty,
-            line,
-            bool(params.logit_bias) or params.allowed_token_ids is not None,
-            params.min_tokens if len(shifts.tokens) else 0,
-            len(output),
-            -1 if params.logprobs is None else params.logprobs,
         )
 
     def leave(self, index: int) -> None:
@@ -109,25 +113,31 @@ class SamplingRows:
         """[R] int64: of how many tokens each row wants log-probabilities beside that of its own; -1: of none at all."""
         return self._rows["logprobs"][list(seats)]
 
-    def batch(self, seats: Sequence[int]) -> SamplingBatch:
-        """The rows `seats`, in this order, for the next token of each."""
-        rows = self._rows[list(seats)]
-        drawn = rows[rows["inverse_temperature"] > 0]
-        filters = (drawn["top_k"] < self._vocabulary) | (drawn["top_p"] < 1) | (drawn["min_weight"] > 0)
-        keys = noise_keys(rows["seed"], rows["outputs"])
-        integers = self._on_device(np.stack([*keys, rows["top_k"], rows["min_weight"], rows["line"]]))
-        numbers = ("inverse_temperature", "top_p", "repetition", "presence", "frequency")
-        inverse_temperatures, top_p, *factors = self._on_device(np.stack([rows[name] for name in numbers]))
-        return SamplingBatch(
-            inverse_temperatures=inverse_temperatures,
-            keys=integers[:2],
-            top_k=integers[2],
-            top_p=top_p,
-            min_weight=integers[3],
-            filters=bool(filters.any()),
-            penalties=Penalties(self._counts, integers[4], *factors) if (rows["line"] >= 0).any() else None,
-            biases=self._biases(seats, rows),
-        )
+    def pack(self, seats: Sequence[int] | np.ndarray, words: np.ndarray) -> None:
+        """What a batch of the rows `seats`, in this order, has of numbers for the next token of each.
+
+        Into [WORDS, R] int32, which is what `numbers_of` reads.
+        """
+        rows = self._rows[seats]
+        words[:2] = noise_keys(rows["seed"], rows["outputs"])
+        words[2:] = self._words[seats].T
+
+    def batch(self, seats: Sequence[int], words: Tensor | None = None) -> SamplingBatch:
+        """The rows `seats`, in this order, for the next token of each.
+
+        `words` [WORDS, R] int32, on the device: what `pack` made of them; None: that is still to do.
+        """
+        seats = list(seats)
+        if words is None:
+            packed = np.empty((WORDS, len(seats)), dtype=np.int32)
+            self.pack(seats, packed)
+            words = to_device(packed, self._device)
+        rows = self._rows[seats]
+        batch = numbers_of(words, filters=bool(rows["filtered"].any()))
+        if (rows["line"] >= 0).any():
+            batch.penalties = Penalties(self._counts, words[4], *words[7:].view(torch.float32))
+        batch.biases = self._biases(seats, rows)
+        return batch
 
     def _biases(self, seats: Sequence[int], rows: np.ndarray) -> Biases | None:
         early = rows["outputs"] < rows["min_tokens"]
@@ -138,7 +148,7 @@ class SamplingRows:
             values.append(shifts.early if early[n] else shifts.late)
         if not places:
             return None
-        return Biases(self._on_device(np.concatenate(places)), self._on_device(np.concatenate(values)))
+        return Biases(to_device(np.concatenate(places), self._device), to_device(np.concatenate(values), self._device))
 
     def _shifts_of(self, params: SamplingParams) -> _Shifts:
         _check(params.logit_bias, self._vocabulary)
@@ -163,11 +173,11 @@ class SamplingRows:
         if not self._free_lines:
             self._free_lines.extend(range(len(self._counts), 2 * len(self._counts) + 1))
             more = torch.zeros(len(self._counts) + 1, self._vocabulary, dtype=torch.int32, device=self._device)
-            self._counts = torch.cat([self._counts.to(self._device), more])
+            self._counts = torch.cat([self._counts, more])
         line = self._free_lines.pop()
         counts = np.bincount(np.asarray(output, dtype=np.int64), minlength=self._vocabulary).astype(np.int32) * 2
         counts[np.asarray(prompt, dtype=np.int64)] += 1
-        self._counts[line] = torch.from_numpy(counts).to(self._device)
+        self._counts[line] = to_device(counts, self._device)
         return line
 
     def _move(self, seats: Sequence[int], tokens: Sequence[int] | Tensor, by: int) -> None:
@@ -175,12 +185,27 @@ class SamplingRows:
         lines = self._rows["line"][list(seats)]
         counted = np.flatnonzero(lines >= 0)
         if len(counted):
-            tokens = torch.as_tensor(tokens, device=self._device)[self._on_device(counted)]
-            step = torch.tensor(2 * by, dtype=torch.int32, device=self._device)
-            self._counts.index_put_((self._on_device(lines[counted]).long(), tokens), step, accumulate=True)
+            if not isinstance(tokens, Tensor):
+                tokens = to_device(np.asarray(tokens, dtype=np.int64), self._device)
+            tokens = tokens[to_device(counted, self._device)]
+            step = torch.full((), 2 * by, dtype=torch.int32, device=self._device)
+            counts = to_device(lines[counted], self._device).long()
+            self._counts.index_put_((counts, tokens), step, accumulate=True)
 
-    def _on_device(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values)).to(self._device)
+
+def numbers_of(words: Tensor, *, filters: bool) -> SamplingBatch:
+    """The batch that [WORDS, R] int32 spell, without penalties and biases; its tensors are parts of `words`."""
+    inverse_temperatures, top_p = words[5:7].view(torch.float32)
+    return SamplingBatch(
+        inverse_temperatures=inverse_temperatures,
+        keys=words[:2],
+        top_k=words[2],
+        top_p=top_p,
+        min_weight=words[3],
+        filters=filters,
+        penalties=None,
+        biases=None,
+    )
 
 
 def _has_penalties(params: SamplingParams) -> bool:

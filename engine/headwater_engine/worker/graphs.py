@@ -2,26 +2,36 @@
 
 A step of an 8B model is some 300 launches, and Python takes longer for them than the GPU for the work. A graph is all
 of them as one. It replays the same kernels with the same arguments, so that everything that changes from step to step
-lies in buffers that stay where they are: the step is written there, then replayed. What the host decides in between,
-such as into how many parts attention cuts a context, is decided once, for the longest context.
+lies in buffers that stay where they are (`worker/inputs.py`): the step is written there, then replayed. What the host
+decides in between, such as into how many parts attention cuts a context, is decided once, for the longest context.
 
-A batch that has no graph of its size takes the next larger one. The rows that are too many compute a token of nobody:
-they write to a spare block that no request ever gets.
+A step has two recordings, since the host has its say between them: from tokens to hidden states, and from those to the
+next tokens. Of the second there are two, with and without top-k, top-p and min-p. What few requests ask for, penalties,
+biases and log-probabilities, is not recorded: such a step replays the first part only.
+
+A batch that has no graph of its size takes the next larger one. The rows that are too many are nobody's: they have a
+seat of their own, and write to a spare block that no request ever gets.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch
-from headwater_engine.worker.inputs import Inputs
+from headwater_engine.core.step import Span
+from headwater_engine.kernels.interface import SamplingBatch
+from headwater_engine.sampling.rows import numbers_of
+from headwater_engine.worker.inputs import Batch, Inputs
 
-Step = Callable[[Tensor, AttentionBatch], Tensor]
-"""Tokens and their batch to logits."""
-Recorder = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
-"""Of what always computes the same way on the same memory: a call that does it again and returns the same tensor."""
+Forward = Callable[[Batch], Tensor]
+"""The hidden states of a batch of one token a sequence."""
+Choose = Callable[[Tensor, Batch, SamplingBatch], Tensor]
+"""The tokens that follow, from hidden states."""
+Replay = Callable[[], Tensor]
+"""Does again what was recorded, and gives the same tensor each time."""
+Recorder = Callable[[Callable[[], Tensor]], Replay]
+"""Records what always computes the same way on the same memory."""
+Progress = Callable[[float], None]
 
 
 def ladder(most: int) -> list[int]:
@@ -33,47 +43,48 @@ class DecodeGraphs:
     """Recorded steps in which each sequence computes one token and samples."""
 
     def __init__(
-        self, step: Step, record: Recorder, device: torch.device, *, most: int, longest: int, spare_block: int
+        self, forward: Forward, choose: Choose, inputs: Inputs, record: Recorder, sizes: Sequence[int], tell: Progress
     ) -> None:
-        """Records all sizes up to `most` sequences, of contexts of up to `longest` tokens."""
-        self._spare = spare_block
-        # A recording knows addresses, and keeps nothing alive: all that a step reads is held here.
-        self._numbers = torch.zeros(3, most, dtype=torch.long, device=device)  # tokens, positions, slots
-        self._lengths = torch.ones(most, dtype=torch.int32, device=device)
-        self._tables = torch.full((most, -(-longest // BLOCK_SIZE)), spare_block, dtype=torch.int32, device=device)
-        self._numbers[2] = spare_block * BLOCK_SIZE
-        self._starts = torch.arange(most + 1, dtype=torch.int32, device=device)
-        self._replays: dict[int, Callable[[], Tensor]] = {}
-        for size in ladder(most):  # the largest takes the memory that all others find
-            tokens, positions, slots = self._numbers[:, :size].unbind()
-            batch = AttentionBatch(
-                positions, slots, self._tables[:size], self._starts[: size + 1], self._lengths[:size], 1, longest
-            )
-            self._replays[size] = record(lambda tokens=tokens, batch=batch: step(tokens, batch))  # type: ignore[misc]
-        self._sizes = sorted(self._replays)
+        """Records these sizes, the largest first; `tell` is called with the fraction that is recorded.
 
-    def run(self, inputs: Inputs) -> Tensor | None:
-        """Logits of a batch of one token a sequence, [S, vocabulary], valid until the next run; None: too many."""
-        count = len(inputs.tokens)
-        size = next((size for size in self._sizes if size >= count), None)
-        if size is None:
+        Nobody's seat must be known to the inputs, with a block.
+        """
+        self._launches: dict[int, Replay] = {}
+        self._samples: dict[tuple[int, bool], Replay] = {}
+        # The largest takes the memory that all others find.
+        for done, size in enumerate(sizes):
+            tell(done / len(sizes))
+            batch = inputs.recorded(size)
+            self._launches[size] = launch = record(lambda batch=batch: forward(batch))  # type: ignore[misc]
+            hidden = launch()
+            for filters in (False, True):
+                numbers = numbers_of(batch.numbers, filters=filters)
+                self._samples[size, filters] = record(
+                    lambda hidden=hidden, batch=batch, numbers=numbers: choose(hidden, batch, numbers)  # type: ignore[misc]
+                )
+        self._sizes = sorted(self._launches)
+
+    def size_for(self, spans: Sequence[Span]) -> int | None:
+        """Which recording a step takes; None: none is like it."""
+        if any(span.count != 1 or span.sampled != 1 or span.scored for span in spans):
             return None
-        numbers, lengths = np.zeros((3, size), dtype=np.int64), np.ones(size, dtype=np.int32)
-        tables = np.full((size, inputs.block_tables.shape[1]), self._spare, dtype=np.int32)
-        numbers[2, count:] = self._spare * BLOCK_SIZE
-        numbers[:, :count] = inputs.tokens, inputs.positions, inputs.slots
-        lengths[:count], tables[:count] = inputs.context_lengths, inputs.block_tables
-        self._numbers[:, :size].copy_(torch.from_numpy(numbers))
-        self._lengths[:size].copy_(torch.from_numpy(lengths))
-        self._tables[:size, : tables.shape[1]].copy_(torch.from_numpy(tables))
-        return self._replays[size]()[:count]
+        return next((size for size in self._sizes if size >= len(spans)), None)
+
+    def launch(self, size: int) -> Tensor:
+        """The hidden states [size, hidden] of the batch that was laid out with this size, valid until the next one."""
+        return self._launches[size]()
+
+    def sample(self, size: int, *, filters: bool) -> Tensor:
+        """The tokens [size] that follow the hidden states of that launch."""
+        # Copied, since the next replay writes to the same place while these are on their way home.
+        return self._samples[size, filters]().clone()
 
 
 def cuda_recorder() -> Recorder:
     """Graphs that share one pool of memory: only one of them runs at a time."""
     pool = torch.cuda.graph_pool_handle()
 
-    def record(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    def record(run: Callable[[], Tensor]) -> Replay:
         run()  # compiles, and lets cuBLAS choose
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool):

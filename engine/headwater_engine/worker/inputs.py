@@ -1,76 +1,202 @@
-"""A step's spans as numbers: the new tokens of all requests behind one another, and where each of them stands."""
+"""A step's spans as numbers on the device: the new tokens of all requests behind one another, and where each stands.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+What the host has to say of a step is written into one piece of memory, an *arena*, goes to the device in one copy, and
+is spread there (`Kernels.spread`) to tensors that stay where they are. Nothing in this waits for the device. Since the
+copy of the last step may still be reading, there are two arenas, which are written in turn.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from math import prod
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from headwater_engine.core.step import Span
-from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch
+from headwater_engine.kernels.interface import AttentionBatch, FlatBatch, Kernels, Told
+from headwater_engine.sampling.rows import WORDS, SamplingRows
 from headwater_engine.worker.seats import Seats, ranges
 
+Words = TypeVar("Words", np.ndarray, Tensor)
 
-@dataclass(slots=True)
+
+class Mark(Protocol):
+    """A place in what the device has to do: `torch.cuda.Event`."""
+
+    def record(self) -> None: ...
+
+    def synchronize(self) -> None:
+        """Waits until the device has got there; not at all where it never was recorded."""
+
+
+class Batch(NamedTuple):
+    """A step on the device, in tensors that are the same memory in each step of the same size."""
+
+    flat: FlatBatch
+    numbers: Tensor
+    """[WORDS, R] int32, for `SamplingRows.batch`."""
+
+
+class Size(NamedTuple):
+    """Of a step; it decides what lies where."""
+
+    tokens: int
+    sequences: int
+    rows: int
+    """Of logits that give tokens."""
+
+
+class _Parts(NamedTuple, Generic[Words]):
+    """What is in an arena, all int32. T tokens, S sequences, R rows of logits."""
+
+    numbers: Words
+    """[WORDS, R]"""
+    query_starts: Words
+    """[S + 1]"""
+    context_lengths: Words
+    """[S]"""
+    seats: Words
+    """[S]; this and what follows is as in `Told`."""
+    rows: Words
+    tokens: Words
+    owners: Words
+    rest: Words
+    """Where the new blocks go."""
+
+
+class _Views(NamedTuple):
+    """Of all steps of one size."""
+
+    arenas: list[_Parts[np.ndarray]]
+    there: _Parts[Tensor]
+    longs: tuple[Tensor, ...]
+    """Tokens, positions, slots; rows, their seats."""
+    tables: Tensor
+
+
+class Outbox:
+    """32-bit numbers on their way to the device, in one copy a step."""
+
+    def __init__(self, size: int, device: torch.device, mark: Callable[[], Mark] | None) -> None:
+        """`mark` makes marks of the device's stream; None: the device is the host, and nothing need be copied."""
+        self.there = torch.zeros(size, dtype=torch.int32, device=device)
+        self._pinned = [self.there]
+        self._marks: list[Mark] = []
+        if mark is not None:
+            is_gpu = device.type == "cuda"
+            self._pinned = [torch.zeros(size, dtype=torch.int32, pin_memory=is_gpu) for _ in range(2)]
+            self._marks = [mark(), mark()]
+        self.arenas = [words.numpy() for words in self._pinned]
+        self._turn = 0
+
+    def take_turn(self) -> int:
+        """Which of the arenas may be written to, and then sent.
+
+        Waits for the copy of the step before the last one, which is long done.
+        """
+        self._turn = (self._turn + 1) % len(self.arenas)
+        if self._marks:
+            self._marks[self._turn].synchronize()
+        return self._turn
+
+    def send(self, size: int) -> None:
+        """The first `size` numbers of it."""
+        if self._marks:
+            self.there[:size].copy_(self._pinned[self._turn][:size], non_blocking=True)
+            self._marks[self._turn].record()
+
+
 class Inputs:
-    """A flat batch on the host. All fields but the tokens and the rows are those of `AttentionBatch`."""
+    """The tensors of all steps of up to `budget` tokens: nobody makes them anew."""
 
-    tokens: np.ndarray
-    """[T] int64"""
-    positions: np.ndarray
-    slots: np.ndarray
-    block_tables: np.ndarray
-    query_starts: np.ndarray
-    context_lengths: np.ndarray
-    sampled: np.ndarray
-    """[R] int64: the rows among T whose logits give tokens."""
+    def __init__(self, kernels: Kernels, seats: Seats, budget: int, mark: Callable[[], Mark] | None) -> None:
+        device, blocks = kernels.device, seats.on_device.blocks
+        most = max(budget, seats.count)
+        self._kernels = kernels
+        self._seats = seats
+        self._outbox = Outbox((WORDS + 7) * (most + 4) + 2 * blocks.numel(), device, mark)
+        self._longs = torch.zeros(5, most, dtype=torch.long, device=device)
+        self._tables = torch.zeros(seats.count, blocks.shape[1], dtype=torch.int32, device=device)
+        # Steps that decode have the same few sizes again and again.
+        self._views = lru_cache(maxsize=128)(self._cut)
 
-    def to(self, device: torch.device) -> tuple[Tensor, AttentionBatch]:
-        """Tokens and their batch."""
+    def lay_out(self, spans: Sequence[Span], rows: SamplingRows, size: int | None = None) -> Batch:
+        """The batch of these spans, valid until the next one. With `size`, all spans are of one token that is sampled,
+        and nobody's fill it up to so many."""
+        known = self._seats.lengths
+        numbers = np.array(
+            [(span.seat, span.start, span.count, span.sampled, span.start >= known[span.seat]) for span in spans]
+        )
+        if size is not None:
+            idle = np.array([[self._seats.nobody, 0, 1, 1, 0]])
+            numbers = np.concatenate([numbers, idle.repeat(size - len(spans), axis=0)])
+        seats, starts, counts, sampled, owed = numbers.T
+        ends, contexts, news = counts.cumsum(), starts + counts, self._seats.news()
+        views = self._views(Size(int(ends[-1]), len(numbers), int(sampled.sum())))
+        arena = views.arenas[self._outbox.take_turn()]
+        arena.query_starts[0] = 0
+        arena.query_starts[1:] = ends
+        arena.context_lengths[:] = contexts
+        arena.seats[:] = seats
+        arena.rows[0] = ranges(ends - sampled, sampled)
+        arena.rows[1] = seats.repeat(sampled)
+        arena.owners[:] = np.arange(len(numbers)).repeat(counts)
+        arena.tokens[:] = self._seats.tokens[seats.repeat(counts), ranges(starts, counts)]
+        # The first of a span may be known to its seat only, on the device.
+        arena.tokens[(ends - counts)[owed > 0]] = -1
+        arena.rest[: news.size] = news.reshape(-1)
+        rows.pack(arena.rows[1], arena.numbers)
+        self._outbox.send(len(self._outbox.there) - len(arena.rest) + news.size)
+        batch = self._batch(views, int(counts.max()), int(contexts.max()))
+        there, blocks = views.there, views.there.rest[: news.size].view(news.shape)
+        told = Told(there.tokens, there.owners, there.seats, there.rows, blocks)
+        self._kernels.spread(told, self._seats.on_device, batch.flat)
+        self._seats.told()
+        return batch
 
-        def tensor(values: np.ndarray) -> Tensor:
-            return torch.from_numpy(values).to(device)
+    def recorded(self, size: int) -> Batch:
+        """That of each later `lay_out` with this size, as far as tensors go; of contexts of any length."""
+        return self._batch(self._views(Size(size, size, size)), 1, self._seats.longest)
 
-        return tensor(self.tokens), AttentionBatch(
-            positions=tensor(self.positions),
-            slots=tensor(self.slots),
-            block_tables=tensor(self.block_tables),
-            query_starts=tensor(self.query_starts),
-            context_lengths=tensor(self.context_lengths),
-            longest_query=int((self.query_starts[1:] - self.query_starts[:-1]).max()),
-            longest_context=int(self.context_lengths.max()),
+    def _batch(self, views: _Views, longest_query: int, longest_context: int) -> Batch:
+        tokens, positions, slots, rows, seats = views.longs
+        attention = AttentionBatch(
+            positions=positions,
+            slots=slots,
+            block_tables=views.tables,
+            query_starts=views.there.query_starts,
+            context_lengths=views.there.context_lengths,
+            longest_query=longest_query,
+            longest_context=longest_context,
+        )
+        return Batch(FlatBatch(tokens, attention, rows, seats), views.there.numbers)
+
+    def _cut(self, size: Size) -> _Views:
+        return _Views(
+            [_parts(words, size) for words in self._outbox.arenas],
+            _parts(self._outbox.there, size),
+            (*self._longs[:3, : size.tokens], *self._longs[3:, : size.rows]),
+            self._tables[: size.sequences],
         )
 
 
-def lay_out(spans: Sequence[Span], seats: Seats) -> Inputs:
-    numbers = np.array([(span.seat, span.start, span.count, span.sampled) for span in spans], dtype=np.int64)
-    index, starts, counts, sampled = numbers.T
-    ends = counts.cumsum()
-    contexts = starts + counts
-    owners, positions = np.repeat(index, counts), ranges(starts, counts)
-    blocks = seats.tables[owners, positions // BLOCK_SIZE].astype(np.int64)
-    return Inputs(
-        tokens=seats.tokens[owners, positions].astype(np.int64),
-        positions=positions,
-        slots=blocks * BLOCK_SIZE + positions % BLOCK_SIZE,
-        block_tables=seats.tables[index, : -(-int(contexts.max()) // BLOCK_SIZE)],
-        query_starts=np.array([0, *ends.tolist()], dtype=np.int32),
-        context_lengths=contexts.astype(np.int32),
-        sampled=ranges(ends - sampled, sampled),
+def _parts(words: Words, size: Size) -> _Parts[Words]:
+    """Each begins at 16 bytes, for which kernels are compiled."""
+    shapes: tuple[tuple[int, ...], ...] = (
+        (WORDS, size.rows),
+        (size.sequences + 1,),
+        (size.sequences,),
+        (size.sequences,),
+        (2, size.rows),
+        (size.tokens,),
+        (size.tokens,),
     )
-
-
-def nobodys(counts: Sequence[int], context: int, block: int) -> Inputs:
-    """The last `counts` tokens of sequences of `context` that have but one block, over and over again."""
-    lengths = np.array(counts, dtype=np.int64)
-    positions = ranges(context - lengths, lengths)
-    return Inputs(
-        tokens=np.zeros(len(positions), dtype=np.int64),
-        positions=positions,
-        slots=block * BLOCK_SIZE + positions % BLOCK_SIZE,
-        block_tables=np.full((len(counts), -(-context // BLOCK_SIZE)), block, dtype=np.int32),
-        query_starts=np.cumsum([0, *counts], dtype=np.int32),
-        context_lengths=np.full(len(counts), context, dtype=np.int32),
-        sampled=lengths.cumsum() - 1,
-    )
+    parts, at = [], 0
+    for shape in shapes:
+        count = prod(shape)
+        parts.append(words[at : at + count].reshape(shape))
+        at += -(-count // 4) * 4
+    numbers, query_starts, context_lengths, seats, rows, tokens, owners = parts
+    return _Parts(numbers, query_starts, context_lengths, seats, rows, tokens, owners, words[at:])

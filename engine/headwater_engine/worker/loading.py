@@ -1,4 +1,4 @@
-"""Brings a worker up: device, kernels, weights, KV cache, first steps."""
+"""Brings a worker up: device, kernels, weights, a trial of its memory, KV cache, recorded steps."""
 
 import os
 from collections.abc import Callable
@@ -12,13 +12,15 @@ from headwater_engine.distributed.place import Place
 from headwater_engine.distributed.ranks import ALONE, meet
 from headwater_engine.errors import LoadError
 from headwater_engine.kernels import find_device, select
-from headwater_engine.kernels.interface import BLOCK_SIZE
+from headwater_engine.kernels.interface import BLOCK_SIZE, LayerCache
 from headwater_engine.models.dtypes import weights_dtype
 from headwater_engine.models.loading import load_model
 from headwater_engine.models.source import resolve
-from headwater_engine.worker.graphs import cuda_recorder
+from headwater_engine.worker.device import device_checked
+from headwater_engine.worker.graphs import cuda_recorder, ladder
 from headwater_engine.worker.layers import LayerCaches
-from headwater_engine.worker.memory import count_blocks, find_room, keep_freed_memory
+from headwater_engine.worker.memory import GIB, count_blocks, keep_freed_memory, room_on_cpu
+from headwater_engine.worker.trial import measure
 from headwater_engine.worker.worker import ModelWorker
 
 log = structlog.get_logger(__name__)
@@ -45,20 +47,25 @@ class Loaded:
 def load(settings: EngineSettings, progress: Progress, beat: Callable[[], None], place: Place | None = None) -> Loaded:
     """`beat` is called as each layer of each step begins. `place`: of this rank, where it is one of several.
 
-    Raises LoadError or KVCacheSizeError with a sentence for the user.
+    Raises LoadError, KVCacheSizeError or DeviceError with a sentence for the user.
     """
+    device = find_device(settings.device, 0 if place is None else place.local_rank)
     try:
-        return _load(settings, progress, beat, place)
+        with device_checked(device):
+            return _load(settings, device, progress, beat, place)
     except torch.OutOfMemoryError as error:
+        taken, total = torch.cuda.memory_allocated(device) / GIB, torch.cuda.mem_get_info(device)[1] / GIB
         raise LoadError(
-            f"The GPU has too little memory; lower --kv-cache-gib or --max-batched-tokens. {error}"
+            f"The model does not fit: {taken:.1f} GiB of it were on the GPU, which has {total:.1f} GiB, when there was "
+            f"no more memory. Lower --max-batched-tokens or --max-num-seqs, or take a larger GPU. {error}"
         ) from error
 
 
-def _load(settings: EngineSettings, progress: Progress, beat: Callable[[], None], place: Place | None) -> Loaded:
+def _load(
+    settings: EngineSettings, device: torch.device, progress: Progress, beat: Callable[[], None], place: Place | None
+) -> Loaded:
     neighbours = 1 if place is None else place.local_size
     torch.set_num_threads(max(1, (settings.threads or len(os.sched_getaffinity(0))) // neighbours))
-    device = find_device(settings.device, 0 if place is None else place.local_rank)
     progress(0.0, "ranks")
     ranks = ALONE if place is None else meet(place, device)
     folder = resolve(settings.model, settings.revision)
@@ -73,8 +80,29 @@ def _load(settings: EngineSettings, progress: Progress, beat: Callable[[], None]
     wanted = settings.max_model_len or config.max_positions
     if wanted > config.max_positions:
         raise LoadError(f"--max-model-len {wanted} is more than the {config.max_positions} positions of this model.")
+    seats, budget = settings.max_num_seqs, settings.max_batched_tokens
+    records = device.type == "cuda" and model.recordable and not settings.enforce_eager
+
+    def make_worker(caches: list[LayerCache], longest: int) -> ModelWorker:
+        return ModelWorker(
+            model, LayerCaches(caches, beat), kernels, seats=seats, longest=longest, budget=budget, ranks=ranks
+        )
+
+    if device.type == "cuda":
+        progress(0.0, "trial steps")
+        room = measure(
+            lambda: make_worker([kernels.allocate(1, spec) for spec in config.caches], wanted),
+            device,
+            seats=seats,
+            budget=budget,
+            longest=wanted,
+            utilization=settings.gpu_memory_utilization,
+            record=cuda_recorder() if records else None,
+        ).room()
+    else:
+        room = room_on_cpu(neighbours)
     bytes_per_block = sum(map(kernels.bytes_per_block, config.caches))
-    blocks = ranks.least(count_blocks(settings, bytes_per_block, wanted, find_room(device, neighbours)))
+    blocks = ranks.least(count_blocks(settings, bytes_per_block, wanted, room))
     max_model_len = min(wanted, blocks * BLOCK_SIZE)
     if max_model_len < wanted:
         log.warning("the KV cache is smaller than the model's context", blocks=blocks, max_model_len=max_model_len)
@@ -82,17 +110,9 @@ def _load(settings: EngineSettings, progress: Progress, beat: Callable[[], None]
     for layer, spec in enumerate(config.caches):
         progress(layer / len(config.caches), "KV cache")
         caches.append(kernels.allocate(blocks + 1, spec))  # one that is nobody's
-    layers = LayerCaches(caches, beat)
-    worker = ModelWorker(model, layers, kernels, seats=settings.max_num_seqs, longest=max_model_len, ranks=ranks)
-    if device.type == "cuda":
-        progress(0.0, "first steps")
-        worker.warm_up(
-            budget=settings.max_batched_tokens,
-            sequences=settings.max_num_seqs,
-            longest=max_model_len,
-            spare_block=blocks,
-            record=cuda_recorder(),
-        )
+    worker = make_worker(caches, max_model_len)
+    if records:
+        worker.record(cuda_recorder(), ladder(seats), spare_block=blocks, tell=lambda f: progress(f, "recorded steps"))
     return Loaded(
         worker, int(device.type == "cuda"), kernels.name, config.vocab_size, max_model_len, blocks, BLOCK_SIZE
     )

@@ -4,8 +4,6 @@ import ctypes
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from headwater_engine.config import EngineSettings
 from headwater_engine.errors import KVCacheSizeError
 from headwater_engine.kernels.interface import BLOCK_SIZE
@@ -48,31 +46,69 @@ class Room(NamedTuple):
 
     free: int
     share: int
-    """What the KV cache takes where no setting says how much."""
+    """What the KV cache takes where no setting says how much. It may be less than nothing."""
+    footprint: "Footprint | None" = None
+    """What it was worked out from, on a GPU."""
 
 
-def find_room(device: torch.device, ranks: int = 1) -> Room:
+class Footprint(NamedTuple):
+    """What there is of a GPU's memory, and what goes where, in bytes."""
+
+    total: int
+    utilization: float
+    """Of the total, what may be used."""
+    weights: int
+    others: int
+    """What CUDA itself has, and other processes."""
+    step: int
+    """What a step takes, at most."""
+    graphs: int
+    """What recorded steps keep."""
+
+    @property
+    def fixed(self) -> int:
+        """All but the KV cache."""
+        return self.weights + self.others + self.step + self.graphs
+
+    def room(self) -> Room:
+        return Room(self.total - self.fixed, int(self.total * self.utilization) - self.fixed, self)
+
+    def shortfall(self, kv: int, what: str) -> str:
+        """That the model does not fit with `kv` bytes of KV cache, which are `what`: the arithmetic."""
+        parts = (
+            (self.weights, "of weights"),
+            (kv, f"of KV for {what}"),
+            (self.step, "for the largest step"),
+            (self.graphs, "for recorded steps"),
+            (self.others, "that CUDA and others have"),
+        )
+        needed = ", + ".join(f"{size / GIB:.2f} GiB {name}" for size, name in parts if size)
+        return (
+            f"The model does not fit: {needed} = {(self.fixed + kv) / GIB:.2f} GiB > {self.total / GIB:.2f} GiB x "
+            f"{self.utilization:g} = {self.total * self.utilization / GIB:.2f} GiB. Lower --max-model-len, "
+            "--max-batched-tokens or --max-num-seqs, raise --gpu-memory-utilization, or record no steps "
+            "(--enforce-eager)."
+        )
+
+
+def room_on_cpu(ranks: int = 1) -> Room:
     """To be asked once the weights are loaded; `ranks` on this machine ask at the same time."""
-    if device.type == "cpu":
-        free = available_memory() // ranks
-        return Room(free, min(free // 4, 4 * GIB // ranks))
-    free, _ = torch.cuda.mem_get_info(device)
-    # A GPU is there for this alone. The rest is for the activations of a step.
-    return Room(free, int(0.85 * free))
+    free = available_memory() // ranks
+    return Room(free, min(free // 4, 4 * GIB // ranks))
 
 
 def count_blocks(settings: EngineSettings, bytes_per_block: int, max_model_len: int, room: Room) -> int:
     """Blocks of the KV cache: as the settings say, else what `room` has for it.
 
-    Raises KVCacheSizeError where not even one request of a single block fits, or the settings say more than is free:
-    all of it is taken at once, and on a CPU the kernel would end the process.
+    Raises KVCacheSizeError where not even one request of a single block fits, on a GPU one of --max-model-len, or the
+    settings say more than is free: all of it is taken at once, and on a CPU the kernel would end the process.
     """
     free = room.free
     blocks = settings.num_blocks or _blocks_of_budget(settings, bytes_per_block, max_model_len, room)
     if blocks * bytes_per_block > free:
         raise KVCacheSizeError(
-            f"The KV cache would take {blocks * bytes_per_block / GIB:.3f} GiB, and {free / GIB:.3f} GiB are free: "
-            "free some memory, or lower --kv-cache-gib or --num-blocks."
+            f"The KV cache would take {blocks * bytes_per_block / GIB:.3f} GiB, and {max(0, free) / GIB:.3f} GiB are "
+            "free: free some memory, or lower --kv-cache-gib or --num-blocks."
         )
     return blocks
 
@@ -80,6 +116,11 @@ def count_blocks(settings: EngineSettings, bytes_per_block: int, max_model_len: 
 def _blocks_of_budget(settings: EngineSettings, bytes_per_block: int, max_model_len: int, room: Room) -> int:
     ranks = settings.tensor_parallel_size
     budget = room.share if settings.kv_cache_gib is None else int(settings.kv_cache_gib * GIB / ranks)
+    if room.footprint is not None and settings.kv_cache_gib is None:
+        tokens = settings.max_model_len or BLOCK_SIZE
+        least = max(2, -(-tokens // BLOCK_SIZE)) * bytes_per_block
+        if budget < least:
+            raise KVCacheSizeError(room.footprint.shortfall(least, f"one request of {tokens:,} tokens"))
     # More than all sequences at their longest, and as much again for reuse, would never be touched.
     useful = 2 * settings.max_num_seqs * -(-max_model_len // BLOCK_SIZE)
     blocks = min(budget // bytes_per_block, useful)

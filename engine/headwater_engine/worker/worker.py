@@ -1,29 +1,35 @@
 """What a step does, from top to bottom: take in seats, run the model or replay a recorded step, choose tokens.
 
+Nothing here waits for the device, so that the next step can be queued while this one runs. The one place that does is
+`wait` of what `sample` returns (`worker/pending.py`).
+
 Every feature of an engine wants a line here. Let it have one elsewhere: this file has at most 250, and a test counts.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from headwater_engine.core.messages import TokenLogprobs
-from headwater_engine.core.step import Pending, Result, Span, Step
+from headwater_engine.core.step import Pending, Result, Seat, Span, Step
 from headwater_engine.distributed.ranks import ALONE, Ranks
-from headwater_engine.errors import DeviceError
-from headwater_engine.kernels.interface import Kernels, LayerCache
+from headwater_engine.kernels.interface import Kernels, LayerCache, SamplingBatch
+from headwater_engine.kernels.transfer import to_device
 from headwater_engine.models.loading import Model
-from headwater_engine.sampling.logprobs import token_logprobs
+from headwater_engine.sampling.logprobs import Scores, score
+from headwater_engine.sampling.params import SamplingParams
 from headwater_engine.sampling.rows import SamplingRows
-from headwater_engine.sampling.sampler import Drawn, Sampled, drawn_elsewhere, sample, warm_up
-from headwater_engine.worker.graphs import DecodeGraphs, Recorder
-from headwater_engine.worker.inputs import Inputs, lay_out, nobodys
-from headwater_engine.worker.pending import Arrived
-from headwater_engine.worker.seats import Seats
+from headwater_engine.sampling.sampler import Drawn, drawn_elsewhere, sample
+from headwater_engine.worker.device import device_checked
+from headwater_engine.worker.graphs import DecodeGraphs, Progress, Recorder
+from headwater_engine.worker.inputs import Batch, Inputs
+from headwater_engine.worker.pending import Coming, Home
+from headwater_engine.worker.results import Outcome
+from headwater_engine.worker.seats import Seats, Sitter
 
 LOGIT_ROWS = 64
 """Rows of logits at a time for prompt log-probabilities: a long prompt times the vocabulary would not fit in memory."""
@@ -34,10 +40,13 @@ class Launched:
     """A step whose forward pass is queued."""
 
     step: Step
-    logits: Tensor | None
-    """[R, vocabulary] float32 of the rows that give tokens; None: there are none."""
+    batch: Batch
+    rows: Tensor
+    """[R, hidden] of the rows that give tokens."""
     hidden: Tensor | None
     """[T, hidden] of all rows, where prompts are scored."""
+    size: int | None
+    """Of the recorded step that was replayed, with R rows."""
 
 
 class ModelWorker:
@@ -51,55 +60,59 @@ class ModelWorker:
         *,
         seats: int,
         longest: int,
+        budget: int,
         ranks: Ranks = ALONE,
     ) -> None:
-        """`seats` requests at once, of up to `longest` tokens. The first of `ranks` chooses tokens for all."""
+        """`seats` requests at once, of up to `longest` tokens; `budget` tokens in a step. The first of `ranks` chooses
+        tokens for all."""
         self._model = model
         self._caches = caches
         self._kernels = kernels
         self._device = kernels.device
         self._ranks = ranks
-        self._seats = Seats(seats, longest)
+        self._seats = Seats(seats, longest, kernels.device)
         self._rows = SamplingRows(model.config.vocab_size, kernels.device)
+        mark = torch.cuda.Event if kernels.device.type == "cuda" else None
+        self._inputs = Inputs(kernels, self._seats, budget, mark)
+        self._home = Home(kernels.device)
         self._graphs: DecodeGraphs | None = None
         self._launched: Launched | None = None
 
     @torch.inference_mode()
     def launch(self, step: Step) -> None:
         self._seats.take(step)
-        with self._device_checked():
+        with device_checked(self._device):
             self._take_rows(step)
-            inputs = lay_out(step.spans, self._seats)
-            scores = any(span.scored for span in step.spans)
-            logits, hidden = None, None
-            if self._graphs is not None and all(span.count == span.sampled == 1 for span in step.spans):
-                logits = self._graphs.run(inputs)
-            if logits is None:
-                rows, hidden = self._forward(inputs, step.spans, whole=scores)
-                logits = self._model.logits(rows) if len(rows) else None
-            self._launched = Launched(step, logits, hidden if scores else None)
+            size = None if self._graphs is None else self._graphs.size_for(step.spans)
+            batch = self._inputs.lay_out(step.spans, self._rows, size)
+            if self._graphs is not None and size is not None:
+                rows, hidden = self._graphs.launch(size), None
+            else:
+                rows, hidden = self._forward(batch, step.spans)
+            self._launched = Launched(step, batch, rows, hidden, size)
 
     @torch.inference_mode()
     def sample(self) -> Pending:
         launched, self._launched = self._launched, None
         assert launched is not None, "one sample for each launch"
-        with self._device_checked():
-            sampled = self._choose(launched)
-            result = self._accept(launched.step, sampled)
-            if launched.hidden is not None:
-                self._score(launched.step.spans, launched.hidden, result)
-            return Arrived(result)
+        step = launched.step
+        with device_checked(self._device):
+            outcome = Outcome(self._draw(launched), list(self._score(step.spans, launched.hidden)))
+            parcel = self._home.send(outcome.tensors())
+        sitters = [self._seats.sitter(span.seat) for span in step.spans]
+        return Coming(parcel, self._device, partial(self._read, step, outcome, sitters))
 
-    def _forward(self, inputs: Inputs, spans: Sequence[Span], *, whole: bool) -> tuple[Tensor, Tensor]:
-        """Hidden states of the rows to sample from, and of all rows if `whole` says that somebody needs them."""
-        tokens, batch = inputs.to(self._device)
-        rows = torch.from_numpy(inputs.sampled).to(self._device)
-        # The last layer computes those rows only, if there is at most one a sequence.
-        if whole or len(rows) == len(tokens) or any(span.sampled > 1 for span in spans):
-            hidden = self._model.forward(tokens, batch, self._caches)
-            return hidden if len(rows) == len(tokens) else hidden[rows], hidden
-        hidden = self._model.forward(tokens, batch, self._caches, rows)
-        return hidden, hidden
+    def _read(self, step: Step, outcome: Outcome, sitters: Sequence[Sitter], arrived: list[Tensor]) -> Result:
+        """The result, now that it is here; the host knows the tokens from now on."""
+        result = outcome.at_home(arrived).result(step)
+        self._seats.append([span.seat for span in step.spans], sitters, result.tokens)
+        if step.drafts:  # and only now it is known how many there are
+            news = [
+                (span.seat, each) for span, tokens in zip(step.spans, result.tokens, strict=True) for each in tokens
+            ]
+            with torch.inference_mode():
+                self._rows.append([seat for seat, _ in news], [token for _, token in news])
+        return result
 
     def _take_rows(self, step: Step) -> None:
         """What a step says of seats, for the sampler. A seat is told to be free also where nobody got to sit on it."""
@@ -109,20 +122,57 @@ class ModelWorker:
             prompt = len(seat.tokens) - seat.outputs
             self._rows.seat(seat.index, seat.sampling, seat.tokens[:prompt], seat.tokens[prompt:])
 
-    def _choose(self, launched: Launched) -> list[Sampled]:
-        """A token for each row of logits."""
-        if launched.logits is None:
-            return []
-        spans = [span for span in launched.step.spans if span.sampled]
-        if launched.step.drafts:
-            return self._choose_behind_drafts(launched.logits, spans, dict(launched.step.drafts))
-        return self._draw(launched.logits, [span.seat for span in spans]).results()
+    def _forward(self, batch: Batch, spans: Sequence[Span]) -> tuple[Tensor, Tensor | None]:
+        """Hidden states of the rows to sample from, and of all rows where prompts are scored."""
+        tokens, attention, rows, _ = batch.flat
+        scored = any(span.scored for span in spans)
+        # The last layer computes those rows only, if there is at most one a sequence.
+        if scored or len(rows) == len(tokens) or any(span.sampled > 1 for span in spans):
+            hidden = self._model.forward(tokens, attention, self._caches)
+            return hidden if len(rows) == len(tokens) else hidden[rows], hidden if scored else None
+        return self._model.forward(tokens, attention, self._caches, rows), None
 
-    def _choose_behind_drafts(
-        self, logits: Tensor, spans: Sequence[Span], drafts: dict[int, list[int]]
-    ) -> list[Sampled]:
+    def _draw(self, launched: Launched) -> list[tuple[Sequence[int], Drawn]]:
+        """Rows of logits, and what is drawn from them."""
+        batch, step = launched.batch, launched.step
+        seats = [span.seat for span in step.spans if span.sampled]
+        if not seats:
+            return []
+        if step.drafts:
+            return list(self._draw_behind_drafts(launched.rows, step.spans, dict(step.drafts)))
+        everybody = seats + [self._seats.nobody] * (len(launched.rows) - len(seats))
+        wanted = self._rows.logprobs(everybody)
+        sampling = self._rows.batch(everybody, batch.numbers)
+        recorded = sampling.penalties is None and sampling.biases is None and wanted.max() < 0
+        if self._graphs is not None and launched.size is not None and recorded:
+            drawn = Drawn(self._graphs.sample(launched.size, filters=sampling.filters), None, wanted)
+        else:
+            drawn = self._choose(launched.rows, batch, sampling, wanted)
+        count = len(seats)
+        drawn = Drawn(drawn.tokens[:count], drawn.scores, drawn.wanted[:count])
+        self._rows.append(seats, drawn.tokens)
+        return [(range(count), drawn)]
+
+    def _choose(self, hidden: Tensor, batch: Batch, sampling: SamplingBatch, wanted: np.ndarray) -> Drawn:
+        """The next token of each row, and into the row of its seat, from where the next step takes it."""
+        drawn = self._sample(self._model.logits(hidden), sampling, wanted)
+        self._seats.on_device.last.index_copy_(0, batch.flat.seats, drawn.tokens)
+        return drawn
+
+    def _sample(self, logits: Tensor, sampling: SamplingBatch, wanted: np.ndarray) -> Drawn:
+        """On all ranks what the first one draws; only it has logits."""
+        if self._ranks.rank:
+            return drawn_elsewhere(self._ranks.tell(torch.empty(len(wanted), dtype=torch.long, device=self._device)))
+        drawn = sample(self._kernels, logits, sampling, wanted)
+        self._ranks.tell(drawn.tokens)
+        return drawn
+
+    def _draw_behind_drafts(
+        self, hidden: Tensor, spans: Sequence[Span], drafts: dict[int, list[int]]
+    ) -> Iterator[tuple[Sequence[int], Drawn]]:
         """Behind the nth draft as if all up to that one had been said: one after the other, and then taken back."""
-        chosen: dict[int, Sampled] = {}
+        logits = self._model.logits(hidden)
+        spans = [span for span in spans if span.sampled]
         first = list(accumulate((span.sampled for span in spans), initial=0))
         said: list[tuple[list[int], list[int]]] = []
         try:
@@ -132,100 +182,39 @@ class ModelWorker:
                 if count:
                     said.append((seats, [drafts[seat][count - 1] for seat in seats]))
                     self._rows.append(*said[-1])
-                sampled = self._draw(logits[places] if len(logits) else logits, seats).results()
-                chosen.update(zip(places, sampled, strict=True))
+                some = logits[to_device(np.array(places), self._device)] if len(logits) else logits
+                yield places, self._sample(some, self._rows.batch(seats), self._rows.logprobs(seats))
         finally:
             for seats, guesses in reversed(said):
                 self._rows.retract(seats, guesses)
-        return [chosen[place] for place in range(len(chosen))]
 
-    def _draw(self, logits: Tensor, seats: Sequence[int]) -> Drawn:
-        """On all ranks what the first one draws; only it has logits."""
-        if self._ranks.rank:
-            return drawn_elsewhere(self._ranks.tell(torch.empty(len(seats), dtype=torch.long, device=self._device)))
-        drawn = sample(self._kernels, logits, self._rows, seats)
-        self._ranks.tell(drawn.tokens)
-        return drawn
-
-    def _accept(self, step: Step, sampled: Sequence[Sampled]) -> Result:
-        """Drafts hold as long as they are what is sampled in their place; behind them comes one token more.
-
-        So an answer is the same with drafts and without.
-        """
-        drafts = dict(step.drafts)
-        result = Result([])
-        at = 0
-        for place, span in enumerate(step.spans):
-            tokens: list[int] = []
-            rows, at = sampled[at : at + span.sampled], at + span.sampled
-            for row, guess in zip(rows, [*drafts.get(span.seat, ()), None], strict=False):
-                if row.error is not None:
-                    result.errors[place] = row.error
-                    break
-                tokens.append(row.token)
-                if row.logprobs is not None:
-                    result.logprobs.setdefault(place, []).append(row.logprobs)
-                if row.token != guess:
-                    break
-            result.tokens.append(tokens)
-        self._seats.append([span.seat for span in step.spans], result.tokens)
-        news = [(span.seat, each) for span, tokens in zip(step.spans, result.tokens, strict=True) for each in tokens]
-        self._rows.append([seat for seat, _ in news], [token for _, token in news])
-        return result
-
-    def _score(self, spans: Sequence[Span], hidden: Tensor, result: Result) -> None:
+    def _score(self, spans: Sequence[Span], hidden: Tensor | None) -> Iterator[tuple[int, Scores]]:
+        """Log-probabilities of the prompt tokens behind the rows of `hidden`, by places of spans."""
         first = 0
         for place, span in enumerate(spans):
-            if span.scored:
-                result.prompt_logprobs[place] = self._score_prompt(span, hidden[first : first + span.scored])
+            if span.scored and hidden is not None:
+                sitter = self._seats.sitter(span.seat)
+                k = sitter.params.prompt_logprobs
+                assert k is not None
+                for row in range(0, span.scored, LOGIT_ROWS):
+                    count = min(LOGIT_ROWS, span.scored - row)
+                    logits = self._model.logits(hidden[first + row : first + row + count])
+                    behind = sitter.prompt[span.start + row + 1 :][: len(logits)]
+                    yield place, score(logits, to_device(np.array(behind), self._device), k)
             first += span.count
 
-    def _score_prompt(self, span: Span, hidden: Tensor) -> list[TokenLogprobs]:
-        """Log-probabilities of the prompt tokens behind each row of `hidden`."""
-        sitter = self._seats.sitter(span.seat)
-        k = sitter.params.prompt_logprobs
-        assert k is not None
-        scores = []
-        for row in range(0, len(hidden), LOGIT_ROWS):
-            logits = self._model.logits(hidden[row : row + LOGIT_ROWS])
-            start = span.start + row + 1
-            scores += token_logprobs(logits, sitter.prompt[start : start + len(logits)], k)
-        return scores
-
     @torch.inference_mode()
-    def warm_up(
-        self, *, budget: int, sequences: int, longest: int, spare_block: int, record: Recorder | None = None
-    ) -> None:
-        """Steps of each kind, so that no request waits until a GPU's kernels are compiled and its memory is taken.
-
-        `budget` tokens of a step, `sequences` at once, `longest` context; `spare_block` is no request's. With `record`,
-        decoding steps are recorded, where the model can be.
-        """
-        prompt = min(budget, longest)
-        for counts, context in (([prompt], prompt), ([prompt], longest), ([1], longest), ([1] * sequences, 1)):
-            inputs = nobodys(counts, context, spare_block)
-            tokens, batch = inputs.to(self._device)
-            rows = torch.from_numpy(inputs.sampled).to(self._device)
-            warm_up(self._kernels, self._model.logits(self._model.forward(tokens, batch, self._caches, rows)))
-        if record is not None and self._model.recordable:
-            self._graphs = DecodeGraphs(
-                lambda tokens, batch: self._model.logits(self._model.forward(tokens, batch, self._caches)),
-                record,
-                self._device,
-                most=sequences,
-                longest=longest,
-                spare_block=spare_block,
-            )
-
-    @contextmanager
-    def _device_checked(self) -> Iterator[None]:
-        """Raises DeviceError where the device cannot go on: a GPU that failed answers every further call with that."""
-        try:
-            yield
-        except Exception:
-            if self._device.type == "cuda":
-                try:
-                    torch.cuda.synchronize(self._device)
-                except RuntimeError as error:
-                    raise DeviceError(f"The GPU has failed: {str(error).splitlines()[0]}") from error
-            raise
+    def record(self, record: Recorder, sizes: Sequence[int], *, spare_block: int, tell: Progress) -> None:
+        """Record decoding steps of these sizes, the largest first; `spare_block` is no request's."""
+        nobody = self._seats.nobody
+        seat = Seat(nobody, [0], 0, SamplingParams(max_tokens=1, temperature=0))
+        self.launch(Step(0, [], [seat], [(nobody, [spare_block])], [], [Span(nobody, 0, 1, 1, 0)]))
+        self.sample().wait()
+        self._graphs = DecodeGraphs(
+            lambda batch: self._model.forward(batch.flat.tokens, batch.flat.attention, self._caches),
+            lambda hidden, batch, sampling: self._choose(hidden, batch, sampling, np.full(len(hidden), -1)).tokens,
+            self._inputs,
+            record,
+            sizes,
+            tell,
+        )

@@ -13,7 +13,8 @@ from headwater_engine.kernels import find_device, select
 from headwater_engine.kernels.reference import TorchKernels
 from headwater_engine.models.loading import load_model
 from headwater_engine.models.source import resolve
-from headwater_engine.worker.graphs import cuda_recorder
+from headwater_engine.worker.graphs import cuda_recorder, ladder
+from headwater_engine.worker.trial import run_trial
 from headwater_engine.worker.worker import ModelWorker
 from tests.engine.greedy import greedy_answers, make_engine
 from tests.engine.tiny import FAMILIES, flat_batch, make_tiny, reference_greedy
@@ -42,8 +43,9 @@ def test_greedy_tokens(family: str, tmp_path: Path) -> None:
         )
         if recorded:
             worker: ModelWorker = engine._worker  # type: ignore[assignment]
-            worker.warm_up(budget=budget, sequences=at_once, longest=160, spare_block=blocks, record=cuda_recorder())
-            assert (worker._graphs is not None) == model.recordable
+            run_trial(worker, seats=at_once, budget=budget, longest=160)
+            if model.recordable:
+                worker.record(cuda_recorder(), ladder(at_once), spare_block=blocks, tell=lambda fraction: None)
         return greedy_answers(engine, prompts, NEW_TOKENS), engine.stats().preemptions
 
     assert answers(400, 512, reuse=False)[0] == expected

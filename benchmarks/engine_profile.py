@@ -20,7 +20,7 @@ from headwater_engine.core.engine import Engine
 from headwater_engine.core.messages import Generate
 from headwater_engine.core.scheduler import Scheduler
 from headwater_engine.kernels import select
-from headwater_engine.kernels.interface import BLOCK_SIZE, Product
+from headwater_engine.kernels.interface import BLOCK_SIZE, Lookup, Product
 from headwater_engine.models.loading import load_model
 from headwater_engine.models.source import resolve
 from headwater_engine.quantization.stored import StoredWeight
@@ -46,6 +46,12 @@ class TimedKernels:
         inputs, outputs = parts[0].shape[1], sum(part.shape[0] for part in parts)
         self.products.append((product, inputs))
         return self._timed(f"product {inputs} to {outputs}", product)
+
+    def tied(self, table: StoredWeight) -> tuple[Lookup, Product]:
+        look_up, product = self._kernels.tied(table)
+        outputs, inputs = table.shape
+        self.products.append((product, inputs))
+        return self._timed("embedding", look_up), self._timed(f"product {inputs} to {outputs}", product)
 
     def _timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:

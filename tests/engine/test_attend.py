@@ -55,7 +55,7 @@ def by_hand(rules: AttentionRules) -> Tensor:
 
 def _rotated(x: Tensor, rope: RotaryTable) -> Tensor:
     """Six pairs of the first twelve dimensions, as complex numbers."""
-    turned = torch.complex(x[..., :6], x[..., 6:12]) * torch.complex(*rope)[: len(x)].unsqueeze(1)
+    turned = torch.complex(x[..., :6], x[..., 6:12]) * torch.complex(rope.cos, rope.sin)[: len(x)].unsqueeze(1)
     return torch.cat([turned.real, turned.imag, x[..., 12:]], dim=-1)
 
 

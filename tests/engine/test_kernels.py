@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headwater_engine.kernels.cpu import CppKernels, Products
-from headwater_engine.kernels.interface import CacheSpec
+from headwater_engine.kernels.interface import CacheSpec, Kernels
 from headwater_engine.kernels.reference import TorchKernels
 from headwater_engine.quantization.stored import StoredWeight
 from tests.engine.batches import attend, ragged, random, views
@@ -124,6 +124,21 @@ def test_products(rows: int, inputs: int, outputs: int, biased: bool) -> None:
     expected = TorchKernels().linear([StoredWeight(rounded.float())], bias)(x.bfloat16().float())
     half = HALF.linear([StoredWeight(rounded)], bias)
     torch.testing.assert_close(half(x.bfloat16()), expected.bfloat16(), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("kernels", [FLOAT, MIXED, HALF, TorchKernels()], ids=["float32", "mixed", "bfloat16", "torch"])
+@pytest.mark.parametrize(("rows", "size"), [(16, 8), (37, 33), (200, 64)])
+def test_a_tied_table_is_looked_up_and_multiplied_with_from_one_copy(kernels: Kernels, rows: int, size: int) -> None:
+    table, tokens, x = random(rows, size).bfloat16(), torch.tensor([rows - 1, 0, 15, 3, 15]), random(4, size, seed=1)
+    look_up, product = kernels.tied(StoredWeight(table))
+    found = look_up(tokens)
+    assert found.dtype == kernels.dtype
+    assert torch.equal(found.float(), table[tokens].float())
+    x = x.to(kernels.dtype)
+    assert torch.equal(product(x), kernels.linear([StoredWeight(table)], wide=True)(x))
+    for absent in (rows, -1):
+        with pytest.raises(IndexError):
+            look_up(torch.tensor([0, absent]))
 
 
 @pytest.mark.parametrize("inputs", [300, 320])

@@ -201,6 +201,9 @@ class Counting:
     def __init__(self, broken: int) -> None:
         self.broken = broken
 
+    def reach(self, positions: int) -> None:
+        pass
+
     def forward(
         self, tokens: Tensor, batch: AttentionBatch, caches: list[LayerCache], rows: Tensor | None = None
     ) -> Tensor:

@@ -174,6 +174,9 @@ class Constant:
     config = ModelConfig(VOCABULARY, (), 999_999)
     recordable = False
 
+    def reach(self, positions: int) -> None:
+        pass
+
     def forward(
         self, tokens: Tensor, batch: AttentionBatch, caches: list[LayerCache], rows: Tensor | None = None
     ) -> Tensor:

@@ -95,6 +95,7 @@ def paged_greedy(
     sequences = [list(prompt) for prompt in prompts]
     lengths = [len(prompt) + count for prompt in prompts]
     blocks = -(-max(lengths) // BLOCK_SIZE)
+    model.reach(max(lengths))
     tables = [[block * len(prompts) + index + 1 for block in range(blocks)] for index in range(len(prompts))]
     caches = [kernels.allocate(blocks * len(prompts) + 1, spec) for spec in config.caches]
     done = [0] * len(prompts)

@@ -70,6 +70,21 @@ Tensor pack(const Tensor& weight) {
     return packed;
 }
 
+// Rows of a packed [outputs, inputs] weight, of type `to`: those of bfloat16 weights may be widened.
+Tensor unpack_rows(const Tensor& packed, const Tensor& rows, int64_t inputs, int64_t outputs, at::ScalarType to) {
+    TORCH_CHECK(rows.scalar_type() == at::kLong && rows.is_contiguous(), "rows must be int64");
+    const int64_t* named = data<int64_t>(rows);
+    for (int64_t i = 0; i < rows.numel(); i++)
+        TORCH_CHECK_INDEX(named[i] >= 0 && named[i] < outputs, "row ", named[i], " of ", outputs);
+    Tensor y = at::empty({rows.numel(), inputs}, packed.options().dtype(to));
+    by_types(y, packed, [&](auto* t, auto* w) {
+        using Y = std::remove_pointer_t<decltype(t)>;
+        using W = std::remove_pointer_t<decltype(w)>;
+        headwater::unpack_rows(data<W>(packed), named, rows.numel(), inputs, data<Y>(y));
+    });
+    return y;
+}
+
 // y is of x's type, or float32 if `wide`.
 Tensor linear(const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias, int64_t inputs, int64_t outputs,
               bool wide) {
@@ -260,6 +275,7 @@ struct Team {
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     const py::call_guard<Team> team;
     m.def("pack", &pack, team);
+    m.def("unpack_rows", &unpack_rows, team);
     m.def("linear", &linear, team);
     m.def("write_cache", &write_cache, team);
     py::class_<headwater::Plan>(m, "Plan").def("__len__", [](const headwater::Plan& plan) { return plan.tasks.size(); });

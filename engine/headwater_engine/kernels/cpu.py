@@ -17,6 +17,7 @@ from headwater_engine.kernels.interface import (
     FlatBatch,
     HeadNorms,
     LayerCache,
+    Lookup,
     Product,
     SamplingBatch,
     SeatTables,
@@ -118,8 +119,17 @@ class CppKernels(AttentionInParts):
 
     def linear(self, parts: Sequence[StoredWeight], bias: Tensor | None = None, *, wide: bool = False) -> Product:
         weight = join(parts, self._storage, self.device)
-        outputs, inputs = weight.shape
-        packed = self._kernels.pack(weight)
+        return self._product(self._kernels.pack(weight), weight.shape, bias, wide=wide)
+
+    def tied(self, table: StoredWeight) -> tuple[Lookup, Product]:
+        packed = self._kernels.pack(join([table], self._storage, self.device))
+        outputs, inputs = table.shape
+        unpack_rows, dtype = self._kernels.unpack_rows, self.dtype
+        product = self._product(packed, table.shape, None, wide=True)
+        return lambda tokens: unpack_rows(packed, tokens, inputs, outputs, dtype), product
+
+    def _product(self, packed: Tensor, shape: tuple[int, ...], bias: Tensor | None, *, wide: bool) -> Product:
+        outputs, inputs = shape
         wide_bias = None if bias is None else bias.float().contiguous()
         linear = self._kernels.linear
         return lambda x: linear(x, packed, wide_bias, inputs, outputs, wide)

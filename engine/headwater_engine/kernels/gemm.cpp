@@ -28,6 +28,7 @@
 namespace headwater {
 
 constexpr int64_t GROUP_BYTES = 192 * 1024;  // of panels that one thread works through together; they stay in its L2
+constexpr int64_t LOOKED_UP = 16;  // rows of a table that one thread looks up: fewer take less time than to share them
 // With so many rows for each thread, a thread takes all panels for some rows: those that it has, and with tiles.
 constexpr int64_t OWN_ROWS = 128, OWN_ROWS_ON_TILES = 256;
 
@@ -40,6 +41,17 @@ template <typename W> void pack(const W* weight, int64_t outputs, int64_t inputs
                 packed[panel * TILE * rows + place<W>(i, column)] =
                     output < outputs && i < inputs ? weight[output * inputs + i] : W{};
             }
+    });
+}
+
+template <typename W, typename Y>
+void unpack_rows(const W* packed, const int64_t* rows, int64_t count, int64_t inputs, Y* y) {
+    in_ranges(count, LOOKED_UP, [&](int64_t first, int64_t last) {
+        for (int64_t r = first; r < last; r++) {
+            const W* panel = packed + rows[r] / TILE * TILE * packed_rows<W>(inputs);
+            for (int64_t i = 0; i < inputs; i++)
+                y[r * inputs + i] = narrow<Y>(widen(panel[place<W>(i, rows[r] % TILE)]));
+        }
     });
 }
 
@@ -178,5 +190,8 @@ template void gemm(const float*, int64_t, const float*, const float*, float*, in
 template void gemm(const float*, int64_t, const bf16*, const float*, float*, int64_t, int64_t, int64_t);
 template void gemm(const bf16*, int64_t, const bf16*, const float*, bf16*, int64_t, int64_t, int64_t);
 template void gemm(const bf16*, int64_t, const bf16*, const float*, float*, int64_t, int64_t, int64_t);
+template void unpack_rows(const float*, const int64_t*, int64_t, int64_t, float*);
+template void unpack_rows(const bf16*, const int64_t*, int64_t, int64_t, float*);
+template void unpack_rows(const bf16*, const int64_t*, int64_t, int64_t, bf16*);
 
 }  // namespace headwater

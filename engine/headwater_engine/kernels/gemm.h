@@ -20,4 +20,8 @@ template <typename X, typename W, typename Y>
 void gemm(const X* x, int64_t x_stride, const W* packed, const float* bias, Y* y, int64_t rows, int64_t inputs,
           int64_t outputs);
 
+// y [count, inputs]: those of the rows of a packed weight that `rows` names.
+template <typename W, typename Y>
+void unpack_rows(const W* packed, const int64_t* rows, int64_t count, int64_t inputs, Y* y);
+
 }  // namespace headwater

@@ -13,6 +13,7 @@ from headwater_engine.kernels.interface import (
     FlatBatch,
     HeadNorms,
     LayerCache,
+    Lookup,
     Product,
     SamplingBatch,
     SeatTables,
@@ -100,6 +101,11 @@ class TritonKernels(AttentionInParts):
             # cuBLAS sums in float32; nothing rounds it.
             return lambda x: torch.mm(x, weight.t(), out_dtype=torch.float32)
         return lambda x: F.linear(x, weight, bias).to(torch.float32 if wide else self.dtype)
+
+    def tied(self, table: StoredWeight) -> tuple[Lookup, Product]:
+        weight = join([table], self.dtype, self.device)
+        # On a GPU one part is taken as it is.
+        return lambda tokens: F.embedding(tokens, weight), self.linear([StoredWeight(weight)], wide=True)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return norm.rms_norm(x, weight, eps)

@@ -193,8 +193,9 @@ class HeadNorms(NamedTuple):
     eps: float
 
 
-class RotaryTable(NamedTuple):
-    """[max positions, rotary dim // 2] float32 each."""
+@dataclass(slots=True)
+class RotaryTable:
+    """[positions, rotary dim // 2] float32 each, of as many positions as there may be (`layers/rope.py`)."""
 
     cos: Tensor
     sin: Tensor
@@ -220,6 +221,8 @@ class AttentionRules(NamedTuple):
 
 Product = Callable[[Tensor], Tensor]
 """[T, in] -> [T, out], weights (and bias) inside."""
+Lookup = Callable[[Tensor], Tensor]
+"""[T] int64 -> [T, size]: rows of a table, of the activations' type."""
 
 
 class Kernels(Protocol):
@@ -268,6 +271,9 @@ class Kernels(Protocol):
 
         The caller drops its own references to the parts, so that a packed copy does not double the memory.
         """
+
+    def tied(self, table: StoredWeight) -> tuple[Lookup, Product]:
+        """One copy of `table` [rows, size] for both: to look rows up, and for products as `linear` makes them, wide."""
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """[..., H] -> [..., H]; statistics in float32."""

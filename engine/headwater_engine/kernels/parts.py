@@ -23,7 +23,7 @@ class AttentionInParts(ABC):
         if rules.rope is None:
             self.write_cache(keys, values, cache, batch.slots)
         else:
-            queries = self.place(queries, keys, values, *rules.rope, cache, batch, rules.norms)
+            queries = self.place(queries, keys, values, rules.rope.cos, rules.rope.sin, cache, batch, rules.norms)
         if rows is not None:
             queries, batch = queries[rows], batch.only(rows)
         return self.paged_attention(

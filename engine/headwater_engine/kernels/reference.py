@@ -20,6 +20,7 @@ from headwater_engine.kernels.interface import (
     FlatBatch,
     HeadNorms,
     LayerCache,
+    Lookup,
     Product,
     SamplingBatch,
     SeatTables,
@@ -106,6 +107,10 @@ class TorchKernels(AttentionInParts):
         weight = join(parts, self.dtype, self.device)
         bias = None if bias is None else bias.to(self.dtype)
         return lambda x: F.linear(x, weight, bias).to(torch.float32 if wide else self.dtype)
+
+    def tied(self, table: StoredWeight) -> tuple[Lookup, Product]:
+        weight = join([table], self.dtype, self.device)
+        return lambda tokens: F.embedding(tokens, weight), lambda x: F.linear(x, weight).float()
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         wide = x.float()

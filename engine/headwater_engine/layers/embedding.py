@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from headwater_engine.distributed.ranks import Ranks
-from headwater_engine.kernels.interface import Kernels, Product
+from headwater_engine.kernels.interface import Kernels, Lookup, Product
 from headwater_engine.quantization.stored import StoredWeight
 
 
@@ -17,8 +17,10 @@ class Vocabulary:
 
     def __init__(self, table: Tensor, rows: int, scale: float, kernels: Kernels, ranks: Ranks) -> None:
         """`table` holds this rank's tokens of all `rows`, as many as each other rank's."""
-        self._table = table
+        self._table: Tensor | None = table
+        self._each = len(table)
         self._rows = rows
+        self._look_up: Lookup = lambda tokens: F.embedding(tokens, table).to(kernels.dtype)
         # Rounded to the weights' type, as those who trained with it did.
         self._scale = float(torch.tensor(scale).to(table.dtype))
         self._kernels = kernels
@@ -26,6 +28,7 @@ class Vocabulary:
 
     def equals(self, other: "Vocabulary") -> bool:
         """Whether the vectors that this rank has are the same."""
+        assert self._table is not None and other._table is not None, "before `head`"
         return torch.equal(self._table, other._table)
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -34,17 +37,20 @@ class Vocabulary:
         return vectors if self._scale == 1.0 else vectors.mul_(self._scale)
 
     def head(self) -> Product:
-        """[R, size] -> logits [R, tokens] float32: on the first rank, and of no rows on the others."""
-        product, ranks, rows = self._kernels.linear([StoredWeight(self._table)], wide=True), self._ranks, self._rows
+        """[R, size] -> logits [R, tokens] float32: on the first rank, and of no rows on the others.
+
+        The table is the kernels' from here on, who keep it once for both uses.
+        """
+        assert self._table is not None, "only once"
+        self._look_up, product = self._kernels.tied(StoredWeight(self._table))
+        self._table = None
+        ranks, rows = self._ranks, self._rows
         if ranks.size == 1:
             return product
         return lambda hidden: ranks.gather(product(hidden))[:, :rows].contiguous()
 
-    def _look_up(self, tokens: Tensor) -> Tensor:
-        return F.embedding(tokens, self._table).to(self._kernels.dtype)
-
     def _look_up_among_ranks(self, tokens: Tensor) -> Tensor:
         """Each rank has the vectors of some tokens and zeros for all others, which the sum puts together."""
-        mine = tokens - self._ranks.rank * len(self._table)
-        is_mine = (mine >= 0) & (mine < len(self._table))
+        mine = tokens - self._ranks.rank * self._each
+        is_mine = (mine >= 0) & (mine < self._each)
         return self._ranks.sum(self._look_up(mine * is_mine) * is_mine.unsqueeze(1))

@@ -48,9 +48,25 @@ class RopeConfig:
                 return self.trained_positions
 
 
-def rotary_table(config: RopeConfig, device: torch.device) -> RotaryTable:
-    """The angles of all positions, computed on the CPU; raises ValueError for an unknown type."""
-    positions = torch.arange(config.max_positions, dtype=torch.float32)
+class Rope:
+    """The angles of a model's positions, of as many as sequences get to."""
+
+    def __init__(self, config: RopeConfig, device: torch.device) -> None:
+        self._config = config
+        self._device = device
+        self.table = RotaryTable(torch.empty(0, device=device), torch.empty(0, device=device))
+        """Of no position until `reach`. A model's layers share it."""
+
+    def reach(self, positions: int) -> None:
+        """Have so many positions in the table. A model may have been trained for many more than anyone asks for."""
+        if positions > len(self.table.cos):
+            cos, sin = angles(self._config, positions)
+            self.table.cos, self.table.sin = cos.to(self._device), sin.to(self._device)
+
+
+def angles(config: RopeConfig, count: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of `count` positions, computed on the CPU; raises ValueError for an unknown type."""
+    positions = torch.arange(count, dtype=torch.float32)
     attention_factor = 1.0
     match config.type:
         case "default":
@@ -67,8 +83,8 @@ def rotary_table(config: RopeConfig, device: torch.device) -> RotaryTable:
             frequencies = _frequencies(config.theta, config.dim) / torch.tensor(config.parameters["factors"])
         case unknown:
             raise ValueError(f"rope_type: found {unknown!r}, allowed are {', '.join(ROPE_TYPES)}")
-    angles = positions.unsqueeze(1) * frequencies
-    return RotaryTable((angles.cos() * attention_factor).to(device), (angles.sin() * attention_factor).to(device))
+    turned = positions.unsqueeze(1) * frequencies
+    return turned.cos() * attention_factor, turned.sin() * attention_factor
 
 
 def _frequencies(theta: float, dim: int) -> Tensor:
@@ -77,7 +93,7 @@ def _frequencies(theta: float, dim: int) -> Tensor:
 
 
 def _dynamic(config: RopeConfig, positions: Tensor) -> Tensor:
-    """[max positions, dim // 2]: NTK-aware scaling of the base, stronger the longer the sequence is."""
+    """[positions, dim // 2]: NTK-aware scaling of the base, stronger the longer the sequence is."""
     factor, dim = config.parameters["factor"], config.dim
     lengths = (positions.double() + 1).clamp(min=config.trained_positions)
     growth = factor * lengths / config.trained_positions - (factor - 1)

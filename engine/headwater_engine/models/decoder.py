@@ -3,7 +3,7 @@
 What is in a block is a family's own affair (`models/families/`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import structlog
@@ -13,6 +13,7 @@ from headwater_engine.kernels.interface import AttentionBatch, CacheSpec, LayerC
 from headwater_engine.layers.embedding import Vocabulary
 from headwater_engine.layers.linears import Linears
 from headwater_engine.layers.norm import RMSNorm
+from headwater_engine.layers.rope import Rope
 from headwater_engine.models.config import DecoderConfig, ModelConfig
 
 log = structlog.get_logger(__name__)
@@ -45,9 +46,12 @@ class Decoder:
 
     recordable = True
 
-    def __init__(self, config: DecoderConfig, linears: Linears, block: MakeBlock, progress: Progress) -> None:
-        """Takes the weights layer by layer; raises LoadError."""
+    def __init__(
+        self, config: DecoderConfig, ropes: Sequence[Rope], linears: Linears, block: MakeBlock, progress: Progress
+    ) -> None:
+        """Takes the weights layer by layer; `ropes` are those of the blocks. Raises LoadError."""
         hidden = config.hidden_size
+        self._ropes = ropes
         self._vocabulary, scored = _vocabularies(config, linears)
         self._head = scored.head()
         self._blocks: list[Block] = []
@@ -59,6 +63,10 @@ class Decoder:
         self.config = ModelConfig(
             config.vocab_size, tuple(block.cache for block in self._blocks), config.rope.max_positions
         )
+
+    def reach(self, positions: int) -> None:
+        for rope in self._ropes:
+            rope.reach(positions)
 
     def forward(
         self, tokens: Tensor, batch: AttentionBatch, caches: list[LayerCache], rows: Tensor | None = None

@@ -28,6 +28,9 @@ class Model(Protocol):
     recordable: bool
     """Whether a step of one token a sequence always launches the same kernels on the same memory."""
 
+    def reach(self, positions: int) -> None:
+        """Prepare for sequences of so many tokens, at most `config.max_positions`; before the first `forward`."""
+
     def forward(
         self, tokens: Tensor, batch: AttentionBatch, caches: list[LayerCache], rows: Tensor | None = None
     ) -> Tensor:

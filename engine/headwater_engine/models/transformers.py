@@ -139,6 +139,9 @@ class TransformersModel:
             caches = self._check(config.get_text_config().num_hidden_layers, type(model).__name__)
         self.config = ModelConfig(config.get_text_config().vocab_size, caches, _max_positions(config))
 
+    def reach(self, positions: int) -> None:
+        """Its modules compute angles as they need them."""
+
     def forward(
         self, tokens: Tensor, batch: AttentionBatch, caches: list[LayerCache], rows: Tensor | None = None
     ) -> Tensor:

@@ -66,6 +66,7 @@ class ModelWorker:
         """`seats` requests at once, of up to `longest` tokens; `budget` tokens in a step. The first of `ranks` chooses
         tokens for all."""
         self._model = model
+        model.reach(longest)
         self._caches = caches
         self._kernels = kernels
         self._device = kernels.device

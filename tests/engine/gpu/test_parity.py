@@ -66,6 +66,7 @@ def test_bfloat16_logits_are_near_those_of_float32(tmp_path: Path) -> None:
         model = load_model(folder, kernels=kernels, dtype=str(kernels.dtype).removeprefix("torch."))
         caches = [kernels.allocate(9, spec) for spec in model.config.caches]
         batch = flat_batch([list(range(1, 8))], [range(100)], kernels.device)
+        model.reach(100)
         hidden = model.forward(tokens.to(kernels.device), batch, caches)
         logits.append(model.logits(hidden).cpu())
     ours, theirs = logits

@@ -10,7 +10,7 @@ from headwater_engine.layers.attention import Attention
 from headwater_engine.layers.linears import Linears
 from headwater_engine.layers.mlp import GatedMLP, gelu_mul
 from headwater_engine.layers.norm import RMSNorm
-from headwater_engine.layers.rope import rotary_table
+from headwater_engine.layers.rope import Rope
 from headwater_engine.models.config import DecoderConfig, RawConfig, read_decoder, windows_by_layer
 from headwater_engine.models.decoder import Decoder, Progress
 from headwater_engine.models.family import Family
@@ -74,8 +74,8 @@ def read_gemma(
 
 def _gemma2(raw: RawConfig, linears: Linears, progress: Progress) -> Decoder:
     config = read_gemma(raw, 2, head_norms=False, score_cap=50.0, logit_cap=30.0)
-    rope = rotary_table(config.rope, linears.kernels.device)
-    return Decoder(config, linears, lambda index, layer: GemmaBlock(config, index, layer, rope), progress)
+    rope = Rope(config.rope, linears.kernels.device)
+    return Decoder(config, [rope], linears, lambda index, layer: GemmaBlock(config, index, layer, rope.table), progress)
 
 
 FAMILY = Family(_gemma2, activation="gelu_pytorch_tanh")

@@ -1,7 +1,7 @@
 """Gemma 3, its text models: Gemma 2 with norms over heads instead of caps, and a rotation of their own in windows."""
 
 from headwater_engine.layers.linears import Linears
-from headwater_engine.layers.rope import rotary_table
+from headwater_engine.layers.rope import Rope
 from headwater_engine.models.config import RawConfig, read_rope
 from headwater_engine.models.decoder import Decoder, Progress
 from headwater_engine.models.families.gemma2 import GemmaBlock, read_gemma
@@ -13,12 +13,13 @@ def _gemma3(raw: RawConfig, linears: Linears, progress: Progress) -> Decoder:
     period = raw.integer("sliding_window_pattern", 6)
     config = read_gemma(far, period, head_norms=True, score_cap=None, logit_cap=None)
     device = linears.kernels.device
-    far_table, near_table = rotary_table(config.rope, device), rotary_table(read_rope(near, config.rope.dim), device)
+    far_rope, near_rope = Rope(config.rope, device), Rope(read_rope(near, config.rope.dim), device)
 
     def block(index: int, layer: Linears) -> GemmaBlock:
-        return GemmaBlock(config, index, layer, far_table if config.windows[index] is None else near_table)
+        rope = far_rope if config.windows[index] is None else near_rope
+        return GemmaBlock(config, index, layer, rope.table)
 
-    return Decoder(config, linears, block, progress)
+    return Decoder(config, [far_rope, near_rope], linears, block, progress)
 
 
 def _by_reach(raw: RawConfig) -> tuple[RawConfig, RawConfig]:

@@ -7,7 +7,7 @@ from headwater_engine.layers.attention import Attention
 from headwater_engine.layers.linears import Linears
 from headwater_engine.layers.mlp import GatedMLP
 from headwater_engine.layers.norm import RMSNorm
-from headwater_engine.layers.rope import rotary_table
+from headwater_engine.layers.rope import Rope
 from headwater_engine.models.config import DecoderConfig, RawConfig, read_decoder
 from headwater_engine.models.decoder import Decoder, Progress
 from headwater_engine.models.family import Family
@@ -38,8 +38,8 @@ class LlamaBlock:
 
 def llama_like(config: DecoderConfig, linears: Linears, progress: Progress) -> Decoder:
     """A decoder of Llama's blocks."""
-    rope = rotary_table(config.rope, linears.kernels.device)
-    return Decoder(config, linears, lambda index, layer: LlamaBlock(config, index, layer, rope), progress)
+    rope = Rope(config.rope, linears.kernels.device)
+    return Decoder(config, [rope], linears, lambda index, layer: LlamaBlock(config, index, layer, rope.table), progress)
 
 
 def _llama(raw: RawConfig, linears: Linears, progress: Progress) -> Decoder:

@@ -63,7 +63,7 @@ def test_angles_are_kept_of_the_positions_that_sequences_get_to(family: str, tmp
     assert model.config.max_positions == 1_000_000
     longest, rotations = 4096, 2 if family == "gemma3_text" else 1
     with counted() as found:
-        worker = ModelWorker(model, [], kernels, seats=1, longest=longest)
+        worker = ModelWorker(model, [], kernels, seats=1, longest=longest, budget=16)
     angles = rotations * longest * 32 * 4  # a cosine and a sine for each two dimensions
     assert angles <= found[0] < 1.5 * angles
     assert weights[0] < 2**20

@@ -18,7 +18,7 @@ from headwater_engine.server.admission import MOST_ANSWERS, Admission
 from headwater_engine.server.client import EngineClient
 from headwater_engine.server.served_model import ServedModel
 from tests.engine.fake_engine import FakeEngine, fake_engine
-from tests.engine.test_server import CHAT, TEXT, post, serving, until
+from tests.engine.front import CHAT, TEXT, post, serving, until
 
 
 @asynccontextmanager

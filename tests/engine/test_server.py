@@ -2,83 +2,17 @@
 
 import asyncio
 import json
-import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from headwater_engine.config import EngineSettings
 from headwater_engine.core.messages import Abort, FinishReason, Output, Outputs, Stats, TokenLogprobs
 from headwater_engine.server import app
-from headwater_engine.server.app import EngineServer
 from headwater_engine.server.encoding import PromptEncoder
-from tests.engine.fake_engine import FakeEngine, fake_engine
-
-CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
-TEXT: dict[str, Any] = {"model": "tiny", "prompt": "Hi"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@asynccontextmanager
-async def serving(engine: FakeEngine, **changes: Any) -> AsyncIterator[httpx.AsyncClient]:
-    """The server, in this process, around the fake engine. Listens; the engine has not said anything yet."""
-    settings = EngineSettings(model="random:tiny", port=free_port(), **changes)
-    server = asyncio.create_task(EngineServer(settings, command=engine.command).run())
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{settings.port}", timeout=20) as http:
-        try:
-            await until(http, "/health", 200)
-            yield http
-        finally:
-            await engine.exit(0)
-            await server
-
-
-async def until(http: httpx.AsyncClient, path: str, status: int) -> httpx.Response:
-    async with asyncio.timeout(30):
-        while True:
-            try:
-                answer = await http.get(path)
-                if answer.status_code == status:
-                    return answer
-            except httpx.TransportError:
-                pass
-            await asyncio.sleep(0.01)
-
-
-@pytest.fixture
-async def engine(tmp_path: Path) -> AsyncIterator[FakeEngine]:
-    async with fake_engine(tmp_path) as engine:
-        yield engine
-
-
-@pytest.fixture
-async def http(engine: FakeEngine) -> AsyncIterator[httpx.AsyncClient]:
-    async with serving(engine) as http:
-        await engine.be_ready()
-        await until(http, "/ready", 200)
-        yield http
-
-
-def post(http: httpx.AsyncClient, path: str, body: dict[str, Any]) -> asyncio.Task[httpx.Response]:
-    return asyncio.create_task(http.post(path, json=body))
-
-
-def events(answer: httpx.Response) -> list[dict[str, Any]]:
-    """The stream's events, which [DONE] has to end."""
-    lines = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
-    assert lines[-1] == "[DONE]"
-    return [json.loads(line) for line in lines[:-1]]
-
+from tests.engine.fake_engine import FakeEngine
+from tests.engine.front import CHAT, TEXT, events, post, serving, until
 
 # Answers
 

@@ -1,7 +1,5 @@
 """What fields of a request do to its prompt, to what the engine is told, and to the text of the answer."""
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -9,24 +7,10 @@ import pytest
 
 from headwater.openai.request import SamplingDefaults
 from headwater_engine.core.messages import FinishReason, Output, Outputs, TokenLogprobs
-from tests.engine.fake_engine import FakeEngine, fake_engine, sorted_alphabet
-from tests.engine.test_server import CHAT, TEXT, events, post, serving, until
+from tests.engine.fake_engine import FakeEngine, sorted_alphabet
+from tests.engine.front import CHAT, TEXT, events, post, serving, until
 
 END_OF_TURN = 258
-
-
-@pytest.fixture
-async def engine(tmp_path: Path) -> AsyncIterator[FakeEngine]:
-    async with fake_engine(tmp_path) as engine:
-        yield engine
-
-
-@pytest.fixture
-async def http(engine: FakeEngine) -> AsyncIterator[httpx.AsyncClient]:
-    async with serving(engine) as http:
-        await engine.be_ready()
-        await until(http, "/ready", 200)
-        yield http
 
 
 def ids(text: str) -> list[int]:

@@ -16,8 +16,8 @@ import pytest
 from headwater_engine.config import EngineSettings
 from headwater_engine.core.messages import Failed, FinishReason
 from headwater_engine.server.client import EngineClient
-from tests.engine.fake_engine import FakeEngine, fake_engine
-from tests.engine.test_server import CHAT, TEXT, free_port, until
+from tests.engine.fake_engine import FakeEngine
+from tests.engine.front import CHAT, TEXT, free_port, until
 
 _SERVE = """
 import json, sys
@@ -54,12 +54,6 @@ async def serving(command: list[str], **changes: Any) -> AsyncIterator[Server]:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
-
-
-@pytest.fixture
-async def engine(tmp_path: Path) -> AsyncIterator[FakeEngine]:
-    async with fake_engine(tmp_path) as engine:
-        yield engine
 
 
 @pytest.fixture

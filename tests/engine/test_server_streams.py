@@ -6,7 +6,6 @@ import json
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,8 +19,8 @@ from headwater_engine.core.messages import Abort, FinishReason, Generate, Output
 from headwater_engine.server.answer import Piece, Reader
 from headwater_engine.server.app import EngineServer
 from headwater_engine.server.served_model import ServedModel
-from tests.engine.fake_engine import FakeEngine, fake_engine, sorted_alphabet
-from tests.engine.test_server import CHAT, TEXT, events, free_port, post, until
+from tests.engine.fake_engine import FakeEngine, sorted_alphabet
+from tests.engine.front import CHAT, TEXT, events, free_port, post, until
 
 PATHS: list[tuple[str, dict[str, Any]]] = [("/v1/chat/completions", CHAT), ("/v1/completions", TEXT)]
 HALF_A_MIB = 2**19
@@ -41,12 +40,6 @@ async def serving(engine: FakeEngine, **changes: Any) -> AsyncIterator[tuple[Eng
         finally:
             await engine.exit(0)
             await running
-
-
-@pytest.fixture
-async def engine(tmp_path: Path) -> AsyncIterator[FakeEngine]:
-    async with fake_engine(tmp_path) as engine:
-        yield engine
 
 
 @pytest.fixture

@@ -24,6 +24,8 @@ from tests.router.gateway import until
 
 MIB = 2**20
 
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
 
 def test_a_containers_limit_counts_where_it_is_less_than_the_machine_has(tmp_path: Path) -> None:
     whole = memory_limit(tmp_path)
@@ -204,36 +206,36 @@ async def test_bodies_wait_for_memory_and_all_of_them_are_answered() -> None:
         assert bodies.in_flight == 0
 
 
+async def one_has_its_turn_and_one_waits(running: Front) -> tuple[Connection, Connection]:
+    """The first has sent all of its body but a byte, and the second all of it."""
+    bodies = running.server.clients.bodies
+    first, second = await running.connect(), await running.connect()
+    body = b"x" * 400_000
+    first[1].write(post(body)[:-1])
+    await until(lambda: bodies.crowded and bodies.waiting == 0)
+    second[1].write(post(body))
+    await until(lambda: bodies.waiting == 1)
+    return first, second
+
+
 async def test_who_uses_its_turn_too_little_stands_in_the_line_again() -> None:
     async with full() as running:
-        bodies = running.server.clients.bodies
-        slow, quick = await running.connect(), await running.connect()
-        body = b"x" * 400_000
-        slow[1].write(post(body)[:-1])
-        await until(lambda: bodies.crowded and bodies.waiting == 0)
-        quick[1].write(post(body))
-        await until(lambda: bodies.waiting == 1)
+        slow, quick = await one_has_its_turn_and_one_waits(running)
         running.tick(2)
         assert (await read_answer(quick[0]))[0] == 200
-        slow[1].write(body[-1:])
+        slow[1].write(b"x")
         assert (await read_answer(slow[0]))[0] == 200
 
 
 async def test_who_waits_for_memory_in_vain_is_told_to_come_back() -> None:
     async with full() as running:
-        bodies = running.server.clients.bodies
-        slow, other = await running.connect(), await running.connect()
-        body = b"x" * 400_000
-        slow[1].write(post(body)[:-1])
-        await until(lambda: bodies.crowded and bodies.waiting == 0)
-        other[1].write(post(body))
-        await until(lambda: bodies.waiting == 1)
+        slow, other = await one_has_its_turn_and_one_waits(running)
         [connection] = running.server.clients.since[State.WAITING]
         connection.time_is_up(0.0)
         status, _, answer = await read_answer(other[0])
         assert (status, json.loads(answer)["error"]["code"]) == (503, "overloaded")
         slow[1].transport.abort()
-        await until(lambda: not bodies.crowded)
+        await until(lambda: not running.server.clients.bodies.crowded)
 
 
 async def test_a_client_that_leaves_while_it_waits_or_has_its_turn_makes_room_for_the_next() -> None:

@@ -12,7 +12,7 @@ import torch
 if not torch.cuda.is_available():
     pytest.skip("there is no GPU", allow_module_level=True)
 
-from tests.engine.test_server import free_port
+from tests.engine.front import free_port
 
 pytestmark = pytest.mark.xdist_group("serving")
 

@@ -14,8 +14,11 @@ from headwater.openai.errors import BadRequestError, ServiceUnavailableError
 from headwater.tally import Count
 from headwater_engine.config import EngineSettings
 from headwater_engine.core.messages import FinishReason
+from headwater_engine.sampling.params import SamplingParams
 from headwater_engine.server.admission import MOST_ANSWERS, Admission
+from headwater_engine.server.asking import Question
 from headwater_engine.server.client import EngineClient
+from headwater_engine.server.metrics import ServerMetrics
 from headwater_engine.server.served_model import ServedModel
 from tests.engine.fake_engine import FakeEngine, fake_engine
 from tests.engine.front import CHAT, TEXT, post, serving, until
@@ -115,7 +118,9 @@ async def test_one_more_than_may_wait_gets_a_503_before_it_is_tokenized(tmp_path
 
 
 def test_however_a_request_ends_its_place_is_free_again() -> None:
-    admission = Admission(EngineSettings(model="m", max_num_seqs=2, max_waiting=0), Count())
+    admission = Admission(
+        EngineSettings(model="m", max_num_seqs=2, max_waiting=0), Count(), ServerMetrics().prompt_tokens_held
+    )
     request = CompletionRequest(model="m", prompt="Hi", n=2)
     for error in (None, BadRequestError("bad"), asyncio.CancelledError()):
         try:
@@ -145,3 +150,58 @@ async def test_where_priorities_are_allowed_the_engine_hears_of_them(tmp_path: P
         assert question.priority == -3
         await engine.answer(question, "x", FinishReason.STOP)
         assert (await answer).status_code == 200
+
+
+# Tokens
+
+
+def asking(*lengths: int, n: int = 1) -> Question:
+    return Question(id="q", prompts=[[7] * length for length in lengths], params=SamplingParams(max_tokens=1), n=n)
+
+
+def holding(monkeypatch: pytest.MonkeyPatch, most: int) -> tuple[Admission, ServerMetrics]:
+    monkeypatch.setattr("headwater_engine.server.admission.memory_limit", lambda: most * 1600)
+    metrics = ServerMetrics()
+    return Admission(EngineSettings(model="m"), metrics.turned_away, metrics.prompt_tokens_held), metrics
+
+
+def held(metrics: ServerMetrics) -> float:
+    return metrics.registry.get_sample_value("headwater_engine_prompt_tokens_held") or 0.0
+
+
+def test_prompts_that_wait_are_bounded_by_their_tokens_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    admission, metrics = holding(monkeypatch, 1000)
+    with admission.holding(asking(300, 100, n=2), context=500):
+        assert held(metrics) == 800
+        with pytest.raises(ServiceUnavailableError, match=r"\(1000\)") as refused, admission.holding(asking(201), 500):
+            pass
+        assert (refused.value.code, refused.value.retry_after) == ("queue_full", 5)
+        with admission.holding(asking(200), context=500):
+            assert held(metrics) == 1000
+    assert held(metrics) == 0
+    assert metrics.registry.get_sample_value("headwater_engine_requests_turned_away_total") == 1
+
+
+def test_what_could_never_be_held_is_a_400_and_a_prompt_that_fills_the_context_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    admission, metrics = holding(monkeypatch, 1000)
+    with pytest.raises(BadRequestError, match="1001 tokens"), admission.holding(asking(1001), context=500):
+        pass
+    with admission.holding(asking(2000), context=2000):
+        assert held(metrics) == 2000
+
+
+async def test_a_prompt_that_finds_no_room_for_its_tokens_is_turned_away_and_all_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headwater_engine.server.admission.memory_limit", lambda: 64 * 1600)
+    async with ready(tmp_path) as (http, engine):
+        first = post(http, "/v1/completions", {**TEXT, "prompt": "x" * 60})
+        question = await engine.hear_question()
+        second = await http.post("/v1/completions", json={**TEXT, "prompt": "x" * 10})
+        assert (second.status_code, second.json()["error"]["code"]) == (503, "queue_full")
+        assert second.headers["retry-after"] == "5"
+        await engine.answer(question, "x", FinishReason.STOP)
+        assert (await first).status_code == 200
+        assert "headwater_engine_prompt_tokens_held 0.0" in (await http.get("/metrics")).text

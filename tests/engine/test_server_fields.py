@@ -48,6 +48,20 @@ async def test_special_tokens_are_in_the_text_where_that_is_asked_for(
     assert (await answered(http, engine, [*ids("a"), END_OF_TURN], **fields))["text"] == "a<|im_end|>"
 
 
+async def test_a_special_token_that_is_in_the_text_moves_what_comes_behind_it(
+    http: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    tokens = [*ids("a"), 257, *ids("b")]
+    for skipped, offsets in ((True, [0, 1, 1]), (False, [0, 1, 1 + len("<|im_start|>")])):
+        answer = post(http, "/v1/completions", {**TEXT, "logprobs": 0, "skip_special_tokens": skipped})
+        question = await engine.hear_question()
+        scored = [TokenLogprobs(token, -0.5, 1, []) for token in tokens]
+        finished = Output(id=question.id, tokens=tokens, finish_reason=FinishReason.LENGTH, logprobs=scored)
+        await engine.say(Outputs([finished]))
+        (choice,) = (await answer).json()["choices"]
+        assert choice["logprobs"]["text_offset"] == offsets
+
+
 @pytest.mark.parametrize(
     ("fields", "prompt"),
     [

@@ -69,7 +69,7 @@ class EngineApp:
     def __init__(self, engine: EngineClient, metrics: ServerMetrics) -> None:
         self.engine = engine
         self.metrics = metrics
-        self._admission = Admission(engine.settings, metrics.turned_away)
+        self._admission = Admission(engine.settings, metrics.turned_away, metrics.prompt_tokens_held)
         self.model: ServedModel | None = None
         self.draining = False
         self.running = 0
@@ -129,7 +129,8 @@ class EngineApp:
         request.drop_body()
         with self._admission.of(asked):
             question = await chat.ask(model, context, asked)
-            await self._ask(model, question, chat.form(model, asked, question), client)
+            with self._admission.holding(question, context):
+                await self._ask(model, question, chat.form(model, asked, question), client)
 
     async def _completions(self, request: Request, client: ClientConnection) -> None:
         model, context = self._open()
@@ -137,7 +138,8 @@ class EngineApp:
         request.drop_body()
         with self._admission.of(asked, prompts=len(asked.prompts)):
             question = await completions.ask(model, context, asked)
-            await self._ask(model, question, completions.form(model, asked, question), client)
+            with self._admission.holding(question, context):
+                await self._ask(model, question, completions.form(model, asked, question), client)
 
     async def _ask(self, model: ServedModel, question: Question, form: Form, client: ClientConnection) -> None:
         await Answer(self.engine, model, self.metrics, question, form, client).run()

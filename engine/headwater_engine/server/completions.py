@@ -78,7 +78,10 @@ def form(model: ServedModel, request: CompletionRequest, question: Question) -> 
     for number, prompt in enumerate(question.prompts):
         echo = question.echoes[number] if request.echo else Echo()
         for _ in range(question.n):
-            pieces = Pieces(model.backend, prompt, text_of) if request.logprobs is not None else None
+            pieces = None
+            if request.logprobs is not None:
+                skipped = request.skip_special_tokens
+                pieces = Pieces(model.backend, prompt, text_of, skip_special_tokens=skipped)
             writers.append(_Writer(text_of, prompt, echo, pieces, echo_only=request.echo_only))
     if request.stream:
         return _CompletionStream(writers, request, question)

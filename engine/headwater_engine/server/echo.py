@@ -49,10 +49,12 @@ def echo_of_tokens(tokenizer: Tokenizer, tokens: Sequence[int]) -> Echo:
 class Pieces:
     """What each token of one text adds to it."""
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], text_of: TokenText) -> None:
-        self._detokenizer = Detokenizer(tokenizer, prompt)
+    def __init__(
+        self, tokenizer: Tokenizer, prompt: Sequence[int], text_of: TokenText, *, skip_special_tokens: bool = True
+    ) -> None:
+        self._detokenizer = Detokenizer(tokenizer, prompt, skip_special_tokens=skip_special_tokens)
         self._text_of = text_of
-        self._special = _special_tokens(tokenizer)
+        self._special = _special_tokens(tokenizer) if skip_special_tokens else frozenset()
 
     def of(self, token: int, *, shown: bool = False) -> str:
         """`shown`: also where it is special. A character in several tokens comes with the last of them."""

@@ -80,7 +80,8 @@ class ServerMetrics:
             "Ended requests, by finish reason: stop, length, abort (the client left) or error.",
             "finish_reason",
         )
-        self.turned_away = count("requests_turned_away", "Requests that got a 503 since --max-waiting others waited.")
+        self.turned_away = count("requests_turned_away", "Requests that got a 503 since too many others waited.")
+        self.prompt_tokens_held = gauge("prompt_tokens_held", "Prompt tokens of all requests that run or wait.")
         self._seen = Stats(
             steps=0, running=0, waiting=0, blocks_used=0, blocks_cached=0, blocks_total=0, prompt_tokens_cached=0,
             prompt_tokens_computed=0, preemptions=0, step_seconds=[], batch_sizes=[], prompt_tokens_limit=0,

@@ -33,8 +33,8 @@ class Seats:
         self.longest = longest
         self.nobody = count
         """The seat of rows that are there to fill a step up."""
-        self.tokens = np.zeros((count + 1, longest), dtype=np.int32)
-        """[seats + 1, longest]: all that are known, then drafts."""
+        self.tokens = np.zeros((count + 1, longest + 1), dtype=np.int32)
+        """[seats + 1, longest + 1]: all that are known, then drafts. What comes last is never computed."""
         self.lengths = [0] * (count + 1)
         """Tokens that are known, by seat."""
         self.on_device = SeatTables(

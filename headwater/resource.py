@@ -174,7 +174,11 @@ class Sampling(_Part):
     min_p: float | None = Field(default=None, ge=0, le=1)
     """Only tokens at least this share as likely as the likeliest."""
     repetition_penalty: float | None = Field(default=None, ge=0.01, le=100)
-    """Above 1: tokens that were there already become less likely."""
+    """Above 1: tokens that were there already, in the prompt or the answer, become less likely."""
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    """What tokens that the answer has already lose, with our engine alone."""
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    """The same for each time that they are there."""
     max_tokens: int | None = Field(default=None, ge=1, le=2**31 - 1)
     """Output tokens. In vLLM no request gets more."""
 

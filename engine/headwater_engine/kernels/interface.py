@@ -221,8 +221,16 @@ class AttentionRules(NamedTuple):
 
 Product = Callable[[Tensor], Tensor]
 """[T, in] -> [T, out], weights (and bias) inside."""
-Lookup = Callable[[Tensor], Tensor]
-"""[T] int64 -> [T, size]: rows of a table, of the activations' type."""
+
+
+class Lookup(Protocol):
+    """A table of vectors, one for each token."""
+
+    def __call__(self, tokens: Tensor, first: int | None = None) -> Tensor:
+        """[T] int64 -> [T, size], of the activations' type.
+
+        `first`: the token of the table's first row, where it has only some of them. The vector of any other is 0.
+        """
 
 
 class Kernels(Protocol):
@@ -271,6 +279,9 @@ class Kernels(Protocol):
 
         The caller drops its own references to the parts, so that a packed copy does not double the memory.
         """
+
+    def lookup(self, table: Tensor) -> Lookup:
+        """Of a table [rows, size] that lies on the device."""
 
     def tied(self, table: StoredWeight) -> tuple[Lookup, Product]:
         """One copy of `table` [rows, size] for both: to look rows up, and for products as `linear` makes them, wide."""

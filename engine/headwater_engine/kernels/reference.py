@@ -6,7 +6,7 @@ Written to be read, not to be fast. The tests hold every other implementation ag
 import contextlib
 import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -108,9 +108,12 @@ class TorchKernels(AttentionInParts):
         bias = None if bias is None else bias.to(self.dtype)
         return lambda x: F.linear(x, weight, bias).to(torch.float32 if wide else self.dtype)
 
+    def lookup(self, table: Tensor) -> Lookup:
+        return of_part(lambda rows: F.embedding(rows, table).to(self.dtype), len(table))
+
     def tied(self, table: StoredWeight) -> tuple[Lookup, Product]:
         weight = join([table], self.dtype, self.device)
-        return lambda tokens: F.embedding(tokens, weight), lambda x: F.linear(x, weight).float()
+        return self.lookup(weight), lambda x: F.linear(x, weight).float()
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         wide = x.float()
@@ -142,6 +145,19 @@ class TorchKernels(AttentionInParts):
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
         return reference_sampling.sample(logits, batch)
+
+
+def of_part(rows_of: Callable[[Tensor], Tensor], count: int) -> Lookup:
+    """Out of a lookup of `count` rows by their numbers, one that also takes tokens that are not among them."""
+
+    def look_up(tokens: Tensor, first: int | None = None) -> Tensor:
+        if first is None:
+            return rows_of(tokens)
+        rows = tokens - first
+        elsewhere = (rows < 0) | (rows >= count)
+        return rows_of(rows.masked_fill(elsewhere, 0)).masked_fill_(elsewhere.unsqueeze(1), 0)
+
+    return look_up
 
 
 def taken_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

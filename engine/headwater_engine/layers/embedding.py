@@ -1,11 +1,10 @@
 """The two ends of a model: token to vector, and vector to logits."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from headwater_engine.distributed.ranks import Ranks
-from headwater_engine.kernels.interface import Kernels, Lookup, Product
+from headwater_engine.kernels.interface import Kernels, Product
 from headwater_engine.quantization.stored import StoredWeight
 
 
@@ -20,7 +19,7 @@ class Vocabulary:
         self._table: Tensor | None = table
         self._each = len(table)
         self._rows = rows
-        self._look_up: Lookup = lambda tokens: F.embedding(tokens, table).to(kernels.dtype)
+        self._look_up = kernels.lookup(table)
         # Rounded to the weights' type, as those who trained with it did.
         self._scale = float(torch.tensor(scale).to(table.dtype))
         self._kernels = kernels
@@ -33,7 +32,11 @@ class Vocabulary:
 
     def embed(self, tokens: Tensor) -> Tensor:
         """[T] -> [T, size], of the kernels' activation type."""
-        vectors = self._look_up(tokens) if self._ranks.size == 1 else self._look_up_among_ranks(tokens)
+        if self._ranks.size == 1:
+            vectors = self._look_up(tokens)
+        else:
+            # Each rank has the vectors of some tokens and zeros for all others, which the sum puts together.
+            vectors = self._ranks.sum(self._look_up(tokens, self._ranks.rank * self._each))
         return vectors if self._scale == 1.0 else vectors.mul_(self._scale)
 
     def head(self) -> Product:
@@ -48,9 +51,3 @@ class Vocabulary:
         if ranks.size == 1:
             return product
         return lambda hidden: ranks.gather(product(hidden))[:, :rows].contiguous()
-
-    def _look_up_among_ranks(self, tokens: Tensor) -> Tensor:
-        """Each rank has the vectors of some tokens and zeros for all others, which the sum puts together."""
-        mine = tokens - self._ranks.rank * self._each
-        is_mine = (mine >= 0) & (mine < self._each)
-        return self._ranks.sum(self._look_up(mine * is_mine) * is_mine.unsqueeze(1))

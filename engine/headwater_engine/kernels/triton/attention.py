@@ -181,8 +181,12 @@ def _lanes(dim: int) -> int:
     return max(16, triton.next_power_of_2(dim))
 
 
-# Triton compiles a kernel anew for a number that is 1, or divisible by 16, unless told that it need not.
-@triton.jit(do_not_specialize=["table_stride", "sequences", "splits", "first_part", "parts_each", "window"])
+# Triton compiles a kernel anew for a number that is 1 or divisible by 16, and for a tensor that begins at a multiple of
+# 16 bytes, unless told that it need not. Some of these lie in one tensor, behind one another.
+@triton.jit(
+    do_not_specialize=["table_stride", "sequences", "splits", "first_part", "parts_each", "window"],
+    do_not_specialize_on_alignment=["query_starts", "context_lengths", "tokens", "tables", "skipped"],
+)
 def _attention_kernel(
     queries,  # [T, KV_HEADS * GROUP, KEY_DIM], tokens `query_stride` apart
     keys,  # [blocks, KV_HEADS, BLOCK, KEY_DIM]

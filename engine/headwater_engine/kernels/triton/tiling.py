@@ -48,12 +48,11 @@ def choose_tiling(batch: AttentionBatch, queries: Tensor, kv_heads: int, process
 def choose_shared_tiling(batch: AttentionBatch, queries: Tensor, kv_heads: int, processors: Processors) -> Tiling:
     """Of the groups of a batch that share a prefix. How many there are and how large they are, only the GPU knows.
 
-    So the whole batch as one group, and no tile larger than that needs; then a few tiles are there for each KV head.
+    So there are as many parts as if the batch was one group, and tiles of one size: a kernel is compiled for each.
     """
-    group, tokens = queries.shape[1] // kv_heads, len(batch.context_lengths)
-    rows = min(_most_rows(queries, processors), triton.next_power_of_2(tokens * group))
-    rows = max(16, rows, triton.next_power_of_2(group))
-    room = 2 * processors.number // (triton.cdiv(tokens, rows // group) * kv_heads)
+    group, sequences = queries.shape[1] // kv_heads, len(batch.context_lengths)
+    rows = max(_most_rows(queries, processors), triton.next_power_of_2(group))
+    room = 2 * processors.number // (triton.cdiv(sequences, rows // group) * kv_heads)
     return _tiling(rows, min(rows, 128), _splits(room, batch), queries)
 
 

@@ -136,8 +136,8 @@ def _place_kernel(
         column = tl.arange(0, VALUE_LANES)
         inside = (head < KV_HEADS)[:, None] & (column < VALUE_DIM)[None, :]
         value = tl.load(values + token * value_stride + head[:, None] * VALUE_DIM + column[None, :], mask=inside)
-        at = value_cache + row[:, None] * VALUE_DIM + column[None, :]
-        tl.store(at, _rounded(value, value_cache.dtype.element_ty), mask=inside)
+        value = _rounded(value, value_cache.dtype.element_ty)
+        tl.store(value_cache + row[:, None] * VALUE_DIM + column[None, :], value, mask=inside)
 
 
 @triton.jit

@@ -13,22 +13,25 @@ from headwater.validation import found
 # Request
 
 
+_TEXTS = ("text", "refusal")
+"""Types of parts. `refusal` is what an assistant wrote instead of an answer."""
+
+
 def _read_content(value: Any) -> str | list[dict[str, Any]] | None:
     if value is None or isinstance(value, str):
         return value
     if not isinstance(value, list):
         raise ValueError(f"must be a string or a list of text parts, found {found(value)}")
     for i, part in enumerate(value):
+        if isinstance(part, dict) and isinstance(kind := part.get("type"), str) and kind not in _TEXTS:
+            raise ValueError(f"part {i} is of type {kind!r}; only text is read, no image, sound or file")
         if not _is_text(part):
             raise ValueError(f'part {i} must be {{"type": "text", "text": "..."}}, found {found(part)}')
     return value
 
 
 def _is_text(part: Any) -> bool:
-    """`refusal` is what an assistant wrote instead of an answer."""
-    return (
-        isinstance(part, dict) and part.get("type") in ("text", "refusal") and isinstance(part.get(part["type"]), str)
-    )
+    return isinstance(part, dict) and part.get("type") in _TEXTS and isinstance(part.get(part["type"]), str)
 
 
 class FunctionCall(RequestModel):

@@ -167,7 +167,12 @@ def test_a_wrong_field_is_named(parse, fields, param, message):
             "messages[0].content",
             "a string or a list of text parts, found 5",
         ),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content", "part 0 must be"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content", "part 0 must be"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]},
+            "messages[0].content",
+            "part 0 is of type 'image_url'; only text is read",
+        ),
         ({"logprobs": 5}, "logprobs", "must be a valid boolean"),
         ({"top_logprobs": 2}, "top_logprobs", "only allowed where `logprobs` is true"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),

@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from headwater_engine.errors import LoadError
 from headwater_engine.layers.weights import Checkpoint
 from headwater_engine.models.gguf import GGUFFile
-from headwater_engine.models.source import ModelFolder, WeightsKind
+from headwater_engine.models.source import ModelFolder, WeightsKind, is_text_part
+from headwater_engine.models.text_part import text_tensors
 from headwater_engine.quantization.stored import StoredWeight
 
 _TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -29,13 +30,14 @@ def open_checkpoint(folder: ModelFolder) -> Checkpoint:
             return GGUFCheckpoint(folder.gguf)
         case WeightsKind.SAFETENSORS:
             assert folder.path is not None
-            return SafetensorsCheckpoint(folder.path)
+            return SafetensorsCheckpoint(folder.path, text_part=is_text_part(folder))
 
 
 class SafetensorsCheckpoint:
     """A folder with model.safetensors, or with shards and their index. Files are mapped, not read."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, text_part: bool = False) -> None:
+        """`text_part`: only the tensors of that part are there, by the names that they would have by themselves."""
         index = folder / "model.safetensors.index.json"
         single = folder / "model.safetensors"
         files = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {single.name}
@@ -48,25 +50,28 @@ class SafetensorsCheckpoint:
             except (SafetensorError, OSError) as error:
                 raise LoadError(f"{folder / name} is damaged or not a safetensors file: {error}") from error
             self._files.update(dict.fromkeys(file.keys(), file))
+        stored = text_tensors(self._files) if text_part else {name: name for name in self._files}
         # Old checkpoints carry the rotary frequencies, which follow from the config.
-        self._unneeded = {name for name in self._files if name.endswith("rotary_emb.inv_freq")}
+        self._stored = {name: at for name, at in stored.items() if not name.endswith("rotary_emb.inv_freq")}
+        """By the name that it is asked for: what a tensor is called in the files."""
 
     def names(self) -> Collection[str]:
-        return self._files.keys() - self._unneeded
+        return self._stored.keys()
 
     def numbers_by_type(self) -> Counter[str]:
         """How many numbers there are of each type: "bfloat16", ..., or what safetensors calls it."""
         counts: Counter[str] = Counter()
-        for name in self.names():
+        for name in self._stored.values():
             tensor = self._files[name].get_slice(name)
             kind = tensor.get_dtype()
             counts[_TYPES.get(kind, kind)] += math.prod(tensor.get_shape())
         return counts
 
     def read(self, name: str, shape: tuple[int, ...]) -> StoredWeight:
-        if name not in self._files:
+        if name not in self._stored:
             raise LoadError(f"The checkpoint has no tensor {name}.")
-        return StoredWeight(self._files[name].get_tensor(name))
+        stored = self._stored[name]
+        return StoredWeight(self._files[stored].get_tensor(stored))
 
 
 class GGUFCheckpoint:

@@ -7,7 +7,7 @@ import torch
 from headwater_engine.errors import LoadError
 from headwater_engine.kernels import CPU, multiplies_bfloat16
 from headwater_engine.models.checkpoint import SafetensorsCheckpoint
-from headwater_engine.models.source import ModelFolder, WeightsKind, read_config
+from headwater_engine.models.source import ModelFolder, WeightsKind, is_text_part, read_config
 
 _TYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _OUTGROW_FLOAT16: Final = {"gemma2", "gemma3", "gemma3_text", "glm4", "plamo2"}
@@ -49,5 +49,5 @@ def _most_numbers(folder: ModelFolder) -> str:
     if folder.kind is not WeightsKind.SAFETENSORS:
         return "bfloat16"
     assert folder.path is not None
-    counts = SafetensorsCheckpoint(folder.path).numbers_by_type()
+    counts = SafetensorsCheckpoint(folder.path, text_part=is_text_part(folder)).numbers_by_type()
     return max(counts, key=lambda name: counts[name], default="bfloat16")

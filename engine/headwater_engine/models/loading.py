@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+import structlog
 from torch import Tensor
 
 from headwater_engine.distributed.ranks import ALONE, Ranks
@@ -16,9 +17,11 @@ from headwater_engine.models.config import ModelConfig, RawConfig
 from headwater_engine.models.dtypes import weights_dtype
 from headwater_engine.models.families import FAMILIES
 from headwater_engine.models.family import Family
-from headwater_engine.models.source import ModelFolder, read_config
+from headwater_engine.models.source import ModelFolder, is_text_part, read_config
 
 __all__ = ["LoadError", "Model", "load_model", "weights_dtype"]
+
+log = structlog.get_logger(__name__)
 
 
 class Model(Protocol):
@@ -71,6 +74,8 @@ def load_model(
         adopted = TransformersModel(folder, kernels)
         progress(1.0)
         return adopted
+    if is_text_part(folder):
+        log.info("only the text part of this model runs; messages with images are refused")
     weights = Weights(open_checkpoint(folder), weights_dtype(folder, dtype, kernels.device))
     model = family.build(RawConfig(values), Linears(weights, kernels, ranks), progress)
     weights.finish()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from headwater_engine.errors import LoadError
 from headwater_engine.models.shapes import SHAPES
+from headwater_engine.models.text_part import text_part
 
 if TYPE_CHECKING:
     from headwater_engine.models.gguf import GGUFFile
@@ -166,7 +167,20 @@ def _random(config: str) -> ModelFolder:
 
 
 def read_config(folder: ModelFolder) -> dict[str, Any]:
-    """The model's config in the form of transformers' config.json, whatever the weights' format. Raises LoadError."""
+    """The model's config in the form of transformers' config.json, whatever the weights' format.
+
+    Of a model that reads images, too, that of its text part, where we run it. Raises LoadError.
+    """
+    whole = _whole_config(folder)
+    return text_part(whole) or whole
+
+
+def is_text_part(folder: ModelFolder) -> bool:
+    """Whether what `read_config` gives is a part of the model. Raises LoadError."""
+    return text_part(_whole_config(folder)) is not None
+
+
+def _whole_config(folder: ModelFolder) -> dict[str, Any]:
     if folder.shape is not None:
         return dict(folder.shape)
     assert folder.path is not None, "only random weights have no path"

@@ -69,7 +69,7 @@ def test_a_few_wide_norms_do_not_make_a_model_wide(tiny: Path) -> None:
 
 def test_a_type_that_no_kernel_holds_is_named(tiny: Path) -> None:
     store(tiny, torch.float8_e4m3fn)
-    with pytest.raises(LoadError, match=r"weights' type is 'F8_E4M3'; allowed are float32, bfloat16, float16"):
+    with pytest.raises(LoadError, match=r"weights' dtype is 'F8_E4M3'; allowed are float32, bfloat16, float16"):
         weights_dtype(say(tiny, None))
 
 

@@ -1,6 +1,5 @@
 """Checkpoints: safetensors files, one or many, and weights that are made up."""
 
-import json
 import math
 import zlib
 from collections import Counter
@@ -14,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from headwater_engine.errors import LoadError
 from headwater_engine.layers.weights import Checkpoint
 from headwater_engine.models.gguf import GGUFFile
-from headwater_engine.models.source import ModelFolder, WeightsKind, is_text_part
+from headwater_engine.models.source import ModelFolder, WeightsKind, is_text_part, read_object
 from headwater_engine.models.text_part import text_tensors
 from headwater_engine.quantization.stored import StoredWeight
 
@@ -38,11 +37,8 @@ class SafetensorsCheckpoint:
 
     def __init__(self, folder: Path, *, text_part: bool = False) -> None:
         """`text_part`: only the tensors of that part are there, by the names that they would have by themselves."""
-        index = folder / "model.safetensors.index.json"
-        single = folder / "model.safetensors"
-        files = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {single.name}
         self._files: dict[str, Any] = {}
-        for name in sorted(files):
+        for name in _file_names(folder):
             try:
                 file = safe_open(folder / name, framework="pt")
             except FileNotFoundError as error:
@@ -72,6 +68,17 @@ class SafetensorsCheckpoint:
             raise LoadError(f"The checkpoint has no tensor {name}.")
         stored = self._stored[name]
         return StoredWeight(self._files[stored].get_tensor(stored))
+
+
+def _file_names(folder: Path) -> list[str]:
+    """Of the one file, or of those that the index of shards names."""
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        return ["model.safetensors"]
+    shards = read_object(index).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        raise LoadError(f"{index}: weight_map must be an object, with the name of a file for each tensor.")
+    return sorted(set(shards.values()))
 
 
 class GGUFCheckpoint:

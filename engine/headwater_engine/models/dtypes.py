@@ -7,6 +7,7 @@ import torch
 from headwater_engine.errors import LoadError
 from headwater_engine.kernels import CPU, multiplies_bfloat16
 from headwater_engine.models.checkpoint import SafetensorsCheckpoint
+from headwater_engine.models.config import RawConfig
 from headwater_engine.models.source import ModelFolder, WeightsKind, is_text_part, read_config
 
 _TYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -25,9 +26,10 @@ def weights_dtype(folder: ModelFolder, choice: str = "auto", device: torch.devic
     config = read_config(folder)
     name = choice
     if choice == "auto":
-        name = str(config.get("dtype") or config.get("torch_dtype") or _most_numbers(folder)).removeprefix("torch.")
+        raw = RawConfig(config)
+        name = (raw.text("dtype") or raw.text("torch_dtype") or _most_numbers(folder)).removeprefix("torch.")
     if name not in _TYPES:
-        raise LoadError(f"The weights' type is {name!r}; allowed are {', '.join(_TYPES)}.")
+        raise LoadError(f"The weights' dtype is {name!r}; allowed are {', '.join(_TYPES)}.")
     dtype = _TYPES[name]
     if dtype != torch.float16:
         return dtype

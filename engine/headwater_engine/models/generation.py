@@ -1,10 +1,9 @@
 """What a model's makers recommend for sampling, and which tokens end its answers."""
 
-import json
 from typing import Any
 
 from headwater_engine.errors import LoadError
-from headwater_engine.models.source import ModelFolder, WeightsKind, read_config
+from headwater_engine.models.source import ModelFolder, WeightsKind, read_config, read_object
 from headwater_engine.models.tokenizer import BYTE_LEVEL_EOS
 
 
@@ -17,12 +16,11 @@ def load_generation_config(folder: ModelFolder) -> dict[str, Any]:
     if folder.path is None:
         values["eos_token_id"] = BYTE_LEVEL_EOS
     elif folder.kind is not WeightsKind.GGUF and (file := folder.path / "generation_config.json").exists():
-        try:
-            values = json.loads(file.read_text())
-        except json.JSONDecodeError as error:
-            raise LoadError(f"{file} is not JSON: {error}") from error
-    eos = values.get("eos_token_id")
+        values = read_object(file)
+    where, eos = "generation_config.json", values.get("eos_token_id")
     if eos is None:
-        eos = read_config(folder).get("eos_token_id")
-    values["eos_token_id"] = [] if eos is None else eos if isinstance(eos, list) else [eos]
-    return values
+        where, eos = "config.json", read_config(folder).get("eos_token_id")
+    ends = [] if eos is None else eos if isinstance(eos, list) else [eos]
+    if not all(isinstance(end, int) and not isinstance(end, bool) and 0 <= end < 2**31 for end in ends):
+        raise LoadError(f"{where}: eos_token_id is {eos!r}, must be a token id or a list of them.")
+    return values | {"eos_token_id": ends}

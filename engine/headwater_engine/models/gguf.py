@@ -180,7 +180,12 @@ class GGUFFile:
         return _TYPES.get(kind, "bfloat16")
 
     def _own(self, name: str) -> Any:
-        return self.fields.get(f"{self.architecture}.{name}")
+        value = self.fields.get(f"{self.architecture}.{name}")
+        if isinstance(value, list):
+            raise LoadError(
+                f"The GGUF file's {self.architecture}.{name} differs from layer to layer: that does not run."
+            )
+        return value
 
     def _needed(self, name: str) -> Any:
         value = self._own(name)

@@ -13,7 +13,7 @@ from headwater_engine.layers.linears import Linears
 from headwater_engine.layers.rope import ROPE_TYPES
 from headwater_engine.layers.weights import Weights
 from headwater_engine.models.checkpoint import open_checkpoint
-from headwater_engine.models.config import ModelConfig, RawConfig
+from headwater_engine.models.config import ModelConfig, RawConfig, rope_object, rope_type
 from headwater_engine.models.dtypes import weights_dtype
 from headwater_engine.models.families import FAMILIES
 from headwater_engine.models.family import Family
@@ -61,9 +61,11 @@ def load_model(
     loaded, 0 to 1.
     """
     values = read_config(folder)
-    if values.get("quantization_config"):
-        method = values["quantization_config"].get("quant_method", "unknown")
-        raise LoadError(f"The checkpoint is quantised ({method}), which is not supported yet.")
+    if quantisation := RawConfig(values).object("quantization_config").values:
+        method = quantisation.get("quant_method", "unknown")
+        raise LoadError(
+            f"The checkpoint is quantised ({method}), as quantization_config says, which is not supported yet."
+        )
     progress(0.0)
     family = _native_family(values)
     if family is None and ranks.size > 1:
@@ -87,10 +89,11 @@ def _native_family(values: Mapping[str, Any]) -> Family | None:
     family = FAMILIES.get(values["model_type"])
     if family is None:
         return None
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    raw = RawConfig(values)
+    rope = rope_object(raw)
     # One for all layers, or one for each kind of layer.
-    ropes = [rope, *(each for each in rope.values() if isinstance(each, Mapping))]
-    if any((each.get("rope_type") or each.get("type") or "default") not in ROPE_TYPES for each in ropes):
+    ropes = [rope, *(rope.object(name) for name, each in rope.values.items() if isinstance(each, Mapping))]
+    if any(rope_type(each) not in ROPE_TYPES for each in ropes):
         return None
-    activation = values.get("hidden_activation") or values.get("hidden_act") or family.activation
+    activation = raw.text("hidden_activation") or raw.text("hidden_act") or family.activation
     return family if activation == family.activation else None

@@ -157,10 +157,10 @@ def _random(config: str) -> ModelFolder:
         return ModelFolder("random", WeightsKind.RANDOM, None, _parse(config, "the config after random:"))
     path = Path(config).expanduser()
     if (path / "config.json").is_file():
-        shape = _parse((path / "config.json").read_text(), str(path / "config.json"))
+        shape = _parse(_text_of(path / "config.json"), str(path / "config.json"))
         return ModelFolder(path.resolve().name, WeightsKind.RANDOM, path.resolve(), shape)
     if path.is_file():
-        return ModelFolder(path.resolve().parent.name, WeightsKind.RANDOM, None, _parse(path.read_text(), config))
+        return ModelFolder(path.resolve().parent.name, WeightsKind.RANDOM, None, _parse(_text_of(path), config))
     raise LoadError(
         f"random:{config}: allowed are {', '.join(SHAPES)}, a folder with a config.json, such a file, or its text."
     )
@@ -187,14 +187,33 @@ def _whole_config(folder: ModelFolder) -> dict[str, Any]:
     if folder.kind is WeightsKind.GGUF:
         return folder.gguf.config()
     file = folder.path / "config.json"
-    return _parse(file.read_text(), str(file))
+    return _parse(_text_of(file), str(file))
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file of a model's folder. Raises LoadError."""
+    return _parse_object(_text_of(file), str(file))
+
+
+def _text_of(file: Path) -> str:
+    try:
+        return file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise LoadError(f"{file} cannot be read: {error}") from error
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:
-    try:
-        config = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise LoadError(f"{where} is not JSON: {error}") from error
-    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+    config = _parse_object(text, where)
+    if not isinstance(config.get("model_type"), str):
         raise LoadError(f"{where} must be a JSON object with a model_type.")
     return config
+
+
+def _parse_object(text: str, where: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:  # also of a number with too many digits
+        raise LoadError(f"{where} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise LoadError(f"{where} must be a JSON object.")
+    return values

@@ -246,10 +246,10 @@ def _max_positions(config: Any) -> int:
     context, also those of other sequences; with it, the context ends there."""
     text = config.get_text_config()
     limit = getattr(text, "max_position_embeddings", None)
-    if limit is None:
+    if not isinstance(limit, int):
         raise LoadError(f"The config of {config.model_type} does not say max_position_embeddings.")
     rope = getattr(text, "rope_parameters", None) or {}
     for parameters in (rope, *(value for value in rope.values() if isinstance(value, dict))):
         if parameters.get("rope_type") == "longrope":
             limit = min(limit, parameters["original_max_position_embeddings"])
-    return int(limit)
+    return limit

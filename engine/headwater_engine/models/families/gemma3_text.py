@@ -27,13 +27,14 @@ def _by_reach(raw: RawConfig) -> tuple[RawConfig, RawConfig]:
 
     transformers 5 writes `rope_parameters` by kind of layer; before, there were a theta for each and one scaling.
     """
-    by_kind = raw.values.get("rope_parameters") or {}
-    far = dict(by_kind.get("full_attention") or raw.values.get("rope_scaling") or {})
-    near = dict(by_kind.get("sliding_attention") or {})
+    by_kind = raw.object("rope_parameters")
+    far = dict(by_kind.object("full_attention").values or raw.object("rope_scaling").values)
+    near = dict(by_kind.object("sliding_attention").values)
     far.setdefault("rope_theta", raw.number("rope_theta", 1_000_000.0))
     near.setdefault("rope_theta", raw.number("rope_local_base_freq", 10_000.0))
     # `max_position_embeddings` counts what the scaling reaches, and not what it starts from.
-    trained = int(raw.integer("max_position_embeddings") / RawConfig(far).number("factor", 1.0))
+    factor = RawConfig(far, "rope_parameters.full_attention.").number("factor", 1.0, least=1.0)
+    trained = max(1, int(raw.integer("max_position_embeddings") / factor))
     return (
         RawConfig({**raw.values, "rope_parameters": far, "max_position_embeddings": trained}),
         RawConfig({**raw.values, "rope_parameters": near}),

@@ -8,7 +8,7 @@ from headwater_engine.models.family import Family
 
 
 def _mistral(raw: RawConfig, linears: Linears, progress: Progress) -> Decoder:
-    layers = raw.integer("num_hidden_layers")
+    layers = raw.layers()
     # `null` says that there is no window; a config that says nothing means the window of the first Mistral.
     window = raw.integer("sliding_window", 4096) if raw.values.get("sliding_window", 4096) is not None else None
     return llama_like(read_decoder(raw, windows=(window,) * layers), linears, progress)

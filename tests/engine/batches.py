@@ -42,6 +42,7 @@ def ragged(contexts: Sequence[int], new: Sequence[int], device: torch.device = C
         context_lengths=torch.tensor(contexts, dtype=torch.int32, device=device),
         longest_query=max(new),
         longest_context=max(contexts),
+        decodes=next((s for s, count in enumerate(new) if count != 1), len(new)),
     )
 
 

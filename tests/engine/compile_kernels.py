@@ -55,7 +55,7 @@ def attend(contexts: list[int], new: list[int], dim: int, kv_dtype: torch.dtype 
     kernels._processors = Processors(132, SHARED_MEMORY)
     batch = ragged(contexts, new)
     if shared:
-        numbers = torch.from_numpy(as_numbers([], batch.query_starts.numpy()))
+        numbers = torch.from_numpy(as_numbers([], len(contexts)))
         batch.prefixes = as_prefixes(numbers, len(contexts))
     cache = kernels.allocate(int(batch.block_tables.max()) + 1, CacheSpec(8, dim, dim))
     table = RotaryTable(random(max(contexts), dim // 2), random(max(contexts), dim // 2))

@@ -30,9 +30,12 @@ def same_memory(run: Callable[[], Tensor]) -> Replay:
 
 
 def recorded(
-    forward: Callable[[Batch], Tensor], record: Callable[[Callable[[], Tensor]], Replay] = same_memory
+    forward: Callable[[Batch], Tensor],
+    record: Callable[[Callable[[], Tensor]], Replay] = same_memory,
+    groups: int = 0,
 ) -> tuple[DecodeGraphs, Inputs, list[float]]:
     kernels = TorchKernels()
+    kernels.prefix_groups = groups
     seats = Seats(MOST, LONGEST, kernels.device)
     inputs, told = Inputs(kernels, seats, 100, None), []
     nobody = Seat(MOST, [0], 0, SamplingParams(max_tokens=1, temperature=0))
@@ -88,6 +91,17 @@ def test_what_is_on_its_way_home_is_not_written_over() -> None:
     graphs.launch(2)
     assert graphs.sample(2, filters=True).tolist() == [9, 9]
     assert first.tolist() == [7, 7]
+
+
+def test_steps_with_shared_prefixes_have_recordings_of_their_own() -> None:
+    """Which leave their hidden states where sampling was recorded to find them."""
+    graphs, _, _ = recorded(
+        lambda batch: batch.flat.tokens * 0 + 5 * (batch.flat.attention.prefixes is not None), groups=8
+    )
+    assert graphs.launch(4, shared=True).tolist() == [5] * 4
+    assert graphs.sample(4, filters=True).tolist() == [6] * 4
+    assert graphs.launch(4).tolist() == [0] * 4
+    assert graphs.sample(4, filters=False).tolist() == [0] * 4
 
 
 def test_what_a_recording_reads_stays_alive() -> None:

@@ -13,6 +13,7 @@ from headwater_engine.errors import LoadError
 from headwater_engine.kernels import find_device
 from headwater_engine.models.loading import load_model
 from headwater_engine.models.source import resolve
+from headwater_engine.worker import inputs
 from headwater_engine.worker.trial import run_trial
 from headwater_engine.worker.worker import ModelWorker
 from tests.engine.greedy import greedy_answers, make_engine
@@ -40,6 +41,33 @@ def test_greedy_tokens_are_those_of_transformers(family: str, overrides: dict[st
     assert isinstance(worker, ModelWorker)
     run_trial(worker, seats=2, budget=3, longest=20)
     assert greedy_answers(engine, PROMPTS, 4) == reference_greedy(folder, PROMPTS, 4)
+
+
+def test_requests_that_share_a_prefix_say_what_each_says_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton", reason="torch for CPUs comes without Triton")
+    from headwater_engine.kernels.gpu import TritonKernels
+
+    found: list[Group] = []
+
+    def find_short_ones(*arguments: Any, **options: Any) -> list[Group]:
+        groups = find_groups(*arguments, worth=16, **options)
+        found.extend(groups)
+        return groups
+
+    monkeypatch.setattr(inputs, "find_groups", find_short_ones)
+    folder = make_tiny("llama", tmp_path, num_hidden_layers=1)
+    kernels = TritonKernels(torch.float32, DEVICE)
+    engine = make_engine(
+        load_model(resolve(str(folder)), kernels=kernels),
+        kernels,
+        20,
+        max_num_seqs=3,
+        max_batched_tokens=40,
+        reuse=True,
+    )
+    prompts = [[*range(40, 75), last] for last in (7, 8, 9)]
+    assert greedy_answers(engine, prompts, 4) == reference_greedy(folder, prompts, 4)
+    assert any(len(group.sequences) == 3 and group.blocks == 2 for group in found)
 
 
 def test_a_device_is_named_or_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,7 +178,7 @@ def test_steps_that_decode_are_replayed_and_no_others(model: Model) -> None:
     assert graphs is not None
     replayed: list[str] = []
     launch, sample = graphs.launch, graphs.sample
-    graphs.launch = lambda size: replayed.append("launch") or launch(size)  # type: ignore
+    graphs.launch = lambda size, shared: replayed.append("launch") or launch(size, shared=shared)  # type: ignore
     graphs.sample = lambda size, filters: replayed.append("sample") or sample(size, filters=filters)  # type: ignore
     list(answer_of(engine, message("a", 2, 2, 10)))
     decoding = len(replayed) // 2

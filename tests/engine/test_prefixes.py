@@ -28,13 +28,16 @@ class Sharing(NamedTuple):
         return batch
 
     def groups(self, worth: int) -> list[Group]:
-        return find_groups(self.batch().block_tables.numpy(), np.array(self.new), np.array(self.contexts), worth=worth)
+        batch = self.batch()
+        tables, contexts = batch.block_tables[: batch.decodes], self.contexts[: batch.decodes]
+        return find_groups(tables.numpy(), np.array(contexts), worth=worth)
 
 
 @st.composite
 def sharing(draw: st.DrawFn, most: int = 6, longest: int = 130, prompts: bool = True) -> Sharing:
     contexts = draw(st.lists(st.integers(1, longest), min_size=1, max_size=most))
-    new = [draw(st.integers(1, min(context, 5))) if prompts and draw(st.booleans()) else 1 for context in contexts]
+    decodes = draw(st.integers(0, len(contexts))) if prompts else len(contexts)
+    new = [1 if n < decodes else draw(st.integers(1, min(context, 5))) for n, context in enumerate(contexts)]
     likes = []
     for sequence, context in enumerate(contexts):
         like = draw(st.integers(0, sequence))
@@ -53,19 +56,19 @@ def test_groups_are_what_they_say(case: Sharing, worth: int) -> None:
         assert (len(group.sequences) - 1) * group.blocks * BLOCK_SIZE >= worth
         for sequence in group.sequences:
             assert torch.equal(tables[sequence, : group.blocks], tables[group.sequences[0], : group.blocks])
-            assert case.new[sequence] == 1
+            assert sequence < case.batch().decodes
             assert group.blocks * BLOCK_SIZE < case.contexts[sequence], "its last token is its own"
 
 
 @given(sharing(most=9, longest=90))
 def test_the_first_group_saves_the_most(case: Sharing) -> None:
-    tables = case.batch().block_tables.tolist()
+    tables, decodes = case.batch().block_tables.tolist(), case.batch().decodes
     best = 0
     for first, blocks in product(range(len(tables)), range(1, 7)):
         alike = [
             s
             for s, table in enumerate(tables)
-            if case.new[s] == 1 and blocks * BLOCK_SIZE < case.contexts[s] and table[:blocks] == tables[first][:blocks]
+            if s < decodes and blocks * BLOCK_SIZE < case.contexts[s] and table[:blocks] == tables[first][:blocks]
         ]
         best = max(best, (len(alike) - 1) * blocks)
     groups = case.groups(BLOCK_SIZE)

@@ -52,7 +52,7 @@ def attend_as_the_reference(
         filled(batch, each, kv_heads, dim)
     queries, sinks = random(sum(case.new), heads[0], dim, seed=5), random(heads[0], seed=6)
     expected = theirs.paged_attention(queries, reference, batch, scale=0.25, sinks=sinks, **options)  # type: ignore[arg-type]
-    numbers = torch.from_numpy(as_numbers(case.groups(worth), batch.query_starts.numpy())).to(DEVICE)
+    numbers = torch.from_numpy(as_numbers(case.groups(worth), len(case.contexts))).to(DEVICE)
     moved = replace(
         batch,
         block_tables=batch.block_tables.to(DEVICE),
@@ -91,8 +91,8 @@ def test_shared_prefixes_change_no_result(
 
 
 def test_groups_of_several_tiles_beside_prompts_and_with_the_tilings_that_are_chosen() -> None:
-    likes = [(0, 0), (0, 2), (0, 1), (0, 0), (0, 2), (0, 0), (5, 1)]
-    many = Sharing([40, 33, 20, 9, 49, 18, 35], [1, 1, 3, 1, 1, 1, 1], likes)
+    likes = [(0, 0), (0, 2), (0, 0), (0, 0), (0, 2), (0, 0), (5, 1), (0, 1), (0, 0)]
+    many = Sharing([40, 33, 20, 9, 49, 18, 35, 20, 9], [1, 1, 1, 1, 1, 1, 1, 3, 1], likes)
     assert sorted(len(group.sequences) for group in many.groups(BLOCK_SIZE)) == [2, 3]
     attend_as_the_reference(many, (8, 1), shared=Tiling(16, 16, 1, 4, 2))
     attend_as_the_reference(many, (8, 1))

@@ -43,6 +43,7 @@ class CppKernels(AttentionInParts):
     """`Kernels` for CPUs."""
 
     device = torch.device("cpu")
+    prefix_groups = 0
 
     def __init__(self, weights: torch.dtype, products: Products, kv_dtype: torch.dtype | None = None) -> None:
         """`weights`: float32 or bfloat16. Only FLOAT32 products take float32. Raises BuildError.

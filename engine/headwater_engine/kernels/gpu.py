@@ -20,12 +20,15 @@ from headwater_engine.kernels.interface import (
     Told,
 )
 from headwater_engine.kernels.parts import AttentionInParts
+from headwater_engine.kernels.prefixes import GROUPS
 from headwater_engine.kernels.triton import activation, attention, embedding, inputs, norm, rope, sampling, tiling
 from headwater_engine.quantization.stored import StoredWeight, join
 
 
 class TritonKernels(AttentionInParts):
     """`Kernels` for GPUs. Weights and activations are of `dtype`; sums and softmax are float32."""
+
+    prefix_groups = GROUPS
 
     def __init__(self, dtype: torch.dtype, device: torch.device, kv_dtype: torch.dtype | None = None) -> None:
         """`kv_dtype`: of keys and values; None: as the rest."""

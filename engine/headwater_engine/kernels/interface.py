@@ -48,12 +48,10 @@ class SharedPrefixes(NamedTuple):
     share. `kernels/prefixes.py` finds them. S is the batch's sequences; of P groups, the last ones may be empty.
     """
 
-    tokens: Tensor
-    """[S] int32: the tokens that decode behind a shared prefix, group by group; what is behind them says nothing."""
+    members: Tensor
+    """[S] int32: the sequences behind a shared prefix, group by group; what comes then says nothing."""
     starts: Tensor
-    """[P + 1] int32: group p has `tokens[starts[p]:starts[p + 1]]`."""
-    tables: Tensor
-    """[P] int32: a sequence of each, whose block table names the blocks."""
+    """[P + 1] int32: group p has `members[starts[p]:starts[p + 1]]`."""
     lengths: Tensor
     """[P] int32: tokens that they share, whole blocks."""
     skipped: Tensor
@@ -82,8 +80,10 @@ class AttentionBatch:
     """The most tokens that a sequence has here. The host's number, as the next one: to ask a GPU is to wait for it."""
     longest_context: int
     """The largest of `context_lengths`."""
+    decodes: int = 0
+    """How many sequences, the first ones, have one token each. The host's number, too; 0 is right for any."""
     prefixes: SharedPrefixes | None = None
-    """None: none is known, or none is worth it. The same tokens come of it with them and without, but for rounding."""
+    """Of those. None: none is known, or none is worth it. Results are the same with them, but for rounding."""
     plans: dict[Hashable, object] = field(default_factory=dict)
     """What kernels worked out of all this, by kinds of layers: theirs alone, and made once a step."""
 
@@ -95,6 +95,7 @@ class AttentionBatch:
             slots=self.slots[rows],
             query_starts=torch.searchsorted(rows, self.query_starts, out_int32=True),
             longest_query=1,
+            decodes=0,
             prefixes=None,
             plans={},
         )
@@ -246,6 +247,8 @@ class Kernels(Protocol):
     """Where weights, activations and KV are."""
     dtype: torch.dtype
     """Of activations. A kernel may hold weights and KV in a narrower type."""
+    prefix_groups: int
+    """Groups of `AttentionBatch.prefixes` that it wants to be told; 0: it finds them itself, or does without."""
 
     def allocate(self, blocks: int, spec: CacheSpec) -> LayerCache:
         """A zeroed cache of one layer for `blocks` blocks of BLOCK_SIZE tokens."""

@@ -39,17 +39,14 @@ class Group(NamedTuple):
     """That all of them begin with."""
 
 
-def find_groups(
-    tables: np.ndarray, counts: np.ndarray, contexts: np.ndarray, *, worth: int = WORTH, most: int = GROUPS
-) -> list[Group]:
-    """Of sequences with block tables [S, blocks], `counts` [S] tokens in the batch, and `contexts` [S] tokens in all.
+def find_groups(tables: np.ndarray, contexts: np.ndarray, *, worth: int = WORTH, most: int = GROUPS) -> list[Group]:
+    """Of sequences with one token each: block tables [S, blocks], and `contexts` [S] tokens.
 
-    Those that decode, with one token, may share all whole blocks but the one of that token.
+    They may share all whole blocks but the one of that token.
     """
-    decoding = np.flatnonzero(counts == 1)
-    if len(decoding) < 2:
+    if len(contexts) < 2:
         return []
-    order = decoding[sorted(range(len(decoding)), key=[row.tobytes() for row in tables[decoding]].__getitem__)]
+    order = np.array(sorted(range(len(contexts)), key=[row.tobytes() for row in tables].__getitem__))
     own = (contexts[order] - 1) // BLOCK_SIZE
     same = tables[order[1:]] == tables[order[:-1]]
     alike = np.where(same.all(axis=1), same.shape[1], same.argmin(axis=1))
@@ -79,29 +76,29 @@ def _largest_rectangle(heights: list[int]) -> tuple[int, int, int]:
     return best
 
 
-def as_numbers(groups: list[Group], query_starts: np.ndarray, most: int = GROUPS) -> np.ndarray:
-    """The fields of `SharedPrefixes` behind one another: [2 S + 3 P + 1] int32, P = `most` groups, to be moved at once.
-
-    `query_starts` [S + 1], as in `AttentionBatch`.
-    """
-    sequences = len(query_starts) - 1
-    numbers = np.zeros(2 * sequences + 3 * most + 1, dtype=np.int32)
-    tokens, starts, tables, lengths, skipped = np.split(numbers, _borders(sequences, most))
+def as_numbers(groups: list[Group], sequences: int, most: int = GROUPS) -> np.ndarray:
+    """The fields of `SharedPrefixes` behind one another, int32, to be moved at once."""
+    numbers = np.zeros(size_of(sequences, most), dtype=np.int32)
+    members, starts, lengths, skipped = np.split(numbers, _borders(sequences, most))
     end = 0
     for place, group in enumerate(groups):
         begin, end = end, end + len(group.sequences)
-        tokens[begin:end] = query_starts[group.sequences]
+        members[begin:end] = group.sequences
         starts[place + 1 :] = end
-        tables[place] = group.sequences[0]
         lengths[place] = skipped[group.sequences] = group.blocks * BLOCK_SIZE
     return numbers
 
 
+def size_of(sequences: int, most: int = GROUPS) -> int:
+    """Of what `as_numbers` gives."""
+    return 2 * sequences + 2 * most + 1
+
+
 def as_prefixes(numbers: Tensor, sequences: int) -> SharedPrefixes:
     """What `as_numbers` gave, on its device, as views."""
-    groups = (len(numbers) - 2 * sequences - 1) // 3
+    groups = (len(numbers) - 2 * sequences - 1) // 2
     return SharedPrefixes(*torch.tensor_split(numbers, _borders(sequences, groups)))
 
 
 def _borders(sequences: int, groups: int) -> list[int]:
-    return np.cumsum([sequences, groups + 1, groups, groups]).tolist()
+    return np.cumsum([sequences, groups + 1, groups]).tolist()

@@ -34,6 +34,7 @@ class TorchKernels(AttentionInParts):
     """`Kernels` in plain torch. Weights and activations are of `dtype`; sums and softmax are float32."""
 
     device = torch.device("cpu")
+    prefix_groups = 0
 
     def __init__(
         self, dtype: torch.dtype = torch.float32, reason: str = "", kv_dtype: torch.dtype | None = None

@@ -6,8 +6,10 @@ lies in buffers that stay where they are (`worker/inputs.py`): the step is writt
 decides in between, such as into how many parts attention cuts a context, is decided once, for the longest context.
 
 A step has two recordings, since the host has its say between them: from tokens to hidden states, and from those to the
-next tokens. Of the second there are two, with and without top-k, top-p and min-p. What few requests ask for, penalties,
-biases and log-probabilities, is not recorded: such a step replays the first part only.
+next tokens. Of the first there are two, since steps in which sequences share a prefix launch more: room for as many
+groups as are ever told (`kernels/prefixes.py`). Of the second there are two, with and without top-k, top-p and min-p.
+What few requests ask for, penalties, biases and log-probabilities, is not recorded: such a step replays the first part
+only.
 
 A batch that has no graph of its size takes the next larger one. The rows that are too many are nobody's: they have a
 seat of their own, and write to a spare block that no request ever gets.
@@ -49,20 +51,25 @@ class DecodeGraphs:
 
         Nobody's seat must be known to the inputs, with a block.
         """
-        self._launches: dict[int, Replay] = {}
+        self._launches: dict[tuple[int, bool], Replay] = {}
         self._samples: dict[tuple[int, bool], Replay] = {}
         # The largest takes the memory that all others find.
         for done, size in enumerate(sizes):
             tell(done / len(sizes))
             batch = inputs.recorded(size)
-            self._launches[size] = launch = record(lambda batch=batch: forward(batch))  # type: ignore[misc]
+            self._launches[size, False] = launch = record(lambda batch=batch: forward(batch))  # type: ignore[misc]
             hidden = launch()
+            if inputs.shares and size > 1:
+                shared = inputs.recorded(size, shared=True)
+                self._launches[size, True] = record(
+                    lambda hidden=hidden, batch=shared: hidden.copy_(forward(batch))  # type: ignore[misc]
+                )
             for filters in (False, True):
                 numbers = numbers_of(batch.numbers, filters=filters)
                 self._samples[size, filters] = record(
                     lambda hidden=hidden, batch=batch, numbers=numbers: choose(hidden, batch, numbers)  # type: ignore[misc]
                 )
-        self._sizes = sorted(self._launches)
+        self._sizes = sorted(sizes)
 
     def size_for(self, spans: Sequence[Span]) -> int | None:
         """Which recording a step takes; None: none is like it."""
@@ -70,9 +77,12 @@ class DecodeGraphs:
             return None
         return next((size for size in self._sizes if size >= len(spans)), None)
 
-    def launch(self, size: int) -> Tensor:
-        """The hidden states [size, hidden] of the batch that was laid out with this size, valid until the next one."""
-        return self._launches[size]()
+    def launch(self, size: int, *, shared: bool = False) -> Tensor:
+        """The hidden states [size, hidden] of the batch that was laid out with this size, valid until the next one.
+
+        `shared`: sequences of it share a prefix.
+        """
+        return self._launches[size, shared]()
 
     def sample(self, size: int, *, filters: bool) -> Tensor:
         """The tokens [size] that follow the hidden states of that launch."""

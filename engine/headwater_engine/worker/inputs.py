@@ -16,6 +16,7 @@ from torch import Tensor
 
 from headwater_engine.core.step import Span
 from headwater_engine.kernels.interface import AttentionBatch, FlatBatch, Kernels, Told
+from headwater_engine.kernels.prefixes import Group, as_numbers, as_prefixes, find_groups, size_of
 from headwater_engine.sampling.rows import WORDS, SamplingRows
 from headwater_engine.worker.seats import Seats, ranges
 
@@ -46,6 +47,8 @@ class Size(NamedTuple):
     sequences: int
     rows: int
     """Of logits that give tokens."""
+    prefixes: int
+    """Numbers that prefixes take which sequences share."""
 
 
 class _Parts(NamedTuple, Generic[Words]):
@@ -57,6 +60,8 @@ class _Parts(NamedTuple, Generic[Words]):
     """[S + 1]"""
     context_lengths: Words
     """[S]"""
+    prefixes: Words
+    """As `prefixes.as_numbers` has it, where the kernels want to be told."""
     seats: Words
     """[S]; this and what follows is as in `Told`."""
     rows: Words
@@ -116,7 +121,9 @@ class Inputs:
         most = max(budget, seats.count)
         self._kernels = kernels
         self._seats = seats
-        self._outbox = Outbox((WORDS + 7) * (most + 4) + 2 * blocks.numel(), device, mark)
+        self.shares = kernels.prefix_groups > 0
+        """Whether prefixes that sequences share are looked for."""
+        self._outbox = Outbox((WORDS + 9) * (most + 4) + 2 * kernels.prefix_groups + 2 * blocks.numel(), device, mark)
         self._longs = torch.zeros(5, most, dtype=torch.long, device=device)
         self._tables = torch.zeros(seats.count, blocks.shape[1], dtype=torch.int32, device=device)
         # Steps that decode have the same few sizes again and again.
@@ -134,11 +141,15 @@ class Inputs:
             numbers = np.concatenate([numbers, idle.repeat(size - len(spans), axis=0)])
         seats, starts, counts, sampled, owed = numbers.T
         ends, contexts, news = counts.cumsum(), starts + counts, self._seats.news()
-        views = self._views(Size(int(ends[-1]), len(numbers), int(sampled.sum())))
+        views = self._views(self._size(int(ends[-1]), len(numbers), int(sampled.sum())))
+        decodes = int((counts > 1).argmax()) if counts.max() > 1 else len(counts)
         arena = views.arenas[self._outbox.take_turn()]
         arena.query_starts[0] = 0
         arena.query_starts[1:] = ends
         arena.context_lengths[:] = contexts
+        groups = self._groups(seats[:decodes], contexts[:decodes])
+        if groups:
+            arena.prefixes[:] = as_numbers(groups, len(numbers), self._kernels.prefix_groups)
         arena.seats[:] = seats
         arena.rows[0] = ranges(ends - sampled, sampled)
         arena.rows[1] = seats.repeat(sampled)
@@ -149,18 +160,31 @@ class Inputs:
         arena.rest[: news.size] = news.reshape(-1)
         rows.pack(arena.rows[1], arena.numbers)
         self._outbox.send(len(self._outbox.there) - len(arena.rest) + news.size)
-        batch = self._batch(views, int(counts.max()), int(contexts.max()))
+        batch = self._batch(views, int(counts.max()), int(contexts.max()), decodes, shared=bool(groups))
         there, blocks = views.there, views.there.rest[: news.size].view(news.shape)
         told = Told(there.tokens, there.owners, there.seats, there.rows, blocks)
         self._kernels.spread(told, self._seats.on_device, batch.flat)
         self._seats.told()
         return batch
 
-    def recorded(self, size: int) -> Batch:
-        """That of each later `lay_out` with this size, as far as tensors go; of contexts of any length."""
-        return self._batch(self._views(Size(size, size, size)), 1, self._seats.longest)
+    def recorded(self, size: int, *, shared: bool = False) -> Batch:
+        """That of each later `lay_out` with this size, as far as tensors go; of contexts of any length.
 
-    def _batch(self, views: _Views, longest_query: int, longest_context: int) -> Batch:
+        `shared`: of those in which sequences share prefixes.
+        """
+        return self._batch(self._views(self._size(size, size, size)), 1, self._seats.longest, size, shared=shared)
+
+    def _groups(self, seats: np.ndarray, contexts: np.ndarray) -> list[Group]:
+        """Of sequences that decode, those that share a prefix."""
+        if not self.shares or not len(seats):
+            return []
+        tables = self._seats.tables(seats, int(contexts.max()))
+        return find_groups(tables, contexts, most=self._kernels.prefix_groups)
+
+    def _size(self, tokens: int, sequences: int, rows: int) -> Size:
+        return Size(tokens, sequences, rows, size_of(sequences, self._kernels.prefix_groups) if self.shares else 0)
+
+    def _batch(self, views: _Views, longest_query: int, longest_context: int, decodes: int, *, shared: bool) -> Batch:
         tokens, positions, slots, rows, seats = views.longs
         attention = AttentionBatch(
             positions=positions,
@@ -170,6 +194,8 @@ class Inputs:
             context_lengths=views.there.context_lengths,
             longest_query=longest_query,
             longest_context=longest_context,
+            decodes=decodes,
+            prefixes=as_prefixes(views.there.prefixes, len(views.there.context_lengths)) if shared else None,
         )
         return Batch(FlatBatch(tokens, attention, rows, seats), views.there.numbers)
 
@@ -188,6 +214,7 @@ def _parts(words: Words, size: Size) -> _Parts[Words]:
         (WORDS, size.rows),
         (size.sequences + 1,),
         (size.sequences,),
+        (size.prefixes,),
         (size.sequences,),
         (2, size.rows),
         (size.tokens,),
@@ -198,5 +225,5 @@ def _parts(words: Words, size: Size) -> _Parts[Words]:
         count = prod(shape)
         parts.append(words[at : at + count].reshape(shape))
         at += -(-count // 4) * 4
-    numbers, query_starts, context_lengths, seats, rows, tokens, owners = parts
-    return _Parts(numbers, query_starts, context_lengths, seats, rows, tokens, owners, words[at:])
+    numbers, query_starts, context_lengths, prefixes, seats, rows, tokens, owners = parts
+    return _Parts(numbers, query_starts, context_lengths, prefixes, seats, rows, tokens, owners, words[at:])

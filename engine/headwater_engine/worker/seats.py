@@ -94,6 +94,10 @@ class Seats:
                 self.lengths[index] += 1
         self.tokens[rows, places] = values
 
+    def tables(self, seats: np.ndarray, longest: int) -> np.ndarray:
+        """Block tables of these seats, for up to `longest` tokens; behind a seat's blocks stands anything."""
+        return self._tables[seats, : -(-longest // BLOCK_SIZE)]
+
     def news(self) -> np.ndarray:
         """What the device does not know of block tables yet, as `Told.blocks` has it: [2, N] int32."""
         if not self._grown:

@@ -15,12 +15,15 @@ import torch
 
 from headwater_engine.core.step import Seat, Span, Step, Worker
 from headwater_engine.kernels.interface import BLOCK_SIZE
+from headwater_engine.kernels.prefixes import WORTH
 from headwater_engine.sampling.params import SamplingParams
 from headwater_engine.worker.graphs import Recorder, ladder
 from headwater_engine.worker.memory import Footprint
 from headwater_engine.worker.worker import ModelWorker
 
 PLAIN = SamplingParams(max_tokens=1, temperature=0)
+SHARED = WORTH + 2 * BLOCK_SIZE
+"""Tokens that are worth sharing: what has one block over and over has it all in common."""
 DEAREST = SamplingParams(
     max_tokens=1, temperature=0.7, top_k=50, top_p=0.9, presence_penalty=0.1, logprobs=20, logit_bias={0: 1.0}
 )
@@ -38,6 +41,7 @@ def trial_steps(*, seats: int, budget: int, longest: int) -> Iterator[Step]:
             (1, prompt, prompt, PLAIN),
             (1, 1, longest, PLAIN),
             (seats, 1, 1, PLAIN),
+            (seats, 1, min(longest, SHARED), PLAIN),
             (seats, each, each, DEAREST),
             (1, 1, longest, DEAREST),
         ]

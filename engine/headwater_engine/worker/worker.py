@@ -87,7 +87,8 @@ class ModelWorker:
             size = None if self._graphs is None else self._graphs.size_for(step.spans)
             batch = self._inputs.lay_out(step.spans, self._rows, size)
             if self._graphs is not None and size is not None:
-                rows, hidden = self._graphs.launch(size), None
+                shared = batch.flat.attention.prefixes is not None
+                rows, hidden = self._graphs.launch(size, shared=shared), None
             else:
                 rows, hidden = self._forward(batch, step.spans)
             self._launched = Launched(step, batch, rows, hidden, size)

@@ -17,6 +17,9 @@ behind, and a second kernel puts them together: each part counts by its share of
 Parts are cut on the GPU from each sequence's own length, so that the grid depends on nothing but the sizes of the
 batch, and a recorded launch stays right while contexts grow.
 
+**Prompts beside tokens that decode** are a launch of their own: their tiles are full, and those of the others need not
+be as large.
+
 **A prefix that several sequences share** (`prefixes.py`) is read once for all of them, by a launch of its own in which
 a group of them is like one sequence with many queries: its tiles are full, as those of prompts are. What it finds is
 one more part of each of their contexts, and the launch for the sequences themselves begins behind the prefix. There is
@@ -27,7 +30,8 @@ with a window go without: of what is shared, the beginning of a context, they so
 are read, and all that is computed with them is as before.
 """
 
-from typing import NamedTuple
+from dataclasses import replace
+from typing import NamedTuple, cast
 
 import torch
 import triton
@@ -35,20 +39,10 @@ import triton.language as tl
 from torch import Tensor
 
 from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch, LayerCache
+from headwater_engine.kernels.triton.merge import Parts, merge
 from headwater_engine.kernels.triton.tiling import Processors, Tiling, choose_shared_tiling, choose_tiling, count_tiles
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-
-
-class Parts(NamedTuple):
-    """Results over some of the keys each, on their way to `_merge_kernel`."""
-
-    results: Tensor
-    """[T, heads, parts, value dim] float32. Where there is one part only, the result itself: [T, heads, value dim]."""
-    sums: Tensor
-    """[T, heads, parts] float32: log2 of each part's sum of weights."""
-    number: int
-    """Of each row of a tile, with those of shared prefixes."""
 
 
 class Sequences(NamedTuple):
@@ -57,10 +51,8 @@ class Sequences(NamedTuple):
     query_starts: Tensor
     context_lengths: Tensor
     one_query_each: bool
-    tokens: Tensor | None = None
-    """Of groups: `SharedPrefixes.tokens`, and each of them sees the whole prefix."""
-    tables: Tensor | None = None
-    """Of groups: `SharedPrefixes.tables`."""
+    members: Tensor | None = None
+    """Of groups: `SharedPrefixes.members`, and each of them sees the whole prefix."""
     skipped: Tensor | None = None
     """Of sequences beside groups: `SharedPrefixes.skipped`."""
 
@@ -79,13 +71,57 @@ def paged_attention(
     shared_tiling: Tiling | None = None,
 ) -> Tensor:
     """As `Kernels.paged_attention`, on keys and values of [blocks, kv heads, BLOCK_SIZE, dim]."""
-    tokens, heads, _ = queries.shape
-    kv_heads, value_dim = cache.values.shape[1], cache.values.shape[3]
-    output = queries.new_empty(tokens, heads, value_dim)
-    if tokens == 0:
-        return output
+    output = queries.new_empty(*queries.shape[:2], cache.values.shape[3])
+    for first, part in _parts_of(batch):
+        rows = slice(first, first + len(part.positions))
+        if len(part.positions):
+            rules = (scale, softcap, window)
+            _attend_part(queries[rows], output[rows], cache, part, rules, sinks, processors, tiling, shared_tiling)
+    return output
+
+
+def _parts_of(batch: AttentionBatch) -> list[tuple[int, AttentionBatch]]:
+    """Those that decode, and the prompts behind them, which take other tiles; and with which token each begins."""
+    count = batch.decodes
+    if batch.longest_query == 1 or count == 0:
+        return [(0, batch)]
+    if "parts" not in batch.plans:
+        first = replace(
+            batch,
+            positions=batch.positions[:count],
+            block_tables=batch.block_tables[:count],
+            query_starts=batch.query_starts[: count + 1],
+            context_lengths=batch.context_lengths[:count],
+            longest_query=1,
+        )
+        others = replace(
+            batch,
+            positions=batch.positions[count:],
+            block_tables=batch.block_tables[count:],
+            query_starts=batch.query_starts[count:] - count,
+            context_lengths=batch.context_lengths[count:],
+            prefixes=None,
+        )
+        batch.plans["parts"] = [(0, first), (count, others)]
+    return cast("list[tuple[int, AttentionBatch]]", batch.plans["parts"])
+
+
+def _attend_part(
+    queries: Tensor,
+    output: Tensor,
+    cache: LayerCache,
+    batch: AttentionBatch,
+    rules: tuple[float, float | None, int | None],
+    sinks: Tensor | None,
+    processors: Processors,
+    tiling: Tiling | None,
+    shared_tiling: Tiling | None,
+) -> None:
+    """`rules`: scale, softcap, window."""
+    tokens, heads, value_dim = output.shape
+    kv_heads = cache.values.shape[1]
     group = heads // kv_heads
-    prefixes = batch.prefixes if window is None else None
+    prefixes = batch.prefixes if rules[2] is None else None
     tiling = tiling or choose_tiling(batch, queries, kv_heads, processors)
     number, parts = tiling.splits, Parts(output, output, 1)
     if prefixes is not None:
@@ -100,25 +136,14 @@ def paged_attention(
         batch.longest_query == 1,
         skipped=None if prefixes is None else prefixes.skipped,
     )
-    rules = (scale, softcap, window)
     tiles = count_tiles(batch, tiling.rows, group)
     _launch(tiles, work, queries, cache, batch.block_tables, rules, sinks, parts, 0, tiling)
     if prefixes is not None and shared_tiling is not None:
-        groups = Sequences(prefixes.starts, prefixes.lengths, False, prefixes.tokens, prefixes.tables)
-        tiles = len(prefixes.tokens) // (shared_tiling.rows // group) + len(prefixes.lengths)
+        groups = Sequences(prefixes.starts, prefixes.lengths, False, prefixes.members)
+        tiles = len(batch.context_lengths) // (shared_tiling.rows // group) + len(prefixes.lengths)
         _launch(tiles, groups, queries, cache, batch.block_tables, rules, None, parts, tiling.splits, shared_tiling)
     if number > 1:
-        _merge_kernel[(tokens * heads,)](
-            parts.results,
-            parts.sums,
-            output,
-            number,
-            VALUE_DIM=value_dim,
-            VALUE_LANES=triton.next_power_of_2(value_dim),
-            PARTS=triton.next_power_of_2(number),
-            num_warps=4 if number > 8 else 1,
-        )
-    return output
+        merge(parts, output)
 
 
 def _launch(
@@ -143,8 +168,7 @@ def _launch(
         block_tables,
         work.query_starts,
         work.context_lengths,
-        work.tokens,
-        work.tables,
+        work.members,
         work.skipped,
         sinks,
         parts.results,
@@ -185,7 +209,7 @@ def _lanes(dim: int) -> int:
 # 16 bytes, unless told that it need not. Some of these lie in one tensor, behind one another.
 @triton.jit(
     do_not_specialize=["table_stride", "sequences", "splits", "first_part", "parts_each", "window"],
-    do_not_specialize_on_alignment=["query_starts", "context_lengths", "tokens", "tables", "skipped"],
+    do_not_specialize_on_alignment=["query_starts", "context_lengths", "members", "skipped"],
 )
 def _attention_kernel(
     queries,  # [T, KV_HEADS * GROUP, KEY_DIM], tokens `query_stride` apart
@@ -194,8 +218,7 @@ def _attention_kernel(
     block_tables,  # [S, ...], sequences `table_stride` apart
     query_starts,  # [S + 1]
     context_lengths,  # [S]
-    tokens,  # of groups: [queries], which tokens they are; None: those of a sequence lie side by side
-    tables,  # of groups: [S], the row of block_tables; None: the sequence's own
+    members,  # of groups: [queries], whose they are, each with one token; None: these are sequences
     skipped,  # [S]: keys at the beginning that a group sees to; None: there are no groups
     sinks,  # [heads], or None
     parts,  # [T, heads, parts_each, VALUE_DIM] float32; not SPLIT: the result, [T, heads, VALUE_DIM]
@@ -243,13 +266,13 @@ def _attention_kernel(
     head = kv_head * GROUP + row % GROUP
     # The keys that any row sees, [begin, end), and how many of them, from the context's beginning on, all rows see.
     begin = 0
-    if tokens is None:
+    if members is None:
         token = start + first + row // GROUP
         position = context - count + first + row // GROUP
         seen = context - count + first + 1
         end = context - count + tl.minimum(first + TOKENS, count)
     else:
-        token = tl.load(tokens + start + first + row // GROUP, mask=is_row, other=0)
+        token = tl.load(members + start + first + row // GROUP, mask=is_row, other=0)
         position = context - 1 + 0 * row
         seen = context
         end = context
@@ -290,8 +313,8 @@ def _attention_kernel(
         largest = tl.load(sinks + head, mask=is_row, other=0.0).to(tl.float32) * LOG2_E
         total = total + 1.0
 
-    if tables is not None:
-        sequence = tl.load(tables + sequence)
+    if members is not None:
+        sequence = tl.load(members + start)  # all of them have the same blocks
     table = block_tables + sequence.to(tl.int64) * table_stride
     for at in tl.range(low, clear, KEYS):
         largest, total, result = _attend(
@@ -386,28 +409,3 @@ def _rows(cache, place, there, DIM: tl.constexpr, LANES: tl.constexpr, MASKED: t
     if DIM != LANES:
         return tl.load(address, mask=(column < DIM)[None, :], other=0.0)
     return tl.load(address)
-
-
-@triton.jit(do_not_specialize=["splits"])
-def _merge_kernel(
-    parts,  # [rows, splits, VALUE_DIM] float32: results over a part of the keys each
-    sums,  # [rows, splits] float32: log2 of each part's sum of weights
-    output,  # [rows, VALUE_DIM]
-    splits,
-    VALUE_DIM: tl.constexpr,
-    VALUE_LANES: tl.constexpr,
-    PARTS: tl.constexpr,
-):
-    """The result over all keys: the mean of the parts, each by its sum of weights."""
-    row = tl.program_id(0).to(tl.int64)
-    part, column = tl.arange(0, PARTS), tl.arange(0, VALUE_LANES)
-    logs = tl.load(sums + row * splits + part, mask=part < splits, other=float("-inf"))
-    share = tl.exp2(logs - tl.max(logs, 0))
-    # An empty part has written no result.
-    result = tl.load(
-        parts + (row * splits + part)[:, None] * VALUE_DIM + column[None, :],
-        mask=(share > 0)[:, None] & (column < VALUE_DIM)[None, :],
-        other=0.0,
-    )
-    merged = tl.sum(result * share[:, None], 0) / tl.sum(share, 0)
-    tl.store(output + row * VALUE_DIM + column, merged.to(output.dtype.element_ty), mask=column < VALUE_DIM)

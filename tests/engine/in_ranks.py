@@ -14,7 +14,7 @@ from headwater_engine.core.step import Step, Worker
 from headwater_engine.distributed.place import Meeting
 from headwater_engine.worker.rank import LeadingWorker, StepHearer, StepTeller
 
-LONGEST_WAIT = 240  # seconds: a guard, where a rank is missing all others wait
+LONGEST_WAIT = 900  # seconds: a guard, where a rank is missing all others wait
 
 
 def in_ranks(count: int, folder: Path, run: Callable[..., Any], *args: Any) -> list[Any]:

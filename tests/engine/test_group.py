@@ -110,7 +110,7 @@ def test_whoever_works_or_waits_may_be_silent_for_longer(monkeypatch: pytest.Mon
     class Process:
         pid = 1
 
-    activities = {"works": [Activity(ticks, False) for ticks in range(100)], "waits": [Activity(7, True)] * 100}
+    activities = {"works": [Activity(ticks, False) for ticks in range(300)], "waits": [Activity(7, True)] * 300}
     for name, seen in {**activities, "stopped": [Activity(7, False)] * 100}.items():
         peer = Peer(name, None, Process())  # type: ignore[arg-type]
         looks = 0

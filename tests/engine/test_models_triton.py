@@ -11,6 +11,7 @@ import torch
 
 from headwater_engine.errors import LoadError
 from headwater_engine.kernels import find_device
+from headwater_engine.kernels.prefixes import Group, find_groups
 from headwater_engine.models.loading import load_model
 from headwater_engine.models.source import resolve
 from headwater_engine.worker import inputs

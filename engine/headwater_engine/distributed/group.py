@@ -32,8 +32,8 @@ _SILENT: Final = 6
 """Looks without a sign after which a machine counts as gone."""
 _SILENT_AND_IDLE: Final = 4
 """As many for a rank that does nothing meanwhile."""
-_SILENT_AT_WORK: Final = 60
-"""As many for one that takes CPU time, or waits for some or for a disk."""
+_SILENT_AT_WORK: Final = 240
+"""As many for one that takes CPU time, or waits for some or for a disk: it may load libraries on a busy machine."""
 _LAST_WORDS: Final = 0.3
 """Seconds in which others may say what explains it better."""
 _VERDICT: Final = 1.0

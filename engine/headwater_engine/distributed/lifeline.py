@@ -9,6 +9,7 @@ import select
 import socket
 import sys
 import threading
+import time
 from typing import Final, NoReturn
 
 from headwater_engine.distributed.line import INTERVAL, Beat, Cause, End, Failed, Loaded, decode, encode
@@ -16,6 +17,8 @@ from headwater_engine.distributed.line import INTERVAL, Beat, Cause, End, Failed
 VARIABLE: Final = "HEADWATER_ENGINE_LIFELINE"
 """Has the number of a connected socket that this process has inherited."""
 _LONGEST_WORDS: Final = 4000
+_LAST_MOMENT: Final = 2.0
+"""Seconds that a rank which has failed stays."""
 
 
 class Lifeline:
@@ -40,7 +43,9 @@ class Lifeline:
         self._say(Loaded())
 
     def failed(self, message: str) -> None:
+        """Say so, and give whoever watches a moment to tell why all end: perhaps another rank is gone."""
         self._say(Failed(f"Rank {self._rank}: {message[:_LONGEST_WORDS]}", Cause.FAILED))
+        time.sleep(_LAST_MOMENT)
 
     def _say(self, message: Beat | Loaded | Failed) -> None:
         try:

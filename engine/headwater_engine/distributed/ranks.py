@@ -4,18 +4,11 @@ A model that is shared among ranks runs as one process for each of them, with th
 a part of every large weight; what they compute comes together in these calls, which all ranks make alike.
 """
 
-from datetime import timedelta
-from typing import Final, Protocol
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import FileStore, PrefixStore, Store, TCPStore
-
-from headwater_engine.distributed.place import Place
-
-_LONGEST_WAIT: Final = timedelta(hours=1)
-"""For another rank: it may have to fetch the weights first. Whether it lives is watched elsewhere (`group.py`)."""
 
 
 class Ranks(Protocol):
@@ -86,26 +79,3 @@ class ProcessRanks:
         numbers = torch.tensor([number], device=self._device)
         dist.all_reduce(numbers, dist.ReduceOp.MIN)
         return int(numbers)
-
-
-def meet(place: Place, device: torch.device) -> ProcessRanks:
-    """Become the rank of `place`, once all others are there."""
-    address = place.meeting.store
-    if address.startswith("file://"):
-        store: Store = FileStore(address.removeprefix("file://"), place.size)
-    else:
-        host, _, port = address.removeprefix("tcp://").rpartition(":")
-        first = place.rank == 0
-        store = TCPStore(host.strip("[]"), int(port), place.size, first, _LONGEST_WAIT, wait_for_workers=False)
-    # Who does not know the secret finds none of the addresses that ranks leave there for one another.
-    store = PrefixStore(place.meeting.secret, store)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(
-        backend,
-        store=store,
-        rank=place.rank,
-        world_size=place.size,
-        timeout=_LONGEST_WAIT,
-        device_id=device if device.type == "cuda" else None,
-    )
-    return ProcessRanks(device)

@@ -8,8 +8,9 @@ import structlog
 import torch
 
 from headwater_engine.config import EngineSettings
+from headwater_engine.distributed.meet import find_ranks
 from headwater_engine.distributed.place import Place
-from headwater_engine.distributed.ranks import ALONE, meet
+from headwater_engine.distributed.ranks import ALONE
 from headwater_engine.errors import LoadError
 from headwater_engine.kernels import find_device, select
 from headwater_engine.kernels.interface import BLOCK_SIZE, LayerCache
@@ -67,7 +68,7 @@ def _load(
     neighbours = 1 if place is None else place.local_size
     torch.set_num_threads(max(1, (settings.threads or len(os.sched_getaffinity(0))) // neighbours))
     progress(0.0, "ranks")
-    ranks = ALONE if place is None else meet(place, device)
+    ranks = ALONE if place is None else find_ranks(place, device)
     folder = resolve(settings.model, settings.revision)
     # At first use the C++ kernels are compiled, which takes a minute or two.
     progress(0.0, "kernels")

@@ -1,0 +1,180 @@
+"""`headwater serve` with ranks: how a group begins, answers and ends, as processes with a model."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from tests.engine.test_engine_process import ends, opened_by_others
+from tests.engine.test_server import TEXT, free_port
+
+PATIENCE = 180  # seconds: a guard
+ASKED = {**TEXT, "max_tokens": 4, "temperature": 0, "ignore_eos": True}
+LONG = {**ASKED, "max_tokens": 1900}
+
+
+@dataclass(slots=True)
+class Server:
+    process: asyncio.subprocess.Process
+    http: httpx.AsyncClient
+
+    def ranks(self) -> list[psutil.Process]:
+        """Processes of ranks, the first one first where it is here."""
+        children = [(child, " ".join(child.cmdline())) for child in psutil.Process(self.process.pid).children()]
+        first = [child for child, command in children if "headwater_engine.core" in command]
+        return first + [child for child, command in children if "headwater_engine.worker" in command]
+
+    async def until_ready(self) -> Any:
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                try:
+                    answer = await self.http.get("/ready")
+                    if answer.status_code == 200:
+                        return answer.json()
+                except httpx.TransportError:
+                    assert self.process.returncode is None
+                await asyncio.sleep(0.1)
+
+    async def end(self) -> tuple[int | None, str]:
+        """Exit status and stderr, once it is gone by itself."""
+        _, errors = await asyncio.wait_for(self.process.communicate(), PATIENCE)
+        return self.process.returncode, errors.decode()
+
+
+@asynccontextmanager
+async def serving(*flags: str, environment: dict[str, str] | None = None) -> AsyncIterator[Server]:
+    port = free_port()
+    command = ["-m", "headwater", "serve", "random:tiny", "--port", str(port), "--num-blocks", "300"]
+    command += ["--log-level", "error", "--device", "cpu", "--tensor-parallel-size", "2", *flags]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *command,
+        stderr=asyncio.subprocess.PIPE,
+        env=os.environ | {"HEADWATER_KERNELS": "torch", "GLOO_SOCKET_IFNAME": "lo"} | (environment or {}),
+    )
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
+        try:
+            yield Server(process, http)
+        finally:
+            if process.returncode is None:
+                for child in psutil.Process(process.pid).children():
+                    child.kill()
+                process.kill()
+            _, errors = await process.communicate()
+            print(errors.decode(errors="replace"), file=sys.stderr)  # for whoever looks why a test failed
+
+
+async def begun_stream(server: Server) -> tuple[asyncio.Task[list[str]], asyncio.Event]:
+    """A stream's events, all of them once it is over; and whether there is one already."""
+    begun = asyncio.Event()
+
+    async def read() -> list[str]:
+        events = []
+        async with server.http.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as answer:
+            async for line in answer.aiter_lines():
+                events += [line] if line else []
+                begun.set()
+        return events
+
+    task = asyncio.create_task(read())
+    async with asyncio.timeout(PATIENCE):
+        await begun.wait()
+    return task, begun
+
+
+async def test_a_killed_rank_ends_the_group_and_every_open_request() -> None:
+    async with serving() as server:
+        ready = await server.until_ready()
+        assert ready["ranks"] == 2
+        assert "headwater_engine_ranks 2.0" in (await server.http.get("/metrics")).text
+        assert (await server.http.post("/v1/completions", json=ASKED)).json()["usage"]["completion_tokens"] == 4
+        stream, _ = await begun_stream(server)
+        whole = asyncio.create_task(server.http.post("/v1/completions", json=LONG))
+        ranks = server.ranks()
+        ranks[1].kill()
+        reason = "Rank 1 died with exit status -9."
+        assert json.loads((await stream)[-1].removeprefix("data: "))["error"]["message"] == reason
+        answer = await whole
+        assert (answer.status_code, answer.json()["error"]["message"]) == (500, reason)
+        status, errors = await server.end()
+        assert status == 1
+        assert f"headwater serve: {reason}" in errors
+        assert f"rank 0 ends: {reason}" in errors
+        for rank in ranks:
+            assert await ends(rank)
+
+
+async def test_two_nodes_serve_as_one_and_end_as_one() -> None:
+    """The second one comes first, and one of its ranks is stopped later."""
+    leader = f"127.0.0.1:{free_port()}"
+    group = ["--nodes", "2", "--leader", leader]
+    async with serving(*group, "--node-rank", "1") as other:
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                try:
+                    answer = await other.http.get("/ready")
+                    break
+                except httpx.TransportError:
+                    await asyncio.sleep(0.1)
+        assert answer.status_code == 503
+        assert f"waiting for node 0 at {leader}" in answer.json()["phase"]
+        assert (await other.http.get("/health")).status_code == 200
+        async with serving(*group, "--node-rank", "0") as first:
+            assert (await first.until_ready())["ranks"] == 2
+            assert (await other.until_ready())["ranks"] == 1
+            assert (await other.http.get("/v1/models")).status_code == 404
+            assert (await first.http.post("/v1/completions", json=ASKED)).status_code == 200
+            await assert_strangers_do_no_harm(first, leader)
+            other.ranks()[0].send_signal(signal.SIGSTOP)
+            reason = "Rank 1 gives no sign of life."
+            for server in (first, other):
+                status, errors = await server.end()
+                assert status == 1
+                assert f"headwater serve: {reason}" in errors
+
+
+async def assert_strangers_do_no_harm(server: Server, leader: str) -> None:
+    """At the ports of torch's store and of steps; nobody listens at the leader's own any more."""
+    host, port = leader.split(":")
+    for number in (int(port) + 1, int(port) + 2):
+        for sent in (b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 5000):
+            _, writer = await asyncio.open_connection(host, number)
+            writer.write(sent)
+            writer.close()
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection(host, int(port))
+    assert (await server.http.post("/v1/completions", json=ASKED)).status_code == 200
+
+
+async def test_ranks_end_with_the_process_that_started_them_while_they_load(tmp_path: Path) -> None:
+    """While one compiles the kernels, by a compiler that never comes to an end, and the other waits for it."""
+    pipe, compiler = tmp_path / "pipe", tmp_path / "compiler"
+    os.mkfifo(pipe)
+    compiler.write_text(f"#!/bin/sh\nread line < {pipe}\nexit 1\n")
+    compiler.chmod(0o755)
+    environment = {
+        "CXX": str(compiler),
+        "TORCH_EXTENSIONS_DIR": str(tmp_path / "built"),
+        "HEADWATER_KERNELS": "auto",
+    }
+    async with serving(environment=environment) as server:
+        async with asyncio.timeout(PATIENCE):
+            while len(ranks := server.ranks()) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        writer = await opened_by_others(pipe, ranks[0])
+        try:
+            server.process.kill()
+            for rank in ranks:
+                assert await ends(rank)
+        finally:
+            os.close(writer)

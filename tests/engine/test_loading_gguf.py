@@ -78,6 +78,13 @@ def test_gguf_files_that_are_not_for_us_are_refused(tiny: Path, tmp_path: Path) 
     writer.close()
     with pytest.raises(LoadError, match="architecture 'rwkv7'; supported are llama"):
         load(file)
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_head_count([4, 2])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(LoadError, match=r"llama\.attention\.head_count differs from layer to layer"):
+        load(file)
     whole = write_gguf(tiny, tmp_path / "whole.gguf").read_bytes()
     file.write_bytes(whole[:200])
     with pytest.raises(LoadError, match="is damaged"):

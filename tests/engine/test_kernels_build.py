@@ -88,6 +88,9 @@ def test_a_library_that_cannot_be_used_is_compiled_anew(machine: Machine) -> Non
 
 def test_nothing_but_a_whole_library_is_left_behind(machine: Machine) -> None:
     built = machine.folder / "built"
+    killed = built / f"{machine.library.stem}-killed"  # what a build leaves that could not tidy up
+    killed.mkdir(parents=True)
+    (killed / "gemm.o").touch()
     assert kernels(machine.start(CXX="/bin/false")).startswith("cpu-torch: /bin/false ended with status 1")
     assert [path.suffix for path in built.iterdir()] == [".lock"]
     kernels(machine.start())

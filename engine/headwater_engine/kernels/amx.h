@@ -30,15 +30,18 @@ inline bool granted() {
     return answer;
 }
 
+// What the CPU is told of its tiles.
+struct alignas(64) Layout {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {};
+    uint8_t rows[16] = {};
+};
+
 // Sets up this thread's tiles for up to 2 * ROWS rows of x, and gives them back in the end.
 class Tiles {
    public:
     explicit Tiles(int64_t rows) {
-        struct alignas(64) {
-            uint8_t palette = 1, start_row = 0, reserved[14] = {};
-            uint16_t row_bytes[16] = {};
-            uint8_t rows[16] = {};
-        } layout;
+        Layout layout;
         const int64_t upper = std::min(rows, ROWS), lower = rows - upper;
         for (int tile = 0; tile < 8; tile++) {
             layout.row_bytes[tile] = 64;

@@ -10,6 +10,9 @@
 //     output += weights x values of the span    (a small product, TILE dimensions at once)
 //
 // Where the context was cut into parts, the parts are put together in the end.
+//
+// On a CPU with AMX both products are its (attention_amx.h), be it for a prompt or for one token: a row's result must not
+// depend on how many others there are.
 #include "attention.h"
 
 #include <algorithm>
@@ -17,6 +20,7 @@
 #include <new>
 #include <vector>
 
+#include "attention_amx.h"
 #include "team.h"
 #include "tile.h"
 
@@ -97,7 +101,7 @@ template <typename T> using Aligned = std::vector<T, LineAllocator<T>>;
 
 // What a task works on. All rows are padded to whole vectors.
 template <typename T> struct Scratch {
-    Aligned<T> queries, weights;
+    Aligned<T> queries, weights, last_values;
     Aligned<float> scores, output, maxima, sums;
     void fit(const AttentionShape& shape, int64_t rows) {
         queries.resize(rows * shape.key_dim);
@@ -185,6 +189,12 @@ static void weigh_row(float* scores, T* weights, int64_t span_start, int64_t key
     sum += headwater::sum(total);
 }
 
+// The blocks of a span, and how many of their tokens there are.
+template <typename C> struct Span {
+    const C *keys[SPAN_BLOCKS], *values[SPAN_BLOCKS];
+    int64_t blocks, seen;
+};
+
 template <typename T, typename C> struct Batch {
     const T* queries;
     int64_t query_stride;
@@ -193,60 +203,112 @@ template <typename T, typename C> struct Batch {
     const Plan& plan;
     const AttentionShape& shape;
 
-    // The blocks of one span of a task, of keys and of values. Returns how many.
-    int64_t span(const Task& task, int64_t first, const C** key_blocks, const C** value_blocks) const {
-        const int64_t blocks = std::min(SPAN_BLOCKS, task.last_block - first);
-        for (int64_t b = 0; b < blocks; b++) {
-            const int64_t block = sequences.table(task.sequence)[first + b];
+    // The blocks of one span of a task, the last one over and over where there are fewer.
+    Span<C> span(const Task& task, int64_t first) const {
+        Span<C> span;
+        span.blocks = std::min(SPAN_BLOCKS, task.last_block - first);
+        span.seen = std::min(span.blocks * TILE, sequences.context_lengths[task.sequence] - first * TILE);
+        for (int64_t b = 0; b < SPAN_BLOCKS; b++) {
+            const int64_t block = sequences.table(task.sequence)[first + std::min(b, span.blocks - 1)];
             const int64_t at = block * plan.kv_heads + task.kv_head;
-            key_blocks[b] = keys + at * packed_rows<C>(shape.key_dim) * TILE;
-            value_blocks[b] = values + at * TILE * padded(shape.value_dim);
+            span.keys[b] = keys + at * packed_rows<C>(shape.key_dim) * TILE;
+            span.values[b] = values + at * TILE * padded(shape.value_dim);
         }
-        return blocks;
+        return span;
     }
 
     const Query& query(const Task& task, int64_t row) const { return plan.queries[task.first_query + row / plan.group]; }
     int64_t head(int64_t kv_head, int64_t row) const { return kv_head * plan.group + row % plan.group; }
 };
 
-// Accumulates the task's part of the context into the scratch's output, maxima and sums.
-//
-// Blocks lie anywhere, so that the CPU's own prefetching begins anew with each. So values are fetched while the scores
-// of their span are computed, and the keys of the next span, be it that of the `next` task, while values are added.
+// The products of a task. Values are fetched while the scores of their span are computed, and the keys of the next span while
+// values are added: blocks lie anywhere, so that the CPU's own prefetching begins anew with each.
+template <typename T, typename C>
+static void score_rows(Scratch<T>& scratch, int64_t rows, int64_t dim, const Span<C>& span) {
+    in_strips(rows, [&](auto R, int64_t row, int64_t) {
+        in_groups<panels_for(R)>(span.blocks, [&](auto P, int64_t first) {
+            score<R, P>(&scratch.queries[row * dim], dim, span.keys + first, row ? nullptr : span.values + first,
+                        &scratch.scores[row * SPAN + first * TILE]);
+        });
+    });
+}
+template <typename T, typename C>
+static void add_rows(Scratch<T>& scratch, int64_t rows, int64_t width, const Span<C>& span, const Span<C>& next) {
+    in_strips(rows, [&](auto R, int64_t row, int64_t) {
+        in_groups<value_tiles_for(R)>(width / TILE, [&](auto P, int64_t first) {
+            add_values<R, P>(&scratch.weights[row * SPAN], span.values, row ? nullptr : next.keys, first, span.seen,
+                             &scratch.output[row * width + first * TILE], width);
+        });
+    });
+}
+
+#if defined(__AMX_BF16__)
+// The same on tiles.
+static void score_on_tiles(Scratch<bf16>& scratch, const amx::Strips& strips, int64_t dim, const Span<bf16>& span) {
+    in_groups<4>(span.blocks, [&](auto P, int64_t first) {
+        for (int64_t strip = 0; strip < strips.count; strip++) {
+            const int64_t row = strip * strips.height;
+            amx::score_strip<P>(&scratch.queries[row * dim], dim, span.keys + first, strip ? nullptr : span.values + first,
+                                &scratch.scores[row * SPAN + first * TILE], SPAN);
+        }
+    });
+}
+
+// A tile multiplies all tokens of a block, and what lies where there is none yet may not be a number.
+static void clear_unseen(Span<bf16>& span, int64_t width, Aligned<bf16>& copy) {
+    const int64_t left = span.seen % TILE, size = TILE * TILE, there = packed_rows<bf16>(left) * TILE;
+    if (left == 0) return;
+    copy.assign(width * TILE, bf16{});
+    const bf16*& values = span.values[span.seen / TILE];
+    for (int64_t first = 0; first < width * TILE; first += size) std::copy_n(values + first, there, &copy[first]);
+    values = copy.data();
+}
+
+static void add_on_tiles(Scratch<bf16>& scratch, const amx::Strips& strips, int64_t width, Span<bf16>& span,
+                         const Span<bf16>& next) {
+    clear_unseen(span, width, scratch.last_values);
+    for (int64_t strip = 0; strip < strips.count; strip++)
+        in_groups<4>(width / TILE, [&](auto P, int64_t first) {
+            const int64_t row = strip * strips.height;
+            amx::add_values_to_strip<P>(&scratch.weights[row * SPAN], SPAN, span.values, span.blocks,
+                                        strip ? nullptr : next.keys, first, &scratch.output[row * width + first * TILE], width);
+        });
+}
+#endif
+
+// Accumulates the task's part of the context into the scratch's output, maxima and sums. `next` is fetched in the end.
 template <typename T, typename C>
 static void attend(const Batch<T, C>& batch, const Task& task, const Task& next, Scratch<T>& scratch) {
     const AttentionShape& shape = batch.shape;
     const int64_t rows = task.queries * batch.plan.group, dim = shape.key_dim, width = padded(shape.value_dim);
-    scratch.fit(shape, rows);
+    [[maybe_unused]] const amx::Strips strips(rows);
+    scratch.fit(shape, strips.rows());
     for (int64_t row = 0; row < rows; row++)
         std::copy_n(batch.queries + batch.query(task, row).token * batch.query_stride + batch.head(task.kv_head, row) * dim,
                     dim, &scratch.queries[row * dim]);
-    const C *keys[2][SPAN_BLOCKS], *values[2][SPAN_BLOCKS];
-    int64_t blocks = batch.span(task, task.first_block, keys[0], values[0]);
-    for (int64_t block = task.first_block, turn = 0; block < task.last_block; block += SPAN_BLOCKS, turn ^= 1) {
-        const int64_t seen = std::min(blocks * TILE, batch.sequences.context_lengths[task.sequence] - block * TILE);
-        in_strips(rows, [&](auto R, int64_t row, int64_t) {
-            in_groups<panels_for(R)>(blocks, [&](auto P, int64_t first) {
-                score<R, P>(&scratch.queries[row * dim], dim, keys[turn] + first, row ? nullptr : values[turn] + first,
-                            &scratch.scores[row * SPAN + first * TILE]);
-            });
-        });
-        for (int64_t row = 0; row < rows; row++)
-            weigh_row(&scratch.scores[row * SPAN], &scratch.weights[row * SPAN], block * TILE, seen,
-                      batch.query(task, row).position, shape, scratch.maxima[row], scratch.sums[row],
-                      &scratch.output[row * width], width);
-        const bool ends = block + SPAN_BLOCKS >= task.last_block;
-        const int64_t coming = batch.span(ends ? next : task, ends ? next.first_block : block + SPAN_BLOCKS,
-                                          keys[turn ^ 1], values[turn ^ 1]);
-        std::fill(keys[turn ^ 1] + coming, keys[turn ^ 1] + SPAN_BLOCKS, keys[turn ^ 1][coming - 1]);
-        in_strips(rows, [&](auto R, int64_t row, int64_t) {
-            in_groups<value_tiles_for(R)>(width / TILE, [&](auto P, int64_t first) {
-                add_values<R, P>(&scratch.weights[row * SPAN], values[turn], row ? nullptr : keys[turn ^ 1], first, seen,
-                                 &scratch.output[row * width + first * TILE], width);
-            });
-        });
-        blocks = coming;
-    }
+    const auto through = [&](const auto& score, const auto& add) {
+        Span<C> span = batch.span(task, task.first_block), coming;
+        for (int64_t block = task.first_block; block < task.last_block; block += SPAN_BLOCKS, span = coming) {
+            const bool ends = block + SPAN_BLOCKS >= task.last_block;
+            coming = batch.span(ends ? next : task, ends ? next.first_block : block + SPAN_BLOCKS);
+            score(span);
+            for (int64_t row = 0; row < rows; row++)
+                weigh_row(&scratch.scores[row * SPAN], &scratch.weights[row * SPAN], block * TILE, span.seen,
+                          batch.query(task, row).position, shape, scratch.maxima[row], scratch.sums[row],
+                          &scratch.output[row * width], width);
+            add(span, coming);
+        }
+    };
+#if defined(__AMX_BF16__)
+    if constexpr (sizeof(T) == 2)
+        if (dim % amx::INPUTS == 0 && amx::granted()) {
+            const amx::AttentionTiles tiles(strips.height);
+            return through([&](Span<C>& span) { score_on_tiles(scratch, strips, dim, span); },
+                           [&](Span<C>& span, Span<C>& coming) { add_on_tiles(scratch, strips, width, span, coming); });
+        }
+#endif
+    through([&](Span<C>& span) { score_rows(scratch, rows, dim, span); },
+            [&](Span<C>& span, Span<C>& coming) { add_rows(scratch, rows, width, span, coming); });
 }
 
 // A finished row to where its query's head has its place.

@@ -56,6 +56,8 @@ def build() -> ModuleType:
         with _alone(library.with_suffix(".lock")):
             module = _import(name, library)  # somebody else may have been faster
             if module is None:
+                for left in library.parent.glob(f"{name}-*"):  # by a build that was killed: a living one has the lock
+                    shutil.rmtree(left, ignore_errors=True)
                 _compile(name, [source for source in sources if source.suffix == ".cpp"], library)
                 module = _import(name, library)
     except OSError as error:

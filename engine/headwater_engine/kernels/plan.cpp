@@ -7,7 +7,11 @@
 namespace headwater {
 namespace {
 
+#if defined(__AMX_BF16__)
+constexpr int64_t TASK_ROWS = 48;  // three tiles high
+#else
 constexpr int64_t TASK_ROWS = 24;
+#endif
 
 class Planner {
    public:

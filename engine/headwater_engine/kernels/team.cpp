@@ -44,7 +44,8 @@ void wait_for_change(const std::atomic<uint32_t>& value, uint32_t old) {
 #if defined(__linux__)
 int this_core() { return sched_getcpu(); }
 
-// Has this thread go on where it may and none of `cores` is; if there is no such core, it stays. Where it may run is left as it was.
+// Has this thread go on where it may and none of `cores` is; if there is no such core, it stays. Where it may run later is
+// as it was.
 void move_off(const std::vector<int>& cores) {
     cpu_set_t allowed, elsewhere;
     if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
@@ -134,14 +135,15 @@ class Team {
     // core first (those of some virtual machines, which know of no caches that cores share), and then it stays so for seconds.
     void leave_others_alone(int who) {
         const int here = this_core();
-        bool alone = true;
-        for (int other = 0; other < who; other++) alone &= here < 0 || shares_[other].core.load(std::memory_order_relaxed) != here;
-        if (!alone) {
-            std::vector<int> cores;
-            for (int other = 0; other < size(); other++)
-                if (other != who) cores.push_back(shares_[other].core.load(std::memory_order_relaxed));
-            move_off(cores);
-        }
+        const auto core_of = [&](int each) { return shares_[each].core.load(std::memory_order_relaxed); };
+        for (int other = 0; other < who; other++)
+            if (here >= 0 && core_of(other) == here) {
+                std::vector<int> cores;
+                for (int each = 0; each < size(); each++)
+                    if (each != who) cores.push_back(core_of(each));
+                move_off(cores);
+                break;
+            }
         shares_[who].core.store(this_core(), std::memory_order_relaxed);
     }
 

@@ -86,11 +86,12 @@ def test_what_is_on_its_way_home_is_not_written_over() -> None:
     graphs, _, _ = recorded(lambda batch: batch.flat.tokens * 0 + value)
     value[0] = 7
     graphs.launch(2)
-    first = graphs.sample(2, filters=False)
-    value[0] = 8
+    first = graphs.sample(2, filters=True)
+    value[0] = 18
     graphs.launch(2)
-    assert graphs.sample(2, filters=True).tolist() == [9, 9]
-    assert first.tolist() == [7, 7]
+    assert graphs.sample(2, filters=True).tolist() == [19, 19]
+    assert first.tolist() == [8, 8]
+    assert graphs.sample(2, filters=False).tolist() == [18, 18]
 
 
 def test_steps_with_shared_prefixes_have_recordings_of_their_own() -> None:

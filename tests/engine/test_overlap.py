@@ -190,16 +190,15 @@ def test_steps_that_decode_are_replayed_and_no_others(model: Model) -> None:
 
 
 class Counting:
-    """A model that counts: what follows token n is n + 1, and what follows `broken` is not a number.
-
-    As a GPU does, it cannot go on after a token that there is not.
-    """
+    """A model that counts: what follows token n is n + 1, and what follows `broken` is not a number."""
 
     config = ModelConfig(20, (), 99)
     recordable = False
 
     def __init__(self, broken: int) -> None:
         self.broken = broken
+        self.outside = 0
+        """Tokens that there are not. The first one would have ended a GPU."""
 
     def reach(self, positions: int) -> None:
         pass
@@ -207,7 +206,7 @@ class Counting:
     def forward(
         self, tokens: Tensor, batch: AttentionBatch, caches: list[LayerCache], rows: Tensor | None = None
     ) -> Tensor:
-        assert (tokens >= 0).all(), "an index out of bounds ends a GPU"
+        self.outside += int((tokens < 0).sum())
         return (tokens if rows is None else tokens[rows]).float().unsqueeze(1)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -218,9 +217,8 @@ class Counting:
 @pytest.mark.parametrize("depth", [0, 1])
 def test_an_output_that_is_no_number_ends_its_request_and_no_other(depth: int) -> None:
     """The step behind it is under way by then, with a token that there is not."""
-    engine = make_engine(
-        Counting(7), TorchKernels(), 40, max_num_seqs=4, max_batched_tokens=16, reuse=True, depth=depth
-    )
+    model = Counting(7)
+    engine = make_engine(model, TorchKernels(), 40, max_num_seqs=4, max_batched_tokens=16, reuse=True, depth=depth)
     for name, first in (("breaks", 4), ("counts", 10)):
         params = SamplingParams(max_tokens=6, temperature=0)
         engine.add(Generate(id=name, prompt=[first], params=params))
@@ -233,6 +231,7 @@ def test_an_output_that_is_no_number_ends_its_request_and_no_other(depth: int) -
                 errors[output.id] = output.error
     assert errors == {"breaks": "The model's output is not finite."}
     assert answers == {"breaks": [5, 6, 7], "counts": [11, 12, 13, 14, 15, 16]}
+    assert model.outside == 0
 
 
 class NoQuestions(TorchFunctionMode):

@@ -95,12 +95,12 @@ class Layouts:
         spans = [Span(index, len(self.rows[index].tokens) - 1, 1, 1, 0) for index in chosen]
         size = self.rng.randint(len(spans), SEATS)
         batch = self.inputs.lay_out(spans, self.sampling, size)
-        recorded = self.inputs.recorded(size)
         self._check(spans, batch, size)
-        for ours, theirs in zip(_tensors(batch), _tensors(recorded), strict=True):
-            assert ours.data_ptr() == theirs.data_ptr() and ours.shape == theirs.shape
         idle = batch.flat.attention.slots[len(spans) :].cpu()
         assert (idle == SPARE * BLOCK_SIZE).all(), "a row of nobody's writes to a block of somebody's"
+        recorded = self.inputs.recorded(size, self.sampling)
+        for ours, theirs in zip(_tensors(batch), _tensors(recorded), strict=True):
+            assert ours.data_ptr() == theirs.data_ptr() and ours.shape == theirs.shape
 
     def _check(self, spans: list[Span], batch: Batch, size: int | None = None) -> None:
         idle = (size or len(spans)) - len(spans)

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from headwater_engine.core.step import Seat, Span, Step
+from headwater_engine.kernels.interface import BLOCK_SIZE
 from headwater_engine.kernels.reference import TorchKernels
 from headwater_engine.sampling.params import SamplingParams
-from headwater_engine.sampling.rows import SamplingRows
+from headwater_engine.sampling.rows import SamplingRows, numbers_of
 from headwater_engine.worker.graphs import DecodeGraphs, Replay, ladder
 from headwater_engine.worker.inputs import Batch, Inputs
 from headwater_engine.worker.seats import Seats
@@ -42,10 +43,8 @@ def recorded(
     seats.take(Step(0, [], [nobody], [(MOST, [9])], [], []))
     rows = SamplingRows(10, kernels.device)
     rows.seat(MOST, nobody.sampling, [])
-    inputs.lay_out([Span(MOST, 0, 1, 1, 0)], rows)
-    graphs = DecodeGraphs(
-        forward, lambda hidden, batch, sampling: hidden + sampling.filters, inputs, record, ladder(MOST), told.append
-    )
+    choose = lambda hidden, batch, sampling: hidden + sampling.filters  # noqa: E731
+    graphs = DecodeGraphs(forward, choose, inputs, rows, record, ladder(MOST), told.append)
     return graphs, inputs, told
 
 
@@ -67,6 +66,28 @@ def test_the_largest_comes_first_and_it_is_told_how_far_it_got() -> None:
     _, _, told = recorded(forward)
     assert sizes == sorted(sizes, reverse=True) and sizes[0] == MOST
     assert told[0] == 0 and told == sorted(told) and told[-1] < 1
+
+
+def test_what_is_recorded_is_a_step_of_nobodys() -> None:
+    """A kernel that reads what stands there by chance could read and write where there is nothing, which ends a GPU."""
+    batches: list[int] = []
+
+    def forward(batch: Batch) -> Tensor:
+        size, attention = len(batch.flat.tokens), batch.flat.attention
+        assert batch.flat.tokens.tolist() == attention.positions.tolist() == [0] * size
+        assert attention.query_starts.tolist() == list(range(size + 1))
+        assert attention.context_lengths.tolist() == [1] * size
+        assert attention.block_tables[:, 0].tolist() == [9] * size
+        assert attention.slots.tolist() == [9 * BLOCK_SIZE] * size
+        assert batch.flat.seats.tolist() == [MOST] * size
+        assert numbers_of(batch.numbers, filters=False).inverse_temperatures.tolist() == [0] * size
+        if attention.prefixes is not None:
+            assert all(not each.any() for each in attention.prefixes)
+        batches.append(size)
+        return batch.flat.tokens * 2
+
+    recorded(forward, groups=3)
+    assert set(batches) == set(ladder(MOST))
 
 
 def test_only_steps_of_single_tokens_that_are_all_sampled_are_recorded() -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from headwater_engine.core.step import Span
 from headwater_engine.kernels.interface import SamplingBatch
-from headwater_engine.sampling.rows import numbers_of
+from headwater_engine.sampling.rows import SamplingRows, numbers_of
 from headwater_engine.worker.inputs import Batch, Inputs
 
 Forward = Callable[[Batch], Tensor]
@@ -45,22 +45,29 @@ class DecodeGraphs:
     """Recorded steps in which each sequence computes one token and samples."""
 
     def __init__(
-        self, forward: Forward, choose: Choose, inputs: Inputs, record: Recorder, sizes: Sequence[int], tell: Progress
+        self,
+        forward: Forward,
+        choose: Choose,
+        inputs: Inputs,
+        rows: SamplingRows,
+        record: Recorder,
+        sizes: Sequence[int],
+        tell: Progress,
     ) -> None:
         """Records these sizes, the largest first; `tell` is called with the fraction that is recorded.
 
-        Nobody's seat must be known to the inputs, with a block.
+        Inputs and rows must know of nobody's seat, with a block.
         """
         self._launches: dict[tuple[int, bool], Replay] = {}
         self._samples: dict[tuple[int, bool], Replay] = {}
         # The largest takes the memory that all others find.
         for done, size in enumerate(sizes):
             tell(done / len(sizes))
-            batch = inputs.recorded(size)
+            batch = inputs.recorded(size, rows)
             self._launches[size, False] = launch = record(lambda batch=batch: forward(batch))  # type: ignore[misc]
             hidden = launch()
             if inputs.shares and size > 1:
-                shared = inputs.recorded(size, shared=True)
+                shared = inputs.recorded(size, rows, shared=True)
                 self._launches[size, True] = record(
                     lambda hidden=hidden, batch=shared: hidden.copy_(forward(batch))  # type: ignore[misc]
                 )

@@ -167,12 +167,15 @@ class Inputs:
         self._seats.told()
         return batch
 
-    def recorded(self, size: int, *, shared: bool = False) -> Batch:
-        """That of each later `lay_out` with this size, as far as tensors go; of contexts of any length.
-
-        `shared`: of those in which sequences share prefixes.
+    def recorded(self, size: int, rows: SamplingRows, *, shared: bool = False) -> Batch:
+        """A step of nobody's, to be recorded for all of this size: for contexts of any length, and the tensors are those
+        of each later `lay_out`. `shared`: for steps in which sequences share prefixes.
         """
-        return self._batch(self._views(self._size(size, size, size)), 1, self._seats.longest, size, shared=shared)
+        self.lay_out([Span(self._seats.nobody, 0, 1, 1, 0)], rows, size)
+        views = self._views(self._size(size, size, size))
+        if shared:
+            views.there.prefixes.zero_()  # of no group
+        return self._batch(views, 1, self._seats.longest, size, shared=shared)
 
     def _groups(self, seats: np.ndarray, contexts: np.ndarray) -> list[Group]:
         """Of sequences that decode, those that share a prefix."""

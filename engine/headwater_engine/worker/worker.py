@@ -210,12 +210,14 @@ class ModelWorker:
         """Record decoding steps of these sizes, the largest first; `spare_block` is no request's."""
         nobody = self._seats.nobody
         seat = Seat(nobody, [0], 0, SamplingParams(max_tokens=1, temperature=0))
-        self.launch(Step(0, [], [seat], [(nobody, [spare_block])], [], [Span(nobody, 0, 1, 1, 0)]))
-        self.sample().wait()
+        step = Step(0, [nobody], [seat], [(nobody, [spare_block])], [], [])
+        self._seats.take(step)
+        self._take_rows(step)
         self._graphs = DecodeGraphs(
             lambda batch: self._model.forward(batch.flat.tokens, batch.flat.attention, self._caches),
             lambda hidden, batch, sampling: self._choose(hidden, batch, sampling, np.full(len(hidden), -1)).tokens,
             self._inputs,
+            self._rows,
             record,
             sizes,
             tell,

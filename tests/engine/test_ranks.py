@@ -85,6 +85,7 @@ def say(folder: Path, ranks: Ranks, session: Session | None) -> Said:
     kernels = TorchKernels()
     with numbers_read() as read:
         model = load_model(resolve(str(folder)), kernels=kernels, ranks=ranks)
+    model.reach(model.config.max_positions)
     with torch.inference_mode():
         batch = flat_batch([[1, 2]], [range(len(PROMPTS[0]))], kernels.device)
         caches = [kernels.allocate(3, spec) for spec in model.config.caches]

@@ -12,7 +12,7 @@ from headwater_engine.distributed import rendezvous
 from headwater_engine.distributed.line import LONGEST, Beat, Hello, Line, Refused
 from headwater_engine.distributed.rendezvous import Leader, join
 from headwater_engine.errors import RendezvousError
-from tests.engine.test_server import free_port
+from tests.engine.front import free_port
 
 PATIENCE = 60  # seconds: a guard
 

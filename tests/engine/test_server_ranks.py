@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ import httpx
 import psutil
 import pytest
 
+from tests.engine.front import TEXT, free_port
 from tests.engine.test_engine_process import ends, opened_by_others
-from tests.engine.test_server import TEXT, free_port
 
 PATIENCE = 180  # seconds: a guard
 ASKED = {**TEXT, "max_tokens": 4, "temperature": 0, "ignore_eos": True}
@@ -29,10 +29,7 @@ class Server:
     http: httpx.AsyncClient
 
     def ranks(self) -> list[psutil.Process]:
-        """Processes of ranks, the first one first where it is here."""
-        children = [(child, " ".join(child.cmdline())) for child in psutil.Process(self.process.pid).children()]
-        first = [child for child, command in children if "headwater_engine.core" in command]
-        return first + [child for child, command in children if "headwater_engine.worker" in command]
+        return ranks_below(self.process.pid)
 
     async def until_ready(self) -> Any:
         async with asyncio.timeout(PATIENCE):
@@ -178,3 +175,53 @@ async def test_ranks_end_with_the_process_that_started_them_while_they_load(tmp_
                 assert await ends(rank)
         finally:
             os.close(writer)
+
+
+async def test_up_has_a_group_back_that_died_as_one(tmp_path: Path) -> None:
+    spec = {
+        "model": {"source": "random:tiny"},
+        "parallelism": {"tensor": 2},
+        "backend": {"type": "headwater", "args": ["--device", "cpu", "--num-blocks", "300"]},
+        "routing": {"policy": "round_robin"},
+    }
+    resource = {"apiVersion": "headwater.dev/v1alpha1", "kind": "ModelDeployment", "metadata": {"name": "shared"}}
+    (tmp_path / "shared.yaml").write_text(json.dumps(resource | {"spec": spec}))
+    port = free_port()
+    command = ["-m", "headwater", "up", str(tmp_path / "shared.yaml"), "--port", str(port), "--state", str(tmp_path)]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *command, stderr=asyncio.subprocess.DEVNULL, env=os.environ | {"HEADWATER_KERNELS": "torch"}
+    )
+    asked = {**ASKED, "model": "shared"}
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
+        try:
+            await until_answered(http, asked)
+            killed = ranks_below(process.pid)
+            assert len(killed) == 2
+            killed[1].kill()
+            for rank in killed:
+                assert await ends(rank)
+            await until_answered(http, asked)
+            again = ranks_below(process.pid)
+            assert len(again) == 2
+            assert not {rank.pid for rank in again} & {rank.pid for rank in killed}
+        finally:
+            process.send_signal(signal.SIGINT)
+            await asyncio.wait_for(process.wait(), PATIENCE)
+
+
+async def until_answered(http: httpx.AsyncClient, asked: dict[str, Any]) -> None:
+    """Errors until then are of a router or an engine that is not there yet, or about to end."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            with suppress(httpx.TransportError):
+                if (answer := await http.post("/v1/completions", json=asked)).status_code == 200:
+                    return
+                assert answer.status_code >= 500, answer.text
+            await asyncio.sleep(0.2)
+
+
+def ranks_below(pid: int) -> list[psutil.Process]:
+    """The first one first."""
+    below = [(child, " ".join(child.cmdline())) for child in psutil.Process(pid).children(recursive=True)]
+    first = [child for child, command in below if "headwater_engine.core" in command]
+    return first + [child for child, command in below if "headwater_engine.worker" in command]

@@ -5,9 +5,11 @@ Used by the benchmarks here; measures each streamed answer's time to first token
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from statistics import mean, median
 
 GREEDY: Mapping[str, float] = {"temperature": 0}
@@ -33,6 +35,11 @@ class Answer:
         """Mean time between two tokens; several may come in one chunk."""
         return (self.arrivals[-1] - self.arrivals[0]) / max(1, self.output_tokens - 1)
 
+    @property
+    def gaps(self) -> list[float]:
+        """Times between two chunks."""
+        return [later - earlier for earlier, later in pairwise(self.arrivals)]
+
 
 @dataclass(slots=True, frozen=True)
 class Summary:
@@ -41,20 +48,33 @@ class Summary:
     tokens_per_s: float
     ttft: float
     """Median, seconds."""
+    ttft_p99: float
     inter_token: float
     """Mean over requests, seconds."""
+    gap_p50: float
+    """Of all times between two chunks, seconds."""
+    gap_p99: float
     cached_share: float
     """Of all prompt tokens."""
 
     @classmethod
     def of(cls, answers: Sequence[Answer], prompt_tokens: int) -> "Summary":
+        gaps = [gap for answer in answers for gap in answer.gaps]
         wall = max(answer.ended for answer in answers) - min(answer.started for answer in answers)
         return cls(
             tokens_per_s=sum(answer.output_tokens for answer in answers) / wall,
             ttft=median(answer.ttft for answer in answers),
+            ttft_p99=percentile([answer.ttft for answer in answers], 0.99),
             inter_token=mean(answer.inter_token for answer in answers),
+            gap_p50=percentile(gaps, 0.5),
+            gap_p99=percentile(gaps, 0.99),
             cached_share=sum(answer.cached_tokens for answer in answers) / prompt_tokens,
         )
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The smallest that at least `share` of the values do not exceed; 0 of none."""
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)] if values else 0.0
 
 
 async def complete(

@@ -14,6 +14,7 @@ import measure
 import shapes
 import torch
 import torch.nn.functional as F
+from floors import attention_bytes, causal_operations
 from measure import Ceilings, Report, copies_of, seconds
 from shapes import DIM, HEADS, HIDDEN, INTERMEDIATE, KV_BYTES, KV_HEADS
 from torch import Tensor
@@ -25,7 +26,7 @@ SCALE = DIM**-0.5
 def decode(report: Report, ceiling: Ceilings, sequences: int, context: int) -> None:
     kernels, contexts = shapes.kernels(), [context] * sequences
     batch, queries = shapes.batch(contexts, [1] * sequences), shapes.random_queries(sequences)
-    size = sequences * (context * KV_BYTES + 2 * HEADS * DIM * 2)
+    size = attention_bytes(sequences, context, KV_BYTES, HEADS * DIM * 2)
     copies = copies_of(size)
     caches = [shapes.random_cache(shapes.blocks_of(contexts)) for _ in range(copies)]
     ours = seconds(lambda cache: kernels.paged_attention(queries, cache, batch, scale=SCALE), caches)
@@ -35,13 +36,40 @@ def decode(report: Report, ceiling: Ceilings, sequences: int, context: int) -> N
     by_bandwidth(report, ceiling, f"decode attention, {sequences} x {context}", size, ours, theirs)
 
 
+def shared(report: Report, ceiling: Ceilings, sequences: int, prefix: int, context: int) -> None:
+    """Contexts that all begin with the same `prefix` tokens, which are to be read once; `peer` reads them for each."""
+    kernels, contexts = shapes.kernels(), [context] * sequences
+    batch, queries = shapes.batch(contexts, [1] * sequences, shared=prefix), shapes.random_queries(sequences)
+    caches = [shapes.random_cache(shapes.blocks_of(contexts))]
+    ours = seconds(lambda cache: kernels.paged_attention(queries, cache, batch, scale=SCALE), caches)
+    batch.prefixes = None
+    alone = seconds(lambda cache: kernels.paged_attention(queries, cache, batch, scale=SCALE), caches)
+    size = attention_bytes(sequences, context, KV_BYTES, HEADS * DIM * 2, prefix)
+    by_bandwidth(report, ceiling, f"{sequences} x {context}, {prefix} of them shared", size, ours, alone)
+
+
+def in_8_bits(report: Report, ceiling: Ceilings, sequences: int, context: int) -> None:
+    """Keys and values of half the bytes; `peer` is ours in bfloat16."""
+    contexts, times = [context] * sequences, []
+    batch, queries = shapes.batch(contexts, [1] * sequences), shapes.random_queries(sequences)
+    for kv_dtype in (torch.float8_e4m3fn, None):
+        kernels, copies = shapes.kernels(kv_dtype), copies_of(sequences * context * KV_BYTES // 2)
+        caches = [shapes.random_cache(shapes.blocks_of(contexts), kv_dtype) for _ in range(copies)]
+        attend = partial(kernels.paged_attention, queries, batch=batch, scale=SCALE)
+        times.append(seconds(lambda cache, attend=attend: attend(cache=cache), caches))  # type: ignore[misc]
+        del caches
+        torch.cuda.empty_cache()
+    size = attention_bytes(sequences, context, KV_BYTES // 2, HEADS * DIM * 2)
+    by_bandwidth(report, ceiling, f"decode attention in 8 bits, {sequences} x {context}", size, *times)
+
+
 def prompt(report: Report, ceiling: Ceilings, tokens: int, context: int) -> None:
     kernels, batch, queries = shapes.kernels(), shapes.batch([context], [tokens]), shapes.random_queries(tokens)
     caches = [shapes.random_cache(shapes.blocks_of([context]))]
     ours = seconds(lambda cache: kernels.paged_attention(queries, cache, batch, scale=SCALE), caches)
     theirs = peer(1, tokens, context, 1, causal=True) if tokens == context else None
-    pairs = tokens * (context - tokens) + tokens * (tokens + 1) / 2
-    by_operations(report, ceiling, f"prompt attention, {tokens} of {context}", 4 * HEADS * DIM * pairs, ours, theirs)
+    operations = causal_operations(tokens, context, HEADS * DIM)
+    by_operations(report, ceiling, f"prompt attention, {tokens} of {context}", operations, ours, theirs)
 
 
 def mixed(report: Report, ceiling: Ceilings) -> None:
@@ -133,6 +161,10 @@ def main() -> None:
     for tokens, context in ((2048, 2048), (8192, 8192), (2048, 8192)):
         prompt(report, ceiling, tokens, context)
     mixed(report, ceiling)
+    for sequences in (32, 128, 256):
+        shared(report, ceiling, sequences, 4096, 5120)
+    for sequences in (1, 32, 128):
+        in_8_bits(report, ceiling, sequences, 1024)
     for tokens in (32, 8192):
         for part in (norm, rope, activation):
             part(report, ceiling, tokens)

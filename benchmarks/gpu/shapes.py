@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from headwater_engine.kernels.gpu import TritonKernels
 from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch, CacheSpec, LayerCache
+from headwater_engine.kernels.prefixes import as_numbers, as_prefixes, find_groups
 
 HEADS, KV_HEADS, DIM, HIDDEN, INTERMEDIATE, LAYERS = 32, 8, 128, 4096, 14336, 32
 KV_BYTES = 2 * KV_HEADS * DIM * 2
@@ -14,27 +16,34 @@ KV_BYTES = 2 * KV_HEADS * DIM * 2
 DEVICE = torch.device("cuda")
 
 
-def kernels() -> TritonKernels:
-    return TritonKernels(torch.bfloat16, DEVICE)
+def kernels(kv_dtype: torch.dtype | None = None) -> TritonKernels:
+    return TritonKernels(torch.bfloat16, DEVICE, kv_dtype)
 
 
-def random_cache(blocks: int) -> LayerCache:
-    cache = kernels().allocate(blocks, CacheSpec(KV_HEADS, DIM, DIM))
-    cache.keys.normal_()
-    cache.values.normal_()
+def random_cache(blocks: int, kv_dtype: torch.dtype | None = None) -> LayerCache:
+    cache = kernels(kv_dtype).allocate(blocks, CacheSpec(KV_HEADS, DIM, DIM))
+    for tensor in (cache.keys, cache.values):
+        tensor.copy_(torch.randn(tensor.shape, device=DEVICE, dtype=torch.bfloat16))
     return cache
 
 
-def batch(contexts: Sequence[int], new: Sequence[int]) -> AttentionBatch:
-    """Sequences of `contexts` tokens whose last `new` are computed, over blocks in random order, from 0 on."""
+def batch(contexts: Sequence[int], new: Sequence[int], shared: int = 0) -> AttentionBatch:
+    """Sequences of `contexts` tokens whose last `new` are computed, over blocks in random order, from 0 on.
+
+    All begin with the blocks of the first one's `shared` tokens.
+    """
     counts = [-(-context // BLOCK_SIZE) for context in contexts]
     order = torch.randperm(sum(counts), dtype=torch.int32)
     tables = torch.zeros(len(contexts), max(counts), dtype=torch.int32)
     for row, blocks in zip(tables, order.split(counts), strict=True):
         row[: len(blocks)] = blocks
+        row[: shared // BLOCK_SIZE] = tables[0, : shared // BLOCK_SIZE]
     positions = torch.cat([torch.arange(c - n, c) for c, n in zip(contexts, new, strict=True)])
     rows = torch.repeat_interleave(torch.arange(len(contexts)), torch.tensor(new))
     slots = tables[rows, positions // BLOCK_SIZE].long() * BLOCK_SIZE + positions % BLOCK_SIZE
+    decodes = next((place for place, count in enumerate(new) if count > 1), len(new))
+    groups = find_groups(tables.numpy()[:decodes], np.array(contexts[:decodes]))
+    numbers = torch.from_numpy(as_numbers(groups, len(contexts))).to(DEVICE)
     return AttentionBatch(
         positions=positions.to(DEVICE),
         slots=slots.to(DEVICE),
@@ -43,6 +52,8 @@ def batch(contexts: Sequence[int], new: Sequence[int]) -> AttentionBatch:
         context_lengths=torch.tensor(contexts, dtype=torch.int32, device=DEVICE),
         longest_query=max(new),
         longest_context=max(contexts),
+        decodes=decodes,
+        prefixes=as_prefixes(numbers, len(contexts)) if groups else None,
     )
 
 

@@ -2,10 +2,11 @@
 
     PYTHONPATH=engine python benchmarks/gpu/step.py
 
-`step` is the engine's own, with recorded decoding steps: schedule, launch, sample, tokens home; `eager` is the same
-without a recording. `forward` is what the kernels take by themselves, and `launching` what Python takes to launch them
-one by one. The floor is (weights + KV of all contexts) / the bandwidth of a copy in this run. Prompts: two operations
-for each weight and token, over the rate of a large product in this run.
+`step` is the engine's own, with recorded decoding steps: schedule, launch, sample, tokens home. `eager` is the same
+without a recording; `host` is what of a step the host takes for itself, planning and launching. `forward` is what the
+kernels take by themselves, and `launching` what Python takes to launch them one by one. The floor is (weights + KV of
+all contexts) / the bandwidth of a copy in this run. Prompts: two operations for each weight and token, over the rate of
+a large product in this run.
 """
 
 import statistics
@@ -16,6 +17,7 @@ from typing import NamedTuple
 import measure
 import shapes
 import torch
+from floors import decode_bytes
 from measure import Ceilings, Report
 from shapes import DEVICE, KV_BYTES, LAYERS
 from torch import Tensor
@@ -24,6 +26,7 @@ from headwater_engine.cache.prefix_cache import PrefixCache
 from headwater_engine.core.engine import Engine
 from headwater_engine.core.messages import Generate
 from headwater_engine.core.scheduler import Scheduler
+from headwater_engine.core.step import Pending, Result, Step
 from headwater_engine.kernels.interface import BLOCK_SIZE, LayerCache
 from headwater_engine.layers.linears import Linears
 from headwater_engine.layers.weights import Weights
@@ -76,6 +79,31 @@ class Ran(NamedTuple):
     """Tokens of a sequence then, mean."""
     prompt_rate: float
     """Prompt tokens a second."""
+    host: float
+    """Seconds of such a step in which the host does not wait for the GPU, median."""
+
+
+class Timed:
+    """A worker that knows how long its results were waited for."""
+
+    def __init__(self, worker: ModelWorker) -> None:
+        self._worker = worker
+        self._pending: Pending | None = None
+        self.waited = 0.0
+
+    def launch(self, step: Step) -> None:
+        self._worker.launch(step)
+
+    def sample(self) -> Pending:
+        self._pending = self._worker.sample()
+        return self
+
+    def wait(self) -> Result:
+        assert self._pending is not None
+        begun = time.perf_counter()
+        result = self._pending.wait()
+        self.waited = time.perf_counter() - begun
+        return result
 
 
 def worker_of(model: Decoder, caches: list[LayerCache]) -> ModelWorker:
@@ -86,12 +114,13 @@ def run_engine(worker: ModelWorker, caches: list[LayerCache], sequences: int) ->
     cache = PrefixCache(len(caches[0].keys) - 1, BLOCK_SIZE, reuse=False)
     scheduler = Scheduler(cache, max_num_seqs=MOST, max_batched_tokens=BUDGET)
     # At depth 0, so that a step's own time is seen.
-    engine = Engine(scheduler, worker, max_model_len=2 * PROMPT, vocab_size=SHAPES["llama-3.1-8b"]["vocab_size"])
+    timed = Timed(worker)
+    engine = Engine(scheduler, timed, max_model_len=2 * PROMPT, vocab_size=SHAPES["llama-3.1-8b"]["vocab_size"])
     # Those that come first decode while the last prompts are read.
     params = SamplingParams(max_tokens=STEPS + sequences * PROMPT // BUDGET + 3, temperature=0, ignore_eos=True)
     for number in range(sequences):
         engine.add(Generate(id=str(number), prompt=torch.randint(100_000, (PROMPT,)).tolist(), params=params))
-    steps, contexts, reading = [], [], 0.0
+    steps, contexts, hosts, reading = [], [], [], 0.0
     while engine.has_work:
         reads = engine.stats().prompt_tokens_computed < sequences * PROMPT
         begun = time.perf_counter()
@@ -101,8 +130,10 @@ def run_engine(worker: ModelWorker, caches: list[LayerCache], sequences: int) ->
             reading += took
         elif len(outputs) == len(engine.scheduler.running) == sequences:
             steps.append(took)
+            hosts.append(took - timed.waited)
             contexts.append(statistics.mean(len(request.tokens) for request in engine.scheduler.running))
-    return Ran(statistics.median(steps[2:]), statistics.mean(contexts[2:]), sequences * PROMPT / reading)
+    rate = sequences * PROMPT / reading
+    return Ran(statistics.median(steps[2:]), statistics.mean(contexts[2:]), rate, statistics.median(hosts[2:]))
 
 
 def forward(model: Decoder, caches: list[LayerCache], sequences: int, context: int) -> tuple[float, float]:
@@ -135,7 +166,8 @@ def row(
     eager = run_engine(worker_of(model, caches), caches, sequences)
     ran = run_engine(recorded_steps, caches, sequences)
     recorded, launching = forward(model, caches, sequences, round(ran.context))
-    floor = (checkpoint.bytes_read_a_step + sequences * ran.context * KV_BYTES * LAYERS) / ceiling.bandwidth
+    size = decode_bytes(checkpoint.bytes_read_a_step, KV_BYTES * LAYERS, sequences, ran.context)
+    floor = size / ceiling.bandwidth
     report.row(
         sequences,
         floor * 1e3,
@@ -145,6 +177,7 @@ def row(
         ran.step / floor,
         eager.step * 1e3,
         launching * 1e3,
+        ran.host * 1e3,
         f"{sequences / ran.step:.0f}",
         f"{ran.prompt_rate:.0f}",
         # two operations for each weight, which has two bytes
@@ -172,6 +205,7 @@ def main() -> None:
         "of floor ",
         "eager ms",
         "launching ms",
+        "host ms",
         "output tok/s",
         "prompt tok/s",
         "of the bf16 rate",

@@ -115,6 +115,10 @@ class EngineSettings(BaseSettings):
     threads: int | None = Field(
         None, ge=1, description="CPU threads, of all ranks here together. Default: all cores of this process."
     )
+    metrics_names: Literal["headwater", "vllm,headwater"] = Field(
+        "headwater",
+        description="Names of the metrics. vllm,headwater: those that vLLM has, too, for pickers made for it.",
+    )
     max_body_mib: float = Field(32, gt=0, description="Largest request body in MiB; a larger one gets a 413.")
     shutdown_timeout: float = Field(30, ge=0, description="Seconds that running streams get to finish after SIGTERM.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")

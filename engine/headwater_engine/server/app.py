@@ -18,7 +18,7 @@ from typing import Final
 
 import structlog
 import uvloop
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from headwater import __version__
 from headwater.http.bodies import BodyBudget
@@ -218,8 +218,7 @@ class EngineApp:
         return f"no sign from the engine for {silence:.0f} seconds"
 
     async def _prometheus(self, request: Request, client: ClientConnection) -> None:
-        page = generate_latest(self.metrics.registry)
-        client.answer(200, [(b"content-type", CONTENT_TYPE_LATEST.encode())], page)
+        client.answer(200, [(b"content-type", CONTENT_TYPE_LATEST.encode())], self.metrics.page())
 
     async def _version(self, request: Request, client: ClientConnection) -> None:
         answer_json(client, {"version": __version__})
@@ -231,7 +230,7 @@ class EngineServer:
     def __init__(self, settings: EngineSettings, command: list[str] | None = None) -> None:
         """`command`: what to run instead of the engine process; see EngineClient."""
         self._settings = settings
-        self._metrics = ServerMetrics()
+        self._metrics = ServerMetrics(settings.metrics_names)
         self._engine = EngineClient(settings, command, self._metrics.take)
         self._app = EngineApp(self._engine, self._metrics)
         self._failed = False
@@ -269,6 +268,7 @@ class EngineServer:
         except LoadError as error:
             self._fail(str(error))
             return
+        self._metrics.vllm.model_name = self._app.model.names[0]
         ready = await self._engine.until_ready()
         self._metrics.ready(ready)
         self._app.model.vocabulary = ready.vocab_size

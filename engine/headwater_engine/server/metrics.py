@@ -7,10 +7,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, generate_latest
 
 from headwater.tally import Count, Distribution, Samples, Tally
 from headwater_engine.core.messages import Ready, Stats
+from headwater_engine.server.vllm_metrics import VllmNames
 
 _LATENCY = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 20, 40, 80)
 _SHORT = (
@@ -42,8 +43,14 @@ _TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 class ServerMetrics:
     """All of them, in a registry of their own."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: str = "headwater") -> None:
+        """`names`: as of --metrics-names."""
         self.registry = CollectorRegistry()
+        self.vllm = VllmNames(self.registry)
+        self._pages = [self.registry]
+        if "vllm" in names:
+            self._pages.append(CollectorRegistry())
+            self._pages[-1].register(self.vllm)
         # The router tells a restarted engine, whose cache is empty, by its process_start_time_seconds.
         ProcessCollector(registry=self.registry)
         gauge, counter, count, samples = self._gauge, self._counter, self._count, self._samples
@@ -87,6 +94,10 @@ class ServerMetrics:
             prompt_tokens_computed=0, preemptions=0, step_seconds=[], batch_sizes=[], prompt_tokens_limit=0,
             steps_on_pace=0, steps_off_pace=0,
         )  # fmt: skip
+
+    def page(self) -> bytes:
+        """What Prometheus reads."""
+        return b"".join(map(generate_latest, self._pages))
 
     def start(self) -> "RequestTimer":
         return RequestTimer(self)

@@ -28,7 +28,7 @@ from headwater_engine.distributed.place import Meeting, places
 
 _LOOK: Final = 0.5
 """Seconds between two looks at all."""
-_SILENT: Final = 6
+_SILENT: Final = 7
 """Looks without a sign after which a machine counts as gone."""
 _SILENT_AND_IDLE: Final = 4
 """As many for a rank that does nothing meanwhile."""

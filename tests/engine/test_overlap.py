@@ -29,7 +29,7 @@ from headwater_engine.models.source import resolve
 from headwater_engine.sampling.params import SamplingParams
 from headwater_engine.worker.graphs import ladder
 from headwater_engine.worker.worker import ModelWorker
-from tests.engine.greedy import make_engine
+from tests.engine.greedy import make_engine, make_worker
 from tests.engine.recording import RecordableKernels, record
 from tests.engine.tiny import make_tiny
 
@@ -47,17 +47,19 @@ ASKED: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    folder: Path = make_tiny("qwen2", tmp_path_factory.mktemp("model"), num_hidden_layers=2, hidden_size=32)
+    folder: Path = make_tiny("qwen2", tmp_path_factory.mktemp("model"), num_hidden_layers=1, hidden_size=32)
     return load_model(resolve(str(folder)), kernels=RecordableKernels())
 
 
-def engine_of(model: Model, *, blocks: int = BLOCKS, depth: int = 1, recorded: bool = True) -> Engine:
-    kernels = RecordableKernels()
-    engine = make_engine(model, kernels, blocks, max_num_seqs=SEATS, max_batched_tokens=BUDGET, reuse=True, depth=depth)
-    if recorded:
-        worker: ModelWorker = engine._worker  # type: ignore[assignment]
-        worker.record(record, ladder(SEATS), spare_block=blocks, tell=lambda fraction: None)
-    return engine
+def engine_of(model: Model, *, blocks: int = BLOCKS, depth: int = 1, worker: ModelWorker | None = None) -> Engine:
+    options = {"max_num_seqs": SEATS, "max_batched_tokens": BUDGET, "reuse": True}
+    return make_engine(model, RecordableKernels(), blocks, **options, depth=depth, worker=worker)
+
+
+def recorded(model: Model) -> ModelWorker:
+    worker = make_worker(model, RecordableKernels(), BLOCKS, SEATS, budget=BUDGET)
+    worker.record(record, ladder(SEATS), spare_block=BLOCKS, tell=lambda fraction: None)
+    return worker
 
 
 Answers = dict[tuple[int, int, int], list[int]]
@@ -67,11 +69,12 @@ class Overlapped(RuleBasedStateMachine):
     """Requests to an engine with all that it has, and what they would be answered alone."""
 
     model: Model
+    worker: ModelWorker
     alone: Answers
 
     def __init__(self) -> None:
         super().__init__()
-        self.engine = engine_of(self.model)
+        self.engine = engine_of(self.model, worker=self.worker)
         self.asked: dict[str, tuple[int, int, int]] = {}
         self.answers: dict[str, list[int]] = {}
         self.ended: dict[str, FinishReason] = {}
@@ -119,7 +122,7 @@ class Overlapped(RuleBasedStateMachine):
         """By an engine for this request alone, step by step, without recordings."""
         case = self.asked[name]
         if case not in self.alone:
-            engine = engine_of(self.model, blocks=40, depth=0, recorded=False)
+            engine = engine_of(self.model, blocks=40, depth=0)
             self.alone[case] = list(answer_of(engine, message("alone", *case)))
         return self.alone[case]
 
@@ -127,7 +130,7 @@ class Overlapped(RuleBasedStateMachine):
 def message(name: str, prompt: int, asked: int, count: int) -> Generate:
     """Prompts share beginnings, two by two."""
     rng = random.Random(prompt // 2)
-    tokens = [rng.randrange(256) for _ in range(rng.randint(1, 50))]
+    tokens = [rng.randrange(256) for _ in range(rng.randint(1, 35))]
     tokens += [random.Random(prompt).randrange(256)] * (prompt % 2)
     return Generate(id=name, prompt=tokens, params=SamplingParams(max_tokens=count, **ASKED[asked]))
 
@@ -140,15 +143,15 @@ def answer_of(engine: Engine, asked: Generate) -> Iterator[int]:
 
 
 def test_answers_are_those_of_steps_one_by_one(model: Model) -> None:
-    Overlapped.model, Overlapped.alone = model, {}
-    run_state_machine_as_test(Overlapped, settings=settings(max_examples=15, stateful_step_count=15, deadline=None))
+    Overlapped.model, Overlapped.worker, Overlapped.alone = model, recorded(model), {}
+    run_state_machine_as_test(Overlapped, settings=settings(max_examples=10, stateful_step_count=12, deadline=None))
 
 
-@pytest.mark.parametrize("recorded", [False, True])
-def test_who_sits_down_gets_nothing_of_a_token_that_was_under_way(model: Model, recorded: bool) -> None:
+@pytest.mark.parametrize("records", [False, True])
+def test_who_sits_down_gets_nothing_of_a_token_that_was_under_way(model: Model, records: bool) -> None:
     """It was on its way to who sat there before, and was aborted."""
-    expected = list(answer_of(engine_of(model, blocks=40, depth=0, recorded=False), message("b", 3, 0, 8)))
-    engine = engine_of(model, recorded=recorded)
+    expected = list(answer_of(engine_of(model, blocks=40, depth=0), message("b", 3, 0, 8)))
+    engine = engine_of(model, worker=recorded(model) if records else None)
     engine.add(message("a", 1, 0, 14))
     while not any(output.tokens for output in engine.step()):
         pass
@@ -157,7 +160,7 @@ def test_who_sits_down_gets_nothing_of_a_token_that_was_under_way(model: Model, 
 
 
 def test_requests_that_are_preempted_get_their_answers(model: Model) -> None:
-    engine = engine_of(model)
+    engine = engine_of(model, worker=recorded(model))
     cases = [(prompt, prompt % 3, 30) for prompt in range(7)]
     answers: dict[str, list[int]] = {}
     for number, case in enumerate(cases):
@@ -167,13 +170,13 @@ def test_requests_that_are_preempted_get_their_answers(model: Model) -> None:
             answers.setdefault(output.id, []).extend(output.tokens)
     assert engine.stats().preemptions > 0
     for number, case in enumerate(cases):
-        alone = engine_of(model, blocks=40, depth=0, recorded=False)
+        alone = engine_of(model, blocks=40, depth=0)
         assert answers[str(number)] == list(answer_of(alone, message("alone", *case)))
 
 
 def test_steps_that_decode_are_replayed_and_no_others(model: Model) -> None:
-    engine = engine_of(model)
-    worker: ModelWorker = engine._worker  # type: ignore[assignment]
+    worker = recorded(model)
+    engine = engine_of(model, worker=worker)
     graphs = worker._graphs
     assert graphs is not None
     replayed: list[str] = []

@@ -168,8 +168,9 @@ class Inputs:
         return batch
 
     def recorded(self, size: int, rows: SamplingRows, *, shared: bool = False) -> Batch:
-        """A step of nobody's, to be recorded for all of this size: for contexts of any length; the tensors are those
-        of each later `lay_out`. `shared`: for steps in which sequences share prefixes.
+        """A step of nobody's, to be recorded for all of this size: the tensors are those of each later `lay_out`.
+
+        `shared`: for those in which sequences share prefixes.
         """
         self.lay_out([Span(self._seats.nobody, 0, 1, 1, 0)], rows, size)
         views = self._views(self._size(size, size, size))

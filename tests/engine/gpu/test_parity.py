@@ -9,14 +9,16 @@ import torch
 if not torch.cuda.is_available():
     pytest.skip("there is no GPU", allow_module_level=True)
 
+from headwater_engine.core.step import Seat, Span, Step
 from headwater_engine.kernels import find_device, select
 from headwater_engine.kernels.reference import TorchKernels
 from headwater_engine.models.loading import load_model
 from headwater_engine.models.source import resolve
+from headwater_engine.sampling.params import SamplingParams
 from headwater_engine.worker.graphs import cuda_recorder, ladder
 from headwater_engine.worker.trial import run_trial
 from headwater_engine.worker.worker import ModelWorker
-from tests.engine.greedy import greedy_answers, make_engine
+from tests.engine.greedy import greedy_answers, make_engine, make_worker
 from tests.engine.tiny import FAMILIES, flat_batch, make_tiny, reference_greedy
 
 NEW_TOKENS = 24
@@ -55,6 +57,29 @@ def test_greedy_tokens(family: str, tmp_path: Path) -> None:
     preempted, times = answers(40, 128, reuse=True, recorded=True)
     assert preempted == expected
     assert times > 0
+
+
+def test_nothing_in_a_step_waits_for_the_gpu(tmp_path: Path) -> None:
+    """Launched and sampled, recorded and not; torch says where a call would wait."""
+    kernels = select(torch.float32, find_device("cuda"))
+    model = load_model(resolve(str(make_tiny("llama", tmp_path))), kernels=kernels)
+    worker = make_worker(model, kernels, 20, 4)
+    run_trial(worker, seats=4, budget=64, longest=100)
+    worker.record(cuda_recorder(), ladder(4), spare_block=20, tell=lambda fraction: None)
+    asked = SamplingParams(max_tokens=9, top_p=0.9, presence_penalty=0.5, logprobs=2)
+    seated = [Seat(0, [1, 2, 3], 0, asked), Seat(1, [4, 5], 0, SamplingParams(max_tokens=9))]
+    prompts = Step(1, [0, 1], seated, [(0, [3]), (1, [4])], [], [Span(0, 0, 3, 1, 0), Span(1, 0, 2, 1, 0)])
+    decoding = [Step(n, [], [], [], [], [Span(0, 1 + n, 1, 1, 0), Span(1, n, 1, 1, 0)]) for n in (2, 3)]
+    alone = Step(4, [], [], [], [], [Span(1, 4, 1, 1, 0)])
+    pending = []
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for step in (prompts, *decoding, alone):
+            worker.launch(step)
+            pending.append(worker.sample())
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert [len(each.wait().tokens) for each in pending] == [2, 2, 2, 1]
 
 
 @torch.inference_mode()

@@ -109,4 +109,4 @@ def test_groups_fill_the_processors_with_tiles_of_one_size(sequences: int) -> No
     tiling = choose_shared_tiling(batch, queries, 8, Processors(132, 232_448))
     assert tiling.rows == 128
     tiles = -(-sequences // 32)
-    assert tiling.splits == min(11, 264 // (8 * tiles))
+    assert tiling.splits == max(1, min(11, 132 // (8 * tiles)))

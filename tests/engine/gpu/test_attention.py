@@ -69,3 +69,33 @@ def test_a_recorded_launch_stays_right_while_contexts_grow() -> None:
         batch.context_lengths.copy_(torch.tensor(lengths))
         graph.replay()
         torch.testing.assert_close(recorded, attend())
+
+
+def test_recorded_launches_take_whatever_groups_they_are_told() -> None:
+    """Of contexts that all begin alike, in one recording: none, all, or some that share less."""
+    from dataclasses import replace
+
+    from headwater_engine.kernels.gpu import TritonKernels
+    from headwater_engine.kernels.prefixes import Group, as_numbers, as_prefixes
+    from tests.engine.batches import ragged, random
+
+    kernels, contexts = TritonKernels(torch.bfloat16, torch.device("cuda")), [1500 + 37 * n for n in range(40)]
+    alone = ragged(contexts, [1] * 40, kernels.device)
+    alone.block_tables[:, :90] = alone.block_tables[0, :90].clone()
+    cache = kernels.allocate(int(alone.block_tables.max()) + 1, CacheSpec(2, 128, 128))
+    for tensor in cache[:2]:
+        tensor.copy_(random(*tensor.shape))
+    queries = random(40, 8, 128).to(kernels.device, kernels.dtype)
+    expected = kernels.paged_attention(queries, cache, alone, scale=0.09)
+    numbers = torch.from_numpy(as_numbers([], 40)).to(kernels.device)
+    batch = replace(alone, prefixes=as_prefixes(numbers, 40), plans={})
+    attend = lambda: kernels.paged_attention(queries, cache, batch, scale=0.09)  # noqa: E731
+    attend()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        recorded = attend()
+    pairs = [Group([2 * n, 2 * n + 1], 90 - n) for n in range(8)]
+    for groups in ([], [Group(list(range(40)), 90)], pairs, [Group([39, 3], 1), Group(list(range(4, 38)), 64)]):
+        numbers.copy_(torch.from_numpy(as_numbers(groups, 40)))
+        graph.replay()
+        torch.testing.assert_close(recorded, expected, rtol=2e-2, atol=2e-2)

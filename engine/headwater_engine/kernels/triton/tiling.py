@@ -52,7 +52,8 @@ def choose_shared_tiling(batch: AttentionBatch, queries: Tensor, kv_heads: int, 
     """
     group, sequences = queries.shape[1] // kv_heads, len(batch.context_lengths)
     rows = max(_most_rows(queries, processors), triton.next_power_of_2(group))
-    room = 2 * processors.number // (triton.cdiv(sequences, rows // group) * kv_heads)
+    # A program with such tiles has a processor for itself.
+    room = processors.number // (triton.cdiv(sequences, rows // group) * kv_heads)
     return _tiling(rows, min(rows, 128), _splits(room, batch), queries)
 
 

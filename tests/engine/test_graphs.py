@@ -9,15 +9,17 @@ from collections.abc import Callable
 from dataclasses import fields
 from itertools import pairwise
 
+import pytest
 import torch
 from torch import Tensor
 
 from headwater_engine.core.step import Seat, Span, Step
+from headwater_engine.errors import LoadError
 from headwater_engine.kernels.interface import BLOCK_SIZE
 from headwater_engine.kernels.reference import TorchKernels
 from headwater_engine.sampling.params import SamplingParams
 from headwater_engine.sampling.rows import SamplingRows, numbers_of
-from headwater_engine.worker.graphs import DecodeGraphs, Replay, ladder
+from headwater_engine.worker.graphs import DecodeGraphs, Replay, cuda_recorder, ladder
 from headwater_engine.worker.inputs import Batch, Inputs
 from headwater_engine.worker.seats import Seats
 
@@ -124,6 +126,17 @@ def test_steps_with_shared_prefixes_have_recordings_of_their_own() -> None:
     assert graphs.sample(4, filters=True).tolist() == [6] * 4
     assert graphs.launch(4).tolist() == [0] * 4
     assert graphs.sample(4, filters=False).tolist() == [0] * 4
+
+
+def test_what_cannot_be_recorded_is_said_and_how_to_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(graph: object, pool: int) -> None:
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nCompile with ...")
+
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", refuse)
+    with pytest.raises(LoadError, match=r"cannot be recorded: CUDA error: .* capturing\. --enforce-eager"):
+        cuda_recorder()(lambda: torch.zeros(1))
 
 
 def test_what_a_recording_reads_stays_alive() -> None:

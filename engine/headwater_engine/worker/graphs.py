@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from headwater_engine.core.step import Span
+from headwater_engine.errors import LoadError
 from headwater_engine.kernels.interface import SamplingBatch
 from headwater_engine.sampling.rows import SamplingRows, numbers_of
 from headwater_engine.worker.inputs import Batch, Inputs
@@ -98,14 +99,20 @@ class DecodeGraphs:
 
 
 def cuda_recorder() -> Recorder:
-    """Graphs that share one pool of memory: only one of them runs at a time."""
+    """Graphs that share one pool of memory: only one of them runs at a time. Raises LoadError where one cannot be."""
     pool = torch.cuda.graph_pool_handle()
 
     def record(run: Callable[[], Tensor]) -> Replay:
         run()  # compiles, and lets cuBLAS choose
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            output = run()
+        try:
+            with torch.cuda.graph(graph, pool=pool):
+                output = run()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            why = str(error).splitlines()[0]
+            raise LoadError(f"Steps cannot be recorded: {why}. --enforce-eager serves without that.") from error
 
         def replay() -> Tensor:
             graph.replay()

@@ -25,6 +25,8 @@ from headwater.http.line import Line
 _RESERVE: Final = 128
 _OF_AN_ENDPOINT: Final = 6
 """A probe's connection, and what a subscriber to KV events holds."""
+_SCARCE: Final = 128
+"""Of a limit below, what the process has open at rest, some 30 in an engine, is a large part."""
 ANTEROOM: Final = 32
 KEPT_SECONDS: Final = 60.0
 """That an idle connection to an endpoint is kept."""
@@ -47,6 +49,8 @@ class Descriptors:
     def __init__(self, limit: int) -> None:
         """`limit`: open files that the process may have."""
         self._limit = limit
+        self.anteroom = ANTEROOM if limit >= _SCARCE else max(2, limit // 16)
+        """Places there."""
         self.reserve_for_endpoints(0)
         self.clients = 0
         self.requests = 0
@@ -64,8 +68,8 @@ class Descriptors:
         return cls(hard if hard != resource.RLIM_INFINITY else 2**20)
 
     def reserve_for_endpoints(self, count: int) -> None:
-        reserve = _RESERVE + _OF_AN_ENDPOINT * count + ANTEROOM
-        self.room = max(self._limit - reserve, self._limit // 2)
+        reserve = _RESERVE + _OF_AN_ENDPOINT * count + self.anteroom
+        self.room = max(self._limit - reserve, self._limit // (2 if self._limit >= _SCARCE else 4))
         self.most_clients = self.room * 3 // 4
         self._most_with_requests = self.room - max(self.room // 40, min(64, self.room // 8))
 
@@ -90,7 +94,7 @@ class Descriptors:
 
     def admit_to_anteroom(self) -> Place | None:
         """As `admit`, for a client that is not to take a place from others."""
-        if self._anteroom < ANTEROOM:
+        if self._anteroom < self.anteroom:
             self._anteroom += 1
             return Place.ANTEROOM
         return None

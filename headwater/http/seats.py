@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
-from headwater.http.descriptors import ANTEROOM, Descriptors, Place
+from headwater.http.descriptors import Descriptors, Place
 
 _SHARE: Final = 0.9
 """Of the places in the room, for one address, where the settings say nothing else."""
@@ -43,7 +43,7 @@ class Seats:
             if (other := self._descriptors.admit_to_anteroom()) is None:
                 return None
             place = other
-        if place is Place.ANTEROOM and self._taken[place, network] >= ANTEROOM // 2:
+        if place is Place.ANTEROOM and self._taken[place, network] >= self._descriptors.anteroom // 2:
             self._descriptors.leave(place)
             return None
         self._taken[place, network] += 1

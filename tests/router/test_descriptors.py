@@ -207,3 +207,13 @@ def test_there_is_room_whatever_the_limit(limit: int, endpoints: int) -> None:
     assert descriptors.admit() is Place.ROOM
     assert descriptors.take()
     assert descriptors.room < limit
+
+
+@pytest.mark.parametrize("limit", [64, 100, 128, 256])
+def test_of_few_descriptors_the_process_keeps_what_it_has_open_itself(limit: int) -> None:
+    """An engine has 31 at rest, and more while it starts a process that renders templates."""
+    descriptors = Descriptors(limit)
+    let_in = 0
+    while descriptors.admit() is not None:
+        let_in += 1
+    assert 8 <= let_in <= limit - 40

@@ -55,6 +55,9 @@ LONGEST_WORKER = 250
 LONGER_FILES: dict[str, str] = {}
 """Path to the reason why it may be longer."""
 
+SHORTEST_WAIT = 60
+"""Seconds: of tests, for what hangs."""
+
 REGISTRIES = re.compile(
     r"pypi\.org|pythonhosted\.org|huggingface\.co|hf\.co|docker\.io|ghcr\.io|quay\.io|[\w.]*gcr\.io|registry\.k8s\.io"
     r"|npmjs\.org|anaconda\.org|crates\.io"
@@ -376,6 +379,28 @@ def test_no_file_is_too_long_to_read() -> None:
     )
     stale = [name for name in LONGER_FILES if lengths.get(name, 0) <= LONGEST_FILE]
     assert not stale, f"no exception is needed any more for {stale}"
+
+
+def waits(tree: ast.AST) -> Iterator[tuple[int, float]]:
+    """Line and seconds of each wait that ends by itself."""
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+        given = [each.value for each in call.keywords if each.arg == "timeout"]
+        given += call.args[:1] if name == "timeout" else call.args[1:2] if name == "wait_for" else []
+        for each in given:
+            if isinstance(each, ast.Constant) and isinstance(each.value, int | float):
+                yield call.lineno, each.value
+
+
+def test_no_test_fails_since_the_machine_is_busy() -> None:
+    """A wait of a test is there for what hangs: a minute at least. Those below a second are for what is to run out."""
+    short = [
+        f"{name_of(path)}:{line}: {seconds} s"
+        for path in tracked("tests/**/*.py")
+        for line, seconds in waits(ast.parse(path.read_text()))
+        if 1 <= seconds < SHORTEST_WAIT
+    ]
+    assert not short, f"shorter than a minute: {', '.join(short)}"
 
 
 # docs/operator.md

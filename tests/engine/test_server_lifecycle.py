@@ -47,7 +47,7 @@ async def serving(command: list[str], **changes: Any) -> AsyncIterator[Server]:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", _SERVE, json.dumps([settings, command]), stderr=asyncio.subprocess.PIPE
     )
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{settings['port']}", timeout=20) as http:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{settings['port']}", timeout=60) as http:
         try:
             yield Server(process, http)
         finally:

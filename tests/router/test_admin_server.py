@@ -92,9 +92,9 @@ async def test_its_end_waits_for_nobody(controls: FakeControls, monkeypatch: pyt
         for (_, writer), head in zip(clients, heads, strict=True):
             writer.write(head)
         await until(lambda: bool(controls.done) and len(server._server.server_state.connections) == 3)
-        await asyncio.wait_for(server.close(), 30)
+        await asyncio.wait_for(server.close(), 60)
         for reader, writer in clients:
-            await asyncio.wait_for(reader.read(), 30)
+            await asyncio.wait_for(reader.read(), 60)
             writer.close()
 
 
@@ -108,7 +108,7 @@ async def test_connections_are_bounded(controls: FakeControls, monkeypatch: pyte
             await until(lambda count=count: len(connections) == count)  # type: ignore[misc]
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         with pytest.raises(ConnectionError):
-            await asyncio.wait_for(_read(reader), 30)
+            await asyncio.wait_for(_read(reader), 60)
         writer.close()
         clients.pop()[1].close()
         await until(lambda: len(connections) == 2)
@@ -134,7 +134,7 @@ async def test_who_sends_no_request_is_closed(sent: bytes, controls: FakeControl
         writer.write(sent)
         dripping = asyncio.create_task(_drip(writer))
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 while await reader.read(1000):
                     pass
         except ConnectionError:
@@ -152,7 +152,7 @@ async def _drip(writer: asyncio.StreamWriter) -> None:
 async def test_a_request_that_is_worked_on_is_not_closed(controls: FakeControls, monkeypatch) -> None:
     monkeypatch.setattr(module, "_PATIENCE", 0.01)
     controls.change("uid-1", load=load(1))
-    async with admin(controls) as server, httpx.AsyncClient(timeout=30) as client:
+    async with admin(controls) as server, httpx.AsyncClient(timeout=60) as client:
         url = f"http://127.0.0.1:{server.port}/admin/endpoints/a/drain?wait=600"
         waiting = asyncio.create_task(client.post(url))
         await until(lambda: bool(controls.done))
@@ -166,7 +166,7 @@ async def test_a_head_without_end_is_refused(controls: FakeControls) -> None:
     async with admin(controls) as server:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(b"GET /ready HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer " + b"x" * 2**20)
-        assert (await asyncio.wait_for(reader.readline(), 30)).startswith(b"HTTP/1.1 400 ")
+        assert (await asyncio.wait_for(reader.readline(), 60)).startswith(b"HTTP/1.1 400 ")
         writer.close()
 
 
@@ -175,5 +175,5 @@ async def test_a_body_is_neither_waited_for_nor_kept(controls: FakeControls) -> 
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         head = b"POST /admin/endpoints/a/cordon HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000000000\r\n\r\n"
         writer.write(head + b"x" * 2**20)
-        assert (await asyncio.wait_for(reader.readline(), 30)).startswith(b"HTTP/1.1 200 ")
+        assert (await asyncio.wait_for(reader.readline(), 60)).startswith(b"HTTP/1.1 200 ")
         writer.close()

@@ -42,7 +42,7 @@ async def test_a_stranger_with_a_long_body_gets_to_see_its_answer_while_it_still
         writer.write(post(body))
         status, headers, _ = await read_answer(reader)
         assert (status, headers["connection"]) == (400, "close")
-        await asyncio.wait_for(writer.drain(), 30)
+        await asyncio.wait_for(writer.drain(), 60)
         assert await reader.read() == b""
         writer.close()
         await running.until_open(0)

@@ -60,7 +60,7 @@ async def test_a_request_that_comes_together_with_its_clients_farewell_is_counte
         for _ in range(20):
             _, writer = await router.open()
             writer.close()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while await router.metric('headwater_router_requests_total{status="499"}') < 20:  # noqa: ASYNC110
                 await asyncio.sleep(0)
         assert router.in_flight == router.router.forwarder.open_requests == 0

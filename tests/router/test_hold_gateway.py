@@ -145,5 +145,5 @@ async def test_a_router_that_ends_sends_away_what_it_holds(cluster: ApiServer) -
         process.terminate()
         refused = await waiting
         assert (refused.status_code, error_of(refused)["code"]) == (503, "draining")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             assert await process.wait() == 0

@@ -30,7 +30,7 @@ async def route_with(*flags: str) -> AsyncIterator[tuple[Process, httpx.AsyncCli
     command = [sys.executable, "-m", "headwater", "route"]
     command += ["--port", str(port), "--probe-interval", "0.05", *flags]
     process = await asyncio.create_subprocess_exec(*command, stderr=PIPE)
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
         try:
             await until_ready_says(client, 200)
             yield process, client
@@ -71,7 +71,7 @@ async def test_a_running_stream_finishes_while_new_requests_are_sent_away() -> N
             assert refused.headers["retry-after"] == "1"
             release.set()
             assert [piece async for piece in pieces] == [LAST]
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             assert await process.wait() == 0
         assert len(engine.exchanges) == 1
 
@@ -79,7 +79,7 @@ async def test_a_running_stream_finishes_while_new_requests_are_sent_away() -> N
 async def test_a_client_that_is_here_already_is_answered_once_more_and_told_to_go() -> None:
     async with upstream() as engine, route(engine) as (process, client):
         engine.answer = stream_in_two(FIRST, LAST, asyncio.Event())
-        async with httpx.AsyncClient(base_url=client.base_url, timeout=30) as other:
+        async with httpx.AsyncClient(base_url=client.base_url, timeout=60) as other:
             assert (await other.get("/health")).status_code == 200
             async with streaming(client):
                 process.terminate()
@@ -108,6 +108,6 @@ async def test_a_stream_that_does_not_finish_is_cut(signals: int) -> None:
                 process.terminate()
             with pytest.raises(httpx.RemoteProtocolError):
                 await anext(pieces)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await process.wait()
             await engine.exchanges[0].connection.gone.wait()

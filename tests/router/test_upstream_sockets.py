@@ -94,7 +94,7 @@ async def pool(port: int, host: str = "127.0.0.1", tls: ssl.SSLContext | None = 
         yield made
     finally:
         made.close()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while made._open:  # noqa: ASYNC110
                 await asyncio.sleep(0)
         assert not descriptors._kept
@@ -187,7 +187,7 @@ async def test_what_was_held_for_a_slow_client_can_be_read_after_the_end() -> No
     large = b"x" * 4_000_000
     async with engine(saying(OK + b"content-length: 9000000\r\n\r\n" + large)) as port, pool(port) as asked:
         connection = await ask(asked)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not connection._paused:  # noqa: ASYNC110
                 await asyncio.sleep(0)
         asked.fail_all(ConnectionLostError("it does not answer probes"))

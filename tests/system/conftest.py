@@ -74,7 +74,7 @@ def wait_until(condition: Callable[[], bool], what: str, timeout: float = 120) -
 def is_ready(server: Server) -> bool:
     assert server.process.poll() is None, f"it ended:\n{server.log.read_text()[-4000:]}"
     try:
-        return httpx.get(f"{server.url}/ready", timeout=5).status_code == 200
+        return httpx.get(f"{server.url}/ready", timeout=60).status_code == 200
     except httpx.TransportError:
         return False
 

@@ -117,7 +117,7 @@ def test_a_flag_wins_over_its_variable(served, monkeypatch) -> None:
         (["serve"], "headwater serve: MODEL: is required"),
         (["serve", "x", "--port", "abc"], 'headwater serve: --port: must be a valid integer, found "abc"'),
         (["serve", "x", "--kv-cache-gib", "0"], 'headwater serve: --kv-cache-gib: must be greater than 0, found "0"'),
-        (["serve", "x", "--dtype", "int4"], "(choose from 'auto', 'bfloat16', 'float32')"),
+        (["serve", "x", "--dtype", "int4"], "(choose from 'auto', 'bfloat16', 'float16', 'float32')"),
         (["serve", "x", "--prot", "8000"], "headwater serve: unknown argument --prot; did you mean --port?"),
         (["serve", "x", "--max-model", "8"], "did you mean --max-model-len?"),
         (["serve", "x", "--max-batched-tokens", "2"], "--max-batched-tokens (2) must be at least --max-num-seqs (64)"),
@@ -147,7 +147,7 @@ def test_a_wrong_argument_is_named_in_one_sentence(arguments: Sequence[str], mes
     ("variable", "value", "message"),
     [
         ("HEADWATER_ENGINE_PORT", "abc", 'HEADWATER_ENGINE_PORT: must be a valid integer, found "abc"'),
-        ("HEADWATER_ENGINE_DTYPE", "int4", "HEADWATER_ENGINE_DTYPE: must be 'auto', 'bfloat16' or 'float32'"),
+        ("HEADWATER_ENGINE_DTYPE", "int4", "HEADWATER_ENGINE_DTYPE: must be 'auto', 'bfloat16', 'float16' or 'float32'"),
         (
             "HEADWATER_ENGINE_OVERRIDE_GENERATION_CONFIG",
             '{"min_p": -1}',

@@ -147,7 +147,11 @@ def test_a_wrong_argument_is_named_in_one_sentence(arguments: Sequence[str], mes
     ("variable", "value", "message"),
     [
         ("HEADWATER_ENGINE_PORT", "abc", 'HEADWATER_ENGINE_PORT: must be a valid integer, found "abc"'),
-        ("HEADWATER_ENGINE_DTYPE", "int4", "HEADWATER_ENGINE_DTYPE: must be 'auto', 'bfloat16', 'float16' or 'float32'"),
+        (
+            "HEADWATER_ENGINE_DTYPE",
+            "int4",
+            "HEADWATER_ENGINE_DTYPE: must be 'auto', 'bfloat16', 'float16' or 'float32'",
+        ),
         (
             "HEADWATER_ENGINE_OVERRIDE_GENERATION_CONFIG",
             '{"min_p": -1}',

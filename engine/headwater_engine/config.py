@@ -1,6 +1,6 @@
 """The engine's settings: one table that feeds flags, environment variables, help and docs."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Field
 from pydantic_core import from_json
@@ -8,6 +8,10 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from headwater.openai.request import SamplingDefaults
 from headwater.validation import found
+
+
+MOST_RANKS_HERE: Final = 64
+"""Processes that share a model on one machine: more than any has GPUs, and each takes a second of a core to start."""
 
 
 def _read_sampling_defaults(value: Any) -> Any:
@@ -128,6 +132,8 @@ class EngineSettings(BaseSettings):
         ranks, nodes = self.tensor_parallel_size, self.nodes
         if ranks % nodes:
             return f"--tensor-parallel-size ({ranks}) must be a multiple of --nodes ({nodes}): each has as many ranks"
+        if ranks // nodes > MOST_RANKS_HERE:
+            return f"--tensor-parallel-size ({ranks}) is {ranks // nodes} ranks on a node: {MOST_RANKS_HERE} at most"
         if self.node_rank >= nodes:
             return f"--node-rank ({self.node_rank}) must be below --nodes ({nodes}): the first one is 0"
         if nodes > 1 and not _is_address(self.leader):

@@ -131,8 +131,8 @@ class Team {
         }
     }
 
-    // Two of a team on one core are no faster than one. Linux wakes a thread where it slept; not all kernels look for an idle
-    // core first (those of some virtual machines, which know of no caches that cores share), and then it stays so for seconds.
+    // Two of a team on one core are no faster than one. It was seen in a virtual machine that they took turns on one, for seconds,
+    // beside an idle core: Linux wakes a thread near where it slept. Why it found no idle core there is not known.
     void leave_others_alone(int who) {
         const int here = this_core();
         const auto core_of = [&](int each) { return shares_[each].core.load(std::memory_order_relaxed); };

@@ -9,7 +9,6 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from headwater.openai.request import SamplingDefaults
 from headwater.validation import found
 
-
 MOST_RANKS_HERE: Final = 64
 """Processes that share a model on one machine: more than any has GPUs, and each takes a second of a core to start."""
 

@@ -6,12 +6,15 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
+import torch
 
 from headwater_engine.config import EngineSettings
 from headwater_engine.distributed import rendezvous
 from headwater_engine.distributed.line import LONGEST, Beat, Hello, Line, Refused
+from headwater_engine.distributed.meet import find_ranks
+from headwater_engine.distributed.place import Meeting, Place, listening
 from headwater_engine.distributed.rendezvous import Leader, join
-from headwater_engine.errors import RendezvousError
+from headwater_engine.errors import RankError, RendezvousError
 from tests.engine.front import free_port
 
 PATIENCE = 60  # seconds: a guard
@@ -171,3 +174,18 @@ async def test_a_port_that_is_taken_is_named() -> None:
     async with leading(of_node(0, port)):
         with pytest.raises(RendezvousError, match=f"cannot wait for the other nodes on port {port}"):
             await Leader(of_node(0, port)).gather(nothing)
+
+
+def test_a_port_of_the_group_that_is_taken_is_named() -> None:
+    with listening("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        place = Place(0, 2, 0, 1, Meeting(f"tcp://127.0.0.1:{port}", "", "secret"))
+        with pytest.raises(RankError, match=f"cannot listen on port {port}: [Aa]ddress already in use"):
+            find_ranks(place, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_whoever_names_a_loopback_address_listens_nowhere_else(host: str) -> None:
+    with listening(host, 0) as private, listening("node-a", 0) as public:
+        assert private.getsockname()[0] == "127.0.0.1"
+        assert public.getsockname()[0] in ("::", "0.0.0.0")

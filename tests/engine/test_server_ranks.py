@@ -148,6 +148,11 @@ async def assert_strangers_do_no_harm(server: Server, leader: str) -> None:
             _, writer = await asyncio.open_connection(host, number)
             writer.write(sent)
             writer.close()
+    _, writer = await asyncio.open_connection(host, int(port) + 2)
+    with pytest.raises(ConnectionError):  # cut off, and nothing is kept
+        for _ in range(100):
+            writer.write(b"A" * 1_000_000)
+            await writer.drain()
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection(host, int(port))
     assert (await server.http.post("/v1/completions", json=ASKED)).status_code == 200

@@ -1,9 +1,13 @@
 """Where a rank stands in its group, and where the group meets: what its process is told as it starts."""
 
+import hashlib
 import os
+import socket
 from typing import Final
 
 import msgspec
+import zmq
+from zmq.utils import z85
 
 from headwater_engine.config import EngineSettings
 
@@ -20,6 +24,11 @@ class Meeting(msgspec.Struct, frozen=True):
     """The ZMQ endpoint at which the first rank tells steps."""
     secret: str
     """Who knows it belongs to the group."""
+
+    def keys(self) -> tuple[bytes, bytes]:
+        """Of the first rank, public and private, for ZMQ's CURVE: without the secret nobody gets past the handshake."""
+        private = z85.encode(hashlib.sha256(self.secret.encode()).digest())
+        return zmq.curve_public(private), private
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -43,3 +52,23 @@ def own_place() -> Place | None:
     """That of this process; None: it is alone."""
     text = os.environ.get(VARIABLE)
     return None if text is None else msgspec.json.decode(text, type=Place)
+
+
+_LOOPBACK: Final = {"localhost": "127.0.0.1", "127.0.0.1": "127.0.0.1", "::1": "::1"}
+
+
+def listening_host(host: str) -> str | None:
+    """Where the first machine listens, if the others find it at `host`; None: at all its addresses.
+
+    In a pod the name of the host is not that of an address here. But who says a loopback one means to be private.
+    """
+    return _LOOPBACK.get(host)
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens there. Raises OSError."""
+    here = listening_host(host)
+    if here is None and socket.has_dualstack_ipv6():
+        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    family = socket.AF_INET6 if here == "::1" else socket.AF_INET
+    return socket.create_server((here or "", port), family=family)

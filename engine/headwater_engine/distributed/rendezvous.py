@@ -19,7 +19,7 @@ import structlog
 from headwater import __version__
 from headwater_engine.config import EngineSettings
 from headwater_engine.distributed.line import LONGEST, Beat, Hello, Line, Message, Refused, Start
-from headwater_engine.distributed.place import Meeting
+from headwater_engine.distributed.place import Meeting, listening_host
 from headwater_engine.errors import RendezvousError
 
 log = structlog.get_logger(__name__)
@@ -68,10 +68,8 @@ class Leader:
         """
         host, port = address_of(self._settings)
         wanted = range(1, self._settings.nodes)
-        # In a pod the name of the host is not that of an address here.
-        here = host if host in ("localhost", "127.0.0.1", "::1") else None
         try:
-            server = await asyncio.start_server(self._greet, here, port, limit=LONGEST)
+            server = await asyncio.start_server(self._greet, listening_host(host), port, limit=LONGEST)
         except OSError as error:
             raise RendezvousError(f"cannot wait for the other nodes on port {port}: {error.strerror}.") from error
         try:

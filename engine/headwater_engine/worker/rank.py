@@ -9,6 +9,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 import msgspec
 import structlog
@@ -18,11 +19,14 @@ from headwater.logs import configure_logging
 from headwater_engine.config import EngineSettings
 from headwater_engine.core.step import Pending, Result, Step, Worker
 from headwater_engine.distributed.lifeline import Lifeline
-from headwater_engine.distributed.place import Meeting, Place
+from headwater_engine.distributed.place import Meeting, Place, listening_host
 from headwater_engine.errors import DeviceError, KVCacheSizeError, LoadError, RankError
 from headwater_engine.worker.loading import Loaded, load
 
 log = structlog.get_logger(__name__)
+
+_LONGEST_SUBSCRIPTION: Final = 1024
+"""Bytes of a message to the first rank."""
 
 
 class Told(msgspec.Struct, array_like=True):
@@ -42,8 +46,17 @@ class StepTeller:
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.IPV6, 1)
+        # What a stranger sends is thrown away before anything is kept of it, and what is told he cannot read.
+        self._socket.setsockopt(zmq.CURVE_SERVER, 1)
+        self._socket.setsockopt(zmq.CURVE_SECRETKEY, meeting.keys()[1])
+        self._socket.setsockopt(zmq.MAXMSGSIZE, _LONGEST_SUBSCRIPTION)
         kind, _, rest = meeting.steps.partition("://")
-        self._socket.bind(f"tcp://*:{rest.rpartition(':')[2]}" if kind == "tcp" else meeting.steps)
+        if kind == "tcp":
+            host, port = rest.rsplit(":", 1)
+            here = listening_host(host.strip("[]"))
+            self._socket.bind(f"tcp://{'[::1]' if here == '::1' else here or '*'}:{port}")
+        else:
+            self._socket.bind(meeting.steps)
         self._encoder = msgspec.msgpack.Encoder()
         self._told = 0
 
@@ -64,6 +77,10 @@ class StepHearer:
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
         self._socket.setsockopt(zmq.RCVHWM, 0)
         self._socket.setsockopt(zmq.IPV6, 1)
+        public, private = zmq.curve_keypair()
+        self._socket.setsockopt(zmq.CURVE_SERVERKEY, meeting.keys()[0])
+        self._socket.setsockopt(zmq.CURVE_PUBLICKEY, public)
+        self._socket.setsockopt(zmq.CURVE_SECRETKEY, private)
         self._socket.setsockopt(zmq.SUBSCRIBE, meeting.secret.encode())
         self._socket.connect(meeting.steps)
         self._decoder = msgspec.msgpack.Decoder(Told)

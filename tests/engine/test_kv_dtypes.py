@@ -111,6 +111,8 @@ def test_triton_writes_and_reads_what_the_reference_does(
                     query_starts=torch.tensor([0, before], dtype=torch.int32, device=kernels.device),
                     context_lengths=torch.tensor([before], dtype=torch.int32, device=kernels.device),
                     longest_query=before,
+                    decodes=0,
+                    plans={},
                 )
             results.append(kernels.attend(queries[rows], keys[rows], values[rows], cache, batch, rules).cpu())
         written.append(cache.keys.float().cpu())

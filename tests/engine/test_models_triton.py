@@ -77,6 +77,9 @@ def test_a_device_is_named_or_found(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(LoadError, match=r"--device cuda: torch .* finds no NVIDIA GPU"):
         find_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda number: None)
     assert find_device("auto") == find_device("cuda") == torch.device("cuda:0")
+    with pytest.raises(LoadError, match=r"Each rank needs a GPU of its own, and this machine has 1\."):
+        find_device("cuda", 1)
     assert find_device("cpu") == torch.device("cpu")

@@ -367,5 +367,5 @@ async def test_a_text_that_is_far_too_long_is_refused_before_it_is_tokenized(
 
 
 async def test_ready_and_metrics_say_which_kernels_run(http: httpx.AsyncClient) -> None:
-    assert (await http.get("/ready")).json() == {"status": "ready", "kernels": "fake"}
+    assert (await http.get("/ready")).json() == {"status": "ready", "kernels": "fake", "ranks": 1}
     assert 'headwater_engine_kernels{kernels="fake"} 1.0' in (await http.get("/metrics")).text

@@ -128,6 +128,8 @@ os.sched_setaffinity(helper, {here, there})
 end = time.monotonic() + 60
 while last_core(helper) == here and time.monotonic() < end:
     linear(x)
+while os.sched_getaffinity(helper) != {here, there} and time.monotonic() < end:  # it may be in the midst of moving
+    linear(x)
 print("apart" if last_core(helper) == there else "together", os.sched_getaffinity(helper) == {here, there})
 """
 

@@ -41,26 +41,6 @@ void wait_for_change(const std::atomic<uint32_t>& value, uint32_t old) {
     value.wait(old, std::memory_order_acquire);
 }
 
-#if defined(__linux__)
-int this_core() { return sched_getcpu(); }
-
-// Has this thread go on where it may and none of `cores` is; if there is no such core, it stays. Where it may run later is
-// as it was.
-void move_off(const std::vector<int>& cores) {
-    cpu_set_t allowed, elsewhere;
-    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
-    elsewhere = allowed;
-    for (const int core : cores)
-        if (core >= 0) CPU_CLR(core, &elsewhere);
-    if (CPU_COUNT(&elsewhere) == 0) return;
-    sched_setaffinity(0, sizeof elsewhere, &elsewhere);
-    sched_setaffinity(0, sizeof allowed, &allowed);
-}
-#else
-int this_core() { return -1; }
-void move_off(const std::vector<int>&) {}
-#endif
-
 // What nobody has taken yet of one thread's pieces. The number of the kernel is part of the word: a thread that comes
 // too late, even where it slept in the midst of taking, finds a word that is not the one it knows.
 struct alignas(64) Share {
@@ -78,6 +58,27 @@ struct alignas(64) Share {
         return uint32_t(found);
     }
 };
+
+#if defined(__linux__)
+int this_core() { return sched_getcpu(); }
+
+// Has this thread, `who`, go on where it may and none of the others was last; if there is no such core, it stays. Where it
+// may run later is as it was.
+void move_off(const std::vector<Share>& others, int who) {
+    cpu_set_t allowed, elsewhere;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
+    elsewhere = allowed;
+    for (int each = 0; each < int(others.size()); each++)
+        if (const int core = others[each].core.load(std::memory_order_relaxed); each != who && core >= 0)
+            CPU_CLR(core, &elsewhere);
+    if (CPU_COUNT(&elsewhere) == 0) return;
+    sched_setaffinity(0, sizeof elsewhere, &elsewhere);
+    sched_setaffinity(0, sizeof allowed, &allowed);
+}
+#else
+int this_core() { return -1; }
+void move_off(const std::vector<Share>&, int) {}
+#endif
 
 class Team {
    public:
@@ -135,13 +136,9 @@ class Team {
     // beside an idle core: Linux wakes a thread near where it slept. Why it found no idle core there is not known.
     void leave_others_alone(int who) {
         const int here = this_core();
-        const auto core_of = [&](int each) { return shares_[each].core.load(std::memory_order_relaxed); };
         for (int other = 0; other < who; other++)
-            if (here >= 0 && core_of(other) == here) {
-                std::vector<int> cores;
-                for (int each = 0; each < size(); each++)
-                    if (each != who) cores.push_back(core_of(each));
-                move_off(cores);
+            if (here >= 0 && shares_[other].core.load(std::memory_order_relaxed) == here) {
+                move_off(shares_, who);
                 break;
             }
         shares_[who].core.store(this_core(), std::memory_order_relaxed);

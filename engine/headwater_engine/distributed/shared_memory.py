@@ -107,9 +107,8 @@ def _make(path: Path, size: int) -> int:
     """Whether there is a file of so many zeros, in memory: 0 or 1."""
     try:
         with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-            os.posix_fallocate(
-                file.fileno(), 0, size
-            )  # what is only promised would end the process where it is missing
+            # What is only promised would end the process where it is missing.
+            os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:
         log.warning("no shared memory for sums, which take longer over gloo", reason=error.strerror, bytes=size)
         path.unlink(missing_ok=True)

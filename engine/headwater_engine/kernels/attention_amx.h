@@ -43,6 +43,16 @@ inline void fetch(const bf16* from, int64_t elements) {
     for (int64_t line = 0; line < elements; line += 32) __builtin_prefetch(from + line, 0, 2);
 }
 
+// The sums of P tiles side by side, in rows that are `stride` apart.
+template <int P> inline void store_sums(float* to, int64_t stride) {
+    _tile_stored(0, to, stride * 4);
+    if constexpr (P == 4) {
+        _tile_stored(1, to + TILE, stride * 4);
+        _tile_stored(2, to + 2 * TILE, stride * 4);
+        _tile_stored(3, to + 3 * TILE, stride * 4);
+    }
+}
+
 // A strip of queries times the keys of P blocks, to scores that are `stride` apart from row to row. `ahead`: P blocks to fetch
 // meanwhile, or null; between the products, since the CPU waits where it is asked for all of them at once.
 template <int P>
@@ -74,12 +84,7 @@ inline void score_strip(const bf16* queries, int64_t dim, const bf16* const* blo
             fetch_for(d, 3);
         }
     }
-    _tile_stored(0, scores, stride * 4);
-    if constexpr (P == 4) {
-        _tile_stored(1, scores + TILE, stride * 4);
-        _tile_stored(2, scores + 2 * TILE, stride * 4);
-        _tile_stored(3, scores + 3 * TILE, stride * 4);
-    }
+    store_sums<P>(scores, stride);
 }
 
 // output += a strip of weights, `stride` apart, times P tiles of dimensions of the values of blocks, from `first` on. `ahead`:
@@ -115,12 +120,7 @@ inline void add_values_to_strip(const bf16* weights, int64_t stride, const bf16*
             fetch_for(block, 3);
         }
     }
-    _tile_stored(0, output, width * 4);
-    if constexpr (P == 4) {
-        _tile_stored(1, output + TILE, width * 4);
-        _tile_stored(2, output + 2 * TILE, width * 4);
-        _tile_stored(3, output + 3 * TILE, width * 4);
-    }
+    store_sums<P>(output, width);
 }
 
 #endif

@@ -16,7 +16,6 @@ SIMULATED: Object = {
 
 
 def add_nodes(*names: str) -> None:
-    """Names that no earlier test has had: kwok keeps no node alive that comes back under its name."""
     room = {"cpu": "64", "memory": "1Ti", "pods": "110", "ephemeral-storage": "2Ti", "nvidia.com/gpu": str(GPUS)}
     for name in names:
         apply(

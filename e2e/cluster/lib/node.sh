@@ -151,11 +151,12 @@ stop_node() {
 }
 
 # start_simulation NODES GPUS: with no node, kwok is there for those that a test makes. The taint keeps pods away that do
-# not ask for a simulated node.
+# not ask for a simulated node. Leases are the nodes' sign of life: without them kwok gives none in the 50 seconds after which
+# Kubernetes takes a node for lost, and its pods for unready.
 start_simulation() {
     local count=$1 gpus=$2 i
     [[ -f $run/kwok.pid ]] || start kwok "$bin/kwok" --kubeconfig="$state/kubeconfig" --cidr="${simulated_pods/.0\//.1\/}" \
-        --manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake
+        --manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake --node-lease-duration-seconds=40
     for ((i = 0; i < count; i++)); do
         cat <<YAML
 apiVersion: v1

@@ -102,6 +102,11 @@ class Backend(ABC):
     """Seconds that a server which works may take for that answer."""
     ready_path: ClassVar[str] = "/health"
     """Answers 200 while the server takes requests: weights loaded, not draining."""
+    alive_path: ClassVar[str | None] = None
+    """Where `ready_path` waits behind a step that is under way: one that answers 200 whatever is computed, for as long
+    as there is a process. None: `ready_path` is such a one."""
+    ready_path_computes: ClassVar[bool] = False
+    """Whether each look at `ready_path` costs a token, so that a server which is ready is mostly asked `alive_path`."""
     metrics_path: ClassVar[str | None] = "/metrics"
     """A Prometheus page; None: there is none."""
     metrics: ClassVar[LoadMetrics] = LoadMetrics()

@@ -21,6 +21,8 @@ class SGLang(Backend):
     name = "sglang"
     health_path = "/health_generate"
     health_timeout = 25  # it waits for that token for 20 seconds
+    alive_path = "/model_info"
+    ready_path_computes = True  # where somebody else started it, without _CHEAP_HEALTH
     metrics = LoadMetrics(
         running=(Reading("sglang:num_running_reqs"),),
         waiting=(Reading("sglang:num_queue_reqs"),),

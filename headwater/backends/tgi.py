@@ -14,6 +14,7 @@ _CACHE_DTYPES = {"auto": "auto", "fp8": "fp8_e4m3fn"}
 
 class TGI(Backend):
     name = "tgi"
+    alive_path = "/info"
     metrics = LoadMetrics(running=(Reading("tgi_batch_current_size"),), waiting=(Reading("tgi_queue_size"),))
     reports_cached_tokens = False
     publishes_kv_events = False

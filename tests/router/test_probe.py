@@ -63,6 +63,7 @@ class Engine:
     """In place of a pool: what it answers on each path."""
 
     ready: Answer = (200, b"{}")
+    alive: Answer = (404, b"")
     models: Answer = MODELS
     metrics: Answer = (404, b"")
     requests: list[bytes] = field(default_factory=list)
@@ -74,6 +75,8 @@ class Engine:
         answer = self.models if path.endswith(b"/v1/models") else self.ready
         if path.endswith(b"metrics"):
             answer = self.metrics
+        if path in (b"/info", b"/model_info"):
+            answer = self.alive
         if isinstance(answer, UpstreamError):
             raise answer
         status, body = answer
@@ -83,6 +86,19 @@ class Engine:
 
     def close(self) -> None:
         pass
+
+
+@dataclass(slots=True)
+class Clock:
+    now: float = 1000.0
+
+
+@pytest.fixture
+async def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The loop's time."""
+    clock = Clock()
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: clock.now)
+    return clock
 
 
 @dataclass(slots=True)
@@ -189,6 +205,69 @@ async def test_bytes_that_flow_prove_life() -> None:
     it.endpoint.last_heard = lambda: long_ago
     for _ in range(FAILURES):
         await it.look(LATE)
+    assert not it.endpoint.takes_requests
+
+
+async def test_who_says_beside_a_late_probe_that_it_lives_is_busy_for_a_minute(clock: Clock) -> None:
+    it = probing("http://h:1,name=a,backend=tgi")
+    it.engine.alive = 200, b"{}"
+    await it.look()
+    for _ in range(59):
+        clock.now += 1
+        assert (await it.look(LATE)).readiness is Readiness.LATE, "it waits behind a long prompt"
+    assert (await it.look((200, b""))).readiness is Readiness.READY
+    clock.now += 61
+    for _ in range(FAILURES):
+        await it.look(LATE)
+    assert not it.endpoint.takes_requests, "it hangs"
+    assert it.unreachable == [it.endpoint]
+
+
+@pytest.mark.parametrize("alive", [(503, b""), (404, b""), LATE, ConnectionLostError("x")], ids=repr)
+async def test_who_does_not_say_so_is_late(alive: Answer) -> None:
+    it = probing("http://h:1,name=a,backend=tgi")
+    it.engine.alive = alive
+    await it.look()
+    for _ in range(FAILURES):
+        await it.look(LATE)
+    assert not it.endpoint.takes_requests
+
+
+async def test_who_was_never_ready_is_not_ready_for_being_alive() -> None:
+    it = probing("http://h:1,name=a,backend=sglang")
+    it.engine.alive = 200, b"{}"
+    for _ in range(3):
+        await it.look(LATE)
+    assert it.endpoint.readiness is Readiness.NEW
+    await it.look((503, b""))
+    assert it.endpoint.readiness is Readiness.NEW
+
+
+async def test_where_readiness_costs_a_token_it_is_asked_for_now_and_then(clock: Clock) -> None:
+    it = probing("http://h:1,name=a,backend=sglang")
+    it.engine.alive = 200, b"{}"
+    for turn in range(20):
+        clock.now += 1
+        await it.look(models_too=turn % 5 == 0)
+    assert sum(b" /health " in request for request in it.engine.requests) == 4
+    assert not (await it.look((503, b""), models_too=True)).takes_requests, "it drains"
+    assert (await it.look((200, b""))).takes_requests
+
+
+async def test_a_version_without_that_path_is_asked_for_readiness_each_time() -> None:
+    it = probing("http://h:1,name=a,backend=sglang")
+    for _ in range(4):
+        assert (await it.look()).readiness is Readiness.READY
+    assert not (await it.look((503, b""))).takes_requests
+
+
+async def test_a_scheduler_that_hangs_behind_a_front_that_lives_is_noticed(clock: Clock) -> None:
+    it = probing("http://h:1,name=a,backend=sglang")
+    it.engine.alive = 200, b"{}"
+    await it.look()
+    for turn in range(60 + FAILURES):
+        clock.now += 1
+        await it.look(LATE, models_too=turn % 5 == 0)
     assert not it.endpoint.takes_requests
 
 

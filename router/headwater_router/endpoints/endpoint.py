@@ -126,6 +126,8 @@ class Endpoint:
     """Why it is not ready, or was late: for people. Empty while nothing is wrong."""
     missed: int = 0
     """Probes in a row that got no answer."""
+    said_ready: float = float("-inf")
+    """When it last said itself that it takes requests, in the loop's time."""
     met: bool = False
     """Whether it has answered anything in this life."""
     accepting: bool = True

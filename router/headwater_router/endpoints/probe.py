@@ -2,7 +2,9 @@
 
 Only three things take requests away from an endpoint: its own word, a host that says that nobody listens, and several
 probes in a row without an answer. One late answer may be the network, or a busy moment; while bytes of other answers
-come from there it lives, however late the probe is. What its metrics page says, or does not say, is about load alone.
+come from there it lives, however late the probe is. Some servers answer only between two steps, of which a long prompt
+makes one of many seconds: where a path that computes nothing answers meanwhile, they are busy, for a minute at most.
+What its metrics page says, or does not say, is about load alone.
 """
 
 import asyncio
@@ -37,6 +39,8 @@ log = structlog.get_logger(__name__)
 
 _MODELS_EVERY: Final = 5
 """Probes between two looks at what a ready endpoint serves: adapters come and go while it runs."""
+_LONGEST_STEP: Final = 60.0
+"""Seconds for which an endpoint that only says that it lives is busy. After that, it hangs."""
 _MODELS_PATH: Final = "/v1/models"
 _MOST_READY: Final = 64 * 1024
 """Bytes of an answer that are read; of each kind. More is not waited for."""
@@ -86,9 +90,13 @@ class Prober:
         """One probe. `models_too`: also what is known already of what it serves is asked anew."""
         begun = asyncio.get_running_loop().time()
         endpoint.key.refresh()
-        path = endpoint.backend.ready_path
+        path = _path_to_ask(endpoint, begun, thoroughly=models_too)
         try:
             status, body = await self._get(endpoint, pool, path, _MOST_READY)
+            if status != 200 and path != endpoint.backend.ready_path:
+                # Older versions may have no such path: only what is asked for readiness says that there is none.
+                path = endpoint.backend.ready_path
+                status, body = await self._get(endpoint, pool, path, _MOST_READY)
             if status != 200:
                 self._fleet.mark_unready(endpoint, _refusal(endpoint, path, status, body))
                 return
@@ -100,14 +108,31 @@ class Prober:
         except ConnectRefusedError:
             self._fleet.mark_dead(endpoint, f"nobody listens at {endpoint.host}:{endpoint.port}")
         except UpstreamError as error:
-            self._missed(endpoint, error, begun)
+            if isinstance(error, AnswerTimeoutError) and await self._is_busy(endpoint, pool, begun):
+                endpoint.missed = 0
+                self._fleet.mark_late(endpoint, self._reason(endpoint, error))
+            else:
+                self._missed(endpoint, error, begun)
         except Exception:
             # One odd answer must not end the probing for good.
             log.exception("probe failed", endpoint=endpoint.name)
             self._fleet.mark_unready(endpoint, "its answer to the probe makes no sense")
         else:
             if models is not None:
+                if path == endpoint.backend.ready_path:
+                    endpoint.said_ready = begun
                 self._fleet.mark_ready(endpoint, models)
+
+    async def _is_busy(self, endpoint: Endpoint, pool: Pool, begun: float) -> bool:
+        """Whether one that was ready lately, and does not say so in time, says on its other path that it lives."""
+        path = endpoint.backend.alive_path
+        if path is None or begun - endpoint.said_ready > _LONGEST_STEP:
+            return False
+        try:
+            status, _ = await self._get(endpoint, pool, path, _MOST_READY)
+        except UpstreamError:
+            return False
+        return status == 200
 
     def _missed(self, endpoint: Endpoint, error: UpstreamError, begun: float) -> None:
         if endpoint.last_heard() >= begun:
@@ -211,6 +236,14 @@ async def _rest(connection: Connection, begun: bytes, most: int) -> bytes:
     while len(body) < most and (piece := await connection.read()):
         body += piece
     return bytes(body)
+
+
+def _path_to_ask(endpoint: Endpoint, now: float, *, thoroughly: bool) -> str:
+    backend = endpoint.backend
+    known = endpoint.ready and now - endpoint.said_ready <= _LONGEST_STEP and not thoroughly
+    if known and backend.ready_path_computes and backend.alive_path is not None:
+        return backend.alive_path
+    return backend.ready_path
 
 
 def _refusal(endpoint: Endpoint, path: str, status: int, body: bytes) -> str:

@@ -178,6 +178,10 @@ class Backend(ABC):
         """Names of the adapters that are loaded, by the server's answer to GET /v1/models."""
         return {card["id"] for card in models.get("data", []) if card.get("parent")}
 
+    def meant_status(self, status: int, message: str) -> int:
+        """The HTTP status that an error stands for, which came with this one."""
+        return status
+
     def unsupported(self, deployment: ModelDeployment, field: str, message: str) -> UnsupportedError:
         return UnsupportedError(f"{deployment.name}: {field}: the {self.name} backend {message}")
 

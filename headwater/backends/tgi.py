@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from headwater.backends.base import Backend, Launch, LoadMetrics, Pod, Reading, hub_name_or_path
 from headwater.resource import Adapter, ModelDeployment
 
+_OVERLOADED = "Model is overloaded"
 _CACHE_DTYPES = {"auto": "auto", "fp8": "fp8_e4m3fn"}
 
 
@@ -37,6 +38,10 @@ class TGI(Backend):
         # The image sets this one, which would win over HF_HOME, to a folder that is not ours to write to.
         cache = {"HUGGINGFACE_HUB_CACHE": "$(HF_HOME)/hub"}
         return Launch(argv, cache | self._adapters(deployment))
+
+    def meant_status(self, status: int, message: str) -> int:
+        # In streams, it says 422 of all that it does not do.
+        return 429 if message == _OVERLOADED else status
 
     def _serve(self, deployment: ModelDeployment, source: str, host: str, port: int) -> list[str]:
         self.refuse_all_but(deployment, parallelism__nodes=1, cache__host_gib=0.0, cache__dtype=tuple(_CACHE_DTYPES))

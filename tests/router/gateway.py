@@ -59,10 +59,10 @@ class RunningGateway:
 
 @asynccontextmanager
 async def gateway(
-    *engines: Upstream, ready: int | None = None, open_files: int = 20_000, **settings: Any
+    *engines: Upstream, ready: int | None = None, open_files: int = 20_000, backend: str = "vllm", **settings: Any
 ) -> AsyncIterator[RunningGateway]:
     """Named a, b, c, ... Waits until `ready` of them take requests (all, if not given)."""
-    flags = [f"{engine.url},name={name},backend=vllm" for engine, name in zip(engines, "abcdef", strict=False)]
+    flags = [f"{engine.url},name={name},backend={backend}" for engine, name in zip(engines, "abcdef", strict=False)]
     settings = {"endpoint": flags, "probe_interval": 0.02, "policy": "round_robin", "expose_endpoint": True} | settings
     router = Router(RouterSettings(**settings), Descriptors(open_files))
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)

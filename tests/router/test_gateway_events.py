@@ -83,7 +83,7 @@ def test_an_error_event_says_which_status_it_stands_for() -> None:
     for name, status in statuses.items():
         beginning = Beginning()
         assert beginning.feed(ERRORS[name]) is Kind.ERROR
-        assert beginning.fault == ("an error event", status)
+        assert (beginning.fault.reason, beginning.fault.status) == ("an error event", status)
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"])
@@ -121,7 +121,9 @@ def test_an_answer_is_one_as_far_as_can_be_seen(path: str, answer: bytes) -> Non
     ],
 )
 def test_a_page_with_status_200_is_no_answer(path: str, answer: bytes, reason: str, status: int | None) -> None:
-    assert fault_of(path, answer, whole=True) == (reason, status)
+    fault = fault_of(path, answer, whole=True)
+    assert fault is not None
+    assert (fault.reason, fault.status) == (reason, status)
 
 
 def test_a_beginning_that_does_not_end_is_content() -> None:

@@ -48,18 +48,23 @@ class Fault(NamedTuple):
     reason: str
     status: int | None = None
     """That it should have had, if it says so."""
+    tells_error: bool = False
+    said: Any = None
+    """The error, where it could be read."""
 
 
 class Beginning:
     """Fed with the pieces of a stream until one of them is not `NOTHING`."""
 
-    __slots__ = ("_line", "_size", "_strict", "fault")
+    __slots__ = ("_line", "_named_error", "_size", "_strict", "fault")
 
     def __init__(self, path: str = "") -> None:
         """`path`: of the request. Where streams have the form of one of the known APIs, nothing else is content."""
         self._strict = path in _EVIDENCE
         self._line = bytearray()
         self._size = 0
+        self._named_error = False
+        """The name of the event that is being read says that it is an error; what it says comes behind."""
         self.fault = Fault("a stream without content")
         """Where there is no content: why."""
 
@@ -80,6 +85,9 @@ class Beginning:
 
     def _kind_of_line(self, line: bytes) -> Kind:
         if line.startswith(b"event:") and line[6:].strip() == b"error":
+            self._named_error = True
+            return Kind.NOTHING
+        if self._named_error and not line:
             return self._error(None)
         if not line.startswith(b"data:") or (data := line[5:].strip()) == b"[DONE]":
             return Kind.NOTHING
@@ -87,6 +95,10 @@ class Beginning:
             event = _decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             event = None
+        if self._named_error:
+            return self._error(
+                event.get("error") or event if isinstance(event, dict) else data.decode(errors="replace")
+            )
         if not isinstance(event, dict):
             return Kind.NOTHING if self._strict else Kind.CONTENT  # A server with a format of its own.
         return self._kind(event)
@@ -95,7 +107,7 @@ class Beginning:
         kind = event.get("type")
         kind = kind if isinstance(kind, str) else None
         if event.get("error") or event.get("object") == "error" or kind in _ERRORS:
-            return self._error(_status(event.get("error") or event))
+            return self._error(event.get("error") or event)
         if isinstance(choices := event.get("choices"), list):
             if any(map(_speaks, choices)):
                 return Kind.CONTENT
@@ -104,8 +116,8 @@ class Beginning:
             return Kind.END
         return Kind.NOTHING if kind in _SILENT else Kind.CONTENT
 
-    def _error(self, status: int | None) -> Kind:
-        self.fault = Fault("an error event", status)
+    def _error(self, said: Any) -> Kind:
+        self.fault = Fault("an error event", _status(said), True, said)
         return Kind.ERROR
 
 
@@ -115,7 +127,8 @@ def fault_of(path: str, first: bytes, *, whole: bool) -> Fault | None:
     `path`: of the request. `first`: what has come of it; `whole`: that is all.
     """
     if _ERROR_DOCUMENT.match(first):
-        return Fault("an error with status 200", _status_in(first) if whole else None)
+        # What is not here at once is long, and no more than that it is an error will be known of it.
+        return _error_in(first) if whole else Fault("an error with status 200", tells_error=True)
     evidence = _EVIDENCE.get(path)
     if evidence is None:
         return None
@@ -139,12 +152,13 @@ def _ends(choice: Any) -> bool:
     return isinstance(choice, dict) and bool(choice.get("finish_reason"))
 
 
-def _status_in(document: bytes) -> int | None:
+def _error_in(document: bytes) -> Fault:
     try:
         found = _decode(document)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    return _status(found.get("error") or found) if isinstance(found, dict) else None
+        found = None
+    said = (found.get("error") or found) if isinstance(found, dict) else None
+    return Fault("an error with status 200", _status(said), True, said)
 
 
 def _status(error: Any) -> int | None:

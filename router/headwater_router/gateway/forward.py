@@ -15,24 +15,24 @@ import structlog
 from headwater.http.clients import too_many_connections
 from headwater.http.connection import ClientConnection
 from headwater.http.descriptors import Descriptors
+from headwater.http.headers import Headers
 from headwater.http.line import NoRoomError
+from headwater.http.replies import answer_json
 from headwater.http.request import Request
-from headwater.openai.errors import (
-    APIError,
-    BadGatewayError,
-    GatewayTimeoutError,
-)
-from headwater.openai.stream import error_event
+from headwater.openai.errors import APIError
+from headwater.openai.stream import error_event, event
 from headwater_router.dispatch.call import Call
 from headwater_router.dispatch.dispatch import Dispatch
 from headwater_router.dispatch.dispatcher import Dispatcher, outcome_of
 from headwater_router.endpoints.endpoint import Endpoint
 from headwater_router.gateway.beginning import Beginning, Fault, Kind, fault_of
 from headwater_router.gateway.events import StreamReader
+from headwater_router.gateway.failures import failure, lost
 from headwater_router.gateway.head import RequestHead, answer_head, is_stream, retry_after
-from headwater_router.gateway.keepalive import KeepAlive, refusal_event
+from headwater_router.gateway.keepalive import KeepAlive
 from headwater_router.gateway.metrics import RouterMetrics
 from headwater_router.gateway.paths import Responses
+from headwater_router.gateway.refusals import LONGEST, Refusal, read_refusal, refusal_of
 from headwater_router.gateway.usage import UsageFinder
 from headwater_router.outcome import Outcome
 from headwater_router.upstream.connection import Connection
@@ -40,20 +40,13 @@ from headwater_router.upstream.errors import (
     AnswerTimeoutError,
     ConnectionLostError,
     ConnectRefusedError,
-    ConnectTimeoutError,
-    InsecureError,
     MalformedAnswerError,
-    OwnLimitError,
-    StaleConnectionError,
-    StalledError,
-    UnreachableError,
     UpstreamError,
 )
 from headwater_router.upstream.pool import Pool
 
 log = structlog.get_logger(__name__)
 
-_LONGEST_REFUSAL: Final = 64 * 1024
 _BEGINNING: Final = 4096
 """Bytes of an answer in which the id of a response is looked for."""
 
@@ -225,17 +218,15 @@ class _Passage:
         if await dispatcher.may_retry(call, outcome):
             dispatch.ended(outcome, time.monotonic(), reason=reason)
             return False
-        chunk = await connection.read()
-        if self._client.answer_began:
-            # The status is sent already; what is left is to say it in an event.
-            while not connection.exhausted and len(chunk) < _LONGEST_REFUSAL:
-                chunk += await connection.read()
-            chunk = refusal_event(connection.status, chunk)
-        else:
-            longest = dispatcher.retry_after(call, time.monotonic()) if outcome is Outcome.OVERLOADED else None
+        self.stop()
+        longest = dispatcher.retry_after(call, time.monotonic()) if outcome is Outcome.OVERLOADED else None
+        chunk = await _beginning_of(connection, await connection.read())
+        refusal = read_refusal(dispatch.endpoint.backend, connection.status, chunk)
+        if not self._client.answer_began and (refusal.as_it_came or not connection.exhausted):
             self._begin(dispatch, connection, longest)
-            chunk = await self._relay_rest(connection, chunk)
-        self._client.end(chunk)
+            self._client.end(await self._relay_rest(connection, chunk))
+        else:
+            self._refuse(dispatch, connection, refusal, longest)
         dispatch.ended(outcome, time.monotonic(), reason=reason)
         return True
 
@@ -255,6 +246,9 @@ class _Passage:
                 raise MalformedAnswerError("it is no stream, and one had begun")
             self._reader, kind = UsageFinder(), Kind.CONTENT
             if (fault := fault_of(self._call.path, first, whole=connection.exhausted)) is not None:
+                if fault.tells_error:
+                    first = await _beginning_of(connection, first)
+                    fault = fault_of(self._call.path, first, whole=connection.exhausted) or fault
                 return await self._is_none(dispatch, connection, fault, first)
         if self._call.path == "/v1/responses":
             self._shared.responses.learn(first[:_BEGINNING], dispatch.endpoint, self._call.model, self._call.key_name)
@@ -280,12 +274,17 @@ class _Passage:
 
     async def _is_none(self, dispatch: Dispatch, connection: Connection, fault: Fault, held: bytes) -> bool:
         """What came with status 200 is no answer."""
-        outcome = outcome_of(fault.status or 502, None)
+        refusal = refusal_of(dispatch.endpoint.backend, fault.status or 502, fault.said)
+        outcome = outcome_of(refusal.status, None)
         if await self._shared.dispatcher.may_retry(self._call, outcome):
             dispatch.ended(outcome, time.monotonic(), reason=fault.reason)
             return False
-        self._begin(dispatch, connection)
-        self._client.end(await self._relay_rest(connection, held))
+        if fault.tells_error:
+            longest = self._shared.dispatcher.retry_after(self._call, time.monotonic())
+            self._refuse(dispatch, connection, refusal, longest if outcome is Outcome.OVERLOADED else None)
+        else:
+            self._begin(dispatch, connection)
+            self._client.end(await self._relay_rest(connection, held))
         dispatch.ended(outcome, time.monotonic(), reason=fault.reason)
         return True
 
@@ -309,7 +308,7 @@ class _Passage:
         self._shared.metrics.broken_answers.labels(dispatch.endpoint.name).inc()
         if self._stream is not None:
             stalled = outcome is Outcome.STALLED
-            self._break_off(status if stalled else _lost("The endpoint broke off its answer."))
+            self._break_off(status if stalled else lost("The endpoint broke off its answer."))
         # Else: returning without the rest of the body cuts the connection, which is how a client sees the loss.
         return True
 
@@ -332,14 +331,28 @@ class _Passage:
         self.stop()
         if self._client.answer_began:
             return  # With comments: the status is sent.
-        headers = answer_head(connection.headers, longest_wait)
+        headers = self._answer_head(dispatch, connection, longest_wait)
         if self._head.usage_is_ours and (stream := self._stream) is not None:
             stream.hide_usage()
             headers = [each for each in headers if each[0] != b"content-length"]
+        self._client.begin(connection.status, headers)
+
+    def _answer_head(self, dispatch: Dispatch, connection: Connection, longest_wait: float | None) -> Headers:
+        headers = answer_head(connection.headers, longest_wait)
         if self._shared.expose_endpoint:
             headers.append((b"x-headwater-endpoint", dispatch.endpoint.name.encode()))
             headers.append((b"x-headwater-decision", dispatch.decision.label.encode()))
-        self._client.begin(connection.status, headers)
+        return headers
+
+    def _refuse(self, dispatch: Dispatch, connection: Connection, refusal: Refusal, longest_wait: float | None) -> None:
+        """Say it in OpenAI's shape: in an event, where the status is sent already."""
+        self.stop()
+        if self._client.answer_began:
+            self._client.end(event(refusal.document))
+            return
+        own = (b"content-type", b"content-length", b"content-encoding", b"cache-control")
+        headers = [each for each in self._answer_head(dispatch, connection, longest_wait) if each[0] not in own]
+        answer_json(self._client, refusal.document, refusal.status, headers)
 
     async def _relay_rest(self, connection: Connection, chunk: bytes) -> bytes:
         """Pass on all but the last piece, which is returned: an answer that came at once goes out at once."""
@@ -368,7 +381,7 @@ class _Passage:
                 self._shared.metrics.broken_answers.labels(dispatch.endpoint.name).inc()
                 if last:
                     self._client.write(last)
-                self._break_off(_lost("The endpoint ended its answer before it was whole."))
+                self._break_off(lost("The endpoint ended its answer before it was whole."))
                 return
         self._client.end(last)
         self._judge(dispatch)
@@ -385,28 +398,8 @@ class _Passage:
         self._client.end(b"\n\n" + error_event(error))
 
 
-def _lost(message: str) -> APIError:
-    return BadGatewayError(message, code="endpoint_lost")
-
-
-def failure(error: UpstreamError) -> tuple[Outcome, APIError]:
-    """The one border where the client's errors become outcomes, and the API's errors."""
-    match error:
-        case OwnLimitError():
-            return Outcome.UNSENT, too_many_connections()
-        case ConnectRefusedError() | ConnectTimeoutError() | UnreachableError() | InsecureError():
-            error_ = BadGatewayError(f"No endpoint could be reached: {error}.", code="endpoint_unreachable")
-            return Outcome.UNREACHABLE, error_
-        case StaleConnectionError():
-            return Outcome.STALE, _lost("The endpoint broke off before it answered.")
-        case ConnectionLostError():
-            return Outcome.LOST, _lost("The endpoint broke off before it answered.")
-        case AnswerTimeoutError():
-            late = GatewayTimeoutError("The endpoint did not answer in time.", code="endpoint_timeout")
-            return Outcome.TIMED_OUT, late
-        case StalledError():
-            late = GatewayTimeoutError("The endpoint's answer stood still.", code="endpoint_stalled")
-            return Outcome.STALLED, late
-        case _:
-            odd = BadGatewayError(f"The endpoint's answer makes no sense: {error}.", code="endpoint_malformed")
-            return Outcome.FAILED, odd
+async def _beginning_of(connection: Connection, chunk: bytes) -> bytes:
+    """All of a refusal, if it is no longer than one is."""
+    while not connection.exhausted and len(chunk) < LONGEST:
+        chunk += await connection.read()
+    return chunk

@@ -7,16 +7,10 @@ The price is that the status goes out before it is known: what fails later is to
 import asyncio
 from typing import Final
 
-import msgspec
-
 from headwater.http.connection import ClientConnection
 from headwater.http.replies import EVENT_STREAM
-from headwater.openai.errors import BadGatewayError
-from headwater.openai.stream import error_event, event
 
 _COMMENT: Final = b": keep-alive\n\n"
-_LONGEST: Final = 200
-"""Characters that are quoted of what is no error in OpenAI's shape."""
 
 
 class KeepAlive:
@@ -44,15 +38,3 @@ class KeepAlive:
             self._client.begin(200, EVENT_STREAM)
         self._client.write(_COMMENT)
         self._wait()
-
-
-def refusal_event(status: int, body: bytes) -> bytes:
-    """What an endpoint refused with, in a stream that had begun before."""
-    try:
-        said = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        said = None
-    if isinstance(said, dict) and said.get("error"):
-        return event(said)
-    text = " ".join(body.decode(errors="replace").split())[:_LONGEST]
-    return error_event(BadGatewayError(f"The endpoint answered with {status}: {text}", code="endpoint_malformed"))

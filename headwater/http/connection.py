@@ -138,7 +138,7 @@ class ClientConnection(AnswerWriter):
                 self.answer(204, cors.yes(request), b"")
             else:
                 await self._clients.handle(request, self)
-            if self._write_paused and request.keep_alive:
+            if self.write_paused and request.keep_alive:
                 # Who asks on and on without reading any answer would have all of them kept here.
                 request.end()
                 await self.drained()

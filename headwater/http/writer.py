@@ -26,8 +26,8 @@ class AnswerWriter(asyncio.Protocol):
     """Who answers calls `begin`, then `write` any number of times, then `end`; or just `answer`."""
 
     __slots__ = ("_chunked", "_clients", "_complete", "_head", "_last_answer", "_loop", "_mute", "_request",
-                 "_transport", "_unread", "_writable", "_write_paused", "answer_began", "bytes_sent",
-                 "status")  # fmt: skip
+                 "_transport", "_unread", "_writable", "answer_began", "bytes_sent", "status",
+                 "write_paused")  # fmt: skip
 
     def __init__(self, clients: Clients, *, last_answer: bool) -> None:
         """`last_answer`: the connection ends with its first answer."""
@@ -45,7 +45,8 @@ class AnswerWriter(asyncio.Protocol):
         """Of the answer that is being sent, or was sent last."""
         self.bytes_sent = 0
         """Of the body of the answer that is being sent, or was sent last."""
-        self._write_paused = False
+        self.write_paused = False
+        """Whether the client does not keep up."""
         self._writable: asyncio.Future[None] | None = None
         self._unread = 0
         """Bytes that the client had not taken when that was last looked at."""
@@ -92,18 +93,17 @@ class AnswerWriter(asyncio.Protocol):
             if self._chunked:
                 piece = b"%x\r\n%b\r\n" % (len(piece), piece)
         self._send(piece)
-        return not self._write_paused
+        return not self.write_paused
 
-    def relay(self, piece: bytes) -> bool:
-        """Write a further piece if the client keeps up; where it does not, say False and do nothing."""
-        assert self._transport is not None
+    def relay(self, piece: bytes) -> None:
+        """Write a further piece of an answer that has begun, to a client that keeps up: `write`, for each token."""
+        transport = self._transport
+        assert transport is not None
         # uvloop's transports raise once they are closed, which may be before we are told so.
-        if self._write_paused or self._transport.is_closing():
-            return False
-        size = len(piece)
-        self.bytes_sent += size
-        self._transport.write(b"%x\r\n%b\r\n" % (size, piece) if self._chunked else piece)
-        return True
+        if not transport.is_closing():
+            size = len(piece)
+            self.bytes_sent += size
+            transport.write(b"%x\r\n%b\r\n" % (size, piece) if self._chunked else piece)
 
     def end(self, piece: bytes = b"") -> None:
         """With the last piece of the body."""
@@ -119,14 +119,9 @@ class AnswerWriter(asyncio.Protocol):
         self.begin(status, [*headers, (b"content-length", b"%d" % len(body))])
         self.end(body)
 
-    @property
-    def write_paused(self) -> bool:
-        """Whether the client does not keep up."""
-        return self._write_paused
-
     async def drained(self) -> None:
         """Wait until the client has read most of what was written."""
-        while self._write_paused:
+        while self.write_paused:
             self._writable = self._loop.create_future()
             await self._writable
 
@@ -167,12 +162,12 @@ class AnswerWriter(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
 
     def pause_writing(self) -> None:
-        self._write_paused = True
+        self.write_paused = True
         self._unread = self._not_taken()
         self._clients.unread[self] = time.monotonic()
 
     def resume_writing(self) -> None:
-        self._write_paused = False
+        self.write_paused = False
         self._clients.unread.pop(self, None)
         if self._writable is not None and not self._writable.done():
             self._writable.set_result(None)

@@ -270,7 +270,7 @@ def test_each_byte_of_an_event_is_looked_at_a_few_times_however_it_is_cut(monkey
             return super().rfind(what, start)
 
     kept_back = UsageFilter()
-    kept_back._rest = Counted()
+    kept_back.rest = Counted()
     for _ in range(3000):
         kept_back.feed(b"[] x" * 5)
     assert looked < 3 * 60_000

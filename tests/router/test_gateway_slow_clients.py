@@ -112,7 +112,7 @@ async def test_a_client_that_reads_nothing_of_its_answer_is_let_go_and_one_that_
         unread = running.server.clients.unread
         await until(lambda: len(unread) == 1)
         [connection] = unread
-        await until(lambda: connection._write_paused)
+        await until(lambda: connection.write_paused)
         running.tick(119)
         assert len(running.server.clients.open) == 1
         # It takes something, and has time again.

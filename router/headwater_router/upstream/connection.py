@@ -52,12 +52,16 @@ class Connection(asyncio.Protocol):
 
     __slots__ = ("_chunks", "_deadline", "_error", "_held", "_informational", "_loop", "_own", "_parser", "_paused",
                  "_pool", "_relay", "_resumed", "_reused", "_sends", "_sent_at", "_stall", "_timer", "_transport",
-                 "_waiter", "_without_body", "ended_by_close", "headers", "last_heard", "state", "status")  # fmt: skip
+                 "_waiter", "_without_body", "ended_by_close", "headers", "last_heard", "on_body", "state",
+                 "status")  # fmt: skip
 
     def __init__(self, pool: "Pool") -> None:
         self._pool = pool
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
+        self._chunks: deque[bytes] = deque()
+        self.on_body = self._chunks.append
+        """Called by the parser, without a function of ours in between: this is the path of each token."""
         self._parser = httptools.HttpResponseParser(self)
         self.state = IDLE
         self.status = 0
@@ -74,8 +78,8 @@ class Connection(asyncio.Protocol):
         self._informational = 0
         self._without_body = 0
         """Bytes that came since the last one of a body."""
-        self._chunks: deque[bytes] = deque()
         self._held = 0
+        """About so many bytes of the body are unread."""
         self._relay: Callable[[bytes], bool] | None = None
         self._paused = False
         self._error: UpstreamError
@@ -148,7 +152,8 @@ class Connection(asyncio.Protocol):
         """All of the body that is there, after waiting for some; empty at its end. Raises UpstreamError.
 
         `relay` gets each piece that comes while this waits, at once, and says whether it took it. Those are not
-        returned: waking a task for each token would be half of what a token costs.
+        returned: waking a task for each token would be half of what a token costs. What comes together with the
+        answer's end is returned.
         """
         while not self._chunks:
             if self.state not in (BODY, HEAD):
@@ -158,8 +163,16 @@ class Connection(asyncio.Protocol):
                 await self._wait()
             finally:
                 self._relay = None
-        body = self._chunks.popleft() if len(self._chunks) == 1 else b"".join(self._chunks)
+        body = self._take()
         self._drop()
+        return body
+
+    def _take(self) -> bytes:
+        """All that is unread, in one piece."""
+        if len(self._chunks) == 1:
+            return self._chunks.popleft()
+        body = b"".join(self._chunks)
+        self._chunks.clear()
         return body
 
     def _end(self) -> bytes:
@@ -264,20 +277,41 @@ class Connection(asyncio.Protocol):
             self.fail(MalformedAnswerError("the endpoint sent bytes that nobody asked for"))
             return
         self._without_body += len(data)
+        chunks = self._chunks
+        unread = len(chunks)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self.fail(malformed(error))
             return
+        if len(chunks) == unread:
+            self._look_at_head()
+            return
+        self._without_body = 0
+        if self.state is HEAD:
+            self._become(BODY)
+        if self.state is BODY and not unread and (relay := self._relay) is not None:
+            piece = self._take()
+            if relay(piece):
+                return
+            chunks.append(piece)
+        self._hold(len(data))
+
+    def _look_at_head(self) -> None:
+        """Or at whatever else came, and was no body."""
         if self._without_body > MOST_WITHOUT_BODY and self.state in _OPEN:
             self.fail(too_large())
-            return
+        elif self.state is not BODY:
+            self._wake()
+
+    def _hold(self, size: int) -> None:
+        """Until it is read."""
+        self._held += size
         if self._held > _HIGH_WATER and not self._paused and self.state is BODY:
             assert self._transport is not None
             self._paused = True
             self._transport.pause_reading()
-        if self._relay is None or self._chunks or self.state is not BODY:
-            self._wake()
+        self._wake()
 
     def eof_received(self) -> None:
         if self.state in (HEAD, BODY) and not self._tells_length():
@@ -341,15 +375,6 @@ class Connection(asyncio.Protocol):
         self._informational += 1
         check_informational(status, self._informational)
         self.headers, self._own = [], []
-
-    def on_body(self, body: bytes) -> None:
-        if self.state is not BODY:
-            self._become(BODY)
-        self._without_body = 0
-        if self._relay is not None and not self._chunks and self._relay(body):
-            return
-        self._chunks.append(body)
-        self._held += len(body)
 
     def on_message_complete(self) -> None:
         if self.state is SENT:

@@ -17,6 +17,8 @@ from typing import cast
 import uvloop
 
 PROMPT_BYTES = 2048
+TOKENS = 64
+"""That an answer has at most, which is how many our mock engines give."""
 _GROUPS = 16
 """Different system prompts: what there is to gain by prefix."""
 _MOST_BYTES = 64 * 2**20
@@ -24,7 +26,7 @@ _MOST_BYTES = 64 * 2**20
 KEY = "sk-benchmark-0123456789"
 
 
-def requests(stream: bool, prompt_bytes: int = PROMPT_BYTES, seed: int = 1) -> list[bytes]:
+def requests(stream: bool, prompt_bytes: int = PROMPT_BYTES, tokens: int = TOKENS, seed: int = 1) -> list[bytes]:
     """Chat requests: half a system prompt that a sixteenth of them share, half a question of their own."""
     rng = random.Random(seed)
     count = min(2000, _MOST_BYTES // prompt_bytes)
@@ -38,7 +40,7 @@ def requests(stream: bool, prompt_bytes: int = PROMPT_BYTES, seed: int = 1) -> l
             {"role": "system", "content": rng.choice(systems)},
             {"role": "user", "content": question[:half]},
         ]
-        content = {"model": "mock", "messages": messages, "max_tokens": 64, "temperature": 0.7, "stream": stream}
+        content = {"model": "mock", "messages": messages, "max_tokens": tokens, "temperature": 0.7, "stream": stream}
         body = json.dumps(content, separators=(",", ":")).encode()
         head = (
             "POST /v1/chat/completions HTTP/1.1\r\nhost: gateway\r\ncontent-type: application/json\r\n"
@@ -100,8 +102,8 @@ class LoadConnection(asyncio.Protocol):
 class Load:
     """One run."""
 
-    def __init__(self, count: int, stream: bool, prompt_bytes: int) -> None:
-        prepared = requests(stream, prompt_bytes)
+    def __init__(self, count: int, stream: bool, prompt_bytes: int, tokens: int) -> None:
+        prepared = requests(stream, prompt_bytes, tokens)
         self.stream = stream
         self.pending: Iterator[bytes] = (prepared[number % len(prepared)] for number in range(count))
         self._latencies: list[float] = []
@@ -136,9 +138,9 @@ class Load:
 
 
 async def run(
-    port: int, count: int, concurrency: int, stream: bool, prompt_bytes: int = PROMPT_BYTES
+    port: int, count: int, concurrency: int, stream: bool, prompt_bytes: int = PROMPT_BYTES, tokens: int = TOKENS
 ) -> dict[str, float]:
-    return await Load(count, stream, prompt_bytes).run(port, concurrency)
+    return await Load(count, stream, prompt_bytes, tokens).run(port, concurrency)
 
 
 def main() -> None:

@@ -1,13 +1,14 @@
 """A stand-in for engines that costs next to nothing: it answers at once, or streams chunks at a fixed pace.
 
-    python benchmarks/mock_engine.py --port 9001 --port 9002 [--chunks 64] [--interval-ms 2]
+    python benchmarks/mock_engine.py --port 9001 --port 9002 [--interval-ms 2]
 
-Raw asyncio, no framework: in a benchmark of routers on few cores the engine's own CPU must not count. It knows the
-paths that routers look at before they send anything.
+A stream has as many chunks as the request's `max_tokens`. Raw asyncio, no framework: in a benchmark of routers on few
+cores the engine's own CPU must not count. It knows the paths that routers look at before they send anything.
 """
 
 import argparse
 import asyncio
+import re
 from collections.abc import Callable
 from typing import cast
 
@@ -15,6 +16,7 @@ import httptools
 import uvloop
 
 MODEL = "mock"
+_TOKENS = re.compile(rb'"max_tokens":(\d+)')
 _USAGE = (
     b'"usage":{"prompt_tokens":512,"completion_tokens":64,"total_tokens":576,'
     b'"prompt_tokens_details":{"cached_tokens":256}}'
@@ -53,9 +55,9 @@ _STREAM_HEAD = (
 class MockEngine(asyncio.Protocol):
     """One connection."""
 
-    def __init__(self, chunks: int, interval: float) -> None:
+    def __init__(self, interval: float) -> None:
         """`interval`: seconds between two chunks."""
-        self._chunks = chunks
+        self._chunks = 0
         self._interval = interval
         self._parser = httptools.HttpRequestParser(self)
         self._path = b""
@@ -86,13 +88,15 @@ class MockEngine(asyncio.Protocol):
         if self._parser.get_method() != b"POST":
             self._write(_whole(_PAGES.get(self._path, _INFO)))
         elif b'"stream":true' in self._body:
+            asked = _TOKENS.search(self._body)
+            self._chunks = int(asked[1]) if asked else 1
             self._write(_STREAM_HEAD + _chunked(_CHUNK))
             self._stream(1)
         else:
             self._write(_whole(_ANSWER))
 
     def _stream(self, sent: int) -> None:
-        if sent == self._chunks:
+        if sent >= self._chunks:
             self._write(_chunked(_LAST) + b"0\r\n\r\n")
             return
         self._timer = asyncio.get_running_loop().call_later(self._interval, self._send_chunk, sent)
@@ -102,20 +106,19 @@ class MockEngine(asyncio.Protocol):
         self._stream(sent + 1)
 
 
-async def serve(ports: list[int], chunks: int, interval: float) -> None:
+async def serve(ports: list[int], interval: float) -> None:
     loop = asyncio.get_running_loop()
     for port in ports:
-        await loop.create_server(lambda: MockEngine(chunks, interval), "127.0.0.1", port, backlog=8192)
+        await loop.create_server(lambda: MockEngine(interval), "127.0.0.1", port, backlog=8192)
     await asyncio.Event().wait()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, action="append", required=True, help="repeat it for several engines")
-    parser.add_argument("--chunks", type=int, default=64, help="in a stream")
     parser.add_argument("--interval-ms", type=float, default=2.0, help="between two chunks of a stream")
     arguments = parser.parse_args()
-    uvloop.run(serve(arguments.port, arguments.chunks, arguments.interval_ms / 1000))
+    uvloop.run(serve(arguments.port, arguments.interval_ms / 1000))
 
 
 if __name__ == "__main__":

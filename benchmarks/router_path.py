@@ -5,8 +5,10 @@
 All stand before the same mock engines and get the same load (sampled chats with a key, 32 connections), one after the
 other, in alternation; ours checks the key and writes an access log. A peer's COMMAND has `{port}` and `{engines}`
 filled in (the engines' URLs, apart by spaces); without any, `smg` and `vllm-router` are taken from the PATH. CPU is
-user and system time of the router's processes: unlike a rate it does not depend on who else uses the cores. Prints a
-Markdown table: medians over the rounds. An answer that is not whole, or not 200, ends it.
+user and system time of the router's processes: unlike a rate it does not depend on who else uses the cores. What a
+chunk takes is what its stream takes, shared out: of few short ones a fifth is their beginning, and the probes of
+engines meanwhile, so a second load has two streams an engine, as long as answers are. Prints a Markdown table: medians
+over the rounds. An answer that is not whole, or not 200, ends it.
 """
 
 import argparse
@@ -21,8 +23,6 @@ import http_load
 import uvloop
 from servers import cpu_seconds, free_port, free_ports, server
 
-CHUNKS = 64
-"""In one stream."""
 PEERS = {
     "smg": "smg launch --worker-urls {engines} --policy cache_aware --host 127.0.0.1 --port {port}",
     "vllm-router": "vllm-router --worker-urls {engines} --policy cache_aware --host 127.0.0.1 --port {port}",
@@ -30,8 +30,15 @@ PEERS = {
 _SIZES = {"2 KB": (2048, 20_000), "64 KB": (65_536, 3_000), "400 KB": (400_000, 600)}
 """Bytes of a prompt, and JSON requests of that size in a round."""
 _JSON = "CPU per JSON request, {}, µs"
-_CHUNK = "CPU per streamed chunk, µs"
-MEASURES = (*(_JSON.format(size) for size in _SIZES), _CHUNK, "JSON requests/s", "JSON p99, ms")
+_CHUNK = "CPU per streamed chunk, {} streams of {}, µs"
+_STREAMS = ((32, 64, 1000), (128, 200, 640))
+"""Streams at once, chunks of each, and streams in a round."""
+MEASURES = (
+    *(_JSON.format(size) for size in _SIZES),
+    *(_CHUNK.format(*each[:2]) for each in _STREAMS),
+    "JSON requests/s",
+    "JSON p99, ms",
+)
 _HERE = Path(__file__).parent
 
 
@@ -48,9 +55,9 @@ def with_keys(folder: Path) -> list[str]:
     return ["--api-keys", str(keys), "--access-log", str(folder / "access.log")]
 
 
-def mocks(engines: list[int], chunks: int, interval_ms: float) -> str:
+def mocks(engines: list[int], interval_ms: float) -> str:
     """The command of mock engines on the ports `engines`."""
-    command = f"{sys.executable} {_HERE / 'mock_engine.py'} --chunks {chunks} --interval-ms {interval_ms}"
+    command = f"{sys.executable} {_HERE / 'mock_engine.py'} --interval-ms {interval_ms}"
     return command + "".join(f" --port {engine}" for engine in engines)
 
 
@@ -76,19 +83,27 @@ def measure(command: str, engines: list[int], share: float) -> dict[str, float]:
     values: dict[str, float] = {}
     with server(started, lambda: answers(port, probe), timeout=90) as router:
 
-        def cpu_per(count: int, stream: bool, size: int) -> tuple[float, dict[str, float]]:
+        def cpu_per(
+            count: int,
+            stream: bool,
+            size: int = http_load.PROMPT_BYTES,
+            at_once: int = 32,
+            tokens: int = http_load.TOKENS,
+        ) -> tuple[float, dict[str, float]]:
             before = cpu_seconds(router)
-            result = uvloop.run(http_load.run(port, count, 32, stream, size))
+            result = uvloop.run(http_load.run(port, count, at_once, stream, size, tokens))
             if result["whole"] != count:
                 raise SystemExit(f"{command}: answers were cut: {result}")
             return 1e6 * (cpu_seconds(router) - before) / count, result
 
-        cpu_per(max(1, int(5_000 * share)), False, http_load.PROMPT_BYTES)  # to get warm
+        cpu_per(max(1, int(5_000 * share)), False)  # to get warm
         for name, (size, count) in _SIZES.items():
             values[_JSON.format(name)], result = cpu_per(max(1, int(count * share)), False, size)
             if size == http_load.PROMPT_BYTES:
                 values["JSON requests/s"], values["JSON p99, ms"] = result["rps"], result["p99_ms"]
-        values[_CHUNK] = cpu_per(max(1, int(1_000 * share)), True, http_load.PROMPT_BYTES)[0] / CHUNKS
+        for at_once, chunks, count in _STREAMS:
+            of_stream = cpu_per(max(at_once, int(count * share)), True, at_once=at_once, tokens=chunks)[0]
+            values[_CHUNK.format(at_once, chunks)] = of_stream / chunks
     return values
 
 
@@ -127,7 +142,7 @@ def main() -> None:
     engines = free_ports(options.engines)
     rounds: dict[str, list[dict[str, float]]] = {}
     ready = lambda: all(answers(port) for port in engines)  # noqa: E731
-    with tempfile.TemporaryDirectory() as folder, server(mocks(engines, CHUNKS, 10), ready, timeout=30):
+    with tempfile.TemporaryDirectory() as folder, server(mocks(engines, 10), ready, timeout=30):
         commands = {"headwater": ours(engines, *with_keys(Path(folder)), python=options.python)} | peers
         for number in range(options.rounds):
             for name, command in commands.items():

@@ -52,10 +52,12 @@ def look(port: int, router: psutil.Process) -> Seen:
     return Seen(in_flight, waiting, router.num_fds(), resident_mib(router))
 
 
-async def run(port: int, streams: int, prompt_bytes: int, router: psutil.Process) -> tuple[dict[str, float], Seen]:
+async def run(
+    port: int, streams: int, prompt_bytes: int, chunks: int, router: psutil.Process
+) -> tuple[dict[str, float], Seen]:
     """What the load saw, and the most of everything that was seen of the router, looking once a second."""
     most = Seen(0, 0, 0, 0.0)
-    load = asyncio.ensure_future(http_load.run(port, streams, streams, True, prompt_bytes))
+    load = asyncio.ensure_future(http_load.run(port, streams, streams, True, prompt_bytes, chunks))
     while not load.done():
         await asyncio.wait([load], timeout=1)
         seen = await asyncio.to_thread(look, port, router)
@@ -72,7 +74,7 @@ def main() -> None:
     options = parser.parse_args()
     allowed = allow_files(options.streams + 1000)
     engines = [free_port(), free_port()]
-    behind = mocks(engines, options.chunks, 1000 * options.interval)
+    behind = mocks(engines, 1000 * options.interval)
     port = free_port()
     router_command = ours(engines).format(port=port)
     probe = http_load.requests(stream=False)[0]
@@ -81,7 +83,7 @@ def main() -> None:
         server(router_command, lambda: answers(port, probe)) as router,
     ):
         empty, before, begun = resident_mib(router), cpu_seconds(router), time.perf_counter()
-        result, most = uvloop.run(run(port, options.streams, options.prompt_bytes, router))
+        result, most = uvloop.run(run(port, options.streams, options.prompt_bytes, options.chunks, router))
         seconds, cpu = time.perf_counter() - begun, cpu_seconds(router) - before
         left = look(port, router)
         time.sleep(KEPT_SECONDS + 5)

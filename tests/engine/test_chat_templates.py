@@ -3,6 +3,8 @@
 import inspect
 import json
 import os
+import re
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,13 +15,20 @@ from headwater.openai.chat import ChatCompletionRequest
 from headwater.openai.errors import BadRequestError
 from headwater_engine.server.chat_template import ChatTemplate
 from headwater_engine.server.encoding import PromptEncoder
+from headwater_engine.server.messages import TOOL as MADE_UP_TOOL
 from headwater_engine.server.messages import Style, learn
+from headwater_engine.server.template_process import Templates
 from tests.engine.chat_models import FIXTURES, TOKENIZERS, template, template_source, templates, tokenizer, variables
 
 REAL = ["llama3", "llama3_1", "qwen3", "deepseek_v3", "gemma3", "gemini", "smollm2"]
+REAL += ["qwen3_coder", "deepseek_r1", "deepseek_v3_2", "gpt_oss", "hermes3", "llama_guard3", "mistral_nemo", "phi3_5"]
+TODAY = re.compile(r"Current date: [\d-]+")
+"""As gpt-oss's template writes it."""
+WITH_TOOLS_ONLY = ["hermes3"]
 OURS = ["parts", "arguments_items", "arguments_printed", "developer"]
 
-TOOL = {"type": "function", "function": {"name": "weather", "description": "Of a <city>.", "parameters": {}}}
+CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+TOOL = {"type": "function", "function": {"name": "weather", "description": "Of a <city>.", "parameters": CITY}}
 CALL = {"name": "weather", "arguments": '{"city": "Zürich", "days": 2}'}
 CALLS = [
     {"role": "user", "content": "How is it?"},
@@ -45,6 +54,9 @@ CONVERSATIONS: dict[str, dict[str, Any]] = {
 # What a person who reads the templates would give them.
 WANTED = {name: Style() for name in [*REAL, *OURS]} | {
     "deepseek_v3": Style(text_arguments=True, no_content=None),
+    "deepseek_r1": Style(text_arguments=True, no_content=None),
+    "llama_guard3": Style(parts=True, no_content=[]),
+    "gpt_oss": Style(developer=True),
     "parts": Style(parts=True, no_content=[]),
     "arguments_printed": Style(text_arguments=True),
     "developer": Style(developer=True),
@@ -55,13 +67,14 @@ def prompt(name: str, conversation: dict[str, Any]) -> str:
     """Ours, of a request's body; or what is wrong."""
     request = ChatCompletionRequest.parse(json.dumps({"model": "m", **conversation}).encode())
     try:
-        return templates(name).render(
+        text = templates(name).render(
             [message.model_dump(exclude_unset=True) for message in request.messages],
             request.tools,
             add_generation_prompt=request.add_generation_prompt,
             continue_final_message=request.continue_final_message,
             variables=request.chat_template_kwargs,
         )
+        return TODAY.sub("Current date: today", text)
     except Exception as error:
         return f"error: {error}"
 
@@ -88,7 +101,7 @@ def expected(name: str, conversation: dict[str, Any]) -> str:
         messages.append(message)
     continued = conversation.get("continue_final_message", False)
     try:
-        return render_jinja_template(
+        text = render_jinja_template(
             [messages],
             tools=conversation.get("tools"),
             chat_template=template_source(name),
@@ -96,6 +109,7 @@ def expected(name: str, conversation: dict[str, Any]) -> str:
             add_generation_prompt=not continued,
             **{**variables(name), **conversation.get("chat_template_kwargs", {})},
         )[0][0]
+        return str(TODAY.sub("Current date: today", text))
     except Exception as error:
         return f"error: {error}"
 
@@ -120,7 +134,41 @@ def test_a_conversation_is_rendered_as_transformers_does(name: str, case: str) -
 
 @pytest.mark.parametrize("name", [*REAL, *OURS])
 def test_what_a_template_wants_is_found_out(name: str) -> None:
-    assert learn(template_source(name), template(name).render) == WANTED[name]
+    tools = [MADE_UP_TOOL] if name in WITH_TOOLS_ONLY else None
+    assert learn(template_source(name), partial(template(name).render, tools=tools)) == WANTED[name]
+
+
+def test_a_template_for_tools_is_tried_with_a_tool() -> None:
+    """Its arguments are text, which only shows where it has tools."""
+    with_tools = "{% for tool in tools %}{% endfor %}" + template_source("arguments_printed")
+    both = Templates(template_source("smollm2"), with_tools, variables("arguments_printed"), [], True)
+    text = both.render(CALLS[:2], [TOOL], add_generation_prompt=True, continue_final_message=False, variables={})
+    assert "weather(" + CALL["arguments"] + ")" in text
+
+
+def test_arguments_reach_a_template_as_it_writes_them() -> None:
+    """Qwen3-Coder goes through a mapping, DeepSeek's R1 appends text: neither is escaped twice."""
+    calls = CONVERSATIONS["calls"]
+    assert "<function=weather>\n<parameter=city>\nZürich\n</parameter>\n<parameter=days>\n2\n" in prompt(
+        "qwen3_coder", calls
+    )
+    assert f"weather\n```json\n{CALL['arguments']}\n```" in prompt("deepseek_r1", calls)
+    assert '{"name": "weather", "arguments": {"city": "Zürich", "days": 2}}' in prompt("hermes3", calls)
+    assert '"arguments": {"city": "Zürich", "days": 2}, "id": "call00001"}' in prompt("mistral_nemo", calls)
+
+
+def test_a_template_that_goes_through_parts_gets_them() -> None:
+    assert "\n\nUser: Hi, 世界\n\nAgent: <think>" in prompt("llama_guard3", CONVERSATIONS["plain"])
+
+
+@pytest.mark.parametrize(
+    "name", ["qwen3", "qwen3_coder", "deepseek_v3_2", "gpt_oss", "mistral_nemo", "phi3_5", "gemma3"]
+)
+def test_what_a_developer_says_is_what_the_system_says(name: str) -> None:
+    """DeepSeek V3.2's template has a word of developers, and writes nothing of what they say."""
+    as_system, as_developer = prompt(name, CONVERSATIONS["system"]), prompt(name, CONVERSATIONS["developer"])
+    assert "Be brief." in as_system
+    assert as_developer == as_system
 
 
 @pytest.mark.parametrize("name", [name for name in REAL if name in TOKENIZERS])

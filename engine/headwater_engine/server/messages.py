@@ -7,6 +7,7 @@ shows in them says what it wants.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -16,7 +17,9 @@ Message = dict[str, Any]
 Render = Callable[[Sequence[Message]], str]
 """Raises anything: a template is a program."""
 
-_WORD, _NAME, _KEY, _VALUE = "wordprobe", "nameprobe", "keyprobe", "valueprobe"
+_WORD, _RULE, _NAME, _KEY, _VALUE = "wordprobe", "ruleprobe", "nameprobe", "keyprobe", "valueprobe"
+_DEVELOPER = re.compile("""['"]developer['"]""")
+"""The role, where a template asks for it; some only write the word."""
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 """What servers and templates call the reasoning before an answer."""
 
@@ -38,12 +41,15 @@ class Style:
 def learn(source: str, render: Render) -> Style:
     """What the template, whose text is `source`, wants: what shows when it is given a try."""
     parts = not _shows(render, [_user(_WORD)], _WORD) and _shows(render, [_user(_parts([_WORD]))], _WORD)
+    # One that writes any role as it comes does not know this one: neither does its model.
+    developer = _DEVELOPER.search(source) is not None
+    developer = developer and _shows(render, adapted(_INSTRUCTED, Style(parts, developer=True)), _RULE)
     empty: tuple[str | list[Any] | None, ...] = ([], None) if parts else ("", None)
     for text_arguments, no_content in product((False, True), empty):
-        style = Style(parts, text_arguments, no_content, "developer" in source)
+        style = Style(parts, text_arguments, no_content, developer)
         if _shows(render, adapted(_CALL, style), _NAME, _VALUE):
             return style
-    return Style(parts, False, empty[0], "developer" in source)
+    return Style(parts, False, empty[0], developer)
 
 
 def adapted(messages: Iterable[Message], style: Style) -> list[Message]:
@@ -131,6 +137,7 @@ def _parts(texts: Iterable[str]) -> list[dict[str, str]]:
     return [{"type": "text", "text": text} for text in texts]
 
 
+_INSTRUCTED: list[Message] = [{"role": "developer", "content": _RULE}, _user(_WORD)]
 _CALL: list[Message] = [
     _user(_WORD),
     {
@@ -140,3 +147,5 @@ _CALL: list[Message] = [
     },
     {"role": "tool", "tool_call_id": "call00000", "content": _WORD},
 ]
+TOOL = {"type": "function", "function": {"name": _NAME, "description": "", "parameters": {"properties": {}}}}
+"""For templates that are for conversations with tools: some do nothing without any."""

@@ -13,13 +13,14 @@ import signal
 import socket
 import struct
 import sys
+from functools import partial
 from io import BufferedRWPair
 from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError
 
 from headwater_engine.server.chat_template import ChatTemplate
-from headwater_engine.server.messages import Message, Style, adapted, learn
+from headwater_engine.server.messages import TOOL, Message, Style, adapted, learn
 from headwater_engine.server.special_tokens import beginnings, broken, control_tokens
 
 MEMORY = 1 << 30
@@ -69,7 +70,9 @@ class Templates:
     ) -> None:
         """`added_tokens`: text, and whether it is special. Raises jinja2.TemplateError."""
         self._plain = _Learned(ChatTemplate(plain, variables))
-        self._with_tools = self._plain if with_tools == plain else _Learned(ChatTemplate(with_tools, variables))
+        self._with_tools = self._plain
+        if with_tools != plain:
+            self._with_tools = _Learned(ChatTemplate(with_tools, variables), tools=[TOOL])
         self.control_tokens = control_tokens(added_tokens, self._plain.plain_chat()) if hide_special_tokens else []
         self._beginnings = beginnings(self.control_tokens)
 
@@ -90,9 +93,9 @@ class Templates:
 class _Learned:
     """A template and what it wants."""
 
-    def __init__(self, template: ChatTemplate) -> None:
+    def __init__(self, template: ChatTemplate, tools: list[dict[str, Any]] | None = None) -> None:
         self.template = template
-        self.style: Style = learn(template.source, template.render)
+        self.style: Style = learn(template.source, partial(template.render, tools=tools))
 
     def plain_chat(self) -> str:
         """What it writes around three messages (the last answer may be followed by an empty thought); else nothing."""

@@ -1,6 +1,6 @@
 """GGUF files as if they were Hugging Face folders: the config, the tensors' names, their order and their values.
 
-GGUF is the file format of llama.cpp (the layout is in ggml's `docs/gguf.md`). Three things differ from a Hugging Face
+GGUF is the file format of llama.cpp (`gguf_header.py` reads it). Three things differ from a Hugging Face
 folder: names; tensors in blocks of few bits with scales, which the `gguf` package expands; and in the architecture
 `llama` the rows of the query and key projections, which are interleaved for a rotation of neighbouring dimensions,
 where we rotate halves.
@@ -11,16 +11,16 @@ import mmap
 import struct
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize
 
 from headwater_engine.errors import LoadError
+from headwater_engine.models.gguf_header import read_header
 
 _ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 
@@ -40,6 +40,8 @@ _LAYER_TENSORS = {
 }
 _ROPE_FACTORS = "rope_freqs.weight"
 """Llama 3's scaling of frequencies, as a divisor for each pair of dimensions."""
+_MOST_FACTORS = 1024
+"""No head has more pairs."""
 
 CONTROL, USER_DEFINED = 3, 4
 """Types of tokens: special, and ordinary but never cut."""
@@ -60,17 +62,6 @@ _ENDS = {
 """What ends an answer to llama.cpp, too, whatever the file says."""
 
 _TYPES = {GGMLQuantizationType.F32: "float32", GGMLQuantizationType.F16: "float16"}
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_STRING, _ARRAY = 8, 9
-
-
-@dataclass(frozen=True, slots=True)
-class _TensorInfo:
-    shape: tuple[int, ...]
-    """[..., rows, columns], as numpy has it."""
-    kind: GGMLQuantizationType
-    offset: int
-    """Bytes from the start of the file."""
 
 
 class GGUFFile:
@@ -82,25 +73,27 @@ class GGUFFile:
     def __init__(self, path: Path) -> None:
         """Raises LoadError where the file is damaged, or is not for us."""
         self.path = path
-        with path.open("rb") as file:
-            self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         try:
-            self.fields, tensors = _Header(self._data).read()
-        except (ValueError, KeyError, IndexError, struct.error) as error:
-            raise LoadError(f"{path} is damaged or not a GGUF file: {error}") from error
-        self.architecture = str(self.fields.get("general.architecture"))
+            with path.open("rb") as file:
+                self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self.fields, tensors = read_header(self._data)
+        except OSError as error:
+            raise LoadError(f"{path} cannot be read: {error.strerror}.") from error
+        except (ValueError, struct.error) as error:
+            raise LoadError(f"{path} is damaged or not a GGUF file: {error}.") from error
+        self.architecture = str(self.fields.get("general.architecture"))[:80]
         if self.architecture not in _ARCHITECTURES:
             raise LoadError(
                 f"{path} is of the GGUF architecture {self.architecture!r}; supported are {', '.join(_ARCHITECTURES)}. "
                 "The Hugging Face folder of the model may work instead."
             )
-        if self.fields.get("split.count", 0) > 1:
+        if self.fields.get("split.count", 0) not in (0, 1):
             raise LoadError(f"{path} is one of several parts: join them with llama.cpp's `gguf-split --merge` first.")
         self._tensors = {_hugging_face_name(name): info for name, info in tensors.items()}
 
     def config(self) -> dict[str, Any]:
         """The metadata as a config.json. Raises LoadError."""
-        heads, hidden = self._needed("attention.head_count"), self._needed("embedding_length")
+        heads, hidden = self._count("attention.head_count"), self._count("embedding_length")
         if "model.embed_tokens.weight" not in self._tensors:
             raise LoadError("The GGUF file has no tensor token_embd.weight.")
         return {
@@ -131,19 +124,22 @@ class GGUFFile:
         if name not in self._tensors:
             raise LoadError(f"The checkpoint has no tensor {name}.")
         info = self._tensors[name]
-        block, block_bytes = GGML_QUANT_SIZES[info.kind]
-        row_bytes = info.shape[-1] // block * block_bytes
-        rows = int(np.prod(info.shape[:-1]))
-        stored = np.frombuffer(self._data, np.uint8, rows * row_bytes, info.offset)
+        stored = np.frombuffer(self._data, np.uint8, info.rows * info.row_size, info.offset)
         if info.kind is GGMLQuantizationType.F32:
             values = stored.view(np.float32)
         else:
-            values = dequantize(stored.reshape(rows, row_bytes), info.kind)
+            try:
+                values = dequantize(stored.reshape(info.rows, info.row_size), info.kind)
+            except NotImplementedError as error:
+                raise LoadError(f"The tensor {name} is of the type {info.kind.name}, which is not read.") from error
         values = values.reshape(info.shape)
         if self.architecture == "llama" and (".q_proj." in name or ".k_proj." in name):
-            key = "attention.head_count" if ".q_proj." in name else "attention.head_count_kv"
-            values = _halves_from_pairs(values, self._own(key) or self._needed("attention.head_count"))
+            values = _halves_from_pairs(name, values, self._heads(of_queries=".q_proj." in name))
         return np.array(values, dtype=np.float32)  # a copy: torch wants memory that may be written
+
+    def _heads(self, *, of_queries: bool) -> int:
+        shared = not of_queries and self._own("attention.head_count_kv") is not None
+        return self._count("attention.head_count_kv" if shared else "attention.head_count")
 
     def _ends(self) -> list[int]:
         """Tokens that end an answer: of a text, of a turn, of a message.
@@ -151,13 +147,11 @@ class GGUFFile:
         Few files say all of them (a Llama 3 often has only the end of a text), so those count, too, that are written as
         such ends are.
         """
-        said = (self.fields.get(f"tokenizer.ggml.{end}_token_id") for end in ("eos", "eot", "eom"))
-        types = self.fields.get("tokenizer.ggml.token_type", ())
-        written = (
-            token
-            for token, (text, kind) in enumerate(zip(self.fields.get("tokenizer.ggml.tokens", ()), types, strict=False))
-            if kind == CONTROL and text in _ENDS
-        )
+        said = [self.fields.get(f"tokenizer.ggml.{end}_token_id") for end in ("eos", "eot", "eom")]
+        if not all(token is None or isinstance(token, int) for token in said):
+            raise LoadError(f"The GGUF file's tokens that end an answer are {str(said)[:80]}, must be token ids.")
+        tokens = zip(self._of_tokens("tokens"), self._of_tokens("token_type"), strict=False)
+        written = (token for token, (text, kind) in enumerate(tokens) if kind == CONTROL and text in _ENDS)
         return list(dict.fromkeys(token for token in (*said, *written) if token is not None))
 
     def _rope(self) -> dict[str, Any]:
@@ -168,6 +162,8 @@ class GGUFFile:
         if original := self._own("rope.scaling.original_context_length"):
             rope["original_max_position_embeddings"] = original
         if _ROPE_FACTORS in self._tensors:
+            if math.prod(self._tensors[_ROPE_FACTORS].shape) > _MOST_FACTORS:
+                raise LoadError(f"The GGUF file's {_ROPE_FACTORS} has more than {_MOST_FACTORS} numbers.")
             rope |= {"rope_type": "factors", "factors": self.tensor(_ROPE_FACTORS).tolist()}
         return rope
 
@@ -178,6 +174,11 @@ class GGUFFile:
             numbers[info.kind] += math.prod(info.shape)
         (kind, _), *_ = numbers.most_common(1)
         return _TYPES.get(kind, "bfloat16")
+
+    def _of_tokens(self, name: str) -> list[Any]:
+        """What the file says of each token; empty where it says nothing."""
+        value = self.fields.get(f"tokenizer.ggml.{name}")
+        return value if isinstance(value, list) else []
 
     def _own(self, name: str) -> Any:
         value = self.fields.get(f"{self.architecture}.{name}")
@@ -193,56 +194,13 @@ class GGUFFile:
             raise LoadError(f"The GGUF file has no field {self.architecture}.{name}.")
         return value
 
-
-class _Header:
-    """The part of the file before the tensors. (The `gguf` package takes seconds to read a large vocabulary.)"""
-
-    def __init__(self, data: mmap.mmap) -> None:
-        self._data = data
-        self._at = 0
-
-    def read(self) -> tuple[dict[str, Any], dict[str, _TensorInfo]]:
-        if self._data[:4] != b"GGUF":
-            raise ValueError("it does not begin with GGUF")
-        self._at = 4
-        version, tensor_count, field_count = self._unpack("<IQQ")
-        if version not in (2, 3):
-            raise ValueError(f"its version is {version}, and 2 and 3 are known")
-        fields = {self._string(): self._value(self._unpack("<I")[0]) for _ in range(field_count)}
-        tensors = {self._string(): self._tensor() for _ in range(tensor_count)}
-        alignment = fields.get("general.alignment", 32)
-        start = -(-self._at // alignment) * alignment
-        return fields, {
-            name: _TensorInfo(shape, GGMLQuantizationType(kind), start + offset)
-            for name, (shape, kind, offset) in tensors.items()
-        }
-
-    def _tensor(self) -> tuple[tuple[int, ...], int, int]:
-        (dimensions,) = self._unpack("<I")
-        shape = self._unpack(f"<{dimensions}Q")[::-1]  # GGUF names the fastest dimension first
-        kind, offset = self._unpack("<IQ")
-        return shape, kind, offset
-
-    def _value(self, kind: int) -> Any:
-        if kind == _STRING:
-            return self._string()
-        if kind == _ARRAY:
-            item, count = self._unpack("<IQ")
-            if item in _SCALARS:
-                return list(self._unpack(f"<{count}{_SCALARS[item]}"))
-            return [self._value(item) for _ in range(count)]
-        return self._unpack(f"<{_SCALARS[kind]}")[0]
-
-    def _string(self) -> str:
-        (length,) = self._unpack("<Q")
-        text = self._data[self._at : self._at + length].decode()
-        self._at += length
-        return text
-
-    def _unpack(self, layout: str) -> tuple[Any, ...]:
-        values = struct.unpack_from(layout, self._data, self._at)
-        self._at += struct.calcsize(layout)
-        return values
+    def _count(self, name: str) -> int:
+        value = self._needed(name)
+        if not isinstance(value, int) or value < 1:
+            raise LoadError(
+                f"The GGUF file's {self.architecture}.{name} is {str(value)[:80]!r}, must be a number from 1."
+            )
+        return value
 
 
 def _hugging_face_name(name: str) -> str:
@@ -256,6 +214,8 @@ def _hugging_face_name(name: str) -> str:
     return name
 
 
-def _halves_from_pairs(values: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
+def _halves_from_pairs(name: str, values: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
     """Rows of each head from (0, half, 1, half + 1, ...) back to (0, 1, ..., half, half + 1, ...)."""
+    if len(values) % (2 * heads):
+        raise LoadError(f"The tensor {name} has {len(values)} rows, which {heads} heads cannot share in pairs.")
     return values.reshape(heads, -1, 2, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)

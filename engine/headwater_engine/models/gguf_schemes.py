@@ -82,7 +82,7 @@ def scheme_of(name: str) -> Scheme:
     """Raises LoadError where we do not know how such text is cut."""
     if name not in _SCHEMES:
         raise LoadError(
-            f"The GGUF file's pre-tokenizer is {name!r}, and how it cuts text is not known here; known are "
+            f"The GGUF file's pre-tokenizer is {name[:40]!r}, and how it cuts text is not known here; known are "
             f"{', '.join(sorted(_SCHEMES))}. The Hugging Face folder of the model says it itself."
         )
     return _SCHEMES[name]

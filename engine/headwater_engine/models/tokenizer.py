@@ -32,16 +32,17 @@ def load_tokenizer(folder: ModelFolder) -> PreTrainedTokenizerBase:
         return byte_level_tokenizer(rows)
     try:
         if folder.kind is WeightsKind.GGUF:
-            return load_gguf_tokenizer(folder.gguf)
-        tokenizer = _from_files(folder.path)
-        if tokenizer.chat_template is None and (file := folder.path / "chat_template.json").exists():
-            tokenizer.chat_template = read_object(file).get("chat_template")
+            tokenizer = load_gguf_tokenizer(folder.gguf)
+        else:
+            tokenizer = _from_files(folder.path)
+            if tokenizer.chat_template is None and (file := folder.path / "chat_template.json").exists():
+                tokenizer.chat_template = read_object(file).get("chat_template")
         _check(tokenizer, folder.path)
         return tokenizer
     except LoadError:
         raise
     except Exception as error:  # tokenizers' own has no narrower class
-        raise LoadError(f"The tokenizer of {folder.path} cannot be loaded: {error}") from error
+        raise LoadError(f"The tokenizer of {folder.path} cannot be loaded: {str(error)[:400]}") from error
 
 
 def _check(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

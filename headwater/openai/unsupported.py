@@ -41,6 +41,7 @@ class Unsupported(RequestModel):
 
     bad_words: Annotated[Any, only([])] = None
     logprob_token_ids: Annotated[Any, only([])] = None
+    logits_processors: Annotated[Any, only([])] = None
     prompt_logprobs: Annotated[Any, only()] = None
     repetition_detection: Annotated[Any, only()] = None
     spaces_between_special_tokens: Annotated[Any, only(True)] = None

@@ -7,6 +7,7 @@ fixed, and the examples are the same each time. `FUZZ_EXAMPLES=20000` looks long
 import asyncio
 import gzip
 import json
+import math
 import os
 import random
 import time
@@ -21,16 +22,24 @@ import uvloop
 from hypothesis import example, given, seed, settings
 from hypothesis import strategies as st
 
+from headwater.openai.chat import ChatCompletionRequest
+from headwater.openai.completions import CompletionRequest
+from headwater.openai.unsupported import UnsupportedInChat
 from headwater_engine.config import EngineSettings
 from headwater_engine.server.app import EngineServer
 from tests.engine.front import CHAT, HANG, TEXT, free_port
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "300"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "400"))
 LARGEST = 64 * 1024
 LONGEST_PAUSE = 1.0
 """Seconds of CPU time of the loop's own thread, in which nobody else is served: a busy machine makes them no longer."""
 PUBLISHED = json.loads((Path(__file__).parents[1] / "fixtures" / "api" / "request_fields.json").read_text())
 FIELDS = sorted({name for of in PUBLISHED.values() for kind in ("chat", "completions") for name in of[kind]})
+USED = sorted(
+    (ChatCompletionRequest.model_fields.keys() | CompletionRequest.model_fields.keys())
+    - UnsupportedInChat.model_fields.keys()
+)
+"""Fields that do something; whatever stands in the others is never looked at."""
 CHATS, TEXTS = "/v1/chat/completions", "/v1/completions"
 VOCABULARY = 512
 """Rows of random:tiny."""
@@ -61,6 +70,7 @@ class Watched:
         # The first chat starts the process that renders templates.
         chat = Attack("POST", CHATS, json.dumps({**CHAT, "max_tokens": 1}).encode())
         assert b"200 OK" in self.loop.run_until_complete(self.ask(chat.bytes))
+        self._rendered = self.loop.run_until_complete(self.rendered())
         self.at_rest: tuple[int, int] | None = None
         """Descriptors and tasks before the first example; pytest and hypothesis open some of their own before that."""
         self._look()
@@ -83,6 +93,15 @@ class Watched:
                 return b"" if sent is not None else await reader.read(read)
             except ConnectionError:  # It has said why, and closed.
                 return b""
+
+    async def rendered(self) -> bytes:
+        """The tokens of a conversation."""
+        answer = await self.ask(Attack("POST", "/tokenize", json.dumps(CHAT).encode()).bytes)
+        return answer.rpartition(b"\r\n")[2]
+
+    async def renders_as_before(self) -> bool:
+        """Nobody gets what another has asked for."""
+        return await self.rendered() == self._rendered
 
     def _look(self) -> None:
         now = time.thread_time()
@@ -175,21 +194,55 @@ messages = st.lists(
     ),
     max_size=4,
 )
+ids = st.sampled_from([0, 5, 255, 258, VOCABULARY - 1, VOCABULARY, VOCABULARY + 1, 2**31 - 1, 2**31, -1])
 prompts = st.one_of(
     values,
     st.lists(st.integers(0, VOCABULARY), max_size=300),
-    st.lists(st.lists(st.sampled_from([-1, 0, 5, VOCABULARY - 1, VOCABULARY, 2**40]), max_size=4), max_size=40),
+    st.lists(st.lists(ids, max_size=4), max_size=40),
 )
+
+
+def filled(item: Any) -> list[Any]:
+    """A list of it that takes as many bytes as a body may have."""
+    return [item] * ((LARGEST - 400) // (len(json.dumps(item)) + 2))
+
+
+parts = st.sampled_from([{"type": "text", "text": "a"}, {"type": "refusal", "refusal": ""}, {"type": "text"}, "a", 0])
+turns = st.sampled_from([{"role": "user", "content": "a"}, {"role": "assistant"}, {"role": "tool", "content": ""}])
+calls = st.just({"id": "1", "function": {"name": "f", "arguments": "{}"}})
+fitting = {
+    "messages": st.one_of(
+        messages,
+        turns.map(filled),
+        parts.map(lambda part: [{"role": "user", "content": filled(part)}]),
+        calls.map(lambda call: [{"role": "assistant", "tool_calls": filled(call)}]),
+    ),
+    "prompt": st.one_of(prompts, st.sampled_from([0, VOCABULARY, "x", [0], [0] * 300]).map(filled)),
+    "tools": st.one_of(values, st.sampled_from([{}, {"type": "function", "function": {"name": "f"}}]).map(filled)),
+    "chat_template_kwargs": st.dictionaries(texts, values, max_size=3),
+    "logit_bias": st.one_of(
+        st.dictionaries(ids.map(str), st.sampled_from([-100, 100, 0, 101, 1e999]), max_size=3),
+        st.integers(1, 5000).map(lambda count: {str(token): 1 for token in range(count)}),
+    ),
+    "allowed_token_ids": st.lists(ids, max_size=3) | st.just(filled(5)),
+    "stop_token_ids": st.lists(ids, max_size=3) | st.just(filled(5)),
+    "stop": st.lists(texts, max_size=4) | st.sampled_from(["", "a"]).map(filled),
+    "stream_options": st.dictionaries(
+        st.sampled_from(["include_usage", "continuous_usage_stats"]), st.booleans() | values, max_size=2
+    ),
+}
+"""What some fields are for, and too much of it; the others are numbers, or flags."""
 
 
 @st.composite
 def mutated(draw: st.DrawFn) -> tuple[str, bytes]:
-    """A request that is right but for one field, or two."""
+    """A request that is right but for one field, or a few."""
     path, base = draw(st.sampled_from([(CHATS, CHAT), (TEXTS, TEXT), ("/tokenize", TEXT), ("/tokenize", CHAT)]))
     body = {**base, "max_tokens": 4, "stream": draw(st.booleans())}
-    for name in draw(st.lists(st.sampled_from(FIELDS), min_size=1, max_size=2)):
-        special = {"messages": messages, "prompt": prompts}.get(name, values)
-        body[name] = draw(special)
+    used = st.sampled_from(USED)
+    for name in draw(st.lists(used | used | st.sampled_from(FIELDS), min_size=1, max_size=3)):
+        usual = fitting.get(name, numbers | st.booleans())
+        body[name] = draw(usual | usual | values)
     return path, json.dumps(body).encode()[:LARGEST]
 
 
@@ -274,10 +327,44 @@ def test_no_body_fails_the_server_or_stops_it_or_leaves_anything_behind(watched:
         watched.begin()
         async with asyncio.timeout(HANG):
             answer = await watched.ask(attack.bytes, sent=attack.sent, read=attack.read)
+        assert await watched.renders_as_before()
         await watched.come_to_rest()
         return answer
 
-    answer = watched.loop.run_until_complete(run())
+    check(watched, watched.loop.run_until_complete(run()))
+
+
+EDGES: list[Any] = [
+    *(None, True, -1, 0, 1, 2, 2**31, 2**63, -(2**63) - 1, 10**400, 1.5, 1e308, math.nan, -math.inf),
+    *("", "a", "<|im_end|>", [], {}, [[]], [""], ["a"], [None], [{}], {"a": []}, {"": {"a": [1]}}),
+    *([token] for token in (-1, 0, VOCABULARY - 1, VOCABULARY, 2**31)),
+    *({str(token): 1} for token in (-1, 0, VOCABULARY - 1, VOCABULARY, 2**31)),
+]
+BASES = [(CHATS, CHAT), (TEXTS, TEXT), ("/tokenize", CHAT)]
+
+
+@pytest.mark.parametrize("name", USED)
+def test_each_field_takes_or_refuses_whatever_it_is_given(watched: Watched, name: str) -> None:
+    """Where the odds of the test above are small: a limit is off by one for one field and one number."""
+    attacks = [
+        Attack("POST", path, json.dumps({**base, "max_tokens": 2, "stream": True, name: value}).encode())
+        for path, base in BASES
+        for value in EDGES
+    ]
+
+    async def run() -> list[bytes]:
+        watched.begin()
+        async with asyncio.timeout(HANG):
+            answers = [await watched.ask(attack.bytes) for attack in attacks]
+        await watched.come_to_rest()
+        return answers
+
+    for answer in watched.loop.run_until_complete(run()):
+        check(watched, answer)
+        assert answer, "no answer"
+
+
+def check(watched: Watched, answer: bytes) -> None:
     head = answer.partition(b"\r\n")[0]
     assert not head.startswith(b"HTTP/1.1 500"), answer[-600:]
     assert b'"server_error"' not in answer or head.startswith(b"HTTP/1.1 503"), answer[-600:]

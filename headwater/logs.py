@@ -1,9 +1,20 @@
 """Structured logs on stderr: readable lines on a terminal, one JSON object a line elsewhere."""
 
+import contextlib
 import logging
 import sys
 
 import structlog
+
+
+class _Logger(structlog.PrintLogger):
+    """Loses lines that cannot be written (a full disk, a reader that is gone): the program goes on."""
+
+    def msg(self, message: str) -> None:
+        with contextlib.suppress(OSError):
+            super().msg(message)
+
+    log = debug = info = warn = warning = fatal = failure = err = error = critical = exception = msg
 
 
 def configure_logging(level: str) -> None:
@@ -22,5 +33,5 @@ def configure_logging(level: str) -> None:
         processors=shared,
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
         # Looked up at each line: a program that has its stderr replaced, as tests do, must not write to the old one.
-        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
+        logger_factory=lambda *_: _Logger(sys.stderr),
     )

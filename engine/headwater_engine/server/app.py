@@ -286,8 +286,8 @@ class EngineServer:
         """Say why, let the errors reach their clients, and end."""
         if not self._failed:
             self._failed = True
-            print(f"headwater serve: {reason}", file=sys.stderr)
             self._ending.set()
+            print(f"headwater serve: {reason}", file=sys.stderr)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:

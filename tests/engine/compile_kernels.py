@@ -5,9 +5,11 @@ where one cannot be, or wants more shared memory than a program has. Prints the 
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
@@ -81,7 +83,10 @@ def main() -> None:
     seats.take(Step(1, [], [Seat(0, [1, 2], 0, asked)], [(0, [1])], [], []))
     rows.seat(0, asked, [1, 2])
     Inputs(kernels, seats, 64, None).lay_out([Span(0, 0, 2, 1, 0)], rows)
-    kernels.sample(random(1, 128_256), batch_of(kernels, 128_256, [asked], [1, 2]))
+    kernels.sample(random(1, 128_256), batch_of(kernels, 128_256, [params()], []))
+    everything = replace(asked, allowed_token_ids=(1, 2))
+    with suppress(IndexError):  # of tokens that nobody has written
+        kernels.sample_scored(random(1, 128_256), batch_of(kernels, 128_256, [everything], [1]), torch.tensor([0]), 20)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 import torch
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from torch import Tensor
 
-from headwater_engine.kernels.interface import Kernels, SamplingBatch
+from headwater_engine.kernels.interface import Kernels, SamplingBatch, Scores
 from headwater_engine.kernels.reference import TorchKernels
 from headwater_engine.sampling.params import SamplingParams
 from headwater_engine.sampling.rows import SamplingRows
@@ -23,16 +24,44 @@ def batch_of(kernels: Kernels, vocabulary: int, asked: list[SamplingParams], see
     rows = SamplingRows(vocabulary, kernels.device)
     tokens = [token % vocabulary for token in seen]
     for index, each in enumerate(asked):
+        if each.allowed_token_ids is not None:
+            each = replace(each, allowed_token_ids=tuple(token % vocabulary for token in each.allowed_token_ids))
         rows.seat(index, each, tokens[::2], tokens[1::2])
     return rows.batch(range(len(asked)))
 
 
 def assert_as_the_reference(kernels: Kernels, logits: Tensor, asked: list[SamplingParams], seen: list[int]) -> None:
+    """By tokens, and by the scores that they were chosen for, to the last bit."""
     ours, theirs = logits.to(kernels.device, copy=True), logits.clone()
-    found = kernels.sample(ours, batch_of(kernels, logits.shape[1], asked, seen))
-    expected = REFERENCE.sample(theirs, batch_of(REFERENCE, logits.shape[1], asked, seen))
+    found = kernels.maxima(ours, batch_of(kernels, logits.shape[1], asked, seen))
+    expected = REFERENCE.maxima(theirs, batch_of(REFERENCE, logits.shape[1], asked, seen))
+    assert found.tokens.tolist() == expected.tokens.tolist()
+    torch.testing.assert_close(found.best.cpu(), expected.best, rtol=0, atol=0, equal_nan=True)
+    some = expected.best.isfinite()
+    torch.testing.assert_close(found.scores.cpu()[some], expected.scores[some], rtol=0, atol=0)
+
+
+def assert_scored_as_the_reference(
+    kernels: Kernels, logits: Tensor, asked: list[SamplingParams], seen: list[int], k: int
+) -> None:
+    """Of every other row. Which of equally likely tokens come is anybody's choice."""
+    size, rows = logits.shape[1], torch.arange(0, len(logits), 2)
+    found, scores = kernels.sample_scored(
+        logits.to(kernels.device, copy=True), batch_of(kernels, size, asked, seen), rows.to(kernels.device), k
+    )
+    expected, theirs = REFERENCE.sample_scored(logits.clone(), batch_of(REFERENCE, size, asked, seen), rows, k)
     assert found.tolist() == expected.tolist()
-    torch.testing.assert_close(ours.cpu(), theirs, rtol=0, atol=0, equal_nan=True)
+    some = expected[rows] >= 0
+    ours = Scores(*(each.cpu()[some] for each in scores))
+    theirs = Scores(*(each[some] for each in theirs))
+    assert ours.tokens.tolist() == theirs.tokens.tolist()
+    assert ours.ranks.tolist() == theirs.ranks.tolist()
+    assert ours.top_tokens.shape == theirs.top_tokens.shape
+    torch.testing.assert_close(ours.logprobs, theirs.logprobs, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.top_logprobs, theirs.top_logprobs, rtol=1e-5, atol=1e-5)
+    own = logits[rows][some]
+    assert torch.equal(own.gather(1, ours.top_tokens), own.gather(1, theirs.top_tokens))
+    assert all(len(set(top)) == len(top) for top in ours.top_tokens.tolist())
 
 
 def made_up(kind: str, rows: int, vocabulary: int, seed: int) -> Tensor:
@@ -90,6 +119,7 @@ some_params = st.builds(
     logit_bias=st.sampled_from([{}, {0: 3.5}, {0: -100.0}]),
     min_tokens=st.sampled_from([0, 50]),
     eos_token_ids=st.sampled_from([(), (0,), (0, 5)]),
+    allowed_token_ids=st.sampled_from([None, (5,), (0, 3, 31, 32, 64)]),
 )
 asked_of_a_batch = st.lists(some_params, min_size=1, max_size=4)
 seen_tokens = st.lists(st.integers(0, 300), max_size=20)

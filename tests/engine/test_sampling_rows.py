@@ -10,10 +10,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from torch import Tensor
 
 from headwater_engine.core.step import Seat, Span, Step
-from headwater_engine.kernels.interface import AttentionBatch, LayerCache
+from headwater_engine.kernels.interface import AttentionBatch, LayerCache, SamplingBatch
 from headwater_engine.kernels.reference import TorchKernels
 from headwater_engine.models.config import ModelConfig
 from headwater_engine.sampling.params import SamplingParams
@@ -48,6 +49,9 @@ some_params = st.builds(
     min_tokens=st.integers(0, 4),
     eos_token_ids=st.sampled_from([(), (3,), (3, 99)]),
     logit_bias=st.dictionaries(st.integers(0, VOCABULARY - 1), st.sampled_from([-1.5, 2.0]), max_size=3),
+)
+some_params = st.builds(
+    replace, some_params, allowed_token_ids=st.none() | st.sets(st.integers(0, VOCABULARY - 1), min_size=1).map(tuple)
 )
 some_tokens = st.lists(st.integers(0, VOCABULARY - 1), max_size=6)
 
@@ -90,6 +94,7 @@ def assert_as_running(rows: SamplingRows, running: dict[int, Answer]) -> None:
     expected = fresh.batch(seats)
     for name in ("inverse_temperatures", "keys", "top_k", "top_p", "min_weight"):
         assert torch.equal(getattr(batch, name), getattr(expected, name))
+    assert masks_of(batch) == masks_of(expected)
     assert (batch.biases is None) == (expected.biases is None)
     if batch.biases is not None and expected.biases is not None:
         assert torch.equal(batch.biases.places, expected.biases.places)
@@ -97,6 +102,8 @@ def assert_as_running(rows: SamplingRows, running: dict[int, Answer]) -> None:
     for n, seat in enumerate(seats):
         asked = running[seat].params
         counted = asked.repetition_penalty != 1 or asked.presence_penalty or asked.frequency_penalty
+        allowed = asked.allowed_token_ids
+        assert masks_of(batch)[n] == (None if allowed is None else sorted(allowed))
         assert rows.outputs(seat) == len(running[seat].output)
         if batch.penalties is None or batch.penalties.rows[n] < 0:
             assert not counted
@@ -104,17 +111,29 @@ def assert_as_running(rows: SamplingRows, running: dict[int, Answer]) -> None:
             assert batch.penalties.counts[batch.penalties.rows[n]].tolist() == running[seat].counts()
 
 
+def masks_of(batch: SamplingBatch) -> list[list[int] | None]:
+    """The tokens that each row may become; None: all."""
+    if batch.masks is None:
+        return [None] * len(batch.top_k)
+    lines = [None if row < 0 else batch.masks.bits[row].tolist() for row in batch.masks.rows.tolist()]
+    return [
+        None if words is None else [token for token in range(32 * len(words)) if words[token // 32] >> token % 32 & 1]
+        for words in lines
+    ]
+
+
 def test_a_batch_has_nothing_of_what_no_row_asks_for() -> None:
     rows = SamplingRows(VOCABULARY, CPU)
     rows.seat(0, params(), [1])
     rows.seat(1, params(temperature=0, top_k=3), [1])
     batch = rows.batch([0, 1])
-    assert (batch.filters, batch.penalties, batch.biases) == (False, None, None)
-    rows.seat(2, params(top_p=0.5, presence_penalty=1, logit_bias={2: 1.0}), [1])
+    assert (batch.filters, batch.changes) == (False, False)
+    rows.seat(2, params(top_p=0.5, presence_penalty=1, logit_bias={2: 1.0}, allowed_token_ids=(2, 3)), [1])
     batch = rows.batch([2, 0])
     assert batch.filters
     assert batch.penalties is not None
     assert batch.penalties.rows.tolist() == [0, -1]
+    assert masks_of(batch) == [[2, 3], None]
     assert batch.biases is not None
 
 
@@ -265,10 +284,9 @@ def test_only_allowed_tokens_come_and_their_biases_and_the_least_length_hold() -
     first: list[float] = []
     later: list[float] = []
     for found in (first, later):
-        biases = rows.batch([0]).biases
-        assert biases is not None
-        logits = torch.zeros(VOCABULARY).index_add_(0, biases.places, biases.values)
-        found.extend(logits.tolist())
+        logits = torch.zeros(1, VOCABULARY)
+        TorchKernels().sample(logits, rows.batch([0]))
+        found.extend(logits[0].tolist())
         rows.append([0], [1])
     assert [token for token, logit in enumerate(first) if logit > -math.inf] == [1, 2]
     assert [token for token, logit in enumerate(later) if logit > -math.inf] == [1, 2, 4]

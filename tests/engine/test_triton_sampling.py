@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headwater_engine.sampling.params import SamplingParams
-from tests.engine.sampling_case import KINDS, assert_as_the_reference, made_up, params, seen_tokens, some_params
+from tests.engine.sampling_case import (
+    KINDS,
+    assert_as_the_reference,
+    assert_scored_as_the_reference,
+    made_up,
+    params,
+    seen_tokens,
+    some_params,
+)
 
 pytest.importorskip("triton", reason="torch for CPUs comes without Triton")
 
@@ -26,6 +34,25 @@ def test_the_triton_kernel_gives_the_references_tokens(
     kind: str, vocabulary: int, asked: list[SamplingParams], seen: list[int]
 ) -> None:
     assert_as_the_reference(KERNELS, made_up(kind, len(asked), vocabulary, 3), asked, seen)
+
+
+@settings(max_examples=15)
+@given(
+    st.sampled_from(KINDS),
+    st.sampled_from([1, 7, 65, 300]),
+    st.lists(some_params, min_size=1, max_size=2),
+    st.integers(0, 20),
+)
+def test_log_probabilities_are_those_of_the_logits_before_any_change(
+    kind: str, vocabulary: int, asked: list[SamplingParams], k: int
+) -> None:
+    assert_scored_as_the_reference(KERNELS, made_up(kind, len(asked), vocabulary, 3), asked, [1, 2, 2], k)
+
+
+@pytest.mark.parametrize("kind", ["peaked", "ties"])
+def test_rows_of_several_pieces_are_scored(kind: str) -> None:
+    asked = [params(presence_penalty=2.0, allowed_token_ids=(5000, 6000)), params(), params(temperature=0.0)]
+    assert_scored_as_the_reference(KERNELS, made_up(kind, 3, 10_000, 4), asked, [5000], 20)
 
 
 @pytest.mark.parametrize("kind", ["peaked", "ties"])

@@ -5,6 +5,8 @@
 #include <ATen/Parallel.h>
 #include <torch/extension.h>
 
+#include <vector>
+
 #include "attention.h"
 #include "elementwise.h"
 #include "gemm.h"
@@ -229,11 +231,13 @@ template <typename T> T* checked(const Tensor& x, int64_t size, at::ScalarType t
 }
 
 using Penalties = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Masks = std::tuple<Tensor, Tensor>;
 using Biases = std::tuple<Tensor, Tensor>;
 
-Tensor sample(const Tensor& logits, const Tensor& inverse_temperatures, const Tensor& keys, const Tensor& top_k,
+std::tuple<Tensor, Tensor, Tensor> sample(const Tensor& logits, const Tensor& inverse_temperatures, const Tensor& keys, const Tensor& top_k,
               const Tensor& top_p, const Tensor& min_weight,
-              const std::optional<Penalties>& penalties, const std::optional<Biases>& biases) {
+              const std::optional<Penalties>& penalties, const std::optional<Masks>& masks,
+              const std::optional<Biases>& biases) {
     TORCH_CHECK(logits.dim() == 2, "logits must be [rows, vocabulary]");
     const int64_t rows = logits.size(0), vocabulary = logits.size(1);
     float* values = checked<float>(logits, logits.numel(), at::kFloat, "logits");
@@ -252,17 +256,31 @@ Tensor sample(const Tensor& logits, const Tensor& inverse_temperatures, const Te
         batch.presence = checked<float>(presence, rows, at::kFloat, "presence penalties");
         batch.frequency = checked<float>(frequency, rows, at::kFloat, "frequency penalties");
     }
+    if (masks) {
+        const auto& [bits, lines] = *masks;
+        TORCH_CHECK(bits.dim() == 2 && 32 * bits.size(1) >= vocabulary, "bits must be of the vocabulary");
+        batch.words = bits.size(1);
+        batch.bits = checked<int32_t>(bits, bits.numel(), at::kInt, "bits");
+        batch.bit_lines = checked<int32_t>(lines, rows, at::kInt, "rows of bits");
+    }
     if (biases) {
         const auto& [places, shifts] = *biases;
         batch.biases = places.numel();
         batch.bias_places = checked<int64_t>(places, batch.biases, at::kLong, "places of biases");
         batch.bias_values = checked<float>(shifts, batch.biases, at::kFloat, "biases");
     }
-    Tensor tokens = at::empty({rows}, logits.options().dtype(at::kLong));
+    std::vector<headwater::Maximum> maxima(rows);
     Unlocked unlocked;
     unlock_if_long(unlocked, rows * vocabulary * 50);  // of a draw, which hashes and takes logarithms
-    headwater::sample(values, batch, data<int64_t>(tokens));
-    return tokens;
+    headwater::sample(values, batch, maxima.data());
+    Tensor scores = at::empty({rows}, logits.options()), best = at::empty_like(scores);
+    Tensor tokens = at::empty({rows}, logits.options().dtype(at::kLong));
+    for (int64_t row = 0; row < rows; row++) {
+        data<float>(scores)[row] = maxima[row].score;
+        data<float>(best)[row] = maxima[row].best;
+        data<int64_t>(tokens)[row] = maxima[row].token;
+    }
+    return {scores, best, tokens};
 }
 
 }  // namespace

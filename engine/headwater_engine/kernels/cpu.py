@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from headwater_engine.kernels import reference_inputs
+from headwater_engine.kernels import reference_inputs, reference_sampling
 from headwater_engine.kernels.build import build
 from headwater_engine.kernels.interface import (
     BLOCK_SIZE,
@@ -19,8 +19,10 @@ from headwater_engine.kernels.interface import (
     HeadNorms,
     LayerCache,
     Lookup,
+    Maxima,
     Product,
     SamplingBatch,
+    Scores,
     SeatTables,
     Told,
 )
@@ -156,7 +158,13 @@ class CppKernels(AttentionInParts):
         reference_inputs.spread(told, tables, batch)
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
-        return self._kernels.sample(
+        return self.maxima(logits, batch).tokens
+
+    def sample_scored(self, logits: Tensor, batch: SamplingBatch, rows: Tensor, k: int) -> tuple[Tensor, Scores]:
+        return reference_sampling.sample_scored(self.sample, logits, batch, rows, k)
+
+    def maxima(self, logits: Tensor, batch: SamplingBatch) -> Maxima:
+        found = self._kernels.sample(
             logits,
             batch.inverse_temperatures,
             batch.keys,
@@ -164,8 +172,10 @@ class CppKernels(AttentionInParts):
             batch.top_p,
             batch.min_weight,
             batch.penalties,
+            batch.masks,
             batch.biases,
         )
+        return Maxima(*found)
 
 
 def _padded(dim: int, unit: int = 16) -> int:

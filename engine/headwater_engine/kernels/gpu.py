@@ -14,8 +14,10 @@ from headwater_engine.kernels.interface import (
     HeadNorms,
     LayerCache,
     Lookup,
+    Maxima,
     Product,
     SamplingBatch,
+    Scores,
     SeatTables,
     Told,
 )
@@ -126,4 +128,10 @@ class TritonKernels(AttentionInParts):
         inputs.spread(told, tables, batch)
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
-        return sampling.sample(logits, batch)
+        return self.maxima(logits, batch).tokens
+
+    def sample_scored(self, logits: Tensor, batch: SamplingBatch, rows: Tensor, k: int) -> tuple[Tensor, Scores]:
+        return sampling.sample_scored(logits, batch, rows, k)
+
+    def maxima(self, logits: Tensor, batch: SamplingBatch) -> Maxima:
+        return sampling.maxima(logits, batch)

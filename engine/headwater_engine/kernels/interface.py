@@ -164,6 +164,15 @@ class Biases(NamedTuple):
     """[N] float32, added after the penalties; -inf for tokens that must not come."""
 
 
+class Masks(NamedTuple):
+    """Of a batch's rows that may become some tokens only."""
+
+    bits: Tensor
+    """[M, words] int32, V bits or more: bit `token % 32` of word `token // 32` is 1 where the token may come."""
+    rows: Tensor
+    """[R] int32: each row's line of `bits`; -1: none, all may come."""
+
+
 @dataclass(slots=True)
 class SamplingBatch:
     """How rows of logits [R, V] become tokens. All tensors lie on the model's device. None: no row asks for it."""
@@ -181,7 +190,40 @@ class SamplingBatch:
     filters: bool
     """Whether any row has one of the three. The host's number: to ask a GPU is to wait for it."""
     penalties: Penalties | None
+    masks: Masks | None
     biases: Biases | None
+
+    @property
+    def changes(self) -> bool:
+        """Whether any row's logits are others before one is drawn."""
+        return not (self.penalties is None and self.masks is None and self.biases is None)
+
+
+class Maxima(NamedTuple):
+    """What a draw from each row comes to, if there are no more tokens than these."""
+
+    scores: Tensor
+    """[R] float32: the largest logit / temperature + noise; of greedy rows, the largest logit."""
+    best: Tensor
+    """[R] float32: the largest logit. NaN: one is NaN or infinite; -inf: none is finite."""
+    tokens: Tensor
+    """[R] int64: the first with that score; the first with the largest logit where all scores are -inf. -1: `best` is
+    not finite."""
+
+
+class Scores(NamedTuple):
+    """Log-probabilities of one token a row, and of the k likeliest beside it."""
+
+    tokens: Tensor
+    """[R] int64"""
+    logprobs: Tensor
+    """[R] float32"""
+    ranks: Tensor
+    """[R] int64; 1 is the likeliest."""
+    top_tokens: Tensor
+    """[R, k] int64, likeliest first."""
+    top_logprobs: Tensor
+    """[R, k] float32"""
 
 
 class HeadNorms(NamedTuple):
@@ -309,7 +351,19 @@ class Kernels(Protocol):
         """Logits [R, V] float32, contiguous, which it may change -> tokens [R] int64. -1: the row has no finite logit,
         or one that is NaN or infinite.
 
-        Each row by itself: penalties, biases, then the largest logit (of equals the lowest token), or a draw:
+        Each row by itself: penalties, masks, biases, then the largest logit (of equals the lowest token), or a draw:
         temperature, top-k, top-p, min-p, and what is left by Gumbel-max. All kernels give the same tokens. Nothing is
         moved to the host.
+        """
+
+    def sample_scored(self, logits: Tensor, batch: SamplingBatch, rows: Tensor, k: int) -> tuple[Tensor, Scores]:
+        """The same tokens, and those of `rows` [N] int64 with their log-probabilities, and the `k` likeliest.
+
+        Log-probabilities are the model's own: of the logits as they come. Those of a row without a token say nothing.
+        """
+
+    def maxima(self, logits: Tensor, batch: SamplingBatch) -> Maxima:
+        """The same tokens, and what makes them the largest, so that parts of a vocabulary can be put together.
+
+        Tokens count from the first one of the part. So does the noise, whose key's low word is that much larger then.
         """

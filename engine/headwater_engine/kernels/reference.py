@@ -21,8 +21,10 @@ from headwater_engine.kernels.interface import (
     HeadNorms,
     LayerCache,
     Lookup,
+    Maxima,
     Product,
     SamplingBatch,
+    Scores,
     SeatTables,
     Told,
 )
@@ -145,7 +147,13 @@ class TorchKernels(AttentionInParts):
         reference_inputs.spread(told, tables, batch)
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
-        return reference_sampling.sample(logits, batch)
+        return self.maxima(logits, batch).tokens
+
+    def sample_scored(self, logits: Tensor, batch: SamplingBatch, rows: Tensor, k: int) -> tuple[Tensor, Scores]:
+        return reference_sampling.sample_scored(self.sample, logits, batch, rows, k)
+
+    def maxima(self, logits: Tensor, batch: SamplingBatch) -> Maxima:
+        return reference_sampling.maxima(logits, batch)
 
 
 def of_part(rows_of: Callable[[Tensor], Tensor], count: int) -> Lookup:

@@ -1,19 +1,21 @@
 """Choosing tokens, in plain torch: the definition of what the fast kernels compute, to the last bit.
 
-Order of operations, as in vLLM: penalties and biases, temperature, top-k, top-p, min-p, then one draw of what is left
-by *Gumbel-max*: the token of the largest logit / temperature + noise, where each token's noise is -log(-log(u)) for a u
-of its own, uniform in (0, 1) (Maddison, Tarlow and Minka, "A* sampling"). This draws from the softmax without computing
-it.
+Order of operations, as in vLLM: penalties, masks and biases, temperature, top-k, top-p, min-p, then one draw of what is
+left by *Gumbel-max*: the token of the largest logit / temperature + noise, where each token's noise is -log(-log(u))
+for a u of its own, uniform in (0, 1) (Maddison, Tarlow and Minka, "A* sampling"). This draws from the softmax without
+computing it.
 
 Kernels on other hardware sum in another order, and their own exp and log differ in the last bit. So here exp and log
 are written out in operations that IEEE 754 defines exactly (with the polynomials of Cephes' expf and logf), and
 probabilities are integers. Who follows must not fuse a product with a sum.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from headwater_engine.kernels.interface import WEIGHT_ONE, Penalties, SamplingBatch
+from headwater_engine.kernels.interface import WEIGHT_ONE, Masks, Maxima, Penalties, SamplingBatch, Scores
 
 _WORD = 0xFFFFFFFF
 _SHIFT = 12582912.0
@@ -34,21 +36,43 @@ _LOG = (
 )
 
 
-def sample(logits: Tensor, batch: SamplingBatch) -> Tensor:
-    """See `Kernels.sample`."""
+def maxima(logits: Tensor, batch: SamplingBatch) -> Maxima:
+    """See `Kernels.maxima`."""
     if batch.penalties is not None:
         _penalize(logits, batch.penalties)
+    if batch.masks is not None:
+        logits += _not_allowed(batch.masks, logits.shape[1])
     if batch.biases is not None:
         logits.view(-1).index_add_(0, batch.biases.places, batch.biases.values)
-    best = logits.amax(dim=-1, keepdim=True)
+    best = logits.amax(dim=-1, keepdim=True)  # NaN is the largest; where all are -inf, so is the best
     scores = logits * batch.inverse_temperatures.unsqueeze(1) + gumbel(batch.keys, logits.shape[1])
     if batch.filters:
         scores = scores.masked_fill(~kept_tokens(logits, best, batch), float("-inf"))
+    scores = torch.where((batch.inverse_temperatures == 0).unsqueeze(1), logits, scores)
+    score = scores.amax(dim=-1)
     # With logits near the largest number, a tiny temperature makes all scores -inf.
-    greedy = (batch.inverse_temperatures == 0) | (scores.amax(dim=-1) == float("-inf"))
-    tokens = torch.where(greedy, _first_largest(logits), _first_largest(scores))
-    # NaN is the largest; where all are -inf, so is the best.
-    return torch.where(best.squeeze(1).isfinite(), tokens, -1)
+    tokens = torch.where(score == float("-inf"), _first_largest(logits), _first_largest(scores))
+    best = best.squeeze(1)
+    best = torch.where(best == float("inf"), float("nan"), best)
+    return Maxima(score, best, torch.where(best.isfinite(), tokens, -1))
+
+
+def sample_scored(
+    sample: Callable[[Tensor, SamplingBatch], Tensor], logits: Tensor, batch: SamplingBatch, rows: Tensor, k: int
+) -> tuple[Tensor, Scores]:
+    """`Kernels.sample_scored` by one that samples, and plain torch."""
+    own = logits[rows]  # before anything is changed
+    tokens = sample(logits, batch)
+    return tokens, score(own, tokens[rows].clamp(min=0), k)
+
+
+def score(logits: Tensor, tokens: Tensor, k: int) -> Scores:
+    """Logits [R, V] float32 and tokens [R] int64."""
+    logprobs = torch.log_softmax(logits, dim=-1)
+    places = tokens.unsqueeze(1)
+    ranks = (logits > logits.gather(1, places)).sum(dim=-1) + 1
+    values, indices = logprobs.topk(min(k, logprobs.shape[-1]), dim=-1)
+    return Scores(tokens, logprobs.gather(1, places).squeeze(1), ranks, indices, values)
 
 
 def gumbel(keys: Tensor, vocabulary: int) -> Tensor:
@@ -89,6 +113,14 @@ def _penalize(logits: Tensor, penalties: Penalties) -> None:
         values = torch.where(counts > 0, torch.where(values > 0, values / factor, values * factor), values)
         shift = penalties.presence[row] + penalties.frequency[row] * (counts >> 1)
         logits[row] = torch.where(counts > 1, values - shift, values)
+
+
+def _not_allowed(masks: Masks, vocabulary: int) -> Tensor:
+    """[R, V] float32: -inf for tokens that must not come, else 0."""
+    tokens = torch.arange(vocabulary, device=masks.bits.device)
+    words = masks.bits[masks.rows.clamp(min=0).long()][:, tokens // 32]
+    allowed = ((words >> (tokens % 32)) & 1).bool() | (masks.rows < 0).unsqueeze(1)
+    return torch.where(allowed, 0.0, float("-inf"))
 
 
 def kept_tokens(logits: Tensor, best: Tensor, batch: SamplingBatch) -> Tensor:

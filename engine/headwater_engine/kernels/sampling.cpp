@@ -108,6 +108,10 @@ void shift(float* logits, int64_t row, const SamplingRows& b) {
             logits[t] = counts[t] > 1 ? shifted : repeated;
         }
     }
+    if (b.bits && b.bit_lines[row] >= 0) {
+        const auto* bits = reinterpret_cast<const uint32_t*>(b.bits + b.bit_lines[row] * b.words);
+        for (int64_t t = 0; t < b.vocabulary; t++) logits[t] += bits[t / 32] >> t % 32 & 1 ? 0.0f : -INFINITE;
+    }
     const int64_t* end = b.bias_places + b.biases;
     for (const int64_t* p = std::lower_bound(b.bias_places, end, row * b.vocabulary);
          p < end && *p < (row + 1) * b.vocabulary; p++)
@@ -249,7 +253,7 @@ void filter(Candidates& candidates, const Row& row, int64_t top_k, float top_p, 
 
 // Of `count` tokens, token_of(0), token_of(1), ..., ascending, the one with the largest score: scaled logit and noise.
 // top_of(first): at least the largest logit of the GROUP of them that starts there.
-template <typename F, typename G> int64_t draw(const Row& row, Key key, int64_t count, F token_of, G top_of) {
+template <typename F, typename G> Maximum draw(const Row& row, Key key, int64_t count, F token_of, G top_of) {
     const auto score = [&](int64_t token, uint32_t bits) {
         return row.logits[token] * row.inverse_temperature + noise_of(bits);
     };
@@ -276,16 +280,16 @@ template <typename F, typename G> int64_t draw(const Row& row, Key key, int64_t 
             drawn = token_of(first + (std::find(scores, scores + size, top) - scores));
         }
     }
-    return drawn;
+    return {best, row.best, drawn};
 }
 
-int64_t sample_row(float* logits, int64_t r, const SamplingRows& b) {
+Maximum sample_row(float* logits, int64_t r, const SamplingRows& b) {
     static thread_local std::vector<float> tops;
     static thread_local Candidates candidates;
     shift(logits, r, b);
     const Row row{logits, b.vocabulary, tops, find_tops(logits, b.vocabulary, tops), b.inverse_temperatures[r]};
-    if (!std::isfinite(row.best)) return -1;
-    if (row.inverse_temperature == 0) return row.first_best();
+    if (!std::isfinite(row.best)) return {row.best, row.best, -1};
+    if (row.inverse_temperature == 0) return {row.best, row.best, row.first_best()};
     const Key key{uint32_t(b.keys[r]), uint32_t(b.keys[b.rows + r])};
     if (b.top_k[r] >= b.vocabulary && b.top_p[r] >= 1 && b.min_weight[r] == 0)
         return draw(
@@ -297,8 +301,8 @@ int64_t sample_row(float* logits, int64_t r, const SamplingRows& b) {
 
 }  // namespace
 
-void sample(float* logits, const SamplingRows& batch, int64_t* tokens) {
-    in_pieces(batch.rows, [&](int64_t row) { tokens[row] = sample_row(logits + row * batch.vocabulary, row, batch); });
+void sample(float* logits, const SamplingRows& batch, Maximum* maxima) {
+    in_pieces(batch.rows, [&](int64_t row) { maxima[row] = sample_row(logits + row * batch.vocabulary, row, batch); });
 }
 
 }  // namespace headwater

@@ -1,11 +1,12 @@
-// From logits to tokens: penalties, top-k, top-p, min-p, and the draw. `reference_sampling.py` is the definition.
+// From logits to tokens: penalties, masks, top-k, top-p, min-p, and the draw. `reference_sampling.py` is the definition.
 #pragma once
 
 #include <cstdint>
 
 namespace headwater {
 
-// As in `SamplingBatch` of interface.py. `counts` is null where no row has penalties; biases are sorted by place.
+// As in `SamplingBatch` of interface.py. `counts` is null where no row has penalties, `bits` where no row has a mask;
+// biases are sorted by place.
 struct SamplingRows {
     int64_t rows, vocabulary;
     const float* inverse_temperatures;
@@ -16,12 +17,21 @@ struct SamplingRows {
     const int32_t* counts;  // [lines, vocabulary]
     const int32_t* lines;
     const float *repetition, *presence, *frequency;
+    int64_t words;  // of a row of bits
+    const int32_t* bits;
+    const int32_t* bit_lines;
     int64_t biases;
     const int64_t* bias_places;
     const float* bias_values;
 };
 
+// As in `Maxima` of interface.py.
+struct Maximum {
+    float score, best;
+    int64_t token;
+};
+
 // Changes the logits [rows, vocabulary].
-void sample(float* logits, const SamplingRows& batch, int64_t* tokens);
+void sample(float* logits, const SamplingRows& batch, Maximum* maxima);
 
 }  // namespace headwater

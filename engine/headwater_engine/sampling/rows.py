@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headwater_engine.kernels.interface import WEIGHT_ONE, Biases, Penalties, SamplingBatch
+from headwater_engine.kernels.interface import WEIGHT_ONE, Biases, Masks, Penalties, SamplingBatch
 from headwater_engine.kernels.transfer import to_device
 from headwater_engine.sampling.noise import noise_keys
 from headwater_engine.sampling.params import SamplingParams
 
-WORDS = 10
+WORDS = 11
 """32-bit numbers that a row of a batch has."""
 _LOWEST_TEMPERATURE = 1e-5
 """A draw at less would be no other."""
@@ -28,6 +28,7 @@ _ROW = np.dtype(
         ("min_tokens", np.int64),
         ("logprobs", np.int64),  # as `SamplingRows.logprobs` returns them
         ("line", np.int32),  # of the counts; -1: none
+        ("mask", np.int32),  # the line of the masks; -1: none
         ("filtered", np.bool_),
         ("biased", np.bool_),
     ]
@@ -45,8 +46,31 @@ class _Shifts(NamedTuple):
     """[N] float32: from then on."""
 
 
+class _Lines:
+    """What few of the rows need: [lines, width] int32 on the device, as many lines as were ever needed at once."""
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        self.tensor = torch.zeros(0, width, dtype=torch.int32, device=device)
+        self._free: list[int] = []
+
+    def take(self, values: np.ndarray) -> int:
+        """The line that now holds these [width] int32."""
+        if not self._free:
+            count = len(self.tensor)
+            self._free.extend(range(count, 2 * count + 1))
+            self.tensor = torch.cat([self.tensor, self.tensor.new_zeros(count + 1, self.tensor.shape[1])])
+        line = self._free.pop()
+        self.tensor[line] = to_device(values, self.tensor.device)
+        return line
+
+    def give_back(self, line: int) -> None:
+        """-1: there was none."""
+        if line >= 0:
+            self._free.append(line)
+
+
 class SamplingRows:
-    """Counts of tokens are kept for rows with penalties only, and on the device."""
+    """Counts of tokens, and masks, are kept for rows that ask for them only, and on the device."""
 
     def __init__(self, vocabulary: int, device: torch.device) -> None:
         self._vocabulary = vocabulary
@@ -55,17 +79,19 @@ class SamplingRows:
         self._words = np.zeros((0, WORDS - 2), dtype=np.int32)
         """Of each row, those that stay the same from token to token."""
         self._shifts: dict[int, _Shifts] = {}
-        self._counts = torch.zeros(0, vocabulary, dtype=torch.int32, device=device)
+        self._counts = _Lines(vocabulary, device)
         """As in `Penalties`."""
-        self._free_lines: list[int] = []
+        self._masks = _Lines(-(-vocabulary // 32), device)
+        """As in `Masks`."""
 
     def seat(self, index: int, params: SamplingParams, prompt: Sequence[int], output: Sequence[int] = ()) -> None:
         """A request takes row `index`, which is free; `output`: tokens of its answer that there are already.
 
         Raises ValueError where a token is not in the vocabulary; then the row is still free.
         """
-        shifts = self._shifts_of(params)
+        shifts, bits = self._shifts_of(params), self._bits_of(params)
         line = self._count(prompt, output) if _has_penalties(params) else -1
+        mask = -1 if bits is None else self._masks.take(bits)
         if index >= len(self._rows):
             self._rows = np.concatenate([self._rows, np.zeros(index + 1, dtype=_ROW)])
             self._words = np.concatenate([self._words, np.zeros((index + 1, WORDS - 2), dtype=np.int32)])
@@ -78,11 +104,12 @@ class SamplingRows:
             params.min_tokens if len(shifts.tokens) else 0,
             -1 if params.logprobs is None else params.logprobs,
             line,
+            mask,
             params.temperature > 0 and (top_k < self._vocabulary or params.top_p < 1 or min_weight > 0),
-            bool(params.logit_bias) or params.allowed_token_ids is not None,
+            bool(params.logit_bias),
         )
-        self._words[index, :3] = top_k, min_weight, line
-        self._words[index, 3:].view(np.float32)[:] = (
+        self._words[index, :4] = top_k, min_weight, line, mask
+        self._words[index, 4:].view(np.float32)[:] = (
             0 if params.temperature == 0 else 1 / max(params.temperature, _LOWEST_TEMPERATURE),
             params.top_p,
             params.repetition_penalty,
@@ -94,8 +121,8 @@ class SamplingRows:
         """The request in row `index` gives it back; nothing, where nobody has it."""
         if self._shifts.pop(index, None) is None:
             return
-        if self._rows["line"][index] >= 0:
-            self._free_lines.append(int(self._rows["line"][index]))
+        self._counts.give_back(int(self._rows["line"][index]))
+        self._masks.give_back(int(self._rows["mask"][index]))
 
     def append(self, seats: Sequence[int], tokens: Sequence[int] | Tensor) -> None:
         """The answer in row seats[n] goes on with tokens[n]. A row may be named several times."""
@@ -135,7 +162,9 @@ class SamplingRows:
         rows = self._rows[seats]
         batch = numbers_of(words, filters=bool(rows["filtered"].any()))
         if (rows["line"] >= 0).any():
-            batch.penalties = Penalties(self._counts, words[4], *words[7:].view(torch.float32))
+            batch.penalties = Penalties(self._counts.tensor, words[4], *words[8:].view(torch.float32))
+        if (rows["mask"] >= 0).any():
+            batch.masks = Masks(self._masks.tensor, words[5])
         batch.biases = self._biases(seats, rows)
         return batch
 
@@ -153,32 +182,28 @@ class SamplingRows:
     def _shifts_of(self, params: SamplingParams) -> _Shifts:
         _check(params.logit_bias, self._vocabulary)
         ends = [token for token in (*params.eos_token_ids, *params.stop_token_ids) if token < self._vocabulary]
-        if params.allowed_token_ids is None:
-            tokens = np.array(sorted({*params.logit_bias, *ends}), dtype=np.int64)
-            late = np.zeros(len(tokens), dtype=np.float32)
-        else:
-            _check(params.allowed_token_ids, self._vocabulary)
-            tokens = np.arange(self._vocabulary)
-            late = np.full(self._vocabulary, -np.inf, dtype=np.float32)
-            late[list(params.allowed_token_ids)] = 0
+        tokens = np.array(sorted({*params.logit_bias, *ends}), dtype=np.int64)
+        late = np.zeros(len(tokens), dtype=np.float32)
         late[np.searchsorted(tokens, list(params.logit_bias))] += list(params.logit_bias.values())
         early = late.copy()
         early[np.searchsorted(tokens, ends)] = -np.inf
         return _Shifts(tokens, early, late)
 
+    def _bits_of(self, params: SamplingParams) -> np.ndarray | None:
+        if params.allowed_token_ids is None:
+            return None
+        _check(params.allowed_token_ids, self._vocabulary)
+        bits = np.zeros(32 * self._masks.tensor.shape[1], dtype=np.bool_)
+        bits[list(params.allowed_token_ids)] = True
+        return np.packbits(bits, bitorder="little").view("<i4")
+
     def _count(self, prompt: Sequence[int], output: Sequence[int]) -> int:
         """The line of the counts that now holds these."""
         _check(prompt, self._vocabulary)
         _check(output, self._vocabulary)
-        if not self._free_lines:
-            self._free_lines.extend(range(len(self._counts), 2 * len(self._counts) + 1))
-            more = torch.zeros(len(self._counts) + 1, self._vocabulary, dtype=torch.int32, device=self._device)
-            self._counts = torch.cat([self._counts, more])
-        line = self._free_lines.pop()
         counts = np.bincount(np.asarray(output, dtype=np.int64), minlength=self._vocabulary).astype(np.int32) * 2
         counts[np.asarray(prompt, dtype=np.int64)] += 1
-        self._counts[line] = to_device(counts, self._device)
-        return line
+        return self._counts.take(counts)
 
     def _move(self, seats: Sequence[int], tokens: Sequence[int] | Tensor, by: int) -> None:
         np.add.at(self._rows["outputs"], list(seats), by)
@@ -190,12 +215,12 @@ class SamplingRows:
             tokens = tokens[to_device(counted, self._device)]
             step = torch.full((), 2 * by, dtype=torch.int32, device=self._device)
             counts = to_device(lines[counted], self._device).long()
-            self._counts.index_put_((counts, tokens), step, accumulate=True)
+            self._counts.tensor.index_put_((counts, tokens), step, accumulate=True)
 
 
 def numbers_of(words: Tensor, *, filters: bool) -> SamplingBatch:
-    """The batch that [WORDS, R] int32 spell, without penalties and biases; its tensors are parts of `words`."""
-    inverse_temperatures, top_p = words[5:7].view(torch.float32)
+    """The batch that [WORDS, R] int32 spell, without penalties, masks and biases; its tensors are parts of `words`."""
+    inverse_temperatures, top_p = words[6:8].view(torch.float32)
     return SamplingBatch(
         inverse_temperatures=inverse_temperatures,
         keys=words[:2],
@@ -204,6 +229,7 @@ def numbers_of(words: Tensor, *, filters: bool) -> SamplingBatch:
         min_weight=words[3],
         filters=filters,
         penalties=None,
+        masks=None,
         biases=None,
     )
 

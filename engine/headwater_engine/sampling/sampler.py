@@ -1,4 +1,4 @@
-"""Chooses one token a row: `kernels.sample` does, this adds the log-probabilities that rows ask for."""
+"""Chooses one token a row: `kernels.sample` does, this knows which rows ask for log-probabilities."""
 
 from typing import NamedTuple
 
@@ -6,9 +6,9 @@ import numpy as np
 from torch import Tensor
 
 from headwater_engine.core.messages import TokenLogprobs
-from headwater_engine.kernels.interface import Kernels, SamplingBatch
+from headwater_engine.kernels.interface import Kernels, SamplingBatch, Scores
 from headwater_engine.kernels.transfer import to_device
-from headwater_engine.sampling.logprobs import Scores, score
+from headwater_engine.sampling.logprobs import listed
 
 
 class Sampled(NamedTuple):
@@ -30,7 +30,7 @@ class Drawn(NamedTuple):
 
     def results(self) -> list[Sampled]:
         """Waits for the device."""
-        scored = iter(self.scores.listed() if self.scores is not None else ())
+        scored = iter(listed(self.scores) if self.scores is not None else ())
         results = []
         for token, wanted in zip(self.tokens.tolist(), self.wanted.tolist(), strict=True):
             logprobs = next(scored) if wanted >= 0 else None
@@ -51,11 +51,7 @@ def sample(kernels: Kernels, logits: Tensor, batch: SamplingBatch, wanted: np.nd
     places = np.flatnonzero(wanted >= 0)
     if not len(places):
         return Drawn(kernels.sample(logits, batch), None, wanted)
-    scored = to_device(places, logits.device)
-    # Before anything is changed: log-probabilities are the model's own.
-    own = logits[scored]
-    tokens = kernels.sample(logits, batch)
-    return Drawn(tokens, score(own, tokens[scored].clamp(min=0), int(wanted.max())), wanted)
+    return Drawn(*kernels.sample_scored(logits, batch, to_device(places, logits.device), int(wanted.max())), wanted)
 
 
 def drawn_elsewhere(tokens: Tensor) -> Drawn:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from headwater_engine.core.step import Result, Span, Step
-from headwater_engine.sampling.logprobs import Scores
+from headwater_engine.kernels.interface import Scores
+from headwater_engine.sampling.logprobs import listed
 from headwater_engine.sampling.sampler import Drawn, Sampled
 
 
@@ -37,7 +38,7 @@ class Outcome:
             sampled.update(zip(rows, draw.results(), strict=True))
         result = accept(step.spans, dict(step.drafts), [sampled[row] for row in range(len(sampled))])
         for place, scores in self.scores:
-            result.prompt_logprobs.setdefault(place, []).extend(scores.listed())
+            result.prompt_logprobs.setdefault(place, []).extend(listed(scores))
         return result
 
 

@@ -25,7 +25,14 @@ PLAIN = SamplingParams(max_tokens=1, temperature=0)
 SHARED = WORTH + 2 * BLOCK_SIZE
 """Tokens that are worth sharing: what has one block over and over has it all in common."""
 DEAREST = SamplingParams(
-    max_tokens=1, temperature=0.7, top_k=50, top_p=0.9, presence_penalty=0.1, logprobs=20, logit_bias={0: 1.0}
+    max_tokens=1,
+    temperature=0.7,
+    top_k=50,
+    top_p=0.9,
+    presence_penalty=0.1,
+    logprobs=20,
+    logit_bias={0: 1.0},
+    allowed_token_ids=(0, 1),
 )
 """All that a request can ask of the sampler."""
 

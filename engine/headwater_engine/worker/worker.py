@@ -17,10 +17,10 @@ from torch import Tensor
 
 from headwater_engine.core.step import Pending, Result, Seat, Span, Step
 from headwater_engine.distributed.ranks import ALONE, Ranks
-from headwater_engine.kernels.interface import Kernels, LayerCache, SamplingBatch
+from headwater_engine.kernels.interface import Kernels, LayerCache, SamplingBatch, Scores
+from headwater_engine.kernels.reference_sampling import score
 from headwater_engine.kernels.transfer import to_device
 from headwater_engine.models.loading import Model
-from headwater_engine.sampling.logprobs import Scores, score
 from headwater_engine.sampling.params import SamplingParams
 from headwater_engine.sampling.rows import SamplingRows
 from headwater_engine.sampling.sampler import Drawn, drawn_elsewhere, sample
@@ -145,7 +145,7 @@ class ModelWorker:
         everybody = seats + [self._seats.nobody] * (len(launched.rows) - len(seats))
         wanted = self._rows.logprobs(everybody)
         sampling = self._rows.batch(everybody, batch.numbers)
-        recorded = sampling.penalties is None and sampling.biases is None and wanted.max() < 0
+        recorded = not sampling.changes and wanted.max() < 0
         if self._graphs is not None and launched.size is not None and recorded:
             drawn = Drawn(self._graphs.sample(launched.size, filters=sampling.filters), None, wanted)
         else:

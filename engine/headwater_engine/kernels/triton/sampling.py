@@ -1,268 +1,309 @@
-"""From logits to tokens: penalties, what top-k and top-p keep, and a draw: a kernel each, where any row asks for it.
+"""From logits to tokens. Two kernels do it, or three where a row asks for top-k, top-p or min-p.
 
 `reference_sampling.py` is the definition, which is followed to the last bit: no product is fused with a sum.
 
-No row is sorted. What is kept of a row is all above a *cut*, a logit, and of those equal to it the first few tokens.
-One program looks for a row's cut by bisection over the logits' own bits, which, read as integers, are in the logits'
-order. Programs that draw know the cut, and take a piece of a row each; the largest score of the pieces wins.
+Each program takes a piece of a row, and reads it once (`_read_kernel`). In that pass it adds up what log-probabilities
+need, of the logits as the model gave them; then come penalties, and a bit for each token that says whether it may come;
+then the noise, and the largest score. What is left is the largest of the pieces' scores. With top-k, top-p and min-p
+the draw has to wait until a row's cut is known (`cut.py`), and reads the row again (`_draw_kernel`). So does whoever
+asks how many tokens were likelier than the one that was drawn (`_rank_kernel`).
 """
+
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from headwater_engine.kernels.interface import WEIGHT_ONE, Penalties, SamplingBatch
+from headwater_engine.kernels.interface import Masks, Maxima, Penalties, SamplingBatch, Scores
+from headwater_engine.kernels.triton.cut import cut_kernel
+from headwater_engine.kernels.triton.sampling_numbers import OF_BATCH, load, noise_of, order_of, weight_of
 
 _COLUMNS = 4096
 """Of a program at once."""
-# Of the batch's numbers, which lie in one tensor: where each of them begins differs from step to step, and no kernel
-# must be compiled anew for that while requests wait.
-_OF_BATCH = [
-    "inverse_temperatures",
-    "top_k",
-    "top_p",
-    "min_weight",
-    "keys",
-    "lines",
-    "repetition",
-    "presence",
-    "frequency",
-]
-_WEIGHT_ONE = tl.constexpr(WEIGHT_ONE)
-_LOWEST = tl.constexpr(-(2**31))
-_SHIFT = tl.constexpr(12582912.0)
-_LARGEST_V = tl.constexpr(1 - 2.0**-24)
-_UNIT_V = tl.constexpr(2.0**-31)
+_NEVER = tl.constexpr(-(2**63))
 
 
-def sample(logits: Tensor, batch: SamplingBatch) -> Tensor:
-    """See `Kernels.sample`."""
-    rows, size = logits.shape
-    if rows == 0:
-        return torch.empty(0, dtype=torch.long, device=logits.device)
+class _Pieces(NamedTuple):
+    """Of R rows that are read in P pieces each, what each piece comes to."""
+
+    best: Tensor
+    """[R, P] float32: the largest logit, or NaN."""
+    likeliest: Tensor
+    """[R, P] int32: the first token that has it."""
+    scores: Tensor
+    """[R, P] float32: the largest score, of greedy rows the largest logit."""
+    drawn: Tensor
+    """[R, P] int32: the first token that has that."""
+
+
+class _Sums(NamedTuple):
+    """The same for log-probabilities, of rows that want some."""
+
+    wanted: Tensor
+    """[R] int32: -1 where none are."""
+    largest: Tensor
+    """[R, P] float32"""
+    sums: Tensor
+    """[R, P] float32: of e^(logit - largest)."""
+    tops: Tensor
+    """[R, P, k] int64: the k likeliest, as numbers in their order: the logit's, then the lower token's first."""
+
+
+def maxima(logits: Tensor, batch: SamplingBatch) -> Maxima:
+    """See `Kernels.maxima`."""
+    return _sample(logits, logits, batch, None)
+
+
+def sample_scored(logits: Tensor, batch: SamplingBatch, rows: Tensor, k: int) -> tuple[Tensor, Scores]:
+    """See `Kernels.sample_scored`."""
+    count, size = logits.shape
     pieces = triton.cdiv(size, _COLUMNS)
-    options = {"COLUMNS": min(_COLUMNS, triton.next_power_of_2(size)), "num_warps": 8, "enable_fp_fusion": False}
-    if batch.penalties is not None:
-        _penalize(logits, batch.penalties, (rows, pieces), options)
-    if batch.biases is not None:
-        logits.view(-1).index_add_(0, batch.biases.places, batch.biases.values)
-    best, greedy = logits.max(dim=-1)  # the first of equals
-    numbers = (logits, best, batch.inverse_temperatures, batch.top_k, batch.top_p, batch.min_weight)
-    cuts = torch.empty(2, rows, dtype=torch.int32, device=logits.device)
-    if batch.filters:
-        _cut_kernel[(rows,)](*numbers[:-1], cuts, size, rows, **options)
-    scores = torch.empty(rows, pieces, dtype=torch.float32, device=logits.device)
-    tokens = torch.empty(rows, pieces, dtype=torch.int32, device=logits.device)
-    _draw_kernel[(rows, pieces)](
-        *numbers, cuts, batch.keys, scores, tokens, size, rows, FILTERS=batch.filters, **options
+    k = min(k, size)
+    wanted = torch.full((count,), -1, dtype=torch.int32, device=logits.device).index_fill_(0, rows, 0)
+    largest, sums = torch.empty(2, count, pieces, dtype=torch.float32, device=logits.device)
+    tops = torch.empty(count, pieces, k, dtype=torch.int64, device=logits.device)
+    summed = _Sums(wanted, largest, sums, tops)
+    changed = torch.empty_like(logits) if batch.changes else logits
+    tokens = _sample(logits, changed, batch, summed).tokens
+    return tokens, _score(logits, rows, tokens[rows].clamp(min=0), summed, k)
+
+
+def _sample(logits: Tensor, changed: Tensor, batch: SamplingBatch, sums: _Sums | None) -> Maxima:
+    """`changed`: where the logits go that tokens are drawn from; it may be the same memory."""
+    rows, size = logits.shape
+    pieces = triton.cdiv(size, _COLUMNS)
+    if rows == 0:
+        return Maxima(logits.new_empty(0), logits.new_empty(0), batch.keys.new_empty(0, dtype=torch.long))
+    found = _Pieces(
+        torch.empty(rows, pieces, dtype=torch.float32, device=logits.device),
+        torch.empty(rows, pieces, dtype=torch.int32, device=logits.device),
+        torch.empty(rows, pieces, dtype=torch.float32, device=logits.device),
+        torch.empty(rows, pieces, dtype=torch.int32, device=logits.device),
     )
-    score, piece = scores.max(dim=-1, keepdim=True)
-    drawn = tokens.gather(1, piece).squeeze(1).long()
-    drawn = torch.where((batch.inverse_temperatures == 0) | (score.squeeze(1) == float("-inf")), greedy, drawn)
-    return torch.where(best.isfinite(), drawn, -1)
+    at_once = batch.biases is None and not batch.filters
+    _read(logits, changed, batch, sums, found, draws=at_once, special=sums is not None or batch.changes)
+    if batch.biases is not None:
+        changed.view(-1).index_add_(0, batch.biases.places, batch.biases.values)
+        _read(changed, changed, batch, None, found, draws=not batch.filters, special=False)
+    best, piece = found.best.max(dim=-1, keepdim=True)  # NaN is the largest; of equals the first
+    likeliest = found.likeliest.gather(1, piece).squeeze(1).long()
+    best = torch.where(best == float("inf"), float("nan"), best).squeeze(1)
+    if batch.filters:
+        _draw(changed, best, batch, found)
+    score, piece = found.scores.max(dim=-1, keepdim=True)
+    drawn = found.drawn.gather(1, piece).squeeze(1).long()
+    score = score.squeeze(1)
+    # With logits near the largest number, a tiny temperature makes all scores -inf.
+    tokens = torch.where(score == float("-inf"), likeliest, drawn)
+    return Maxima(score, best, torch.where(best.isfinite(), tokens, -1))
 
 
-def _penalize(logits: Tensor, penalties: Penalties, grid: tuple[int, int], options: dict[str, int]) -> None:
-    _penalize_kernel[grid](logits, *penalties, logits.shape[1], **options)
+def _options(size: int) -> dict[str, int]:
+    return {"COLUMNS": min(_COLUMNS, triton.next_power_of_2(size)), "num_warps": 8, "enable_fp_fusion": False}
 
 
-@triton.jit(do_not_specialize=["size"], do_not_specialize_on_alignment=_OF_BATCH)
-def _penalize_kernel(logits, counts, lines, repetition, presence, frequency, size, COLUMNS: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    line = tl.load(lines + row).to(tl.int64)
-    if line < 0:
-        return
-    factor, once, each = tl.load(repetition + row), tl.load(presence + row), tl.load(frequency + row)
-    token = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = token < size
-    value = tl.load(logits + row * size + token, mask=inside, other=0.0)
-    count = tl.load(counts + line * size + token, mask=inside, other=0)
-    repeated = tl.where(value > 0, tl.div_rn(value, factor + tl.zeros_like(value)), value * factor)
-    value = tl.where(count > 0, repeated, value)
-    shift = once + each * (count >> 1).to(tl.float32)
-    tl.store(logits + row * size + token, tl.where(count > 1, value - shift, value), mask=inside)
+def _read(
+    logits: Tensor,
+    changed: Tensor,
+    batch: SamplingBatch,
+    sums: _Sums | None,
+    found: _Pieces,
+    *,
+    draws: bool,
+    special: bool,
+) -> None:
+    """`special`: the batch's penalties and masks, and sums, count."""
+    rows, size = logits.shape
+    none, number = batch.keys, batch.top_p  # stand where nothing is read
+    if special and (batch.penalties is None or batch.masks is None or sums is None):
+        none = torch.full((rows,), -1, dtype=torch.int32, device=logits.device)
+    penalties = batch.penalties if special and batch.penalties else Penalties(none, none, number, number, number)
+    masks = batch.masks if special and batch.masks else Masks(none, none)
+    wanted = sums or _Sums(none, found.best, found.best, batch.keys.new_empty(1, 1, 0, dtype=torch.int64))
+    _read_kernel[(rows, found.best.shape[1])](
+        logits,
+        changed,
+        *penalties,
+        *masks,
+        *wanted,
+        batch.inverse_temperatures,
+        batch.keys,
+        *found,
+        size,
+        rows,
+        masks.bits.shape[-1],
+        wanted.tops.shape[2],
+        int(draws),
+        int(special and batch.changes and not draws),
+        SPECIAL=special,
+        **_options(size),
+    )
 
 
-@triton.jit(do_not_specialize=["size", "rows"], do_not_specialize_on_alignment=_OF_BATCH)
-def _cut_kernel(
+@triton.jit(
+    do_not_specialize=["size", "rows", "words", "k", "draws", "writes"], do_not_specialize_on_alignment=OF_BATCH
+)
+def _read_kernel(
     logits,  # [rows, size]
-    best,  # [rows]: the largest of each
+    changed,  # [rows, size]
+    counts,  # as `Penalties`, `Masks`, `_Sums`, `SamplingBatch`, `_Pieces`
+    lines,
+    repetition,
+    presence,
+    frequency,
+    bits,
+    mask_lines,
+    wanted,
+    largest,
+    sums,
+    tops,
     inverse_temperatures,
-    top_k,
-    top_p,
-    cuts,  # [2, rows] int32: the cut in the order of logits, and the last token kept of those equal to it
+    keys,
+    best,
+    likeliest,
+    scores,
+    drawn,
     size,
     rows,
+    words,  # of a row of bits
+    k,
+    draws,  # whether scores are; else somebody else does
+    writes,  # whether `changed` is read
+    SPECIAL: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    k, p = tl.load(top_k + row), tl.load(top_p + row)
-    largest, scale = tl.load(best + row), tl.load(inverse_temperatures + row)
-    logits += row * size
-    cut = tl.full((), _LOWEST, tl.int32)
-    last = tl.full((), 0, tl.int32)
-    if scale > 0:
-        if k < size:
-            cut, last = _find_cut(logits, largest, scale, k.to(tl.int64), cut, size, False, COLUMNS)
-        if p < 1:
-            total = _sum_above(logits, largest, scale, cut, size, True, COLUMNS)
-            if cut > _LOWEST:
-                total += _sum_equal(logits, largest, scale, cut, last, size, COLUMNS)
-            share = total.to(tl.float64) * p.to(tl.float64)
-            enough = share.to(tl.int64)
-            enough = tl.maximum(enough + (enough.to(tl.float64) < share).to(tl.int64), 1)
-            cut, last = _find_cut(logits, largest, scale, enough, cut, size, True, COLUMNS)
-    tl.store(cuts + row, cut)
-    tl.store(cuts + rows + row, last)
+    at = row * tl.num_programs(1) + tl.program_id(1)
+    token, value = load(logits + row * size, tl.program_id(1) * COLUMNS, size, COLUMNS)
+    if SPECIAL:
+        if tl.load(wanted + row) >= 0:
+            _add_up(token, value, largest + at, sums + at, tops + at * k, size, k)
+        line = tl.load(lines + row).to(tl.int64)
+        if line >= 0:
+            factor, once, each = tl.load(repetition + row), tl.load(presence + row), tl.load(frequency + row)
+            value = _penalized(token, value, counts + line * size, factor, once, each, size)
+        mask = tl.load(mask_lines + row).to(tl.int64)
+        if mask >= 0:
+            word = tl.load(bits + mask * words + token // 32, mask=token < size, other=0)
+            value += tl.where(((word >> (token % 32)) & 1) != 0, 0.0, float("-inf"))
+        if writes != 0:
+            tl.store(changed + row * size + token, value, mask=token < size)
+    broken = tl.max((value != value).to(tl.int32), 0) != 0
+    top = tl.max(tl.where(value != value, float("-inf"), value), 0)
+    first = tl.min(tl.where(value == top, token, size), 0)
+    tl.store(best + at, tl.where(broken, float("nan"), top))
+    tl.store(likeliest + at, first)
+    scale = tl.load(inverse_temperatures + row)
+    if (draws != 0) & (scale != 0):
+        score = _score_of(token, value, scale, keys, row, rows)
+        top = tl.max(score, 0)
+        first = tl.min(tl.where(score == top, token, size), 0)
+    tl.store(scores + at, top)
+    tl.store(drawn + at, first)
 
 
 @triton.jit
-def _find_cut(logits, largest, scale, enough, lowest, size, WEIGHTED: tl.constexpr, COLUMNS: tl.constexpr):
-    """The largest logits are kept, of equals the first, until their weights, or their numbers, add up to `enough`."""
-    below = lowest.to(tl.int64) - 1
-    cut = _order_of(largest).to(tl.int64)
-    while cut - below > 1:  # the cut is the smallest order above which there is not enough
-        middle = below + (cut - below) // 2
-        if _sum_above(logits, largest, scale, middle, size, WEIGHTED, COLUMNS) < enough:
-            cut = middle
-        else:
-            below = middle
-    before = _sum_above(logits, largest, scale, cut, size, WEIGHTED, COLUMNS)
-    last = tl.full((), -1, tl.int32)
-    for first in range(0, size, COLUMNS):
-        token, value = _load(logits, first, size, COLUMNS)
-        equal = tl.where(_order_of(value) == cut, _size_of(value, largest, scale, WEIGHTED), 0)
-        kept = (_order_of(value) == cut) & (before + tl.cumsum(equal, 0) - equal < enough)
-        last = tl.maximum(last, tl.max(tl.where(kept, token, -1), 0))
-        before += tl.sum(equal, 0)
-    return cut.to(tl.int32), last
+def _penalized(token, value, counts, factor, once, each, size):
+    count = tl.load(counts + token, mask=token < size, other=0)
+    repeated = tl.where(value > 0, tl.div_rn(value, factor + tl.zeros_like(value)), value * factor)
+    value = tl.where(count > 0, repeated, value)
+    shift = once + each * (count >> 1).to(tl.float32)
+    return tl.where(count > 1, value - shift, value)
 
 
 @triton.jit
-def _sum_above(logits, largest, scale, cut, size, WEIGHTED: tl.constexpr, COLUMNS: tl.constexpr):
-    total = tl.full((), 0, tl.int64)
-    for first in range(0, size, COLUMNS):
-        _, value = _load(logits, first, size, COLUMNS)
-        total += tl.sum(tl.where(_order_of(value) > cut, _size_of(value, largest, scale, WEIGHTED), 0), 0)
-    return total
+def _add_up(token, value, largest, sums, tops, size, k):
+    """The piece's part of a softmax's sum, and its k likeliest tokens."""
+    top = tl.max(value, 0)
+    tl.store(largest, top)
+    share = tl.exp(value - tl.where(top == float("-inf"), 0.0, top))
+    tl.store(sums, tl.sum(tl.where(token < size, share, 0.0), 0))
+    # In the order of logits, and then of tokens, the lower one first.
+    place = (order_of(value).to(tl.int64) << 32) | (0x7FFFFFFF - token).to(tl.int64)
+    place = tl.where(token < size, place, _NEVER)
+    for n in range(k):
+        highest = tl.max(place, 0)
+        tl.store(tops + n, highest)
+        place = tl.where(place == highest, _NEVER, place)
 
 
 @triton.jit
-def _sum_equal(logits, largest, scale, cut, last, size, COLUMNS: tl.constexpr):
-    """The weights of tokens up to `last` at the cut."""
-    total = tl.full((), 0, tl.int64)
-    for first in range(0, last + 1, COLUMNS):
-        token, value = _load(logits, first, size, COLUMNS)
-        equal = (_order_of(value) == cut) & (token <= last)
-        total += tl.sum(tl.where(equal, _size_of(value, largest, scale, True), 0), 0)
-    return total
+def _score_of(token, value, scale, keys, row, rows):
+    low = tl.load(keys + row).to(tl.uint32, bitcast=True)
+    high = tl.load(keys + rows + row).to(tl.uint32, bitcast=True)
+    return value * scale + noise_of(token.to(tl.uint32), low, high)
 
 
-@triton.jit
-def _load(logits, first, size, COLUMNS: tl.constexpr):
-    """Tokens and their logits; behind the last token, what no draw falls on."""
-    token = first + tl.arange(0, COLUMNS)
-    value = tl.load(logits + token, mask=token < size, other=float("-inf"))
-    return token, value
+def _draw(logits: Tensor, best: Tensor, batch: SamplingBatch, found: _Pieces) -> None:
+    """From what top-k, top-p and min-p leave of each row; `best` [R], the largest logits."""
+    rows, size = logits.shape
+    numbers = (logits, best, batch.inverse_temperatures, batch.top_k, batch.top_p)
+    cuts = torch.empty(2, rows, dtype=torch.int32, device=logits.device)
+    options = _options(size)
+    cut_kernel[(rows,)](*numbers, cuts, size, rows, **options)
+    grid = found.scores.shape
+    _draw_kernel[(grid[0], grid[1])](
+        *numbers[:3], batch.min_weight, cuts, batch.keys, found.scores, found.drawn, size, rows, **options
+    )
 
 
-@triton.jit
-def _size_of(value, largest, scale, WEIGHTED: tl.constexpr):
-    if WEIGHTED:
-        return _weight_of((value - largest) * scale).to(tl.int64)
-    else:
-        return tl.full(value.shape, 1, tl.int64)
-
-
-@triton.jit(do_not_specialize=["size", "rows"], do_not_specialize_on_alignment=_OF_BATCH)
+@triton.jit(do_not_specialize=["size", "rows"], do_not_specialize_on_alignment=OF_BATCH)
 def _draw_kernel(
     logits,  # [rows, size]
     best,  # [rows]
     inverse_temperatures,
-    top_k,
-    top_p,
     min_weight,
     cuts,  # [2, rows]
     keys,  # [2, rows]
-    scores,  # [rows, pieces]: the largest of each piece
-    tokens,  # [rows, pieces]: the first token that has it
+    scores,  # as in `_Pieces`
+    drawn,
     size,
     rows,
-    FILTERS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     scale = tl.load(inverse_temperatures + row)
     if scale == 0:
         return
-    token, value = _load(logits + row * size, tl.program_id(1) * COLUMNS, size, COLUMNS)
-    low = tl.load(keys + row).to(tl.uint32, bitcast=True)
-    high = tl.load(keys + rows + row).to(tl.uint32, bitcast=True)
-    score = value * scale + _noise_of(token.to(tl.uint32), low, high)
-    if FILTERS:
-        order, cut, last = _order_of(value), tl.load(cuts + row), tl.load(cuts + rows + row)
-        kept = (order > cut) | ((order == cut) & (token <= last))
-        kept &= _weight_of((value - tl.load(best + row)) * scale) >= tl.load(min_weight + row)
-        score = tl.where(kept, score, float("-inf"))
+    token, value = load(logits + row * size, tl.program_id(1) * COLUMNS, size, COLUMNS)
+    order, cut, last = order_of(value), tl.load(cuts + row), tl.load(cuts + rows + row)
+    kept = (order > cut) | ((order == cut) & (token <= last))
+    kept &= weight_of((value - tl.load(best + row)) * scale) >= tl.load(min_weight + row)
+    score = tl.where(kept, _score_of(token, value, scale, keys, row, rows), float("-inf"))
     top = tl.max(score, 0)
     at = row * tl.num_programs(1) + tl.program_id(1)
     tl.store(scores + at, top)
-    tl.store(tokens + at, tl.min(tl.where(score == top, token, size), 0))
+    tl.store(drawn + at, tl.min(tl.where(score == top, token, size), 0))
 
 
-@triton.jit
-def _order_of(value):
-    """An integer in the order of the value; -0 is 0."""
-    bits = tl.where(value == 0, 0.0, value).to(tl.int32, bitcast=True)
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+def _score(logits: Tensor, rows: Tensor, tokens: Tensor, sums: _Sums, k: int) -> Scores:
+    """Of `rows` [N] and their tokens [N]."""
+    pieces = sums.largest.shape[1]
+    likelier = torch.empty(len(rows), pieces, dtype=torch.int32, device=logits.device)
+    size = logits.shape[1]
+    _rank_kernel[(len(rows), pieces)](logits, rows, tokens, likelier, size, **_options(size))
+    largest, added = sums.largest[rows], sums.sums[rows]
+    most = largest.amax(dim=-1, keepdim=True)
+    whole = most + (added * (largest - most).exp()).sum(dim=-1, keepdim=True).log()
+    tops = sums.tops[rows].flatten(1).topk(k, dim=-1).values
+    top_tokens = 0x7FFFFFFF - (tops & 0xFFFFFFFF)
+    own = logits[rows.unsqueeze(1), torch.cat([tokens.unsqueeze(1), top_tokens], dim=1)] - whole
+    return Scores(tokens, own[:, 0], likelier.sum(dim=-1) + 1, top_tokens, own[:, 1:])
 
 
-@triton.jit
-def _mix(x):
-    x = (x ^ (x >> 16)) * 0x7FEB352D
-    x = (x ^ (x >> 15)) * 0x846CA68B
-    return x ^ (x >> 16)
-
-
-@triton.jit
-def _noise_of(token, low, high):
-    bits = _mix(_mix(token + low) + high)
-    v = tl.minimum(((bits >> 1).to(tl.int32).to(tl.float32) + 0.5) * _UNIT_V, _LARGEST_V)
-    u = 1.0 - v
-    # Divided by 1 where it would be by 0, and is not taken.
-    precise = _log_of(u) * tl.div_rn(v, tl.where(u == 1.0, 1.0, u - 1.0))
-    return -_log_of(tl.where(u == 1.0, v, precise))
-
-
-@triton.jit
-def _log_of(x):
-    bits = x.to(tl.int32, bitcast=True)
-    n = (bits - 0x3F3504F3) >> 23
-    r = (bits - (n << 23)).to(tl.float32, bitcast=True) - 1.0
-    p = r * 7.0376836292e-2 + -1.1514610310e-1
-    p = p * r + 1.1676998740e-1
-    p = p * r + -1.2420140846e-1
-    p = p * r + 1.4249322787e-1
-    p = p * r + -1.6668057665e-1
-    p = p * r + 2.0000714765e-1
-    p = p * r + -2.4999993993e-1
-    p = p * r + 3.3333331174e-1
-    square = r * r
-    y = p * r * square + n.to(tl.float32) * -2.12194440e-4 - 0.5 * square
-    return r + y + n.to(tl.float32) * 0.693359375
-
-
-@triton.jit
-def _weight_of(x):
-    """e^x of x <= 0, in units of 1 / WEIGHT_ONE."""
-    x = tl.maximum(x, -30.0)
-    n = (x * 1.44269504 + _SHIFT) - _SHIFT
-    r = x - n * 0.693359375 - n * -2.12194440e-4
-    p = r * 1.9875691500e-4 + 1.3981999507e-3
-    p = p * r + 8.3334519073e-3
-    p = p * r + 4.1665795894e-2
-    p = p * r + 1.6666665459e-1
-    p = p * r + 5.0000001201e-1
-    p = p * r * r + r + 1.0
-    return (p * ((n.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True) * _WEIGHT_ONE).to(tl.int32)
+@triton.jit(do_not_specialize=["size"])
+def _rank_kernel(
+    logits,  # [R, size]
+    places,  # [N] int64: among the R rows
+    tokens,  # [N] int64
+    likelier,  # [N, pieces] int32: how many tokens of the piece are likelier than that
+    size,
+    COLUMNS: tl.constexpr,
+):
+    row = tl.load(places + tl.program_id(0))
+    _, value = load(logits + row * size, tl.program_id(1) * COLUMNS, size, COLUMNS)
+    own = tl.load(logits + row * size + tl.load(tokens + tl.program_id(0)))
+    at = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
+    tl.store(likelier + at, tl.sum((value > own).to(tl.int32), 0))

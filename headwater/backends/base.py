@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Literal, NamedTuple
 
+from headwater.backends.dialects.base import Dialect
 from headwater.resource import ModelDeployment, ResourceError, Sampling
 from headwater.validation import found
 
@@ -136,6 +137,8 @@ class Backend(ABC):
     """runtime: by `load_adapter`, while it serves; start: only those that `launch` names."""
     answers_to_any_name: ClassVar[bool] = False
     """Whether a `model` that it does not know is taken for the model itself, and not refused."""
+    dialect: ClassVar[Dialect | None] = None
+    """How its API differs from OpenAI's. None: not so that a client would have to know."""
     adapters_prefix: ClassVar[str] = ""
     """Of the path of the calls that load and unload an adapter."""
 

@@ -7,6 +7,7 @@ were cached.
 from collections.abc import Mapping
 
 from headwater.backends.base import Backend, Launch, LoadMetrics, Pod, Reading, hub_name_or_path
+from headwater.backends.dialects.tgi import TGIDialect
 from headwater.resource import Adapter, ModelDeployment
 
 _OVERLOADED = "Model is overloaded"
@@ -23,6 +24,7 @@ class TGI(Backend):
     drains = 90  # fixed in its launcher
     loads_adapters = "start"
     answers_to_any_name = True
+    dialect = TGIDialect()
 
     def command(self, deployment: ModelDeployment, *, port: int, events_port: int | None = None) -> list[str]:
         if events_port is not None:

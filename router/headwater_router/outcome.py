@@ -30,5 +30,7 @@ class Outcome(StrEnum):
     TIMED_OUT = "timed_out"
     """The answer did not begin in time."""
     CLIENT_LEFT = "client_left"
+    UNSUPPORTED = "unsupported"
+    """Its server cannot do what the request asks for, so nothing was sent. Another one may."""
     UNSENT = "unsent"
     """This router's own limits: says nothing of the endpoint."""

@@ -165,7 +165,7 @@ class Dispatcher:
         """Whether it may be tried on another endpoint; if so, `choose` is to be called next."""
         now = self._clock()
         before = [dispatch.outcome for dispatch in call.stays[:-1]]
-        attempts = len([each for each in (*before, outcome) if each is not Outcome.STALE])
+        attempts = len([each for each in (*before, outcome) if each not in (Outcome.STALE, Outcome.UNSUPPORTED)])
         if attempts >= self._max_attempts or not may_be_sent_again(outcome, before, call.sends):
             return False
         if not self._candidates(call, now)[0] and self._to_wake(call) is None:

@@ -2,7 +2,7 @@
 
 | outcome | another try | why no more |
 |---|---|---|
-| overloaded, unreachable, unsent | as long as there are attempts | nothing was computed |
+| overloaded, unreachable, unsent, unsupported | as long as there are attempts | nothing was computed |
 | denied, failed | one | what fails at two replicas says something about the request |
 | lost, stale | one more send | a request that kills engines must not be carried through all of them |
 | any of these, of the send after a loss | none | the same: it has had its one more |
@@ -26,7 +26,7 @@ from headwater.http.line import Line, NoRoomError
 from headwater_router.outcome import Outcome
 from headwater_router.sends import Sends
 
-FREE: Final = frozenset((Outcome.OVERLOADED, Outcome.UNREACHABLE, Outcome.UNSENT))
+FREE: Final = frozenset((Outcome.OVERLOADED, Outcome.UNREACHABLE, Outcome.UNSENT, Outcome.UNSUPPORTED))
 """Nothing was computed: such a retry is no further load."""
 ONCE: Final = frozenset((Outcome.DENIED, Outcome.FAILED, Outcome.LOST))
 

@@ -131,7 +131,7 @@ class Gateway:
             request.path, request.body, model, identity, prompt, key, entry.started, only=only,
             request_id=request.id, key_name=key_name,
         )  # fmt: skip
-        head = RequestHead(request, names, keys_are_ours=self._keys_are_ours)
+        head = RequestHead(request, names, model, keys_are_ours=self._keys_are_ours)
         del body, names  # What keeps its bytes from here on can forget them.
         await self._forwarder.forward(request, client, entry.call, head)
 

@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
+from headwater.backends.dialects import Translation
+from headwater_router.gateway.translating import StreamTranslator
 from headwater_router.gateway.usage import SEAM, Usage, UsageFinder
 
 _LONGEST: Final = 64 * 1024
@@ -38,13 +40,25 @@ _SEPARATOR: Final = re.compile(rb"(?<=\n\n)|(?<=\r\n\r\n)")
 class StreamReader:
     """Fed with a stream, piece by piece, on the path of each token. Pieces are gathered, and looked at together."""
 
-    __slots__ = ("_ends", "_filter", "_finder", "_finished", "_over", "_pieces", "_seam", "_size", "_told_error")
+    __slots__ = (
+        "_ends",
+        "_filter",
+        "_finder",
+        "_finished",
+        "_over",
+        "_pieces",
+        "_seam",
+        "_size",
+        "_told_error",
+        "_translator",
+    )
 
     def __init__(self, path: str = "") -> None:
         """`path`: of the request."""
         self._ends = _ENDS.get(path)
         self._finder = UsageFinder()
         self._filter: UsageFilter | None = None
+        self._translator: StreamTranslator | None = None
         self._pieces: list[bytes] = []
         self._size = 0
         """Of these, in bytes."""
@@ -57,8 +71,14 @@ class StreamReader:
         """From now on the event with nothing but the usage is for us alone."""
         self._filter = UsageFilter()
 
+    def translate(self, translation: Translation) -> None:
+        """From now on, and before anything else is looked for in it."""
+        self._translator = StreamTranslator(translation)
+
     def feed(self, piece: bytes) -> bytes:
         """What the client gets of it now."""
+        if self._translator is not None:
+            piece = self._translator.feed(piece)
         self._pieces.append(piece)
         self._size += len(piece)
         if self._size > _AT_ONCE:
@@ -71,7 +91,11 @@ class StreamReader:
 
     def end(self) -> bytes:
         """Nothing more comes: what was held back."""
-        return b"" if self._filter is None else self._filter.end()
+        rest = b""
+        if self._translator is not None:
+            translator, self._translator = self._translator, None
+            rest = self.feed(translator.end())
+        return rest if self._filter is None else rest + self._filter.end()
 
     @property
     def over(self) -> bool:

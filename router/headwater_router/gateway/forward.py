@@ -19,7 +19,7 @@ from headwater.http.headers import Headers
 from headwater.http.line import NoRoomError
 from headwater.http.replies import answer_json
 from headwater.http.request import Request
-from headwater.openai.errors import APIError
+from headwater.openai.errors import APIError, BadRequestError
 from headwater.openai.stream import error_event, event
 from headwater_router.dispatch.call import Call
 from headwater_router.dispatch.dispatch import Dispatch
@@ -33,6 +33,8 @@ from headwater_router.gateway.keepalive import KeepAlive
 from headwater_router.gateway.metrics import RouterMetrics
 from headwater_router.gateway.paths import Responses
 from headwater_router.gateway.refusals import LONGEST, Refusal, read_refusal, refusal_of
+from headwater_router.gateway.translating import LONGEST as LONGEST_TRANSLATED
+from headwater_router.gateway.translating import translated_document
 from headwater_router.gateway.usage import UsageFinder
 from headwater_router.outcome import Outcome
 from headwater_router.upstream.connection import Connection
@@ -194,12 +196,19 @@ class _Passage:
             return await self._pass_refusal_on(dispatch, connection, outcome)
         except UpstreamError as error:
             return await self._upstream_failed(dispatch, error)
+        except BadRequestError as error:
+            # Nothing was sent: what the endpoint's server cannot do, that of another may.
+            dispatch.ended(Outcome.UNSUPPORTED, time.monotonic(), reason=error.message)
+            if await self._shared.dispatcher.may_retry(self._call, Outcome.UNSUPPORTED):
+                return False
+            raise
         finally:
             if connection is not None:
                 connection.release()
 
     async def _ask(self, dispatch: Dispatch) -> Connection:
-        """As `Pool.ask`. What is sent is this frame's alone: else it would be in memory as long as the answer."""
+        """As `Pool.ask`; raises BadRequestError, too. What is sent is this frame's alone: else it would be in memory as
+        long as the answer."""
         shared, endpoint = self._shared, dispatch.endpoint
         now = time.monotonic()
         shared.metrics.overhead.observe(now - self._call.started)
@@ -235,6 +244,8 @@ class _Passage:
         first = await connection.read()
         if is_stream(connection.headers):
             self._reader = StreamReader(self._call.path)
+            if self._head.translation is not None:
+                self._reader.translate(self._head.translation)
             beginning = Beginning(self._call.path)
             kind = beginning.feed(first)
             if kind is Kind.NOTHING:
@@ -250,6 +261,7 @@ class _Passage:
                     first = await _beginning_of(connection, first)
                     fault = fault_of(self._call.path, first, whole=connection.exhausted) or fault
                 return await self._is_none(dispatch, connection, fault, first)
+            first = await self._translated(connection, first)
         if self._call.path == "/v1/responses":
             self._shared.responses.learn(first[:_BEGINNING], dispatch.endpoint, self._call.model, self._call.key_name)
         if kind is Kind.CONTENT:
@@ -258,6 +270,13 @@ class _Passage:
         self._begin(dispatch, connection)
         self._end(dispatch, await self._relay_rest(connection, self._reader.feed(first)))
         return True
+
+    async def _translated(self, connection: Connection, first: bytes) -> bytes:
+        """What an answer that is not streamed begins with; all of it, where it is in a dialect, and not too long."""
+        if self._head.translation is None:
+            return first
+        first = await _beginning_of(connection, first, LONGEST_TRANSLATED)
+        return translated_document(self._head.translation, first) if connection.exhausted else first
 
     async def _until_content(self, connection: Connection, beginning: Beginning, held: bytes) -> tuple[bytes, Kind]:
         """What came before the first content, with it, and what that is; NOTHING where the stream ends before."""
@@ -334,6 +353,7 @@ class _Passage:
         headers = self._answer_head(dispatch, connection, longest_wait)
         if self._head.usage_is_ours and (stream := self._stream) is not None:
             stream.hide_usage()
+        if self._head.usage_is_ours or self._head.translation is not None:
             headers = [each for each in headers if each[0] != b"content-length"]
         self._client.begin(connection.status, headers)
 
@@ -398,8 +418,8 @@ class _Passage:
         self._client.end(b"\n\n" + error_event(error))
 
 
-async def _beginning_of(connection: Connection, chunk: bytes) -> bytes:
-    """All of a refusal, if it is no longer than one is."""
-    while not connection.exhausted and len(chunk) < LONGEST:
+async def _beginning_of(connection: Connection, chunk: bytes, most: int = LONGEST) -> bytes:
+    """All of an answer that begins so, if it is no longer than that."""
+    while not connection.exhausted and len(chunk) < most:
         chunk += await connection.read()
     return chunk

@@ -5,12 +5,14 @@ import time
 from email.utils import parsedate_to_datetime
 from typing import Final
 
+from headwater.backends.dialects import Translation
 from headwater.http.headers import Headers, end_to_end
 from headwater.http.request import Request
 from headwater_router.admission.keys import CREDENTIALS
 from headwater_router.endpoints.endpoint import Endpoint
 from headwater_router.gateway.body import Body, asking_for_usage, with_model
 from headwater_router.gateway.form_body import FormBody
+from headwater_router.gateway.translating import translated
 
 _NOT_FORWARDED: Final = frozenset((b"host", b"content-length", b"accept-encoding", b"expect", b"x-request-id"))
 """accept-encoding: the usage is read off the answer's last bytes, and token streams gain nothing from compression."""
@@ -28,11 +30,22 @@ _LONGEST_WAIT: Final = 3600.0
 class RequestHead:
     """The head of a request for whichever endpoint it goes to."""
 
-    __slots__ = ("_asks", "_body", "_keys", "_method", "_rest", "usage_is_ours")
+    __slots__ = (
+        "_asks",
+        "_body",
+        "_id",
+        "_keys",
+        "_method",
+        "_model",
+        "_path",
+        "_rest",
+        "translation",
+        "usage_is_ours",
+    )
 
-    def __init__(self, request: Request, body: Body | FormBody | None, *, keys_are_ours: bool) -> None:
-        """`body`: what is known of it; None where it names no model. `keys_are_ours`: the client's key is for this
-        router, and no endpoint gets to see it."""
+    def __init__(self, request: Request, body: Body | FormBody | None, model: str, *, keys_are_ours: bool) -> None:
+        """`body`: what is known of it; None where it names no model. `model`: that its client asks for.
+        `keys_are_ours`: the client's key is for this router, and no endpoint gets to see it."""
         lines = [b"%b HTTP/1.1" % request.target, b"x-request-id: " + request.id]
         keys = []
         for name, value in end_to_end(request.headers):
@@ -47,10 +60,13 @@ class RequestHead:
         self._asks = request.path in _WITH_USAGE and isinstance(body, Body) and body.stream
         self.usage_is_ours = False
         """The endpoint that was asked last was asked for the usage by us."""
+        self.translation: Translation | None = None
+        """Of what it answers, where it speaks a dialect."""
+        self._path, self._id, self._model = request.path, request.id.decode("latin-1"), model
 
     def of(self, endpoint: Endpoint, upstream_model: str, data: bytes) -> tuple[bytes, bytes]:
         """Head and body for an endpoint, of the body as it is. `upstream_model`: the name by which it knows the model,
-        if that is another."""
+        if that is another. Raises BadRequestError for what its server cannot do."""
         asking = None
         match self._body:
             case Body() as body:
@@ -62,6 +78,10 @@ class RequestHead:
                 data = form.with_model(data, upstream_model)
         self.usage_is_ours = asking is not None
         data = asking or data
+        self.translation = None
+        dialect = endpoint.backend.dialect
+        if dialect is not None and (done := translated(dialect, self._path, data, self._model, self._id)) is not None:
+            data, self.translation = done
         keys = endpoint.key.header or self._keys
         head = b"%b %b%b\r\nhost: %b\r\n%bcontent-length: %d\r\n\r\n" % (
             self._method, endpoint.path, self._rest, endpoint.authority, keys, len(data)

@@ -1,0 +1,46 @@
+"""What a dialect has to do: write a request as its server takes it, and an answer as clients know it."""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from msgspec import Raw
+
+
+class UnsupportedRequestError(Exception):
+    """The server cannot do what a request asks for. It would refuse it, or, worse, do something else."""
+
+    def __init__(self, param: str, message: str) -> None:
+        """`param`: the request's field."""
+        super().__init__(f"`{param}` {message}")
+        self.param = param
+
+
+class Translation(ABC):
+    """Of the answer to one request."""
+
+    @abstractmethod
+    def document(self, said: Any) -> Any:
+        """An answer that is not streamed. May change what it is given."""
+
+    @abstractmethod
+    def event(self, said: dict[str, Any]) -> list[dict[str, Any]]:
+        """What becomes of an event of a stream: nothing, where more is to be seen first. May change it."""
+
+    @abstractmethod
+    def end(self) -> list[dict[str, Any]]:
+        """Events that belong behind the last one, now that nothing more comes."""
+
+
+class Dialect(ABC):
+    paths: ClassVar[frozenset[str]]
+    """Where it differs."""
+
+    @abstractmethod
+    def request(self, path: str, members: dict[str, Raw]) -> dict[str, Raw]:
+        """The members of a body as the server takes them: JSON, of which no more is read than has to be. Raises
+        UnsupportedRequestError, and msgspec.DecodeError for a member that makes no sense.
+        """
+
+    @abstractmethod
+    def translation(self, path: str, members: dict[str, Raw], model: str, request_id: str) -> Translation:
+        """Of the answer. `members`: as `request` returned them. `model`: that the client asked for."""

@@ -1,0 +1,195 @@
+"""Text Generation Inference 3.3.7, as recorded from it.
+
+It takes no null, no `stop` that is no list, no `top_p` of 1, no other form of `response_format` than its own, and
+ignores what it does not know, with status 200. What it answers has its own word for a stop string, which it leaves in
+the text, no id, and nothing that says that it ended with a call.
+"""
+
+from typing import Any, Final
+
+import msgspec
+from msgspec import Raw
+
+from headwater.backends.dialects.base import Dialect, Translation, UnsupportedRequestError
+
+_MOST_STOPS: Final = 4
+_LONGEST_STOP: Final = 256
+"""Characters. The end of a text is held back for as long as one may begin there, and looked at anew with each token."""
+_CHAT, _COMPLETIONS, _TOKENIZE = "/v1/chat/completions", "/v1/completions", "/tokenize"
+_CONSTRAINTS: Final = (
+    "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "json_schema", "regex",
+    "ebnf", "grammar",
+)  # fmt: skip
+"""Ways of other servers to give a form for the answer."""
+_REASONS: Final = {"stop_sequence": "stop", "eos_token": "stop"}
+_decode: Final = msgspec.json.Decoder().decode
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class TGIDialect(Dialect):
+    paths = frozenset((_CHAT, _COMPLETIONS, _TOKENIZE))
+
+    def request(self, path: str, members: dict[str, Raw]) -> dict[str, Raw]:
+        given = {name: raw for name, raw in members.items() if bytes(raw).strip() != b"null"}
+        if path == _TOKENIZE:
+            return _to_tokenize(given)
+        for name in ("n", "best_of"):
+            _only(given, name, 1, "cannot be more than 1 with the server of this model")
+        if path == _COMPLETIONS:
+            _check_completion(given)
+        for name in _CONSTRAINTS:
+            if name in given:
+                raise UnsupportedRequestError(name, "is not known to the server of this model; use `response_format`")
+        if "max_completion_tokens" in given:
+            given.pop("max_tokens", None)
+        if "top_p" in given and _value(given, "top_p") == 1:
+            del given["top_p"]
+        if "logit_bias" in given and _value(given, "logit_bias") == {}:
+            del given["logit_bias"]
+        elif "logit_bias" in given:
+            raise UnsupportedRequestError("logit_bias", "is not known to the server of this model")
+        _write_stop(given)
+        _write_format(given)
+        return given
+
+    def translation(self, path: str, members: dict[str, Raw], model: str, request_id: str) -> Translation:
+        stops = _value(members, "stop") if "stop" in members else []
+        return _TGITranslation(model, request_id, [stop for stop in stops if isinstance(stop, str) and stop])
+
+
+def _value(members: dict[str, Raw], name: str) -> Any:
+    return _decode(members[name])
+
+
+def _only(members: dict[str, Raw], name: str, value: Any, message: str) -> None:
+    """Take a member out that asks for no more than what is done without it."""
+    if name in members and _decode(members.pop(name)) != value:
+        raise UnsupportedRequestError(name, message)
+
+
+def _to_tokenize(members: dict[str, Raw]) -> dict[str, Raw]:
+    if "messages" in members:
+        raise UnsupportedRequestError("messages", "cannot be tokenized by the server of this model; give a `prompt`")
+    if "prompt" in members:
+        members["inputs"] = members.pop("prompt")
+    return members
+
+
+def _check_completion(members: dict[str, Raw]) -> None:
+    _only(members, "echo", False, "is not known to the server of this model")
+    _only(members, "suffix", "", "is not known to the server of this model")
+    if "logprobs" in members:
+        raise UnsupportedRequestError("logprobs", "is not known here to the server of this model; it is in chats")
+    prompt = bytes(members.get("prompt", b"")).lstrip()
+    if prompt.startswith(b"[") and not prompt[1:].lstrip().startswith((b'"', b"]")):
+        raise UnsupportedRequestError("prompt", "must be text: the server of this model takes no token ids")
+
+
+def _write_stop(members: dict[str, Raw]) -> None:
+    if "stop" not in members:
+        return
+    stop = _value(members, "stop")
+    if isinstance(stop, str):
+        members["stop"] = Raw(_encode([stop]))
+        stop = [stop]
+    if isinstance(stop, list) and len(stop) > _MOST_STOPS:
+        raise UnsupportedRequestError("stop", f"can be {_MOST_STOPS} with the server of this model, not {len(stop)}")
+    if any(isinstance(each, str) and len(each) > _LONGEST_STOP for each in stop):
+        raise UnsupportedRequestError("stop", f"can have {_LONGEST_STOP} characters with the server of this model")
+
+
+def _write_format(members: dict[str, Raw]) -> None:
+    match _value(members, "response_format") if "response_format" in members else None:
+        case {"type": "text"}:
+            del members["response_format"]
+        case {"value": _}:
+            pass  # in its own form
+        case {"type": "json_schema", "json_schema": {"schema": schema, "name": name}}:
+            form = {"type": "json_schema", "value": {"name": name, "schema": schema}}
+            members["response_format"] = Raw(_encode(form))
+        case {"type": "json_object"}:
+            raise UnsupportedRequestError(
+                "response_format", "must be a json_schema: the server of this model makes no JSON without one"
+            )
+
+
+class _TGITranslation(Translation):
+    def __init__(self, model: str, request_id: str, stops: list[str]) -> None:
+        self._model = model
+        self._id = request_id
+        self._stops = stops
+        self._held: dict[int, str] = {}
+        """By choice, the end of its text, with which a stop string may begin."""
+        self._called: set[int] = set()
+        """Choices that call a tool, and have not ended."""
+        self._last: dict[str, Any] = {}
+
+    def document(self, said: Any) -> Any:
+        if isinstance(said, list):  # of /tokenize
+            tokens = [each.get("id") for each in said if isinstance(each, dict)]
+            return {"count": len(tokens), "tokens": tokens}
+        if not isinstance(said, dict) or not isinstance(said.get("choices"), list):
+            return said
+        self._head(said)
+        for choice in filter(_is_choice, said["choices"]):
+            text, message = choice.get("text"), choice.get("message")
+            calls = isinstance(message, dict) and bool(message.get("tool_calls"))
+            if choice.get("finish_reason") == "stop_sequence":
+                if isinstance(text, str):
+                    choice["text"] = self._cut(text)[0]
+                if isinstance(message, dict) and isinstance(message.get("content"), str):
+                    message["content"] = self._cut(message["content"])[0]
+            choice["finish_reason"] = _reason(choice.get("finish_reason"), calls=calls)
+        return said
+
+    def event(self, said: dict[str, Any]) -> list[dict[str, Any]]:
+        if not isinstance(said.get("choices"), list):
+            return [said]
+        self._head(said)
+        self._last = {name: value for name, value in said.items() if name not in ("choices", "usage")}
+        said["choices"] = [each for each in said["choices"] if not _is_choice(each) or self._says(each)]
+        return [said] if said["choices"] or said.get("usage") else []
+
+    def end(self) -> list[dict[str, Any]]:
+        if not self._called:
+            return []
+        end: dict[str, Any] = {"delta": {}, "logprobs": None, "finish_reason": "tool_calls"}
+        return [{**self._last, "choices": [{"index": index, **end} for index in sorted(self._called)]}]
+
+    def _head(self, said: dict[str, Any]) -> None:
+        said["model"] = self._model
+        said["id"] = said.get("id") or self._id
+
+    def _says(self, choice: dict[str, Any]) -> bool:
+        """Translate a choice of an event. Returns whether there is anything of it left."""
+        index, delta, reason = choice["index"], choice.get("delta"), choice.get("finish_reason")
+        part, field = (delta, "content") if isinstance(delta, dict) else (choice, "text")
+        if calls := bool(part.get("tool_calls")):
+            self._called.add(index)
+        if isinstance(part.get(field), str) and self._stops:
+            part[field], self._held[index] = self._cut(self._held.get(index, "") + part[field])
+        if reason is not None:
+            if held := self._held.pop(index, ""):  # None, where a stop string was found.
+                part[field] = (part.get(field) or "") + held
+            choice["finish_reason"] = _reason(reason, calls=index in self._called)
+            self._called.discard(index)
+        return reason is not None or calls or bool(part.get(field))
+
+    def _cut(self, text: str) -> tuple[str, str]:
+        """What comes before the first stop string, and the end of the text that may be the beginning of one."""
+        if places := [place for stop in self._stops if (place := text.find(stop)) >= 0]:
+            return text[: min(places)], ""
+        longest = max((len(stop) - 1 for stop in self._stops), default=0)
+        for size in range(min(longest, len(text)), 0, -1):
+            if any(stop.startswith(text[-size:]) for stop in self._stops):
+                return text[:-size], text[-size:]
+        return text, ""
+
+
+def _is_choice(each: Any) -> bool:
+    return isinstance(each, dict) and isinstance(each.get("index"), int)
+
+
+def _reason(reason: Any, *, calls: bool) -> Any:
+    reason = _REASONS.get(reason, reason) if isinstance(reason, str) else reason
+    return "tool_calls" if calls and reason == "stop" else reason

@@ -1,0 +1,122 @@
+"""A server with a dialect of OpenAI's API behind the gateway: what it is sent, and what clients get."""
+
+import itertools
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headwater.backends.dialects.tgi import TGIDialect
+from headwater_router.gateway.translating import LONGEST, StreamTranslator, translated
+from tests.router.gateway import gateway
+from tests.router.upstream import JSON, Exchange, upstream
+
+SSE = b"content-type: text/event-stream\r\n"
+CHAT = "/v1/chat/completions"
+
+
+def body(**fields: Any) -> bytes:
+    return json.dumps({"model": "m", "messages": [{"role": "user", "content": "hi"}], **fields}).encode()
+
+
+def event(content: str, reason: str | None = None) -> bytes:
+    choice = {"index": 0, "delta": {"role": "assistant", "content": content}, "finish_reason": reason}
+    return (
+        b"data: " + json.dumps({"id": "", "model": "/models/m", "choices": [choice], "usage": None}).encode() + b"\n\n"
+    )
+
+
+async def test_tgi_gets_its_own_words_and_the_client_openais() -> None:
+    answered = {
+        "id": "", "model": "/models/m", "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
+        "choices": [{"index": 0, "message": {"content": "one five"}, "finish_reason": "stop_sequence"}],
+    }  # fmt: skip
+    async with upstream() as engine, gateway(engine, backend="tgi") as router:
+        engine.answer = lambda exchange: exchange.whole(json.dumps(answered).encode(), 200, JSON)
+        answer = await router.post(body(stop="five", top_p=1, stream=None))
+        sent = json.loads(engine.exchanges[-1].body)
+        assert sent["stop"] == ["five"]
+        assert not {"top_p", "stream"} & set(sent)
+        said = answer.json()
+        assert (said["model"], said["choices"][0]["message"]["content"]) == ("m", "one ")
+        assert said["choices"][0]["finish_reason"] == "stop"
+        assert said["id"] == answer.headers["x-request-id"]
+        assert await router.metric('headwater_router_request_outcomes_total{model="m",outcome="answered"}') == 1
+
+
+async def test_a_stream_too() -> None:
+    async with upstream() as engine, gateway(engine, backend="tgi") as router:
+        events = event("one ") + event("fi") + event("ve", "stop_sequence") + b"data: [DONE]\n\n"
+        engine.answer = lambda exchange: exchange.whole(events, 200, SSE)
+        answer = await router.post(body(stop="five", stream=True))
+        *said, done, _ = answer.content.split(b"\n\n")
+        chunks = [json.loads(each.removeprefix(b"data: ")) for each in said]
+        assert "".join(each["choices"][0]["delta"]["content"] for each in chunks) == "one "
+        assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+        assert {each["model"] for each in chunks} == {"m"}
+        assert done == b"data: [DONE]"
+        assert await router.metric('headwater_router_request_outcomes_total{model="m",outcome="answered"}') == 1
+
+
+async def test_what_it_cannot_do_is_a_400_that_was_not_sent() -> None:
+    async with upstream() as one, upstream() as other, gateway(one, other, backend="tgi") as router:
+        answer = await router.post(body(n=2))
+        error = answer.json()["error"]
+        assert (answer.status_code, error["param"], error["code"]) == (400, "n", "not_done_here")
+        assert not one.exchanges
+        assert not other.exchanges
+        assert await router.metric('headwater_router_request_outcomes_total{model="m",outcome="unsupported"}') == 1
+        for endpoint in router.router.fleet:
+            assert endpoint.breaker.error_share(0.0) == 0.0
+
+
+async def test_another_server_of_the_same_name_gets_what_it_cannot_do() -> None:
+    async with upstream() as a, upstream() as b, upstream() as c, upstream() as d, upstream() as able:
+        flags = [f"{each.url},name=t{number},backend=tgi" for number, each in enumerate((a, b, c, d))]
+        settings = {"endpoint": [*flags, f"{able.url},name=v,backend=vllm"], "max_attempts": 2}
+        async with gateway(ready=5, **settings) as router:
+            for _ in range(10):
+                assert (await router.post(body(n=2))).status_code == 200
+            assert len(able.exchanges) == 10
+            assert not a.exchanges + b.exchanges + c.exchanges + d.exchanges
+
+
+@pytest.mark.parametrize(
+    "raw", [b'{"model":"m","stop":"\xff"}', b'{"model":"m","top_p":NaN}', b'{"model":"m","n":tru}']
+)
+def test_what_makes_no_sense_is_for_the_server_to_judge(raw: bytes) -> None:
+    assert translated(TGIDialect(), CHAT, raw, "m", "1") is None
+
+
+def test_other_paths_are_not_read() -> None:
+    assert translated(TGIDialect(), "/v1/embeddings", b'{"n":2}', "m", "1") is None
+
+
+async def test_an_answer_too_long_to_translate_passes() -> None:
+    long = b'{"choices":[{"index":0,"message":{"content":"' + b"x" * (2 * LONGEST) + b'"}}]}'
+
+    async def answer(exchange: Exchange) -> None:
+        await exchange.whole(long, 200, JSON)
+
+    async with upstream() as engine, gateway(engine, backend="tgi") as router:
+        engine.answer = answer
+        assert (await router.post(body())).content == long
+
+
+STREAM = b": a comment\n\n" + event("a") + event("b.") + b"\r\n\r\nevent: x\ndata: {odd\n\n" + event("c", "length")
+
+
+@given(st.lists(st.integers(0, len(STREAM)), max_size=8))
+def test_it_does_not_matter_where_a_stream_is_cut(cuts: list[int]) -> None:
+    def through(pieces: list[bytes]) -> bytes:
+        done = translated(TGIDialect(), CHAT, body(stop="."), "m", "1")
+        assert done is not None
+        translator = StreamTranslator(done.translation)
+        return b"".join(map(translator.feed, pieces)) + translator.end()
+
+    places = sorted({0, *cuts, len(STREAM)})
+    pieces = [STREAM[a:b] for a, b in itertools.pairwise(places)]
+    assert through(pieces) == through([STREAM])
+    assert b": a comment\n\n" in through(pieces)

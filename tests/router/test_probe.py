@@ -208,19 +208,17 @@ async def test_bytes_that_flow_prove_life() -> None:
     assert not it.endpoint.takes_requests
 
 
-async def test_who_says_beside_a_late_probe_that_it_lives_is_busy_for_a_minute(clock: Clock) -> None:
+async def test_who_says_beside_a_late_probe_that_it_lives_is_busy(clock: Clock) -> None:
     it = probing("http://h:1,name=a,backend=tgi")
     it.engine.alive = 200, b"{}"
     await it.look()
     for _ in range(59):
-        clock.now += 1
+        clock.now += 10
         assert (await it.look(LATE)).readiness is Readiness.LATE, "it waits behind a long prompt"
     assert (await it.look((200, b""))).readiness is Readiness.READY
-    clock.now += 61
-    for _ in range(FAILURES):
-        await it.look(LATE)
-    assert not it.endpoint.takes_requests, "it hangs"
-    assert it.unreachable == [it.endpoint]
+    clock.now += 601
+    assert not (await it.look(LATE)).takes_requests, "it hangs"
+    assert not it.unreachable, "what it has begun may still come"
 
 
 @pytest.mark.parametrize("alive", [(503, b""), (404, b""), LATE, ConnectionLostError("x")], ids=repr)
@@ -265,8 +263,8 @@ async def test_a_scheduler_that_hangs_behind_a_front_that_lives_is_noticed(clock
     it = probing("http://h:1,name=a,backend=sglang")
     it.engine.alive = 200, b"{}"
     await it.look()
-    for turn in range(60 + FAILURES):
-        clock.now += 1
+    for turn in range(62):
+        clock.now += 10
         await it.look(LATE, models_too=turn % 5 == 0)
     assert not it.endpoint.takes_requests
 

@@ -3,7 +3,7 @@
 Only three things take requests away from an endpoint: its own word, a host that says that nobody listens, and several
 probes in a row without an answer. One late answer may be the network, or a busy moment; while bytes of other answers
 come from there it lives, however late the probe is. Some servers answer only between two steps, of which a long prompt
-makes one of many seconds: where a path that computes nothing answers meanwhile, they are busy, for a minute at most.
+makes one of many seconds: where a path that computes nothing answers meanwhile, they are busy, for ten minutes at most.
 What its metrics page says, or does not say, is about load alone.
 """
 
@@ -39,8 +39,9 @@ log = structlog.get_logger(__name__)
 
 _MODELS_EVERY: Final = 5
 """Probes between two looks at what a ready endpoint serves: adapters come and go while it runs."""
-_LONGEST_STEP: Final = 60.0
-"""Seconds for which an endpoint that only says that it lives is busy. After that, it hangs."""
+_LONGEST_STEP: Final = 600.0
+"""Seconds for which an endpoint that only says that it lives is busy. After that, it hangs. Requests that it does not
+answer are charged to it much earlier."""
 _MODELS_PATH: Final = "/v1/models"
 _MOST_READY: Final = 64 * 1024
 """Bytes of an answer that are read; of each kind. More is not waited for."""
@@ -108,11 +109,13 @@ class Prober:
         except ConnectRefusedError:
             self._fleet.mark_dead(endpoint, f"nobody listens at {endpoint.host}:{endpoint.port}")
         except UpstreamError as error:
-            if isinstance(error, AnswerTimeoutError) and await self._is_busy(endpoint, pool, begun):
+            if not isinstance(error, AnswerTimeoutError) or not await self._lives(endpoint, pool):
+                self._missed(endpoint, error, begun)
+            elif begun - endpoint.said_ready <= _LONGEST_STEP:
                 endpoint.missed = 0
                 self._fleet.mark_late(endpoint, self._reason(endpoint, error))
             else:
-                self._missed(endpoint, error, begun)
+                self._fleet.mark_unready(endpoint, self._reason(endpoint, error))
         except Exception:
             # One odd answer must not end the probing for good.
             log.exception("probe failed", endpoint=endpoint.name)
@@ -123,10 +126,10 @@ class Prober:
                     endpoint.said_ready = begun
                 self._fleet.mark_ready(endpoint, models)
 
-    async def _is_busy(self, endpoint: Endpoint, pool: Pool, begun: float) -> bool:
-        """Whether one that was ready lately, and does not say so in time, says on its other path that it lives."""
+    async def _lives(self, endpoint: Endpoint, pool: Pool) -> bool:
+        """Whether one that does not say in time that it is ready says on its other path that it lives."""
         path = endpoint.backend.alive_path
-        if path is None or begun - endpoint.said_ready > _LONGEST_STEP:
+        if path is None:
             return False
         try:
             status, _ = await self._get(endpoint, pool, path, _MOST_READY)

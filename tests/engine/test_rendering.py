@@ -69,7 +69,7 @@ async def render(renderer: Renderer, content: str) -> str:
     [
         ("hang", "400 The chat template failed: it needs more than"),
         ("spin", "400 The chat template failed: it needs more than"),
-        ("fill", "400 The chat template failed: MemoryError"),
+        ("fill", "400 The chat template failed: it needs more than 1 GiB of memory"),
         ("write", "400 The chat template failed: it wrote 700000"),
         ("deep", "400 The chat template failed: RecursionError"),
     ],

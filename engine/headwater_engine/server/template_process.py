@@ -107,6 +107,8 @@ class _Learned:
 
 
 def _in_words(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return f"it needs more than {MEMORY >> 30} GiB of memory"
     if isinstance(error, TemplateSyntaxError):
         return f"{error.message} (line {error.lineno})"
     if isinstance(error, TemplateError | ValueError):

@@ -16,7 +16,7 @@ class Shown(Protocol):
     def name(self) -> str: ...
 
     @property
-    def status(self) -> str: ...
+    def state(self) -> str: ...
 
     @property
     def fraction(self) -> float: ...
@@ -50,7 +50,7 @@ class Display:
             self._live.update(_table(processes))
             return
         for process in processes:
-            line = f"{process.name}: {process.status}"
+            line = f"{process.name}: {process.state}"
             if 0 < process.fraction < 1:
                 # Quarters are enough of the progress for a log.
                 line += f" {int(process.fraction * 4) * 25}%"
@@ -65,5 +65,5 @@ def _table(processes: Sequence[Shown]) -> Table:
         table.add_column(column)
     for process in processes:
         bar = ProgressBar(completed=process.fraction * 100, width=24) if process.fraction < 1 else ""
-        table.add_row(process.name, process.status, bar, process.url)
+        table.add_row(process.name, process.state, bar, process.url)
     return table

@@ -33,12 +33,14 @@ class Process:
     command: list[str]
     url: str
     ready_path: str
-    """Answers 200 once it is ready; until then perhaps with `{"status", "phase", "fraction"}`."""
+    """Answers 200 once it is ready, perhaps with `{"kernels"}`; until then with `{"status", "phase", "fraction"}`."""
     log: Path
     environment: Mapping[str, str] = field(default_factory=dict)
     status: str = "starting"
     fraction: float = 0.0
     """Of the start, 0 to 1."""
+    kernels: str = ""
+    """What it computes with, where it says so: why it is slow may stand there."""
     was_ready: bool = False
     """Once at least, in this life or one before."""
     running: asyncio.subprocess.Process | None = None
@@ -73,11 +75,18 @@ class Process:
             body = answer.json() if answer.content else {}
         except (httpx.HTTPError, ValueError):
             return
+        body = body if isinstance(body, dict) else {}
         if answer.status_code == 200:
             self.status, self.fraction, self.was_ready = "ready", 1.0, True
-        elif isinstance(body, dict) and isinstance(body.get("status"), str):
+            self.kernels = str(body.get("kernels", ""))
+        elif isinstance(body.get("status"), str):
             self.status = " ".join(filter(None, (body["status"], body.get("phase"))))
             self.fraction = float(body.get("fraction", 0.0))
+
+    @property
+    def state(self) -> str:
+        """The status, as it is shown."""
+        return f"{self.status} ({self.kernels})" if self.status == "ready" and self.kernels else self.status
 
     @property
     def alive(self) -> bool:

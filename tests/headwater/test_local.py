@@ -3,6 +3,7 @@
 The engines are a quick stand-in for `transformers serve`; supervisor and router are the real ones.
 """
 
+import io
 import json
 import os
 import re
@@ -18,9 +19,12 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from rich.console import Console
 
 from headwater.backoff import FIRST, LONGEST, STEADY, Backoff
+from headwater.display import Display
 from headwater.local import plan_replicas, plan_router, threads_each
+from headwater.process import Process
 from headwater.resource import ResourceError, load
 
 FAKE = Path(__file__).with_name("fake_transformers.py")
@@ -122,6 +126,23 @@ def test_a_steady_life_forgives_earlier_deaths() -> None:
         backoff.died(lived=1.0)
     assert backoff.died(lived=STEADY) == FIRST
     assert backoff.died(lived=1.0) == 2 * FIRST
+
+
+async def test_what_an_engine_computes_with_is_shown_once_it_is_ready(tmp_path: Path) -> None:
+    """The log file, where the reason for slow kernels stands, too, is read by nobody who does not ask why."""
+    answers = [
+        (503, {"status": "loading", "kernels": "unknown"}),
+        (200, {"kernels": "cpu-torch: no C++ compiler found"}),
+    ]
+    process = Process("a-0", [], "http://engine", "/ready", tmp_path / "log")
+    shown = io.StringIO()
+    display = Display(Console(file=shown))
+    transport = httpx.MockTransport(lambda request: httpx.Response(answers[0][0], json=answers.pop(0)[1]))
+    async with httpx.AsyncClient(transport=transport) as client:
+        for _ in range(2):
+            await process.look(client)
+            display.update([process])
+    assert shown.getvalue().splitlines() == ["a-0: loading", "a-0: ready (cpu-torch: no C++ compiler found)"]
 
 
 # Runs

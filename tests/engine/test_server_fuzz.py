@@ -344,6 +344,9 @@ EDGES: list[Any] = [
     *("", "a", "<|im_end|>", [], {}, [[]], [""], ["a"], [None], [{}], {"a": []}, {"": {"a": [1]}}),
     *([token] for token in (-1, 0, VOCABULARY - 1, VOCABULARY, 2**31)),
     *({str(token): 1} for token in (-1, 0, VOCABULARY - 1, VOCABULARY, 2**31)),
+    *map(filled, (0, "x", [0], {}, {"role": "user", "content": "a"})),
+    [{"role": "user", "content": filled({"type": "text", "text": "a"})}],
+    [{"role": "assistant", "tool_calls": filled({"id": "1", "function": {"name": "f", "arguments": "{}"}})}],
 ]
 BASES = [(CHATS, CHAT), (TEXTS, TEXT), ("/tokenize", CHAT)]
 

@@ -67,8 +67,13 @@ def greedy_answers(
 ) -> list[list[int]]:
     """Up to `count` tokens for each prompt, all asked for at once. Checks that the engine gave all blocks back."""
     params = SamplingParams(max_tokens=count, temperature=0, eos_token_ids=eos)
+    return answers_to(engine, prompts, [params] * len(prompts))
+
+
+def answers_to(engine: Engine, prompts: Sequence[list[int]], asked: Sequence[SamplingParams]) -> list[list[int]]:
+    """All asked for at once. Checks that the engine gave all blocks back."""
     answers: dict[str, list[int]] = {str(n): [] for n in range(len(prompts))}
-    for n, prompt in enumerate(prompts):
+    for n, (prompt, params) in enumerate(zip(prompts, asked, strict=True)):
         assert engine.add(Generate(id=str(n), prompt=prompt, params=params)) is None
     while engine.has_work:
         for output in engine.step():

@@ -1,6 +1,7 @@
 """Models load from every source and format into the same weights; what does not fit is an error that names it."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from headwater_engine.errors import LoadError
 from headwater_engine.kernels.reference import TorchKernels
 from headwater_engine.models.loading import Model, load_model
-from headwater_engine.models.source import WeightsKind, resolve
+from headwater_engine.models.source import WeightsKind, fingerprint, resolve
 from headwater_engine.models.tokenizer import load_tokenizer
 from tests.engine.tiny import make_tiny, paged_greedy
 
@@ -92,6 +93,19 @@ def test_a_hub_repository_is_a_clear_error_without_network(monkeypatch: pytest.M
 
 
 # Safetensors
+
+
+def test_two_machines_have_the_same_model_where_config_and_weights_are_the_same(tiny: Path, tmp_path: Path) -> None:
+    same, config, weights = (Path(shutil.copytree(tiny, tmp_path / name)) for name in ("same", "config", "weights"))
+    text = (config / "config.json").read_text()
+    (config / "config.json").write_text(text.replace('"vocab_size"', '"rope_scaling": null, "vocab_size"'))
+    file = next(weights.glob("*.safetensors"))
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    prints = [fingerprint(resolve(str(folder))) for folder in (tiny, same, config, weights)]
+    assert prints[0] == prints[1]
+    assert len(set(prints)) == 3
 
 
 def test_a_missing_tensor_is_named(altered: Path) -> None:

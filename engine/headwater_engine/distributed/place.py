@@ -30,6 +30,10 @@ class Meeting(msgspec.Struct, frozen=True):
         private = z85.encode(hashlib.sha256(self.secret.encode()).digest())
         return zmq.curve_public(private), private
 
+    def names(self) -> str:
+        """What the names in torch's store begin with. It shows them to anybody, and nothing follows from this."""
+        return hashlib.sha256(f"names {self.secret}".encode()).hexdigest()
+
 
 class Place(msgspec.Struct, frozen=True):
     rank: int

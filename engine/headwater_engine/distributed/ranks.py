@@ -13,7 +13,7 @@ from torch import Tensor
 
 class Ranks(Protocol):
     rank: int
-    """Of this process, from 0 on. The first one samples."""
+    """Of this process, from 0 on. The first one samples where all logits are needed for it."""
     size: int
 
     def sum(self, x: Tensor) -> Tensor:
@@ -21,6 +21,9 @@ class Ranks(Protocol):
 
     def gather(self, x: Tensor) -> Tensor:
         """All ranks' `x` [R, n] side by side, in their order: [R, n * size] on the first, no rows on the others."""
+
+    def exchange(self, x: Tensor) -> Tensor:
+        """All ranks' `x` of one shape, in their order: [size, ...] on each of them."""
 
     def tell(self, x: Tensor) -> Tensor:
         """The first rank's `x`, in place of the others' `x` of its shape and type."""
@@ -39,6 +42,9 @@ class Alone:
 
     def gather(self, x: Tensor) -> Tensor:
         return x
+
+    def exchange(self, x: Tensor) -> Tensor:
+        return x.unsqueeze(0)
 
     def tell(self, x: Tensor) -> Tensor:
         return x
@@ -70,6 +76,11 @@ class ProcessRanks:
         parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(self.size)]
         dist.gather(x.contiguous(), parts)
         return torch.cat(parts, dim=1)
+
+    def exchange(self, x: Tensor) -> Tensor:
+        everything = x.new_empty(self.size, *x.shape)
+        dist.all_gather_into_tensor(everything.view(-1), x.reshape(-1))
+        return everything
 
     def tell(self, x: Tensor) -> Tensor:
         dist.broadcast(x, src=0)

@@ -10,6 +10,7 @@ connection; but nothing proves that a machine is one of ours, so the port must n
 
 import asyncio
 import contextlib
+import os
 import secrets
 from collections.abc import Callable
 from typing import Any, Final
@@ -32,6 +33,8 @@ _SILENCE: Final = 5.0
 """Seconds without a word after which somebody who waits is not there any more."""
 _STRANGERS: Final = 64
 """Connections that have not said yet who they are."""
+_KERNELS: Final = "HEADWATER_KERNELS"
+"""The variable that says which kernels a machine takes (`kernels/__init__.py`, which is slow to import)."""
 _OWN: Final = frozenset(
     {"host", "port", "node_rank", "leader", "served_model_name", "max_waiting", "scheduling_policy", "threads"}
     | {"itl_objective_ms", "kv_events", "prefix_cache", "chat_template", "special_tokens_in_messages"}
@@ -48,7 +51,10 @@ def address_of(settings: EngineSettings, offset: int = 0) -> tuple[str, int]:
 
 
 def _shared(settings: EngineSettings) -> dict[str, Any]:
-    return settings.model_dump(mode="json", exclude=set(_OWN))
+    """By the names that people know them by."""
+    values = settings.model_dump(mode="json", exclude=set(_OWN))
+    shared = {f"--{name.replace('_', '-')}": value for name, value in values.items()}
+    return shared | {_KERNELS: os.environ.get(_KERNELS, "auto")}
 
 
 class Leader:
@@ -144,7 +150,7 @@ class Leader:
             return Refused("it has other settings than node 0", True)
         if (name := next((name for name in mine if mine[name] != hello.settings[name]), None)) is not None:
             theirs = repr(hello.settings[name])[:100]
-            return Refused(f"--{name.replace('_', '-')} is {theirs} there, and {mine[name]!r} on node 0", True)
+            return Refused(f"{name} is {theirs} there, and {mine[name]!r} on node 0", True)
         if not 0 < node < self._settings.nodes:
             return Refused(f"there is no node {node} among {self._settings.nodes}", True)
         if node in self._there:

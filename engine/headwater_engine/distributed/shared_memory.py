@@ -8,6 +8,7 @@ others read it, and looks at their counters until all have done so.
 import mmap
 import os
 import platform
+import sys
 import time
 from pathlib import Path
 from typing import Final
@@ -61,6 +62,9 @@ class SharedMemoryRanks(ProcessRanks):
         parts = self._exchange(x.contiguous())
         return x.new_empty(0, x.shape[1] * self.size) if self.rank else torch.cat(parts, dim=1)
 
+    def exchange(self, x: Tensor) -> Tensor:
+        return torch.stack(self._exchange(x)) if x.nbytes <= LARGEST else super().exchange(x)
+
     def tell(self, x: Tensor) -> Tensor:
         if x.nbytes > LARGEST:
             return super().tell(x)
@@ -82,35 +86,36 @@ class SharedMemoryRanks(ProcessRanks):
         return list(places.unbind())
 
 
-def share_memory(ranks: ProcessRanks, name: str) -> ProcessRanks:
-    """The same ranks, all of which are on this machine, by shared memory if there is any. `name` is theirs alone."""
-    if platform.machine() not in ("x86_64", "AMD64"):
+def share_memory(ranks: ProcessRanks) -> ProcessRanks:
+    """The same ranks, all of which are on this machine, by shared memory where all of them get it."""
+    if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
         return ranks  # others may show a counter before what was written ahead of it
-    path = Path("/dev/shm") / f"headwater-{name}"
     size = ranks.size * (_LINE + 2 * LARGEST)
-    there = 1
-    if ranks.rank == 0:
-        there = _make(path, size)
-    if ranks.least(there) == 0:
-        return ranks
-    try:
-        with path.open("r+b") as file:
-            memory = mmap.mmap(file.fileno(), size)
-        ranks.least(1)  # all have it
-    finally:
-        if ranks.rank == 0:
-            path.unlink()
-    return SharedMemoryRanks(memory)
+    own = _take(size) if ranks.rank == 0 else -1
+    process, descriptor = ranks.tell(torch.tensor([os.getpid(), own])).tolist()
+    memory = _map(Path(f"/proc/{process}/fd/{descriptor}"), size) if descriptor >= 0 else None
+    all_have_it = ranks.least(int(memory is not None))
+    if own >= 0:
+        os.close(own)
+    return SharedMemoryRanks(memory) if memory is not None and all_have_it else ranks
 
 
-def _make(path: Path, size: int) -> int:
-    """Whether there is a file of so many zeros, in memory: 0 or 1."""
+def _take(size: int) -> int:
+    """A descriptor of so many zeros in memory, which go with the last process that has them; -1: there are none."""
     try:
-        with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-            # What is only promised would end the process where it is missing.
-            os.posix_fallocate(file.fileno(), 0, size)
+        descriptor = os.memfd_create("headwater-ranks")
+        # What is only promised would end the process where it is missing.
+        os.posix_fallocate(descriptor, 0, size)
     except OSError as error:
         log.warning("no shared memory for sums, which take longer over gloo", reason=error.strerror, bytes=size)
-        path.unlink(missing_ok=True)
-        return 0
-    return 1
+        return -1
+    return descriptor
+
+
+def _map(path: Path, size: int) -> mmap.mmap | None:
+    try:
+        with path.open("r+b") as file:
+            return mmap.mmap(file.fileno(), size)
+    except OSError as error:
+        log.warning("shared memory of another rank cannot be had; sums take longer over gloo", reason=error.strerror)
+        return None

@@ -14,11 +14,10 @@ class Vocabulary:
     Many models have one table for both (tied embeddings), others two.
     """
 
-    def __init__(self, table: Tensor, rows: int, scale: float, kernels: Kernels, ranks: Ranks) -> None:
-        """`table` holds this rank's tokens of all `rows`, as many as each other rank's."""
+    def __init__(self, table: Tensor, scale: float, kernels: Kernels, ranks: Ranks) -> None:
+        """`table` holds this rank's tokens, as many as each other rank's."""
         self._table: Tensor | None = table
         self._each = len(table)
-        self._rows = rows
         self._look_up = kernels.lookup(table)
         # Rounded to the weights' type, as those who trained with it did.
         self._scale = float(torch.tensor(scale).to(table.dtype))
@@ -40,14 +39,11 @@ class Vocabulary:
         return vectors if self._scale == 1.0 else vectors.mul_(self._scale)
 
     def head(self) -> Product:
-        """[R, size] -> logits [R, tokens] float32: on the first rank, and of no rows on the others.
+        """[R, size] -> logits [R, tokens] float32, of this rank's tokens.
 
         The table is the kernels' from here on, who keep it once for both uses.
         """
         assert self._table is not None, "only once"
         self._look_up, product = self._kernels.tied(StoredWeight(self._table))
         self._table = None
-        ranks, rows = self._ranks, self._rows
-        if ranks.size == 1:
-            return product
-        return lambda hidden: ranks.gather(product(hidden))[:, :rows].contiguous()
+        return product

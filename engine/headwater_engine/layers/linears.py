@@ -102,7 +102,7 @@ class Linears:
         table = stored.dense().to(self.kernels.device, self._weights.dtype)
         if len(table) < each:
             table = F.pad(table, (0, 0, 0, each - len(table)))
-        return Vocabulary(table, rows, scale, self.kernels, self._ranks)
+        return Vocabulary(table, scale, self.kernels, self._ranks)
 
     def vector(self, name: str, size: int, *, offset: float = 0.0) -> Tensor:
         """A parameter for each feature, such as a norm's weights, plus `offset`: [size], of the activations' type."""

@@ -79,7 +79,7 @@ class Decoder:
         return self._norm.add(x, residual)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[R, hidden] -> [R, vocabulary] float32."""
+        """[R, hidden] -> [R, vocabulary] float32, or this rank's part of that."""
         logits = self._head(hidden)
         return logits if self._softcap is None else logits.div_(self._softcap).tanh_().mul_(self._softcap)
 

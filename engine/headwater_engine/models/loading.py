@@ -44,7 +44,11 @@ class Model(Protocol):
         """
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[R, H] -> [R, vocabulary] float32; of no rows on ranks that do not sample."""
+        """[R, H] -> [R, vocabulary] float32.
+
+        Among ranks, of this rank's tokens, of which each has as many: what is too much for the vocabulary is at the end
+        of the last ones, and says nothing.
+        """
 
 
 def load_model(

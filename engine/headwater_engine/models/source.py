@@ -3,8 +3,10 @@
 Light on purpose (no torch): the HTTP process resolves the source too, for the tokenizer.
 """
 
+import hashlib
 import importlib.util
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -18,6 +20,9 @@ from headwater_engine.models.text_part import text_part
 
 if TYPE_CHECKING:
     from headwater_engine.models.gguf import GGUFFile
+
+
+_LAST_BYTES = 64 * 1024
 
 
 class WeightsKind(StrEnum):
@@ -173,6 +178,22 @@ def read_config(folder: ModelFolder) -> dict[str, Any]:
     """
     whole = _whole_config(folder)
     return text_part(whole) or whole
+
+
+def fingerprint(folder: ModelFolder) -> str:
+    """The same on two machines that have the same model: its config, and size and last bytes of each file of weights.
+
+    Raises LoadError or OSError.
+    """
+    said = [json.dumps(read_config(folder), sort_keys=True, default=str).encode()]
+    if folder.path is not None:
+        files = [folder.path] if folder.kind is WeightsKind.GGUF else sorted(folder.path.glob("*.safetensors"))
+        for path in files:
+            with path.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - _LAST_BYTES))
+                said += [str(size).encode(), file.read()]
+    return hashlib.sha256(b"".join(said)).hexdigest()
 
 
 def is_text_part(folder: ModelFolder) -> bool:

@@ -8,7 +8,7 @@ import structlog
 import torch
 
 from headwater_engine.config import EngineSettings
-from headwater_engine.distributed.meet import find_ranks
+from headwater_engine.distributed.meet import check_alike, find_ranks
 from headwater_engine.distributed.place import Place
 from headwater_engine.distributed.ranks import ALONE
 from headwater_engine.errors import LoadError
@@ -16,7 +16,7 @@ from headwater_engine.kernels import find_device, select
 from headwater_engine.kernels.interface import BLOCK_SIZE, LayerCache
 from headwater_engine.models.dtypes import weights_dtype
 from headwater_engine.models.loading import load_model
-from headwater_engine.models.source import resolve
+from headwater_engine.models.source import fingerprint, resolve
 from headwater_engine.worker.device import device_checked
 from headwater_engine.worker.graphs import cuda_recorder, ladder
 from headwater_engine.worker.layers import LayerCaches
@@ -73,6 +73,8 @@ def _load(
     # At first use the C++ kernels are compiled, which takes a minute or two.
     progress(0.0, "kernels")
     kernels = select(weights_dtype(folder, settings.dtype, device), device, settings.kv_cache_dtype)
+    if ranks.size > 1:
+        check_alike(ranks, device, {"model": fingerprint(folder), "type of activations": str(kernels.dtype)})
     model = load_model(
         folder, kernels=kernels, dtype=settings.dtype, ranks=ranks, progress=lambda f: progress(f, "weights")
     )

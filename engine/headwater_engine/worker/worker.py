@@ -22,8 +22,9 @@ from headwater_engine.kernels.reference_sampling import score
 from headwater_engine.kernels.transfer import to_device
 from headwater_engine.models.loading import Model
 from headwater_engine.sampling.params import SamplingParams
+from headwater_engine.sampling.ranks import bring_together, sample_among
 from headwater_engine.sampling.rows import SamplingRows
-from headwater_engine.sampling.sampler import Drawn, drawn_elsewhere, sample
+from headwater_engine.sampling.sampler import Drawn
 from headwater_engine.worker.device import device_checked
 from headwater_engine.worker.graphs import DecodeGraphs, Progress, Recorder
 from headwater_engine.worker.inputs import Batch, Inputs
@@ -63,8 +64,8 @@ class ModelWorker:
         budget: int,
         ranks: Ranks = ALONE,
     ) -> None:
-        """`seats` requests at once, of up to `longest` tokens; `budget` tokens in a step. The first of `ranks` chooses
-        tokens for all."""
+        """`seats` requests at once, of up to `longest` tokens; `budget` tokens in a step. `ranks` choose tokens
+        together."""
         self._model = model
         model.reach(longest)
         self._caches = caches
@@ -162,12 +163,7 @@ class ModelWorker:
         return drawn
 
     def _sample(self, logits: Tensor, sampling: SamplingBatch, wanted: np.ndarray) -> Drawn:
-        """On all ranks what the first one draws; only it has logits."""
-        if self._ranks.rank:
-            return drawn_elsewhere(self._ranks.tell(torch.empty(len(wanted), dtype=torch.long, device=self._device)))
-        drawn = sample(self._kernels, logits, sampling, wanted)
-        self._ranks.tell(drawn.tokens)
-        return drawn
+        return sample_among(self._ranks, self._kernels, logits, sampling, wanted, self._model.config.vocab_size)
 
     def _draw_behind_drafts(
         self, hidden: Tensor, spans: Sequence[Span], drafts: dict[int, list[int]]
@@ -184,7 +180,7 @@ class ModelWorker:
                 if count:
                     said.append((seats, [drafts[seat][count - 1] for seat in seats]))
                     self._rows.append(*said[-1])
-                some = logits[to_device(np.array(places), self._device)] if len(logits) else logits
+                some = logits[to_device(np.array(places), self._device)]
                 yield places, self._sample(some, self._rows.batch(seats), self._rows.logprobs(seats))
         finally:
             for seats, guesses in reversed(said):
@@ -201,6 +197,7 @@ class ModelWorker:
                 for row in range(0, span.scored, LOGIT_ROWS):
                     count = min(LOGIT_ROWS, span.scored - row)
                     logits = self._model.logits(hidden[first + row : first + row + count])
+                    logits = bring_together(self._ranks, logits, self._model.config.vocab_size)
                     behind = sitter.prompt[span.start + row + 1 :][: len(logits)]
                     yield place, score(logits, to_device(np.array(behind), self._device), k)
             first += span.count

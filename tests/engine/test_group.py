@@ -193,6 +193,13 @@ async def test_the_first_machine_has_the_last_word() -> None:
         assert await watching == "Rank 7 died with exit status 3."
 
 
+async def test_a_machine_that_is_told_to_end_says_so() -> None:
+    async with two_machines() as (group, other, _):
+        group._first_machine = group._peers[1].line
+        group.leave("Node 1 was told to end.")
+        assert await heard(other) == Failed("Node 1 was told to end.", Cause.GONE)
+
+
 @pytest.mark.parametrize("text", [b"", b"{}", b"[" * 10_000, b'{"type":"beat","layers":"x"}', b"\xff\xfe", b"null"])
 def test_what_is_no_message_is_none(text: bytes) -> None:
     assert decode(text) is None

@@ -4,8 +4,9 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,12 +50,25 @@ class Server:
 
 
 @asynccontextmanager
-async def serving(*flags: str, environment: dict[str, str] | None = None) -> AsyncIterator[Server]:
+async def serving(
+    *flags: str, environment: dict[str, str] | None = None, inside: tuple[str, ...] = ()
+) -> AsyncIterator[Server]:
+    """`inside`: the command that runs it in another place."""
     port = free_port()
-    command = ["-m", "headwater", "serve", "random:tiny", "--port", str(port), "--num-blocks", "300"]
+    command = [
+        *inside,
+        sys.executable,
+        "-m",
+        "headwater",
+        "serve",
+        "random:tiny",
+        "--port",
+        str(port),
+        "--num-blocks",
+        "300",
+    ]
     command += ["--log-level", "error", "--device", "cpu", "--tensor-parallel-size", "2", *flags]
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
         *command,
         stderr=asyncio.subprocess.PIPE,
         env=os.environ | {"HEADWATER_KERNELS": "torch", "GLOO_SOCKET_IFNAME": "lo"} | (environment or {}),
@@ -141,21 +155,64 @@ async def test_two_nodes_serve_as_one_and_end_as_one() -> None:
 
 
 async def assert_strangers_do_no_harm(server: Server, leader: str) -> None:
-    """At the ports of torch's store and of steps; nobody listens at the leader's own any more."""
+    """At the port of steps; nobody listens at the leader's own, and at that of torch's store, any more."""
     host, port = leader.split(":")
-    for number in (int(port) + 1, int(port) + 2):
-        for sent in (b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 5000):
-            _, writer = await asyncio.open_connection(host, number)
-            writer.write(sent)
-            writer.close()
+    for sent in (b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 5000):
+        _, writer = await asyncio.open_connection(host, int(port) + 2)
+        writer.write(sent)
+        writer.close()
     _, writer = await asyncio.open_connection(host, int(port) + 2)
     with pytest.raises(ConnectionError):  # cut off, and nothing is kept
         for _ in range(100):
             writer.write(b"A" * 1_000_000)
             await writer.drain()
-    with pytest.raises(ConnectionRefusedError):
-        await asyncio.open_connection(host, int(port))
+    for number in (int(port), int(port) + 1):
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection(host, number)
     assert (await server.http.post("/v1/completions", json=ASKED)).status_code == 200
+
+
+@pytest.fixture
+def cable() -> Iterator[str]:
+    """The name of a network, which takes root and `ip` to make. A cable leads there, from NAMEa here to NAMEb there."""
+    name = f"hw{os.getpid()}"
+    try:
+        for command in (
+            f"ip netns add {name}",
+            f"ip link add {name}a type veth peer name {name}b netns {name}",
+            f"ip addr add 198.18.77.1/30 dev {name}a",
+            f"ip link set {name}a up",
+            f"ip -n {name} addr add 198.18.77.2/30 dev {name}b",
+            f"ip -n {name} link set {name}b up",
+            f"ip -n {name} link set lo up",
+        ):
+            subprocess.run(command.split(), check=True, capture_output=True)
+        yield name
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("networks can not be made here")
+    finally:
+        with suppress(OSError):
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+
+async def test_nodes_that_are_cut_off_from_one_another_end_and_say_so(cable: str) -> None:
+    """Nothing says goodbye: packets are lost from one moment to the next."""
+    group = ["--nodes", "2", "--leader", f"198.18.77.1:{free_port()}"]
+    inside = ("ip", "netns", "exec", cable)
+    environment = {"GLOO_SOCKET_IFNAME": f"{cable}b"}
+    async with serving(*group, "--node-rank", "1", environment=environment, inside=inside) as other:
+        environment = {"GLOO_SOCKET_IFNAME": f"{cable}a"}
+        async with serving(*group, "--node-rank", "0", environment=environment) as first:
+            assert (await first.until_ready())["ranks"] == 2
+            stream, _ = await begun_stream(first)
+            cut = await asyncio.create_subprocess_exec("ip", "link", "set", f"{cable}a", "down")
+            assert await cut.wait() == 0
+            reason = "Node 1, with rank 1, gives no sign of life."
+            assert json.loads((await stream)[-1].removeprefix("data: "))["error"]["message"] == reason
+            for server, words in ((first, reason), (other, "Node 0 gives no sign of life.")):
+                status, errors = await server.end()
+                assert status == 1
+                assert f"headwater serve: {words}" in errors
 
 
 async def test_ranks_end_with_the_process_that_started_them_while_they_load(tmp_path: Path) -> None:

@@ -165,6 +165,11 @@ class Group:
         """The first of the weightiest."""
         return max(self._troubles, key=lambda trouble: trouble.cause)
 
+    def leave(self, message: str) -> None:
+        """Tell the first machine why this one goes."""
+        if self._first_machine is not None:
+            self._first_machine.say(Failed(message, Cause.GONE))
+
     async def end(self, message: str) -> None:
         """All that still run, with a reason, or because it is meant to be so."""
         for peer in self._peers:

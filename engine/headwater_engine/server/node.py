@@ -57,7 +57,10 @@ class NodeServer:
         engine, told = asyncio.create_task(self._engine()), asyncio.create_task(self._until_told())
         try:
             await asyncio.wait((engine, told), return_when=asyncio.FIRST_COMPLETED)
-            return engine.result() if engine.done() else 0
+            if engine.done():
+                return engine.result()
+            self._group.leave(f"Node {settings.node_rank} was told to end.")
+            return 0
         finally:
             engine.cancel()
             told.cancel()

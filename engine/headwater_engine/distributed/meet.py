@@ -42,8 +42,13 @@ def find_ranks(place: Place, device: torch.device) -> ProcessRanks:
     ranks.least(0)  # all have joined
     if listener is not None:
         _listen_no_more(listener)
-    on_one_machine = place.local_size == place.size
-    return share_memory(ranks) if on_one_machine and device.type == "cpu" else ranks
+    if place.local_size < place.size:
+        return ranks
+    if device.type == "cpu":
+        return share_memory(ranks)
+    from headwater_engine.distributed.peer_memory import share_peers  # triton, which torch for CPUs comes without
+
+    return share_peers(ranks, device)
 
 
 def _tcp_store(place: Place, host: str, port: str) -> tuple[TCPStore, int | None]:

@@ -2,13 +2,14 @@
 
     python benchmarks/router_path.py [--engines 64] [--peer NAME=COMMAND ...] [--rounds 3]
 
-All stand before the same mock engines and get the same load (sampled chats with a key, 32 connections), one after the
-other, in alternation; ours checks the key and writes an access log. A peer's COMMAND has `{port}` and `{engines}`
-filled in (the engines' URLs, apart by spaces); without any, `smg` and `vllm-router` are taken from the PATH. CPU is
-user and system time of the router's processes: unlike a rate it does not depend on who else uses the cores. What a
-chunk takes is what its stream takes, shared out: of few short ones a fifth is their beginning, and the probes of
-engines meanwhile, so a second load has two streams an engine, as long as answers are. Prints a Markdown table: medians
-over the rounds. An answer that is not whole, or not 200, ends it.
+All stand before the same mock engines and get the same loads (sampled chats with a key, 32 connections) in turns, each
+load one router right after the other: what else the machine does changes from minute to minute. Ours checks the key
+and writes an access log. A peer's COMMAND has `{port}`, `{metrics}` (another port) and `{engines}` filled in (the
+engines' URLs, apart by spaces); without any, `smg` and `vllm-router` are taken from the PATH. CPU is user and system
+time of the router's processes: unlike a rate it does not depend on who else uses the cores. What a chunk takes is what
+its stream takes, shared out: of few short ones a fifth is their beginning, and the probes of engines meanwhile, so a
+second load has two streams an engine, as long as answers are. Prints a Markdown table: medians over the rounds. An
+answer that is not whole, or not 200, ends it.
 """
 
 import argparse
@@ -17,28 +18,40 @@ import statistics
 import sys
 import tempfile
 import urllib.request
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import http_load
+import psutil
 import uvloop
 from servers import cpu_seconds, free_port, free_ports, server
 
-PEERS = {
-    "smg": "smg launch --worker-urls {engines} --policy cache_aware --host 127.0.0.1 --port {port}",
-    "vllm-router": "vllm-router --worker-urls {engines} --policy cache_aware --host 127.0.0.1 --port {port}",
-}
-_SIZES = {"2 KB": (2048, 20_000), "64 KB": (65_536, 3_000), "400 KB": (400_000, 600)}
-"""Bytes of a prompt, and JSON requests of that size in a round."""
-_JSON = "CPU per JSON request, {}, µs"
-_CHUNK = "CPU per streamed chunk, {} streams of {}, µs"
-_STREAMS = ((32, 64, 1000), (128, 200, 640))
-"""Streams at once, chunks of each, and streams in a round."""
-MEASURES = (
-    *(_JSON.format(size) for size in _SIZES),
-    *(_CHUNK.format(*each[:2]) for each in _STREAMS),
-    "JSON requests/s",
-    "JSON p99, ms",
+_PEER = "--worker-urls {engines} --policy cache_aware --host 127.0.0.1 --port {port} --prometheus-port {metrics}"
+PEERS = {"smg": f"smg launch {_PEER}", "vllm-router": f"vllm-router {_PEER}"}
+
+
+class Load(NamedTuple):
+    """What is sent in a turn."""
+
+    measure: str
+    count: int
+    """Requests of a whole turn."""
+    prompt_bytes: int = http_load.PROMPT_BYTES
+    at_once: int = 32
+    chunks: int = 0
+    """Of a stream; 0: the answers are JSON."""
+
+
+LOADS = (
+    Load("CPU per JSON request, 2 KB, µs", 20_000),
+    Load("CPU per JSON request, 64 KB, µs", 3_000, 65_536),
+    Load("CPU per JSON request, 400 KB, µs", 600, 400_000),
+    Load("CPU per streamed chunk, 32 streams of 64, µs", 960, chunks=64),
+    Load("CPU per streamed chunk, 128 streams of 200, µs", 640, at_once=128, chunks=200),
 )
+MEASURES = (*(load.measure for load in LOADS), "JSON requests/s", "JSON p99, ms")
 _HERE = Path(__file__).parent
 
 
@@ -75,35 +88,19 @@ def answers(port: int, request: bytes | None = None) -> bool:
         return False
 
 
-def measure(command: str, engines: list[int], share: float) -> dict[str, float]:
-    """One round. `share`: of the usual number of requests."""
-    port = free_port()
-    probe = http_load.requests(stream=False)[0]
-    started = command.format(port=port, engines=" ".join(f"http://127.0.0.1:{engine}" for engine in engines))
-    values: dict[str, float] = {}
-    with server(started, lambda: answers(port, probe), timeout=90) as router:
-
-        def cpu_per(
-            count: int,
-            stream: bool,
-            size: int = http_load.PROMPT_BYTES,
-            at_once: int = 32,
-            tokens: int = http_load.TOKENS,
-        ) -> tuple[float, dict[str, float]]:
-            before = cpu_seconds(router)
-            result = uvloop.run(http_load.run(port, count, at_once, stream, size, tokens))
-            if result["whole"] != count:
-                raise SystemExit(f"{command}: answers were cut: {result}")
-            return 1e6 * (cpu_seconds(router) - before) / count, result
-
-        cpu_per(max(1, int(5_000 * share)), False)  # to get warm
-        for name, (size, count) in _SIZES.items():
-            values[_JSON.format(name)], result = cpu_per(max(1, int(count * share)), False, size)
-            if size == http_load.PROMPT_BYTES:
-                values["JSON requests/s"], values["JSON p99, ms"] = result["rps"], result["p99_ms"]
-        for at_once, chunks, count in _STREAMS:
-            of_stream = cpu_per(max(at_once, int(count * share)), True, at_once=at_once, tokens=chunks)[0]
-            values[_CHUNK.format(at_once, chunks)] = of_stream / chunks
+def take_turn(router: psutil.Process, port: int, load: Load, share: float) -> dict[str, float]:
+    """One router under one load. `share`: of the usual number of requests, of streams in whole sets."""
+    count = max(1, int(load.count * share))
+    if load.chunks:
+        count = load.at_once * max(1, count // load.at_once)
+    run = http_load.run(port, count, load.at_once, load.chunks > 0, load.prompt_bytes, load.chunks or http_load.TOKENS)
+    before = cpu_seconds(router)
+    result = uvloop.run(run)
+    if result["whole"] != count:
+        raise SystemExit(f"{router.cmdline()}: answers were cut: {result}")
+    values = {load.measure: 1e6 * (cpu_seconds(router) - before) / count / max(1, load.chunks)}
+    if load is LOADS[0]:
+        values |= {"JSON requests/s": result["rps"], "JSON p99, ms": result["p99_ms"]}
     return values
 
 
@@ -140,15 +137,32 @@ def main() -> None:
     peers = dict(peer.split("=", 1) for peer in options.peer)
     peers = peers or {name: command for name, command in PEERS.items() if shutil.which(name)}
     engines = free_ports(options.engines)
-    rounds: dict[str, list[dict[str, float]]] = {}
+    urls = " ".join(f"http://127.0.0.1:{engine}" for engine in engines)
     ready = lambda: all(answers(port) for port in engines)  # noqa: E731
-    with tempfile.TemporaryDirectory() as folder, server(mocks(engines, 10), ready, timeout=30):
-        commands = {"headwater": ours(engines, *with_keys(Path(folder)), python=options.python)} | peers
+    probe = http_load.requests(stream=False)[0]
+    with ExitStack() as running:
+        folder = Path(running.enter_context(tempfile.TemporaryDirectory()))
+        running.enter_context(server(mocks(engines, 10), ready, timeout=30))
+        commands = {"headwater": ours(engines, *with_keys(folder), python=options.python)} | peers
+        routers = {}
+        for name, command in commands.items():
+            port = free_port()
+            up = partial(answers, port, probe)
+            routers[name] = (
+                running.enter_context(server(command.format(port=port, engines=urls, metrics=free_port()), up, 90)),
+                port,
+            )
+        for router, port in routers.values():
+            take_turn(router, port, LOADS[0], options.share / 4)  # to get warm
+        rounds: dict[str, list[dict[str, float]]] = {name: [] for name in routers}
         for number in range(options.rounds):
-            for name, command in commands.items():
-                result = measure(command, engines, options.share)
-                rounds.setdefault(name, []).append(result)
-                print(f"round {number + 1}, {name}: {result}", file=sys.stderr, flush=True)
+            for results in rounds.values():
+                results.append({})
+            for load in LOADS:
+                for name, (router, port) in routers.items():
+                    rounds[name][-1] |= take_turn(router, port, load, options.share)
+            for name, results in rounds.items():
+                print(f"round {number + 1}, {name}: {results[-1]}", file=sys.stderr, flush=True)
     report(rounds)
 
 

@@ -13,6 +13,9 @@ from contextlib import ExitStack, contextmanager
 
 import psutil
 
+_SCHEDULED = 2
+"""Linux: of the clocks of a process, the one with the time that it was run for."""
+
 
 @contextmanager
 def server(command: str, ready: Callable[[], bool], timeout: float = 900) -> Iterator[psutil.Process]:
@@ -48,8 +51,9 @@ def busy_loops(count: int) -> Iterator[None]:
 
 def cpu_seconds(process: psutil.Process) -> float:
     """User and system time so far, of the process and its children."""
-    times = [each.cpu_times() for each in (process, *process.children(recursive=True))]
-    return float(sum(time.user + time.system for time in times))
+    # By the clock that each process has: what psutil shows are ticks of 10 ms.
+    clocks = [(~each.pid << 3) | _SCHEDULED for each in (process, *process.children(recursive=True))]
+    return sum(time.clock_gettime(clock) for clock in clocks)
 
 
 def resident_mib(process: psutil.Process) -> float:

@@ -22,6 +22,10 @@ from headwater.resource import ModelDeployment, ResourceError, load
 from headwater.supervisor import Supervisor
 
 _ANY_ADDRESS = ("0.0.0.0", "::")
+_LONGEST_SOCKET = 103
+"""Bytes of a Unix socket's path, on any system."""
+_DATA_PARALLEL = ("--data-parallel", "-dp", "--dp")
+"""Beginnings of vLLM's and SGLang's flags."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,32 +58,42 @@ def plan_replicas(deployments: Sequence[ModelDeployment], folder: Path, *, cores
     if not numbered:
         raise ResourceError("there is nothing to run: all deployments have 0 replicas")
     threads = threads_each(cores, len(numbered))
-    ports = iter(_free_ports(2 * len(numbered)))
+    ports = _free_ports(len(numbered))
     return [
-        _plan_replica(deployment, f"{deployment.name}-{number}", folder, threads, next(ports), next(ports))
-        for deployment, number in numbered
+        _plan_replica(deployment, f"{deployment.name}-{number}", folder, threads, port)
+        for (deployment, number), port in zip(numbered, ports, strict=True)
     ]
 
 
-def _plan_replica(
-    deployment: ModelDeployment, name: str, folder: Path, threads: int, port: int, events_port: int
-) -> Replica:
+def _plan_replica(deployment: ModelDeployment, name: str, folder: Path, threads: int, port: int) -> Replica:
     backend = _backend(deployment)
     url = f"http://127.0.0.1:{port}"
     environment = {"OMP_NUM_THREADS": str(threads), "HEADWATER_ENGINE_THREADS": str(threads)}
     endpoint = {"url": url, "name": name, "backend": backend.name}
-    publishes = backend.publishes_kv_events and deployment.spec.routing.policy == "prefix"  # the one that reads them
-    if publishes:
-        endpoint["kv_events"] = f"tcp://127.0.0.1:{events_port}"
+    events = _events_address(deployment, backend, folder / f"{name}.events")
+    if events is not None:
+        endpoint["kv_events"] = events
     process = Process(
         name,
-        backend.command(deployment, port=port, events_port=events_port if publishes else None),
+        backend.command(deployment, port=port, events=events),
         url,
         backend.ready_path,
         folder / f"{name}.log",
         environment | dict(backend.environment(deployment)),
     )
     return Replica(process, endpoint)
+
+
+def _events_address(deployment: ModelDeployment, backend: Backend, path: Path) -> str | None:
+    """A Unix socket, which this user alone may connect to: events hold all prompts, as token ids. None: no events.
+
+    Without them the router goes by what it sent: where the path is too long for a socket, too, and with data-parallel
+    ranks, which publish over TCP only, on all addresses.
+    """
+    read = backend.publishes_kv_events and deployment.spec.routing.policy == "prefix"
+    ranks = any(arg.startswith(_DATA_PARALLEL) for arg in deployment.spec.backend.args)
+    path = path.absolute()
+    return f"ipc://{path}" if read and not ranks and len(os.fsencode(path)) <= _LONGEST_SOCKET else None
 
 
 def _backend(deployment: ModelDeployment) -> Backend:

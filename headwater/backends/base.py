@@ -114,7 +114,7 @@ class Backend(ABC):
     reports_cached_tokens: ClassVar[bool] = True
     """Whether `usage.prompt_tokens_details.cached_tokens` is there, if started by `command` or `launch`."""
     publishes_kv_events: ClassVar[bool] = True
-    """Whether `command` and `launch` know what to do with an `events_port`."""
+    """Whether `command` and `launch` can have it publish KV events."""
     takes_admin_key: ClassVar[bool] = False
     """Whether `launch` can have the server ask for an ADMIN_KEY, and calls such as `load_adapter` have to bring it."""
     streams_usage: ClassVar[bool] = True
@@ -143,10 +143,10 @@ class Backend(ABC):
     """Of the path of the calls that load and unload an adapter."""
 
     @abstractmethod
-    def command(self, deployment: ModelDeployment, *, port: int, events_port: int | None = None) -> list[str]:
+    def command(self, deployment: ModelDeployment, *, port: int, events: str | None = None) -> list[str]:
         """How to serve the deployment as one local process, on the loopback interface.
 
-        `events_port`: where to publish KV events, as a ZMQ publisher that binds. Raises UnsupportedError.
+        `events`: the ZMQ address, `ipc://PATH`, where to publish KV events. Raises UnsupportedError.
         """
 
     @abstractmethod

@@ -26,15 +26,15 @@ class Headwater(Backend):
     workers_answer_probes = True
     pod_sources = ("hf://", "package://", "file://", "random:")
 
-    def command(self, deployment: ModelDeployment, *, port: int, events_port: int | None = None) -> list[str]:
+    def command(self, deployment: ModelDeployment, *, port: int, events: str | None = None) -> list[str]:
         self.refuse_all_but(deployment, parallelism__nodes=1)
         source = self.local_source(deployment, *self.pod_sources)
         argv = [sys.executable, "-m", "headwater", "serve", source, "--port", str(port)]
         argv += self._flags(deployment, source)
         if deployment.spec.cache.fraction != _FRACTION:
             argv += ["--gpu-memory-utilization", str(deployment.spec.cache.fraction)]  # unheeded on a CPU
-        if events_port is not None:
-            argv += ["--kv-events", f"tcp://127.0.0.1:{events_port}"]
+        if events is not None:
+            argv += ["--kv-events", events]
         return argv + deployment.spec.backend.args
 
     def launch(self, deployment: ModelDeployment, pod: Pod) -> Launch:

@@ -33,13 +33,13 @@ class SGLang(Backend):
     loads_adapters = "runtime"
     takes_admin_key = True
 
-    def command(self, deployment: ModelDeployment, *, port: int, events_port: int | None = None) -> list[str]:
+    def command(self, deployment: ModelDeployment, *, port: int, events: str | None = None) -> list[str]:
         spec = deployment.spec
         self.refuse_all_but(deployment, parallelism__nodes=1)
         source = self.local_source(deployment, "hf://", "file://")
         argv = self._serve(deployment, source, "127.0.0.1", port)
-        if events_port is not None:
-            argv += ["--kv-events-config", _events_config(events_port)]
+        if events is not None:
+            argv += ["--kv-events-config", _events_config(events)]
         if spec.adapters:
             argv += ["--enable-lora", "--lora-paths"]
             argv += [f"{adapter.name}={hub_name_or_path(adapter.source)}" for adapter in spec.adapters]
@@ -52,7 +52,7 @@ class SGLang(Backend):
         spec = deployment.spec
         argv = self._serve(deployment, pod.model, "0.0.0.0", pod.port)
         if pod.events_port is not None:
-            argv += ["--kv-events-config", _events_config(pod.events_port)]
+            argv += ["--kv-events-config", _events_config(f"tcp://*:{pod.events_port}")]
         if pod.admin_key:
             argv += ["--admin-api-key", f"$({ADMIN_KEY})"]
         if spec.adapters:
@@ -94,5 +94,5 @@ def _cache_flags(spec: Spec) -> list[str]:
     return flags
 
 
-def _events_config(port: int) -> str:
-    return json.dumps({"publisher": "zmq", "endpoint": f"tcp://*:{port}"})
+def _events_config(address: str) -> str:
+    return json.dumps({"publisher": "zmq", "endpoint": address})

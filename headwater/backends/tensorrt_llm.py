@@ -39,8 +39,8 @@ class TensorRTLLM(Backend):
     image_hint = "it is called tensorrt-llm/release; name it with its registry, and a tag"
     drains = 0  # nothing says that it waits
 
-    def command(self, deployment: ModelDeployment, *, port: int, events_port: int | None = None) -> list[str]:
-        if events_port is not None:
+    def command(self, deployment: ModelDeployment, *, port: int, events: str | None = None) -> list[str]:
+        if events is not None:
             raise self.unsupported(deployment, "spec.backend.type", "publishes no KV events")
         self.refuse_all_but(deployment, cache__dtype="auto", cache__host_gib=0.0)
         source = self.local_source(deployment, "hf://", "file://")

@@ -26,8 +26,8 @@ class TGI(Backend):
     answers_to_any_name = True
     dialect = TGIDialect()
 
-    def command(self, deployment: ModelDeployment, *, port: int, events_port: int | None = None) -> list[str]:
-        if events_port is not None:
+    def command(self, deployment: ModelDeployment, *, port: int, events: str | None = None) -> list[str]:
+        if events is not None:
             raise self.unsupported(deployment, "spec.backend.type", "publishes no KV events")
         source = self.local_source(deployment, "hf://", "file://")
         return self._serve(deployment, source, "127.0.0.1", port)

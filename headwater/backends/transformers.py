@@ -21,8 +21,8 @@ class Transformers(Backend):
     image_hint = "give one that holds transformers[serving] of version 5 or newer"
     needs_gpu = False
 
-    def command(self, deployment: ModelDeployment, *, port: int, events_port: int | None = None) -> list[str]:
-        if events_port is not None:
+    def command(self, deployment: ModelDeployment, *, port: int, events: str | None = None) -> list[str]:
+        if events is not None:
             raise self.unsupported(deployment, "spec.backend.type", "publishes no KV events")
         self.refuse_all_but(deployment, model__revision="main")
         model = self.local_source(deployment, "hf://", "file://").removeprefix("hf://")

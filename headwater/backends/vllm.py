@@ -34,14 +34,14 @@ class VLLM(Backend):
     loads_adapters = "runtime"
     adapters_prefix = "/v1"
 
-    def command(self, deployment: ModelDeployment, *, port: int, events_port: int | None = None) -> list[str]:
+    def command(self, deployment: ModelDeployment, *, port: int, events: str | None = None) -> list[str]:
         spec = deployment.spec
         self.refuse_all_but(deployment, parallelism__nodes=1)
         source = self.local_source(deployment, "hf://", "file://")
         argv = ["vllm", "serve", hub_name_or_path(source), "--host", "127.0.0.1", "--port", str(port)]
         argv += self._flags(deployment, source)
-        if events_port is not None:
-            argv += ["--kv-events-config", _events_config(events_port)]
+        if events is not None:
+            argv += ["--kv-events-config", _events_config(events)]
         if spec.adapters:
             argv += ["--enable-lora", "--lora-modules"]
             argv += [f"{adapter.name}={hub_name_or_path(adapter.source)}" for adapter in spec.adapters]
@@ -52,7 +52,7 @@ class VLLM(Backend):
         argv = ["vllm", "serve", hub_name_or_path(pod.model), "--host", "0.0.0.0", "--port", str(pod.port)]
         argv += self._flags(deployment, pod.model)
         if pod.events_port is not None:
-            argv += ["--kv-events-config", _events_config(pod.events_port)]
+            argv += ["--kv-events-config", _events_config(f"tcp://*:{pod.events_port}")]
         argv += ["--shutdown-timeout", str(pod.drain)]
         env: dict[str, str] = {}
         files: dict[str, str] = {}
@@ -94,9 +94,9 @@ class VLLM(Backend):
         return flags + generation_config(spec.sampling)
 
 
-def _events_config(port: int) -> str:
-    # vLLM binds an endpoint only where it has a star, and connects to any other.
-    return json.dumps({"enable_kv_cache_events": True, "publisher": "zmq", "endpoint": f"tcp://*:{port}"})
+def _events_config(address: str) -> str:
+    # vLLM binds `tcp://*:PORT` and `ipc://PATH`. To any other address, one of the loopback interface too, it connects.
+    return json.dumps({"enable_kv_cache_events": True, "publisher": "zmq", "endpoint": address})
 
 
 def _rank_config(rank: int) -> str:

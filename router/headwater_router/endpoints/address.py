@@ -15,6 +15,7 @@ _PORTS: Final = {"http": 80, "https": 443}
 _AUTHORITY: Final = r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[^\[\]:/?#@]+))(?::(?P<port>[0-9]{1,5}))?"
 _URL: Final = re.compile(rf"(?P<scheme>https?)://{_AUTHORITY}(?P<path>(?:/[\w.~!$&'()*+;=:%-]+)*)/*", re.ASCII)
 _EVENTS: Final = re.compile(rf"tcp://{_AUTHORITY}", re.ASCII)
+_SOCKET: Final = re.compile(r"ipc:///[^\x00-\x1f\x7f*]{1,106}")
 _NAME: Final = re.compile(r"(?!-)[\w-]{1,63}(?<!-)(?:\.(?!-)[\w-]{1,63}(?<!-))*\.?", re.ASCII)
 _NUMBER: Final = re.compile(r"[0-9]+|0[xX][0-9a-fA-F]*")
 
@@ -68,10 +69,12 @@ def refuse_credentials(url: str) -> None:
 
 def read_events(text: str) -> str:
     """The address of KV events. Raises EndpointError."""
+    if _SOCKET.fullmatch(text):
+        return text
     match = _EVENTS.fullmatch(text) if len(text) <= _LONGEST else None
     host = _host(match) if match else None
     if match is None or host is None or match["port"] is None:
-        raise EndpointError(f"endpoint: kv_events must be tcp://HOST:PORT, found {shown(text)}")
+        raise EndpointError(f"endpoint: kv_events must be tcp://HOST:PORT or ipc:///PATH, found {shown(text)}")
     _check_port(text, int(match["port"]))
     return f"tcp://[{host}]:{int(match['port'])}" if ":" in host else f"tcp://{host}:{int(match['port'])}"
 

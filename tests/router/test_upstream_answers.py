@@ -234,6 +234,30 @@ def test_announcements_are_no_answer() -> None:
     wires.close()
 
 
+@pytest.mark.parametrize("cut", [0, 40, 45, 50])
+@pytest.mark.parametrize(
+    "framing", [b"content-length: 7\r\n\r\nforeign", b"transfer-encoding: chunked\r\n\r\n7\r\nforeign\r\n0\r\n\r\n"]
+)
+def test_the_body_of_an_announcement_is_in_front_of_no_answer(framing: bytes, cut: int) -> None:
+    wires = Wires()
+    asked = wires.ask()
+    sent = b"HTTP/1.1 199 X\r\n" + framing + answer(b"one")
+    for piece in (sent[:cut], sent[cut:]):
+        if not asked.done():
+            wires.send(piece)
+    assert isinstance(asked.exception(), MalformedAnswerError)
+    wires.close()
+
+
+def test_the_body_of_an_announcement_that_never_ends_is_not_kept() -> None:
+    wires = Wires()
+    asked = wires.ask()
+    wires.send(b"HTTP/1.1 199 X\r\ncontent-length: 1000000000\r\n\r\n")
+    wires.send(bytes(1000))
+    assert isinstance(asked.exception(), MalformedAnswerError)
+    wires.close()
+
+
 def test_an_answer_without_a_length_ends_with_its_connection_and_says_so() -> None:
     wires = Wires()
     asked = wires.ask()

@@ -290,6 +290,9 @@ class Connection(asyncio.Protocol):
         self._without_body = 0
         if self.state is HEAD:
             self._become(BODY)
+        elif self.state is SENT:
+            self.fail(_body_of_none())
+            return
         if self.state is BODY and not unread and (relay := self._relay) is not None:
             piece = self._take()
             if relay(piece):
@@ -377,10 +380,16 @@ class Connection(asyncio.Protocol):
         self.headers, self._own = [], []
 
     def on_message_complete(self) -> None:
-        if self.state is SENT:
-            return  # one of 1xx
+        if self.state is SENT:  # one of 1xx
+            if self._chunks:
+                raise _body_of_none()
+            return
         # What is still to be sent of a request that was answered before its end could be taken for the next one.
         if self._parser.should_keep_alive() and self._transport and not self._transport.get_write_buffer_size():
             self._become(COMPLETE)
         else:
             self._hang_up(ENDED)
+
+
+def _body_of_none() -> MalformedAnswerError:
+    return MalformedAnswerError("the endpoint sent a body with an interim answer")

@@ -43,7 +43,8 @@ def _whole(exchange: Exchange) -> bytes:
     return json.dumps({"choices": [{"message": message, "finish_reason": "stop"}], "usage": usage}).encode()
 
 
-async def good(exchange: Exchange) -> None:
+async def good(exchange: Exchange, behind: bytes = b"") -> None:
+    """`behind`: what comes together with the end of a stream."""
     if not _request_of(exchange)[1]:
         await asyncio.sleep(0.02)
         await exchange.whole(_whole(exchange))
@@ -52,7 +53,7 @@ async def good(exchange: Exchange) -> None:
     for event in _events(exchange):
         await exchange.chunk(event)
         await asyncio.sleep(0.01)
-    await exchange.chunk(b"")
+    await exchange.write(b"0\r\n\r\n" + behind)
 
 
 def status(code: int, headers: bytes = JSON) -> Handler:
@@ -111,12 +112,12 @@ async def end_early(exchange: Exchange) -> None:
 
 
 async def two_answers(exchange: Exchange) -> None:
-    """The second is nobody's: it must never reach anybody."""
+    """The second is nobody's: it must never reach anybody. It comes with the first: one that comes when the connection
+    has been given the next request is an answer to that, as far as anybody can tell."""
     body = b'{"choices":[{"message":{"content":"<nobody.0>"}}]}'
     head = b"HTTP/1.1 200 OK\r\n" + JSON + b"content-length: %d\r\n\r\n"
     if _request_of(exchange)[1]:
-        await good(exchange)
-        await exchange.write(head % len(body) + body)
+        await good(exchange, behind=head % len(body) + body)
     else:
         own = _whole(exchange)
         await exchange.write(head % len(own) + own + head % len(body) + body)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headwater_engine.kernels.cpu import CppKernels, Products
-from headwater_engine.kernels.interface import CacheSpec, Kernels
+from headwater_engine.kernels.interface import CacheSpec, HeadNorms, Kernels
 from headwater_engine.kernels.reference import TorchKernels
 from headwater_engine.quantization.stored import StoredWeight
 from tests.engine.batches import attend, ragged, random, views
@@ -192,19 +192,24 @@ def test_norms_of_heads_that_are_views() -> None:
         torch.testing.assert_close(FLOAT.rms_norm(x, weight, 1e-6), TorchKernels().rms_norm(x, weight, 1e-6))
 
 
-@pytest.mark.parametrize("kernels", [FLOAT, HALF], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("kernels", [FLOAT, MIXED, HALF], ids=["float32", "mixed", "bfloat16"])
 @pytest.mark.parametrize("rotary", [32, 20])
-def test_rotation_in_place(kernels: CppKernels, rotary: int) -> None:
-    reference = TorchKernels(kernels.dtype)
+@pytest.mark.parametrize("normed", [False, True])
+def test_heads_are_normed_and_rotated_in_place_and_kept(kernels: CppKernels, rotary: int, normed: bool) -> None:
+    """Of more tokens than one thread takes at a time."""
+    batch = ragged([20, 45, 7], [1, 40, 3])
     angles = random(64, rotary // 2)
-    positions = torch.tensor([0, 5, 63, 7, 7])
-    rotated = []
-    for each in (kernels, reference):
-        queries, keys, _ = views(kernels, 5, 4, 2, 32)
-        each.rope(queries, keys, angles.cos(), angles.sin(), positions)
-        rotated.append((queries, keys))
-    tolerance = {"rtol": 2e-2, "atol": 2e-2} if kernels is HALF else {"rtol": 1e-5, "atol": 1e-5}
-    for ours, theirs in zip(*rotated, strict=True):
+    weights = (random(32).to(kernels.dtype), random(32).to(kernels.dtype))
+    norms = HeadNorms(*weights, eps=1e-5) if normed else None
+    placed = []
+    for each in (kernels, TorchKernels(kernels.dtype)):
+        queries, keys, values = views(kernels, 44, 4, 2, 32)
+        cache = each.allocate(20, CacheSpec(2, 32, 32))
+        queries = each.place(queries, keys, values, angles.cos(), angles.sin(), cache, batch, norms)
+        attended = each.paged_attention(queries, cache, batch, scale=0.2)
+        placed.append((queries, attended))
+    tolerance = {"rtol": 2e-2, "atol": 2e-2} if kernels is not FLOAT else {"rtol": 1e-4, "atol": 1e-5}
+    for ours, theirs in zip(*placed, strict=True):
         torch.testing.assert_close(ours, theirs, **tolerance)
 
 
@@ -213,6 +218,23 @@ def test_activation(kernels: CppKernels) -> None:
     gate_up = (20 * random(9, 2 * 37)).to(kernels.dtype)
     tolerance = {"rtol": 2e-2, "atol": 2e-2} if kernels is HALF else {"rtol": 1e-5, "atol": 1e-5}
     torch.testing.assert_close(kernels.silu_mul(gate_up), TorchKernels(kernels.dtype).silu_mul(gate_up), **tolerance)
+
+
+@pytest.mark.parametrize("kernels", [FLOAT, MIXED, HALF], ids=["float32", "mixed", "bfloat16"])
+@pytest.mark.parametrize(("inputs", "outputs"), [(96, 48), (96, 37), (21, 48)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_gated_products(kernels: CppKernels, inputs: int, outputs: int, biased: bool) -> None:
+    """The same of any row, whatever the number of others: beside few and many, each share of the work is another."""
+    gate, up = (StoredWeight(random(outputs, inputs).bfloat16() / 4) for _ in range(2))
+    bias = random(2 * outputs) if biased else None
+    ours = kernels.gated(gate, up, bias)
+    x = random(MANY, inputs).bfloat16().to(kernels.dtype)
+    expected = TorchKernels().gated(gate, up, bias)(x.float())
+    tolerance = {"rtol": 3e-2, "atol": 3e-2} if kernels is HALF else {"rtol": 1e-4, "atol": 1e-4}
+    found = ours(x)
+    torch.testing.assert_close(found.float(), expected, **tolerance)
+    for rows in (1, 16, 17, 33, 100):
+        assert torch.equal(ours(x[:rows]), found[:rows])
 
 
 def test_wrong_shapes_are_errors_and_no_crashes() -> None:

@@ -54,24 +54,17 @@ class Tiles {
     Tiles(const Tiles&) = delete;
 };
 
-// Memory to fetch while something else is computed, a few lines at a time.
-struct Ahead {
-    const bf16* from;  // null: none
-    int64_t lines;     // for every INPUTS inputs
-};
-
 // Sums of rows of x, `stride` elements apart, times P panels of 16 columns, to [2 * ROWS][P * 16]. TWO: there are more than
-// ROWS rows. Panels only stream through the L1, so that x stays in it.
-template <bool TWO, int P>
-inline void multiply(const bf16* x, int64_t stride, const bf16* panels, Ahead ahead, int64_t inputs, float* sums) {
+// ROWS rows. Panels only stream through the L1, so that x stays in it. meanwhile(): what the CPU does beside the products of
+// each INPUTS inputs. Those take all of its time for tiles, and little of that for anything else.
+template <bool TWO, int P, typename F>
+inline void multiply(const bf16* x, int64_t stride, const bf16* panels, int64_t inputs, float* sums, F meanwhile) {
     const int64_t panel_size = 16 * inputs;
     _tile_zero(0);
     if constexpr (P == 2) _tile_zero(1);
     if constexpr (TWO) _tile_zero(2);
     if constexpr (TWO && P == 2) _tile_zero(3);
     for (int64_t i = 0; i < inputs; i += INPUTS) {
-        if (ahead.from)
-            for (int64_t line = 0; line < ahead.lines; line++, ahead.from += 32) __builtin_prefetch(ahead.from, 0, 2);
         _tile_loadd(4, x + i, stride * 2);
         _tile_stream_loadd(6, panels + i * 16, 64);
         _tile_dpbf16ps(0, 4, 6);
@@ -79,6 +72,7 @@ inline void multiply(const bf16* x, int64_t stride, const bf16* panels, Ahead ah
             _tile_stream_loadd(7, panels + panel_size + i * 16, 64);
             _tile_dpbf16ps(1, 4, 7);
         }
+        meanwhile();
         if constexpr (TWO) {
             _tile_loadd(5, x + ROWS * stride + i, stride * 2);
             _tile_dpbf16ps(2, 5, 6);

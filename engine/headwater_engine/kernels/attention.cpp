@@ -29,66 +29,8 @@ namespace headwater {
 constexpr int64_t SPAN_BLOCKS = PART_BLOCKS;
 constexpr int64_t SPAN = SPAN_BLOCKS * TILE;  // keys between two corrections of the softmax
 constexpr int64_t MERGED_TOKENS = 32;   // whose parts one thread puts together at a time
-constexpr int64_t WRITTEN_TOKENS = 16;  // that one thread writes to the cache at a time
 constexpr float NEVER = -std::numeric_limits<float>::infinity();
-
-inline uint32_t join(bf16 first, bf16 second) { return uint32_t(second.bits) << 16 | first.bits; }
-
-template <typename T> static void write_key(const T* key, int64_t dim, int64_t offset, float* to) {
-    for (int64_t d = 0; d < dim; d++) to[place<float>(d, offset)] = widen(key[d]);
-}
-template <typename T> static void write_key(const T* key, int64_t dim, int64_t offset, bf16* to) {
-    for (int64_t d = 0; d < dim; d += 2) {
-        const bf16 second = d + 1 < dim ? narrow<bf16>(widen(key[d + 1])) : bf16{};
-        const uint32_t pair = join(narrow<bf16>(widen(key[d])), second);
-        std::memcpy(to + place<bf16>(d, offset), &pair, sizeof pair);
-    }
-}
-
-template <typename T, typename C>
-static void write_value(const T* value, int64_t dim, int64_t offset, C* to) {
-    for (int64_t d = 0; d < dim; d++) to[d / TILE * TILE * TILE + place<C>(offset, d % TILE)] = narrow<C>(widen(value[d]));
-}
-
-// The values of two tokens, the first of which has an even offset. Both or, where `second` is null, one and zeros: a
-// pair is multiplied at once, so that the second must be a number before it is there.
-template <typename T>
-static void write_value_pair(const T* first, const T* second, int64_t dim, int64_t offset, bf16* to) {
-    for (int64_t start = 0; start < dim; start += TILE) {
-        bf16* pairs = to + start * TILE + place<bf16>(offset, 0);
-        const int64_t count = std::min<int64_t>(TILE, dim - start);
-        for (int64_t d = 0; d < count; d++) {
-            const bf16 other = second ? narrow<bf16>(widen(second[start + d])) : bf16{};
-            const uint32_t pair = join(narrow<bf16>(widen(first[start + d])), other);
-            std::memcpy(pairs + 2 * d, &pair, sizeof pair);
-        }
-    }
-}
-
-template <typename T, typename C>
-void write_cache(const T* keys, int64_t key_stride, const T* values, int64_t value_stride, C* key_cache, C* value_cache,
-                 const int64_t* slots, int64_t tokens, int64_t kv_heads, int64_t key_dim, int64_t value_dim) {
-    const int64_t key_size = packed_rows<C>(key_dim) * TILE, value_size = TILE * padded(value_dim);
-    const auto write_token = [&](int64_t t) {
-        const int64_t offset = slots[t] % TILE;
-        const bool is_second = offset % 2 == 1 && t > 0 && slots[t - 1] == slots[t] - 1;
-        const bool has_second = offset % 2 == 0 && t + 1 < tokens && slots[t + 1] == slots[t] + 1;
-        for (int64_t h = 0; h < kv_heads; h++) {
-            const int64_t at = slots[t] / TILE * kv_heads + h;
-            write_key(keys + t * key_stride + h * key_dim, key_dim, offset, key_cache + at * key_size);
-            const T* value = values + t * value_stride + h * value_dim;
-            C* to = value_cache + at * value_size;
-            if constexpr (sizeof(C) == 2) {
-                if (offset % 2 == 0) write_value_pair(value, has_second ? value + value_stride : nullptr, value_dim, offset, to);
-                if (offset % 2 == 0 || is_second) continue;
-            }
-            write_value(value, value_dim, offset, to);
-        }
-    };
-    in_ranges(tokens, WRITTEN_TOKENS, [&](int64_t first, int64_t last) {
-        for (int64_t t = first; t < last; t++) write_token(t);
-    });
-}
+constexpr float LOG2_E = 1.44269504f;
 
 // Aligned, so that no vector lies in two cache lines.
 template <typename T> struct LineAllocator {
@@ -150,38 +92,42 @@ __attribute__((noinline, flatten)) static void add_values(const T* weights, cons
 // Of values, a head of 64 or 128 dimensions has 4 or 8 tiles.
 constexpr int value_tiles_for(int rows) { return LANES == 8 ? panels_for(rows) : rows <= 6 ? 4 : 2; }
 
-// Masks and softmaxes the scores of a span into weights, and corrects the row's output so far.
+// Masks and softmaxes the scores of a span into weights, and corrects the row's output so far. Maxima are in units of ln 2:
+// powers of two are cheaper than those of e.
 template <typename T>
 static void weigh_row(float* scores, T* weights, int64_t span_start, int64_t keys, int64_t position,
                       const AttentionShape& shape, float& maximum, float& sum, float* output, int64_t width) {
-    float scale = shape.scale;
+    float unit = shape.scale * LOG2_E;
     if (shape.softcap > 0) {
-        for (int64_t j = 0; j < keys; j++) scores[j] = shape.softcap * std::tanh(scores[j] * scale / shape.softcap);
-        scale = 1.0f;
+        for (int64_t j = 0; j < keys; j++) scores[j] = shape.softcap * std::tanh(scores[j] * shape.scale / shape.softcap);
+        unit = LOG2_E;
     }
     const int64_t end = padded(keys), seen = position + 1 - span_start, last = std::clamp<int64_t>(seen, 0, keys);
     const int64_t first = shape.window > 0 ? std::clamp<int64_t>(seen - shape.window, 0, last) : 0;
+    const int64_t whole = first == 0 ? last / LANES * LANES : 0;  // so many are in vectors all of which the token sees
     const auto visible = [&](int64_t j) {
-        const Vec each = load(scores + j);
-        if (j >= first && j + LANES <= last) return each;
         const IntVec key = LANE + int32_t(j);
-        return select((key >= int32_t(first)) & (key < int32_t(last)), each, spread(NEVER));
+        return select((key >= int32_t(first)) & (key < int32_t(last)), load(scores + j), spread(NEVER));
     };
     Vec most = spread(NEVER);
-    for (int64_t j = 0; j < end; j += LANES) most = max(most, visible(j));
-    const float raised = std::max(maximum, max(most) * scale);
+    for (int64_t j = 0; j < whole; j += LANES) most = max(most, load(scores + j));
+    for (int64_t j = whole; j < last; j += LANES) most = max(most, visible(j));
+    const float raised = std::max(maximum, max(most) * unit);
     if (raised == NEVER) {  // nothing visible yet
         std::fill(weights, weights + end, T{});
         return;
     }
     Vec total{};
-    for (int64_t j = 0; j < end; j += LANES) {
-        const Vec weight = exp(visible(j) * scale - raised);
+    const auto weigh = [&](int64_t j, Vec score) {
+        const Vec weight = exp2(score * unit - raised);
         total += weight;
         store(weights + j, weight);
-    }
+    };
+    for (int64_t j = 0; j < whole; j += LANES) weigh(j, load(scores + j));
+    for (int64_t j = whole; j < last; j += LANES) weigh(j, visible(j));
+    for (int64_t j = (last + LANES - 1) / LANES * LANES; j < end; j += LANES) store(weights + j, Vec{});
     if (raised > maximum && sum > 0) {
-        const float correction = std::exp(maximum - raised);
+        const float correction = std::exp2(maximum - raised);
         sum *= correction;
         for (int64_t d = 0; d < width; d += LANES) store(output + d, load(output + d) * correction);
     }
@@ -243,12 +189,13 @@ static void add_rows(Scratch<T>& scratch, int64_t rows, int64_t width, const Spa
 }
 
 #if defined(__AMX_BF16__)
-// The same on tiles.
-static void score_on_tiles(Scratch<bf16>& scratch, const amx::Strips& strips, int64_t dim, const Span<bf16>& span) {
+// The same on tiles, which are so fast that what comes next is fetched all the while.
+static void score_on_tiles(Scratch<bf16>& scratch, const amx::Strips& strips, int64_t dim, const Span<bf16>& span,
+                           amx::Ahead& ahead) {
     in_groups<4>(span.blocks, [&](auto P, int64_t first) {
         for (int64_t strip = 0; strip < strips.count; strip++) {
             const int64_t row = strip * strips.height;
-            amx::score_strip<P>(&scratch.queries[row * dim], dim, span.keys + first, strip ? nullptr : span.values + first,
+            amx::score_strip<P>(&scratch.queries[row * dim], dim, span.keys + first, ahead,
                                 &scratch.scores[row * SPAN + first * TILE], SPAN);
         }
     });
@@ -265,13 +212,13 @@ static void clear_unseen(Span<bf16>& span, int64_t width, Aligned<bf16>& copy) {
 }
 
 static void add_on_tiles(Scratch<bf16>& scratch, const amx::Strips& strips, int64_t width, Span<bf16>& span,
-                         const Span<bf16>& next) {
+                         amx::Ahead& ahead) {
     clear_unseen(span, width, scratch.last_values);
     for (int64_t strip = 0; strip < strips.count; strip++)
         in_groups<4>(width / TILE, [&](auto P, int64_t first) {
             const int64_t row = strip * strips.height;
-            amx::add_values_to_strip<P>(&scratch.weights[row * SPAN], SPAN, span.values, span.blocks,
-                                        strip ? nullptr : next.keys, first, &scratch.output[row * width + first * TILE], width);
+            amx::add_values_to_strip<P>(&scratch.weights[row * SPAN], SPAN, span.values, span.blocks, ahead, first,
+                                        &scratch.output[row * width + first * TILE], width);
         });
 }
 #endif
@@ -286,16 +233,18 @@ static void attend(const Batch<T, C>& batch, const Task& task, const Task& next,
     for (int64_t row = 0; row < rows; row++)
         std::copy_n(batch.queries + batch.query(task, row).token * batch.query_stride + batch.head(task.kv_head, row) * dim,
                     dim, &scratch.queries[row * dim]);
-    const auto through = [&](const auto& score, const auto& add) {
+    const auto through = [&](const auto& score, const auto& beside_row, const auto& add) {
         Span<C> span = batch.span(task, task.first_block), coming;
         for (int64_t block = task.first_block; block < task.last_block; block += SPAN_BLOCKS, span = coming) {
             const bool ends = block + SPAN_BLOCKS >= task.last_block;
             coming = batch.span(ends ? next : task, ends ? next.first_block : block + SPAN_BLOCKS);
-            score(span);
-            for (int64_t row = 0; row < rows; row++)
+            score(span, coming);
+            for (int64_t row = 0; row < rows; row++) {
+                beside_row();
                 weigh_row(&scratch.scores[row * SPAN], &scratch.weights[row * SPAN], block * TILE, span.seen,
                           batch.query(task, row).position, shape, scratch.maxima[row], scratch.sums[row],
                           &scratch.output[row * width], width);
+            }
             add(span, coming);
         }
     };
@@ -303,11 +252,17 @@ static void attend(const Batch<T, C>& batch, const Task& task, const Task& next,
     if constexpr (sizeof(T) == 2)
         if (dim % amx::INPUTS == 0 && amx::granted()) {
             const amx::AttentionTiles tiles(strips.height);
-            return through([&](Span<C>& span) { score_on_tiles(scratch, strips, dim, span); },
-                           [&](Span<C>& span, Span<C>& coming) { add_on_tiles(scratch, strips, width, span, coming); });
+            amx::Ahead ahead;
+            const auto score = [&](const Span<C>& span, const Span<C>& coming) {
+                ahead = amx::Ahead(coming.keys, dim, coming.values, width, coming.blocks);
+                score_on_tiles(scratch, strips, dim, span, ahead);
+            };
+            const auto beside_row = [&, share = SPAN_BLOCKS * (dim + width) / 2 / (4 * rows)] { ahead.fetch(share); };
+            const auto add = [&](Span<C>& span, const Span<C>&) { add_on_tiles(scratch, strips, width, span, ahead); };
+            return through(score, beside_row, add);
         }
 #endif
-    through([&](Span<C>& span) { score_rows(scratch, rows, dim, span); },
+    through([&](Span<C>& span, Span<C>&) { score_rows(scratch, rows, dim, span); }, [] {},
             [&](Span<C>& span, Span<C>& coming) { add_rows(scratch, rows, width, span, coming); });
 }
 
@@ -315,10 +270,12 @@ static void attend(const Batch<T, C>& batch, const Task& task, const Task& next,
 template <typename T>
 static void write_row(const AttentionShape& shape, const float* output, float maximum, float sum, int64_t token,
                       int64_t head, T* to) {
-    if (shape.sinks) sum += std::exp(shape.sinks[head] - maximum);
+    if (shape.sinks) sum += std::exp2(shape.sinks[head] * LOG2_E - maximum);
     const float share = 1.0f / sum;
     to += (token * shape.heads + head) * shape.value_dim;
-    for (int64_t d = 0; d < shape.value_dim; d++) to[d] = narrow<T>(output[d] * share);
+    int64_t d = 0;
+    for (; d + LANES <= shape.value_dim; d += LANES) store(to + d, load(output + d) * share);
+    for (; d < shape.value_dim; d++) to[d] = narrow<T>(output[d] * share);
 }
 
 // What parts of contexts gave, row by row.
@@ -341,7 +298,7 @@ struct Partials {
     void add(int64_t to, int64_t from) {
         const float maximum = std::max(maxima[to], maxima[from]);
         if (maximum == NEVER) return;
-        const float a = std::exp(maxima[to] - maximum), b = std::exp(maxima[from] - maximum);
+        const float a = std::exp2(maxima[to] - maximum), b = std::exp2(maxima[from] - maximum);
         maxima[to] = maximum;
         sums[to] = sums[to] * a + sums[from] * b;
         for (int64_t d = 0; d < width; d++) output[to * width + d] = output[to * width + d] * a + output[from * width + d] * b;
@@ -381,10 +338,8 @@ void paged_attention(const T* queries, int64_t query_stride, const C* key_cache,
     });
 }
 
-#define INSTANTIATE(T, C)                                                                                             \
-    template void write_cache(const T*, int64_t, const T*, int64_t, C*, C*, const int64_t*, int64_t, int64_t, int64_t, \
-                              int64_t);                                                                               \
-    template void paged_attention(const T*, int64_t, const C*, const C*, const Sequences&, const Plan&,               \
+#define INSTANTIATE(T, C)                                                                               \
+    template void paged_attention(const T*, int64_t, const C*, const C*, const Sequences&, const Plan&, \
                                   const AttentionShape&, T*);
 INSTANTIATE(float, float)
 INSTANTIATE(float, bf16)

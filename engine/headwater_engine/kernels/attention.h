@@ -1,7 +1,4 @@
-// Attention over the paged KV cache.
-//
-// Of each block of TILE tokens and each KV head, keys are a packed matrix (vec.h) [key dim][TILE keys], and values one
-// of [TILE tokens][TILE dimensions] for every TILE dimensions: panels, as the inner loop of products takes them.
+// Attention over the paged KV cache (cache.h).
 #pragma once
 
 #include <cstdint>
@@ -18,10 +15,6 @@ struct AttentionShape {
     float softcap;        // 0: none
     const float* sinks;   // [heads] or null
 };
-
-template <typename T, typename C>
-void write_cache(const T* keys, int64_t key_stride, const T* values, int64_t value_stride, C* key_cache, C* value_cache,
-                 const int64_t* slots, int64_t tokens, int64_t kv_heads, int64_t key_dim, int64_t value_dim);
 
 // queries [tokens, heads, key_dim] with `query_stride` between tokens; output [tokens, heads, value_dim], contiguous. The
 // plan is one for these sequences, and this number of heads and window.

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "attention.h"
+#include "cache.h"
 #include "elementwise.h"
 #include "gemm.h"
 #include "sampling.h"
@@ -113,22 +114,74 @@ Tensor linear(const Tensor& x, const Tensor& packed, const std::optional<Tensor>
     return y;
 }
 
-void write_cache(const Tensor& keys, const Tensor& values, const Tensor& key_cache, const Tensor& value_cache,
-                 const Tensor& slots) {
-    const int64_t tokens = keys.size(0), kv_heads = keys.size(1), key_dim = keys.size(2), value_dim = values.size(2);
-    TORCH_CHECK(values.size(0) == tokens && values.size(1) == kv_heads && slots.numel() == tokens &&
-                    slots.scalar_type() == at::kLong && slots.is_contiguous(),
+// `packed` is of [2 * outputs, inputs], in turns.
+Tensor gated_linear(const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias, int64_t inputs, int64_t outputs) {
+    TORCH_CHECK(x.dim() == 2 && x.size(1) == inputs, "x must be [rows, ", inputs, "]");
+    TORCH_CHECK(headwater::takes_gated(inputs, outputs) && is_bf16(packed) && is_bf16(x) &&
+                    packed.numel() == headwater::packed_size<bf16>(2 * outputs, inputs),
+                "not a weight of this shape");
+    TORCH_CHECK(!bias || (bias->numel() == 2 * outputs && bias->scalar_type() == at::kFloat && bias->is_contiguous()),
+                "bias must be [", 2 * outputs, "] float32");
+    Tensor y = at::empty({x.size(0), outputs}, x.options());
+    Unlocked unlocked;
+    unlock_if_long(unlocked, x.size(0) * inputs * 2 * outputs);
+    headwater::gated_gemm(data<bf16>(x), row_stride(x), data<bf16>(packed), bias ? data<float>(*bias) : nullptr, data<bf16>(y),
+                          x.size(0), inputs, outputs);
+    return y;
+}
+
+// [tokens, heads, dim]
+template <typename T> headwater::Heads<T> heads_of(const Tensor& x) {
+    return {data<T>(x), row_stride(x), x.size(1), x.size(2)};
+}
+
+// Calls f with the heads of keys and of values, and where their tokens go.
+template <typename F>
+void with_slots(const Tensor& keys, const Tensor& values, const Tensor& key_cache, const Tensor& value_cache,
+                const Tensor& slots, F f) {
+    TORCH_CHECK(keys.dim() == 3 && values.dim() == 3 && values.size(0) == keys.size(0) && values.size(1) == keys.size(1) &&
+                    slots.numel() == keys.size(0) && slots.scalar_type() == at::kLong && slots.is_contiguous(),
                 "keys, values and slots must be of the same tokens");
-    TORCH_CHECK(key_cache.size(1) == kv_heads && key_cache.size(2) >= key_dim && value_cache.size(3) >= value_dim,
+    TORCH_CHECK(key_cache.size(1) == keys.size(1) && key_cache.size(2) >= keys.size(2) && value_cache.size(3) >= values.size(2),
                 "the cache has another shape");
     TORCH_CHECK(keys.scalar_type() == values.scalar_type() && (is_bf16(key_cache) || !is_bf16(keys)), "mixed types");
-    const auto run = [&](auto* t, auto* c) {
+    by_types(keys, key_cache, [&](auto* t, auto* c) {
         using T = std::remove_pointer_t<decltype(t)>;
         using C = std::remove_pointer_t<decltype(c)>;
-        headwater::write_cache(data<T>(keys), row_stride(keys), data<T>(values), row_stride(values), data<C>(key_cache),
-                               data<C>(value_cache), data<int64_t>(slots), tokens, kv_heads, key_dim, value_dim);
-    };
-    by_types(keys, key_cache, run);
+        f(heads_of<T>(keys), heads_of<T>(values),
+          headwater::Slots<C>{data<C>(key_cache), data<C>(value_cache), data<int64_t>(slots)});
+    });
+}
+
+void write_cache(const Tensor& keys, const Tensor& values, const Tensor& key_cache, const Tensor& value_cache,
+                 const Tensor& slots) {
+    with_slots(keys, values, key_cache, value_cache, slots,
+               [&](auto k, auto v, auto to) { headwater::write_cache(k, v, to, keys.size(0)); });
+}
+
+// `norms`: the weights of queries' and keys' norms.
+void place(const Tensor& queries, const Tensor& keys, const Tensor& values, const Tensor& cos, const Tensor& sin,
+           const Tensor& positions, const Tensor& key_cache, const Tensor& value_cache, const Tensor& slots,
+           const std::optional<std::pair<Tensor, Tensor>>& norms, double eps) {
+    TORCH_CHECK(cos.scalar_type() == at::kFloat && sin.scalar_type() == at::kFloat && cos.is_contiguous() &&
+                    sin.is_contiguous() && cos.sizes() == sin.sizes(),
+                "cos and sin must be [positions, half] float32");
+    TORCH_CHECK(positions.scalar_type() == at::kLong && positions.is_contiguous() && positions.numel() == queries.size(0),
+                "positions must be int64, of the same tokens");
+    for (const Tensor& x : {queries, keys})
+        TORCH_CHECK(x.dim() == 3 && x.size(0) == keys.size(0) && x.size(2) >= 2 * cos.size(1) && x.size(2) == keys.size(2) &&
+                        x.scalar_type() == keys.scalar_type(),
+                    "queries and keys must be [tokens, heads, dim]");
+    if (norms)
+        for (const Tensor& weight : {norms->first, norms->second})
+            TORCH_CHECK(weight.numel() == keys.size(2) && weight.scalar_type() == keys.scalar_type() && weight.is_contiguous(),
+                        "norms must be [dim] of the heads' type");
+    with_slots(keys, values, key_cache, value_cache, slots, [&]<typename T>(headwater::Heads<T> k, auto v, auto to) {
+        const T *of_queries = norms ? data<T>(norms->first) : nullptr, *of_keys = norms ? data<T>(norms->second) : nullptr;
+        const headwater::Rotation<T> rotation{data<float>(cos),       data<float>(sin), cos.size(1),
+                                              data<int64_t>(positions), of_queries,       of_keys, float(eps)};
+        headwater::place(heads_of<T>(queries), k, v, rotation, to, keys.size(0));
+    });
 }
 
 headwater::Sequences sequences_of(const Tensor& block_tables, const Tensor& query_starts, const Tensor& context_lengths) {
@@ -196,22 +249,6 @@ Tensor rms_norm(const Tensor& x, const std::optional<Tensor>& residual, const Te
                                     data<T>(output) + i * inner * dim, inner, dim);
     });
     return output;
-}
-
-void rope(const Tensor& queries, const Tensor& keys, const Tensor& cos, const Tensor& sin, const Tensor& positions) {
-    TORCH_CHECK(cos.scalar_type() == at::kFloat && sin.scalar_type() == at::kFloat && cos.is_contiguous() &&
-                    sin.is_contiguous() && cos.sizes() == sin.sizes(),
-                "cos and sin must be [positions, half] float32");
-    TORCH_CHECK(positions.scalar_type() == at::kLong && positions.is_contiguous(), "positions must be int64");
-    for (const Tensor& x : {queries, keys}) {
-        TORCH_CHECK(x.dim() == 3 && x.size(0) == positions.numel() && x.size(2) >= 2 * cos.size(1),
-                    "queries and keys must be [tokens, heads, dim]");
-        by_type(x, [&](auto* t) {
-            using T = std::remove_pointer_t<decltype(t)>;
-            headwater::rope(data<T>(x), row_stride(x), x.size(1), x.size(2), data<float>(cos), data<float>(sin),
-                            cos.size(1), data<int64_t>(positions), x.size(0));
-        });
-    }
 }
 
 Tensor silu_mul(const Tensor& gate_up) {
@@ -295,12 +332,14 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     m.def("pack", &pack, team);
     m.def("unpack_rows", &unpack_rows, team);
     m.def("linear", &linear, team);
+    m.def("takes_gated", &headwater::takes_gated);
+    m.def("gated_linear", &gated_linear, team);
     m.def("write_cache", &write_cache, team);
+    m.def("place", &place, team);
     py::class_<headwater::Plan>(m, "Plan").def("__len__", [](const headwater::Plan& plan) { return plan.tasks.size(); });
     m.def("plan_attention", &plan_attention);
     m.def("paged_attention", &paged_attention, team);
     m.def("rms_norm", &rms_norm, team);
-    m.def("rope", &rope, team);
     m.def("silu_mul", &silu_mul, team);
     m.def("sample", &sample, team);
 }

@@ -1,9 +1,10 @@
-"""The kernels for CPUs, in C++: `gemm.cpp`, `attention.cpp`, `elementwise.cpp`, `sampling.cpp`, and `team.h`, the
-threads that they share their work with. Each opens with how it works. `build.py` compiles them.
+"""The kernels for CPUs, in C++: `gemm.cpp`, `cache.cpp`, `attention.cpp`, `elementwise.cpp`, `sampling.cpp`, and `team.h`,
+the threads that they share their work with. Each opens with how it works. `build.py` compiles them.
 """
 
 from collections.abc import Sequence
 from enum import StrEnum
+from typing import Final
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +27,13 @@ from headwater_engine.kernels.interface import (
     SeatTables,
     Told,
 )
-from headwater_engine.kernels.parts import AttentionInParts
+from headwater_engine.kernels.parts import AttentionInParts, GatedInParts
 from headwater_engine.kernels.reference import of_part, taken_zeros
 from headwater_engine.quantization.stored import StoredWeight, join
+
+
+_TILE: Final = 16
+"""Outputs in a panel (`gemm.cpp`)."""
 
 
 class Products(StrEnum):
@@ -41,7 +46,7 @@ class Products(StrEnum):
     """Of bfloat16 activations: for AMX and AVX512_BF16, slow elsewhere."""
 
 
-class CppKernels(AttentionInParts):
+class CppKernels(AttentionInParts, GatedInParts):
     """`Kernels` for CPUs."""
 
     device = torch.device("cpu")
@@ -61,7 +66,7 @@ class CppKernels(AttentionInParts):
     def allocate(self, blocks: int, spec: CacheSpec) -> LayerCache:
         """Room for keys [blocks, kv heads, key dim, BLOCK_SIZE] and values [blocks, kv heads, BLOCK_SIZE, value dim].
 
-        Only the kernels know the order within a block (`attention.h`).
+        Only the kernels know the order within a block (`cache.h`).
         """
         return LayerCache(
             taken_zeros((blocks, spec.heads, _padded(spec.key_dim, 2), BLOCK_SIZE), self._kv_dtype),
@@ -86,11 +91,10 @@ class CppKernels(AttentionInParts):
         batch: AttentionBatch,
         norms: HeadNorms | None = None,
     ) -> Tensor:
-        if norms is not None:
-            queries = self.rms_norm(queries, norms.queries, norms.eps)
-            keys = self.rms_norm(keys, norms.keys, norms.eps)
-        self.rope(queries, keys, cos, sin, batch.positions)
-        self.write_cache(keys, values, cache, batch.slots)
+        weights, eps = (None, 0.0) if norms is None else ((norms.queries, norms.keys), norms.eps)
+        self._kernels.place(
+            queries, keys, values, cos, sin, batch.positions, cache.keys, cache.values, batch.slots, weights, eps
+        )
         return queries
 
     def paged_attention(
@@ -125,6 +129,16 @@ class CppKernels(AttentionInParts):
         weight = join(parts, self._storage, self.device)
         return self._product(self._kernels.pack(weight), weight.shape, bias, wide=wide)
 
+    def gated(self, gate: StoredWeight, up: StoredWeight, bias: Tensor | None = None) -> Product:
+        outputs, inputs = gate.shape
+        if self.dtype != torch.bfloat16 or not self._kernels.takes_gated(inputs, outputs):
+            return super().gated(gate, up, bias)
+        whole = [join([each], self._storage, self.device).view(-1, 1, _TILE, inputs) for each in (gate, up)]
+        packed = self._kernels.pack(torch.cat(whole, dim=1).view(-1, inputs))
+        wide_bias = None if bias is None else bias.float().contiguous()
+        gated_linear = self._kernels.gated_linear
+        return lambda x: gated_linear(x, packed, wide_bias, inputs, outputs)
+
     def lookup(self, table: Tensor) -> Lookup:
         return of_part(lambda rows: F.embedding(rows, table).to(self.dtype), len(table))
 
@@ -146,10 +160,6 @@ class CppKernels(AttentionInParts):
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
         return self._kernels.rms_norm(x, residual, weight, eps)
-
-    def rope(self, queries: Tensor, keys: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> None:
-        """The rotation of `place`, in place."""
-        self._kernels.rope(queries, keys, cos, sin, positions)
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         return self._kernels.silu_mul(gate_up)

@@ -1,4 +1,4 @@
-// What lies between the products of a layer: norms, rotary embedding, activation.
+// What lies between the products of a layer, but for attention: norms and activation.
 #pragma once
 
 #include <cstdint>
@@ -12,10 +12,6 @@ namespace headwater {
 template <typename T>
 void rms_norm(const T* x, int64_t x_stride, T* residual, const T* weight, float eps, T* output, int64_t rows,
               int64_t dim);
-
-template <typename T>
-void rope(T* x, int64_t stride, int64_t heads, int64_t head_dim, const float* cos, const float* sin, int64_t half,
-          const int64_t* positions, int64_t tokens);
 
 template <typename T> void silu_mul(const T* gate_up, T* output, int64_t rows, int64_t dim);
 

@@ -61,9 +61,11 @@ template <typename X, typename Y> struct Product {
     const float* bias;
     Y* y;
     int64_t rows, inputs, outputs;
+    bool gated = false;
 
+    int64_t panels() const { return (gated ? 2 : 1) * tiles(outputs); }
     Product of_rows(int64_t first, int64_t last) const {
-        return {x + first * x_stride, x_stride, bias, y + first * outputs, last - first, inputs, outputs};
+        return {x + first * x_stride, x_stride, bias, y + first * outputs, last - first, inputs, outputs, gated};
     }
 };
 
@@ -80,6 +82,13 @@ inline void write_sums(const Product<X, Y>& p, int64_t row, int64_t column, Vec 
         store(p.y + row * p.outputs + column, p.bias ? sums + load(p.bias + column) : sums);
     else
         write_rest(p, row, column, sums);
+}
+
+// Of outputs that there are two of, whole vectors.
+template <typename X, typename Y>
+inline void write_gated(const Product<X, Y>& p, int64_t row, int64_t column, Vec gate, Vec up) {
+    if (p.bias) gate += load(p.bias + column), up += load(p.bias + p.outputs + column);
+    store(p.y + row * p.outputs + column, silu(gate) * up);
 }
 
 // R rows from `row` on times the P panels at `from`, which make the outputs from `column` on. `next`: a panel to fetch
@@ -112,38 +121,54 @@ static void multiply_group(const Product<X, Y>& p, const W* packed, int64_t firs
 }
 
 #if defined(__AMX_BF16__)
-// `rows` rows of sums of P panels to where they belong.
-template <int P, typename Y>
-inline void write_tiles(const Product<bf16, Y>& p, int64_t row, int64_t rows, int64_t column, const float* sums) {
-    if (p.bias || column + P * TILE > p.outputs) {
-        for (int64_t r = 0; r < rows; r++)
-            for (int64_t c = 0; c < P * TILE; c += LANES) write_sums(p, row + r, column + c, load(sums + r * P * TILE + c));
-        return;
+// Rows of sums of one or two panels, on their way to y: a few at a time, beside the products of the next ones.
+struct Written {
+    const float* sums = nullptr;
+    int64_t row = 0, rows = 0, column = 0, panels = 0;
+    int64_t next = 0;  // of the rows, the first that is not written yet
+
+    template <typename Y> void write(const Product<bf16, Y>& p, int64_t count) {
+        for (const int64_t end = std::min(rows, next + count); next < end; next++) {
+            const float* from = sums + next * panels * TILE;
+            if (p.gated)
+                write_gated(p, row + next, column / 2, load(from), load(from + TILE));
+            else
+                for (int64_t c = 0; c < panels * TILE; c += LANES) write_sums(p, row + next, column + c, load(from + c));
+        }
     }
-    Y* y = p.y + row * p.outputs + column;
-    const int64_t stride = p.outputs;
-    for (int64_t r = 0; r < rows; r++, y += stride, sums += P * TILE)
-        unroll<P>([&](int v) { store(y + v * LANES, load(sums + v * LANES)); });
-}
+};
 
 // The same on AMX.
 template <typename Y>
 static void multiply_group_on_tiles(const Product<bf16, Y>& p, const bf16* packed, int64_t first, int64_t last) {
-    const int64_t panel_size = TILE * p.inputs;
+    const int64_t panel_size = TILE * p.inputs, steps = p.inputs / amx::INPUTS;
     const int64_t strips = (p.rows + 2 * amx::ROWS - 1) / (2 * amx::ROWS);
-    alignas(64) float sums[2 * amx::ROWS * 2 * TILE];
+    alignas(64) float sums[2][2 * amx::ROWS * 2 * TILE];
+    Written before;
+    int64_t turn = 0;
     for (int64_t strip = 0; strip < strips; strip++) {
         const int64_t row = p.rows * strip / strips, rows = p.rows * (strip + 1) / strips - row;
         const amx::Tiles each(rows);
         in_groups<2>(last - first, [&](auto taken, int64_t offset) {
             const int64_t panel = first + offset, next = last + offset;
             const int64_t lines = (taken * TILE + strips - 1) / strips;  // each strip fetches its share of the next group
-            const bf16* from = next < tiles(p.outputs) ? packed + next * panel_size + strip * lines * p.inputs : nullptr;
-            const auto multiply = rows > amx::ROWS ? amx::multiply<true, taken> : amx::multiply<false, taken>;
-            multiply(p.x + row * p.x_stride, p.x_stride, packed + panel * panel_size, {from, lines}, p.inputs, sums);
-            write_tiles<taken>(p, row, rows, panel * TILE, sums);
+            const bf16* ahead = next < p.panels() ? packed + next * panel_size + strip * lines * p.inputs : nullptr;
+            const int64_t written = (before.rows + steps - 1) / steps;
+            const auto meanwhile = [&] {
+                if (ahead)
+                    for (int64_t line = 0; line < lines; line++, ahead += 32) __builtin_prefetch(ahead, 0, 2);
+                before.write(p, written);
+            };
+            const auto multiply = [&](auto two) {
+                amx::multiply<two, taken>(p.x + row * p.x_stride, p.x_stride, packed + panel * panel_size, p.inputs, sums[turn],
+                                          meanwhile);
+            };
+            rows > amx::ROWS ? multiply(std::true_type{}) : multiply(std::false_type{});
+            before = {sums[turn], row, rows, panel * TILE, taken};
+            turn ^= 1;
         });
     }
+    before.write(p, before.rows);
 }
 #endif
 
@@ -161,27 +186,37 @@ static void multiply_any(const Product<X, Y>& p, const W* packed, int64_t first,
     multiply_group(p, packed, first, last);
 }
 
-template <typename X, typename W, typename Y>
-void gemm(const X* x, int64_t x_stride, const W* packed, const float* bias, Y* y, int64_t rows, int64_t inputs,
-          int64_t outputs) {
-    const Product<X, Y> product{x, x_stride, bias, y, rows, inputs, outputs};
-    const int64_t panels = tiles(outputs), threads = team_size();
+template <typename X, typename W, typename Y> static void multiply_shared(const Product<X, Y>& p, const W* packed) {
+    const int64_t panels = p.panels(), threads = team_size();
     constexpr int64_t MOST_PANELS = panels_for(1);
-    const int64_t unit_bytes = MOST_PANELS * packed_size<W>(TILE, inputs) * int64_t(sizeof(W));
+    const int64_t unit_bytes = MOST_PANELS * packed_size<W>(TILE, p.inputs) * int64_t(sizeof(W));
     const int64_t group = MOST_PANELS * std::max<int64_t>(1, GROUP_BYTES / unit_bytes);
-    const int64_t own_rows = takes_tiles<X>(inputs) ? OWN_ROWS_ON_TILES : OWN_ROWS;
-    if (rows < own_rows * threads) {
+    const int64_t own_rows = takes_tiles<X>(p.inputs) ? OWN_ROWS_ON_TILES : OWN_ROWS;
+    if (p.rows < own_rows * threads) {
         in_pieces((panels + group - 1) / group, [&](int64_t piece) {
-            multiply_any(product, packed, piece * group, std::min(panels, (piece + 1) * group));
+            multiply_any(p, packed, piece * group, std::min(panels, (piece + 1) * group));
         });
     } else {
-        const int64_t own_group = takes_tiles<X>(inputs) ? 2 * group : group;  // the L2 of a core with AMX has 2 MiB
-        in_ranges(rows, own_rows, [&](int64_t first, int64_t last) {
-            const auto own = product.of_rows(first, last);
+        const int64_t own_group = takes_tiles<X>(p.inputs) ? 2 * group : group;  // the L2 of a core with AMX has 2 MiB
+        in_ranges(p.rows, own_rows, [&](int64_t first, int64_t last) {
+            const auto own = p.of_rows(first, last);
             for (int64_t panel = 0; panel < panels; panel += own_group)
                 multiply_any(own, packed, panel, std::min(panels, panel + own_group));
         });
     }
+}
+
+template <typename X, typename W, typename Y>
+void gemm(const X* x, int64_t x_stride, const W* packed, const float* bias, Y* y, int64_t rows, int64_t inputs,
+          int64_t outputs) {
+    multiply_shared(Product<X, Y>{x, x_stride, bias, y, rows, inputs, outputs}, packed);
+}
+
+bool takes_gated(int64_t inputs, int64_t outputs) { return takes_tiles<bf16>(inputs) && outputs % TILE == 0; }
+
+void gated_gemm(const bf16* x, int64_t x_stride, const bf16* packed, const float* bias, bf16* y, int64_t rows, int64_t inputs,
+                int64_t outputs) {
+    multiply_shared(Product<bf16, bf16>{x, x_stride, bias, y, rows, inputs, outputs, true}, packed);
 }
 
 template void pack(const float*, int64_t, int64_t, float*);

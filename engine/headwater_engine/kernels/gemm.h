@@ -20,6 +20,13 @@ template <typename X, typename W, typename Y>
 void gemm(const X* x, int64_t x_stride, const W* packed, const float* bias, Y* y, int64_t rows, int64_t inputs,
           int64_t outputs);
 
+// A gate and what it lets through, at once: y = silu(x G^T + b) * (x U^T + c), y [rows, outputs], biases b and c behind one
+// another. `packed` has the rows of G and U in turns, TILE of one and TILE of the other. Only where takes_gated says so:
+// tiles (amx.h) leave the CPU time for it while they multiply.
+bool takes_gated(int64_t inputs, int64_t outputs);
+void gated_gemm(const bf16* x, int64_t x_stride, const bf16* packed, const float* bias, bf16* y, int64_t rows, int64_t inputs,
+                int64_t outputs);
+
 // y [count, inputs]: those of the rows of a packed weight that `rows` names.
 template <typename W, typename Y>
 void unpack_rows(const W* packed, const int64_t* rows, int64_t count, int64_t inputs, Y* y);

@@ -21,13 +21,13 @@ from headwater_engine.kernels.interface import (
     SeatTables,
     Told,
 )
-from headwater_engine.kernels.parts import AttentionInParts
+from headwater_engine.kernels.parts import AttentionInParts, GatedInParts
 from headwater_engine.kernels.prefixes import GROUPS
 from headwater_engine.kernels.triton import activation, attention, embedding, inputs, norm, rope, sampling, tiling
 from headwater_engine.quantization.stored import StoredWeight, join
 
 
-class TritonKernels(AttentionInParts):
+class TritonKernels(AttentionInParts, GatedInParts):
     """`Kernels` for GPUs. Weights and activations are of `dtype`; sums and softmax are float32."""
 
     prefix_groups = GROUPS

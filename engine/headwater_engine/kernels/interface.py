@@ -325,6 +325,9 @@ class Kernels(Protocol):
         The caller drops its own references to the parts, so that a packed copy does not double the memory.
         """
 
+    def gated(self, gate: StoredWeight, up: StoredWeight, bias: Tensor | None = None) -> Product:
+        """y = silu(x G^T + b) * (x U^T + c), of weights [out, in] both; `bias` [2 * out] is b and c behind one another."""
+
     def lookup(self, table: Tensor) -> Lookup:
         """Of a table [rows, size] that lies on the device."""
 
@@ -336,9 +339,6 @@ class Kernels(Protocol):
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
         """residual += x, in place; then rms_norm(residual)."""
-
-    def silu_mul(self, gate_up: Tensor) -> Tensor:
-        """[T, 2 * I] -> [T, I]: silu(first half) * second half."""
 
     def spread(self, told: Told, tables: SeatTables, batch: FlatBatch) -> None:
         """Write `told.blocks` to the tables, and then, to the tensors of `batch`, what follows for each token.

@@ -1,10 +1,28 @@
-"""Attention in parts, one after the other: for kernels that do not do all of it at once, and for tests of each part."""
+"""Operations in parts, one after the other: for kernels that do not do all of it at once, and for tests of each part."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from torch import Tensor
 
-from headwater_engine.kernels.interface import AttentionBatch, AttentionRules, HeadNorms, LayerCache
+from headwater_engine.kernels.interface import AttentionBatch, AttentionRules, HeadNorms, LayerCache, Product
+from headwater_engine.quantization.stored import StoredWeight
+
+
+class GatedInParts(ABC):
+    """`Kernels.gated` out of two operations."""
+
+    def gated(self, gate: StoredWeight, up: StoredWeight, bias: Tensor | None = None) -> Product:
+        product, silu_mul = self.linear([gate, up], bias), self.silu_mul
+        return lambda x: silu_mul(product(x))
+
+    @abstractmethod
+    def linear(self, parts: Sequence[StoredWeight], bias: Tensor | None = None, *, wide: bool = False) -> Product:
+        """As in `Kernels`."""
+
+    @abstractmethod
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """[T, 2 * I] -> [T, I]: silu(first half) * second half."""
 
 
 class AttentionInParts(ABC):

@@ -28,11 +28,11 @@ from headwater_engine.kernels.interface import (
     SeatTables,
     Told,
 )
-from headwater_engine.kernels.parts import AttentionInParts
+from headwater_engine.kernels.parts import AttentionInParts, GatedInParts
 from headwater_engine.quantization.stored import StoredWeight, join
 
 
-class TorchKernels(AttentionInParts):
+class TorchKernels(AttentionInParts, GatedInParts):
     """`Kernels` in plain torch. Weights and activations are of `dtype`; sums and softmax are float32."""
 
     device = torch.device("cpu")

@@ -145,4 +145,37 @@ inline Vec exp(Vec x) {
 #endif
 }
 
+// 2^x, as precise, in about half the operations. 0 far below -126.
+inline Vec exp2(Vec x) {
+#if defined(__AVX512F__)
+    x = max(spread(-200.0f), x);  // in this order, NaN stays NaN
+    const Vec n = (Vec)_mm512_roundscale_ps((__m512)x, 8);  // to an integer
+#else
+    x = max(spread(-140.0f), min(spread(127.0f), x));
+    const float shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+    const Vec n = (x + shift) - shift;
+#endif
+    const Vec r = x - n;
+    Vec p = spread(1.535336188e-4f);  // coefficients of Cephes' exp2f
+    p = p * r + 1.339887440e-3f;
+    p = p * r + 9.618437357e-3f;
+    p = p * r + 5.550332471e-2f;
+    p = p * r + 2.402264791e-1f;
+    p = p * r + 6.931472029e-1f;
+    p = p * r + 1.0f;
+#if defined(__AVX512F__)
+    return (Vec)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+    const IntVec power = (__builtin_convertvector(n, IntVec) + 127) << 23;
+    return select(n < -126.0f, Vec{}, p * (Vec)power);
+#endif
+}
+
+using std::exp;  // beside that of vectors
+
+// Of a vector or a number.
+template <typename V> inline V silu(V x) {
+    return x / (1.0f + exp(-x));
+}
+
 }  // namespace headwater

@@ -25,6 +25,7 @@ from headwater_engine.distributed.shares import Share, share, share_heads
 from headwater_engine.kernels.interface import AttentionBatch, Kernels, Product
 from headwater_engine.layers.embedding import Vocabulary
 from headwater_engine.layers.weights import Weights
+from headwater_engine.quantization.stored import StoredWeight
 
 
 class Linear(Protocol):
@@ -76,10 +77,21 @@ class Linears:
 
         They are one product: fewer, larger ones are faster. Nobody keeps the weights but the kernels.
         """
+        return _Column(self.kernels.linear(*self._parts(names, inputs, outputs, bias)))
+
+    def gated(self, names: tuple[str, str], inputs: int, outputs: Share, *, bias: bool = False) -> Linear:
+        """silu(gate) * up, of projections `names` of the same input to `outputs` features each: a `column`, too."""
+        (gate, up), biases = self._parts(names, inputs, (outputs, outputs), bias)
+        return _Column(self.kernels.gated(gate, up, biases))
+
+    def _parts(
+        self, names: Sequence[str], inputs: int, outputs: Sequence[Share], bias: bool
+    ) -> tuple[list[StoredWeight], Tensor | None]:
+        """What this rank has of projections `names`: of each its weight, and of all their biases."""
         pairs = list(zip(names, outputs, strict=True))
         parts = [self._weights.take(f"{name}.weight", own.whole, inputs).cut(0, own.span) for name, own in pairs]
         biases = [self.vector(f"{name}.bias", own.whole)[own.span] for name, own in pairs if bias]
-        return _Column(self.kernels.linear(parts, torch.cat(biases) if bias else None))
+        return parts, torch.cat(biases) if bias else None
 
     def row(self, name: str, inputs: Share, outputs: int, *, bias: bool = False) -> Linear:
         """A projection of the features that a `column` gave, to all `outputs`: of a weight, some columns."""

@@ -18,15 +18,20 @@ class GatedMLP:
     def __init__(
         self, linears: Linears, hidden: int, intermediate: int, *, bias: bool = False, gate: Gate | None = None
     ) -> None:
-        """`gate` is the kernels' SiLU where nothing is said."""
+        """Without a `gate` it is SiLU, which kernels have as a part of the product."""
         own = linears.share(intermediate)
-        self._gate_up = linears.column(("gate_proj", "up_proj"), hidden, (own, own), bias=bias)
+        names = ("gate_proj", "up_proj")
+        if gate is None:
+            self._gate_up = linears.gated(names, hidden, own, bias=bias)
+        else:
+            self._gate_up = linears.column(names, hidden, (own, own), bias=bias)
+        self._gate = gate
         self._down = linears.row("down_proj", own, hidden, bias=bias)
-        self._gate = gate or linears.kernels.silu_mul
 
     def __call__(self, x: Tensor, batch: AttentionBatch) -> Tensor:
         """[T, hidden] -> [T, hidden]."""
-        return self._down(self._gate(self._gate_up(x, batch)), batch)
+        x = self._gate_up(x, batch)
+        return self._down(x if self._gate is None else self._gate(x), batch)
 
 
 def gelu_mul(gate_up: Tensor) -> Tensor:

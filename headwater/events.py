@@ -55,6 +55,8 @@ class BlockStored(Struct, tag=True, omit_defaults=True):
     group_idx: Group | None = None
     """Which of the model's KV caches, where layers of different kinds have different ones."""
     kv_cache_spec_kind: Name | None = None
+    cache_salt: Name | None = None
+    """Of the prompt, in each of its events: SGLang's way. vLLM has it among the extra keys of the first block."""
 
 
 class BlockRemoved(Struct, tag=True, omit_defaults=True):
@@ -116,6 +118,8 @@ class _TaggedArray(Struct, array_like=True):
 
 _OPTIONAL: Final = frozenset(("parent_block_hash", "lora_id", "medium", "lora_name"))
 """Fields that vLLM always writes, and that older and other publishers may leave out."""
+_MAPS_ONLY: Final = frozenset(("cache_salt",))
+"""Fields that no server has written in arrays."""
 _ARRAYS: Final = frozenset((*range(0x90, 0xA0), 0xDC, 0xDD))
 """First bytes of arrays in msgpack."""
 _NULL: Final = Raw(msgspec.msgpack.encode(None))
@@ -130,7 +134,7 @@ _extra_keys: Final[msgspec.msgpack.Decoder[list[Any] | None]] = msgspec.msgpack.
 def _reader(event: type[Event], *, positional: bool) -> "msgspec.msgpack.Decoder[Any]":
     """For an event as anybody writes it: more fields may be missing, and the extra keys, which may be anything, are
     left in their bytes."""
-    fields = msgspec.structs.fields(event)
+    fields = [field for field in msgspec.structs.fields(event) if not (positional and field.name in _MAPS_ONLY)]
     needed = [field.name for field in fields if field.required and field.name not in _OPTIONAL]
     if positional and needed:
         names = [field.name for field in fields]

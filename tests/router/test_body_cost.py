@@ -21,8 +21,8 @@ from headwater_router.gateway.body import asking_for_usage, completed, read_body
 from headwater_router.gateway.form_body import read_form
 from headwater_router.index import PromptBuilder
 from headwater_router.index import prompt as prompt_module
+from headwater_router.index.folds import KEY_TOKENS
 from headwater_router.index.prompt import MAX_EXACT_BYTES
-from headwater_router.index.stored import KEY_TOKENS
 from headwater_router.picker.base import Prompt
 from headwater_router.picker.weights import conversation
 from tests.router.gateway import CHAT, error_of, gateway

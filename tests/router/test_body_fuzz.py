@@ -11,7 +11,7 @@ from headwater.openai.errors import APIError
 from headwater.prefix import MAX_BLOCKS, MAX_TOKENS
 from headwater_router.gateway.body import Body, asking_for_usage, read_body, with_model
 from headwater_router.index import PromptBuilder
-from headwater_router.index.stored import KEY_TOKENS
+from headwater_router.index.folds import KEY_TOKENS
 from headwater_router.picker.weights import conversation
 from tests.router.test_index_tokenizer import WORDS
 

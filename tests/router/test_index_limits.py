@@ -14,8 +14,9 @@ import pytest
 from headwater.events import AllBlocksCleared, BlockRemoved, BlockStored, EventBatch, encode, to_frames
 from headwater.prefix import token_chain
 from headwater_router.index import PrefixIndex
+from headwater_router.index.folds import KEY_TOKENS
 from headwater_router.index.prefixes import _PIECE
-from headwater_router.index.stored import KEY_TOKENS, StoredBlocks, token_root
+from headwater_router.index.stored import StoredBlocks, token_root
 from headwater_router.index.subscriber import EventSubscriber
 from tests.router.indexing import apply, exhaust, token_depths
 
@@ -88,8 +89,8 @@ def test_media_without_end_are_not_kept() -> None:
     index = PrefixIndex()
     for number in range(100):
         apply(index, "pod", number, msgspec.structs.replace(blocks(1), medium=f"tape-{number}"))
-    (block,) = index._stored._holders[0].blocks[0, None].values()
-    assert len(block.media) <= 8
+    (media,) = index._stored._holders[0].trees[0, None]._copies.values()
+    assert len(media) <= 8
 
 
 async def test_when_a_subscriber_ends_the_index_forgets_its_endpoint() -> None:

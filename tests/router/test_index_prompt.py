@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from headwater.prefix import BLOCK_BYTES, MAX_BLOCKS, MAX_TOKENS, token_chain
 from headwater_router.gateway.body import read_body
 from headwater_router.index import PrefixIndex, PromptBuilder
+from headwater_router.index.folds import KEY_TOKENS
 from headwater_router.index.prompt import ATTACHMENT_TOKENS, MAX_EXACT_BYTES
-from headwater_router.index.stored import KEY_TOKENS, token_root
+from headwater_router.index.stored import token_root
 from headwater_router.picker import make
 from headwater_router.picker.base import Load, Prompt, Target
 
@@ -93,6 +94,7 @@ def test_different_conversations_do_not_collide(one: list[Any], other: list[Any]
     "fields",
     [
         {"cache_salt": "tenant-a"},
+        {"extra_key": "experiment"},
         {"tools": [{"type": "function", "function": {"name": "f"}}]},
         {"tools": [{"function": {"name": "f"}, "type": "function"}]},
         {"functions": [{"name": "f"}]},
@@ -251,6 +253,11 @@ def test_what_is_no_list_of_token_ids_has_no_token_chain(ids: list[Any]) -> None
 
 def test_a_salt_that_is_none_gives_no_token_chain() -> None:
     assert build({"prompt": [1] * 20, "cache_salt": 5}, "text").token_chain is None
+
+
+def test_a_prompt_with_an_extra_key_is_not_matched_against_events_which_do_not_tell_it() -> None:
+    assert build({"prompt": [1] * 20, "extra_key": "experiment"}, "text").token_chain is None
+    assert build({"prompt": [1] * 20, "extra_key": None}, "text").token_chain is not None
 
 
 @pytest.mark.parametrize("given_id", [1, 151_643])

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from headwater.events import AllBlocksCleared, BlockHash, BlockRemoved, BlockStored, decode
 from headwater.prefix import token_chain
 from headwater_router.index import PrefixIndex
-from headwater_router.index.stored import KEY_TOKENS, StoredBlocks, token_root
+from headwater_router.index.folds import KEY_TOKENS
+from headwater_router.index.stored import StoredBlocks, token_root
 from tests.router.indexing import apply, exhaust, token_depths
 
 RECORDED = Path(__file__).parent.parent / "fixtures" / "vllm-0.32.0"

@@ -12,7 +12,8 @@ import zmq.asyncio
 from headwater.events import MOST_BYTES, BlockStored, EventBatch, decode, encode, from_frames, to_frames
 from headwater.prefix import token_chain
 from headwater_router.index import PrefixIndex
-from headwater_router.index.stored import KEY_TOKENS, token_root
+from headwater_router.index.folds import KEY_TOKENS
+from headwater_router.index.stored import token_root
 from headwater_router.index.subscriber import EventSubscriber
 from tests.router.indexing import exhaust, token_depths
 

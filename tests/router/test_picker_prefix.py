@@ -8,7 +8,8 @@ import pytest
 from headwater.events import BlockStored
 from headwater.prefix import token_chain
 from headwater_router.index import PrefixIndex
-from headwater_router.index.stored import KEY_TOKENS, token_root
+from headwater_router.index.folds import KEY_TOKENS
+from headwater_router.index.stored import token_root
 from headwater_router.outcome import Outcome
 from headwater_router.picker import make
 from headwater_router.picker.base import Decision, Label, Picker, Prompt, Target

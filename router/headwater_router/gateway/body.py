@@ -69,6 +69,7 @@ class Body(msgspec.Struct, gc=False):
     continue_final_message: Raw = _NONE
     previous_response_id: Raw = _NONE
     cache_salt: Raw = _NONE
+    extra_key: Raw = _NONE
 
     @property
     def model(self) -> str | None:

@@ -26,7 +26,8 @@ from headwater.prefix import (
     token_chain,
 )
 from headwater_router.gateway.body import Body
-from headwater_router.index.stored import KEY_TOKENS, token_root
+from headwater_router.index.folds import KEY_TOKENS
+from headwater_router.index.stored import token_root
 from headwater_router.picker.base import Prompt
 
 DEFAULT_BYTES_PER_TOKEN: Final = 4.0
@@ -50,6 +51,7 @@ _SHAPING: Final = (
     "system",
     "previous_response_id",
     "cache_salt",
+    "extra_key",
 )
 """Fields of a body that change a prompt from its beginning on. What only changes its end is not among them."""
 
@@ -220,6 +222,8 @@ def _count_tokens(prompt: Prompt, ids: list[int] | None, body: Body, adapter: st
     """Where the ids are known, there is nothing to estimate."""
     if not ids or len(body.cache_salt) > MAX_EXACT_BYTES:
         return
+    if body.extra_key and body.extra_key != _NULL:
+        return  # SGLang keeps such prompts apart from others, but its KV events do not say which they are.
     try:
         salt = _salt(body.cache_salt) if body.cache_salt else None
         chain = token_chain(token_root(adapter=adapter, salt=salt or ""), ids[:MAX_TOKENS], KEY_TOKENS)

@@ -1,28 +1,31 @@
-"""What endpoints hold according to their own KV events: the truth.
+"""What endpoints hold according to their own KV events: the truth, for all of them in one table.
 
-Engines name blocks by hashes that mean nothing outside, so each event is translated: from its token ids, and the
-block that its parent's hash names, comes our own key. Our keys chain over spans of `KEY_TOKENS` tokens whatever the
-engine's block size is: a block of 128 tokens has eight keys, one of 8 tokens has a key for every second block. So one
-chain of a prompt serves for engines of all block sizes.
+An endpoint has several publishers, each of which names blocks by hashes of its own (`index.folds`). Two of them may
+hold the same content, so each key is counted. An endpoint's share of memory is kept by dropping leaves; where not all
+of what a publisher said could be kept, or understood, `whole` says so until it clears its cache.
 """
 
-from collections import OrderedDict
+import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from xxhash import xxh3_64_intdigest
 
 from headwater.events import AllBlocksCleared, BlockHash, BlockRemoved, BlockStored, Event
-from headwater.prefix import root_hash, token_chain
+from headwater.prefix import root_hash
 from headwater_router.index.dispatches import unmask
-
-KEY_TOKENS: Final = 16
+from headwater_router.index.folds import (
+    KEY_TOKENS,
+    TOKEN_BYTES,
+    Fold,
+    FoldTree,
+    Place,
+    Position,
+)
 
 _MOST_PUBLISHERS: Final = 1024
 """Of one endpoint. Blocks of further ones are unusable."""
-_MOST_MEDIA: Final = 8
-"""In which copies of one block may lie."""
 
 Publisher = tuple[int, int | None]
 """Data-parallel rank and KV-cache group: each names blocks by hashes of its own."""
@@ -34,28 +37,20 @@ def token_root(*, adapter: str = "", salt: str = "") -> int:
 
 
 @dataclass(slots=True)
-class _Block:
-    keys: tuple[int, ...]
-    """Spans that this block completes."""
-    tip: int
-    """The chain's hash after the last complete span."""
-    rest: tuple[int, ...]
-    """Tokens after that span."""
-    media: set[str | None]
-    """Where copies lie; the block is held while there is one."""
-
-
-@dataclass(slots=True)
 class _Holder:
     keys: dict[int, int] = field(default_factory=dict)
-    """Key to the number of blocks that bring it: ranks and groups may hold the same content."""
-    blocks: dict[Publisher, OrderedDict[BlockHash, _Block]] = field(default_factory=dict)
-    dropped: list[_Block] = field(default_factory=list)
-    """Blocks of nobody, whose keys are still to be taken back."""
-    count: int = 0
-    """Of all blocks of all publishers."""
-    trimmed: set[int] = field(default_factory=set)
-    """Ranks of which the engine holds more than we kept."""
+    """Key to the number of folds that bring it: ranks and groups may hold the same content."""
+    trees: dict[Publisher, FoldTree] = field(default_factory=dict)
+    dropped: list[FoldTree] = field(default_factory=list)
+    """Of nobody; their keys are still to be taken back."""
+    partial: set[int] = field(default_factory=set)
+    """Ranks of which the engine holds more than we know."""
+
+    weight: int = 0
+    """Of all trees, in entries of the index."""
+
+
+_NOTHING: Final = FoldTree()
 
 
 class StoredBlocks:
@@ -81,7 +76,7 @@ class StoredBlocks:
         return sum(len(holder.keys) for holder in self._holders.values())
 
     def apply(self, holder: int, rank: int, event: Event, capacity: int) -> Iterator[Sequence[int]]:
-        """Take over one event; at most `capacity` keys are kept."""
+        """Take over one event; at most `capacity` entries are kept."""
         self._holders.setdefault(holder, _Holder())
         self.work += 1
         match event:
@@ -96,41 +91,42 @@ class StoredBlocks:
         return bool(self.masks.get(key, 0) >> holder & 1)
 
     def holds_any(self, holder: int) -> bool:
-        return holder in self._holders and bool(self._holders[holder].count)
+        return holder in self._holders and any(tree.folds for tree in self._holders[holder].trees.values())
 
     def whole(self, holder: int, rank: int) -> bool:
-        """Whether we kept all that this rank said it stored."""
+        """Whether we know all that this rank said it stored."""
         state = self._holders.get(holder)
-        return state is None or rank not in state.trimmed
+        return state is None or rank not in state.partial
 
     def purge(self, holder: int, rank: int) -> Iterator[Sequence[int]]:
         """Drop all that this rank said it stored."""
         state = self._holders.get(holder)
         if state is not None:
-            state.trimmed.discard(rank)
-            for publisher in [publisher for publisher in state.blocks if publisher[0] == rank]:
-                blocks = state.blocks.pop(publisher)
-                state.count -= len(blocks)
-                state.dropped += blocks.values()
+            state.partial.discard(rank)
+            for publisher in [publisher for publisher in state.trees if publisher[0] == rank]:
+                tree = state.trees.pop(publisher)
+                state.weight -= tree.weight
+                state.dropped.append(tree)
             while state.dropped:
-                yield self._release(holder, state, state.dropped.pop().keys)
+                yield self._take_back(holder, state)
 
     def trim(self, holder: int, capacity: int) -> None:
-        """Drop the oldest blocks until no more than `capacity` keys are left."""
+        """Drop leaves until no more than `capacity` entries are left."""
         state = self._holders.get(holder)
         if state is None:
             return
         while state.dropped and len(state.keys) > capacity:
-            self._release(holder, state, state.dropped.pop().keys)
+            self._take_back(holder, state)
         # Blocks of a size below the span bring no key of their own, so both are counted.
-        while len(state.keys) > capacity or state.count > capacity:
-            publisher, blocks = max(state.blocks.items(), key=lambda item: len(item[1]))
-            state.trimmed.add(publisher[0])
-            for _ in range(max(state.count - capacity, 1)):
-                if not blocks:
+        while (excess := max(len(state.keys), state.weight) - capacity) > 0:
+            (rank, _), tree = max(state.trees.items(), key=lambda item: item[1].weight)
+            state.partial.add(rank)
+            for _ in range(excess + len(state.trees) // 8):  # Where there are many, to choose takes long.
+                if not tree.folds:
                     break
-                self._release(holder, state, blocks.popitem(last=False)[1].keys)
-                state.count -= 1
+                before = tree.weight
+                self._release(holder, state, tree.drop_oldest_leaf())
+                state.weight += tree.weight - before
 
     def forget(self, holder: int) -> None:
         state = self._holders.pop(holder, None)
@@ -139,77 +135,84 @@ class StoredBlocks:
                 unmask(self.masks, key, 1 << holder)
 
     def check(self) -> None:
-        """Raises AssertionError if the table, the counts and the blocks say different things."""
+        """Raises AssertionError if the table, the counts and the trees say different things."""
         masks: dict[int, int] = {}
         for holder, state in self._holders.items():
             counts: dict[int, int] = {}
-            kept = [block for blocks in state.blocks.values() for block in blocks.values()]
-            assert len(kept) == state.count
-            for block in [*kept, *state.dropped]:
-                assert block.media
-                assert len(block.rest) < KEY_TOKENS
-                for key in block.keys:
+            for tree in (*state.trees.values(), *state.dropped):
+                for key in tree.check():
                     counts[key] = counts.get(key, 0) + 1
             assert counts == state.keys
+            assert sum(tree.weight for tree in state.trees.values()) == state.weight
             for key in counts:
                 masks[key] = masks.get(key, 0) | 1 << holder
         assert masks == self.masks
 
     def _store(self, holder: int, rank: int, event: BlockStored, capacity: int) -> Iterator[Sequence[int]]:
         state = self._holders[holder]
-        blocks = state.blocks.get((rank, event.group_idx))
-        if blocks is None:
-            blocks = OrderedDict()
-        size = event.block_size
-        parent = _beginning(event) if event.parent_block_hash is None else blocks.get(event.parent_block_hash)
-        whole = len(event.token_ids) == size * len(event.block_hashes)
-        if parent is None or not whole or (not blocks and len(state.blocks) >= _MOST_PUBLISHERS):
-            self.unusable += len(event.block_hashes)
+        tree = state.trees.get((rank, event.group_idx))
+        if tree is None:
+            tree = FoldTree()
+        parent = None if event.parent_block_hash is None else tree.find(event.parent_block_hash)
+        whole = len(event.token_ids) == event.block_size * len(event.block_hashes)
+        orphan = parent is None and event.parent_block_hash is not None
+        if orphan or not whole or (not tree.folds and len(state.trees) >= _MOST_PUBLISHERS):
+            self._not_understood(state, rank, len(event.block_hashes))
             return
-        state.blocks[rank, event.group_idx] = blocks
-        for number, name in enumerate(event.block_hashes):
-            tokens = event.token_ids[number * size : (number + 1) * size]
-            begins = number == 0 and event.parent_block_hash is None
-            if not begins and _extra(event, number):
-                parent = replace(parent, tip=_apart(parent.tip))
-            parent = _extend(parent, tokens, event.medium)
-            self._put(holder, state, blocks, name, parent)
-            if len(state.keys) > capacity or state.count > capacity:
+        state.trees[rank, event.group_idx] = tree
+        run = _Run(event, parent)
+        while run.left:
+            if run.broken_off:
+                state.partial.add(rank)  # There was no room for what it goes on from.
+                return
+            fold, known = run.read(tree)
+            if not self._put(holder, state, tree, fold, known):
+                self._not_understood(state, rank, run.left + 1)
+                return
+            run.parent = known or Place(fold, len(fold.names) - 1)
+            if len(state.keys) > capacity or state.weight > capacity:
                 self.trim(holder, capacity)
             yield ()
 
-    def _put(
-        self, holder: int, state: _Holder, blocks: OrderedDict[BlockHash, _Block], name: BlockHash, block: _Block
-    ) -> None:
-        known = blocks.get(name)
+    def _not_understood(self, state: _Holder, rank: int, blocks: int) -> None:
+        self.unusable += blocks
+        state.partial.add(rank)
+
+    def _put(self, holder: int, state: _Holder, tree: FoldTree, fold: Fold, known: Place | None) -> bool:
+        """False: what is `known` by that name is something else. Then nothing is known by it any more."""
+        self.work += 1 + len(fold.names) + len(fold.keys)
+        before = tree.weight
+        same = True
         if known is None:
-            state.count += 1
-        else:
-            if len(known.media) < _MOST_MEDIA:
-                block.media |= known.media
-            self._release(holder, state, known.keys)
-        blocks[name] = block
-        self.work += 1 + len(block.keys)
-        for key in block.keys:
-            state.keys[key] = state.keys.get(key, 0) + 1
-            self.masks[key] = self.masks.get(key, 0) | 1 << holder
+            tree.put(fold)
+            for key in fold.keys:
+                state.keys[key] = state.keys.get(key, 0) + 1
+                self.masks[key] = self.masks.get(key, 0) | 1 << holder
+        elif not (same := tree.see(known, fold)):
+            self._release(holder, state, tree.cut(known))
+        state.weight += tree.weight - before
+        return same
 
     def _remove(self, holder: int, rank: int, event: BlockRemoved) -> Iterator[Sequence[int]]:
         state = self._holders[holder]
-        blocks = state.blocks.get((rank, event.group_idx), OrderedDict())
+        tree = state.trees.get((rank, event.group_idx), _NOTHING)
         for name in event.block_hashes:
+            before = tree.weight
+            lost = tree.remove(name, event.medium)
+            state.weight += tree.weight - before
             self.work += 1
-            block = blocks.get(name)
-            if block is not None:
-                block.media.discard(event.medium)
-                if not block.media:
-                    del blocks[name]
-                    state.count -= 1
-                    yield self._release(holder, state, block.keys)
-            yield ()
+            yield self._release(holder, state, lost) if lost else ()
+
+    def _take_back(self, holder: int, state: _Holder) -> list[int]:
+        """Some keys of what nobody holds any more."""
+        tree = state.dropped[-1]
+        if not tree.folds:
+            state.dropped.pop()
+            return []
+        return self._release(holder, state, tree.drop_oldest_leaf())
 
     def _release(self, holder: int, state: _Holder, keys: Sequence[int]) -> list[int]:
-        """Gives the keys that no other block brings."""
+        """Gives the keys that nothing else brings."""
         self.work += 1 + len(keys)
         gone = []
         for key in keys:
@@ -221,17 +224,64 @@ class StoredBlocks:
         return gone
 
 
-def _beginning(event: BlockStored) -> _Block:
-    """What comes before a prompt's first block. The salt stands beside that block, as vLLM has it."""
+class _Run:
+    """A BlockStored while it is read, fold by fold."""
+
+    def __init__(self, event: BlockStored, parent: Place | None) -> None:
+        self.parent = parent
+        """The block that was read last, or the one that the first goes on from."""
+        self._event = event
+        self._position = parent.position if parent is not None else Position(_root(event), b"")
+        self._tokens = struct.pack(f"<{len(event.token_ids)}I", *event.token_ids)
+        self._width = TOKEN_BYTES * event.block_size
+        self._number = 0
+
+    @property
+    def left(self) -> int:
+        """Blocks to be read."""
+        return len(self._event.block_hashes) - self._number
+
+    @property
+    def broken_off(self) -> bool:
+        """The block that the next one follows is not held any more."""
+        return self.parent is not None and self.parent.number >= len(self.parent.fold.names)
+
+    def read(self, tree: FoldTree) -> tuple[Fold, Place | None]:
+        """The next blocks, all of which are new; or one that is known, and where it is."""
+        event, number = self._event, self._number
+        if (number or event.parent_block_hash is not None) and _extra(event, number):
+            self._position = Position(_apart(self._position.tip), self._position.rest)
+        names = self._up_to_a_span()
+        new = tree.unknown(names)
+        names = names[: new or 1]
+        self._number += len(names)
+        tokens = self._tokens[self._width * number : self._width * self._number]
+        fold = Fold(names, self._position, tokens, event.medium, self.parent)
+        self._position = fold.after
+        return fold, None if new else tree.find(names[0])
+
+    def _up_to_a_span(self) -> Sequence[BlockHash]:
+        """The names of as many blocks as complete a span, or of those that are left."""
+        event, start = self._event, self._number
+        count = -(-(KEY_TOKENS * TOKEN_BYTES - len(self._position.rest)) // self._width)
+        names = event.block_hashes[start : start + count]
+        if event.extra_keys:
+            for number in range(1, len(names)):
+                if _extra(event, start + number):
+                    return names[:number]
+        return names
+
+
+def _root(event: BlockStored) -> int:
+    """Where its prompt begins. The salt stands beside the first block, as vLLM has it, or beside all, as SGLang has."""
     adapter = event.lora_name or (f"lora-{event.lora_id}" if event.lora_id is not None else "")
     match _extra(event, 0):
         case []:
-            root = token_root(adapter=adapter)
+            return token_root(adapter=adapter, salt=event.cache_salt or "")
         case [str() as salt]:
-            root = token_root(adapter=adapter, salt=salt)
+            return token_root(adapter=adapter, salt=salt)
         case _:
-            root = _apart(token_root(adapter=adapter))
-    return _Block((), root, (), set())
+            return _apart(token_root(adapter=adapter))
 
 
 def _extra(event: BlockStored, number: int) -> list[Any]:
@@ -245,9 +295,3 @@ def _apart(tip: int) -> int:
     """For an image, say: its tokens are placeholders, so what follows must match no prompt of tokens alone. Which image
     does not matter, as no prompt is ever asked for with one."""
     return xxh3_64_intdigest(b"extra", tip)
-
-
-def _extend(parent: _Block, tokens: Sequence[int], medium: str | None) -> _Block:
-    tail = [*parent.rest, *tokens]
-    keys = token_chain(parent.tip, tail, KEY_TOKENS)
-    return _Block(tuple(keys), keys[-1] if keys else parent.tip, tuple(tail[len(keys) * KEY_TOKENS :]), {medium})

@@ -1,5 +1,5 @@
-"""The kernels for CPUs, in C++: `gemm.cpp`, `cache.cpp`, `attention.cpp`, `elementwise.cpp`, `sampling.cpp`, and `team.h`,
-the threads that they share their work with. Each opens with how it works. `build.py` compiles them.
+"""The kernels for CPUs, in C++: `gemm.cpp`, `cache.cpp`, `attention.cpp`, `elementwise.cpp`, `sampling.cpp`, and
+`team.h`, the threads that they share their work with. Each opens with how it works. `build.py` compiles them.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,6 @@ from headwater_engine.kernels.interface import (
 from headwater_engine.kernels.parts import AttentionInParts, GatedInParts
 from headwater_engine.kernels.reference import of_part, taken_zeros
 from headwater_engine.quantization.stored import StoredWeight, join
-
 
 _TILE: Final = 16
 """Outputs in a panel (`gemm.cpp`)."""

@@ -326,7 +326,7 @@ class Kernels(Protocol):
         """
 
     def gated(self, gate: StoredWeight, up: StoredWeight, bias: Tensor | None = None) -> Product:
-        """y = silu(x G^T + b) * (x U^T + c), of weights [out, in] both; `bias` [2 * out] is b and c behind one another."""
+        """y = silu(x G^T + b) * (x U^T + c), of weights [out, in]; `bias` [2 * out] is b, then c."""
 
     def lookup(self, table: Tensor) -> Lookup:
         """Of a table [rows, size] that lies on the device."""

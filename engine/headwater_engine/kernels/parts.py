@@ -1,4 +1,4 @@
-"""Operations in parts, one after the other: for kernels that do not do all of it at once, and for tests of each part."""
+"""Operations in parts, one after the other: for kernels that do not do all of it at once, and for tests of parts."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

@@ -53,8 +53,10 @@ class Client:
     def write(self, piece: bytes) -> bool:
         return True
 
-    def relay(self, piece: bytes) -> bool:
-        return True
+    def relay(self, piece: bytes) -> None: ...
+
+    def answer(self, status: int, headers: object, body: bytes) -> None:
+        self.answer_began = True
 
     def end(self, piece: bytes = b"") -> None: ...
 
@@ -63,6 +65,7 @@ class Anything:
     """A head and a request that ask for nothing in particular."""
 
     usage_is_ours = False
+    translation = None
 
     def of(self, *_: object) -> tuple[bytes, bytes]:
         return OURS, b""

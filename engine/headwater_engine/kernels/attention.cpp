@@ -105,26 +105,26 @@ static void weigh_row(float* scores, T* weights, int64_t span_start, int64_t key
     const int64_t end = padded(keys), seen = position + 1 - span_start, last = std::clamp<int64_t>(seen, 0, keys);
     const int64_t first = shape.window > 0 ? std::clamp<int64_t>(seen - shape.window, 0, last) : 0;
     const int64_t whole = first == 0 ? last / LANES * LANES : 0;  // so many are in vectors all of which the token sees
-    const auto visible = [&](int64_t j) {
+    const auto sees = [&](int64_t j) {
         const IntVec key = LANE + int32_t(j);
-        return select((key >= int32_t(first)) & (key < int32_t(last)), load(scores + j), spread(NEVER));
+        return (key >= int32_t(first)) & (key < int32_t(last));
     };
     Vec most = spread(NEVER);
     for (int64_t j = 0; j < whole; j += LANES) most = max(most, load(scores + j));
-    for (int64_t j = whole; j < last; j += LANES) most = max(most, visible(j));
+    for (int64_t j = whole; j < last; j += LANES) most = max(most, select(sees(j), load(scores + j), spread(NEVER)));
     const float raised = std::max(maximum, max(most) * unit);
     if (raised == NEVER) {  // nothing visible yet
         std::fill(weights, weights + end, T{});
         return;
     }
     Vec total{};
-    const auto weigh = [&](int64_t j, Vec score) {
-        const Vec weight = exp2(score * unit - raised);
+    const auto weigh = [&](int64_t j, Vec weight) {
         total += weight;
         store(weights + j, weight);
     };
-    for (int64_t j = 0; j < whole; j += LANES) weigh(j, load(scores + j));
-    for (int64_t j = whole; j < last; j += LANES) weigh(j, visible(j));
+    const auto weight = [&](int64_t j) { return exp2(load(scores + j) * unit - raised); };
+    for (int64_t j = 0; j < whole; j += LANES) weigh(j, weight(j));
+    for (int64_t j = whole; j < last; j += LANES) weigh(j, select(sees(j), weight(j), Vec{}));
     for (int64_t j = (last + LANES - 1) / LANES * LANES; j < end; j += LANES) store(weights + j, Vec{});
     if (raised > maximum && sum > 0) {
         const float correction = std::exp2(maximum - raised);
@@ -189,13 +189,12 @@ static void add_rows(Scratch<T>& scratch, int64_t rows, int64_t width, const Spa
 }
 
 #if defined(__AMX_BF16__)
-// The same on tiles, which are so fast that what comes next is fetched all the while.
-static void score_on_tiles(Scratch<bf16>& scratch, const amx::Strips& strips, int64_t dim, const Span<bf16>& span,
-                           amx::Ahead& ahead) {
+// The same on tiles.
+static void score_on_tiles(Scratch<bf16>& scratch, const amx::Strips& strips, int64_t dim, const Span<bf16>& span) {
     in_groups<4>(span.blocks, [&](auto P, int64_t first) {
         for (int64_t strip = 0; strip < strips.count; strip++) {
             const int64_t row = strip * strips.height;
-            amx::score_strip<P>(&scratch.queries[row * dim], dim, span.keys + first, ahead,
+            amx::score_strip<P>(&scratch.queries[row * dim], dim, span.keys + first, strip ? nullptr : span.values + first,
                                 &scratch.scores[row * SPAN + first * TILE], SPAN);
         }
     });
@@ -212,13 +211,13 @@ static void clear_unseen(Span<bf16>& span, int64_t width, Aligned<bf16>& copy) {
 }
 
 static void add_on_tiles(Scratch<bf16>& scratch, const amx::Strips& strips, int64_t width, Span<bf16>& span,
-                         amx::Ahead& ahead) {
+                         const Span<bf16>& next) {
     clear_unseen(span, width, scratch.last_values);
     for (int64_t strip = 0; strip < strips.count; strip++)
         in_groups<4>(width / TILE, [&](auto P, int64_t first) {
             const int64_t row = strip * strips.height;
-            amx::add_values_to_strip<P>(&scratch.weights[row * SPAN], SPAN, span.values, span.blocks, ahead, first,
-                                        &scratch.output[row * width + first * TILE], width);
+            amx::add_values_to_strip<P>(&scratch.weights[row * SPAN], SPAN, span.values, span.blocks,
+                                        strip ? nullptr : next.keys, first, &scratch.output[row * width + first * TILE], width);
         });
 }
 #endif
@@ -233,18 +232,16 @@ static void attend(const Batch<T, C>& batch, const Task& task, const Task& next,
     for (int64_t row = 0; row < rows; row++)
         std::copy_n(batch.queries + batch.query(task, row).token * batch.query_stride + batch.head(task.kv_head, row) * dim,
                     dim, &scratch.queries[row * dim]);
-    const auto through = [&](const auto& score, const auto& beside_row, const auto& add) {
+    const auto through = [&](const auto& score, const auto& add) {
         Span<C> span = batch.span(task, task.first_block), coming;
         for (int64_t block = task.first_block; block < task.last_block; block += SPAN_BLOCKS, span = coming) {
             const bool ends = block + SPAN_BLOCKS >= task.last_block;
             coming = batch.span(ends ? next : task, ends ? next.first_block : block + SPAN_BLOCKS);
-            score(span, coming);
-            for (int64_t row = 0; row < rows; row++) {
-                beside_row();
+            score(span);
+            for (int64_t row = 0; row < rows; row++)
                 weigh_row(&scratch.scores[row * SPAN], &scratch.weights[row * SPAN], block * TILE, span.seen,
                           batch.query(task, row).position, shape, scratch.maxima[row], scratch.sums[row],
                           &scratch.output[row * width], width);
-            }
             add(span, coming);
         }
     };
@@ -252,17 +249,11 @@ static void attend(const Batch<T, C>& batch, const Task& task, const Task& next,
     if constexpr (sizeof(T) == 2)
         if (dim % amx::INPUTS == 0 && amx::granted()) {
             const amx::AttentionTiles tiles(strips.height);
-            amx::Ahead ahead;
-            const auto score = [&](const Span<C>& span, const Span<C>& coming) {
-                ahead = amx::Ahead(coming.keys, dim, coming.values, width, coming.blocks);
-                score_on_tiles(scratch, strips, dim, span, ahead);
-            };
-            const auto beside_row = [&, share = SPAN_BLOCKS * (dim + width) / 2 / (4 * rows)] { ahead.fetch(share); };
-            const auto add = [&](Span<C>& span, const Span<C>&) { add_on_tiles(scratch, strips, width, span, ahead); };
-            return through(score, beside_row, add);
+            return through([&](Span<C>& span) { score_on_tiles(scratch, strips, dim, span); },
+                           [&](Span<C>& span, Span<C>& coming) { add_on_tiles(scratch, strips, width, span, coming); });
         }
 #endif
-    through([&](Span<C>& span, Span<C>&) { score_rows(scratch, rows, dim, span); }, [] {},
+    through([&](Span<C>& span) { score_rows(scratch, rows, dim, span); },
             [&](Span<C>& span, Span<C>& coming) { add_rows(scratch, rows, width, span, coming); });
 }
 

@@ -39,38 +39,9 @@ class AttentionTiles {
     AttentionTiles(const AttentionTiles&) = delete;
 };
 
-// Blocks that are needed next, keys and values. They are fetched a few lines at a time between everything else: memory then
-// has no pause, and the CPU does not wait, as it does where more is asked for than it can have under way.
-class Ahead {
-   public:
-    static constexpr int64_t LINES = 8;  // between two products
-
-    Ahead() = default;
-    Ahead(const bf16* const* keys, int64_t key_dim, const bf16* const* values, int64_t value_dim, int64_t blocks)
-        : keys_(keys), values_(values), key_size_(key_dim * TILE), value_size_(value_dim * TILE), blocks_(blocks) {}
-
-    void fetch(int64_t lines = LINES) {
-        for (; lines > 0; lines--, at_ += 32) {
-            if (at_ == end_ && !begin_block()) return;
-            __builtin_prefetch(at_, 0, 2);
-        }
-    }
-
-   private:
-    const bf16* const* keys_ = nullptr;
-    const bf16* const* values_ = nullptr;
-    int64_t key_size_ = 0, value_size_ = 0, blocks_ = 0, begun_ = 0;
-    const bf16 *at_ = nullptr, *end_ = nullptr;
-
-    bool begin_block() {
-        if (begun_ == 2 * blocks_) return false;
-        const bool key = begun_ < blocks_;
-        at_ = key ? keys_[begun_] : values_[begun_ - blocks_];
-        end_ = at_ + (key ? key_size_ : value_size_);
-        begun_++;
-        return true;
-    }
-};
+inline void fetch(const bf16* from, int64_t elements) {
+    for (int64_t line = 0; line < elements; line += 32) __builtin_prefetch(from + line, 0, 2);
+}
 
 // The sums of P tiles side by side, in rows that are `stride` apart.
 template <int P> inline void store_sums(float* to, int64_t stride) {
@@ -82,10 +53,14 @@ template <int P> inline void store_sums(float* to, int64_t stride) {
     }
 }
 
-// A strip of queries times the keys of P blocks, to scores that are `stride` apart from row to row.
+// A strip of queries times the keys of P blocks, to scores that are `stride` apart from row to row. `ahead`: P blocks to fetch
+// meanwhile, or null; between the products, since the CPU waits where it is asked for all of them at once.
 template <int P>
-inline void score_strip(const bf16* queries, int64_t dim, const bf16* const* blocks, Ahead& ahead, float* scores,
+inline void score_strip(const bf16* queries, int64_t dim, const bf16* const* blocks, const bf16* const* ahead, float* scores,
                         int64_t stride) {
+    const auto fetch_for = [&](int64_t d, int block) {
+        if (ahead) fetch(ahead[block] + d * TILE, INPUTS * TILE);
+    };
     _tile_zero(0);
     if constexpr (P == 4) {
         _tile_zero(1);
@@ -96,27 +71,31 @@ inline void score_strip(const bf16* queries, int64_t dim, const bf16* const* blo
         _tile_loadd(4, queries + d, dim * 2);
         _tile_loadd(6, blocks[0] + d * TILE, 64);
         _tile_dpbf16ps(0, 4, 6);
-        ahead.fetch();
+        fetch_for(d, 0);
         if constexpr (P == 4) {
             _tile_loadd(6, blocks[1] + d * TILE, 64);
             _tile_dpbf16ps(1, 4, 6);
-            ahead.fetch();
+            fetch_for(d, 1);
             _tile_loadd(6, blocks[2] + d * TILE, 64);
             _tile_dpbf16ps(2, 4, 6);
-            ahead.fetch();
+            fetch_for(d, 2);
             _tile_loadd(6, blocks[3] + d * TILE, 64);
             _tile_dpbf16ps(3, 4, 6);
-            ahead.fetch();
+            fetch_for(d, 3);
         }
     }
     store_sums<P>(scores, stride);
 }
 
-// output += a strip of weights, `stride` apart, times P tiles of dimensions of the values of blocks, from `first` on.
+// output += a strip of weights, `stride` apart, times P tiles of dimensions of the values of blocks, from `first` on. `ahead`:
+// as many blocks to fetch meanwhile, or null.
 template <int P>
 inline void add_values_to_strip(const bf16* weights, int64_t stride, const bf16* const* blocks, int64_t count,
-                                Ahead& ahead, int64_t first, float* output, int64_t width) {
+                                const bf16* const* ahead, int64_t first, float* output, int64_t width) {
     constexpr int64_t SIZE = TILE * TILE;
+    const auto fetch_for = [&](int64_t block, int tile) {
+        if (ahead) fetch(ahead[block] + (first + tile) * SIZE, SIZE);
+    };
     _tile_loadd(0, output, width * 4);
     if constexpr (P == 4) {
         _tile_loadd(1, output + TILE, width * 4);
@@ -128,17 +107,17 @@ inline void add_values_to_strip(const bf16* weights, int64_t stride, const bf16*
         _tile_loadd(5, weights + block * TILE, stride * 2);
         _tile_loadd(7, values, 64);
         _tile_dpbf16ps(0, 5, 7);
-        ahead.fetch();
+        fetch_for(block, 0);
         if constexpr (P == 4) {
             _tile_loadd(7, values + SIZE, 64);
             _tile_dpbf16ps(1, 5, 7);
-            ahead.fetch();
+            fetch_for(block, 1);
             _tile_loadd(7, values + 2 * SIZE, 64);
             _tile_dpbf16ps(2, 5, 7);
-            ahead.fetch();
+            fetch_for(block, 2);
             _tile_loadd(7, values + 3 * SIZE, 64);
             _tile_dpbf16ps(3, 5, 7);
-            ahead.fetch();
+            fetch_for(block, 3);
         }
     }
     store_sums<P>(output, width);

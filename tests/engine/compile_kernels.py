@@ -76,7 +76,7 @@ def main() -> None:
     x = random(3, 4096).bfloat16()
     kernels.add_rms_norm(x, x.clone(), x[0], 1e-5)
     kernels.silu_mul(x)
-    sum_over_peers(x, Peers(1, 4, torch.zeros(4, dtype=torch.int64), torch.zeros(1, dtype=torch.int32)))
+    sum_over_peers(x, Peers(1, 4, torch.zeros(4, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)))
     heads = random(3, 8, 128).bfloat16()
     kernels.write_cache(heads, heads, kernels.allocate(1, CacheSpec(8, 128, 128)), torch.tensor([4, 5, 6]))
     kernels.lookup(x)(torch.tensor([1, 2]), 1)

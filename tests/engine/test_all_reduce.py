@@ -58,6 +58,7 @@ def add_up(folder: Path) -> tuple[list[Tensor], int]:
     symmetric_memory.rendezvous = lambda memory, group: handle
     ranks = share_peers(alone, CPU)
     assert isinstance(ranks, PeerRanks)
+    ranks._peers.number.fill_(2**31 - 4)  # as after some days
     found = []
     for number, count in enumerate(SIZES):
         dtype = torch.float16 if number % 3 == 1 else torch.float32  # the interpreter cuts bfloat16 off

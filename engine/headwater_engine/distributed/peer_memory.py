@@ -18,7 +18,7 @@ class PeerRanks(ProcessRanks):
         super().__init__(device)
         self._memory = memory
         place = torch.tensor(addresses, dtype=torch.int64, device=device)
-        self._peers = Peers(self.rank, self.size, place, torch.zeros(1, dtype=torch.int32, device=device))
+        self._peers = Peers(self.rank, self.size, place, torch.zeros(1, dtype=torch.int64, device=device))
 
     def sum(self, x: Tensor) -> Tensor:
         if x.nbytes > LARGEST or not x.is_contiguous():

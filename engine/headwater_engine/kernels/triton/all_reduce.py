@@ -23,9 +23,9 @@ LARGEST = 1 << 18
 PROGRAMS = 32
 MOST_RANKS = 16
 _COLUMNS = 1024
-_SIGNALS = tl.constexpr(PROGRAMS * MOST_RANKS * 4)
+_SIGNALS = tl.constexpr(PROGRAMS * MOST_RANKS * 8)
 _PLACE = tl.constexpr(LARGEST)
-BYTES = PROGRAMS * MOST_RANKS * 4 + 2 * LARGEST
+BYTES = PROGRAMS * MOST_RANKS * 8 + 2 * LARGEST
 """Of the memory of each rank, which is all 0 before the first sum."""
 
 
@@ -36,7 +36,7 @@ class Peers:
     addresses: Tensor
     """[size] int64, on the device: where this rank finds the memory of each."""
     number: Tensor
-    """[1] int32, on the device: of the last sum. A recorded step counts on when it is replayed."""
+    """[1] int64, on the device: of the last sum. A recorded step counts on when it is replayed."""
 
 
 def sum_over_peers(x: Tensor, peers: Peers) -> None:
@@ -67,11 +67,11 @@ def _sum_kernel(
         tl.store(part + at, tl.load(x + at, mask=at < count), mask=at < count)
     tl.debug_barrier()  # all threads have written
     for peer in tl.static_range(SIZE):
-        signals = tl.load(addresses + peer).to(tl.pointer_type(tl.int32)) + tl.program_id(0) * SIZE
+        signals = tl.load(addresses + peer).to(tl.pointer_type(tl.int64)) + tl.program_id(0) * SIZE
         tl.atomic_xchg(signals + RANK, number, sem="release", scope="sys")
-    signals = own.to(tl.pointer_type(tl.int32)) + tl.program_id(0) * SIZE
+    signals = own.to(tl.pointer_type(tl.int64)) + tl.program_id(0) * SIZE
     for peer in tl.static_range(SIZE):
-        while tl.atomic_add(signals + peer, 0, sem="acquire", scope="sys") - number < 0:
+        while tl.atomic_add(signals + peer, 0, sem="acquire", scope="sys") < number:
             pass
     tl.debug_barrier()
     for start in range(first, count, step):

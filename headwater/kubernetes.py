@@ -21,8 +21,14 @@ MANAGED_BY: Final = "headwater"
 
 HTTP_PORT: Final = 8000
 EVENTS_PORT: Final = 5557
+"""Of data-parallel rank 0; each other one has the next."""
+REPLAY_PORT: Final = 5757
+"""Where KV events are repeated, by rank in the same way."""
+MOST_RANKS: Final = 64
+"""Data-parallel ranks of one pod whose KV events are followed."""
 HTTP_PORT_NAME: Final = "http"
 EVENTS_PORT_NAME: Final = "kv-events"
+REPLAY_PORT_NAME: Final = "kv-replay"
 ADMIN_PORT_NAME: Final = "admin"
 """Of the routers: where they tell their metrics."""
 CONTAINER: Final = "engine"

@@ -46,6 +46,8 @@ class LoadMetrics:
     """KV blocks, used or not."""
     block_size: tuple[Reading, ...] = ()
     """Tokens in one of them."""
+    rank: str | None = None
+    """The label that tells which data-parallel engine a sample is of."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,8 @@ class LoadReport:
     """0 to 1, the mean of the engines."""
     total_blocks: int | None
     block_size: int | None
+    ranks: int = 1
+    """Data-parallel engines; 1 where it tells of none."""
 
 
 def read_load(page: str, metrics: LoadMetrics) -> LoadReport:
@@ -42,6 +44,7 @@ def read_load(page: str, metrics: LoadMetrics) -> LoadReport:
         cache_usage=_mean(_values(samples, metrics.cache_usage)),
         total_blocks=_integer(_values(samples, metrics.total_blocks), sum),
         block_size=_integer(_values(samples, metrics.block_size), max),
+        ranks=_ranks(samples, metrics.rank),
     )
 
 
@@ -86,6 +89,13 @@ def _value(sample: Sample, reading: Reading) -> float | None:
     except (KeyError, ValueError):
         return None
     return value if math.isfinite(value) else None
+
+
+def _ranks(samples: list[Sample], label: str | None) -> int:
+    """They are numbered from 0 on."""
+    named = {sample.labels.get(label, "") for sample in samples} if label is not None else set()
+    numbers = [int(name) for name in named if name.isascii() and name.isdigit() and len(name) < 6]
+    return max(numbers, default=0) + 1
 
 
 def _integer(values: list[float], combine: Callable[[Iterable[float]], float]) -> int | None:

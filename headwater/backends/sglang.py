@@ -27,6 +27,7 @@ class SGLang(Backend):
         running=(Reading("sglang:num_running_reqs"),),
         waiting=(Reading("sglang:num_queue_reqs"),),
         cache_usage=(Reading("sglang:token_usage"),),
+        rank="dp_rank",
     )
     image = "lmsysorg/sglang:v0.5.23"
     workers_answer_probes = True

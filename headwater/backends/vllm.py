@@ -29,6 +29,7 @@ class VLLM(Backend):
         cache_usage=(Reading("vllm:kv_cache_usage_perc"), Reading("vllm:gpu_cache_usage_perc")),
         total_blocks=(Reading("vllm:cache_config_info", label="num_gpu_blocks"),),
         block_size=(Reading("vllm:cache_config_info", label="block_size"),),
+        rank="engine",
     )
     image = "vllm/vllm-openai:v0.32.0"
     loads_adapters = "runtime"

@@ -39,7 +39,7 @@ from headwater_router.gateway.lag import LoopLag
 from headwater_router.gateway.metrics import RouterMetrics
 from headwater_router.gateway.pages import Pages
 from headwater_router.index import PrefixIndex, PromptBuilder
-from headwater_router.index.subscriber import EventSubscriber
+from headwater_router.index.subscriber import EventSubscriber, Publisher
 from headwater_router.index.tokenizer import ModelTokenizer, named_tokenizer
 from headwater_router.picker.policies import Policies
 
@@ -204,12 +204,14 @@ class Router:
     async def _follow_events(self, endpoint: Endpoint) -> None:
         """Subscribe to each life of the endpoint anew: a new subscriber is told the whole content of the cache."""
         assert endpoint.spec.kv_events is not None
+        publisher = Publisher(endpoint.spec.kv_events, endpoint.spec.kv_replay)
         while True:
             target_id = endpoint.target.id
-            subscriber = EventSubscriber(self._index, target_id, endpoint.spec.kv_events)
+            subscriber = EventSubscriber(self._index, target_id, publisher, endpoint.ranks)
             task = asyncio.create_task(subscriber.run())
             try:
                 while endpoint.target.id == target_id and not task.done():
+                    subscriber.ranks = max(subscriber.ranks, endpoint.ranks)
                     await asyncio.wait([task], timeout=self.settings.probe_interval)
                 if task.done():
                     log.error("KV events cannot be followed", endpoint=endpoint.name, reason=str(task.exception()))

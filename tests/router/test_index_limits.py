@@ -14,10 +14,11 @@ import pytest
 from headwater.events import AllBlocksCleared, BlockRemoved, BlockStored, EventBatch, encode, to_frames
 from headwater.prefix import token_chain
 from headwater_router.index import PrefixIndex
+from headwater_router.index.feed import Feed
 from headwater_router.index.folds import KEY_TOKENS
 from headwater_router.index.prefixes import _PIECE
 from headwater_router.index.stored import StoredBlocks, token_root
-from headwater_router.index.subscriber import EventSubscriber
+from headwater_router.index.subscriber import EventSubscriber, Publisher
 from tests.router.indexing import apply, exhaust, token_depths
 
 RECORDED = Path(__file__).parent.parent / "fixtures" / "vllm-0.32.0"
@@ -97,7 +98,7 @@ async def test_when_a_subscriber_ends_the_index_forgets_its_endpoint() -> None:
     index = PrefixIndex()
     apply(index, "pod", 0, blocks(3))
     with pytest.raises(Exception, match="Invalid argument"):
-        await EventSubscriber(index, "pod", "nowhere").run()
+        await EventSubscriber(index, "pod", Publisher("nowhere")).run()
     assert index.size().endpoints == 0
 
 
@@ -124,10 +125,10 @@ def test_an_endpoint_that_joins_may_take_from_what_is_known_of_another() -> None
 
 def test_a_batch_that_turns_out_to_be_unreadable_counts_as_lost() -> None:
     index = PrefixIndex()
-    subscriber = EventSubscriber(index, "pod", "")
+    feed = Feed(index, "pod")
     good, bad = blocks(2), {"type": "BlockStored", "block_hashes": "?"}
-    exhaust(subscriber.take(to_frames(b"", 0, msgspec.msgpack.encode([0.0, [good, bad], 0]))))
-    exhaust(subscriber.take(to_frames(b"", 1, encode(EventBatch(0.0, [blocks(1, first=50)])))))
+    exhaust(feed.take(to_frames(b"", 0, msgspec.msgpack.encode([0.0, [good, bad], 0]))))
+    exhaust(feed.take(to_frames(b"", 1, encode(EventBatch(0.0, [blocks(1, first=50)])))))
     assert not index.complete("pod")
     assert token_depths(index, chain(good)) == {}
     assert token_depths(index, chain(blocks(1, first=50))) == {"pod": 1}
@@ -214,7 +215,7 @@ def test_no_message_breaks_the_index_or_takes_long_in_one_stretch() -> None:
     values = [msgspec.msgpack.decode(payload) for payload in recorded]
     index = PrefixIndex(max_entries=4000)
     index._stored = watched = Watched()
-    subscribers = [EventSubscriber(index, f"pod-{number}", "") for number in range(3)]
+    feeds = [Feed(index, f"pod-{number}") for number in range(3)]
     sequence = 0
     for number in range(MESSAGES):
         rng = random.Random(number)
@@ -227,7 +228,7 @@ def test_no_message_breaks_the_index_or_takes_long_in_one_stretch() -> None:
         elif rng.random() < 0.8:
             payload = damaged(rng, payload)
         sequence = sequence + 1 if rng.random() < 0.95 else rng.choice([0, sequence, 2**62])
-        exhaust(rng.choice(subscribers).take(to_frames(b"", sequence, payload)))
+        exhaust(rng.choice(feeds).take(to_frames(b"", sequence, payload)))
         if number % 50 == 0:
             index.check()
     index.check()

@@ -6,15 +6,17 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
 import zmq
 import zmq.asyncio
 
 from headwater.events import MOST_BYTES, BlockStored, EventBatch, decode, encode, from_frames, to_frames
 from headwater.prefix import token_chain
 from headwater_router.index import PrefixIndex
+from headwater_router.index.feed import Feed
 from headwater_router.index.folds import KEY_TOKENS
 from headwater_router.index.stored import token_root
-from headwater_router.index.subscriber import EventSubscriber
+from headwater_router.index.subscriber import EventSubscriber, Publisher
 from tests.router.indexing import exhaust, token_depths
 
 RECORDED = Path(__file__).parent.parent / "fixtures" / "vllm-0.32.0"
@@ -49,7 +51,7 @@ def depth(index: PrefixIndex) -> int:
 async def test_events_of_a_publisher_fill_the_index() -> None:
     index = PrefixIndex()
     async with publisher() as (socket, address), asyncio.TaskGroup() as group:
-        task = group.create_task(EventSubscriber(index, "pod", address).run())
+        task = group.create_task(EventSubscriber(index, "pod", Publisher(address)).run())
         assert await socket.recv() == b"\x01"  # Subscribed.
         await socket.send_multipart(message(0, 0, None))
         await socket.send_multipart(message(1, 1, 0))
@@ -62,7 +64,7 @@ async def test_a_publisher_that_restarts_is_found_again_and_believed_anew() -> N
     index = PrefixIndex()
     async with asyncio.TaskGroup() as group:
         async with publisher() as (socket, address):
-            task = group.create_task(EventSubscriber(index, "pod", address).run())
+            task = group.create_task(EventSubscriber(index, "pod", Publisher(address)).run())
             await socket.recv()
             await socket.send_multipart(message(0, 0, None))
             await socket.send_multipart(message(1, 1, 0))
@@ -78,7 +80,7 @@ async def test_a_publisher_that_restarts_is_found_again_and_believed_anew() -> N
 async def test_a_message_that_is_too_large_is_not_taken_in_and_the_next_one_is() -> None:
     index = PrefixIndex()
     async with publisher() as (socket, address), asyncio.TaskGroup() as group:
-        task = group.create_task(EventSubscriber(index, "pod", address).run())
+        task = group.create_task(EventSubscriber(index, "pod", Publisher(address)).run())
         assert await socket.recv() == b"\x01"
         await socket.send_multipart(message(0, 0, None))
         await socket.send_multipart(to_frames(b"", 1, bytes(4 * MOST_BYTES + 1)))
@@ -95,7 +97,7 @@ async def test_nothing_is_left_of_an_endpoint_whose_subscriber_ended() -> None:
     """Also where it was forgotten before, and events came after that."""
     index = PrefixIndex()
     async with publisher() as (socket, address), asyncio.TaskGroup() as group:
-        task = group.create_task(EventSubscriber(index, "pod", address).run())
+        task = group.create_task(EventSubscriber(index, "pod", Publisher(address)).run())
         await socket.recv()
         index.forget("pod")
         await socket.send_multipart(message(0, 0, None))
@@ -105,14 +107,100 @@ async def test_nothing_is_left_of_an_endpoint_whose_subscriber_ended() -> None:
     index.check()
 
 
+class Repeating:
+    """A publisher that repeats what it has published, as vLLM and SGLang do. SGLang's answers have no topic."""
+
+    def __init__(self, context: zmq.asyncio.Context, *, topics: bool) -> None:
+        self.published = context.socket(zmq.XPUB)
+        self._asked = context.socket(zmq.ROUTER)
+        for socket in (self.published, self._asked):
+            socket.setsockopt(zmq.LINGER, 0)
+            socket.bind("tcp://127.0.0.1:*")
+        self.messages: list[list[bytes]] = []
+        self.firsts: list[int] = []
+        self._topics = topics
+
+    @property
+    def address(self) -> Publisher:
+        events, replay = (each.getsockopt_string(zmq.LAST_ENDPOINT) for each in (self.published, self._asked))
+        return Publisher(events, replay)
+
+    async def publish(self, message: list[bytes], *, lost: bool = False) -> None:
+        self.messages.append(message)
+        if not lost:
+            await self.published.send_multipart(message)
+
+    async def answer(self) -> None:
+        while True:
+            client, delimiter, first = await self._asked.recv_multipart()
+            self.firsts.append(int.from_bytes(first, "big"))
+            for frames in [*self.messages, to_frames(b"", -1, b"")]:
+                if frames[1] >= first:
+                    await self._asked.send_multipart([client, delimiter, *frames[0 if self._topics else 1 :]])
+
+
+@pytest.mark.parametrize("topics", [True, False])
+async def test_what_was_published_before_is_asked_for_and_so_is_what_was_lost(topics: bool) -> None:
+    index = PrefixIndex()
+    with zmq.asyncio.Context() as context:
+        engine = Repeating(context, topics=topics)
+        await engine.publish(message(0, 0, None))
+        await engine.publish(message(1, 1, 0))
+        async with asyncio.TaskGroup() as group:
+            answering = group.create_task(engine.answer())
+            following = group.create_task(EventSubscriber(index, "pod", engine.address).run())
+            await until(lambda: depth(index) == 2)
+            assert index.complete("pod")
+            await engine.published.recv()
+            await engine.publish(message(2, 2, 1), lost=True)
+            await engine.publish(message(3, 3, 2))
+            await until(lambda: depth(index) == 4)
+            assert index.complete("pod")
+            assert (index.size().gaps, engine.firsts) == (0, [0, 2])
+            answering.cancel()
+            following.cancel()
+        context.destroy(linger=0)
+
+
+async def test_an_engine_that_does_not_answer_is_followed_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headwater_router.index.subscriber._PATIENCE", 0.01)
+    index = PrefixIndex()
+    async with publisher() as (socket, address), asyncio.TaskGroup() as group:
+        task = group.create_task(EventSubscriber(index, "pod", Publisher(address, "tcp://127.0.0.1:1")).run())
+        await socket.recv()
+        await socket.send_multipart(message(0, 0, None))
+        await until(lambda: depth(index) == 1)
+        task.cancel()
+
+
+async def test_ranks_have_ports_of_their_own_and_all_must_be_heard() -> None:
+    index = PrefixIndex()
+    async with publisher() as (first, address), asyncio.TaskGroup() as group:
+        base, port = address.rsplit(":", 1)
+        async with publisher(f"{base}:{int(port) + 1}") as (second, _):
+            subscriber = EventSubscriber(index, "pod", Publisher(address))
+            task = group.create_task(subscriber.run())
+            await first.recv()
+            await first.send_multipart(message(0, 0, None))
+            await until(lambda: index.complete("pod"))
+            subscriber.ranks = 2
+            await second.recv()
+            assert not index.complete("pod")
+            batch = decode(from_frames(message(0, 1, None)).payload)
+            events = [event for event in batch.events if event is not None]
+            await second.send_multipart(to_frames(b"", 0, encode(EventBatch(0.0, events, dp_rank=1))))
+            await until(lambda: index.complete("pod"))
+            task.cancel()
+
+
 def test_a_message_that_cannot_be_read_counts_as_lost() -> None:
     index = PrefixIndex()
-    subscriber = EventSubscriber(index, "pod", "")
-    exhaust(subscriber.take(message(0, 0, None)))
-    exhaust(subscriber.take(to_frames(b"", 1, b"\xc1")))
-    exhaust(subscriber.take([b"one frame"]))
+    feed = Feed(index, "pod")
+    exhaust(feed.take(message(0, 0, None)))
+    exhaust(feed.take(to_frames(b"", 1, b"\xc1")))
+    exhaust(feed.take([b"one frame"]))
     assert depth(index) == 1
-    exhaust(subscriber.take(message(2, 1, 0)))
+    exhaust(feed.take(message(2, 1, 0)))
     assert depth(index) == 0
     size = index.size()
     assert (size.gaps, size.unusable) == (1, 1)
@@ -136,9 +224,9 @@ def recorded_messages() -> list[list[bytes]]:
 
 def test_messages_recorded_from_vllm_fill_the_index() -> None:
     index = PrefixIndex()
-    subscriber = EventSubscriber(index, "pod", "")
+    feed = Feed(index, "pod")
     for frames in recorded_messages():
-        exhaust(subscriber.take(frames))
+        exhaust(feed.take(frames))
     index.check()
     events = [event for frames in recorded_messages() for event in decode(from_frames(frames).payload).events]
     plain = next(event for event in events if isinstance(event, BlockStored) and event.extra_keys == [None] * 4)

@@ -67,14 +67,14 @@ def refuse_credentials(url: str) -> None:
         )
 
 
-def read_events(text: str) -> str:
-    """The address of KV events. Raises EndpointError."""
+def read_events(name: str, text: str) -> str:
+    """An address of KV events, in the setting of this name. Raises EndpointError."""
     if _SOCKET.fullmatch(text):
         return text
     match = _EVENTS.fullmatch(text) if len(text) <= _LONGEST else None
     host = _host(match) if match else None
     if match is None or host is None or match["port"] is None:
-        raise EndpointError(f"endpoint: kv_events must be tcp://HOST:PORT or ipc:///PATH, found {shown(text)}")
+        raise EndpointError(f"endpoint: {name} must be tcp://HOST:PORT or ipc:///PATH, found {shown(text)}")
     _check_port(text, int(match["port"]))
     return f"tcp://[{host}]:{int(match['port'])}" if ":" in host else f"tcp://{host}:{int(match['port'])}"
 

@@ -20,7 +20,14 @@ import structlog
 
 from headwater import backends, names
 from headwater.backends.base import Backend
-from headwater.kubernetes import EVENTS_PORT_NAME, HTTP_PORT_NAME, LABEL_BACKEND, LABEL_DEPLOYMENT, engine_service
+from headwater.kubernetes import (
+    EVENTS_PORT_NAME,
+    HTTP_PORT_NAME,
+    LABEL_BACKEND,
+    LABEL_DEPLOYMENT,
+    REPLAY_PORT_NAME,
+    engine_service,
+)
 from headwater.names import Claimant, Claims
 from headwater_router.endpoints.address import Address
 from headwater_router.endpoints.endpoint import EndpointSpec, ServedModel
@@ -85,6 +92,7 @@ class _Slice:
     family: str
     http_port: int
     events_port: int | None
+    replay_port: int | None
     addresses: tuple[tuple[str, str, bool], ...]
     """Of each pod its UID, its address, and whether it is ready."""
 
@@ -240,7 +248,7 @@ def _read_slice(each: Object) -> _Slice | None:
     ports = {port.get("name"): port.get("port") for port in each.get("ports") or ()}
     if not _is_port(ports.get(HTTP_PORT_NAME)) or each["addressType"] not in ("IPv4", "IPv6"):
         return None
-    events_port = ports.get(EVENTS_PORT_NAME)
+    events_port, replay_port = ports.get(EVENTS_PORT_NAME), ports.get(REPLAY_PORT_NAME)
     addresses = []
     for endpoint in each.get("endpoints") or ():
         conditions = endpoint.get("conditions") or {}
@@ -254,6 +262,7 @@ def _read_slice(each: Object) -> _Slice | None:
         each["addressType"],
         ports[HTTP_PORT_NAME],
         events_port if _is_port(events_port) else None,
+        replay_port if _is_port(replay_port) else None,
         tuple(addresses),
     )
 
@@ -265,5 +274,6 @@ def _is_port(value: object) -> bool:
 def _endpoint(each: _Slice, address: str, pod: _Pod, deployment: Deployment) -> EndpointSpec:
     host = f"[{address}]" if ":" in address else address
     events = f"tcp://{host}:{each.events_port}" if each.events_port is not None else None
+    replay = f"tcp://{host}:{each.replay_port}" if each.replay_port is not None else None
     url = Address(False, address, each.http_port).url
-    return EndpointSpec(url, pod.name, pod.backend, events, pod.uid, deployment.key)
+    return EndpointSpec(url, pod.name, pod.backend, events, pod.uid, deployment.key, kv_replay=replay)

@@ -19,7 +19,7 @@ from headwater_router.picker.base import Target
 _LONGEST_NAME: Final = 253
 _LONGEST_FILE: Final = 4096
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
-_SETTINGS: Final = ("url", "name", "backend", "kv_events", "api_key_env", "api_key_file")
+_SETTINGS: Final = ("url", "name", "backend", "kv_events", "kv_replay", "api_key_env", "api_key_file")
 _FIRST_SETTING: Final = re.compile(f",(?:{'|'.join(_SETTINGS)})=")
 
 
@@ -42,6 +42,8 @@ class EndpointSpec:
     """Variable with the key that it wants to see. The key itself is never a part of the spec."""
     api_key_file: str = ""
     """Or a file with it."""
+    kv_replay: str | None = None
+    """ZMQ address at which it repeats KV events."""
 
     @classmethod
     def of(cls, fields: Mapping[object, object]) -> "EndpointSpec":
@@ -59,10 +61,11 @@ class EndpointSpec:
         except backends.UnknownBackendError:
             allowed = ", ".join(backends.names())
             raise EndpointError(f"endpoint {address.url}: no backend {_cut(backend)}; there are: {allowed}") from None
-        events = read_events(settings["kv_events"]) if settings.get("kv_events") else None
+        events = read_events("kv_events", settings["kv_events"]) if settings.get("kv_events") else None
+        replay = read_events("kv_replay", settings["kv_replay"]) if settings.get("kv_replay") else None
         variable, file = settings.get("api_key_env", ""), settings.get("api_key_file", "")
         _check_key(address.url, variable, file)
-        return cls(address.url, name, backend, events, api_key_env=variable, api_key_file=file)
+        return cls(address.url, name, backend, events, api_key_env=variable, api_key_file=file, kv_replay=replay)
 
     @classmethod
     def parse(cls, text: str) -> "EndpointSpec":
@@ -136,6 +139,8 @@ class Endpoint:
     """Whether somebody keeps it from new requests, through the admin API."""
     models: Sequence[ServedModel] = ()
     """Empty until it was asked for them."""
+    ranks: int = 1
+    """Data-parallel engines behind its one address, each with a cache and KV events of its own."""
     lives: int = 0
     process_start: float | None = None
     """Of the engine, seconds since the epoch, where it says so."""
@@ -161,6 +166,7 @@ class Endpoint:
         self.lives += 1
         self.target = Target(f"{self.id}#{self.lives}")
         self.process_start = None
+        self.ranks = 1
         self.met = False
 
     @property

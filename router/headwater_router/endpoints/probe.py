@@ -19,6 +19,7 @@ import structlog
 from headwater import backends
 from headwater.backends.metrics import LoadReport, read_load
 from headwater.http.descriptors import Descriptors
+from headwater.kubernetes import MOST_RANKS
 from headwater_router.endpoints.endpoint import Endpoint, ServedModel
 from headwater_router.endpoints.fleet import Fleet
 from headwater_router.endpoints.listing import read_models
@@ -272,3 +273,4 @@ def _store(endpoint: Endpoint, report: LoadReport) -> None:
     load.reported_cache_usage = report.cache_usage
     load.total_blocks = report.total_blocks
     load.block_size = report.block_size
+    endpoint.ranks = max(endpoint.ranks, min(report.ranks, MOST_RANKS))

@@ -79,6 +79,7 @@ class PrefixIndex:
         self._free: list[int] = []
         self._capacity: dict[str, int] = {}
         self._feeds: dict[str, dict[int, _Feed]] = {}
+        self._publishers: dict[str, int] = {}
         self._gaps = 0
         self.changes = 0
         """Times that an endpoint got a holder or lost it."""
@@ -111,10 +112,14 @@ class PrefixIndex:
         """Whether KV events of this endpoint come in."""
         return target_id in self._feeds
 
+    def expect(self, target_id: str, publishers: int) -> None:
+        """Events of this endpoint will come from so many. Until all are heard, it is not known completely."""
+        self._publishers[target_id] = publishers
+
     def complete(self, target_id: str) -> bool:
         """Whether its KV events tell all that it holds: we heard them from the start, lost none, and kept all."""
         feeds = self._feeds.get(target_id)
-        if feeds is None:
+        if feeds is None or len(feeds) < self._publishers.get(target_id, 1):
             return False
         holder = self._holders[target_id]
         return all(feed.complete and self._stored.whole(holder, rank) for rank, feed in feeds.items())
@@ -202,9 +207,25 @@ class PrefixIndex:
             self._sent.forget(holder)
             self._expected.forget(holder)
 
+    def lost(self, target_id: str, rank: int) -> Iterator[None]:
+        """A publisher of the endpoint is gone, and another one may be in its place. Works as `apply` does."""
+        feeds = self._feeds.get(target_id)
+        if feeds is None or feeds.pop(rank, None) is None:
+            return
+        self._gaps += 1
+        holder = self._holders[target_id]
+        for gone in self._stored.purge(holder, rank):
+            self._expected.discard(holder, gone)
+            if self._stored.work >= _PIECE:
+                self._stored.work = 0
+                yield
+                if self._feeds.get(target_id) is not feeds:
+                    return
+
     def forget(self, target_id: str) -> None:
         """The endpoint is gone, or its cache is."""
         self._feeds.pop(target_id, None)
+        self._publishers.pop(target_id, None)
         self._capacity.pop(target_id, None)
         holder = self._holders.pop(target_id, None)
         if holder is not None:

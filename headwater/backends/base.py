@@ -60,7 +60,7 @@ class Pod:
     """Whether that path is in a volume, which can be mounted elsewhere, too."""
     port: int
     events_port: int | None
-    """Where KV events are published. None: nowhere."""
+    """Where KV events are published; further data-parallel ranks, at the ports behind it. None: nowhere."""
     drain: int
     """Seconds that running answers get after SIGTERM."""
     device: Device | None = None
@@ -73,6 +73,8 @@ class Pod:
     """Folder of a finished TensorRT-LLM engine."""
     admin_key: bool = False
     """Whether the container has the variable ADMIN_KEY."""
+    replay_port: int | None = None
+    """Where KV events are repeated for those who ask; further ranks as above. None: nowhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,8 @@ class Backend(ABC):
     """Whether `usage.prompt_tokens_details.cached_tokens` is there, if started by `command` or `launch`."""
     publishes_kv_events: ClassVar[bool] = True
     """Whether `command` and `launch` can have it publish KV events."""
+    repeats_kv_events: ClassVar[bool] = False
+    """Whether `launch` knows what to do with a `replay_port`. Our own engine tells newcomers all that it holds."""
     takes_admin_key: ClassVar[bool] = False
     """Whether `launch` can have the server ask for an ADMIN_KEY, and calls such as `load_adapter` have to bring it."""
     streams_usage: ClassVar[bool] = True

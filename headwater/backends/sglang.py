@@ -32,6 +32,7 @@ class SGLang(Backend):
     image = "lmsysorg/sglang:v0.5.23"
     workers_answer_probes = True
     loads_adapters = "runtime"
+    repeats_kv_events = True
     takes_admin_key = True
 
     def command(self, deployment: ModelDeployment, *, port: int, events: str | None = None) -> list[str]:
@@ -53,7 +54,7 @@ class SGLang(Backend):
         spec = deployment.spec
         argv = self._serve(deployment, pod.model, "0.0.0.0", pod.port)
         if pod.events_port is not None:
-            argv += ["--kv-events-config", _events_config(f"tcp://*:{pod.events_port}")]
+            argv += ["--kv-events-config", _events_config(f"tcp://*:{pod.events_port}", pod.replay_port)]
         if pod.admin_key:
             argv += ["--admin-api-key", f"$({ADMIN_KEY})"]
         if spec.adapters:
@@ -95,5 +96,8 @@ def _cache_flags(spec: Spec) -> list[str]:
     return flags
 
 
-def _events_config(address: str) -> str:
-    return json.dumps({"publisher": "zmq", "endpoint": address})
+def _events_config(address: str, replay_port: int | None = None) -> str:
+    config = {"publisher": "zmq", "endpoint": address}
+    if replay_port is not None:
+        config["replay_endpoint"] = f"tcp://*:{replay_port}"
+    return json.dumps(config)

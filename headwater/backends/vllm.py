@@ -33,6 +33,7 @@ class VLLM(Backend):
     )
     image = "vllm/vllm-openai:v0.32.0"
     loads_adapters = "runtime"
+    repeats_kv_events = True
     adapters_prefix = "/v1"
 
     def command(self, deployment: ModelDeployment, *, port: int, events: str | None = None) -> list[str]:
@@ -53,7 +54,7 @@ class VLLM(Backend):
         argv = ["vllm", "serve", hub_name_or_path(pod.model), "--host", "0.0.0.0", "--port", str(pod.port)]
         argv += self._flags(deployment, pod.model)
         if pod.events_port is not None:
-            argv += ["--kv-events-config", _events_config(f"tcp://*:{pod.events_port}")]
+            argv += ["--kv-events-config", _events_config(f"tcp://*:{pod.events_port}", pod.replay_port)]
         argv += ["--shutdown-timeout", str(pod.drain)]
         env: dict[str, str] = {}
         files: dict[str, str] = {}
@@ -95,9 +96,12 @@ class VLLM(Backend):
         return flags + generation_config(spec.sampling)
 
 
-def _events_config(address: str) -> str:
+def _events_config(address: str, replay_port: int | None = None) -> str:
     # vLLM binds `tcp://*:PORT` and `ipc://PATH`. To any other address, one of the loopback interface too, it connects.
-    return json.dumps({"enable_kv_cache_events": True, "publisher": "zmq", "endpoint": address})
+    config = {"enable_kv_cache_events": True, "publisher": "zmq", "endpoint": address}
+    if replay_port is not None:
+        config["replay_endpoint"] = f"tcp://*:{replay_port}"
+    return json.dumps(config)
 
 
 def _rank_config(rank: int) -> str:

@@ -41,7 +41,10 @@ def allowed(found: Manifest, peer: Object) -> set[int | None]:
 @given(deployments(), st.booleans())
 def test_each_reaches_what_it_has_a_use_for(wanted: ModelDeployment, events: bool) -> None:
     found = policy(wanted, events=events)
-    assert allowed(found, ROUTERS) == ({8000, 5557} if events else {8000})
+    # The defaults of the strategy are vLLM's: it repeats them, too, and its ranks have ports one after the other.
+    assert allowed(found, ROUTERS) == ({8000, 5557, 5757} if events else {8000})
+    ranges = {port["port"]: port.get("endPort") for rule in found["spec"]["ingress"] for port in rule.get("ports", [])}
+    assert ranges.get(5557) == (5557 + 63 if events else None)
     assert allowed(found, OPERATOR) == {8000}
     assert found["spec"]["policyTypes"] == ["Ingress"], "what engines connect to is not its matter"
 

@@ -300,7 +300,8 @@ def test_a_server_that_publishes_no_events_offers_no_port_for_them() -> None:
     def ports(server: str) -> list[str]:
         return [port["name"] for port in kinds(deployment(server))["Servicem-engine"]["spec"]["ports"]]
 
-    assert (ports("vllm"), ports("tgi")) == (["http", "kv-events"], ["http"])
+    assert (ports("vllm"), ports("tgi")) == (["http", "kv-events", "kv-replay"], ["http"])
+    assert ports("headwater") == ["http", "kv-events"]
 
 
 # Groups

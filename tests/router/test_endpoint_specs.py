@@ -71,6 +71,7 @@ def test_a_port_is_one_of_those_that_there_are(port: str) -> None:
         ("http://h,kv_events=ipc:///run/*", "kv_events must be tcp://HOST:PORT or ipc:///PATH"),
         ("http://h,kv_events=ipc://h:1", "kv_events must be tcp://HOST:PORT or ipc:///PATH"),
         ("http://h,kv_events=tcp://[::1:5", "kv_events must be tcp://HOST:PORT or ipc:///PATH"),
+        ("http://h,kv_replay=tcp://h", "kv_replay must be tcp://HOST:PORT or ipc:///PATH"),
         ("http://h,api_key_env=1", "api_key_env must be the name of a variable"),
         ("http://h,api_key_env=A,api_key_file=b", "cannot stand beside"),
         ("http://h,api_key_env=HEADWATER_NO_SUCH_KEY", "api_key_env=HEADWATER_NO_SUCH_KEY: no key can be read there"),

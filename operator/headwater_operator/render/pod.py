@@ -1,4 +1,4 @@
-"""The template of an engine's pod: render version 3.
+"""The template of an engine's pod: render versions 3 and 4, which differ in where KV events are repeated.
 
 A change that shows in any golden file restarts engines. Where it has to be, this file is kept as it is for those that
 run, and a copy of it becomes the next version: see docs/rendering.md.
@@ -20,6 +20,8 @@ from headwater.kubernetes import (
     LABEL_DEPLOYMENT,
     LABEL_GROUP,
     LABEL_REVISION,
+    REPLAY_PORT,
+    REPLAY_PORT_NAME,
     admin_secret,
 )
 from headwater.resource import ModelDeployment, Spec
@@ -198,6 +200,7 @@ def describe(deployment: ModelDeployment, context: Context, group: int | None = 
         leader=None if group is None else leader_address(deployment, context.pin, group, context.namespace),
         engine=None if context.build_claim is None else storage.ENGINE,
         admin_key=context.pin.asks_for_admin_key,
+        replay_port=REPLAY_PORT if context.pin.repeats_kv_events else None,
     )
 
 
@@ -219,6 +222,8 @@ def _ports(context: Context) -> list[Manifest]:
     ports = [{"name": HTTP_PORT_NAME, "containerPort": HTTP_PORT}]
     if context.pin.publishes_kv_events:
         ports.append({"name": EVENTS_PORT_NAME, "containerPort": EVENTS_PORT})
+    if context.pin.repeats_kv_events:
+        ports.append({"name": REPLAY_PORT_NAME, "containerPort": REPLAY_PORT})
     return ports
 
 

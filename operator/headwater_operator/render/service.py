@@ -7,6 +7,8 @@ from headwater.kubernetes import (
     EVENTS_PORT_NAME,
     HTTP_PORT,
     HTTP_PORT_NAME,
+    REPLAY_PORT,
+    REPLAY_PORT_NAME,
     engine_service,
     workers_service,
 )
@@ -22,6 +24,8 @@ def endpoints(deployment: ModelDeployment, context: Context) -> Manifest:
     ports = [_port(HTTP_PORT_NAME, HTTP_PORT)]
     if context.pin.publishes_kv_events:
         ports.append(_port(EVENTS_PORT_NAME, EVENTS_PORT))
+    if context.pin.repeats_kv_events:
+        ports.append(_port(REPLAY_PORT_NAME, REPLAY_PORT))
     grouped = deployment.spec.parallelism.nodes > 1
     spec = {"selector": selector(deployment) | (_RANK_0 if grouped else {}), "ports": ports}
     return _service(deployment, context, engine_service(deployment.name), spec)

@@ -116,7 +116,7 @@ class RouterSettings(BaseSettings):
         None,
         repr=False,
         description="redis://[[USER]:PASSWORD@]HOST[:PORT], or rediss:// for TLS: where routers tell one another which "
-        "prompts their endpoints have answered.",
+        "prompts their endpoints have answered, and how busy these are.",
     )
     probe_interval: float = Field(1, gt=0, description="Seconds between two looks at an endpoint's health and load.")
     probe_timeout: float = Field(3, gt=0, description="Seconds that a probe may take.")

@@ -215,7 +215,7 @@ async def test_a_large_message_is_taken_over_in_pieces_between_which_an_endpoint
                 for number in range(300)
                 for endpoint in (staying, going)
             ]
-            pieces = one.router.sharing.take(encode("x", prefixes))
+            pieces = one.router.sharing.replica.incoming(encode("x", prefixes), 0.0)
             next(pieces)
             going.process_start = 1.8e9
             one.router.fleet.begin_new_life(going)

@@ -9,14 +9,15 @@ chain finds the depth of every holder at once.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
+from itertools import islice, pairwise
 from typing import Final
 
 from headwater.prefix import ENDS
 
 _UNITS: Final = tuple(after - before for before, after in pairwise(ENDS))
 """Of the first, second, ... block of a prompt."""
+_NOTHING: Final[OrderedDict[int, int]] = OrderedDict()
 
 
 class Dispatches:
@@ -55,6 +56,27 @@ class Dispatches:
         self._units[holder] += added
         if self._units[holder] > capacity or len(held) > room:
             self._drop(holder, held, capacity, room)
+
+    def latest(self, holder: int, most: int) -> list[tuple[int, int]]:
+        """Blocks with their units, those that were used last first."""
+        return list(islice(reversed(self._held.get(holder, _NOTHING).items()), most))
+
+    def recall(self, holder: int, blocks: Iterable[tuple[int, int]], capacity: int, room: int) -> None:
+        """Somebody knew of these, those that were used last first. They count as older than what is here, which they
+        push nothing of out; `capacity` and `room` are as in `add`."""
+        held = self._held.setdefault(holder, OrderedDict())
+        total = self._units.get(holder, 0)
+        for key, units in blocks:
+            units = min(max(units, 1), _UNITS[-1])
+            if key not in held:
+                total += units
+                if total > capacity or len(held) >= room:
+                    total -= units
+                    break
+                held[key] = units
+                held.move_to_end(key, last=False)
+                self.masks[key] = self.masks.get(key, 0) | 1 << holder
+        self._units[holder] = total
 
     def trim(self, holder: int, room: int) -> None:
         held = self._held.get(holder)

@@ -153,6 +153,17 @@ class PrefixIndex:
         capacity = self._capacity.setdefault(target_id, capacity)
         self._dispatches.add(holder, text_chain, capacity, self._share(4))
 
+    def latest(self, target_id: str, most: int) -> list[tuple[int, int]]:
+        """Blocks of text that it should hold, with their units, those that were used last first."""
+        holder = self._holders.get(target_id)
+        return [] if holder is None else self._dispatches.latest(holder, most)
+
+    def recalled(self, target_id: str, blocks: Iterable[tuple[int, int]], capacity: int) -> None:
+        """What another router told in answer to a question by that. `capacity`: as in `shared`."""
+        holder = self._holder(target_id)
+        capacity = self._capacity.setdefault(target_id, capacity)
+        self._dispatches.recall(holder, blocks, capacity, self._share(4))
+
     def withdrawn(self, tickets: Tickets) -> None:
         """The prompt was not computed there: the request failed, or was cancelled before its first byte."""
         self._sent.drop(tickets[0])

@@ -27,6 +27,16 @@ class Label(StrEnum):
     """No prefix to go by: an unhashable prompt, or a policy that does not look at prefixes."""
 
 
+class Others(NamedTuple):
+    """What other routers have at an endpoint, as they said less than a second ago."""
+
+    in_flight: int
+    queued: int
+    """Of these, those whose first token has not come."""
+    prefill_tokens: int
+    """Uncached prompt tokens of the latter."""
+
+
 @dataclass(slots=True)
 class Load:
     """What is known of one endpoint's load. The picker writes it, except the `reported` ones (the metrics probe)."""
@@ -36,10 +46,14 @@ class Load:
     penalty: int = 0
     """Requests that it turned down or failed lately, each for as long as an answer takes. The dispatcher writes it: an
     endpoint that fails at once would look idle. Counts like `in_flight` where load is compared."""
+    queued: int = 0
+    """Of those in flight, those whose first token has not come."""
     prefill_tokens: int = 0
-    """Predicted uncached prompt tokens sent there whose first byte has not come."""
+    """Predicted uncached prompt tokens of the latter."""
     prefill_rate: float = 0.0
     """Learned prompt tokens per second; 0 until there is a first answer."""
+    others: Others | None = None
+    """None while it is not known from all other routers, if there are any. `replicas` writes it."""
     reported_running: int | None = None
     """The engine's own gauges, None where it does not report them (which is not 0)."""
     reported_waiting: int | None = None

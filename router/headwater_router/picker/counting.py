@@ -68,6 +68,7 @@ def counted(decision: Decision) -> CountedDecision:
 def begin(decision: CountedDecision) -> None:
     load = decision.target.load
     load.in_flight += 1
+    load.queued += 1
     load.prefill_tokens += decision.prefill_tokens
     decision.prefilling = True
 
@@ -75,6 +76,7 @@ def begin(decision: CountedDecision) -> None:
 def end_prefill(decision: CountedDecision) -> None:
     if decision.prefilling:
         decision.prefilling = False
+        decision.target.load.queued -= 1
         decision.target.load.prefill_tokens -= decision.prefill_tokens
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from msgspec import Struct
 
 from headwater_router.index.prefixes import Tickets
-from headwater_router.picker.base import Candidate, Decision, Load, Target
+from headwater_router.picker.base import Candidate, Decision, Load, Others, Target
 from headwater_router.picker.counting import CountedDecision, begin, counted, end_prefill
 from headwater_router.picker.speed import Speed
 
@@ -32,9 +32,20 @@ class Known:
     foreign_running: int = 0
     """Requests there that are not ours and are being answered."""
     foreign_waiting: int = 0
+    seen_others: Others | None = None
 
     def see_gauges(self, load: Load) -> None:
-        if load.reported_waiting != self.seen_waiting or load.reported_running != self.seen_running:
+        """What is there of others: as their routers say, else what the engine's gauges have beyond our own count."""
+        others, before = load.others, self.seen_others
+        self.seen_others = others
+        if others is not None:
+            self.foreign_waiting = others.queued
+            self.foreign_running = others.in_flight - others.queued
+        elif (
+            before is not None
+            or load.reported_waiting != self.seen_waiting
+            or load.reported_running != self.seen_running
+        ):
             self.seen_waiting, self.seen_running = load.reported_waiting, load.reported_running
             running, waiting = load.reported_running or 0, load.reported_waiting or 0
             foreign = max(0, running + waiting - load.in_flight)

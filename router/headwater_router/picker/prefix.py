@@ -208,7 +208,11 @@ class PrefixPicker:
                 known = self._known[name] = Known()
             if known.whole_answers:
                 self._release_due(known, now)
-            if load.reported_waiting != known.seen_waiting or load.reported_running != known.seen_running:
+            if (
+                load.others is not known.seen_others
+                or load.reported_waiting != known.seen_waiting
+                or load.reported_running != known.seen_running
+            ):
                 known.see_gauges(load)
             if now <= known.fresh_until:
                 per_token, per_answer = known.speed.seconds_per_token, known.speed.seconds_per_answer

@@ -1,1 +1,1 @@
-"""What the replicas of the router share through Redis: which prompts which engine has answered."""
+"""What the replicas of the router share: which prompts which engine has answered, and what they have at each now."""

@@ -21,8 +21,13 @@ MOST_ITEMS: Final = 8192
 _MOST_CHARACTERS: Final = 512
 """Of what a router or an engine is called."""
 
+MOST_ENGINES: Final = 4096
+MOST_HELD: Final = 4096
+"""Blocks of one `Held`."""
+
 _PREFIX: Final = "prefix.2"
-"""To be changed with what `headwater.prefix` makes of a prompt."""
+_HELD: Final = "held.2"
+"""Both to be changed with what `headwater.prefix` makes of a prompt."""
 
 _Name = Annotated[str, Meta(max_length=_MOST_CHARACTERS)]
 
@@ -40,6 +45,46 @@ class Prefix(msgspec.Struct, array_like=True, frozen=True, tag=_PREFIX):
     """Of its text: 64-bit hashes, one for each block."""
 
 
+_Count = Annotated[int, Meta(ge=0, le=2**53)]
+_Hash = Annotated[int, Meta(ge=0)]
+
+
+class EngineLoad(msgspec.Struct, array_like=True, frozen=True):
+    """What a router has at an engine now."""
+
+    engine: _Name
+    in_flight: _Count
+    queued: _Count
+    prefill_tokens: _Count
+
+
+class Loads(msgspec.Struct, array_like=True, frozen=True, tag="loads.1"):
+    """What a router has at all engines. One that is not named has nothing of it."""
+
+    age: Annotated[float, Meta(ge=0)]
+    """Seconds that the router has listened to the others: how much it may know."""
+    engines: Annotated[Sequence[EngineLoad], Meta(max_length=MOST_ENGINES)]
+
+
+class Ask(msgspec.Struct, array_like=True, frozen=True, tag="ask.1"):
+    """A router that came late asks another one for what it knows."""
+
+    of: _Name
+
+
+class Held(msgspec.Struct, array_like=True, frozen=True, tag=_HELD):
+    """A piece of the answer: blocks of text that an engine should hold, those that were used last first."""
+
+    to: _Name
+    engine: _Name
+    blocks: Annotated[Sequence[_Hash], Meta(max_length=MOST_HELD)]
+    units: Annotated[Sequence[_Count], Meta(max_length=MOST_HELD)]
+    """Of each of them, as `headwater.prefix` counts them."""
+
+
+Item = Prefix | Loads | Ask | Held
+
+
 class Message(NamedTuple):
     router: str
     """Chosen at random by each router when it starts."""
@@ -52,14 +97,15 @@ class _Kind(msgspec.Struct, array_like=True):
 
 
 _kind: Final = msgspec.msgpack.Decoder(_Kind)
-_prefix: Final = msgspec.msgpack.Decoder(Prefix)
+_item: Final[msgspec.msgpack.Decoder[Item]] = msgspec.msgpack.Decoder(Item)
+_KINDS: Final = frozenset((_PREFIX, _HELD, "loads.1", "ask.1"))
 _message: Final = msgspec.msgpack.Decoder(Annotated[list[Raw], Meta(min_length=1, max_length=MOST_ITEMS + 1)])
 _name: Final = msgspec.msgpack.Decoder(_Name)
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
-def encode(router: str, prefixes: Sequence[Prefix]) -> bytes:
-    return _encode([router, *prefixes])
+def encode(router: str, items: Sequence[Item]) -> bytes:
+    return _encode([router, *items])
 
 
 def decode(data: bytes) -> Message:
@@ -73,9 +119,9 @@ def decode(data: bytes) -> Message:
         raise MalformedError(str(error)) from None
 
 
-def read(item: Raw) -> Prefix | None:
+def read(item: Raw) -> Item | None:
     """An item of a message; None if it is of a kind that is unknown here. Raises MalformedError."""
     try:
-        return _prefix.decode(item) if _kind.decode(item).kind == _PREFIX else None
+        return _item.decode(item) if _kind.decode(item).kind in _KINDS else None
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise MalformedError(str(error)) from None

@@ -1,0 +1,89 @@
+"""What other routers have said lately of themselves: what they have at which engine, and how long they have listened.
+
+They say so every tenth of a second. Who has not for a second is not counted any more: it has ended. Where that is so of
+all, the way to them is broken, and nothing is known. A router of an older release says nothing of its load; while there
+is one, the sum would be too small, and the engines' gauges are the better word.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from headwater_router.picker.base import Others
+from headwater_router.replicas.message import EngineLoad
+
+_FRESH: Final = 1.0
+"""Seconds for which a router's load counts."""
+_SILENT: Final = 10.0
+"""Seconds after which a router that says nothing at all has ended. Those of older releases speak every five."""
+_MOST_ROUTERS: Final = 64
+_NEVER: Final = float("-inf")
+
+
+@dataclass(slots=True)
+class _Peer:
+    heard: float
+    told: float = _NEVER
+    """When it told its load."""
+    age: float = 0.0
+    loads: Sequence[EngineLoad] = ()
+
+
+class Peers:
+    """Times are monotonic seconds."""
+
+    def __init__(self) -> None:
+        self._peers: OrderedDict[str, _Peer] = OrderedDict()
+        """The one that was heard least recently first."""
+
+    def heard(self, router: str, now: float) -> None:
+        """It said anything at all."""
+        peer = self._peers.get(router)
+        if peer is None:
+            self._peers[router] = _Peer(now)
+            if len(self._peers) > _MOST_ROUTERS:
+                self._peers.popitem(last=False)
+        else:
+            peer.heard = now
+            self._peers.move_to_end(router)
+
+    def told(self, router: str, age: float, loads: Sequence[EngineLoad], now: float) -> None:
+        """`loads`: of engines that are known here."""
+        if (peer := self._peers.get(router)) is not None:
+            peer.told, peer.age, peer.loads = now, age, loads
+
+    def others(self, now: float) -> Callable[[str], Others | None]:
+        """What they have at an engine, by its name; None while it is not known of all of them, or there are none."""
+        self._forget(now)
+        fresh = [peer for peer in self._peers.values() if now - peer.told <= _FRESH]
+        if not fresh or any(peer.told == _NEVER for peer in self._peers.values()):
+            return lambda _: None
+        sums: dict[str, Others] = {}
+        for peer in fresh:
+            for each in peer.loads:
+                known = sums.get(each.engine, _NOTHING)
+                sums[each.engine] = Others(
+                    known.in_flight + each.in_flight,
+                    known.queued + min(each.queued, each.in_flight),
+                    known.prefill_tokens + each.prefill_tokens,
+                )
+        return lambda engine: sums.get(engine, _NOTHING)
+
+    def oldest(self, now: float) -> tuple[str, float] | None:
+        """The one that has listened longest, and the seconds."""
+        fresh = [(peer.age, name) for name, peer in self._peers.items() if now - peer.told <= _FRESH]
+        if not fresh:
+            return None
+        age, name = max(fresh)
+        return name, age
+
+    def _forget(self, now: float) -> None:
+        while self._peers:
+            name, peer = next(iter(self._peers.items()))
+            if now - peer.heard <= _SILENT:
+                return
+            del self._peers[name]
+
+
+_NOTHING: Final = Others(0, 0, 0)

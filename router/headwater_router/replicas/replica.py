@@ -1,0 +1,239 @@
+"""One router among others: what it has to say, and what it makes of what they say. No socket, and no clock of its own.
+
+Each router tells the prompts that its engines have answered, so that a conversation finds its prefix again through any
+of them; and ten times a second what it has at each engine, so that a burst that comes through several of them spreads
+as if it came through one. Nobody depends on it: what is lost costs a prefill, not an answer, so nothing is stored,
+repeated or acknowledged.
+
+A router that comes late asks the one that has listened longest for what it knows, once, and takes no more than
+`_MOST_RECALLED` blocks of it, the latest first. What it has heard itself meanwhile counts as younger.
+
+An engine is known to all routers by its pod and by when its process began (`Endpoint.incarnation`): what is said of one
+that has restarted since means nothing to a router that has noticed. So several installations can use one Redis, too.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Final, NamedTuple
+
+import structlog
+
+from headwater.prefix import BLOCK_BYTES
+from headwater.tally import Count
+from headwater_router.index import PrefixIndex
+from headwater_router.index.prompt import DEFAULT_BYTES_PER_TOKEN
+from headwater_router.picker.base import Target
+from headwater_router.picker.prefix import cache_blocks
+from headwater_router.replicas.message import (
+    MOST_ENGINES,
+    MOST_HELD,
+    Ask,
+    EngineLoad,
+    Held,
+    Item,
+    Loads,
+    MalformedError,
+    Prefix,
+    decode,
+    encode,
+    read,
+)
+from headwater_router.replicas.outbox import Outbox
+from headwater_router.replicas.peers import Peers
+
+log = structlog.get_logger(__name__)
+
+_MESSAGE_BLOCKS: Final = 4000
+"""Of one message, more or less."""
+_PIECE: Final = 4000
+"""Blocks and items that are taken over in one stretch: about a millisecond."""
+_LOADS: Final = 0.1
+"""Seconds from one word on the load to the next."""
+_MOST_RECALLED: Final = 200_000
+_MOST_OF_AN_ENGINE: Final = 32_768
+_LATE: Final = 2.0
+"""Seconds in which a router that came late hears of one that has been here for longer."""
+_PATIENCE: Final = 5.0
+"""Seconds until another router is asked."""
+_MOST_ASKED: Final = 3
+_BETWEEN_ANSWERS: Final = 2.0
+
+Engines = Callable[[], Iterable[tuple[str, Target]]]
+"""What all routers call the engines that this one knows (`Endpoint.incarnation`), and what the index calls them."""
+
+
+class Outgoing(NamedTuple):
+    data: bytes
+    prefixes: int
+    """That are in it."""
+
+
+class Replica:
+    """Times are monotonic seconds."""
+
+    def __init__(
+        self, name: str, engines: Engines, index: PrefixIndex, prefixes: Mapping[str, Count], malformed: Count
+    ) -> None:
+        """`prefixes`: counts those that were dropped, received, or of engines that are unknown here."""
+        self.name = name
+        self._engines = engines
+        self._index = index
+        self._prefixes = prefixes
+        self._malformed = malformed
+        self.outbox = Outbox(prefixes["dropped"])
+        self._peers = Peers()
+        self._since: float | None = None
+        """When it began to listen."""
+        self._loads_at = float("-inf")
+        self._recall = _Recall()
+        self._answer: deque[Held] = deque()
+        self._to_tell: deque[tuple[str, str, str, int]] = deque()
+        """Whom to answer, of which engine, by both its names, and how many blocks at most."""
+        self._answered_at = float("-inf")
+        index.on_answer = self.outbox.add
+
+    def joined(self, now: float) -> None:
+        """The way to the others is open."""
+        if self._since is None:
+            self._since = now
+
+    def left(self) -> None:
+        """It is not any more: nothing is known of others but what the engines' gauges say."""
+        self._peers = Peers()
+        for _, target in self._engines():
+            target.load.others = None
+
+    def outgoing(self, now: float) -> Outgoing | None:
+        """What is to be said now. To be called every few hundredths of a second while there is a way to the others."""
+        engines = {target.id: name for name, target in self._engines()}
+        answered = self.outbox.take(_MESSAGE_BLOCKS)
+        prefixes = [Prefix(engines[target_id], chain) for target_id, chain in answered if target_id in engines]
+        self._prefixes["dropped"].inc(len(answered) - len(prefixes))
+        items: list[Item] = [*prefixes]
+        if now - self._loads_at >= _LOADS:
+            self._loads_at = now
+            items.append(self._loads(now))
+            self._see_others(now)
+            if (asked := self._recall.ask(self._peers.oldest(now), now, self._age(now))) is not None:
+                items.append(Ask(asked))
+        if (held := self._next_held()) is not None:
+            items.append(held)
+        return Outgoing(encode(self.name, items), len(prefixes)) if items else None
+
+    def incoming(self, data: bytes, now: float) -> Iterator[None]:
+        """One message, whoever sent it. Works while it is iterated over, and pauses now and then."""
+        try:
+            message = decode(data)
+        except MalformedError as error:
+            self._unreadable(error)
+            return
+        if message.router == self.name:
+            return
+        self._peers.heard(message.router, now)
+        targets, work = dict(self._engines()), 0
+        unreadable: MalformedError | None = None
+        for raw in message.items:
+            try:
+                work += 1 + self._take(message.router, read(raw), targets, now)
+            except MalformedError as error:
+                unreadable = error
+            if work >= _PIECE:
+                yield
+                # An endpoint that has gone meanwhile must not be believed to hold anything.
+                targets, work = dict(self._engines()), 0
+        if unreadable is not None:
+            self._unreadable(unreadable)
+
+    def _take(self, router: str, item: Item | None, targets: Mapping[str, Target], now: float) -> int:
+        """Gives how much work it was."""
+        match item:
+            case Prefix():
+                self._take_prefix(item, targets.get(item.engine))
+                return len(item.chain)
+            case Loads():
+                known = [each for each in item.engines if each.engine in targets]
+                self._peers.told(router, item.age, known, now)
+                return len(item.engines)
+            case Ask(of=self.name):
+                return self._begin_answer(router, targets, now)
+            case Held(to=self.name) if self._recall.wants(router, len(item.blocks)):
+                if (target := targets.get(item.engine)) is not None:
+                    self._index.recalled(target.id, zip(item.blocks, item.units, strict=False), _capacity(target))
+                return len(item.blocks)
+            case _:
+                return 0
+
+    def _take_prefix(self, prefix: Prefix, target: Target | None) -> None:
+        if target is not None:
+            self._index.shared(target.id, prefix.chain, _capacity(target))
+        self._prefixes["unknown" if target is None else "received"].inc()
+
+    def _loads(self, now: float) -> Loads:
+        busy = [
+            EngineLoad(name, target.load.in_flight, target.load.queued, target.load.prefill_tokens)
+            for name, target in self._engines()
+            if target.load.in_flight
+        ]
+        return Loads(self._age(now), busy[:MOST_ENGINES])
+
+    def _age(self, now: float) -> float:
+        return 0.0 if self._since is None else now - self._since
+
+    def _see_others(self, now: float) -> None:
+        others = self._peers.others(now)
+        for name, target in self._engines():
+            if (found := others(name)) != target.load.others:
+                target.load.others = found
+
+    def _begin_answer(self, router: str, targets: Mapping[str, Target], now: float) -> int:
+        if self._to_tell or self._answer or now - self._answered_at < _BETWEEN_ANSWERS:
+            return 0
+        self._answered_at = now
+        most = min(_MOST_RECALLED // max(1, len(targets)), _MOST_OF_AN_ENGINE)
+        self._to_tell.extend((router, name, target.id, most) for name, target in targets.items())
+        return len(targets)
+
+    def _next_held(self) -> Held | None:
+        while self._to_tell and not self._answer:
+            to, engine, target_id, most = self._to_tell.popleft()
+            blocks = self._index.latest(target_id, most)
+            for start in range(0, len(blocks), MOST_HELD):
+                piece = blocks[start : start + MOST_HELD]
+                self._answer.append(Held(to, engine, [key for key, _ in piece], [units for _, units in piece]))
+        return self._answer.popleft() if self._answer else None
+
+    def _unreadable(self, error: MalformedError) -> None:
+        log.debug("message of another router could not be read, or not all of it", reason=str(error))
+        self._malformed.inc()
+
+
+class _Recall:
+    """A router that came late, and asks."""
+
+    def __init__(self) -> None:
+        self._asked: str | None = None
+        self._asked_at = float("-inf")
+        self._times = 0
+        self._room = _MOST_RECALLED
+
+    def ask(self, oldest: tuple[str, float] | None, now: float, age: float) -> str | None:
+        """Whom to ask now, if anybody. `oldest`: who has listened longest, and the seconds; `age`: our own."""
+        late = self._times or age <= _LATE
+        if not late or self._times >= _MOST_ASKED or now - self._asked_at < _PATIENCE:
+            return None
+        if self._room < _MOST_RECALLED or oldest is None or oldest[1] <= age + _LATE:
+            return None
+        self._asked, self._asked_at = oldest[0], now
+        self._times += 1
+        return self._asked
+
+    def wants(self, router: str, blocks: int) -> bool:
+        """Whether this was asked for, and is not too much."""
+        if router != self._asked or blocks > self._room:
+            return False
+        self._room -= blocks
+        return True
+
+
+def _capacity(target: Target) -> int:
+    return cache_blocks(target.load, BLOCK_BYTES / DEFAULT_BYTES_PER_TOKEN)

@@ -1,0 +1,249 @@
+"""Routers tell one another their load and what they know, in virtual time, over a channel that loses messages."""
+
+import random
+from collections import deque
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headwater.tally import Count
+from headwater_router.index import PrefixIndex
+from headwater_router.picker import make
+from headwater_router.picker.base import Load, Others, Prompt, Target
+from headwater_router.picker.prefix import PrefixPicker
+from headwater_router.replicas.message import Ask, Held, Loads, decode, encode, read
+from headwater_router.replicas.replica import Replica
+from tests.router.indexing import depths, exhaust
+
+ENGINES = ["a", "b", "c"]
+STEP = 0.02
+
+
+class Router:
+    """A replica with its own view of the engines, and every message that it has sent."""
+
+    def __init__(self, name: str) -> None:
+        self.index = PrefixIndex()
+        self.targets = {engine: Target(f"{name}:{engine}") for engine in ENGINES}
+        self.counts = {outcome: Count() for outcome in ("dropped", "received", "unknown")}
+        self.malformed = Count()
+        self.replica = Replica(name, self.targets.items, self.index, self.counts, self.malformed)
+        self.sent: list[bytes] = []
+
+    def others(self, engine: str) -> Others | None:
+        return self.targets[engine].load.others
+
+    def answered(self, engine: str, chain: list[int]) -> None:
+        target = self.targets[engine].id
+        self.index.answered(target, chain, self.index.dispatched(target, chain, None, 0.0, 10_000))
+
+    def asked(self) -> list[str]:
+        return [item.of for data in self.sent for raw in decode(data).items if isinstance(item := read(raw), Ask)]
+
+
+class Channel:
+    """Everything that is said reaches everybody, unless it is lost."""
+
+    def __init__(self, *routers: Router) -> None:
+        self.now = 0.0
+        self.routers: list[Router] = []
+        self.lost = lambda: False
+        for router in routers:
+            self.join(router)
+
+    def join(self, router: Router) -> None:
+        self.routers.append(router)
+        router.replica.joined(self.now)
+
+    def run(self, seconds: float) -> None:
+        end = self.now + seconds
+        while self.now < end:
+            self.now += STEP
+            for sender in self.routers:
+                outgoing = sender.replica.outgoing(self.now)
+                if outgoing is None:
+                    continue
+                sender.sent.append(outgoing.data)
+                for receiver in self.routers:
+                    if not self.lost():
+                        exhaust(receiver.replica.incoming(outgoing.data, self.now))
+
+
+def test_each_knows_what_all_others_have_at_an_engine_and_does_not_count_itself() -> None:
+    routers = [Router(str(number)) for number in range(8)]
+    channel = Channel(*routers)
+    for number, router in enumerate(routers):
+        load = router.targets["a"].load
+        load.in_flight, load.queued, load.prefill_tokens = number, number // 2, 100 * number
+    channel.run(0.3)
+    assert routers[0].others("a") == Others(28, 12, 2800)
+    assert routers[7].others("a") == Others(21, 9, 2100)
+    assert routers[0].others("b") == Others(0, 0, 0)
+    routers[7].targets["a"].load.in_flight = routers[7].targets["a"].load.queued = 0
+    channel.run(0.3)
+    assert routers[0].others("a") == Others(21, 9, 2100)
+
+
+def test_who_ends_is_not_counted_after_a_second_and_where_nobody_is_heard_nothing_is_known() -> None:
+    routers = [Router(str(number)) for number in range(3)]
+    channel = Channel(*routers)
+    for router in routers:
+        router.targets["a"].load.in_flight = 1
+    channel.run(0.3)
+    assert routers[0].others("a") == Others(2, 0, 0)
+    channel.routers.remove(routers[2])
+    channel.run(1.5)
+    assert routers[0].others("a") == Others(1, 0, 0)
+    channel.routers.remove(routers[1])
+    channel.run(1.5)
+    assert routers[0].others("a") is None
+
+
+def test_while_a_router_of_an_older_release_is_there_gauges_are_the_better_word() -> None:
+    one, other = Router("one"), Router("other")
+    channel = Channel(one, other)
+    channel.run(0.3)
+    assert one.others("a") is not None
+    exhaust(one.replica.incoming(encode("old", []), channel.now))
+    channel.run(0.3)
+    assert one.others("a") is None
+    channel.run(11)
+    assert one.others("a") is not None
+
+
+def test_without_a_way_to_the_others_nothing_is_known_of_them() -> None:
+    one, other = Router("one"), Router("other")
+    Channel(one, other).run(0.3)
+    one.replica.left()
+    assert one.others("a") is None
+
+
+def test_a_policy_goes_by_what_other_routers_say_before_it_goes_by_gauges() -> None:
+    index = PrefixIndex()
+    picker = make("prefix", index, random.Random(0))
+    assert isinstance(picker, PrefixPicker)
+    busy, idle = Target("busy", Load(reported_running=0, reported_waiting=0)), Target("idle", Load(reported_running=9))
+    busy.load.others, idle.load.others = Others(9, 5, 5000), Others(0, 0, 0)
+    assert picker.pick(Prompt("m", [], 100), [busy, idle], 0.0).target is idle
+    busy.load.others = idle.load.others = None
+    assert picker.pick(Prompt("m", [], 100), [busy, idle], 0.0).target is busy
+
+
+def test_a_router_that_comes_late_is_told_what_the_one_knows_that_is_there_for_longest() -> None:
+    old, young, late = Router("old"), Router("young"), Router("late")
+    channel = Channel(old)
+    channel.run(5)
+    channel.join(young)
+    old.answered("a", list(range(50)))
+    old.answered("b", list(range(100, 120)))
+    channel.run(3)
+    channel.join(late)
+    late.answered("a", [1000])
+    channel.run(3)
+    assert late.asked() == ["old"]
+    assert depths(late.index, range(50), 0.0) == {"late:a": 50}
+    assert depths(late.index, range(100, 120), 0.0) == {"late:b": 20}
+    assert depths(late.index, [1000], 0.0) == {"late:a": 1}
+    assert not old.asked()
+    late.index.check()
+
+
+def test_another_one_is_asked_where_there_is_no_answer_and_not_for_ever() -> None:
+    old, late = Router("old"), Router("late")
+    channel = Channel(old)
+    channel.run(5)
+    channel.join(late)
+    channel.lost = lambda: False
+    old.replica._begin_answer = lambda *_: 0  # type: ignore[method-assign,assignment]
+    channel.run(40)
+    assert late.asked() == ["old"] * 3
+
+
+def test_what_was_not_asked_for_is_not_taken_and_a_question_is_not_answered_again_and_again() -> None:
+    old, late = Router("old"), Router("late")
+    channel = Channel(old, late)
+    channel.run(1)
+    exhaust(late.replica.incoming(encode("evil", [Held("late", "a", [1, 2], [1, 1])]), channel.now))
+    assert depths(late.index, [1, 2], 0.0) == {}
+    old.answered("a", [1, 2])
+    for _ in range(100):
+        exhaust(old.replica.incoming(encode("evil", [Ask("old")]), channel.now))
+    before = len(old.sent)
+    channel.run(1)
+    told = [item for data in old.sent[before:] for raw in decode(data).items if isinstance(item := read(raw), Held)]
+    assert [list(each.blocks) for each in told] == [[2, 1]] or [list(each.blocks) for each in told] == [[1, 2]]
+
+
+def test_no_answer_is_longer_than_a_router_wants_to_hear() -> None:
+    old, late = Router("old"), Router("late")
+    channel = Channel(old)
+    channel.run(5)
+    channel.join(late)
+    channel.run(0.3)
+    assert late.asked() == ["old"]
+    blocks = deque(range(1_000_000))
+    for _ in range(100):
+        piece = [blocks.popleft() for _ in range(4000)]
+        exhaust(late.replica.incoming(encode("old", [Held("late", "a", piece, [1] * 4000)]), channel.now))
+    assert late.index.size().dispatched <= 200_000
+    late.index.check()
+
+
+def test_what_is_recalled_pushes_nothing_out() -> None:
+    index = PrefixIndex()
+    index.answered("a", [1, 2], index.dispatched("a", [1, 2], None, 0.0, 4))
+    index.recalled("a", [(10, 1), (9, 1), (8, 1), (7, 1)], 4)
+    index.check()
+    assert depths(index, [1, 2], 0.0) == {"a": 2}
+    assert index.size().dispatched == 4
+    index.answered("a", [3, 4], index.dispatched("a", [3, 4], None, 0.0, 4))
+    assert depths(index, [1, 2], 0.0) == {"a": 2}
+    index.recalled("a", [(11, 10**9)], 4)
+    index.check()
+
+
+@given(seed=st.integers(0, 1000), loss=st.floats(0, 0.9))
+def test_whatever_is_lost_no_router_believes_in_load_that_nobody_has(seed: int, loss: float) -> None:
+    rng = random.Random(seed)
+    routers = [Router(str(number)) for number in range(3)]
+    channel = Channel(*routers)
+    channel.lost = lambda: rng.random() < loss
+    for _ in range(10):
+        for router in routers:
+            load = router.targets[rng.choice(ENGINES)].load
+            load.in_flight = rng.randrange(5)
+            load.queued = min(load.in_flight, rng.randrange(5))
+        channel.run(0.2)
+        for router in routers:
+            for engine in ENGINES:
+                assert (others := router.others(engine)) is None or others.queued <= others.in_flight <= 8
+    channel.lost = lambda: False
+    channel.run(0.3)
+    for router in routers:
+        others = router.others("a")
+        assert others is not None
+        assert others.in_flight == sum(each.targets["a"].load.in_flight for each in routers if each is not router)
+
+
+def test_kinds_and_fields_of_a_newer_release_are_passed_over() -> None:
+    one, other = Router("one"), Router("other")
+    channel = Channel(one, other)
+    newer = msgspec.msgpack.encode(
+        ["other", ["loads.9", {}], ["loads.1", 3.0, [["a", 2, 1, 7, "more"]], "and more"], 5]
+    )
+    exhaust(one.replica.incoming(newer, channel.now))
+    assert one.malformed.value == 1, "the number is no item"
+    one.replica.outgoing(channel.now + 0.1)
+    assert one.others("a") == Others(2, 1, 7)
+    assert isinstance(read(msgspec.Raw(msgspec.msgpack.encode(["loads.1", 1.0, []]))), Loads)
+
+
+@pytest.mark.parametrize(
+    "item", [["loads.1", -1.0, []], ["loads.1", 1.0, [["a", -1, 0, 0]]], ["held.2", "to", "a", [-1], []]]
+)
+def test_an_item_that_makes_no_sense_is_malformed(item: list[object]) -> None:
+    one = Router("one")
+    exhaust(one.replica.incoming(msgspec.msgpack.encode(["other", item]), 0.0))
+    assert one.malformed.value == 1

@@ -21,6 +21,7 @@ after the first `MAX_TOKENS`.
 
 import re
 import struct
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Final
@@ -91,10 +92,11 @@ def text_chain(root: int, stream: bytes) -> list[int]:
 def token_chain(root: int, ids: Sequence[int], block_size: int) -> list[int]:
     """The chain of token ids, one hash for each full block of `block_size` tokens.
 
-    To go on from a known block, pass its hash as `root`. Raises ValueError for an id that is not within 0..2**32-1.
+    An array has items of type "I". To go on from a known block, pass its hash as `root`. Raises ValueError for an id
+    that is not within 0..2**32-1.
     """
     try:
-        stream = struct.pack(f"<{len(ids)}I", *ids)
+        stream = ids.tobytes() if isinstance(ids, array) else struct.pack(f"<{len(ids)}I", *ids)
     except struct.error as error:
         raise ValueError(f"a token id is not within 0..{2**32 - 1}: {error}") from None
     return _chain(root, stream, pairwise(range(0, len(stream) + 1, 4 * block_size)))

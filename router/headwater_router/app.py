@@ -41,6 +41,7 @@ from headwater_router.gateway.pages import Pages
 from headwater_router.index import PrefixIndex, PromptBuilder
 from headwater_router.index.subscriber import EventSubscriber, Publisher
 from headwater_router.index.tokenizer import ModelTokenizer, named_tokenizer
+from headwater_router.index.tokenizers import Tokenizers
 from headwater_router.picker.policies import Policies
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class Router:
         self.admin_keys = _keys("--admin-keys", settings.admin_keys)
         self._index = PrefixIndex()
         self._policies = Policies(settings.policy, self._index)
+        self.tokenizers = _tokenizers(settings)
         self.fleet = Fleet(self._make_breaker, self._policies.forget, kubernetes=settings.kubernetes)
         self.metrics = RouterMetrics()
         self.metrics.keys.clients, self.metrics.keys.admin = self.keys, self.admin_keys
@@ -129,7 +131,7 @@ class Router:
 
     def _make_gateway(self) -> Gateway:
         settings, pages = self.settings, self.pages
-        prompts = PromptBuilder(session_header=settings.session_header, tokenizers=_tokenizers(settings.tokenizer))
+        prompts = PromptBuilder(session_header=settings.session_header, tokenizers=self.tokenizers)
         own = {"/ready": page(pages.ready), "/metrics": page(pages.prometheus), "/version": page(pages.version)}
         return Gateway(
             self.forwarder,
@@ -272,11 +274,12 @@ def _sharing(url: str | None, fleet: Fleet, index: PrefixIndex, metrics: RouterM
         raise SettingsError(f"--redis-url: {error}") from None
 
 
-def _tokenizers(settings: list[str]) -> dict[str, ModelTokenizer]:
+def _tokenizers(settings: RouterSettings) -> Tokenizers:
     try:
-        return dict(named_tokenizer(setting) for setting in settings)
+        named = dict(named_tokenizer(setting) for setting in settings.tokenizer)
     except (OSError, ValueError) as error:
         raise SettingsError(f"--tokenizer: {error}") from None
+    return Tokenizers(named, folder=settings.tokenizers_folder, load=ModelTokenizer.from_folder)
 
 
 async def serve(settings: RouterSettings) -> None:

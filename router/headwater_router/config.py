@@ -69,6 +69,11 @@ class RouterSettings(BaseSettings):
         description="MODEL=FOLDER with the model's tokenizer: its prompts are then also matched against KV events, "
         "token by token. Repeat the flag for each model.",
     )
+    tokenizers_folder: Path | None = Field(
+        None,
+        description="A folder with the tokenizers of further models, each in a folder of the model's name; read when "
+        "the model is first asked for.",
+    )
     max_body_mib: float = Field(32, gt=0, description="Largest request body in MiB; a larger one gets a 413.")
     max_bodies_mib: float | None = Field(
         None,

@@ -1,5 +1,6 @@
 """No body costs more than its bytes are worth. Work is counted, in bytes read, in hashes and in memory, not timed."""
 
+import asyncio
 import base64
 import json
 import random
@@ -23,6 +24,7 @@ from headwater_router.index import PromptBuilder
 from headwater_router.index import prompt as prompt_module
 from headwater_router.index.folds import KEY_TOKENS
 from headwater_router.index.prompt import MAX_EXACT_BYTES
+from headwater_router.index.tokenizers import Tokenizers
 from headwater_router.picker.base import Prompt
 from headwater_router.picker.weights import conversation
 from tests.router.gateway import CHAT, error_of, gateway
@@ -74,6 +76,8 @@ def routed(path: str, data: bytes, builder: PromptBuilder) -> Prompt | None:
     except APIError:
         return None
     prompt = builder.build(path, body, [], model="m")
+    if (exact := builder.exact(prompt, path, body)) is not None:
+        asyncio.run(exact)
     conversation(body, prompt)
     return prompt
 
@@ -243,7 +247,7 @@ def test_the_hashes_of_a_body_are_bounded(path: str, data: bytes, monkeypatch: p
 
 @hostile
 def test_a_body_takes_no_more_than_two_copies_of_it_while_it_is_read(path: str, data: bytes) -> None:
-    builder = PromptBuilder(tokenizers={"m": NoTokenizer()})
+    builder = PromptBuilder(tokenizers=Tokenizers({"m": NoTokenizer()}))
     routed(path, data, builder)  # What is made once is made.
     tracemalloc.start()
     try:
@@ -265,7 +269,7 @@ def test_a_body_takes_no_more_than_two_copies_of_it_while_it_is_read(path: str, 
     ids=["lists", "token ids", "strings"],
 )
 def test_what_is_decoded_at_all_is_small(path: str, data: bytes) -> None:
-    builder = PromptBuilder(tokenizers={"m": NoTokenizer()})
+    builder = PromptBuilder(tokenizers=Tokenizers({"m": NoTokenizer()}))
     routed(path, data, builder)
     tracemalloc.start()
     try:

@@ -1,5 +1,6 @@
 """Whatever bytes a client sends: an error in words or a prompt, and the model that Python's json would read."""
 
+import asyncio
 import json
 import string
 from typing import Any
@@ -12,6 +13,7 @@ from headwater.prefix import MAX_BLOCKS, MAX_TOKENS
 from headwater_router.gateway.body import Body, asking_for_usage, read_body, with_model
 from headwater_router.index import PromptBuilder
 from headwater_router.index.folds import KEY_TOKENS
+from headwater_router.index.tokenizers import Tokenizers
 from headwater_router.picker.weights import conversation
 from tests.router.test_index_tokenizer import WORDS
 
@@ -99,10 +101,12 @@ def test_any_body_is_refused_in_words_or_becomes_a_prompt(data: bytes) -> None:
     body = read(data)
     if body is None:
         return
-    builder = PromptBuilder(tokenizers={"m": Words()})
+    builder = PromptBuilder(tokenizers=Tokenizers({"m": Words()}))
     for path in PATHS:
         for model in ("m", "other"):
             prompt = builder.build(path, body, HEADERS, model=model)
+            if (exact := builder.exact(prompt, path, body)) is not None:
+                asyncio.run(exact)
             assert len(prompt.text_chain) <= MAX_BLOCKS
             assert len(prompt.token_chain or ()) <= MAX_TOKENS // KEY_TOKENS
             assert prompt.tokens >= 1

@@ -1,8 +1,10 @@
 """Requests become prompts: a chain of the text always, token ids where they are known, a fair count of tokens."""
 
+import asyncio
 import base64
 import json
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from headwater_router.index import PrefixIndex, PromptBuilder
 from headwater_router.index.folds import KEY_TOKENS
 from headwater_router.index.prompt import ATTACHMENT_TOKENS, MAX_EXACT_BYTES
 from headwater_router.index.stored import token_root
+from headwater_router.index.tokenizers import Tokenizers
 from headwater_router.picker import make
 from headwater_router.picker.base import Load, Prompt, Target
 
@@ -281,12 +284,61 @@ class FixedTokenizer:
         return None
 
 
-def test_a_tokenizer_makes_prompts_exact_where_it_can() -> None:
-    builder = PromptBuilder(tokenizers={"m": FixedTokenizer()})
-    prompt = build(saying("hi"), builder=builder)
+async def build_exact(body: dict[str, Any], builder: PromptBuilder, kind: str = "chat", model: str = "m") -> Prompt:
+    read = read_body(json.dumps({"model": "any", **body}).encode())
+    prompt = builder.build(PATHS[kind], read, [], model=model)
+    if (exact := builder.exact(prompt, PATHS[kind], read)) is not None:
+        await exact
+    return prompt
+
+
+async def test_a_tokenizer_makes_prompts_exact_where_it_can() -> None:
+    builder = PromptBuilder(tokenizers=Tokenizers({"m": FixedTokenizer()}))
+    prompt = await build_exact(saying("hi"), builder)
     assert (prompt.tokens, prompt.token_chain) == (40, token_chain(token_root(), list(range(40)), KEY_TOKENS))
-    assert build({"prompt": "hi"}, "text", builder).token_chain is None
-    assert build(saying("hi"), builder=builder, model="other").token_chain is None
+    assert (await build_exact({"prompt": "hi"}, builder, "text")).token_chain is None
+    assert (await build_exact(saying("hi"), builder, model="other")).token_chain is None
+
+
+async def test_a_tokenizer_that_counts_other_tokens_than_the_engine_is_not_used_until_it_is_right_again() -> None:
+    builder = PromptBuilder(tokenizers=Tokenizers({"m": FixedTokenizer()}))
+    for wrong in [True] * 7 + [False] + [True] * 8:
+        prompt = await build_exact(saying("hi"), builder)
+        assert prompt.token_chain is not None
+        builder.learn(prompt, 41 if wrong else 40)
+    assert (await build_exact(saying("hi"), builder)).token_chain is None
+    assert builder.tokenizers.distrust("m") == "it counted 40 tokens in a prompt, the engine 41"
+    builder.tokenizers.compared("m", "")
+    assert (await build_exact(saying("hi"), builder)).token_chain is not None
+    builder.tokenizers.compared("m", "other ids")
+    assert builder.tokenizers.distrust("m") == "other ids"
+    assert builder.tokenizers.distrust("other") is None
+
+
+async def test_where_too_much_waits_to_be_tokenized_prompts_are_matched_by_their_text() -> None:
+    builder = PromptBuilder(tokenizers=Tokenizers({"m": FixedTokenizer()}))
+    builder.tokenizers._waiting = 16 << 20
+    assert (await build_exact(saying("hi"), builder)).token_chain is None
+    assert builder.tokenizers.busy == 1
+
+
+async def test_tokenizers_of_a_folder_are_read_when_their_models_are_asked_for(tmp_path: Path) -> None:
+    read: list[Path] = []
+
+    def load(folder: Path) -> FixedTokenizer:
+        read.append(folder)
+        if folder.name == "m":
+            return FixedTokenizer()
+        raise FileNotFoundError
+
+    tokenizers = Tokenizers(folder=tmp_path, load=load)
+    builder = PromptBuilder(tokenizers=tokenizers)
+    for model in ("m", "n", "..", "../x", "/etc"):
+        assert (await build_exact(saying("hi"), builder, model=model)).token_chain is None
+    await asyncio.gather(*tokenizers._loading)
+    assert (await build_exact(saying("hi"), builder)).token_chain is not None
+    assert (await build_exact(saying("hi"), builder, model="n")).token_chain is None
+    assert sorted(read) == [tmp_path / "m", tmp_path / "n"]
 
 
 @pytest.mark.parametrize(
@@ -294,9 +346,9 @@ def test_a_tokenizer_makes_prompts_exact_where_it_can() -> None:
     [[{"role": "user", "content": "x" * MAX_EXACT_BYTES}], [[]] * (MAX_EXACT_BYTES // 2)],
     ids=["text", "lists"],
 )
-def test_what_is_long_is_not_read_for_a_tokenizer(conversation: list[Any]) -> None:
+async def test_what_is_long_is_not_read_for_a_tokenizer(conversation: list[Any]) -> None:
     tokenizer = FixedTokenizer()
-    prompt = build(chat(*conversation), builder=PromptBuilder(tokenizers={"m": tokenizer}))
+    prompt = await build_exact(chat(*conversation), PromptBuilder(tokenizers=Tokenizers({"m": tokenizer})))
     assert (tokenizer.asked, prompt.token_chain, len(prompt.text_chain)) == (0, None, MAX_BLOCKS)
 
 

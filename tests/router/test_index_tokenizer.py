@@ -1,6 +1,7 @@
 """The router's token ids are those of the engine: the model's tokenizer behind its chat template."""
 
 import json
+from array import array
 from pathlib import Path
 
 import pytest
@@ -66,18 +67,19 @@ def test_chats_have_the_ids_that_transformers_gives_them(tmp_path: Path, options
     kwargs = dict(options)
     kwargs.update(kwargs.pop("chat_template_kwargs", {}))
     kwargs.setdefault("add_generation_prompt", True)
-    assert ids == reference(tmp_path).apply_chat_template(HELLO, tokenize=True, return_dict=False, **kwargs)
+    assert ids is not None
+    assert list(ids) == reference(tmp_path).apply_chat_template(HELLO, tokenize=True, return_dict=False, **kwargs)
 
 
 def test_a_template_file_goes_before_the_configuration(tmp_path: Path) -> None:
     (write(tmp_path) / "chat_template.jinja").write_text("hello")
-    assert ModelTokenizer.from_folder(tmp_path).chat({"messages": HELLO}) == [WORDS.index("hello")]
+    assert list(ModelTokenizer.from_folder(tmp_path).chat({"messages": HELLO}) or []) == [WORDS.index("hello")]
 
 
 def test_completions_begin_with_the_special_tokens_unless_told_otherwise(tmp_path: Path) -> None:
     tokenizer = ModelTokenizer.from_folder(write(tmp_path))
-    assert tokenizer.completion({"prompt": "hello there"}) == [0, 8, 9]
-    assert tokenizer.completion({"prompt": ["hello there"], "add_special_tokens": False}) == [8, 9]
+    assert tokenizer.completion({"prompt": "hello there"}) == array("I", [0, 8, 9])
+    assert tokenizer.completion({"prompt": ["hello there"], "add_special_tokens": False}) == array("I", [8, 9])
 
 
 def test_parts_of_text_are_joined_and_the_body_stays_as_it_was(tmp_path: Path) -> None:

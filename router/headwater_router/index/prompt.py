@@ -10,9 +10,10 @@ The text stays JSON. Only where token ids are wanted is any of it read into Pyth
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from functools import partial
 from operator import attrgetter
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 import msgspec
 from msgspec import Raw
@@ -28,6 +29,7 @@ from headwater.prefix import (
 from headwater_router.gateway.body import Body
 from headwater_router.index.folds import KEY_TOKENS
 from headwater_router.index.stored import token_root
+from headwater_router.index.tokenizers import Tokenizer, Tokenizers
 from headwater_router.picker.base import Prompt
 
 DEFAULT_BYTES_PER_TOKEN: Final = 4.0
@@ -80,14 +82,6 @@ Headers = Iterable[tuple[bytes, bytes]]
 """As in an ASGI scope: names in lower case."""
 
 
-class Tokenizer(Protocol):
-    """What `headwater_router.index.tokenizer` gives; None where it cannot say, as for images."""
-
-    def chat(self, body: Mapping[str, Any]) -> list[int] | None: ...
-
-    def completion(self, body: Mapping[str, Any]) -> list[int] | None: ...
-
-
 class _Text(NamedTuple):
     """What a body asks to be read, as JSON."""
 
@@ -102,12 +96,9 @@ class _Text(NamedTuple):
 class PromptBuilder:
     """Builds prompts; holds what was learned of each model's text."""
 
-    def __init__(
-        self, *, session_header: str = "x-session-id", tokenizers: Mapping[str, Tokenizer] | None = None
-    ) -> None:
-        """`tokenizers`: by the model's name."""
+    def __init__(self, *, session_header: str = "x-session-id", tokenizers: Tokenizers | None = None) -> None:
         self._session_header = session_header.lower().encode()
-        self._tokenizers = dict(tokenizers or {})
+        self.tokenizers = tokenizers or Tokenizers()
         self._bytes_per_token: dict[str, float] = {}
         """By names of models that are served, not by what clients call them."""
 
@@ -132,14 +123,33 @@ class PromptBuilder:
             streamed=body.stream,
             session=self._session(headers),
         )
-        if text.kind == "tokens":
-            _count_tokens(prompt, _given_ids(body.prompt), body, adapter)
-        elif (tokenizer := self._tokenizers.get(model)) is not None:
-            _count_tokens(prompt, _rendered(tokenizer, text.kind, body), body, adapter)
+        if text.kind == "tokens" and (tokens := _tokens(_given_ids(body.prompt), body, adapter)) is not None:
+            tokens.put_into(prompt)
         return prompt
+
+    def exact(
+        self, prompt: Prompt, path: str, body: Body, *, adapter: str = ""
+    ) -> "Coroutine[None, None, None] | None":
+        """What is to be awaited to know the prompt's token ids, too; None where there is nothing to wait for."""
+        tokenizer = self.tokenizers.of(prompt.model)
+        kind = _text_of(path, body).kind
+        if tokenizer is None or kind not in ("chat", "text"):
+            return None
+        fields = {name: raw for name in _RENDERED if (raw := getattr(body, name))}
+        size = sum(map(len, fields.values()))
+        if size > MAX_EXACT_BYTES or sum(map(_brackets, fields.values())) > _MAX_BRACKETS:
+            return None
+        return self._count(prompt, partial(_rendered, tokenizer, kind, fields, body, adapter), size)
+
+    async def _count(self, prompt: Prompt, render: "Callable[[], _Tokens | None]", size: int) -> None:
+        if self.tokenizers.has_room(size) and (tokens := await self.tokenizers.run(size, render)) is not None:
+            tokens.put_into(prompt)
+            prompt.rendered = True
 
     def learn(self, prompt: Prompt, prompt_tokens: int) -> None:
         """An answer's usage said how many tokens the prompt has."""
+        if prompt.rendered:
+            self.tokenizers.counted(prompt.model, prompt.tokens, prompt_tokens)
         if prompt.token_chain is None and prompt.text_bytes >= BLOCK_BYTES and prompt_tokens > 0:
             seen = prompt.text_bytes / prompt_tokens
             known = self._bytes_per_token.get(prompt.model, DEFAULT_BYTES_PER_TOKEN)
@@ -183,22 +193,13 @@ def _root_of(body: Body, model: str, adapter: str, kind: str) -> int:
     return root_hash(model, adapter=adapter, shape=shape, kind=kind)
 
 
-def _rendered(tokenizer: Tokenizer, kind: str, body: Body) -> list[int] | None:
-    """The ids of what the engine makes of the body; None for a long one, or where they cannot be told."""
-    fields = {name: raw for name in _RENDERED if (raw := getattr(body, name))}
-    if sum(map(len, fields.values())) > MAX_EXACT_BYTES or sum(map(_brackets, fields.values())) > _MAX_BRACKETS:
-        return None
+def _rendered(tokenizer: Tokenizer, kind: str, fields: Mapping[str, Raw], body: Body, adapter: str) -> "_Tokens | None":
+    """What the engine makes of these fields of the body; None where that cannot be told. For any thread."""
     try:
         values = {name: msgspec.json.decode(raw) for name, raw in fields.items()}
     except _UNREADABLE:
         return None
-    match kind:
-        case "chat":
-            return tokenizer.chat(values)
-        case "text":
-            return tokenizer.completion(values)
-        case _:
-            return None
+    return _tokens(tokenizer.chat(values) if kind == "chat" else tokenizer.completion(values), body, adapter)
 
 
 def _brackets(raw: Raw) -> int:
@@ -218,17 +219,26 @@ def _given_ids(raw: Raw) -> list[int] | None:
         return None
 
 
-def _count_tokens(prompt: Prompt, ids: list[int] | None, body: Body, adapter: str) -> None:
-    """Where the ids are known, there is nothing to estimate."""
+class _Tokens(NamedTuple):
+    """Of a prompt whose ids are known, so that there is nothing to estimate."""
+
+    number: int
+    chain: list[int]
+
+    def put_into(self, prompt: Prompt) -> None:
+        prompt.tokens, prompt.token_chain, prompt.token_block_size = self.number, self.chain, KEY_TOKENS
+
+
+def _tokens(ids: "Sequence[int] | None", body: Body, adapter: str) -> _Tokens | None:
+    """None where there are none, or none that KV events could tell of."""
     if not ids or len(body.cache_salt) > MAX_EXACT_BYTES:
-        return
+        return None
     if body.extra_key and body.extra_key != _NULL:
-        return  # SGLang keeps such prompts apart from others, but its KV events do not say which they are.
+        return None  # SGLang keeps such prompts apart from others, but its KV events do not say which they are.
     try:
         salt = _salt(body.cache_salt) if body.cache_salt else None
-        chain = token_chain(token_root(adapter=adapter, salt=salt or ""), ids[:MAX_TOKENS], KEY_TOKENS)
+        return _Tokens(
+            len(ids), token_chain(token_root(adapter=adapter, salt=salt or ""), ids[:MAX_TOKENS], KEY_TOKENS)
+        )
     except _UNREADABLE:
-        return  # Not token ids after all, or no salt.
-    prompt.token_chain = chain
-    prompt.token_block_size = KEY_TOKENS
-    prompt.tokens = len(ids)
+        return None  # Not token ids after all, or no salt.

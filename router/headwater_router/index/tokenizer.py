@@ -5,23 +5,24 @@ prompts are to be matched exactly against KV events. It reads the folder that th
 the template from `chat_template.jinja` or `tokenizer_config.json`. What cannot be rendered here as the engine would
 (images, tools that the template refuses) has no token ids, and is matched by its text.
 
-A template is a program, and it runs on the router's one thread. So it is always the model's own: a request that brings
+A template is a program, and it runs on a thread of the router. So it is always the model's own: a request that brings
 one, or that gives the model's arguments of the router's, has no token ids. And it loops over what a client sent, so
 that is no more than `_MAX_VALUES` JSON values, in no more text than `index.prompt.MAX_EXACT_BYTES`.
 """
 
 import json
-from collections import OrderedDict
+from array import array
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
 import jinja2
-import xxhash
 from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
+
+from headwater_router.index.segments import SegmentedTokenizer
 
 _SPECIAL_TOKENS: Final = ("bos_token", "eos_token", "pad_token", "unk_token")
 _RESERVED: Final = frozenset(
@@ -39,9 +40,6 @@ _RESERVED: Final = frozenset(
 )
 """No names for a template's further arguments."""
 _MAX_VALUES: Final = 8192
-_CACHED_PROMPTS: Final = 1024
-_CACHED_IDS: Final = 4_000_000
-"""Over all cached prompts; about 32 bytes each."""
 _NOT_RENDERED: Final = (
     jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError
 )  # fmt: skip
@@ -49,14 +47,12 @@ _NOT_RENDERED: Final = (
 
 
 class ModelTokenizer:
-    """Prompts to token ids. Keeps the latest, for prompts that are sent again."""
+    """Prompts to token ids. For several threads."""
 
     def __init__(self, tokenizer: Tokenizer, chat_template: str | None, special_tokens: Mapping[str, str]) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer = SegmentedTokenizer(tokenizer)
         self._template = _environment().from_string(chat_template) if chat_template else None
         self._special_tokens = dict(special_tokens)
-        self._cache: OrderedDict[tuple[int, bool], list[int]] = OrderedDict()
-        self._cached_ids = 0
 
     @classmethod
     def from_folder(cls, folder: Path) -> "ModelTokenizer":
@@ -78,7 +74,7 @@ class ModelTokenizer:
         except jinja2.TemplateError as error:
             raise ValueError(f"{folder}: the chat template is not valid: {error}") from None
 
-    def chat(self, body: Mapping[str, Any]) -> list[int] | None:
+    def chat(self, body: Mapping[str, Any]) -> "array[int] | None":
         """The ids of a /v1/chat/completions body, None if they cannot be told."""
         if self._template is None or body.get("chat_template") is not None or not _few_values(body):
             return None
@@ -98,27 +94,15 @@ class ModelTokenizer:
             )
         except _NOT_RENDERED:
             return None  # The engine will refuse the request, and say why.
-        return self._encode(text, add_special_tokens=body.get("add_special_tokens") is True)
+        return self._tokenizer.encode(text, add_special_tokens=body.get("add_special_tokens") is True)
 
-    def completion(self, body: Mapping[str, Any]) -> list[int] | None:
+    def completion(self, body: Mapping[str, Any]) -> "array[int] | None":
         """The ids of a /v1/completions body with one prompt of text."""
         match body.get("prompt"):
             case (str() as text) | [str() as text]:
-                return self._encode(text, add_special_tokens=body.get("add_special_tokens") is not False)
+                return self._tokenizer.encode(text, add_special_tokens=body.get("add_special_tokens") is not False)
             case _:
                 return None
-
-    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        key = (xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass")), add_special_tokens)
-        ids = self._cache.get(key)
-        if ids is None:
-            ids = self._cache[key] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
-            self._cached_ids += len(ids)
-            while self._cached_ids > _CACHED_IDS or len(self._cache) > _CACHED_PROMPTS:
-                self._cached_ids -= len(self._cache.popitem(last=False)[1])
-        else:
-            self._cache.move_to_end(key)
-        return ids
 
 
 def named_tokenizer(setting: str) -> tuple[str, ModelTokenizer]:

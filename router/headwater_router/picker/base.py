@@ -95,6 +95,8 @@ class Prompt:
     """Of the text, as JSON, that `tokens` was estimated from; 0 where more than the text went into it."""
     streamed: bool = True
     """Whether the answer is streamed. If not, its first byte says nothing of the prefill."""
+    rendered: bool = False
+    """Its token ids are what the router's own tokenizer makes of it."""
     session: str | None = None
     """Value of the session header, for the `session` policy."""
 

@@ -30,6 +30,7 @@ from headwater_router.endpoints.deployments import World
 from headwater_router.endpoints.discovery import StaticEndpoints
 from headwater_router.endpoints.endpoint import Endpoint, EndpointError, EndpointSpec
 from headwater_router.endpoints.fleet import Fleet
+from headwater_router.endpoints.parity import Parity
 from headwater_router.endpoints.probe import Prober
 from headwater_router.gateway.access_log import AccessLog, open_access_log
 from headwater_router.gateway.app import Gateway, page
@@ -112,6 +113,7 @@ class Router:
         self.fleet.on_unreachable = self.forwarder.cut_off
         bodies = _body_budget(settings)
         self.lag = LoopLag()
+        self.metrics.tokenizers = self.tokenizers
         self.pages = Pages(self.fleet, self._index, self.metrics, self.dispatcher, bodies, self.descriptors, self.lag)
         self.access_log = _access_log(settings, self.metrics)
         self.gateway = self._make_gateway()
@@ -150,7 +152,7 @@ class Router:
         from headwater_router.admin.server import AdminServer  # FastAPI takes 30 MB and half a second.
         from headwater_router.gateway.controls import RouterControls
 
-        controls = RouterControls(self.dispatcher, self._policies, self._index)
+        controls = RouterControls(self.dispatcher, self._policies, self._index, self.tokenizers)
         return AdminServer(self.pages, controls, self.settings, self.keys, self.admin_keys)
 
     def _make_breaker(self) -> Breaker:
@@ -182,6 +184,7 @@ class Router:
                     group.create_task(keys.follow())
             if self.sharing is not None:
                 group.create_task(self.sharing.run())
+            group.create_task(Parity(self.fleet, self.tokenizers, self.descriptors).run())
             async for _ in self._static.changes():
                 self._update(group, prober)
 

@@ -146,6 +146,8 @@ class ModelInfo(_Model):
     ready_endpoints: int
     held: int
     """Requests that wait for an endpoint."""
+    tokenizer: str = ""
+    """Whether the router's own tokenizer of it is in use, or why not. Empty: there is none."""
 
 
 class KeyInfo(_Model):

@@ -12,6 +12,7 @@ from headwater_router.dispatch.records import Candidate, DecisionRecord, Failure
 from headwater_router.endpoints.ejection import Reason
 from headwater_router.endpoints.endpoint import Endpoint
 from headwater_router.index import PrefixIndex
+from headwater_router.index.tokenizers import Tokenizers
 from headwater_router.outcome import Outcome
 from headwater_router.picker.policies import Policies
 from headwater_router.picker.speed import Speed
@@ -26,6 +27,7 @@ class RouterControls:
     dispatcher: Dispatcher
     policies: Policies
     index: PrefixIndex
+    tokenizers: Tokenizers
 
     def endpoints(self) -> Sequence[EndpointInfo]:
         now = time.monotonic()
@@ -42,6 +44,7 @@ class RouterControls:
                 deployments=[each.key for each in fleet.promised(name)],
                 endpoints=len(fleet.serving(name)),
                 ready_endpoints=sum(each.takes_requests for each, _ in fleet.serving(name)),
+                tokenizer=_tokenizer(self.tokenizers.distrust(identity.base)),
                 held=sum(self.dispatcher.hold.held[each.key] for each in fleet.promised(name)),
             )
             for name in fleet.models
@@ -133,3 +136,13 @@ class RouterControls:
                 if (endpoint := endpoints.get(each.target_id)) is not None
             ),
         )
+
+
+def _tokenizer(distrust: str | None) -> str:
+    match distrust:
+        case None:
+            return ""
+        case "":
+            return "in use"
+        case reason:
+            return f"not used: {reason}"

@@ -13,6 +13,7 @@ from headwater_router.endpoints.fleet import Fleet
 from headwater_router.gateway.deployment_metrics import DeploymentMetrics
 from headwater_router.gateway.key_metrics import KeyMetrics
 from headwater_router.index import PrefixIndex
+from headwater_router.index.tokenizers import Tokenizers
 from headwater_router.outcome import Outcome
 from headwater_router.picker.base import Label
 
@@ -143,6 +144,14 @@ class RouterMetrics:
         self.index_entries = self._gauge("index_entries", "Blocks that the prefix index knows of, by source.", "source")
         self.index_gaps = self._gauge("index_gaps", "Times that KV events were lost and what was known was dropped.")
         self.index_unusable = self._gauge("index_unusable", "Blocks in KV events that could not be understood.")
+        self.tokenizers = Tokenizers()
+        """Those that are in use, once they are known."""
+        self.tokenizer_trusted = self._gauge(
+            "tokenizer_trusted", "1 while a model's tokenizer says what its engines say; else it is not used.", "model"
+        )
+        self.tokenizer_busy = self._gauge(
+            "tokenizer_busy", "Prompts since the start that were matched by their text because too many waited."
+        )
         self.redis_connected = self._gauge(
             "redis_connected", "1 while prefixes are shared with other routers through Redis."
         )
@@ -206,6 +215,10 @@ class RouterMetrics:
         size = index.size()
         self.index_entries.labels("dispatches").set(size.dispatched)
         self.index_entries.labels("kv_events").set(size.stored)
+        self.tokenizer_trusted.clear()
+        for model in self.tokenizers.in_use():
+            self.tokenizer_trusted.labels(model).set(not self.tokenizers.distrust(model))
+        self.tokenizer_busy.set(self.tokenizers.busy)
         self.index_gaps.set(size.gaps)
         self.index_unusable.set(size.unusable)
 

@@ -31,7 +31,7 @@ OF_THE_CHART: dict[type[BaseSettings], set[str]] = {
     RouterSettings: {"host", "port", "kubernetes", "kubernetes_namespaces", "shutdown_timeout", "redis_url"}
     | {"admin_host", "admin_port", "admin_keys", "api_keys"}
     # Refer to files or to engines outside of the cluster.
-    | {"endpoint", "endpoints_file", "tokenizer"},
+    | {"endpoint", "endpoints_file", "tokenizer", "tokenizers_folder"},
 }
 """What the chart sets by itself, or cannot set."""
 

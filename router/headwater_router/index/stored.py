@@ -249,7 +249,7 @@ class _Run:
     def read(self, tree: FoldTree) -> tuple[Fold, Place | None]:
         """The next blocks, all of which are new; or one that is known, and where it is."""
         event, number = self._event, self._number
-        if (number or event.parent_block_hash is not None) and _extra(event, number):
+        if event.extra_keys and (number or event.parent_block_hash is not None) and _extra(event, number):
             self._position = Position(_apart(self._position.tip), self._position.rest)
         names = self._up_to_a_span()
         new = tree.unknown(names)

@@ -193,6 +193,16 @@ async def test_ranks_have_ports_of_their_own_and_all_must_be_heard() -> None:
             task.cancel()
 
 
+async def test_a_socket_of_the_machine_has_one_rank_whatever_its_metrics_say(tmp_path: Path) -> None:
+    index = PrefixIndex()
+    async with publisher(f"ipc://{tmp_path}/events") as (socket, address), asyncio.TaskGroup() as group:
+        task = group.create_task(EventSubscriber(index, "pod", Publisher(address), ranks=3).run())
+        await socket.recv()
+        await socket.send_multipart(message(0, 0, None))
+        await until(lambda: index.complete("pod"))
+        task.cancel()
+
+
 def test_a_message_that_cannot_be_read_counts_as_lost() -> None:
     index = PrefixIndex()
     feed = Feed(index, "pod")

@@ -47,11 +47,16 @@ _MOST_REPEATED: Final = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Publisher:
-    """Where an engine tells its KV events, as ZMQ addresses such as `tcp://10.0.0.7:5557`."""
+    """Where an engine tells its KV events, as ZMQ addresses such as `tcp://10.0.0.7:5557` or `ipc:///run/a.events`."""
 
     events: str
     replay: str | None = None
     """Where it can be asked for what it has told."""
+
+    @property
+    def has_ports(self) -> bool:
+        """And so more than one rank may be there. A socket of the machine is one."""
+        return self.events.startswith("tcp://")
 
     def of_rank(self, rank: int) -> "Publisher":
         """That of a data-parallel rank, which listens so many ports higher, as vLLM and SGLang have it."""
@@ -76,8 +81,9 @@ class EventSubscriber:
             with zmq.asyncio.Context() as context:
                 try:
                     while True:
-                        self._index.expect(self._target_id, self.ranks)
-                        for rank in range(len(following), self.ranks):
+                        ranks = self.ranks if self._publisher.has_ports else 1
+                        self._index.expect(self._target_id, ranks)
+                        for rank in range(len(following), ranks):
                             feed = Feed(self._index, self._target_id)
                             each = _Following(context, self._publisher.of_rank(rank), feed)
                             following.append(asyncio.create_task(each.run()))

@@ -315,6 +315,7 @@ async def serve(settings: RouterSettings) -> None:
             with contextlib.suppress(asyncio.CancelledError, ExceptionGroup):
                 await task
         router.forwarder.close()
+        router.tokenizers.close()
         if admin is not None:
             await admin.close()
         if router.access_log is not None:

@@ -127,7 +127,6 @@ class Gateway:
         prompt = self._prompts.build(request.path, body, request.headers, model=identity.base, adapter=identity.adapter)
         if (exact := self._prompts.exact(prompt, request.path, body, adapter=identity.adapter)) is not None:
             await exact
-            del exact
         # Its answer is worth the price only where there is more than one deployment to choose from.
         key = conversation(body, prompt) if len(self._fleet.promised(model)) > 1 else None
         entry.call = Call(

@@ -132,8 +132,7 @@ class PromptBuilder:
     ) -> "Coroutine[None, None, None] | None":
         """What is to be awaited to know the prompt's token ids, too; None where there is nothing to wait for."""
         tokenizer = self.tokenizers.of(prompt.model)
-        kind = _text_of(path, body).kind
-        if tokenizer is None or kind not in ("chat", "text"):
+        if tokenizer is None or (kind := _text_of(path, body).kind) not in ("chat", "text"):
             return None
         fields = {name: raw for name in _RENDERED if (raw := getattr(body, name))}
         size = sum(map(len, fields.values()))

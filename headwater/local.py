@@ -12,6 +12,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,16 +113,21 @@ def plan_router(
     deployments: Sequence[ModelDeployment], replicas: Sequence[Replica], folder: Path, *, host: str, port: int
 ) -> Process:
     """The router process; writes the list of endpoints that it reads. Raises ResourceError."""
-    policies = {deployment.spec.routing.policy for deployment in deployments}
-    if len(policies) > 1:
-        raise ResourceError(
-            f"spec.routing.policy: one local router has one policy; found {', '.join(sorted(policies))}"
-        )
+    policy = _shared("policy", {deployment.spec.routing.policy for deployment in deployments})
+    objective = _shared("objective", {deployment.spec.routing.objective for deployment in deployments})
     endpoints = folder / "endpoints.json"
     endpoints.write_text(json.dumps([replica.endpoint for replica in replicas], indent=2))
     command = [sys.executable, "-m", "headwater", "route", "--host", host, "--port", str(port)]
-    command += ["--policy", policies.pop(), "--endpoints-file", str(endpoints), "--expose-endpoint"]
+    command += ["--policy", policy, "--objective", objective]
+    command += ["--endpoints-file", str(endpoints), "--expose-endpoint"]
     return Process("router", command, _url(host, port), "/ready", folder / "router.log")
+
+
+def _shared(name: str, found: AbstractSet[str]) -> str:
+    """What all deployments say. Raises ResourceError."""
+    if len(found) > 1:
+        raise ResourceError(f"spec.routing.{name}: one local router has one {name}; found {', '.join(sorted(found))}")
+    return next(iter(found))
 
 
 def _url(host: str, port: int) -> str:

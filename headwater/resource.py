@@ -55,6 +55,7 @@ class ResourceError(Exception):
 BackendType = Literal["headwater", "vllm", "sglang", "tgi", "tensorrt-llm", "transformers", "auto"]
 Quantization = Literal["none", "fp8", "awq", "gptq"]
 RoutingPolicy = Literal["prefix", "round_robin", "least_loaded", "session"]
+RoutingObjective = Literal["latency", "first-token", "throughput"]
 
 _Window = Annotated[timedelta, Span("1s", "1h")]
 _Delay = Annotated[timedelta, Span("0s", "24h")]
@@ -236,6 +237,8 @@ class Autoscaling(_Part):
 class Routing(_Part):
     policy: RoutingPolicy = "prefix"
     """How the gateway chooses a replica for a request."""
+    objective: RoutingObjective = "latency"
+    """What the prefix policy makes short: all answers to their ends, each one's first token, or all work together."""
     weight: int = Field(default=100, ge=0, le=_MOST)
     """Share of the requests, against other ModelDeployments that serve the same name."""
     shared_with: Annotated[list[NamespaceName], Distinct()] = Field(default=[], max_length=64)

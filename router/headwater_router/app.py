@@ -43,6 +43,7 @@ from headwater_router.index import PrefixIndex, PromptBuilder
 from headwater_router.index.subscriber import EventSubscriber, Publisher
 from headwater_router.index.tokenizer import ModelTokenizer, named_tokenizer
 from headwater_router.index.tokenizers import Tokenizers
+from headwater_router.picker.objective import Objective
 from headwater_router.picker.policies import Policies
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Router:
         self.keys = _keys("--api-keys", settings.api_keys)
         self.admin_keys = _keys("--admin-keys", settings.admin_keys)
         self._index = PrefixIndex()
-        self._policies = Policies(settings.policy, self._index)
+        self._policies = Policies(settings.policy, self._index, objective=Objective(settings.objective))
         self.tokenizers = _tokenizers(settings)
         self.fleet = Fleet(self._make_breaker, self._policies.forget, kubernetes=settings.kubernetes)
         self.metrics = RouterMetrics()

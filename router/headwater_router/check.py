@@ -80,7 +80,7 @@ def _models(settings: RouterSettings) -> Lines:
 
 
 def _policy(settings: RouterSettings) -> Lines:
-    yield settings.policy
+    yield f"{settings.policy} for {settings.objective}" if settings.policy == "prefix" else settings.policy
 
 
 def _tokenizers(settings: RouterSettings) -> Lines:

@@ -63,6 +63,11 @@ class RouterSettings(BaseSettings):
     policy: Literal["prefix", "round_robin", "least_loaded", "session"] = Field(
         "prefix", description="How an endpoint is chosen for a request."
     )
+    objective: Literal["latency", "first-token", "throughput"] = Field(
+        "latency",
+        description="What the prefix policy makes short: all answers to their ends, each one's first token, or all "
+        "work together.",
+    )
     session_header: str = Field("x-session-id", description="Request header that the session policy goes by.")
     tokenizer: list[str] = Field(
         [],

@@ -16,7 +16,9 @@ def endpoint(id: str, name: str, **fields: Any) -> EndpointInfo:
         "id": id, "name": name, "url": f"http://{name}:8000", "backend": "vllm", "deployment": "", "models": ["m"],
         "ready": True, "reason": "", "accepting": True, "cordoned": False, "cached_blocks": 12,
         "breaker": BreakerInfo(state=BreakerState.CLOSED, ejections=0, error_share=0.0),
-        "speed": SpeedInfo(samples=5, seconds_per_token=1e-4, seconds_per_answer=0.01),
+        "speed": SpeedInfo(
+            samples=5, factor=1.0, seconds_per_step=0.02, seconds_per_token=1e-4, seconds_per_answer=0.01
+        ),
         "load": load(0),
     }  # fmt: skip
     return EndpointInfo(**given | fields)

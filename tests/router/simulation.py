@@ -13,6 +13,7 @@ from headwater_router.index import PrefixIndex
 from headwater_router.outcome import Outcome
 from headwater_router.picker import make
 from headwater_router.picker.base import Decision, Picker, Prompt, Target
+from headwater_router.picker.objective import Objective
 from headwater_router.picker.targets import Targets
 
 BLOCK = 128
@@ -148,7 +149,7 @@ class Fleet:
         self.picker.first_token(decision, self.clock.now)
 
     def _ended(self, request: Request, decision: Decision) -> None:
-        self.picker.finished(decision, self.clock.now, Outcome.ANSWERED, cached_tokens=request.cached)
+        self.picker.finished(decision, self.clock.now, Outcome.ANSWERED, request.cached, request.output_tokens)
         self.done.append(request)
         self._typical_seconds += 0.1 * (self.clock.now - request.sent - self._typical_seconds)
         if request.then is not None:
@@ -172,8 +173,8 @@ class Fleet:
         return sum(request.target is engine.target for request in self.done)
 
 
-def picker_for(policy: str, seed: int = 7) -> Picker:
-    return make(policy, PrefixIndex(), random.Random(seed))
+def picker_for(policy: str, seed: int = 7, objective: Objective = Objective.LATENCY) -> Picker:
+    return make(policy, PrefixIndex(), random.Random(seed), objective)
 
 
 def words(rng: random.Random, count: int) -> list[int]:

@@ -79,7 +79,13 @@ async def test_endpoints_are_shown_with_all_that_is_known(admin: httpx.AsyncClie
         "accepting": True,
         "cordoned": False,
         "breaker": {"state": "closed", "ejections": 0, "error_share": 0.0},
-        "speed": {"samples": 5, "seconds_per_token": 1e-4, "seconds_per_answer": 0.01},
+        "speed": {
+            "samples": 5,
+            "factor": 1.0,
+            "seconds_per_step": 0.02,
+            "seconds_per_token": 1e-4,
+            "seconds_per_answer": 0.01,
+        },
         "load": {
             "in_flight": 0,
             "penalty": 0,

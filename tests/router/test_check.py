@@ -53,7 +53,7 @@ def test_what_would_be_served_is_said(tmp_path: Path, capsys: pytest.CaptureFixt
         "endpoints   b:1: http://b:1, headwater",
         "endpoints   those of the cluster, in x, y",
         "models      whatever the endpoints say that they serve",
-        "policy      prefix",
+        "policy      prefix for latency",
         "replicas    share through Redis at redis:6380",
         f"access log  {tmp_path / 'access.log'}",
     ]

@@ -41,7 +41,9 @@ def test_a_deployment_is_known_by_its_names_before_it_has_a_pod() -> None:
 
 
 def test_what_a_deployment_does_not_say_has_its_default() -> None:
-    assert world(model()).deployments == (Deployment("default", "m", ("m",), (), "hf://org/weights", None, 100, True),)
+    assert world(model()).deployments == (
+        Deployment("default", "m", ("m",), (), "hf://org/weights", None, None, 100, True),
+    )
 
 
 def test_no_request_brings_back_what_was_scaled_to_nothing_by_hand() -> None:

@@ -203,8 +203,8 @@ def test_a_pod_without_answers_is_taken_to_be_like_the_others() -> None:
 
 def test_a_pod_that_seemed_slow_is_tried_again_after_a_while() -> None:
     picker, (quick, slow) = prefix_picker(), targets(2)
-    now = teach(picker, slow, 1 / 100)
-    teach(picker, quick, 1 / 10_000, now - 290)
+    now = teach(picker, quick, 1 / 10_000, teach(picker, quick, 1 / 10_000))
+    now = teach(picker, slow, 1 / 100, now - 290)
 
     def slow_among(count: int, now: float) -> int:
         decisions = [picker.pick(Prompt("m", [], 500), [quick, slow], now) for _ in range(count)]

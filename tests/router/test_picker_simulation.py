@@ -9,6 +9,7 @@ import pytest
 from headwater.prefix import token_chain
 from headwater_router.picker import make
 from headwater_router.picker.base import Decision, Prompt, Target
+from headwater_router.picker.objective import Objective
 from headwater_router.picker.targets import Targets
 from tests.router.simulation import BLOCK, ROOT, Engine, Fleet, Request, picker_for, words
 
@@ -99,7 +100,7 @@ def test_a_hot_prefix_spreads_to_as_many_endpoints_as_it_needs_and_no_more(
     per_second: float, least: int, most: int
 ) -> None:
     """An engine computes 5,000 tokens a second, 300 of a request are its own: 20 a second are too many for one."""
-    fleet = Fleet(picker_for("prefix"), engines=8)
+    fleet = Fleet(picker_for("prefix", objective=Objective.FIRST_TOKEN), engines=8)
     hot_prefix(fleet, requests=400, per_second=per_second, shared=4000, own=300)
     fleet.run()
     assert least <= sum(fleet.users_of(engine) > 0 for engine in fleet.engines) <= most

@@ -1,80 +1,150 @@
-"""An endpoint's speed is learned from few answers, and not from accidents."""
+"""What engines cost is learned from few answers, apart from one another, and not from accidents."""
 
+import math
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from headwater_router.picker.speed import Speed
+from headwater_router.picker.speed import Factor, Lengths, Pace, Stretch
 
-
-def taught(seconds_per_token: float, seconds_per_answer: float, samples: int = 100) -> Speed:
-    rng = random.Random(1)
-    speed = Speed()
-    for number in range(samples):
-        tokens, answers = rng.randrange(1, 3000), rng.randrange(1, 20)
-        speed.learn(tokens, answers, seconds_per_token * tokens + seconds_per_answer * answers, float(number))
-    return speed
+COSTS = (0.01, 0.005, 5e-5, 4e-8, 3e-5)
+"""Of an 8B model on a large GPU."""
 
 
-@pytest.mark.parametrize("rate", [100.0, 4000.0, 20_000.0])
-def test_prompt_tokens_and_answers_are_told_apart(rate: float) -> None:
-    speed = taught(1 / rate, 0.02)
-    assert 1 / speed.seconds_per_token == pytest.approx(rate, rel=0.3)
-    assert speed.seconds_per_answer == pytest.approx(0.02, rel=0.3)
+def stretch(rng: random.Random, *, streamed: bool = True) -> list[Stretch]:
+    """Of one request: up to its first token, and from there; both in one where it is not streamed."""
+    answers, context, steps = rng.randrange(0, 60), rng.randrange(0, 200_000), rng.randrange(20, 600)
+    first = Stretch(1.0, 0.0, answers, context, rng.randrange(10, 9000))
+    rest = Stretch(0.0, steps, answers * steps, context * steps, rng.randrange(0, 40_000))
+    return [first, rest] if streamed else [Stretch(*[a + b for a, b in zip(first, rest, strict=True)])]
+
+
+def seconds(each: Stretch, costs: tuple[float, ...] = COSTS) -> float:
+    return sum(one * cost for one, cost in zip(each, costs, strict=True))
+
+
+def taught(answers: int = 500, *, streamed: bool = True, noise: float = 0.1) -> tuple[Pace, Factor]:
+    rng, pace, factor = random.Random(1), Pace(), Factor()
+    for _ in range(answers):
+        for each in stretch(rng, streamed=streamed):
+            pace.learn(each, seconds(each) * rng.lognormvariate(0, noise), factor)
+    return pace, factor
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_the_costs_that_make_up_an_answer_are_told_apart(streamed: bool) -> None:
+    """Also where no first token is seen."""
+    pace, _ = taught(streamed=streamed)
+    assert pace.costs[1:] == pytest.approx(COSTS[1:], rel=0.15)
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_what_was_learned_predicts_what_comes_next(streamed: bool) -> None:
+    pace, _ = taught(streamed=streamed)
+    rng = random.Random(2)
+    for _ in range(100):
+        for each in stretch(rng, streamed=streamed):
+            assert pace.seconds(each) == pytest.approx(seconds(each), rel=0.2)
+
+
+def test_a_constant_cost_is_not_taken_for_one_of_each_answer() -> None:
+    """A quiet engine would look slow beside a busy one: its steps are shared by few."""
+    pace, _ = taught()
+    quiet, busy = Stretch(0, 100, 0, 0, 0), Stretch(0, 100, 5000, 0, 0)
+    assert pace.seconds(quiet) == pytest.approx(0.5, rel=0.1)
+    assert pace.seconds(busy) == pytest.approx(0.75, rel=0.1)
 
 
 def test_one_stall_changes_little() -> None:
-    speed = taught(1 / 4000, 0.01)
-    speed.learn(1000, 1, 300.0, 101.0)
-    assert speed.seconds_per_token < 2.5 / 4000
+    pace, factor = taught()
+    before = list(pace.costs)
+    pace.learn(Stretch(1, 0, 10, 10_000, 1000), 300.0, factor)
+    for _ in range(40):
+        for each in stretch(random.Random(3)):
+            pace.learn(each, seconds(each), factor)
+    assert pace.costs == pytest.approx(before, rel=0.5)
 
 
-def test_an_endpoint_that_became_slow_is_believed_after_a_few_answers() -> None:
-    speed = taught(1 / 4000, 0.01)
-    for number in range(15):
-        speed.learn(1000, 1, 10.0, 101.0 + number)
-    assert speed.seconds_per_token > 1 / 400
-
-
-def test_no_sequence_of_samples_makes_a_speed_that_is_not_positive() -> None:
-    rng = random.Random(2)
-    speed = Speed()
-    for number in range(2000):
-        speed.learn(rng.randrange(0, 50_000), rng.randrange(1, 300), rng.choice([0.0, 1e-6, 0.1, 100.0]), float(number))
-        assert speed.seconds_per_token > 0
-        assert speed.seconds_per_answer >= 0
-
-
-def test_a_first_answer_that_came_at_once_is_not_believed_at_once() -> None:
-    speed = Speed()
-    speed.learn(8000, 1, 0.0, 0.0)
-    assert speed.seconds_per_token > 1 / 40_000
-
-
-def test_an_endpoint_that_became_quick_is_believed_in_time() -> None:
-    speed = taught(1 / 400, 0.01)
-    for number in range(80):
-        speed.learn(1000, 1, 0.1, 101.0 + number)
-    assert 1000 * speed.seconds_per_token + speed.seconds_per_answer < 0.2
-
-
-def test_answers_without_end_that_come_at_once_make_no_prefix_worthless_for_long() -> None:
-    speed = Speed()
-    for number in range(1000):
-        speed.learn(4000, 1, 0.0, float(number))
-    assert speed.seconds_per_token >= 1e-6
-    for number in range(30):
-        speed.learn(4000, 1, 1.0, 1000.0 + number)
-    assert speed.seconds_per_token == pytest.approx(1 / 4000, rel=0.5)
-
-
-def test_equal_prompts_in_equal_steps_leave_the_tokens_a_part_of_the_time() -> None:
-    """Steps of 50 ms whatever is in them: by least squares, tokens cost nothing or less."""
+def test_an_engine_that_became_slow_is_believed_after_a_few_answers_and_so_is_one_that_became_quick() -> None:
+    pace, factor = taught()
     rng = random.Random(4)
-    speed = Speed()
-    for number in range(500):
-        answers = rng.randrange(1, 12)
-        speed.learn(1000 + rng.randrange(-20, 20), answers, 0.05 * answers, float(number))
-        assert 1 / speed.seconds_per_token < 1e6
-    assert 1000 * speed.seconds_per_token > 0.01
-    assert 1000 * speed.seconds_per_token + 6 * speed.seconds_per_answer == pytest.approx(0.3, rel=0.3)
+    for times, most in ((3.0, 0.4), (1.0, 0.4)):
+        for _ in range(40):
+            for each in stretch(rng):
+                pace.learn(each, times * seconds(each), factor)
+        each = stretch(rng)[1]
+        predicted = pace.seconds(each) * factor.beside(pace.usual)
+        assert predicted == pytest.approx(times * seconds(each), rel=most)
+
+
+def test_engines_that_are_alike_have_one_factor_whatever_the_noise() -> None:
+    rng, pace = random.Random(5), Pace()
+    factors = [Factor() for _ in range(8)]
+    for _ in range(300):
+        for factor in factors:
+            for each in stretch(rng):
+                pace.learn(each, seconds(each) * rng.lognormvariate(0, 0.3), factor)
+    assert len({factor.beside(pace.usual) for factor in factors}) == 1
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_slow_engine_among_others_has_a_factor_of_its_own(streamed: bool) -> None:
+    rng, pace = random.Random(6), Pace()
+    quick, slow = Factor(), Factor()
+    for _ in range(300):
+        for factor, times in ((quick, 1.0), (slow, 2.5)):
+            for each in stretch(rng, streamed=streamed):
+                pace.learn(each, times * seconds(each), factor)
+    assert slow.beside(pace.usual) / quick.beside(pace.usual) == pytest.approx(2.5, rel=0.15)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.floats(0, 1),
+            st.floats(0, 1e5),
+            st.floats(0, 1e7),
+            st.floats(0, 1e10),
+            st.floats(0, 1e6),
+            st.sampled_from([0.0, 1e-6, 0.01, 1.0, 600.0]),
+        ),
+        max_size=120,
+    )
+)
+def test_nothing_that_is_told_makes_a_cost_that_is_none(told: list[tuple[float, ...]]) -> None:
+    pace, factor = Pace(), Factor()
+    for *each, took in told:
+        pace.learn(Stretch(*each), took, factor)
+        assert all(math.isfinite(cost) and cost >= 0 for cost in pace.costs)
+        assert pace.costs[4] > 0
+        assert math.isfinite(factor.beside(pace.usual))
+
+
+def test_answers_to_prompts_that_begin_alike_are_as_long_as_one_another() -> None:
+    rng, lengths = random.Random(7), Lengths()
+    for _ in range(200):
+        lengths.learn(1, round(8 * rng.lognormvariate(0, 0.3)))
+        lengths.learn(2, round(1200 * rng.lognormvariate(0, 0.3)))
+    assert lengths.expected(1) == pytest.approx(20, abs=15)
+    assert lengths.expected(2) == pytest.approx(1200, rel=0.15)
+    assert lengths.expected(3) == pytest.approx(600, rel=0.2) == lengths.expected(None)
+
+
+def test_beginnings_without_end_are_not_kept() -> None:
+    lengths = Lengths()
+    for number in range(10_000):
+        lengths.learn(number, 100)
+    assert len(lengths._by_beginning) == 4096
+
+
+def test_an_engine_that_answers_nonsense_at_once_does_not_look_endlessly_quick() -> None:
+    pace, honest = taught()
+    liar, rng = Factor(), random.Random(8)
+    for _ in range(500):
+        for each in stretch(rng):
+            pace.learn(each, seconds(each), honest)
+            pace.learn(each, 0.0, liar)
+    assert liar.beside(pace.usual) == 1 / 8
+    assert honest.beside(pace.usual) > 1 / 2

@@ -36,9 +36,15 @@ class BreakerInfo(_Model):
 
 class SpeedInfo(_Model):
     samples: int
-    """Answers that it was learned from; 0: these are the defaults."""
+    """Answers, and first tokens, that it was learned from; 0: these are the defaults."""
+    factor: float
+    """How much slower it is than its deployment's others are taken to be; 1 for most."""
+    seconds_per_step: float
+    """Of its engine, whatever is in it; ..."""
     seconds_per_token: float
+    """... and for each prompt token that is computed in it, ..."""
     seconds_per_answer: float
+    """... and for each answer that gets a token in it."""
 
 
 class LoadInfo(_Model):

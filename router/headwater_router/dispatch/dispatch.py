@@ -86,7 +86,8 @@ class Dispatch:
     def ended(self, outcome: Outcome, now: float, *, usage: "Usage | None" = None, reason: str = "") -> None:
         self._go_on(Stage.ENDED)
         self.outcome, self.usage, self.reason = outcome, usage, reason
-        self.picker.finished(self.decision, now, outcome, usage.cached_tokens if usage else None)
+        told = (usage.cached_tokens, usage.output_tokens) if usage else ()
+        self.picker.finished(self.decision, now, outcome, *told)
         self._judge.left(self, now)
 
     def _go_on(self, stage: Stage) -> None:

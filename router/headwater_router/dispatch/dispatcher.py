@@ -130,7 +130,7 @@ class Dispatcher:
         self.settle(now)
         if call.deadline is None:
             call.deadline = now + self._answer_timeout
-        picker = self._policies.of(lineup.deployment.policy)
+        picker = self._policies.of(lineup.deployment.policy, lineup.deployment.objective)
         decision = picker.pick(call.prompt, lineup.targets, now, avoided)
         endpoint, model = lineup.served[decision.target.id]
         if endpoint in self._busy_until:
@@ -272,6 +272,7 @@ class Dispatcher:
             self._lost(dispatch, now)
         self._leave_budget(call, dispatch.attempt)
         if outcome is Outcome.ANSWERED:
+            self._count_predictions(dispatch, now)
             typical = self._typical.get(call.identity.base, _TYPICAL)
             self._typical[call.identity.base] = typical + _LEARNING * (now - dispatch.at - typical)
             endpoint.breaker.answered(now)
@@ -289,6 +290,16 @@ class Dispatcher:
             self._charge(endpoint, call.model, now)
         if outcome not in (Outcome.REFUSED, Outcome.CLIENT_LEFT, Outcome.STALE):
             self._remember(dispatch)
+
+    def _count_predictions(self, dispatch: Dispatch, now: float) -> None:
+        """Beside what became of them, so that one sees by the metrics whether to believe them."""
+        decision, first, usage = dispatch.decision, dispatch.first_token_at, dispatch.usage
+        if first is None or decision.predicted_ttft is None or not decision.prompt.streamed:
+            return
+        metrics = self._metrics.of(dispatch.call.model)
+        metrics.first_token.count(decision.predicted_ttft, first - dispatch.at)
+        if decision.predicted_per_token is not None and usage is not None and usage.output_tokens:
+            metrics.output.count(decision.predicted_per_token * (usage.output_tokens - 1), now - first)
 
     def _lost(self, dispatch: Dispatch, now: float) -> None:
         call, target = dispatch.call, dispatch.decision.target.id

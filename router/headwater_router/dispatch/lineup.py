@@ -28,7 +28,7 @@ def lineups(fleet: Fleet, served: Iterable[Served]) -> list[Lineup]:
     return [
         Lineup(
             fleet.deployment(group[0][0]),
-            Targets(endpoint.target for endpoint, _ in group),
+            Targets((endpoint.target for endpoint, _ in group), group[0][0].spec.deployment),
             {each[0].target.id: each for each in group},
         )
         for group in by_deployment.values()

@@ -54,6 +54,8 @@ class Deployment:
     source: str = ""
     policy: str | None = None
     """None: the router's own."""
+    objective: str | None = None
+    """The same."""
     weight: int = 100
     wakes: bool = True
     """False where it was scaled to nothing by hand: no waiting request would bring it back."""
@@ -204,6 +206,7 @@ def _read_deployment(each: Object) -> Deployment | None:
         adapters=tuple(adapter["name"] for adapter in spec.get("adapters") or ()),
         source=model["source"],
         policy=routing.get("policy"),
+        objective=routing.get("objective"),
         weight=int(routing.get("weight", 100)),
         wakes=spec.get("replicas") != 0,
         claimant=names.read(each),

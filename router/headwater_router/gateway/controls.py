@@ -104,6 +104,8 @@ class RouterControls:
             ),
             speed=SpeedInfo(
                 samples=speed.samples,
+                factor=speed.factor,
+                seconds_per_step=speed.seconds_per_step,
                 seconds_per_token=speed.seconds_per_token,
                 seconds_per_answer=speed.seconds_per_answer,
             ),

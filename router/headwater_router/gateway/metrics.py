@@ -25,6 +25,10 @@ _LATENCY = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75,
 
 REJECTED: Final = "rejected"
 OTHER: Final = "other"
+WHAT: Final = {
+    "first_token": "until first tokens of streamed answers, by the prefix policy.",
+    "output": "between first and last tokens of streamed answers, by the prefix policy.",
+}
 _MOST_MODELS: Final = 1000
 """That have series of their own."""
 
@@ -41,6 +45,23 @@ class ModelMetrics:
     output_tokens: Count
     predicted_cached_tokens: Count
     actual_cached_tokens: Count
+    first_token: "Predicted"
+    output: "Predicted"
+
+
+@dataclass(slots=True, frozen=True)
+class Predicted:
+    """Seconds that something was to take, and took, side by side: only where both are known."""
+
+    predicted: Count
+    actual: Count
+    error: Count
+    """The difference of each, whichever was the longer."""
+
+    def count(self, predicted: float, actual: float) -> None:
+        self.predicted.inc(predicted)
+        self.actual.inc(actual)
+        self.error.inc(abs(predicted - actual))
 
 
 class RouterMetrics:
@@ -104,6 +125,17 @@ class RouterMetrics:
         self._actual_cached = self._counter(
             "actual_cached_tokens", "Prompt tokens that came from cache, as the answers' usage says.", "model"
         )
+        self._predicted = {
+            what: tuple(
+                self._counter(f"{kind}_{what}_seconds", f"{text} {WHAT[what]}", "model")
+                for kind, text in (
+                    ("predicted", "Seconds that were predicted"),
+                    ("actual", "Seconds that were taken"),
+                    ("mispredicted", "Seconds by which the prediction was wrong, either way,"),
+                )
+            )
+            for what in WHAT
+        }
         self.open_requests = self._gauge("open_requests", "Forwarded requests whose answers have not ended.")
         self.open_retries = self._gauge("open_retries", "Of these, retries that count in the budget.")
         self.clients = self._gauge("clients", "Open connections of clients.")
@@ -197,6 +229,7 @@ class RouterMetrics:
                 self._output_tokens.labels(model),
                 self._predicted_cached.labels(model),
                 self._actual_cached.labels(model),
+                *(Predicted(*(each.labels(model) for each in self._predicted[what])) for what in WHAT),
             )
         return metrics
 

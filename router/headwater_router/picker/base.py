@@ -121,6 +121,8 @@ class Decision:
     predicted_cached_tokens: int
     predicted_ttft: float | None
     """Seconds; None before any rate was learned."""
+    predicted_per_token: float | None
+    """Seconds between two tokens of its answer; None where that is not predicted."""
     at: float
     """`now` of the pick."""
 
@@ -145,8 +147,16 @@ class Picker(Protocol):
     def first_token(self, decision: Decision, now: float) -> None:
         """The first piece of content is here: the prefill is over, and its duration teaches the rate."""
 
-    def finished(self, decision: Decision, now: float, outcome: Outcome, cached_tokens: int | None = None) -> None:
-        """The stay ended. Only `Outcome.ANSWERED` teaches anything. `cached_tokens`: what the engine's usage said."""
+    def finished(
+        self,
+        decision: Decision,
+        now: float,
+        outcome: Outcome,
+        cached_tokens: int | None = None,
+        output_tokens: int | None = None,
+    ) -> None:
+        """The stay ended. Only `Outcome.ANSWERED` teaches anything. `cached_tokens`, `output_tokens`: what the engine's
+        usage said."""
 
     def forget(self, target_id: str) -> None:
         """The endpoint is gone, or its cache is: drop everything known of what it holds."""

@@ -43,14 +43,23 @@ class CountingPicker(ABC):
     ) -> Decision:
         targets = Targets.of(targets)
         target = self.choose(prompt, targets, excluded)
-        decision = CountedDecision(target, prompt, Label.FALLBACK, 0, None, now, targets, prefill_tokens=prompt.tokens)
+        decision = CountedDecision(
+            target, prompt, Label.FALLBACK, 0, None, None, now, targets, prefill_tokens=prompt.tokens
+        )
         begin(decision)
         return decision
 
     def first_token(self, decision: Decision, now: float) -> None:
         end_prefill(counted(decision))
 
-    def finished(self, decision: Decision, now: float, outcome: Outcome, cached_tokens: int | None = None) -> None:
+    def finished(
+        self,
+        decision: Decision,
+        now: float,
+        outcome: Outcome,
+        cached_tokens: int | None = None,
+        output_tokens: int | None = None,
+    ) -> None:
         end(counted(decision))
 
     def forget(self, target_id: str) -> None:

@@ -3,27 +3,48 @@
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from msgspec import Struct
 
 from headwater_router.index.prefixes import Tickets
 from headwater_router.picker.base import Candidate, Decision, Load, Others, Target
 from headwater_router.picker.counting import CountedDecision, begin, counted, end_prefill
-from headwater_router.picker.speed import Speed
+from headwater_router.picker.speed import Factor, Pace, Stretch
+
+
+class Sums(NamedTuple):
+    """Of all that an endpoint did up to some moment, of which two make a stretch of time."""
+
+    at: float
+    answers: float
+    """Answers in progress, times the seconds for which they were."""
+    context: float
+    """Tokens of their prompts, times these seconds."""
+    tokens: float
+    """Of prompts, as `work` weighs them."""
 
 
 @dataclass(slots=True, eq=False)
 class Known:
-    speed: Speed = field(default_factory=Speed)
+    factor: Factor = field(default_factory=Factor)
+    pace: Pace | None = None
+    """Of its deployment, once it has answered."""
     fresh_until: float = float("-inf")
     """When its speed is too old to go by."""
     queue: "OrderedDict[Routed, None]" = field(default_factory=OrderedDict)
-    """Requests of ours whose first byte has not come, oldest first."""
+    """Requests of ours whose first token has not come, oldest first."""
     head: "Routed | None" = None
     """The first of them."""
+    queued_work: float = 0.0
+    """Of all of them."""
+    context: float = 0.0
+    """Tokens of all prompts of ours that are there."""
+    outputs: float = 0.0
+    """Tokens that their answers are expected to have."""
     last_first_byte: float = float("-inf")
     trust: float = 1.0
-    """Share of the tokens that dispatches let expect in its cache that its answers then reported as cached."""
+    """Share of the tokens that were expected in its cache that its answers then reported as cached."""
     whole_answers: "deque[tuple[float, Routed]]" = field(default_factory=deque)
     """Requests that are not streamed, with the time at which their prefill should be over."""
     seen_running: int | None = None
@@ -33,6 +54,10 @@ class Known:
     """Requests there that are not ours and are being answered."""
     foreign_waiting: int = 0
     seen_others: Others | None = None
+    _at: float = 0.0
+    _answers: float = 0.0
+    _context: float = 0.0
+    _tokens: float = 0.0
 
     def see_gauges(self, load: Load) -> None:
         """What is there of others: as their routers say, else what the engine's gauges have beyond our own count."""
@@ -52,25 +77,40 @@ class Known:
             self.foreign_waiting = min(foreign, max(0, waiting - len(self.queue)))
             self.foreign_running = foreign - self.foreign_waiting
 
-    def head_progress(self, head: "Routed", per_token: float, now: float) -> float:
-        """Tokens that should be computed by now of the prompt at the head of the queue, at most all of it."""
-        last = self.last_first_byte
-        progress = (now - (head.at if head.at > last else last)) / per_token
-        return progress if progress < head.prefill_tokens else head.prefill_tokens
+    def sums(self, load: Load, now: float) -> Sums:
+        """Up to now, with what is there since they were last brought up to date. To be called before that changes."""
+        seconds = now - self._at
+        if seconds > 0:
+            self._at = now
+            self._answers += seconds * (load.in_flight - len(self.queue) + self.foreign_running)
+            self._context += seconds * self.context
+        return Sums(now, self._answers, self._context, self._tokens)
+
+    def computed(self, work: float) -> None:
+        self._tokens += work
 
 
 class Compared(Struct, order=True):
     """One of those that a decision compared. Orders by what comes first."""
 
-    seconds: float
-    """Predicted until the first token."""
+    cost: float
+    """Seconds, of it and of others, as the objective weighs them."""
     place: int
     """Among those compared; keeps comparisons from going on to what cannot be compared."""
-    prefill_seconds: float
-    """Of these, for the prompt itself."""
-    total_tokens: float
-    answers: int
-    """What the prediction multiplied the endpoint's two coefficients with."""
+    first: float
+    """Predicted seconds until its first token."""
+    rest: float
+    """And from there to its last."""
+    prefill: float
+    """Of the first, for the prompt itself."""
+    work: float
+    """Tokens of the prompt to compute, as `work` weighs them."""
+    ahead: float
+    """The same of those that are computed before it."""
+    answers: float
+    """In progress there."""
+    crowd: float
+    """Requests there, the more the slower it is."""
     target: Target
     known: Known
     cached_tokens: int
@@ -83,11 +123,19 @@ class Routed(CountedDecision):
     chosen: Compared
     compared: Sequence[Compared]
     tickets: Tickets
+    pace: Pace
+    work: float
+    output: float
+    """Tokens that its answer is expected to have."""
+    until_first: Stretch
+    """What is done there up to its first token, as was predicted."""
+    since: Sums
+    """When its first token came; before, and where it is not streamed, when it was sent."""
 
     def candidates(self) -> list[Candidate]:
         learned = self.predicted_ttft is not None
         return [
-            Candidate(each.target.id, each.seconds if learned else None, each.cached_tokens)
+            Candidate(each.target.id, each.first if learned else None, each.cached_tokens)
             for each in sorted(self.compared)
         ]
 
@@ -95,16 +143,27 @@ class Routed(CountedDecision):
         begin(self)
         known = self.chosen.known
         known.queue[self] = None
+        known.queued_work += self.work
+        known.context += self.prompt.tokens
+        known.outputs += self.output
         if known.head is None:
             known.head = self
 
     def end_prefill(self) -> None:
+        """Its first token is here, or it has ended before."""
         if self.prefilling:
             known = self.chosen.known
             del known.queue[self]
+            known.queued_work = known.queued_work - self.work if known.queue else 0.0
             if known.head is self:
                 known.head = next(iter(known.queue), None)
             end_prefill(self)
+
+    def leave(self) -> None:
+        """It has ended; its load is still counted."""
+        known = self.chosen.known
+        known.context -= self.prompt.tokens
+        known.outputs -= self.output
 
 
 def routed(decision: Decision) -> Routed:

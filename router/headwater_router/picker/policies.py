@@ -1,29 +1,40 @@
 """A picker for each policy in use: deployments choose theirs, and all share one index."""
 
 import random
+from typing import Final
 
 from headwater_router.index.prefixes import PrefixIndex
 from headwater_router.picker import POLICIES, make
 from headwater_router.picker.base import Picker
+from headwater_router.picker.objective import Objective
 from headwater_router.picker.prefix import PrefixPicker
 from headwater_router.picker.speed import Speed
 
+_OBJECTIVES: Final = frozenset(Objective)
+
 
 class Policies:
-    def __init__(self, default: str, index: PrefixIndex, rng: random.Random | None = None) -> None:
+    def __init__(
+        self,
+        default: str,
+        index: PrefixIndex,
+        rng: random.Random | None = None,
+        objective: Objective = Objective.LATENCY,
+    ) -> None:
         """Raises ValueError if there is no policy of the name `default`."""
         self._default = default
+        self._objective = objective
         self._index = index
         self._rng = rng
-        self._pickers: dict[str, Picker] = {}
+        self._pickers: dict[tuple[str, Objective], Picker] = {}
         self.of(None)
 
-    def of(self, policy: str | None) -> Picker:
-        """The default one for None, and for a name that is unknown here: that of a resource from a newer release."""
-        name = self.name(policy)
-        picker = self._pickers.get(name)
+    def of(self, policy: str | None, objective: str | None = None) -> Picker:
+        """The default ones for None, and for names that are unknown here: those of a resource from a newer release."""
+        key = self.name(policy), Objective(objective) if objective in _OBJECTIVES else self._objective
+        picker = self._pickers.get(key)
         if picker is None:
-            picker = self._pickers[name] = make(name, self._index, self._rng)
+            picker = self._pickers[key] = make(key[0], self._index, self._rng, key[1])
         return picker
 
     def name(self, policy: str | None) -> str:

@@ -1,17 +1,28 @@
-"""Sends a request where it will see its first token soonest. Everything is one unit, predicted seconds:
+"""Sends a request where it costs the least, in seconds, itself and the others there:
 
-    prefill(e) = seconds_per_token(e) * (prompt tokens - cached tokens on e)
-    wait(e)    = seconds_per_token(e) * uncached tokens queued on e
-               + seconds_per_answer(e) * (answers in progress on e + 1) * (prompts queued on e + 1)
-    choose the e with the least wait(e) + prefill(e)
+    first(e)  = until its first token: the prompts before it, its own without what is cached there, a step of all
+    rest(e)   = from there to its last token: its steps, each the longer the more answers share it
+    others(e) = what it takes from the answers there: they wait while its prompt is computed, and share steps with it
+    choose the e with the least of the three, as the objective weighs them (`picker.objective`)
+
+To ask for the first token alone packs all who share a prefix onto a few engines, where they then decode slowly, and
+leaves others idle: a prefix of 4,000 tokens saves a tenth of a second once, a crowded step costs each token of an
+answer.
+
+    work(e)    = uncached * (1 + (cached + uncached / 2) / 20000)
+    first(e)   = factor(e) * (constant + answer * a + context * k + token * (work before it + work(e)))
+    rest(e)    = factor(e) * (step * out + overlap * (answer * r + context * k))
+    others(e)  = factor(e) * (token * work(e) * (a + 1) + overlap * r * (answer + context * prompt tokens))
+
+with a answers in progress, r requests in all, k tokens of their prompts. *The five costs*, and the factor of each
+endpoint, are learned from what answers took (`picker.speed`), *out*, the tokens of its answer, from those to prompts
+that begin alike. *Overlap* are the steps that it and another will share, each with an end that nobody knows: out *
+other / (out + other).
 
 *Whom* it compares: all of a few endpoints. Of many, those who hold most of the prompt, and some where there should be
-room (`picker.targets`); so a decision costs about the same however many there are.
-
-*Speed.* Both coefficients are learned for each endpoint from its own first bytes (`picker.speed`). An endpoint
-without an answer in the last five minutes is taken to be like the mean of those that had one, so newcomers are tried,
-and one that looked slow once is tried again. Before there is any answer, defaults stand in: prefixes are followed and
-load is balanced from the first request on, only the exchange rate between the two is a guess.
+room (`picker.targets`); so a decision costs about the same however many there are. Of those compared, one that has more
+than four times the requests that they have on average, as its factor goes, and four more, is passed over, whatever it
+holds: what is learned may be wrong.
 
 *Load* is counted within `pick`, so the next request of a burst sees the one before. Of the prompt at the head of a
 queue, only what should be left of it by now counts. The engines' own gauges are
@@ -20,10 +31,9 @@ our own count at that moment: the requests of others. That surplus is added to o
 so an endpoint whose gauge says "idle" looks busier with each request of a burst just as the rest do.
 
 *Affinity and spill* are the same rule. On an idle fleet, the holder of a conversation wins by the prefill that it
-saves. Once the queue there is longer than that saving, the request goes elsewhere, and the index then counts its new
-home as a holder, too; requests that follow share the holders. A hot prefix so spreads until the queues of its holders
-are shorter than computing it anew, and no further: each further copy costs a whole prefill, and is made only when
-that is the quickest answer.
+saves. Once its answers and its queue cost more than that saving, the request goes elsewhere, and the index then counts
+its new home as a holder, too; requests that follow share the holders. A hot prefix so spreads as far as its answers
+need.
 
 *What an endpoint turned down or failed at* lately (`Load.penalty`) counts as so many requests that are there, of which
 as many are taken to wait for their first token as of all that are on their way. So one that refuses at once, and is
@@ -37,9 +47,8 @@ least to compute are left, again to within a tenth: a copy for next to no gain w
 them chance decides, never order. So a prompt that is cached goes to its holder, and one that is new to all goes
 anywhere among the idle.
 
-*Answers that are not streamed* show no first byte until they are complete, so they teach nothing about speed, and
-their prompt is taken off the queue after twice the predicted time.
-"""
+*Answers that are not streamed* show no first token until they are complete. Their whole time teaches; their prompt is
+taken off the queue after twice the predicted time of its prefill."""
 
 import random
 from collections.abc import Collection, Sequence
@@ -52,27 +61,35 @@ from headwater_router.outcome import Outcome
 from headwater_router.picker.base import Decision, Label, Load, Prompt, Target
 from headwater_router.picker.counting import end
 from headwater_router.picker.known import Compared, Known, Routed, routed
-from headwater_router.picker.speed import DEFAULT_SECONDS_PER_ANSWER, DEFAULT_SECONDS_PER_TOKEN, Speed
+from headwater_router.picker.learned import Learned
+from headwater_router.picker.objective import WEIGHTS, Objective
+from headwater_router.picker.speed import Factor, Pace, Speed, Stretch
 from headwater_router.picker.targets import Targets
 
 DEFAULT_CAPACITY_TOKENS: Final = 500_000
 """What an endpoint's cache is taken to hold where it does not say so."""
 
-_STALE_SECONDS: Final = 300.0
 _TIE: Final = 0.1
 _LEARNING: Final = 0.1
 _LEAST_TRUST: Final = 0.05
 """Above zero, or nothing would be expected that could prove right again."""
 _HOLDERS: Final = 2
 """How many are compared because of what they hold, where not all are."""
-_MEAN_SECONDS: Final = 1.0
-"""For so long the mean speed of many endpoints is taken not to change."""
+_ATTENTION: Final = 1 / 20_000
+"""Of a token's cost, what each token before it adds: as much as all the rest after some 20,000 with models of 8B to
+70B."""
+_DISPLACED: Final = 1.0
+"""Times what a prompt costs to compute, that it costs those whose blocks its own take the place of: they come back."""
+_BOUND: Final = 4.0
+"""Times the mean load of those compared, which is as much as an endpoint may have,"""
+_SLACK: Final = 4
+"""and so many requests more."""
 
 
 class _View:
     """What was worked out for one `Targets`."""
 
-    __slots__ = ("by_id", "changes", "holders", "index", "mean", "mean_at")
+    __slots__ = ("by_id", "changes", "holders", "index")
 
     def __init__(self, targets: Targets, index: PrefixIndex) -> None:
         self.index = index
@@ -81,8 +98,6 @@ class _View:
         """Those of the targets that the index knows, as bits."""
         self.changes = -1
         """`index.changes` when that was worked out."""
-        self.mean = (DEFAULT_SECONDS_PER_TOKEN, DEFAULT_SECONDS_PER_ANSWER)
-        self.mean_at = float("-inf")
 
     def among(self, excluded: Collection[str]) -> int:
         """The holders of a prefix that may be chosen."""
@@ -100,14 +115,14 @@ class _View:
 class PrefixPicker:
     """See the module. It owns what `Load` learns, and tells the index what was sent where."""
 
-    def __init__(self, index: PrefixIndex, rng: random.Random) -> None:
+    def __init__(self, index: PrefixIndex, rng: random.Random, objective: Objective = Objective.LATENCY) -> None:
         self._index = index
         self._rng = rng
+        self._weights = WEIGHTS[objective]
         self._known: dict[str, Known] = {}
-        self._learned = False
-        """Whether there was any answer to learn from."""
-        self._typical_prefill = 256.0
-        """Uncached tokens of a request, on average: the best guess for a request of others that waits."""
+        self._learned = Learned(self._known)
+        self._typical_work = 256.0
+        """Of a request, on average: the best guess for a request of others that waits."""
         self._in_flight = 0
         self._queued = 0
         """Of these, those whose first token has not come."""
@@ -119,16 +134,25 @@ class PrefixPicker:
         text = self._index.match(prompt.text_chain, now)
         tokens = NOTHING if prompt.token_chain is None else self._index.match_tokens(prompt.token_chain, now)
         offered = self._offered(targets, excluded, text, tokens)
-        compared = self._compare(prompt, targets, offered, text, tokens, now)
+        pace, output = self._learned.pace(targets, prompt, now), self._learned.output(prompt)
+        compared = self._compare(prompt, pace, output, offered, text, tokens, now)
+        return self._send(prompt, targets, pace, output, self._best(compared, pace.usual), compared, now)
+
+    def _best(self, compared: Sequence[Compared], usual: float) -> Compared:
         best = min(compared)
+        if best.crowd > _SLACK * usual:
+            bound = _BOUND * sum([each.crowd for each in compared]) / len(compared) + _SLACK * usual
+            if best.crowd > bound:
+                compared = [each for each in compared if each.crowd <= bound]
+                best = min(compared)
         if len(compared) > 1:
-            limit = best.seconds + _TIE * best.prefill_seconds
-            tied = [each for each in compared if each.seconds <= limit]
+            limit = best.cost + _TIE * best.prefill
+            tied = [each for each in compared if each.cost <= limit]
             if len(tied) > 1:
-                work = (1 + _TIE) * min([each.prefill_seconds for each in tied])
-                tied = [each for each in tied if each.prefill_seconds <= work]
+                work = (1 + _TIE) * min([each.prefill for each in tied])
+                tied = [each for each in tied if each.prefill <= work]
                 best = tied[int(self._rng.random() * len(tied))]
-        return self._send(prompt, targets, best, compared, now)
+        return best
 
     def first_token(self, decision: Decision, now: float) -> None:
         found = routed(decision)
@@ -136,20 +160,30 @@ class PrefixPicker:
         known.see_gauges(target.load)
         if not found.prompt.streamed:
             return
+        found.since = known.sums(target.load, now)
         self._end_prefill(found)
         known.last_first_byte = now
-        known.speed.learn(found.chosen.total_tokens, found.chosen.answers, now - found.at, now)
-        known.fresh_until = now + _STALE_SECONDS
-        target.load.prefill_rate = 1.0 / known.speed.seconds_per_token
-        self._learned = True
+        self._learned.learn(found, found.until_first, now - found.at, now)
         found.targets.eased(target)
         self._confirm(found)
 
-    def finished(self, decision: Decision, now: float, outcome: Outcome, cached_tokens: int | None = None) -> None:
+    def finished(
+        self,
+        decision: Decision,
+        now: float,
+        outcome: Outcome,
+        cached_tokens: int | None = None,
+        output_tokens: int | None = None,
+    ) -> None:
         found = routed(decision)
         known, expected = found.chosen.known, found.chosen.expected_tokens
         computed = found.prompt.streamed and not found.prefilling
+        if outcome is Outcome.ANSWERED and output_tokens:
+            self._learned.learn_rest(found, output_tokens, now)
+        else:
+            known.sums(found.target.load, now)
         self._end_prefill(found)
+        found.leave()
         end(found)
         self._in_flight -= 1
         known.see_gauges(found.target.load)
@@ -166,12 +200,16 @@ class PrefixPicker:
     def speed(self, target_id: str) -> Speed | None:
         """What was learned of an endpoint; None: nothing."""
         known = self._known.get(target_id)
-        return known.speed if known is not None else None
+        if known is None or known.pace is None:
+            return None
+        _, step, answer, _, token = known.pace.costs
+        factor = known.factor.beside(known.pace.usual)
+        return Speed(known.factor.samples, factor, factor * step, factor * answer, factor * token)
 
     def forget_speed(self, target_id: str) -> None:
         """It is to be learned anew."""
         if (known := self._known.get(target_id)) is not None:
-            known.speed, known.fresh_until = Speed(), float("-inf")
+            known.factor, known.fresh_until = Factor(), float("-inf")
 
     def forget(self, target_id: str) -> None:
         self._known.pop(target_id, None)
@@ -195,12 +233,22 @@ class PrefixPicker:
         return view
 
     def _compare(
-        self, prompt: Prompt, targets: Targets, offered: Sequence[Target], text: Match, tokens: Match, now: float
+        self,
+        prompt: Prompt,
+        pace: Pace,
+        output: float,
+        offered: Sequence[Target],
+        text: Match,
+        tokens: Match,
+        now: float,
     ) -> list[Compared]:
         compared = []
-        like_others: tuple[float, float] | None = None
-        typical, known_of, holder_of = self._typical_prefill, self._known.get, self._index.holders.get
-        anybody, block_tokens, most = bool(text or tokens), prompt.text_block_tokens, prompt.tokens - 1
+        typical, known_of = self._typical_work, self._known.get
+        constant, step, answer, context, token = pace.costs
+        size, usual, anybody = prompt.tokens, pace.usual, bool(text or tokens)
+        most, block_tokens, holder_of = size - 1, prompt.text_block_tokens, self._index.holders.get
+        first_weight, rest_weight, others_weight = self._weights
+        share = answer + context * size
         for place, target in enumerate(offered):
             load, name = target.load, target.id
             known = known_of(name)
@@ -214,12 +262,7 @@ class PrefixPicker:
                 or load.reported_running != known.seen_running
             ):
                 known.see_gauges(load)
-            if now <= known.fresh_until:
-                per_token, per_answer = known.speed.seconds_per_token, known.speed.seconds_per_answer
-            else:
-                if like_others is None:
-                    like_others = self._mean_speed(targets, now)
-                per_token, per_answer = like_others
+            factor = known.factor.beside(usual) if now <= known.fresh_until else usual
             cached, expected = 0, 0.0
             if anybody and (holder := holder_of(name)) is not None:
                 expected = ENDS[text.depth(holder)] * block_tokens
@@ -228,25 +271,48 @@ class PrefixPicker:
                 cached = int(known.trust * expected)
                 if prompt.token_chain is not None:
                     cached, expected = self._by_events(prompt, target, tokens.depth(holder), cached, expected)
-            uncached = prompt.tokens - cached
-            total = uncached + load.prefill_tokens + known.foreign_waiting * typical
-            if known.head is not None:
-                total -= known.head_progress(known.head, per_token, now)
+            uncached = size - cached
+            work = uncached * (1.0 + _ATTENTION * (cached + 0.5 * uncached))
+            ahead = known.queued_work + known.foreign_waiting * typical
+            if (head := known.head) is not None:
+                since = known.last_first_byte
+                done = (now - (head.at if head.at > since else since)) / (factor * token)
+                ahead -= done if done < head.work else head.work
             ours = len(known.queue)
-            running = load.in_flight - ours + known.foreign_running + 1
-            queued = ours + known.foreign_waiting + 1
-            seconds = per_token * total + per_answer * running * queued
+            answers: float = load.in_flight - ours + known.foreign_running
+            requests: float = answers + ours + known.foreign_waiting
             if load.penalty:
-                seconds += self._penalty_seconds(load.penalty, running, queued, per_token, per_answer)
-            prefill = per_token * uncached
-            compared.append(Compared(seconds, place, prefill, total, running * queued, target, known, cached, expected))
+                waits = load.penalty * (self._queued / self._in_flight if self._in_flight else 1.0)
+                requests, ahead = requests + load.penalty, ahead + waits * typical
+                answers += load.penalty - waits
+            overlap = 0.0
+            if requests:
+                other = known.outputs / load.in_flight if load.in_flight else output
+                overlap = output * other / (output + other)
+            prefill = token * work
+            read = context * known.context
+            first = factor * (constant + answer * answers + read + token * ahead + prefill)
+            rest = factor * (step * output + overlap * (answer * requests + read))
+            others = factor * (prefill * (answers + _DISPLACED) + overlap * requests * share)
+            cost = first_weight * first + rest_weight * rest + others_weight * others
+            compared.append(
+                Compared(
+                    cost,
+                    place,
+                    first,
+                    rest,
+                    factor * prefill,
+                    work,
+                    ahead,
+                    answers,
+                    factor * requests,
+                    target,
+                    known,
+                    cached,
+                    expected,
+                )
+            )
         return compared
-
-    def _penalty_seconds(self, penalty: int, running: int, queued: int, per_token: float, per_answer: float) -> float:
-        """What so many more requests would add to a wait, if as many of them were queued as of all that there are."""
-        ahead = penalty * (self._queued / self._in_flight if self._in_flight else 1.0)
-        answers = (running + penalty - ahead) * (queued + ahead) - running * queued
-        return per_token * ahead * self._typical_prefill + per_answer * answers
 
     def _by_events(self, prompt: Prompt, target: Target, depth: int, cached: int, expected: float) -> tuple[int, float]:
         """Cached and expected tokens by what KV events tell, where they tell more, or all."""
@@ -257,38 +323,45 @@ class PrefixPicker:
         stored = min(prompt.tokens - 1, stored - stored % (target.load.block_size or prompt.token_block_size))
         return (stored, stored) if stored >= cached or self._index.complete(target.id) else (cached, expected)
 
-    def _mean_speed(self, targets: Targets, now: float) -> tuple[float, float]:
-        """Seconds per token and per request, of those that answered lately, else of those that ever did."""
-        view = self._view(targets)
-        if not targets.many or now - view.mean_at > _MEAN_SECONDS:
-            speeds = [known.speed for each in targets.all if (known := self._known.get(each.id)) is not None]
-            speeds = [speed for speed in speeds if speed.samples]
-            speeds = [speed for speed in speeds if now - speed.learned_at <= _STALE_SECONDS] or speeds
-            view.mean_at = now
-            if speeds:
-                per_token = sum([speed.seconds_per_token for speed in speeds]) / len(speeds)
-                per_answer = sum([speed.seconds_per_answer for speed in speeds]) / len(speeds)
-                view.mean = per_token, per_answer
-        return view.mean
-
     def _send(
-        self, prompt: Prompt, targets: Targets, chosen: Compared, compared: Sequence[Compared], now: float
+        self,
+        prompt: Prompt,
+        targets: Targets,
+        pace: Pace,
+        output: float,
+        chosen: Compared,
+        compared: Sequence[Compared],
+        now: float,
     ) -> Decision:
-        target, cached = chosen.target, chosen.cached_tokens
-        uncached = prompt.tokens - cached
+        target, cached, known = chosen.target, chosen.cached_tokens, chosen.known
         label = self._label(prompt, target, cached)
-        predicted = chosen.seconds if self._learned else None
         capacity = cache_blocks(target.load, prompt.usual_block_tokens)
         tickets = self._index.dispatched(target.id, prompt.text_chain, prompt.token_chain, now, capacity)
         found = Routed(
-            target, prompt, label, cached, predicted, now, targets, chosen, compared, tickets, prefill_tokens=uncached
+            target,
+            prompt,
+            label,
+            cached,
+            chosen.first if pace.samples else None,
+            chosen.rest / output if pace.samples else None,
+            now,
+            targets,
+            chosen,
+            compared,
+            tickets,
+            pace,
+            chosen.work,
+            output,
+            Stretch(1.0, 0.0, chosen.answers, known.context, chosen.ahead + chosen.work),
+            known.sums(target.load, now),
+            prefill_tokens=prompt.tokens - cached,
         )
         found.begin()
         self._in_flight += 1
         self._queued += 1
         if not prompt.streamed:
-            chosen.known.whole_answers.append((now + 2 * chosen.seconds, found))
-        self._typical_prefill += _LEARNING * (uncached - self._typical_prefill)
+            known.whole_answers.append((now + 2 * chosen.first, found))
+        self._typical_work += _LEARNING * (chosen.work - self._typical_work)
         return found
 
     def _label(self, prompt: Prompt, target: Target, cached_tokens: int) -> Label:
@@ -306,12 +379,15 @@ class PrefixPicker:
     def _release_due(self, known: Known, now: float) -> None:
         waiting = known.whole_answers
         while waiting and (waiting[0][0] <= now or waiting[0][1].ended):
-            self._end_prefill(waiting.popleft()[1])
+            found = waiting.popleft()[1]
+            known.sums(found.target.load, now)
+            self._end_prefill(found)
 
     def _end_prefill(self, found: Routed) -> None:
         if found.prefilling:
             self._queued -= 1
             found.end_prefill()
+            found.chosen.known.computed(found.work)
 
 
 def cache_blocks(load: Load, text_block_tokens: float) -> int:

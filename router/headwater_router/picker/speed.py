@@ -1,81 +1,223 @@
-"""How fast an endpoint is, learned from the first bytes of its answers.
+"""How long engines take, learned from the answers of all engines of a deployment together.
 
-The model has two terms: `seconds = seconds_per_token * tokens + seconds_per_answer * answers`. Tokens are all that the
-endpoint had to compute until this first byte: the prompt's own uncached ones and those queued before it. Answers stand
-for what does not grow with the prompts, a step's fixed cost and the decodes that share the steps: the answers in
-progress, the request's own being one, times the prompts until then.
+An engine works in steps. Each has a constant cost (weights are read, kernels launched), one for each answer that gets a
+token in it, one for each token of their contexts that is read, and one for each prompt token that is computed. So a
+stretch of time at an engine takes
 
-What is fitted is so the very sum that is predicted with. An engine that computes many prompts at once shows a high
-speed under load, and only there, where it has it.
+    factor * (constant * firsts + step * steps + answer * answers + context * context + token * tokens)
 
-Both terms are fitted by least squares over samples that fade, each weighted by the inverse square of its size so that
-one long prompt does not outweigh a hundred short ones. A prior sample keeps the fit solvable from the first answer
-on. A sample far above the prediction (a compilation, a swap, a stall) or far below it (a prompt that was cached without
-our knowing) counts only as a multiple or a fraction of it: an endpoint that is really slower or quicker is believed
-after a few answers, one oddity is not.
+seconds: `factor` is the engine's own, 1 for most; the five costs are those of all. A first token is a stretch with
+`firsts` 1 and no steps of its own; the tokens that follow are as many steps as they are, with so many answers and so
+much context in each as were there on average, and the prompts that were computed meanwhile. An answer that is not
+streamed is both in one. As the constant, the steps and the answers vary apart from one another, they can be told apart,
+which they cannot be in first tokens alone: there a quiet engine and a slow one look the same.
 
-Where all samples are alike, the two terms cannot be told apart, and the fit may give all the time to the answers. Were
-it believed, a prefix would be worth nothing. So the tokens keep a part of the time at least, and no engine is taken to
-compute more than a million of them a second.
+Fitted is the relative error, by least squares over samples that fade, no cost below zero: a few rounds of coordinate
+descent on the normal equations from the last result (projected Gauss-Seidel), which is all that five unknowns take.
+What is far from the prediction, such as a compilation, a stall, or a prompt that was cached without our knowing, counts
+only as a multiple or a fraction of it.
+
+An engine's factor is all the seconds that it took over all that were predicted, lately. Replicas are alike unless
+there is good reason to believe otherwise: a factor that is near that of the others counts as theirs, or the noise in it
+would send all requests to whoever happened to look the quickest.
 """
 
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
 
-DEFAULT_SECONDS_PER_TOKEN: Final = 1 / 4000
-DEFAULT_SECONDS_PER_ANSWER: Final = 0.010
-
-_MEMORY: Final = 0.96
-"""What a sample's weight becomes with each further one."""
-_PRIOR_TOKENS: Final = 128
-_SURPRISE: Final = 8.0
-_SURPRISE_SECONDS: Final = 0.25
+_SURE: Final = 256
+"""Samples of the pool, after which only each one of `_SPARSE` teaches the costs: it is work, and they know enough."""
+_SPARSE: Final = 4
+_MEMORY: Final = 0.995
+"""What the weight of a sample that teaches becomes with each further one."""
+_PRIOR: Final = 2e-4
+"""Samples that each default counts for."""
+_SURPRISE: Final = 4.0
+_SHORTEST: Final = 1e-4
+"""Seconds: nothing is predicted to be shorter."""
+_EAGER: Final = 32
+"""Samples up to which each one is followed by a fit,"""
+_EVERY: Final = 8
+"""and then each one of so many."""
+_ROUNDS: Final = 10
 _FASTEST: Final = 1e-6
-"""Seconds a token, below which a fit is an artefact."""
-_LEAST_PART: Final = 0.05
-"""Of the time, that is the tokens'."""
+"""Seconds a prompt token, below which a fit is an artefact: were it believed, a prefix would be worth nothing."""
+
+_FACTOR_MEMORY: Final = 0.97
+_FACTORS_FROM: Final = 32
+"""Samples, from where on the costs are known well enough for an engine to be measured by them."""
+_FACTOR_SAMPLES: Final = 8
+"""Before which a factor is not looked at."""
+_QUICKEST: Final = 1 / 8
+"""Least factor: who answers nonsense at once must not draw everything."""
+_ALIKE: Final = 1.22
+"""Times the others' factor, or a part of it, within which one counts as theirs."""
+
+
+class Stretch(NamedTuple):
+    """What was done at an engine in some time, in units of the five costs."""
+
+    firsts: float = 0.0
+    steps: float = 0.0
+    answers: float = 0.0
+    """Beside the one that the time is told of, in each step; all steps together. So for the next."""
+    context: float = 0.0
+    tokens: float = 0.0
+    """Of prompts, as `work` weighs them."""
+
+
+_DEFAULTS: Final = (0.02, 0.03, 2e-4, 4e-7, 1 / 4000)
+"""Before there is any answer. What counts then are their ratios, which are about the same for a small model on a CPU
+and a large one on four GPUs: what is not learned yet is taken to be in that ratio to a token of a prompt."""
+_LEAST: Final = (0.0, 0.0, 0.0, 0.0, _FASTEST)
+
+
+class Pace:
+    """The five costs of the engines of one deployment."""
+
+    __slots__ = ("_products", "_rests", "_since_fit", "_targets", "costs", "samples", "usual", "usual_at")
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self.costs = list(_DEFAULTS)
+        self.usual = 1.0
+        """The factor that is taken for an engine of which nothing is known: the mean of those of which something is.
+        The picker writes it, and when it did."""
+        self.usual_at = float("-inf")
+        self._products = [[0.0] * 5 for _ in range(5)]
+        self._targets = [0.0] * 5
+        self._since_fit = 0
+        self._rests = 0
+        """Samples with steps of their own."""
+
+    def seconds(self, stretch: Stretch) -> float:
+        """Predicted for an engine of factor 1."""
+        firsts, steps, answers, context, tokens = self.costs
+        return (
+            firsts * stretch.firsts
+            + steps * stretch.steps
+            + answers * stretch.answers
+            + context * stretch.context
+            + tokens * stretch.tokens
+        )
+
+    def learn(self, stretch: Stretch, seconds: float, factor: "Factor") -> None:
+        """A stretch at an engine took so long."""
+        predicted = max(self.seconds(stretch), _SHORTEST)
+        own = factor.beside(self.usual)
+        expected = own * predicted
+        seconds = min(max(seconds, expected / _SURPRISE), expected * _SURPRISE)
+        self.samples += 1
+        if stretch.steps:
+            self._rests += 1
+        if self.samples > _FACTORS_FROM and (self._rests > _FACTORS_FROM or not self._rests):
+            factor.learn(seconds, predicted)
+        if self.samples <= _SURE or not self.samples % _SPARSE:
+            self._teach(stretch, seconds / own, predicted)
+
+    def _teach(self, stretch: Stretch, seconds: float, predicted: float) -> None:
+        if not stretch.steps:
+            # One step of the others is too little to tell what each costs; what it should be is taken off.
+            seconds -= self.costs[2] * stretch.answers + self.costs[3] * stretch.context
+            stretch = Stretch(stretch.firsts, 0.0, 0.0, 0.0, stretch.tokens)
+        scaled, told = [each / predicted for each in stretch], seconds / predicted
+        for row, one in zip(self._products, scaled, strict=True):
+            for place, other in enumerate(scaled):
+                row[place] = _MEMORY * row[place] + one * other
+        targets = self._targets
+        for place, one in enumerate(scaled):
+            targets[place] = _MEMORY * targets[place] + one * told
+        self._since_fit += 1
+        if self.samples <= _EAGER or self._since_fit >= _EVERY:
+            self._since_fit = 0
+            self._fit()
+
+    def _fit(self) -> None:
+        costs, targets = self.costs, self._targets
+        for _ in range(_ROUNDS):
+            for place, row in enumerate(self._products):
+                a, b, c, d, e = row
+                others = a * costs[0] + b * costs[1] + c * costs[2] + d * costs[3] + e * costs[4]
+                default = _DEFAULTS[place] * (costs[4] / _DEFAULTS[4] if 0 < place < 4 else 1.0)
+                own, prior = row[place], _PRIOR / default**2
+                best = targets[place] + prior * default - others + own * costs[place]
+                costs[place] = max(best / (own + prior), _LEAST[place])
+
+
+class Factor:
+    """How much slower than the pool one engine is."""
+
+    __slots__ = ("_predicted", "_seconds", "own", "samples")
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self.own = 0.0
+        """As it was measured; 0 before that means anything."""
+        self._seconds = self._predicted = 0.0
+
+    def beside(self, usual: float) -> float:
+        """What to go by, where others have `usual`."""
+        own = self.own
+        return own if own and not usual < own * _ALIKE < usual * _ALIKE * _ALIKE else usual
+
+    def learn(self, seconds: float, predicted: float) -> None:
+        self.samples += 1
+        self._seconds = _FACTOR_MEMORY * self._seconds + seconds
+        self._predicted = _FACTOR_MEMORY * self._predicted + predicted
+        if self.samples >= _FACTOR_SAMPLES:
+            self.own = max(self._seconds / self._predicted, _QUICKEST)
 
 
 @dataclass(slots=True)
 class Speed:
-    """The fit for one endpoint; it stands on defaults alone while `samples` is 0."""
+    """What was learned of one endpoint, for people."""
 
     samples: int = 0
-    seconds_per_token: float = DEFAULT_SECONDS_PER_TOKEN
-    seconds_per_answer: float = DEFAULT_SECONDS_PER_ANSWER
-    learned_at: float = 0.0
-    _tokens_tokens: float = 0.0
-    _tokens_answers: float = 0.0
-    _answers_answers: float = 0.0
-    _tokens_seconds: float = 0.0
-    _answers_seconds: float = 0.0
+    factor: float = 1.0
+    seconds_per_step: float = _DEFAULTS[1]
+    seconds_per_answer: float = _DEFAULTS[2]
+    seconds_per_token: float = _DEFAULTS[4]
 
-    def learn(self, tokens: float, answers: int, seconds: float, now: float) -> None:
-        """A first byte came after `seconds`, with so many tokens and answers (see the module) until then."""
-        predicted = self.seconds_per_token * tokens + self.seconds_per_answer * answers
-        seconds = min(max(seconds, predicted / _SURPRISE), _SURPRISE * predicted + _SURPRISE_SECONDS)
-        weight = 1.0 / (tokens + _PRIOR_TOKENS) ** 2
-        self._tokens_tokens = _MEMORY * self._tokens_tokens + weight * tokens * tokens
-        self._tokens_answers = _MEMORY * self._tokens_answers + weight * tokens * answers
-        self._answers_answers = _MEMORY * self._answers_answers + weight * answers * answers
-        self._tokens_seconds = _MEMORY * self._tokens_seconds + weight * tokens * seconds
-        self._answers_seconds = _MEMORY * self._answers_seconds + weight * answers * seconds
-        self._fit()
-        self.samples += 1
-        self.learned_at = now
 
-    def _fit(self) -> None:
-        prior_tokens, prior_answers = 0.02, 10.0 / _PRIOR_TOKENS**2
-        a = self._tokens_tokens + prior_tokens
-        b = self._tokens_answers
-        d = self._answers_answers + prior_answers
-        u = self._tokens_seconds + prior_tokens * DEFAULT_SECONDS_PER_TOKEN
-        v = self._answers_seconds + prior_answers * DEFAULT_SECONDS_PER_ANSWER
-        determinant = a * d - b * b
-        per_token, per_answer = (u * d - v * b) / determinant, (v * a - u * b) / determinant
-        least = max(_LEAST_PART * u / a, _FASTEST)
-        if per_answer < 0:
-            per_token, per_answer = u / a, 0.0
-        elif per_token < least:
-            per_token, per_answer = least, max((v - b * least) / d, 0.0)
-        self.seconds_per_token, self.seconds_per_answer = max(per_token, _FASTEST), per_answer
+@dataclass(slots=True)
+class _Length:
+    mean: float
+    count: int = 0
+
+
+@dataclass(slots=True)
+class Lengths:
+    """How many tokens answers have, by the beginning of their prompts: an application has one system prompt and one
+    kind of answer."""
+
+    _by_beginning: dict[int, _Length] = field(default_factory=dict)
+    _all: _Length = field(default_factory=lambda: _Length(200.0))
+    """Before there is any: 200."""
+
+    def expected(self, beginning: int | None) -> float:
+        """`beginning`: the hash of a prompt's first block."""
+        found = self._by_beginning.get(beginning) if beginning is not None else None
+        if found is None:
+            return self._all.mean
+        return (found.count * found.mean + _SHRINK * self._all.mean) / (found.count + _SHRINK)
+
+    def learn(self, beginning: int | None, tokens: int) -> None:
+        _count(self._all, tokens)
+        if beginning is None:
+            return
+        found = self._by_beginning.pop(beginning, None) or _Length(float(tokens))
+        self._by_beginning[beginning] = found
+        _count(found, tokens)
+        if len(self._by_beginning) > _MOST_BEGINNINGS:
+            del self._by_beginning[next(iter(self._by_beginning))]
+
+
+_SHRINK: Final = 2.0
+"""Answers of any kind that an application's mean counts beside its own."""
+_LONGEST_MEMORY: Final = 100
+_MOST_BEGINNINGS: Final = 4096
+
+
+def _count(length: _Length, tokens: int) -> None:
+    length.count = min(length.count + 1, _LONGEST_MEMORY)
+    length.mean += (tokens - length.mean) / length.count

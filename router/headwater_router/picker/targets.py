@@ -30,10 +30,12 @@ class Targets:
     """Make one when the endpoints of a model change, and pass the same one until they change again: what is worked out
     for them is kept in it."""
 
-    __slots__ = ("_eased", "all", "view")
+    __slots__ = ("_eased", "all", "deployment", "view")
 
-    def __init__(self, targets: Iterable[Target]) -> None:
+    def __init__(self, targets: Iterable[Target], deployment: str = "") -> None:
+        """`deployment`: whose they are; what is learned of one is then told of the others, too."""
         self.all: tuple[Target, ...] = tuple(targets)
+        self.deployment = deployment
         self.view: object = None
         """What the policy in use has worked out for just these targets. Another policy makes its own."""
         self._eased: deque[Target] = deque(maxlen=_EASED)

@@ -1,0 +1,82 @@
+"""What the prefix policy has learned: costs of steps by deployment and model, lengths of answers by application."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from headwater_router.picker.base import Prompt
+from headwater_router.picker.known import Known, Routed
+from headwater_router.picker.speed import Lengths, Pace, Stretch
+from headwater_router.picker.targets import Targets
+
+_STALE_SECONDS: Final = 300.0
+"""Without an answer, after which an endpoint's own speed is not gone by."""
+_MEAN_SECONDS: Final = 1.0
+"""For so long the mean speed of a deployment's endpoints is taken not to change."""
+_MOST_TOKENS: Final = 1 << 20
+"""Of an answer; an engine that says more is not believed."""
+
+
+class Learned:
+    def __init__(self, known: Mapping[str, Known]) -> None:
+        """`known`: the endpoints, by their ids."""
+        self._known = known
+        self._paces: dict[tuple[str, str], Pace] = {}
+        self._lengths: dict[str, Lengths] = {}
+        """By model."""
+
+    def pace(self, targets: Targets, prompt: Prompt, now: float) -> Pace:
+        key = targets.deployment, prompt.model
+        pace = self._paces.get(key)
+        if pace is None:
+            pace = self._paces[key] = Pace()
+        if not now - pace.usual_at < _MEAN_SECONDS:
+            self._see_usual(pace, targets, now)
+        return pace
+
+    def output(self, prompt: Prompt) -> float:
+        """Tokens that its answer is expected to have."""
+        return self._lengths_of(prompt).expected(_beginning(prompt))
+
+    def learn(self, found: Routed, stretch: Stretch, seconds: float, now: float) -> None:
+        known, pace = found.chosen.known, found.pace
+        pace.learn(stretch, seconds, known.factor)
+        known.pace, known.fresh_until = pace, now + _STALE_SECONDS
+        found.target.load.prefill_rate = 1.0 / (known.factor.beside(pace.usual) * pace.costs[4])
+
+    def learn_rest(self, found: Routed, output_tokens: int, now: float) -> None:
+        """From its first token to its last; of one that is not streamed, all of it."""
+        if output_tokens > _MOST_TOKENS:
+            return
+        self._lengths_of(found.prompt).learn(_beginning(found.prompt), output_tokens)
+        since, until = found.since, found.chosen.known.sums(found.target.load, now)
+        seconds, steps = now - since.at, output_tokens - 1
+        if seconds <= 0 or (found.prompt.streamed and (not steps or found.prefilling)):
+            return
+        # It counted itself, where it was counted among the answers.
+        answers = max(0.0, (until.answers - since.answers) / seconds - (not found.prefilling))
+        context = max(0.0, (until.context - since.context) / seconds - found.prompt.tokens)
+        tokens = until.tokens - since.tokens
+        if found.prompt.streamed:
+            stretch = Stretch(0.0, steps, answers * steps, context * steps, tokens)
+        else:
+            shared = steps + 1
+            stretch = Stretch(1.0, steps, answers * shared, context * shared, max(tokens, found.until_first.tokens))
+        self.learn(found, stretch, seconds, now)
+
+    def _see_usual(self, pace: Pace, targets: Targets, now: float) -> None:
+        """What is assumed of an endpoint that has not answered lately: to be like those that have."""
+        pace.usual_at = now
+        known = [each for target in targets.all if (each := self._known.get(target.id)) is not None]
+        factors = [each.factor.beside(pace.usual) for each in known if now <= each.fresh_until and each.factor.samples]
+        if factors:
+            pace.usual = sum(factors) / len(factors)
+
+    def _lengths_of(self, prompt: Prompt) -> Lengths:
+        lengths = self._lengths.get(prompt.model)
+        if lengths is None:
+            lengths = self._lengths[prompt.model] = Lengths()
+        return lengths
+
+
+def _beginning(prompt: Prompt) -> int | None:
+    return prompt.text_chain[0] if prompt.text_chain else None

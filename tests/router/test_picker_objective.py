@@ -1,0 +1,131 @@
+"""What the prefix policy makes short, and the bounds within which it does, whatever was learned."""
+
+import random
+from statistics import mean
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headwater_router.index import PrefixIndex
+from headwater_router.outcome import Outcome
+from headwater_router.picker import make
+from headwater_router.picker.base import Decision, Picker, Prompt, Target
+from headwater_router.picker.objective import Objective
+from headwater_router.picker.targets import Targets
+
+
+def prefix_picker(objective: Objective = Objective.LATENCY) -> tuple[Picker, PrefixIndex]:
+    index = PrefixIndex()
+    return make("prefix", index, random.Random(0), objective), index
+
+
+def hold(index: PrefixIndex, target: Target, chain: list[int]) -> None:
+    index.answered(target.id, chain, index.dispatched(target.id, chain, None, 0.0, 1 << 20))
+
+
+def answers(picker: Picker, targets: Targets, per_answer: float, rounds: int = 300) -> float:
+    """Of engines that read 50,000 prompt tokens a second, and whose steps take 5 ms and this much for each answer."""
+    rng, now = random.Random(1), 0.0
+    for _ in range(rounds):
+        open_: list[Decision] = []
+        for _ in range(rng.randrange(1, 24)):
+            open_.append(picker.pick(Prompt("m", [], rng.randrange(100, 3000)), targets, now))
+        counts = {target: target.load.in_flight for target in targets.all}
+        ready = dict.fromkeys(counts, now)
+        for each in open_:
+            ready[each.target] += 0.005 + 2e-5 * each.prompt.tokens
+            picker.first_token(each, ready[each.target])
+        for each in open_:
+            took = 300 * (0.005 + per_answer * counts[each.target])
+            picker.finished(each, ready[each.target] + took, Outcome.ANSWERED, 0, 300)
+        now += 100
+    return now
+
+
+@pytest.mark.parametrize("objective", Objective)
+@given(
+    burst=st.integers(1, 300),
+    own=st.integers(1, 500),
+    shared=st.integers(1, 60),
+    count=st.integers(2, 8),
+    learned=st.sampled_from([None, 0.0, 2e-4]),
+)
+def test_no_engine_gets_more_than_four_times_the_mean_and_a_few_whatever_it_holds(
+    objective: Objective, burst: int, own: int, shared: int, count: int, learned: float | None
+) -> None:
+    """Of engines that are alike."""
+    picker, index = prefix_picker(objective)
+    targets = Targets(Target(f"pod-{number}") for number in range(count))
+    now = 1.0 if learned is None else answers(picker, targets, learned, rounds=8)
+    chain = list(range(shared))
+    hold(index, targets.all[0], chain)
+    for _ in range(burst):
+        picker.pick(Prompt("m", chain, 128 * shared + own), targets, now)
+    loads = [target.load.in_flight for target in targets.all]
+    assert max(loads) <= 4 * mean(loads) + 5
+
+
+@given(
+    depths=st.lists(st.integers(0, 12), min_size=2, max_size=6),
+    more=st.tuples(st.integers(0, 5), st.integers(1, 12)),
+    busy=st.lists(st.integers(0, 5), max_size=30),
+    objective=st.sampled_from(Objective),
+)
+def test_more_in_its_cache_makes_an_endpoint_no_less_likely(
+    depths: list[int], more: tuple[int, int], busy: list[int], objective: Objective
+) -> None:
+    """All else equal: what it costs there falls, and stays what it was elsewhere."""
+    chain = list(range(24))
+    lucky, further = more[0] % len(depths), more[1]
+
+    def costs(held: list[int]) -> dict[str, float]:
+        picker, index = prefix_picker(objective)
+        targets = Targets(Target(f"pod-{number}") for number in range(len(held)))
+        for number in busy:
+            picker.pick(Prompt("m", [1000 + number], 700), [targets.all[number % len(held)]], 0.0)
+        for target, depth in zip(targets.all, held, strict=True):
+            if depth:
+                hold(index, target, chain[:depth])
+        decision = picker.pick(Prompt("m", chain, 128 * 24 + 50), targets, 1.0)
+        return {each.target.id: each.cost for each in decision.compared}  # type: ignore[attr-defined]
+
+    before = costs(depths)
+    after = costs([depth + further * (number == lucky) for number, depth in enumerate(depths)])
+    assert after.pop(f"pod-{lucky}") < before.pop(f"pod-{lucky}")
+    assert after == pytest.approx(before)
+
+
+def test_a_hot_prefix_spreads_as_its_answers_need_unless_first_tokens_count_most() -> None:
+    most = {}
+    for objective in Objective:
+        picker, index = prefix_picker(objective)
+        targets = Targets(Target(f"pod-{number}") for number in range(4))
+        now = answers(picker, targets, 2e-4)
+        chain = list(range(32))
+        hold(index, targets.all[0], chain)
+        for number in range(8):
+            decision = picker.pick(Prompt("m", chain, 32 * 128 + 100), targets, now + number)
+            picker.first_token(decision, now + number + 0.05)
+        most[objective] = max(target.load.in_flight for target in targets.all)
+    assert most[Objective.FIRST_TOKEN] >= 6
+    assert most[Objective.LATENCY] <= 4
+
+
+def test_a_number_of_tokens_that_no_answer_has_teaches_nothing() -> None:
+    picker, _ = prefix_picker()
+    targets = Targets([Target("a")])
+    answers(picker, targets, 2e-4, rounds=20)
+
+    def cost() -> float:
+        decision = picker.pick(Prompt("m", [], 500), targets, 1e6)
+        picker.finished(decision, 1e6, Outcome.FAILED)
+        return decision.chosen.cost  # type: ignore[attr-defined]
+
+    before = cost()
+    decision = picker.pick(Prompt("m", [], 500), targets, 1e6)
+    picker.first_token(decision, 1e6 + 0.03)
+    after_first = cost()
+    picker.finished(decision, 1e6 + 2, Outcome.ANSWERED, 0, 10**15)
+    assert cost() == pytest.approx(before, rel=0.1)
+    assert after_first >= before

@@ -1,0 +1,88 @@
+"""Every workload through every policy, as tables.
+
+python -m benchmarks.fleet [--workloads "hot prefix" unique] [--policies prefix dynamo] [--json FILE]
+"""
+
+import argparse
+import json
+import random
+import time
+from functools import partial
+from pathlib import Path
+
+from benchmarks.fleet import peers
+from benchmarks.fleet.figures import Figures, figures_of
+from benchmarks.fleet.router import PROBE_SECONDS
+from benchmarks.fleet.simulation import Workload, simulate
+from benchmarks.fleet.workloads import ALL
+from headwater_router.index import PrefixIndex
+from headwater_router.picker import POLICIES
+from headwater_router.picker.objective import Objective
+from headwater_router.picker.policies import Policies
+
+OURS = ("prefix", "prefix first-token", "prefix throughput", "least_loaded", "round_robin")
+
+
+def policies(name: str, rng: random.Random) -> Policies:
+    policy, _, objective = name.partition(" ")
+    if policy in POLICIES:
+        return Policies(policy, PrefixIndex(), rng, Objective(objective or Objective.LATENCY))
+    return peers.policies_of(name, rng)
+
+
+def line(name: str, figures: Figures) -> str:
+    def shown(value: float | None, digits: int, scale: float = 1.0) -> str:
+        return "–" if value is None else f"{value * scale:.{digits}f}"
+
+    cells = (
+        f"`{name}`",
+        shown(figures.ttft_p50, 3),
+        shown(figures.ttft_p99, 2),
+        shown(figures.token_p99, 1, 1000),
+        shown(figures.mean, 2),
+        shown(figures.p99, 2),
+        shown(figures.goodput, 2),
+        str(figures.refused),
+        f"{100 * figures.cached:.0f} %",
+        shown(figures.imbalance, 2),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+HEAD = """| policy | TTFT p50 s | p99 s | TPOT p99 ms | E2E mean s | p99 s | goodput/s | refused | cached | imbalance |
+|---|---|---|---|---|---|---|---|---|---|"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [each.name for each in ALL]
+    parser.add_argument("--workloads", nargs="+", default=names, choices=names, metavar="NAME")
+    parser.add_argument(
+        "--policies", nargs="+", default=[*OURS, *peers.PEERS], choices=[*OURS, *peers.PEERS], metavar="NAME"
+    )
+    parser.add_argument("--json", type=Path, help="to write all figures to")
+    options = parser.parse_args()
+    found: dict[str, dict[str, Figures]] = {}
+    for workload in ALL:
+        if workload.name in options.workloads:
+            found[workload.name] = tabulate(workload, options.policies)
+    if options.json is not None:
+        told = {name: {policy: each.as_dict() for policy, each in by.items()} for name, by in found.items()}
+        options.json.write_text(json.dumps(told, indent=1))
+
+
+def tabulate(workload: Workload, names: list[str]) -> dict[str, Figures]:
+    print(f"\n### {workload.name}\n\n{HEAD}", flush=True)
+    found = {}
+    started = time.process_time()
+    for name in names:
+        every = peers.PROBE_SECONDS.get(name, PROBE_SECONDS)
+        found[name] = figures_of(simulate(workload, partial(policies, name), probe_seconds=every))
+        print(line(name, found[name]), flush=True)
+    requests = found[names[0]].requests
+    print(f"\n{requests} requests; {time.process_time() - started:.0f} s of CPU.", flush=True)
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""Routers of the product before modelled engines: its own fleet, dispatcher, pickers, index, breaker and hold.
+
+What is ours here is what has a socket in the product: to hand a request to an engine and tell the dispatcher what
+became of it (`gateway/forward.py`), and to read gauges (`endpoints/probe.py`).
+"""
+
+import asyncio
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from benchmarks.fleet.engine import End, Engine, Stay, TurnedDownError
+from benchmarks.fleet.memory import BYTES
+from benchmarks.fleet.requests import Request
+from headwater.openai.errors import APIError
+from headwater.prefix import root_hash, text_chain
+from headwater_router.admission.hold import Hold
+from headwater_router.dispatch.call import Call
+from headwater_router.dispatch.dispatch import Dispatch
+from headwater_router.dispatch.dispatcher import Dispatcher
+from headwater_router.endpoints.breaker import Breaker
+from headwater_router.endpoints.endpoint import Endpoint, EndpointSpec, ServedModel
+from headwater_router.endpoints.fleet import Fleet
+from headwater_router.gateway.metrics import RouterMetrics
+from headwater_router.gateway.usage import Usage
+from headwater_router.outcome import Outcome
+from headwater_router.picker.base import Prompt
+from headwater_router.picker.policies import Policies
+
+MODEL: Final = "m"
+PROBE_SECONDS: Final = 1.0
+"""Between two looks at an engine's gauges, as by default."""
+_BLOCK_TOKENS: Final = 16
+"""Of the engines' own cache, as they say on their page."""
+
+
+@dataclass(slots=True, eq=False)
+class Record:
+    """What a client saw of a request. Times are seconds."""
+
+    request: Request
+    ttft: float | None = None
+    """None where it was not streamed, or refused."""
+    duration: float | None = None
+    """None: refused."""
+    cached: int = 0
+    engine: Engine | None = None
+
+    @property
+    def per_token(self) -> float | None:
+        """Between two tokens of a streamed answer."""
+        tokens = self.request.output_tokens
+        if self.ttft is None or self.duration is None or tokens < 2:
+            return None
+        return (self.duration - self.ttft) / (tokens - 1)
+
+
+class Router:
+    """One replica. Its endpoints are the engines, known by their places in the list."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, engines: Sequence[Engine], policies: Policies, rng: random.Random
+    ) -> None:
+        self.policies = policies
+        self.metrics = RouterMetrics()
+        self.fleet = Fleet(lambda: Breaker(failures=5, window=60.0, open_for=30.0), policies.forget)
+        self.hold = Hold(self.fleet.ready, lambda outcome: None, limit=256, seconds=300.0)
+        self.dispatcher = Dispatcher(
+            self.fleet,
+            policies,
+            self.metrics,
+            self.hold,
+            max_attempts=3,
+            answer_timeout=600.0,
+            rng=rng,
+            clock=loop.time,
+        )
+        self.endpoints: list[Endpoint] = []
+        self._loop = loop
+        self._engines = list(engines)
+        self._by_spec: dict[EndpointSpec, Engine] = {}
+        self.fleet.on_change = self.hold.check
+        for place, engine in enumerate(engines):
+            self._by_spec[EndpointSpec(f"http://10.0.{place // 250}.{place % 250 + 1}:8000", f"engine-{place}")] = (
+                engine
+            )
+        self.fleet.replace(list(self._by_spec))
+        self.endpoints = list(self.fleet)
+
+    def up(self, place: int, adapters: Sequence[str] = ()) -> None:
+        """An engine's probe says that it is ready, and what it serves."""
+        endpoint = self.endpoints[place]
+        load, hardware = endpoint.target.load, self._engines[place].hardware
+        load.block_size, load.total_blocks = _BLOCK_TOKENS, hardware.kv_tokens // _BLOCK_TOKENS
+        served = [ServedModel(MODEL, MODEL, "")] + [ServedModel(each, MODEL, each) for each in adapters]
+        self.fleet.mark_ready(endpoint, served)
+
+    def down(self, place: int) -> None:
+        """Nobody listens there any more."""
+        self.fleet.mark_dead(self.endpoints[place], "nobody listens")
+
+    def read_gauges(self) -> None:
+        for endpoint, engine in zip(self.endpoints, self._engines, strict=True):
+            if endpoint.ready:
+                load = endpoint.target.load
+                load.reported_running, load.reported_waiting = engine.running, engine.waiting
+                load.reported_cache_usage = engine.memory.usage
+
+    async def serve(self, request: Request) -> Record:
+        record, now = Record(request), self._loop.time()
+        call = Call(
+            "/v1/completions",
+            b"",
+            request.adapter or MODEL,
+            ServedModel(request.adapter or MODEL, MODEL, request.adapter),
+            prompt_of(request),
+            None,
+            now,
+        )
+        self.dispatcher.budget.open_requests += 1
+        try:
+            while not await self._attempt(await self.dispatcher.choose(call), record, now):
+                pass
+        except APIError:
+            pass  # Refused.
+        finally:
+            self.dispatcher.close(call, self._loop.time(), Outcome.UNSENT)
+            self.dispatcher.budget.open_requests -= 1
+        return record
+
+    async def _attempt(self, dispatch: Dispatch, record: Record, began: float) -> bool:
+        """Returns whether that is the end of it."""
+        request, call = record.request, dispatch.call
+        engine = self._by_spec[dispatch.endpoint.spec]
+
+        def first(now: float) -> None:
+            if request.streamed:
+                record.ttft = now - began
+                dispatch.answered(200)
+                dispatch.first_token(now)
+
+        if not dispatch.endpoint.ready:
+            dispatch.ended(Outcome.UNREACHABLE, self._loop.time())
+            return not await self.dispatcher.may_retry(call, Outcome.UNREACHABLE)
+        call.sends.sent()
+        try:
+            stay = engine.submit(request, first)
+        except TurnedDownError:
+            dispatch.answered(429)
+            again = await self.dispatcher.may_retry(call, Outcome.OVERLOADED)
+            dispatch.ended(Outcome.OVERLOADED, self._loop.time())
+            return not again
+        if await stay.ended is End.ANSWERED:
+            self._answered(dispatch, record, stay, began)
+            record.engine = engine
+            return True
+        return await self._lost(dispatch, record)
+
+    def _answered(self, dispatch: Dispatch, record: Record, stay: Stay, began: float) -> None:
+        now, request = self._loop.time(), record.request
+        if not request.streamed:
+            dispatch.answered(200)
+            dispatch.first_token(now)
+        record.duration, record.cached = now - began, stay.cached
+        dispatch.ended(Outcome.ANSWERED, now, usage=Usage(request.prompt_tokens, stay.cached, request.output_tokens))
+
+    async def _lost(self, dispatch: Dispatch, record: Record) -> bool:
+        began_to_answer = record.ttft is not None
+        dispatch.call.sends.lost()
+        dispatch.ended(Outcome.LOST, self._loop.time())
+        return began_to_answer or not await self.dispatcher.may_retry(dispatch.call, Outcome.LOST)
+
+
+def prompt_of(request: Request) -> Prompt:
+    root = root_hash(MODEL, adapter=request.adapter)
+    return Prompt(
+        MODEL,
+        text_chain(root, request.prompt),
+        request.prompt_tokens,
+        text_block_tokens=512 / BYTES,
+        usual_block_tokens=512 / BYTES,
+        text_bytes=len(request.prompt),
+        streamed=request.streamed,
+        session=request.session,
+    )

@@ -1,0 +1,131 @@
+"""The modelled engines of benchmarks/fleet do what they say, and the router's own dispatcher drives them."""
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+
+import pytest
+
+from benchmarks.fleet import peers, workloads
+from benchmarks.fleet.__main__ import policies
+from benchmarks.fleet.clock import VirtualLoop
+from benchmarks.fleet.engine import Engine, TurnedDownError
+from benchmarks.fleet.figures import Figures, figures_of
+from benchmarks.fleet.hardware import H100_8B
+from benchmarks.fleet.memory import BLOCK, Memory, chain_of
+from benchmarks.fleet.requests import Request, arrivals, fresh, shared
+from benchmarks.fleet.simulation import Event, Run, Workload, simulate
+
+
+def few(count: int, generate: Callable[[random.Random], Iterator[Request]]) -> Callable[..., Iterator[Request]]:
+    return lambda rng: islice(generate(rng), count)
+
+
+def run(workload: Workload, policy: str = "prefix", routers: int = 1) -> Run:
+    return simulate(workload, partial(policies, policy), routers=routers)
+
+
+def times(result: Run) -> list[tuple[float, float | None, float | None]]:
+    return sorted((record.request.at, record.ttft, record.duration) for record in result.records)
+
+
+def test_a_request_alone_takes_what_its_steps_take() -> None:
+    def one(rng: random.Random) -> Iterator[Request]:
+        yield Request(1.0, fresh(rng, 1000), fresh(rng, 11))
+
+    [record] = run(Workload("one", one, speeds=(0.5,))).records
+    cost = H100_8B
+    first = cost.step + 1000 * cost.prefill + cost.pair * 1000 * 500
+    rest = sum(cost.step + cost.decode + cost.kv * (1000 + number) for number in range(10))
+    assert record.ttft == pytest.approx(first / 0.5)
+    assert record.duration == pytest.approx((first + rest) / 0.5)
+
+
+def test_strides_are_as_steps_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    hardware = replace(H100_8B, kv_tokens=9000, max_running=12)
+    workload = Workload("small", few(120, workloads.hot_prefix), hardware, (1.0, 0.7))
+    in_strides = times(run(workload, "round_robin"))
+    monkeypatch.setattr(Engine, "_stride", lambda self: 1)
+    for strided, stepped in zip(in_strides, times(run(workload, "round_robin")), strict=True):
+        assert strided == pytest.approx(stepped, rel=1e-6)
+
+
+def test_memory_gives_back_what_was_taken_and_keeps_what_was_computed() -> None:
+    rng, memory = random.Random(1), Memory(64 * BLOCK)
+    text = fresh(rng, 20 * BLOCK + 7)
+    chain = chain_of("", text)
+    assert memory.take(chain, 20 * BLOCK + 7) == 0
+    assert memory.take(chain, 20 * BLOCK + 7) == 20 * BLOCK
+    assert memory.taken == 20 * BLOCK + 14
+    memory.release(chain, 7)
+    memory.release(chain, 7)
+    assert memory.taken == 0
+    other = chain_of("", fresh(rng, 50 * BLOCK))
+    assert memory.take(other, 50 * BLOCK) == 0
+    assert memory.take(chain, 20 * BLOCK) is None
+    memory.release(other, 0)
+    assert memory.take(chain, 20 * BLOCK) == 14 * BLOCK  # Its tail went first.
+
+
+def test_an_engine_turns_down_what_is_too_much_and_loses_all_when_it_dies() -> None:
+    loop = VirtualLoop()
+    engine = Engine(loop, replace(H100_8B, max_running=1, max_waiting=1))
+    rng = random.Random(2)
+    stays = [engine.submit(Request(0.0, fresh(rng, 100), fresh(rng, 10)), lambda now: None) for _ in range(2)]
+    with pytest.raises(TurnedDownError):
+        engine.submit(Request(0.0, fresh(rng, 100), fresh(rng, 10)), lambda now: None)
+    engine.die()
+    assert all(stay.ended.done() for stay in stays)
+    assert (engine.running, engine.waiting, engine.memory.taken) == (0, 0, 0)
+    loop.close()
+
+
+def test_requests_that_had_not_begun_on_an_engine_that_dies_are_answered_by_another() -> None:
+    def whole(rng: random.Random) -> Iterator[Request]:
+        for at in arrivals(rng, 20.0, 10.0):
+            yield Request(at, fresh(rng, 500), fresh(rng, 50), streamed=False)
+
+    events = (Event(3.0, 0, False), Event(6.0, 0, True))
+    result = run(Workload("death", whole, speeds=(1.0, 1.0), events=events))
+    assert all(record.duration is not None for record in result.records)
+    assert {record.engine for record in result.records} == set(result.engines)
+
+
+@pytest.mark.parametrize("policy", ["prefix", "prefix first-token", "least_loaded", *peers.PEERS])
+def test_a_run_answers_all_and_is_the_same_each_time(policy: str) -> None:
+    workload = Workload("small", few(40, workloads.conversations), speeds=(1.0,) * 4)
+    first, second = run(workload, policy), run(workload, policy)
+    assert times(first) == times(second)
+    assert all(record.duration is not None for record in first.records)
+    assert all(engine.memory.taken == 0 for engine in first.engines)
+
+
+def test_several_routers_share_the_engines() -> None:
+    workload = Workload("small", few(200, workloads.hot_prefix), speeds=(1.0,) * 4)
+    assert figures_of(run(workload, routers=3)).imbalance < 1.5
+
+
+def hot(rng: random.Random) -> Iterator[Request]:
+    system = shared("hot", 4000)
+    for at in arrivals(rng, 14.0, 40.0):
+        yield Request(at, system + fresh(rng, 200), fresh(rng, 600))
+
+
+@pytest.mark.parametrize(
+    "workload",
+    [
+        Workload("hot", hot),
+        Workload("groups", few(500, workloads.groups)),
+        Workload("unlike", few(500, workloads.two_speeds), speeds=(1.0,) * 4 + (0.4,) * 4),
+        Workload("whole", few(600, partial(workloads.not_streamed, per_second=24.0)), speeds=(1.0,) * 4 + (0.4,) * 4),
+    ],
+    ids=lambda workload: workload.name,
+)
+def test_whole_answers_take_no_longer_than_by_load_alone_nor_than_by_the_cache_alone(workload: Workload) -> None:
+    ours = figures_of(run(workload))
+    for other in ("least_loaded", "smg cache_aware"):
+        theirs: Figures = figures_of(run(workload, other))
+        assert ours.mean <= 1.02 * theirs.mean
+        assert ours.p99 <= 1.05 * theirs.p99

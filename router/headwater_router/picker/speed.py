@@ -50,7 +50,7 @@ _FACTOR_SAMPLES: Final = 8
 """Before which a factor is not looked at."""
 _QUICKEST: Final = 1 / 8
 """Least factor: who answers nonsense at once must not draw everything."""
-_ALIKE: Final = 1.22
+_ALIKE: Final = 1.5
 """Times the others' factor, or a part of it, within which one counts as theirs."""
 
 

@@ -143,9 +143,9 @@ def mixed_outputs(rng: random.Random) -> Iterator[Request]:
             yield Request(at, shared("write", 1200) + fresh(rng, around(rng, 300)), fresh(rng, around(rng, 1200)))
 
 
-def overload(rng: random.Random) -> Iterator[Request]:
-    """More than the engines can do for eighty seconds, with 40 prefixes; they turn requests down."""
-    for at in arrivals(rng, 85.0, SECONDS / 2):
+def heavy(rng: random.Random) -> Iterator[Request]:
+    """About what the engines can do, with 40 prefixes."""
+    for at in arrivals(rng, 60.0, SECONDS / 2):
         system = shared(f"over {rng.randrange(40)}", 3000)
         yield Request(at, system + fresh(rng, around(rng, 1000)), fresh(rng, around(rng, 300)))
 
@@ -210,7 +210,7 @@ ALL: Final = (
     Workload("not streamed", not_streamed),
     Workload("not streamed, two speeds", not_streamed_slow, speeds=(1.0,) * 4 + (0.4,) * 4),
     Workload("mixed outputs", mixed_outputs),
-    Workload("overload", overload, hardware=replace(H100_8B, max_waiting=64)),
+    Workload("heavy load", heavy, hardware=replace(H100_8B, max_waiting=64)),
     Workload("coming and going", coming_and_going, events=_COMING_AND_GOING),
     Workload("adapters", adapters, adapters=8, adapter_names=_ADAPTERS),
     Workload("70B groups", groups_70b, hardware=H100_70B, token_objective=0.05, ttft_objective=2.0),

@@ -30,7 +30,7 @@ from tests.engine.in_ranks import Session, in_ranks
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 NEW_TOKENS = 64
-FEW_TOKENS, FEW_BLOCKS = [36] * 20 + [8] * 80, 20
+FEW_TOKENS, FEW_BLOCKS = [36] * 20 + [4] * 80, 20
 """With ranks. The first 20 prompts are the shortest: they all run, and there are blocks for half of their answers."""
 TIE = 1e-3
 """Difference of two logits, which are of size 10 to 30, that float32 rounding over 30 layers explains."""

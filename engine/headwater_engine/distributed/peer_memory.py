@@ -11,6 +11,9 @@ from headwater_engine.kernels.triton.all_reduce import BYTES, LARGEST, MOST_RANK
 
 log = structlog.get_logger(__name__)
 
+_TRIAL = LARGEST // 4
+"""Numbers of 4 bytes, in the largest sum that is tried."""
+
 
 class PeerRanks(ProcessRanks):
     def __init__(self, device: torch.device, memory: Tensor, addresses: list[int]) -> None:
@@ -41,4 +44,18 @@ def share_peers(ranks: ProcessRanks, device: torch.device) -> ProcessRanks:
     # Which also waits until the memory of all is 0.
     if not ranks.least(int(addresses is not None)) or addresses is None:
         return ranks
-    return PeerRanks(device, memory, addresses)
+    peers = PeerRanks(device, memory, addresses)
+    if not ranks.least(int(_adds_up(peers, ranks, device))):
+        log.warning("what GPUs read of one another's memory is not what was written; NCCL does all sums")
+        return ranks
+    return peers
+
+
+def _adds_up(peers: PeerRanks, ranks: ProcessRanks, device: torch.device) -> bool:
+    """Whether sums over memory are what they should be: a wrong one would be a wrong answer that nobody notices.
+
+    Whole numbers, so that the order of adding does not matter; several sums, since each finds the traces of others.
+    """
+    parts = [torch.arange(size, dtype=torch.float32, device=device) % 7 + peers.rank for size in (_TRIAL, 1, _TRIAL)]
+    expected = ranks.sum(torch.cat(parts))
+    return torch.equal(torch.cat([peers.sum(part) for part in parts]), expected)

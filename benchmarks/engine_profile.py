@@ -47,6 +47,12 @@ class TimedKernels:
         self.products.append((product, inputs))
         return self._timed(f"product {inputs} to {outputs}", product)
 
+    def gated(self, gate: StoredWeight, up: StoredWeight, bias: torch.Tensor | None = None) -> Product:
+        product = self._kernels.gated(gate, up, bias)
+        outputs, inputs = gate.shape
+        self.products.append((product, inputs))
+        return self._timed(f"product {inputs} to 2 x {outputs}, gated", product)
+
     def tied(self, table: StoredWeight) -> tuple[Lookup, Product]:
         look_up, product = self._kernels.tied(table)
         outputs, inputs = table.shape

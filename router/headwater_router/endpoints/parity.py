@@ -13,10 +13,10 @@ import msgspec
 import structlog
 
 from headwater.http.descriptors import Descriptors
+from headwater_router.endpoints.asking import ask
 from headwater_router.endpoints.endpoint import Endpoint
 from headwater_router.endpoints.fleet import Fleet
 from headwater_router.index.tokenizers import Tokenizer, Tokenizers
-from headwater_router.sends import Sends
 from headwater_router.upstream.errors import UpstreamError
 from headwater_router.upstream.pool import Pool
 
@@ -78,24 +78,17 @@ class Parity:
     async def _ask(self, endpoint: Endpoint, model: str) -> list[int] | None:
         """The token ids of the sample; None where it does not say."""
         body = msgspec.json.encode({"model": model, "messages": SAMPLE})
-        head = b"POST %b/tokenize HTTP/1.1\r\nhost: %b\r\n%b" % (endpoint.path, endpoint.authority, endpoint.key.header)
-        request = head + b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
         pool = Pool(endpoint.host, endpoint.port, _TIMEOUT, self._descriptors, endpoint.tls)
-        deadline = asyncio.get_running_loop().time() + _TIMEOUT
         try:
-            async with asyncio.timeout_at(deadline):
-                connection = await pool.ask(request, body, deadline, _TIMEOUT, Sends())
-                answer = bytearray()
-                while len(answer) < _MOST_ANSWER and (piece := await connection.read()):
-                    answer += piece
-                return _ids(answer) if connection.status == 200 else None
-        except (UpstreamError, TimeoutError):
+            status, answer = await ask(endpoint, pool, "/tokenize", _TIMEOUT, _MOST_ANSWER, body)
+        except UpstreamError:
             return None
         finally:
             pool.close()
+        return _ids(answer) if status == 200 else None
 
 
-def _ids(answer: bytearray) -> list[int] | None:
+def _ids(answer: bytes) -> list[int] | None:
     try:
         tokens = _answer(answer).tokens
     except (msgspec.DecodeError, ValueError, RecursionError):

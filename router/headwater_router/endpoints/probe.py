@@ -20,17 +20,15 @@ from headwater import backends
 from headwater.backends.metrics import LoadReport, read_load
 from headwater.http.descriptors import Descriptors
 from headwater.kubernetes import MOST_RANKS
+from headwater_router.endpoints.asking import ask
 from headwater_router.endpoints.endpoint import Endpoint, ServedModel
 from headwater_router.endpoints.fleet import Fleet
 from headwater_router.endpoints.listing import read_models
-from headwater_router.sends import Sends
-from headwater_router.upstream.connection import Connection
 from headwater_router.upstream.errors import (
     AnswerTimeoutError,
     ConnectRefusedError,
     ConnectTimeoutError,
     OwnLimitError,
-    StaleConnectionError,
     UnreachableError,
     UpstreamError,
 )
@@ -161,31 +159,7 @@ class Prober:
                 return str(error)
 
     async def _get(self, endpoint: Endpoint, pool: Pool, path: str, most: int) -> tuple[int, bytes]:
-        """Status and body, of which at most about `most` bytes are read. Raises UpstreamError."""
-        request = b"GET %b%b HTTP/1.1\r\nhost: %b\r\n%b\r\n" % (
-            endpoint.path,
-            path.encode(),
-            endpoint.authority,
-            endpoint.key.header,
-        )
-        deadline = asyncio.get_running_loop().time() + self._timeout
-        connection: Connection | None = None
-        try:
-            sends = Sends()
-            try:
-                connection = await pool.ask(request, b"", deadline, self._timeout, sends)
-            except StaleConnectionError:
-                connection = await pool.ask(request, b"", deadline, self._timeout, sends)
-            body = await connection.read()
-            if not connection.exhausted:
-                async with asyncio.timeout_at(deadline):
-                    body = await _rest(connection, body, most)
-        except (TimeoutError, AnswerTimeoutError):
-            raise AnswerTimeoutError(f"no answer on {path} within {self._timeout:g} s") from None
-        finally:
-            if connection is not None:
-                connection.release()
-        return connection.status, body[:most]
+        return await ask(endpoint, pool, path, self._timeout, most)
 
     async def _read_models(self, endpoint: Endpoint, pool: Pool) -> Sequence[ServedModel] | None:
         """None: it does not say so, and is not ready for that. Once it has said so, it need not say so again."""
@@ -233,13 +207,6 @@ class Prober:
             log.warning("endpoint restarted", endpoint=endpoint.name)
             self._fleet.begin_new_life(endpoint)
         endpoint.process_start = start
-
-
-async def _rest(connection: Connection, begun: bytes, most: int) -> bytes:
-    body = bytearray(begun)
-    while len(body) < most and (piece := await connection.read()):
-        body += piece
-    return bytes(body)
 
 
 def _path_to_ask(endpoint: Endpoint, now: float, *, thoroughly: bool) -> str:

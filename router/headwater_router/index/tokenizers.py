@@ -5,8 +5,8 @@ waits for it, and others go on meanwhile. Where too much waits already, a prompt
 
 A tokenizer that is not the engine's would match prompts against blocks that hold something else, and nobody would
 notice but for a cache that does not help. So its word is held against theirs: what it counts against the prompt tokens
-in the usage of each answer, and its ids against the engine's own (`index.parity`). One that is wrong is not used any
-more, which the log, a metric and the admin API say, until it is found to be right again.
+in the usage of each answer, and its ids against the engine's own (`endpoints.parity`). One that is wrong is not used
+any more, which the log, a metric and the admin API say, until it is found to be right again.
 """
 
 import asyncio

@@ -9,11 +9,11 @@ from typing import Final
 
 import structlog
 
-from benchmarks.fleet.clock import VirtualLoop, run
 from benchmarks.fleet.engine import Engine
 from benchmarks.fleet.hardware import H100_8B, Hardware
 from benchmarks.fleet.requests import Request
 from benchmarks.fleet.router import PROBE_SECONDS, Record, Router
+from benchmarks.virtual_clock import VirtualLoop, run
 from headwater_router.picker.policies import Policies
 
 structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 
+from benchmarks.virtual_clock import run
 from headwater.kubernetes import LABEL_DEPLOYMENT, LABEL_MANAGED_BY, MANAGED_BY
 from headwater_operator import controller as module
 from headwater_operator.api import ApiError
@@ -19,7 +20,6 @@ from headwater_operator.reconcile import Reconciler
 from headwater_operator.scaling import Scaling
 from headwater_operator.store import Store
 from tests.operator.fake_api import FakeCluster
-from tests.operator.virtual_clock import run
 
 A, B = Key("default", "a"), Key("default", "b")
 

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.virtual_clock import run
 from headwater_operator.api import ApiError, Cluster
 from headwater_operator.kinds import Kind, Object
 from headwater_operator.lease import LeaseHolder, LeaseLostError
-from tests.operator.virtual_clock import run
 
 SECONDS = 12.0
 

@@ -9,8 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from benchmarks.virtual_clock import VirtualLoop, run
 from headwater_operator.queue import Key, WorkQueue
-from tests.operator.virtual_clock import VirtualLoop, run
 
 T = TypeVar("T")
 

@@ -5,10 +5,10 @@ import contextlib
 
 import pytest
 
+from benchmarks.virtual_clock import run
 from headwater_operator import render
 from headwater_operator.api import ApiError
 from headwater_operator.kinds import Object, name_of
-from tests.operator.virtual_clock import run
 from tests.operator.world import World
 
 HUB = "hf://owner/model"

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import httpx
 import pytest
 
+from benchmarks.virtual_clock import run
 from headwater.resource import Autoscaling
 from headwater_operator import scaling
 from headwater_operator.api import ApiError
@@ -18,7 +19,6 @@ from headwater_operator.queue import Key
 from headwater_operator.scaling import Scaling
 from tests.operator.fake_api import START, FakeCluster
 from tests.operator.test_gateway import page
-from tests.operator.virtual_clock import run
 
 CHAT = Key("team", "chat")
 

@@ -10,13 +10,13 @@ import pytest
 
 from benchmarks.fleet import peers, workloads
 from benchmarks.fleet.__main__ import policies
-from benchmarks.fleet.clock import VirtualLoop
 from benchmarks.fleet.engine import Engine, TurnedDownError
 from benchmarks.fleet.figures import Figures, figures_of
 from benchmarks.fleet.hardware import H100_8B
 from benchmarks.fleet.memory import BLOCK, Memory, chain_of
 from benchmarks.fleet.requests import Request, arrivals, fresh, shared
 from benchmarks.fleet.simulation import Event, Run, Workload, simulate
+from benchmarks.virtual_clock import VirtualLoop
 
 
 def few(count: int, generate: Callable[[random.Random], Iterator[Request]]) -> Callable[..., Iterator[Request]]:

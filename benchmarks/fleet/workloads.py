@@ -54,14 +54,21 @@ class _Conversation:
         return self.turn(now + self._rng.expovariate(1 / self._pause) if self._pause else now)
 
 
-def conversations(rng: random.Random) -> Iterator[Request]:
-    """Chats of four to twelve turns behind one of ten system prompts; people think for half a minute."""
-    for at in arrivals(rng, 5.0, SECONDS):
+def _chats(
+    rng: random.Random, rate: float, name: str, systems: int, system: int, turns: range, *sizes: float
+) -> Iterator[Request]:
+    """Behind one of so many system prompts of `system` tokens. `sizes`: as `_Conversation` has them."""
+    for at in arrivals(rng, rate, SECONDS):
         own = random.Random(rng.getrandbits(64))
-        system = shared(f"chat {own.randrange(10)}", 800)
-        first = _Conversation(own, system, own.randrange(4, 13), 150, 300, 15.0).turn(at)
+        history = shared(f"{name} {own.randrange(systems)}", system)
+        first = _Conversation(own, history, own.choice(turns), *sizes).turn(at)
         assert first is not None
         yield first
+
+
+def conversations(rng: random.Random) -> Iterator[Request]:
+    """Chats of four to twelve turns behind one of ten system prompts; people think for half a minute."""
+    return _chats(rng, 5.0, "chat", 10, 800, range(4, 13), 150, 300, 15.0)
 
 
 def agents(rng: random.Random) -> Iterator[Request]:
@@ -172,12 +179,7 @@ def groups_70b(rng: random.Random) -> Iterator[Request]:
 
 def chats_on_cpus(rng: random.Random) -> Iterator[Request]:
     """Small models on eight machines of two cores."""
-    for at in arrivals(rng, 1.0, SECONDS):
-        own = random.Random(rng.getrandbits(64))
-        system = shared(f"small {own.randrange(6)}", 300)
-        first = _Conversation(own, system, own.randrange(2, 6), 60, 100, 8.0).turn(at)
-        assert first is not None
-        yield first
+    return _chats(rng, 1.0, "small", 6, 300, range(2, 6), 60, 100, 8.0)
 
 
 def many_engines(rng: random.Random) -> Iterator[Request]:

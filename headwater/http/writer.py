@@ -96,7 +96,10 @@ class AnswerWriter(asyncio.Protocol):
         return not self.write_paused
 
     def relay(self, piece: bytes) -> None:
-        """Write a further piece of an answer that has begun, to a client that keeps up: `write`, for each token."""
+        """Write a piece of an answer that has begun, to a client that keeps up: `write`, for each token."""
+        if self._head:  # What came until now was held back, and so is the head.
+            self.write(piece)
+            return
         transport = self._transport
         assert transport is not None
         # uvloop's transports raise once they are closed, which may be before we are told so.

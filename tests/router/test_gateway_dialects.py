@@ -1,5 +1,6 @@
 """A server with a dialect of OpenAI's API behind the gateway: what it is sent, and what clients get."""
 
+import asyncio
 import itertools
 import json
 from typing import Any
@@ -58,6 +59,20 @@ async def test_a_stream_too() -> None:
         assert {each["model"] for each in chunks} == {"m"}
         assert done == b"data: [DONE]"
         assert await router.metric('headwater_router_request_outcomes_total{model="m",outcome="answered"}') == 1
+
+
+async def test_a_stream_whose_first_words_are_held_back_has_its_head_before_it() -> None:
+    async def slowly(exchange: Exchange) -> None:
+        await exchange.begin_stream()
+        for piece in (event("fi"), event("ne"), event("!", "length"), b"data: [DONE]\n\n", b""):
+            await exchange.chunk(piece)
+            await asyncio.sleep(0.02)
+
+    async with upstream() as engine, gateway(engine, backend="tgi") as router:
+        engine.answer = slowly
+        answer = await router.post(body(stop="five", stream=True))
+        said = [json.loads(each[6:]) for each in answer.content.split(b"\n\n") if each.startswith(b"data: {")]
+        assert "".join(each["choices"][0]["delta"]["content"] for each in said) == "fine!"
 
 
 async def test_what_it_cannot_do_is_a_400_that_was_not_sent() -> None:

@@ -274,6 +274,25 @@ async def test_usage_is_always_known_and_passed_on_only_to_who_asked(asked: bool
         assert await router.metric('headwater_router_output_tokens_total{model="m"}') == 2
 
 
+async def test_an_answer_has_its_head_before_it_wherever_its_first_content_is_cut() -> None:
+    content = {"choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": None}]}
+    first = b"data: " + json.dumps(content).encode() + b"\r\n\r\n"
+    async with upstream() as engine, gateway(engine) as router:
+        for cut in range(len(first) - 4, len(first) + 1):
+            pieces = [first[:cut], first[cut:], WORD]
+
+            async def in_pieces(exchange: Exchange, pieces: list[bytes] = pieces) -> None:
+                await exchange.begin_stream()
+                for piece in filter(None, pieces):
+                    await exchange.chunk(piece)
+                    await asyncio.sleep(0.02)
+                await exchange.chunk(DONE)
+                await exchange.chunk(b"")
+
+            engine.answer = in_pieces
+            assert (await router.post(STREAM)).content == first + WORD + DONE
+
+
 async def test_a_request_that_has_ended_is_not_left_to_the_garbage_collector() -> None:
     async with upstream() as engine, gateway(engine) as router:
         kept = router.router.dispatcher.decisions.maxlen or 0

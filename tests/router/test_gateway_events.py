@@ -274,3 +274,23 @@ def test_each_byte_of_an_event_is_looked_at_a_few_times_however_it_is_cut(monkey
     for _ in range(3000):
         kept_back.feed(b"[] x" * 5)
     assert looked < 3 * 60_000
+
+
+class Counted(bytearray):
+    """Counts the bytes that are searched."""
+
+    searched = 0
+
+    def rfind(self, mark: bytes, start: int = 0) -> int:  # type: ignore[override]
+        Counted.searched += len(self) - start
+        return super().rfind(mark, start)
+
+
+@pytest.mark.parametrize("size", [1, 7, 100_000])
+def test_to_hold_back_costs_by_bytes_however_a_stream_is_cut(size: int) -> None:
+    stream = (chunk(content="x") * 300 + data(choices=[], usage={}) + b"data: " + b"y" * 30_000 + b"\n\n") * 2
+    kept_back, Counted.searched = UsageFilter(), 0
+    kept_back.rest = Counted()
+    told = b"".join(kept_back.feed(stream[start : start + size]) for start in range(0, len(stream), size))
+    assert told + kept_back.end() == stream.replace(data(choices=[], usage={}), b"")
+    assert Counted.searched < 12 * len(stream)

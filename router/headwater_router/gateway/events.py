@@ -12,9 +12,8 @@ from typing import Final
 from headwater.backends.dialects import Translation
 from headwater_router.gateway.translating import StreamTranslator
 from headwater_router.gateway.usage import SEAM, Usage, UsageFinder
+from headwater_router.gateway.whole_events import SEPARATOR, WholeEvents
 
-_LONGEST: Final = 64 * 1024
-"""Bytes of an event that is held back."""
 _AT_ONCE: Final = 4096
 """Bytes that are looked at together: to look for a word in a short piece costs the same again for the call alone."""
 _DONE: Final = (b"[DONE]", b'reason":"', b'reason": "')
@@ -34,7 +33,6 @@ _ERROR_LINE: Final = re.compile(
     rb"|event: ?(?:error|response\.failed)"
 )
 _NO_CHOICES: Final = re.compile(rb'"choices" ?: ?\[\]')
-_SEPARATOR: Final = re.compile(rb"(?<=\n\n)|(?<=\r\n\r\n)")
 
 
 class StreamReader:
@@ -145,41 +143,15 @@ def _tells_error(seen: bytes, word: bytes) -> bool:
     return False
 
 
-class UsageFilter:
+class UsageFilter(WholeEvents):
     """Takes the event out that has no choices but the usage, where the client did not ask for it."""
 
-    __slots__ = ("_searched", "rest")
+    __slots__ = ()
 
-    def __init__(self) -> None:
-        self.rest = bytearray()
-        """Of events, the last of which has not come whole yet."""
-        self._searched = 0
-        """Bytes of it in which no event ends."""
-
-    def feed(self, piece: bytes) -> bytes:
-        """What the client gets of it now."""
-        rest = self.rest
-        rest += piece
-        end = self._end_of_last(rest)
-        if not end and len(rest) <= _LONGEST:
-            self._searched = len(rest)
-            return b""
-        events = bytes(rest[: end or len(rest)])
-        del rest[: len(events)]
-        self._searched = len(rest)
+    def passed(self, events: bytes) -> bytes:
         if b'"usage"' not in events:
             return events
-        return b"".join(event for event in _SEPARATOR.split(events) if not _is_usage_alone(event))
-
-    def end(self) -> bytes:
-        rest, self.rest, self._searched = bytes(self.rest), bytearray(), 0
-        return rest
-
-    def _end_of_last(self, rest: bytearray) -> int:
-        """Where the last event ends that is whole; 0 where none is."""
-        start = max(0, self._searched - 3)
-        blank, carriage = rest.rfind(b"\n\n", start), rest.rfind(b"\r\n\r\n", start)
-        return max(blank + 2 if blank >= 0 else 0, carriage + 4 if carriage >= 0 else 0)
+        return b"".join(event for event in SEPARATOR.split(events) if not _is_usage_alone(event))
 
 
 def _is_usage_alone(event: bytes) -> bool:

@@ -8,11 +8,10 @@ from msgspec import Raw
 
 from headwater.backends.dialects import Dialect, Translation, UnsupportedRequestError
 from headwater.openai.errors import BadRequestError
+from headwater_router.gateway.whole_events import SEPARATOR, WholeEvents
 
 LONGEST: Final = 8 * 2**20
 """Bytes of an answer that is translated, of those that are not streamed. Longer ones pass as they come."""
-_LONGEST_EVENT: Final = 2**20
-_BOUNDARY: Final = (b"\n\n", b"\r\n\r\n")
 _members: Final = msgspec.json.Decoder(dict[str, Raw]).decode
 _decode: Final = msgspec.json.Decoder().decode
 _encode: Final = msgspec.json.Encoder().encode
@@ -47,28 +46,18 @@ def translated_document(translation: Translation, body: bytes) -> bytes:
         return body
 
 
-class StreamTranslator:
-    """Fed with a stream, piece by piece."""
-
-    __slots__ = ("_rest", "_translation")
+class StreamTranslator(WholeEvents):
+    __slots__ = ("_translation",)
 
     def __init__(self, translation: Translation) -> None:
+        super().__init__()
         self._translation = translation
-        self._rest = b""
-        """Of an event that has not come whole yet."""
 
-    def feed(self, piece: bytes) -> bytes:
-        """What the client gets of it now."""
-        *events, self._rest = _events(self._rest + piece)
-        if len(self._rest) > _LONGEST_EVENT:
-            events.append(self._rest)
-            self._rest = b""
-        return b"".join(map(self._event, events))
+    def passed(self, events: bytes) -> bytes:
+        return b"".join(map(self._event, SEPARATOR.split(events)))
 
     def end(self) -> bytes:
-        """Nothing more comes."""
-        rest, self._rest = self._rest, b""
-        return self._event(rest) if rest else b""
+        return self._event(super().end())
 
     def _event(self, event: bytes) -> bytes:
         data = event.strip()
@@ -86,16 +75,3 @@ class StreamTranslator:
 
 def _written(events: Iterable[dict[str, Any]]) -> bytes:
     return b"".join(b"data: %b\n\n" % _encode(event) for event in events)
-
-
-def _events(stream: bytes) -> list[bytes]:
-    """Whole ones with what ends them, and what comes behind the last."""
-    events: list[bytes] = []
-    start = 0
-    while True:
-        ends = [(place, place + len(mark)) for mark in _BOUNDARY if (place := stream.find(mark, start)) >= 0]
-        if not ends:
-            return [*events, stream[start:]]
-        end = min(ends)[1]
-        events.append(stream[start:end])
-        start = end

@@ -131,6 +131,14 @@ def test_tensors_that_follow_from_the_config_may_be_there(altered: Path) -> None
     load(str(altered))
 
 
+def test_weights_that_are_there_and_cannot_be_read_are_not_called_missing(tmp_path: Path) -> None:
+    folder = make_tiny("llama", tmp_path)
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").mkdir()  # What belongs to somebody else, root can read.
+    with pytest.raises(LoadError, match=r"model\.safetensors cannot be read: Is a directory \(user \d+\)"):
+        load_model(resolve(str(folder)), kernels=TorchKernels(torch.float32))
+
+
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     folder = make_tiny("llama", tmp_path, shards=3)
     shard = sorted(folder.glob("model-*.safetensors"))[1]

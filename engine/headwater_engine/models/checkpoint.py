@@ -1,6 +1,7 @@
 """Checkpoints: safetensors files, one or many, and weights that are made up."""
 
 import math
+import os
 import zlib
 from collections import Counter
 from collections.abc import Collection
@@ -39,10 +40,9 @@ class SafetensorsCheckpoint:
         """`text_part`: only the tensors of that part are there, by the names that they would have by themselves."""
         self._files: dict[str, Any] = {}
         for name in _file_names(folder):
+            _check_readable(folder / name)
             try:
                 file = safe_open(folder / name, framework="pt")
-            except FileNotFoundError as error:
-                raise LoadError(f"{folder / name} is missing: the index of shards names it.") from error
             except (SafetensorError, OSError) as error:
                 raise LoadError(f"{folder / name} is damaged or not a safetensors file: {error}") from error
             self._files.update(dict.fromkeys(file.keys(), file))
@@ -68,6 +68,16 @@ class SafetensorsCheckpoint:
             raise LoadError(f"The checkpoint has no tensor {name}.")
         stored = self._stored[name]
         return StoredWeight(self._files[stored].get_tensor(stored))
+
+
+def _check_readable(path: Path) -> None:
+    """Of whatever cannot be opened, safetensors says that it is not there."""
+    try:
+        path.open("rb").close()
+    except FileNotFoundError as error:
+        raise LoadError(f"{path} is missing: the index of shards names it.") from error
+    except OSError as error:
+        raise LoadError(f"{path} cannot be read: {error.strerror} (user {os.geteuid()}).") from error
 
 
 def _file_names(folder: Path) -> list[str]:

@@ -16,20 +16,23 @@ from typing import Final
 
 import msgspec
 
+from headwater.events import to_frames
 from headwater.logs import configure_logging
 from headwater.openai.errors import APIError
 from headwater_router.gateway.beginning import Beginning, fault_of
 from headwater_router.gateway.body import asking_for_usage, read_body, with_cache_salt, with_model
 from headwater_router.gateway.events import StreamReader
 from headwater_router.index import PrefixIndex, PromptBuilder
-from headwater_router.index.subscriber import EventSubscriber
+from headwater_router.index.feed import Feed
 from headwater_router.picker.weights import conversation
 from headwater_router.upstream.errors import UpstreamError
 from tests.router import test_gateway_hostile_requests as requests
 from tests.router import test_index_limits as events
+from tests.router.indexing import exhaust
 from tests.router.test_upstream_answers import PIECES
 from tests.router.wires import Wires
 
+Case = Callable[[random.Random], None]
 _LONGEST: Final = 0.5
 """Seconds of CPU for one case."""
 _PATHS: Final = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/tokenize")
@@ -115,11 +118,11 @@ def a_stream(rng: random.Random) -> None:
     assert reader.usage is None or reader.usage.prompt_tokens >= 0
 
 
-def kv_events() -> Callable[[random.Random], None]:
+def kv_events() -> Case:
     recorded = [*events.recorded_payloads(), *map(msgspec.msgpack.encode, events.SGLANG)]
     values = [msgspec.msgpack.decode(payload) for payload in recorded]
     index = PrefixIndex(max_entries=4000)
-    subscriber = EventSubscriber(index, "pod", "")
+    feed = Feed(index, "pod")
     sequence = 0
 
     def a_message(rng: random.Random) -> None:
@@ -129,11 +132,16 @@ def kv_events() -> Callable[[random.Random], None]:
         else:
             payload = events.damaged(rng, rng.choice(recorded))
         sequence = sequence + 1 if rng.random() < 0.95 else rng.choice([0, sequence, 2**62])
-        events.exhaust(subscriber.take(events.to_frames(b"", sequence, payload)))
+        exhaust(feed.take(to_frames(b"", sequence, payload)))
         if rng.random() < 0.001:
             index.check()
 
     return a_message
+
+
+def kinds() -> tuple[Case, ...]:
+    """Each as often as it takes its turn."""
+    return a_request, a_request, a_body, a_body, a_stream, an_answer, kv_events()
 
 
 def main() -> int:
@@ -142,7 +150,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     configure_logging("error")  # What is refused is logged, as it should be.
-    cases = [a_request, a_request, a_body, a_body, a_stream, an_answer, kv_events()]
+    cases = kinds()
     longest = dict.fromkeys((case.__name__ for case in cases), 0.0)
     began = time.monotonic()
     for number in range(options.count):

@@ -4,7 +4,9 @@ python benchmarks/api_peers.py http://127.0.0.1:8000 http://127.0.0.1:8001 --mod
 
 Both serve the same folder under the same name, in float32, with a context of 2,048 tokens:
 headwater serve FOLDER --dtype float32 --max-model-len 2048, and vllm serve FOLDER --dtype float32 --max-model-len 2048.
-A tiny one is made by tests/engine/tiny.py. Prints a table in Markdown; docs/openai-api.md says why things differ.
+One that both take is made by tests/engine/tiny.py, `make_tiny("qwen3", FOLDER, max_position_embeddings=2048)`: vLLM's
+attention on CPUs wants heads of 32 or more. Its weights are random, and so is how often an answer ends within a
+character, where the two differ. Prints a table in Markdown; docs/openai-api.md says why things differ.
 """
 
 import argparse

@@ -139,6 +139,17 @@ class SamplingRequest(Sampling):
     """left: the last tokens are kept."""
 
     response_format: dict[str, Any] | None = None
+    """This, or one of the fields behind it: the form of the answer, which `openai.constraint` reads."""
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: str | dict[str, Any] | bool | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    json_schema: str | dict[str, Any] | bool | None = None
+    regex: str | None = None
+    ebnf: str | None = None
+    grammar: str | None = None
+
     user: str | None = None
     priority: Integer = Field(0, ge=-(2**31), le=2**31 - 1)
     """Lower runs first."""

@@ -27,17 +27,7 @@ def only(*harmless: Any) -> PlainValidator:
 
 
 class Unsupported(RequestModel):
-    """In chat and text completions. The ways to give a form for the answer are vLLM's, SGLang's and llama.cpp's."""
-
-    structured_outputs: Annotated[Any, only()] = None
-    guided_json: Annotated[Any, only()] = None
-    guided_regex: Annotated[Any, only()] = None
-    guided_choice: Annotated[Any, only()] = None
-    guided_grammar: Annotated[Any, only()] = None
-    json_schema: Annotated[Any, only()] = None
-    regex: Annotated[Any, only()] = None
-    ebnf: Annotated[Any, only()] = None
-    grammar: Annotated[Any, only()] = None
+    """In chat and text completions."""
 
     bad_words: Annotated[Any, only([])] = None
     logprob_token_ids: Annotated[Any, only([])] = None

@@ -16,7 +16,7 @@ from itertools import accumulate
 import msgspec
 
 from headwater_engine.core.messages import Generate, TokenLogprobs
-from headwater_engine.core.step import Result, Seat, Span, Step
+from headwater_engine.core.step import Result, Seat, Span, Step, TokenMasks
 from headwater_engine.sampling.params import SamplingParams
 
 SIZE = 4
@@ -137,7 +137,8 @@ class CheckedWorker:
                 self.slots[row.slot(position)] = contents[position]
         self.fail_at(Place.LAUNCH, step)
 
-    def sample(self) -> Later:
+    def sample(self, masks: TokenMasks | None = None) -> Later:
+        assert masks is None
         step = self.under_way[-1]
         self.fail_at(Place.SAMPLE, step)
         result = Result([])

@@ -54,5 +54,5 @@ class Session:
         assert self._hearer is not None
         while (step := self._hearer.hear()).spans:
             worker.launch(step)
-            worker.sample().wait()
+            worker.sample(self._hearer.hear_masks() if step.masked else None).wait()
         return None

@@ -18,20 +18,22 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from headwater.openai.constraint import Constraint, Kind
 from headwater_engine.core.engine import Engine
-from headwater_engine.core.messages import FinishReason, Generate
+from headwater_engine.core.messages import FinishReason, Generate, Tokenizer
 from headwater_engine.core.step import Seat, Span, Step
 from headwater_engine.kernels.interface import AttentionBatch, FlatBatch, LayerCache, SamplingBatch, SeatTables, Told
 from headwater_engine.kernels.reference import TorchKernels
 from headwater_engine.models.config import ModelConfig
 from headwater_engine.models.loading import Model, load_model
 from headwater_engine.models.source import resolve
+from headwater_engine.models.tokenizer import BYTE_LEVEL_EOS, byte_level_tokenizer
 from headwater_engine.sampling.params import SamplingParams
 from headwater_engine.worker.graphs import ladder
 from headwater_engine.worker.worker import ModelWorker
 from tests.engine.greedy import make_engine, make_worker
 from tests.engine.recording import RecordableKernels, record
-from tests.engine.tiny import make_tiny
+from tests.engine.tiny import VOCAB_SIZE, make_tiny
 
 BLOCKS, SEATS, BUDGET = 9, 5, 12
 ASKED: list[dict[str, Any]] = [
@@ -43,6 +45,13 @@ ASKED: list[dict[str, Any]] = [
     {"temperature": 0.5, "logit_bias": {3: 2.0}, "seed": 7},
 ]
 """The first three are recorded to the end, the others up to the hidden states."""
+FORMS: dict[int, Constraint] = {
+    len(ASKED): Constraint(Kind.REGEX, "(ab|cd)*"),
+    len(ASKED) + 1: Constraint(Kind.JSON_SCHEMA, '{"type":"array","items":{"enum":[1,20,"x"]}}'),
+}
+"""For those that ask like the first two, and for a form."""
+ASKED += ASKED[: len(FORMS)]
+TOKENIZER = Tokenizer(byte_level_tokenizer(VOCAB_SIZE).backend_tokenizer.to_str(), (BYTE_LEVEL_EOS,))
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +62,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 def engine_of(model: Model, *, blocks: int = BLOCKS, depth: int = 1, worker: ModelWorker | None = None) -> Engine:
     options = {"max_num_seqs": SEATS, "max_batched_tokens": BUDGET, "reuse": True}
-    return make_engine(model, RecordableKernels(), blocks, **options, depth=depth, worker=worker)
+    engine = make_engine(model, RecordableKernels(), blocks, **options, depth=depth, worker=worker)
+    engine.know(TOKENIZER)
+    return engine
 
 
 def recorded(model: Model) -> ModelWorker:
@@ -86,7 +97,7 @@ class Overlapped(RuleBasedStateMachine):
         self.answers[name] = []
         assert self.engine.add(message(name, prompt, asked, count)) is None
 
-    @precondition(lambda self: self.engine.has_work)
+    @precondition(lambda self: self.engine.has_work or self.engine.awaits_grammars)
     @rule(times=st.integers(1, 6))
     def step(self, times: int) -> None:
         for _ in range(times):
@@ -114,7 +125,7 @@ class Overlapped(RuleBasedStateMachine):
         self.engine.scheduler.check()
 
     def teardown(self) -> None:
-        while self.engine.has_work:
+        while self.engine.has_work or self.engine.awaits_grammars:
             self.step(1)
         assert self.ended.keys() == self.asked.keys()
 
@@ -132,12 +143,13 @@ def message(name: str, prompt: int, asked: int, count: int) -> Generate:
     rng = random.Random(prompt // 2)
     tokens = [rng.randrange(256) for _ in range(rng.randint(1, 35))]
     tokens += [random.Random(prompt).randrange(256)] * (prompt % 2)
-    return Generate(id=name, prompt=tokens, params=SamplingParams(max_tokens=count, **ASKED[asked]))
+    params = SamplingParams(max_tokens=count, eos_token_ids=(BYTE_LEVEL_EOS,), **ASKED[asked])
+    return Generate(id=name, prompt=tokens, params=params, constraint=FORMS.get(asked))
 
 
 def answer_of(engine: Engine, asked: Generate) -> Iterator[int]:
     engine.add(asked)
-    while engine.has_work:
+    while engine.has_work or engine.awaits_grammars:
         for output in engine.step():
             yield from output.tokens
 

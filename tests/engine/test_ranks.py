@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from headwater.openai.constraint import Constraint, Kind
 from headwater_engine.core.engine import Engine
-from headwater_engine.core.messages import Generate
+from headwater_engine.core.messages import Generate, Tokenizer
 from headwater_engine.core.step import Worker
 from headwater_engine.distributed import shared_memory
 from headwater_engine.distributed.meet import check_alike
@@ -20,12 +21,13 @@ from headwater_engine.errors import LoadError
 from headwater_engine.kernels.reference import TorchKernels
 from headwater_engine.models.loading import load_model
 from headwater_engine.models.source import resolve
+from headwater_engine.models.tokenizer import BYTE_LEVEL_EOS, byte_level_tokenizer
 from headwater_engine.quantization.stored import StoredWeight
 from headwater_engine.sampling.params import SamplingParams
 from headwater_engine.sampling.ranks import bring_together
 from tests.engine.greedy import make_engine, make_worker
 from tests.engine.in_ranks import Session, in_ranks
-from tests.engine.tiny import FAMILIES, flat_batch, make_tiny, reference_greedy
+from tests.engine.tiny import FAMILIES, VOCAB_SIZE, flat_batch, make_tiny, reference_greedy
 
 PROMPTS = [[*range(40, 68), 7, 8], [91, 4, 250], [*range(40, 68), 9, 12], [5, 201] * 7]
 NEW_TOKENS = 8
@@ -123,7 +125,9 @@ def say(folder: Path, ranks: Ranks, session: Session | None) -> Said:
     def ask(worker: Worker) -> list[list[int]]:
         options = {"max_num_seqs": SEATS, "max_batched_tokens": 13, "worker": worker}
         engine = make_engine(model, kernels, BLOCKS, reuse=True, **options)
-        found = [*answers(engine, temperature=0), *answers(engine, temperature=0.8, top_p=0.9, repetition_penalty=1.1)]
+        engine.know(Tokenizer(byte_level_tokenizer(VOCAB_SIZE).backend_tokenizer.to_str(), (BYTE_LEVEL_EOS,)))
+        drawn = {"temperature": 0.8, "top_p": 0.9, "repetition_penalty": 1.1}
+        found = [*answers(engine, temperature=0), *answers(engine, form=Constraint(Kind.REGEX, "[a-z]{6,}"), **drawn)]
         stats = engine.stats()
         assert stats.preemptions, "there should be too few blocks"
         assert stats.prompt_tokens_cached, "the second time, prompts should be known"
@@ -134,21 +138,24 @@ def say(folder: Path, ranks: Ranks, session: Session | None) -> Said:
     return Said(logits.clone(), sum(map(kernels.bytes_per_block, model.config.caches)), sum(read), found)
 
 
-def answers(engine: Engine, **params: Any) -> list[list[int]]:
-    """In small steps, with seats for some; one of them wants to know how likely its prompt was, too."""
+def answers(engine: Engine, form: Constraint | None = None, **params: Any) -> list[list[int]]:
+    """In small steps, with seats for some; one wants to know how likely its prompt was, too; one has a form."""
     found: dict[str, list[int]] = {str(n): [] for n in range(len(PROMPTS))}
     scored: list[Any] = []
     for n, prompt in enumerate(PROMPTS):
         wants = {"prompt_logprobs": 2, "logprobs": 1} if n == 1 else {}
         sampling = SamplingParams(max_tokens=NEW_TOKENS, seed=n, ignore_eos=True, **params, **wants)
-        assert engine.add(Generate(id=str(n), prompt=prompt, params=sampling)) is None
-    while engine.has_work:
+        constraint = form if n == 2 else None
+        assert engine.add(Generate(id=str(n), prompt=prompt, params=sampling, constraint=constraint)) is None
+    while engine.has_work or engine.awaits_grammars:
         for output in engine.step():
             assert output.error is None, output.error
             found[output.id] += output.tokens
             scored += output.prompt_logprobs or []
     engine.scheduler.check()
     assert len(scored) == len(PROMPTS[1])
+    if form is not None:
+        assert found["2"] and all(64 <= token < 64 + 26 or token == BYTE_LEVEL_EOS for token in found["2"])
     return list(found.values())
 
 

@@ -183,8 +183,14 @@ async def test_models_are_listed_with_their_context(http: httpx.AsyncClient) -> 
         ("/v1/completions", {**TEXT, "prompt": [512]}, 400, "prompt", ["512", "511"]),
         ("/v1/completions", {**TEXT, "prompt": ""}, 400, "prompt", ["no tokens"]),
         ("/v1/completions", {**TEXT, "logit_bias": {"512": 1}}, 400, "logit_bias", ["512", "511"]),
-        ("/v1/completions", {**TEXT, "response_format": {"type": "json_object"}}, 400, "response_format", ["json_obj"]),
-        ("/v1/chat/completions", {**CHAT, "response_format": {"type": "json_schema"}}, 400, "response_format", []),
+        ("/v1/completions", {**TEXT, "response_format": {"type": "xml"}}, 400, "response_format.type", ["xml"]),
+        (
+            "/v1/chat/completions",
+            {**CHAT, "response_format": {"type": "json_schema"}},
+            400,
+            "response_format.json_schema",
+            [],
+        ),
         ("/detokenize", {"tokens": [512]}, 400, "tokens", ["512", "511"]),
     ],
 )

@@ -63,8 +63,6 @@ def test_what_is_refused_is_of_chat_or_of_both() -> None:
 @pytest.mark.parametrize(
     ("kind", "field", "value", "words"),
     [
-        ("chat", "guided_json", {}, "is not supported."),
-        ("chat", "structured_outputs", {"choice": ["a"]}, "is not supported."),
         ("chat", "tool_choice", "required", 'is not supported; allowed is "none" or "auto", found "required".'),
         ("chat", "tool_choice", {"type": "function", "function": {"name": "f"}}, "is not supported"),
         ("chat", "parallel_tool_calls", False, "allowed is true, found false"),

@@ -10,11 +10,13 @@ from itertools import count
 
 import structlog
 
-from headwater_engine.core.messages import FinishReason, Generate, Output, Refusal, Stats
+from headwater_engine.core.grammars import Grammars
+from headwater_engine.core.messages import FinishReason, Generate, Output, Refusal, Stats, Tokenizer
 from headwater_engine.core.request import Request
 from headwater_engine.core.scheduler import Flight, Scheduler
-from headwater_engine.core.step import Pending, Result, Span, Worker
+from headwater_engine.core.step import Pending, Result, Span, TokenMasks, Worker
 from headwater_engine.errors import DeviceError, RankError
+from headwater_engine.grammar.matcher import GrammarError, Matcher
 
 log = structlog.get_logger(__name__)
 
@@ -35,6 +37,7 @@ class Engine:
         self._max_model_len = max_model_len
         self._vocab_size = vocab_size
         self._depth = depth
+        self._grammars = Grammars(vocab_size)
         self._pending: tuple[Flight, Pending] | None = None
         self._orders = count()
         self._steps = 0
@@ -46,7 +49,17 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
+        """Whether a step would do anything now, as far as is known."""
         return self.scheduler.has_work or self._pending is not None
+
+    @property
+    def awaits_grammars(self) -> bool:
+        """Whether a step may have something to do any moment."""
+        return len(self._grammars) > 0
+
+    def know(self, tokenizer: Tokenizer) -> None:
+        """Before requests with a constraint."""
+        self._grammars.begin(tokenizer)
 
     def add(self, message: Generate) -> Output | None:
         """Queue a request. An Output means that it was refused at once, since it could never run."""
@@ -63,20 +76,35 @@ class Engine:
             return _refused(
                 message.id, f"The prompt has a token that is not below {self._vocab_size}.", code="unknown_token"
             )
-        if message.id in self.scheduler:
+        if message.id in self.scheduler or message.id in self._grammars:
             return _error(message.id, f"A request with the id {message.id!r} is running already.")
-        step = self.scheduler.number
-        self.scheduler.add(Request.of(message, next(self._orders), self._max_model_len, step))
+        if message.constraint is None:
+            self._queue(message)
+            return None
+        try:
+            self._grammars.take(message)
+        except GrammarError as error:
+            return _no_grammar(message.id, error)
         return None
+
+    def _queue(self, message: Generate, matcher: Matcher | None = None) -> None:
+        step = self.scheduler.number
+        self.scheduler.add(Request.of(message, next(self._orders), self._max_model_len, step, matcher))
 
     def abort(self, ids: Sequence[str]) -> None:
         """Forget requests and free their blocks. Unknown ids are no error: they may have finished a moment ago."""
         for request_id in ids:
+            self._grammars.drop(request_id)
             self.scheduler.remove(request_id)
 
     def step(self) -> list[Output]:
         """Outputs of this step, or at depth 1 of the one before it."""
         outputs: list[Output] = []
+        for message, made in self._grammars.made():
+            if isinstance(made, GrammarError):
+                outputs.append(_no_grammar(message.id, made))
+            else:
+                self._queue(message, made)
         started = time.perf_counter()
         flight = self.scheduler.plan()
         if flight is not None:
@@ -86,10 +114,23 @@ class Engine:
         self._settle(outputs)
         if flight is not None and flight in self.scheduler.flights:
             with self._isolated(flight, outputs):
-                self._pending = flight, self._worker.sample()
+                self._pending = flight, self._worker.sample(self._masks(flight, outputs))
         if self._depth == 0:
             self._settle(outputs)
         return outputs
+
+    def _masks(self, flight: Flight, outputs: list[Output]) -> TokenMasks | None:
+        """What may come next, made while the device computes how likely it is."""
+        if not flight.step.masked:
+            return None
+        masks, failed = self._grammars.masks(flight, [self.scheduler.knows(each) for each in flight.requests])
+        for request, error in failed:
+            self._fail(request, error, outputs)
+        return masks
+
+    def _fail(self, request: Request, error: GrammarError, outputs: list[Output]) -> None:
+        self.scheduler.remove(request.id)
+        outputs.append(_error(request.id, f"The form that was asked for cannot be kept any more: {error}."))
 
     def _settle(self, outputs: list[Output]) -> None:
         """Take in what the step gave that was sampled last."""
@@ -126,17 +167,21 @@ class Engine:
 
     def _take(self, request: Request, span: Span, place: int, result: Result, outputs: list[Output]) -> None:
         """What a step gave to one request."""
-        if (error := result.errors.get(place)) is not None:
+        if (failure := result.errors.get(place)) is not None:
             self.scheduler.remove(request.id)
-            outputs.append(_error(request.id, error))
+            outputs.append(_error(request.id, failure))
             return
         tokens = result.tokens[place]
         request.settle(span, len(tokens))
         if request.wants_prompt_logprobs:
             request.prompt_logprobs += [None] if span.start == 0 else []
             request.prompt_logprobs += result.prompt_logprobs.get(place, [])
-        if tokens:
+        if not tokens:
+            return
+        try:
             outputs.append(self._append(request, tokens, result, place))
+        except GrammarError as error:
+            self._fail(request, error, outputs)
 
     def _append(self, request: Request, tokens: Sequence[int], result: Result, place: int) -> Output:
         output = Output(id=request.id)
@@ -178,7 +223,7 @@ class Engine:
         stats = Stats(
             steps=self._steps,
             running=len(self.scheduler.running),
-            waiting=len(self.scheduler.waiting),
+            waiting=len(self.scheduler.waiting) + len(self._grammars),
             blocks_used=cache.total - cache.available,
             blocks_cached=cache.cached,
             blocks_total=cache.total,
@@ -198,6 +243,12 @@ class Engine:
 
 def _refused(request_id: str, message: str, *, code: str) -> Output:
     return Output(id=request_id, finish_reason=FinishReason.ERROR, refusal=Refusal(code=code, message=message))
+
+
+def _no_grammar(request_id: str, error: GrammarError) -> Output:
+    return _refused(
+        request_id, f"The form that was asked for cannot be enforced: {error}.", code="unsupported_constraint"
+    )
 
 
 def _error(request_id: str, message: str) -> Output:

@@ -4,6 +4,7 @@ from enum import StrEnum
 
 import msgspec
 
+from headwater.openai.constraint import Constraint
 from headwater_engine.sampling.params import SamplingParams
 
 
@@ -37,6 +38,17 @@ class Generate(msgspec.Struct, tag="generate", kw_only=True):
     """Lower runs first, as far as nobody waits for ever; within a priority first come, first served."""
     cache_salt: str = ""
     """Requests share cached blocks only with requests of the same salt."""
+    constraint: Constraint | None = None
+    """The form that the answer is to have."""
+
+
+class Tokenizer(msgspec.Struct, tag="tokenizer"):
+    """Once, before any request with a constraint."""
+
+    text: str
+    """A tokenizer.json."""
+    eos_token_ids: tuple[int, ...]
+    """Of the model; one of them ends an answer that may end."""
 
 
 class Abort(msgspec.Struct, tag="abort"):
@@ -47,7 +59,7 @@ class Shutdown(msgspec.Struct, tag="shutdown"):
     """Leave at once; the HTTP process has drained already."""
 
 
-Request = Generate | Abort | Shutdown
+Request = Generate | Tokenizer | Abort | Shutdown
 
 
 # From the engine process
@@ -119,6 +131,7 @@ class Stats(msgspec.Struct, tag="stats", kw_only=True):
     steps: int
     running: int
     waiting: int
+    """Also for a grammar to be made."""
     blocks_used: int
     """Blocks that a running request holds."""
     blocks_cached: int

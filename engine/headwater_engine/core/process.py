@@ -33,6 +33,7 @@ from headwater_engine.core.messages import (
     Reply,
     Request,
     Shutdown,
+    Tokenizer,
 )
 from headwater_engine.core.parent import parent_lives
 from headwater_engine.core.scheduler import Scheduler
@@ -49,6 +50,8 @@ STATS_INTERVAL = 0.1
 """Seconds between two Stats while there is work."""
 IDLE_INTERVAL = 1.0
 """Seconds between two Stats without work; also how soon the end of the parent is noticed."""
+GRAMMAR_INTERVAL = 0.001
+"""Seconds between two looks whether a grammar is made, without other work."""
 
 
 class Channel:
@@ -93,19 +96,27 @@ class EngineLoop:
 
     def run(self) -> None:
         while parent_lives():
-            for message in self._channel.receive(0 if self._engine.has_work else IDLE_INTERVAL):
+            for message in self._channel.receive(self._patience()):
                 match message:
                     case Generate():
                         self._add(message)
+                    case Tokenizer():
+                        self._engine.know(message)
                     case Abort(ids):
                         self._engine.abort(ids)
                     case Shutdown():
                         return
-            if self._engine.has_work and (outputs := self._engine.step()):
+            if (self._engine.has_work or self._engine.awaits_grammars) and (outputs := self._engine.step()):
                 self._channel.send(Outputs(outputs))
             self._publish()
             self._report()
         log.info("the HTTP process is gone; leaving")
+
+    def _patience(self) -> float:
+        """Seconds that the next message may be waited for."""
+        if self._engine.has_work:
+            return 0.0
+        return GRAMMAR_INTERVAL if self._engine.awaits_grammars else IDLE_INTERVAL
 
     def _add(self, message: Generate) -> None:
         refusal = self._engine.add(message)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from headwater_engine.cache.prefix_cache import Lease
 from headwater_engine.core.messages import FinishReason, Generate, TokenLogprobs
 from headwater_engine.core.step import Span
+from headwater_engine.grammar.matcher import Matcher
 from headwater_engine.sampling.params import SamplingParams
 
 STEPS_A_LEVEL = 32
@@ -55,9 +56,13 @@ class Request:
     cached_tokens: int | None = None
     """Prompt tokens that came from the cache when it first ran."""
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
+    matcher: Matcher | None = None
+    """Where the answer has a form: as far as the output has come."""
 
     @classmethod
-    def of(cls, message: Generate, order: int, max_model_len: int, step: int = 0) -> "Request":
+    def of(
+        cls, message: Generate, order: int, max_model_len: int, step: int = 0, matcher: Matcher | None = None
+    ) -> "Request":
         """`step`: the number of the one before which it came."""
         return cls(
             id=message.id,
@@ -69,6 +74,7 @@ class Request:
             prompt=message.prompt,
             tokens=list(message.prompt),
             limit=min(len(message.prompt) + message.params.max_tokens, max_model_len),
+            matcher=matcher,
         )
 
     @property
@@ -114,10 +120,17 @@ class Request:
         self.told = -1
 
     def append(self, token: int) -> tuple[FinishReason | None, int | None]:
-        """Take a sampled token. Returns the finish reason, if it ends the request, and the stop token, if one did."""
+        """Take a sampled token. Returns the finish reason, if it ends the request, and the stop token, if one did.
+
+        Raises GrammarError where the answer has a form, and cannot go on in it.
+        """
         self.tokens.append(token)
         self.output.append(token)
         params = self.params
+        if self.matcher is not None:
+            self.matcher.advance(token)
+            if self.matcher.ended:
+                return FinishReason.STOP, None
         if len(self.output) >= params.min_tokens:
             if not params.ignore_eos and token in params.eos_token_ids:
                 return FinishReason.STOP, None

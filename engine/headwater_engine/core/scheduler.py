@@ -202,8 +202,8 @@ class Scheduler:
 
     def _draft(self, request: Request, most: int) -> list[int]:
         """Guesses of the next tokens, as many as there is room for: in the step, in the answer and in memory."""
-        if self._drafter is None:
-            return []
+        if self._drafter is None or request.matcher is not None:
+            return []  # what may follow a guess is known when it has proved right
         most = min(most, request.limit - 1 - len(request.tokens))
         if most <= 0:
             return []
@@ -323,7 +323,8 @@ class Scheduler:
         step, lease = flight.step, request.lease
         assert lease is not None
         if request.told < 0:
-            step.seated.append(Seat(request.seat, list(request.tokens), len(request.output), request.params))
+            masked = request.matcher is not None
+            step.seated.append(Seat(request.seat, list(request.tokens), len(request.output), request.params, masked))
             request.told = 0
         if request.told < len(lease.table):
             step.blocks.append((request.seat, lease.table[request.told :]))
@@ -331,6 +332,8 @@ class Scheduler:
         if drafts:
             step.drafts.append((request.seat, list(drafts)))
         step.spans.append(request.plan(count, len(drafts)))
+        if request.matcher is not None and step.spans[-1].sampled:
+            step.masked.append(request.seat)
         flight.requests.append(request)
         self._offer(request)
 

@@ -26,6 +26,8 @@ class Seat(msgspec.Struct):
     outputs: int
     """How many of them, at the end, are the answer's: more than 0 where it sat before."""
     sampling: SamplingParams
+    masked: bool = False
+    """Whether `TokenMasks` come for each of its tokens."""
 
 
 class Span(msgspec.Struct, array_like=True):
@@ -43,7 +45,7 @@ class Span(msgspec.Struct, array_like=True):
     """Of how many positions, from its start, the log-probability of the prompt token behind is wanted."""
 
 
-class Step(msgspec.Struct):
+class Step(msgspec.Struct, tag="step"):
     """What to do, in this order."""
 
     number: int
@@ -55,6 +57,16 @@ class Step(msgspec.Struct):
     drafts: list[tuple[int, list[int]]]
     """(seat, guesses of the tokens behind the last known one, which are the last ones of the seat's span)."""
     spans: list[Span]
+    masked: list[int] = []
+    """Seats that give tokens in this step, of which `sample` is told which ones may come."""
+
+
+class TokenMasks(msgspec.Struct, tag="masks"):
+    """Which tokens may come next. A seat of `Step.masked` that has none here belongs to a request that is gone."""
+
+    seats: list[int]
+    bits: bytes
+    """[seats, ceil(vocabulary / 32)] int32, little-endian, as in `kernels.interface.Masks`."""
 
 
 @dataclass(slots=True)
@@ -86,5 +98,8 @@ class Worker(Protocol):
     def launch(self, step: Step) -> None:
         """Take in seats and blocks, and queue the model's forward pass. Does not wait for the device."""
 
-    def sample(self) -> Pending:
-        """Queue the choice of tokens for the step that was launched last, once for each."""
+    def sample(self, masks: TokenMasks | None = None) -> Pending:
+        """Queue the choice of tokens for the step that was launched last, once for each.
+
+        `masks`: where that step has `masked` seats.
+        """

@@ -84,12 +84,24 @@ class SamplingRows:
         self._masks = _Lines(-(-vocabulary // 32), device)
         """As in `Masks`."""
 
-    def seat(self, index: int, params: SamplingParams, prompt: Sequence[int], output: Sequence[int] = ()) -> None:
+    def seat(
+        self,
+        index: int,
+        params: SamplingParams,
+        prompt: Sequence[int],
+        output: Sequence[int] = (),
+        *,
+        masked: bool = False,
+    ) -> None:
         """A request takes row `index`, which is free; `output`: tokens of its answer that there are already.
+
+        `masked`: `mask` says what its tokens may be, each time anew.
 
         Raises ValueError where a token is not in the vocabulary; then the row is still free.
         """
         shifts, bits = self._shifts_of(params), self._bits_of(params)
+        if bits is None and masked:
+            bits = np.full(self._masks.tensor.shape[1], -1, dtype=np.int32)
         line = self._count(prompt, output) if _has_penalties(params) else -1
         mask = -1 if bits is None else self._masks.take(bits)
         if index >= len(self._rows):
@@ -131,6 +143,12 @@ class SamplingRows:
     def retract(self, seats: Sequence[int], tokens: Sequence[int] | Tensor) -> None:
         """The answer in row seats[n] loses tokens[n] from its end."""
         self._move(seats, tokens, -1)
+
+    def mask(self, seats: Sequence[int], bits: np.ndarray) -> None:
+        """What the next tokens in the rows `seats`, which are masked, may be: [seats, ceil(vocabulary / 32)] int32."""
+        if seats:
+            lines = to_device(self._rows["mask"][list(seats)], self._device)
+            self._masks.tensor.index_copy_(0, lines.long(), to_device(bits, self._device))
 
     def outputs(self, index: int) -> int:
         """Tokens of the answer in row `index`."""

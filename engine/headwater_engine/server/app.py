@@ -270,6 +270,7 @@ class EngineServer:
             return
         self._metrics.vllm.model_name = self._app.model.names[0]
         ready = await self._engine.until_ready()
+        self._engine.tell_tokenizer(self._app.model.backend.to_str(), self._app.model.eos_token_ids)
         self._metrics.ready(ready)
         self._app.model.vocabulary = ready.vocab_size
         # What is loaded stays: the collector need not look through it again, while streams wait.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from headwater.openai.constraint import Constraint
 from headwater.openai.errors import BadRequestError
 from headwater.openai.request import SamplingRequest
 from headwater_engine.core.messages import Generate
@@ -29,6 +30,7 @@ class Question:
     """Nobody sees the one token of the answer."""
     priority: int = 0
     cache_salt: str = ""
+    constraint: Constraint | None = None
     echoes: Sequence[Echo] = ()
     """Of the prompts, where the answers begin with them."""
 
@@ -45,6 +47,7 @@ class Question:
                     params=params,
                     priority=self.priority,
                     cache_salt=self.cache_salt,
+                    constraint=self.constraint,
                 )
 
 

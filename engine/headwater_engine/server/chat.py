@@ -18,7 +18,7 @@ from headwater.openai.chat import (
     TokenLogprob,
     TopLogprob,
 )
-from headwater.openai.errors import BadRequestError
+from headwater.openai.constraint import form_of
 from headwater.openai.stream import DONE, event
 from headwater.openai.usage import Usage
 from headwater_engine.core.messages import TokenLogprobs
@@ -35,7 +35,7 @@ _encode = msgspec.json.Encoder().encode
 async def ask(model: ServedModel, context: int, request: ChatCompletionRequest) -> Question:
     """Check the request against the model, and make its prompt. `context`: tokens in all. Raises APIError."""
     model.check_name(request.model)
-    check_response_format(request.response_format)
+    constraint = form_of(request)
     model.check_tokens(request.stop_token_ids, "stop_token_ids")
     text = await model.render(request)
     model.check_length(text, context, "messages")
@@ -54,16 +54,8 @@ async def ask(model: ServedModel, context: int, request: ChatCompletionRequest) 
         n=request.n,
         priority=request.priority,
         cache_salt=request.cache_salt or "",
+        constraint=constraint,
     )
-
-
-def check_response_format(response_format: dict[str, object] | None) -> None:
-    """Raises BadRequestError for structured output, which this engine does not have yet."""
-    kind = (response_format or {}).get("type", "text")
-    if kind != "text":
-        raise BadRequestError(
-            f"`response_format.type` {kind!r} is not supported yet; allowed is 'text'.", param="response_format"
-        )
 
 
 def form(model: ServedModel, request: ChatCompletionRequest, question: Question) -> Form:

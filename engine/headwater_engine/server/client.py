@@ -33,6 +33,7 @@ from headwater_engine.core.messages import (
     Request,
     Shutdown,
     Stats,
+    Tokenizer,
 )
 from headwater_engine.distributed.group import Group, ranks_in_words, start_ranks
 from headwater_engine.distributed.place import Meeting
@@ -156,6 +157,10 @@ class EngineClient:
             self._fail(message.id, self.failure)
         elif not self._send(message):
             self._fail(message.id, "The engine process takes no requests.")
+
+    def tell_tokenizer(self, text: str, eos_token_ids: tuple[int, ...]) -> None:
+        """As of `Tokenizer`. The engine is ready."""
+        self._send(Tokenizer(text, eos_token_ids))
 
     def leave(self, request_id: str) -> None:
         """Nobody wants more of it. One that has finished needs no word."""

@@ -8,13 +8,13 @@ import msgspec
 
 from headwater.http.replies import EVENT_STREAM, JSON
 from headwater.openai.completions import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
+from headwater.openai.constraint import form_of
 from headwater.openai.errors import BadRequestError
 from headwater.openai.stream import DONE, event
 from headwater.openai.usage import Usage
 from headwater_engine.core.messages import TokenLogprobs
 from headwater_engine.server.answer import Form, Piece
 from headwater_engine.server.asking import Question, max_tokens, new_id, now, truncated
-from headwater_engine.server.chat import check_response_format
 from headwater_engine.server.detokenizer import TokenText
 from headwater_engine.server.echo import Echo, Pieces, echo_of_text, echo_of_tokens
 from headwater_engine.server.served_model import ServedModel
@@ -27,7 +27,7 @@ _DEFAULT_MAX_TOKENS: Final = 16
 async def ask(model: ServedModel, context: int, request: CompletionRequest) -> Question:
     """Check the request against the model, and tokenize its prompts. `context`: tokens in all. Raises APIError."""
     model.check_name(request.model)
-    check_response_format(request.response_format)
+    constraint = form_of(request)
     model.check_tokens(request.stop_token_ids, "stop_token_ids")
     if request.max_tokens == 0 and not request.echo:
         raise BadRequestError("`max_tokens`: must be at least 1, or 0 where `echo` is true.", param="max_tokens")
@@ -51,6 +51,7 @@ async def ask(model: ServedModel, context: int, request: CompletionRequest) -> Q
         n=request.n,
         priority=request.priority,
         cache_salt=request.cache_salt or "",
+        constraint=constraint,
     )
 
 

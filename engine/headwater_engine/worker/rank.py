@@ -17,7 +17,7 @@ import zmq
 
 from headwater.logs import configure_logging
 from headwater_engine.config import EngineSettings
-from headwater_engine.core.step import Pending, Result, Step, Worker
+from headwater_engine.core.step import Pending, Result, Step, TokenMasks, Worker
 from headwater_engine.distributed.lifeline import Lifeline
 from headwater_engine.distributed.place import Meeting, Place, listening_host
 from headwater_engine.errors import DeviceError, KVCacheSizeError, LoadError, RankError
@@ -32,11 +32,11 @@ _LONGEST_SUBSCRIPTION: Final = 1024
 class Told(msgspec.Struct, array_like=True):
     number: int
     """From 1 on, one more each time: none may be missing."""
-    step: Step
+    what: Step | TokenMasks
 
 
 class StepTeller:
-    """The first rank's end: every other one gets every step."""
+    """The first rank's end: every other one gets every step, and behind it the masks that it needs."""
 
     def __init__(self, meeting: Meeting) -> None:
         self._secret = meeting.secret.encode()
@@ -65,9 +65,9 @@ class StepTeller:
         while listeners:
             listeners -= self._socket.recv() == b"\x01" + self._secret
 
-    def tell(self, step: Step) -> None:
+    def tell(self, what: Step | TokenMasks) -> None:
         self._told += 1
-        self._socket.send_multipart((self._secret, self._encoder.encode(Told(self._told, step))))
+        self._socket.send_multipart((self._secret, self._encoder.encode(Told(self._told, what))))
 
 
 class StepHearer:
@@ -88,11 +88,22 @@ class StepHearer:
 
     def hear(self) -> Step:
         """The next step, whenever it comes. Raises RankError where one is missing: a connection was cut for a while."""
+        step = self._hear()
+        assert isinstance(step, Step)
+        return step
+
+    def hear_masks(self) -> TokenMasks:
+        """Those for the step that was heard last. Raises as `hear` does."""
+        masks = self._hear()
+        assert isinstance(masks, TokenMasks)
+        return masks
+
+    def _hear(self) -> Step | TokenMasks:
         told = self._decoder.decode(self._socket.recv_multipart()[1])
         self._heard += 1
         if told.number != self._heard:
             raise RankError(f"it missed steps {self._heard} to {told.number - 1}; the connection was cut.")
-        return told.step
+        return told.what
 
 
 class LeadingWorker:
@@ -107,9 +118,11 @@ class LeadingWorker:
         with _final():
             self._worker.launch(step)
 
-    def sample(self) -> Pending:
+    def sample(self, masks: TokenMasks | None = None) -> Pending:
+        if masks is not None:
+            self._steps.tell(masks)
         with _final():
-            return _Final(self._worker.sample())
+            return _Final(self._worker.sample(masks))
 
 
 @dataclass(slots=True)
@@ -151,7 +164,7 @@ def follow(worker: Worker, depth: int, steps: StepHearer, lifeline: Lifeline) ->
             worker.launch(step)
             if pending is not None:
                 pending.wait()
-            pending = worker.sample()
+            pending = worker.sample(steps.hear_masks() if step.masked else None)
             if depth == 0:
                 pending.wait()
                 pending = None

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headwater_engine.core.step import Pending, Result, Seat, Span, Step
+from headwater_engine.core.step import Pending, Result, Seat, Span, Step, TokenMasks
 from headwater_engine.distributed.ranks import ALONE, Ranks
 from headwater_engine.kernels.interface import Kernels, LayerCache, SamplingBatch, Scores
 from headwater_engine.kernels.reference_sampling import score
@@ -95,11 +95,14 @@ class ModelWorker:
             self._launched = Launched(step, batch, rows, hidden, size)
 
     @torch.inference_mode()
-    def sample(self) -> Pending:
+    def sample(self, masks: TokenMasks | None = None) -> Pending:
         launched, self._launched = self._launched, None
         assert launched is not None, "one sample for each launch"
         step = launched.step
         with device_checked(self._device):
+            if masks is not None and masks.seats:
+                bits = np.frombuffer(bytearray(masks.bits), np.int32)  # a copy, which torch may call its own
+                self._rows.mask(masks.seats, bits.reshape(len(masks.seats), -1))
             outcome = Outcome(self._draw(launched), list(self._score(step.spans, launched.hidden)))
             parcel = self._home.send(outcome.tensors())
         sitters = [self._seats.sitter(span.seat) for span in step.spans]
@@ -123,7 +126,8 @@ class ModelWorker:
             self._rows.leave(index)
         for seat in step.seated:
             prompt = len(seat.tokens) - seat.outputs
-            self._rows.seat(seat.index, seat.sampling, seat.tokens[:prompt], seat.tokens[prompt:])
+            said, answer = seat.tokens[:prompt], seat.tokens[prompt:]
+            self._rows.seat(seat.index, seat.sampling, said, answer, masked=seat.masked)
 
     def _forward(self, batch: Batch, spans: Sequence[Span]) -> tuple[Tensor, Tensor | None]:
         """Hidden states of the rows to sample from, and of all rows where prompts are scored."""

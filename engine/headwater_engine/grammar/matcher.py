@@ -1,0 +1,61 @@
+"""One answer that is held to a grammar: which tokens may come next, and whether it is complete.
+
+llguidance walks the vocabulary's tree of bytes beside an Earley parser, so that a mask costs some microseconds, and a
+grammar needs no table of all its states beforehand.
+"""
+
+import time
+from typing import Final
+
+import numpy as np
+from llguidance import LLMatcher
+
+_MOST_SECONDS: Final = 2.0
+"""Of CPU for the masks of one answer: some take a millisecond, most a few microseconds. Others wait meanwhile."""
+
+
+class GrammarError(Exception):
+    """What is wrong with a grammar, or with this answer's way through it, in a sentence for the client."""
+
+
+class Matcher:
+    """Not thread-safe. After a GrammarError it is of no use."""
+
+    def __init__(self, matcher: LLMatcher, words: int) -> None:
+        """`words`: 32-bit words of a mask as llguidance writes it."""
+        self._matcher = matcher
+        self._row = np.zeros(words, dtype=np.int32)
+        self._seconds = 0.0
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing may follow any more."""
+        return bool(self._matcher.is_stopped())
+
+    def fill(self, row: np.ndarray) -> None:
+        """The tokens that may come next, as bits of [words] int32, as in `kernels.interface.Masks`.
+
+        Raises GrammarError.
+        """
+        began = time.thread_time()
+        self._matcher.unsafe_compute_mask_ptr(self._row.ctypes.data, self._row.nbytes)
+        self._seconds += time.thread_time() - began
+        self._check()
+        if self._seconds > _MOST_SECONDS:
+            raise GrammarError(f"it took more than {_MOST_SECONDS:.0f} seconds to say which tokens may come next")
+        row[:] = self._row[: len(row)]
+
+    def advance(self, token: int) -> None:
+        """The answer goes on with `token`, which the mask allowed. Raises GrammarError."""
+        self._matcher.consume_token(token)
+        self._check()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise GrammarError(short(self._matcher.get_error()))
+
+
+def short(error: str) -> str:
+    """What llguidance says, as one line; the state of its parser, which may follow, is not for clients."""
+    said = " ".join(error.partition("<state>")[0].split()).rstrip(".")
+    return said[:400] or "it cannot be used"

@@ -1,0 +1,186 @@
+"""The form that an answer is to have: one constraint, however a client asks for it.
+
+OpenAI has `response_format`, vLLM `structured_outputs` (and `guided_*` before it), SGLang `json_schema`, `regex` and
+`ebnf`, llama.cpp `json_schema` and `grammar`. Each of them becomes one `Constraint`.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from enum import StrEnum
+from typing import Any, Final
+
+from msgspec import Struct
+
+from headwater.openai.errors import BadRequestError
+from headwater.openai.request import SamplingRequest
+from headwater.validation import found
+
+MOST_BYTES: Final = 64 * 1024
+"""Of a constraint's text. What it costs to make a grammar of it goes by them, and no better than as their square."""
+_MOST_DEEP: Final = 200
+"""Levels of a schema: what writes and reads it counts them on the stack."""
+
+
+class Kind(StrEnum):
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    CHOICE = "choice"
+    GRAMMAR = "grammar"
+    STRUCTURAL_TAG = "structural_tag"
+
+
+class Constraint(Struct, frozen=True):
+    """The answer's whole text is of this form."""
+
+    kind: Kind
+    text: str
+    """A schema, a list of strings, or structures and triggers, as JSON; a regular expression; a grammar in the way of
+    Lark, GBNF or EBNF."""
+    lenient: bool = False
+    """Whether parts of a schema that cannot be enforced are passed over, instead of refused."""
+
+
+_ANY_OBJECT: Final = '{"type":"object"}'
+_SHORT: Final[Mapping[str, str]] = {
+    "guided_json": "json",
+    "guided_regex": "regex",
+    "guided_choice": "choice",
+    "guided_grammar": "grammar",
+    "json_schema": "json",
+    "regex": "regex",
+    "ebnf": "grammar",
+    "grammar": "grammar",
+}
+"""Fields of the body that mean one of `structured_outputs`."""
+
+
+def form_of(request: SamplingRequest) -> Constraint | None:
+    """What the request asks for; None where any text will do. Raises BadRequestError, which names the field."""
+    asked = list(_asked(request))
+    if len(asked) > 1:
+        names = " and ".join(f"`{name}`" for name, _ in asked)
+        raise BadRequestError(f"{names} ask for a form of the answer; only one of them can.", param=asked[1][0])
+    if not asked:
+        return None
+    ((name, constraint),) = asked
+    size = len(constraint.text.encode(errors="surrogatepass"))
+    if size > MOST_BYTES:
+        raise BadRequestError(f"`{name}` has {size} bytes; allowed are {MOST_BYTES}.", param=name)
+    for other in ("min_tokens", "allowed_token_ids"):
+        if getattr(request, other):
+            raise BadRequestError(f"`{other}` cannot be kept where `{name}` says what the answer is.", param=other)
+    return constraint
+
+
+def _asked(request: SamplingRequest) -> Iterator[tuple[str, Constraint]]:
+    if request.response_format is not None and (form := _response_format(request.response_format)) is not None:
+        yield "response_format", form
+    if request.structured_outputs is not None:
+        yield from _structured_outputs(request.structured_outputs)
+    for name, way in _SHORT.items():
+        if (value := getattr(request, name)) is not None:
+            yield name, _WAYS[way](name, value)
+
+
+def _response_format(value: Mapping[str, Any]) -> Constraint | None:
+    """OpenAI's; `structural_tag` is SGLang's and vLLM's."""
+    name = "response_format"
+    match value.get("type"):
+        case "text":
+            return None
+        case "json_object":
+            return Constraint(Kind.JSON_SCHEMA, _ANY_OBJECT)
+        case "json_schema":
+            form = value.get("json_schema")
+            if not isinstance(form, dict) or "schema" not in form:
+                raise _wrong(f"{name}.json_schema", "must be an object with a `schema`", form)
+            return _schema(f"{name}.json_schema.schema", form["schema"], lenient=form.get("strict") is False)
+        case "structural_tag":
+            return _structural_tag(name, dict(value))
+        case other:
+            raise _wrong(f"{name}.type", "must be text, json_object, json_schema or structural_tag", other)
+
+
+def _structured_outputs(value: Mapping[str, Any]) -> Iterator[tuple[str, Constraint]]:
+    """vLLM's."""
+    for key, each in value.items():
+        name = f"structured_outputs.{key}"
+        if each is None or each is False:
+            continue
+        if key == "json_object" and each is True:
+            yield name, Constraint(Kind.JSON_SCHEMA, _ANY_OBJECT)
+        elif (way := _WAYS.get(key)) is not None:
+            yield name, way(name, each)
+        else:
+            known = ", ".join([*_WAYS, "json_object"])
+            raise BadRequestError(f"`{name}` is not supported; allowed are {known}.", param=name)
+
+
+def _schema(name: str, value: Any, *, lenient: bool = False) -> Constraint:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise _wrong(name, "must be a JSON schema", value) from None
+    if value is True:
+        value = {}
+    if not isinstance(value, dict):
+        raise _wrong(name, "must be a JSON schema, of which some text is", value)
+    return Constraint(Kind.JSON_SCHEMA, _written(name, value), lenient)
+
+
+def _text(kind: Kind) -> Callable[[str, Any], Constraint]:
+    def read(name: str, value: Any) -> Constraint:
+        if not isinstance(value, str) or not value:
+            raise _wrong(name, "must be a text that is not empty", value)
+        return Constraint(kind, value)
+
+    return read
+
+
+def _choice(name: str, value: Any) -> Constraint:
+    if not isinstance(value, list) or not value or not all(isinstance(each, str) and each for each in value):
+        raise _wrong(name, "must be a list of texts, none of them empty", value)
+    return Constraint(Kind.CHOICE, _written(name, value))
+
+
+def _structural_tag(name: str, value: Any) -> Constraint:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise _wrong(name, "must be a JSON object", value) from None
+    if not isinstance(value, dict) or not {"structures", "triggers"} <= value.keys():
+        raise _wrong(name, "must have `structures` and `triggers`", value)
+    return Constraint(Kind.STRUCTURAL_TAG, _written(name, {key: value[key] for key in ("structures", "triggers")}))
+
+
+_WAYS: Final[Mapping[str, Callable[[str, Any], Constraint]]] = {
+    "json": _schema,
+    "regex": _text(Kind.REGEX),
+    "choice": _choice,
+    "grammar": _text(Kind.GRAMMAR),
+    "structural_tag": _structural_tag,
+}
+"""Of `structured_outputs`."""
+
+
+def _written(name: str, value: Any) -> str:
+    if _depth(value) > _MOST_DEEP:
+        raise BadRequestError(f"`{name}` has more than {_MOST_DEEP} levels.", param=name)
+    # Not in ASCII: a letter of the schema is one of the answer's.
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _depth(value: Any) -> int:
+    """Levels of lists and objects, counted without a call for each."""
+    level, depth = [value], 0
+    while level and depth <= _MOST_DEEP:
+        within = [each for each in level if isinstance(each, dict | list)]
+        level = [child for each in within for child in (each.values() if isinstance(each, dict) else each)]
+        depth += bool(within)
+    return depth
+
+
+def _wrong(name: str, rule: str, value: Any) -> BadRequestError:
+    return BadRequestError(f"`{name}` {rule}, found {found(value)}.", param=name)

@@ -1,0 +1,236 @@
+"""Whatever token is chosen out of those that a grammar allows, the text that comes of it is of the form.
+
+The tokenizer is the byte-level one of bare shapes, whose 256 first tokens are bytes; made-up words follow, which no
+mask may let through.
+"""
+
+import json
+import random
+import re
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headwater.openai.constraint import MOST_BYTES, Constraint, Kind
+from headwater_engine.grammar.compiler import Compiler
+from headwater_engine.grammar.matcher import GrammarError, Matcher
+from headwater_engine.models.tokenizer import BYTE_LEVEL_EOS, byte_level_tokenizer
+
+ROWS = 320
+TEXT = byte_level_tokenizer(ROWS).backend_tokenizer
+MOST = 600
+"""Tokens of an answer."""
+
+
+@pytest.fixture(scope="module")
+def compiler() -> Compiler:
+    return Compiler(TEXT.to_str(), (BYTE_LEVEL_EOS,), ROWS)
+
+
+def begin(compiler: Compiler, kind: Kind, text: str, *, lenient: bool = False) -> Matcher:
+    return compiler.compile(Constraint(kind, text, lenient)).result(60).begin()
+
+
+def allowed(matcher: Matcher) -> list[int]:
+    row = np.zeros(-(-ROWS // 32), dtype=np.int32)
+    matcher.fill(row)
+    bits = np.unpackbits(row.view(np.uint8), bitorder="little")
+    return [int(token) for token in np.flatnonzero(bits)]
+
+
+def walked(matcher: Matcher, rng: random.Random) -> str | None:
+    """An answer, token by token at random, which ends where it may end; None where it would not."""
+    said: list[int] = []
+    while not matcher.ended:
+        tokens = allowed(matcher)
+        assert tokens, "nothing may follow, and yet it has not ended"
+        token = BYTE_LEVEL_EOS if BYTE_LEVEL_EOS in tokens else rng.choice(tokens)
+        matcher.advance(token)
+        if token != BYTE_LEVEL_EOS:
+            said.append(token)
+        if len(said) > MOST:
+            return None
+    return TEXT.decode(said, skip_special_tokens=False)
+
+
+SCALARS = st.sampled_from(
+    [
+        {"type": "string"},
+        {"type": "string", "minLength": 2, "maxLength": 4},
+        {"type": "string", "pattern": "^[a-c]{2,5}$"},
+        {"type": "string", "format": "date"},
+        {"type": "integer"},
+        {"type": "integer", "minimum": -3, "maximum": 40},
+        {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+        {"type": "boolean"},
+        {"type": "null"},
+        {"enum": ["red", 3, None, {"a": [1]}]},
+        {"const": "fixed"},
+    ]
+)
+
+
+def composed(each: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
+    names = st.sampled_from(["a", "name", "ö", "x y"])
+    objects = st.dictionaries(names, each, max_size=3).flatmap(
+        lambda properties: st.builds(
+            lambda required, closed: {
+                "type": "object",
+                "properties": properties,
+                "required": sorted(required),
+                **({"additionalProperties": False} if closed else {}),
+            },
+            st.sets(st.sampled_from(sorted(properties))) if properties else st.just(set[str]()),
+            st.booleans(),
+        )
+    )
+    arrays = st.builds(
+        lambda items, least, more: {"type": "array", "items": items, "minItems": least, "maxItems": least + more},
+        each,
+        st.integers(0, 2),
+        st.integers(0, 2),
+    )
+    return objects | arrays | st.lists(each, min_size=1, max_size=3).map(lambda options: {"anyOf": options})
+
+
+SCHEMAS = st.recursive(SCALARS, composed, max_leaves=6)
+
+
+@settings(max_examples=500, deadline=None)
+@given(schema=SCHEMAS, seed=st.integers(0, 2**32))
+def test_a_finished_answer_is_valid_by_another_library(compiler: Compiler, schema: dict[str, Any], seed: int) -> None:
+    text = walked(begin(compiler, Kind.JSON_SCHEMA, json.dumps(schema)), random.Random(seed))
+    if text is not None:
+        jsonschema.validate(json.loads(text), schema)
+
+
+def test_answers_do_finish(compiler: Compiler) -> None:
+    schema = json.dumps({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]})
+    texts = [walked(begin(compiler, Kind.JSON_SCHEMA, schema), random.Random(seed)) for seed in range(20)]
+    assert sum(text is not None for text in texts) > 10
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "form"),
+    [
+        (Kind.REGEX, "[0-9]{3}-[0-9]{4}", "[0-9]{3}-[0-9]{4}"),
+        (Kind.REGEX, "(a|ö)+x", "(a|ö)+x"),
+        (Kind.CHOICE, '["red","dark \\"blue\\"","ö"]', 'red|dark "blue"|ö'),
+        (Kind.GRAMMAR, 'start: ("a" | "b") NUMBER\nNUMBER: /[0-9]+/', "[ab][0-9]+"),
+        (Kind.GRAMMAR, 'root ::= "yes" | "no" [!?]', "yes|no[!?]"),
+    ],
+)
+def test_other_forms(compiler: Compiler, kind: Kind, text: str, form: str) -> None:
+    for seed in range(10):
+        answer = walked(begin(compiler, kind, text), random.Random(seed))
+        assert answer is not None and re.fullmatch(form, answer), answer
+
+
+def test_a_structural_tag_leaves_text_free_and_holds_what_is_within(compiler: Compiler) -> None:
+    structures = [{"begin": "<f>", "schema": {"type": "integer"}, "end": "</f>"}]
+    tag = {"structures": structures, "triggers": ["<f"]}
+    matcher = begin(compiler, Kind.STRUCTURAL_TAG, json.dumps(tag))
+    for token in TEXT.encode("any text <f>1", add_special_tokens=False).ids:
+        assert token in allowed(matcher)
+        matcher.advance(token)
+    assert BYTE_LEVEL_EOS not in allowed(matcher)
+    assert TEXT.token_to_id("x") not in allowed(matcher)
+
+
+def test_spaces_come_to_an_end(compiler: Compiler) -> None:
+    (space,) = TEXT.encode(" ", add_special_tokens=False).ids
+    matcher = begin(compiler, Kind.JSON_SCHEMA, '{"type":"object"}')
+    matcher.advance(TEXT.token_to_id("{"))
+    for _ in range(32):
+        assert space in allowed(matcher)
+        matcher.advance(space)
+    assert space not in allowed(matcher)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "words"),
+    [
+        (Kind.JSON_SCHEMA, '{"not":{"type":"string"}}', "not"),
+        (Kind.JSON_SCHEMA, '{"type":"nonsense"}', "nonsense"),
+        (Kind.JSON_SCHEMA, '{"$ref":"#/nowhere"}', "nowhere"),
+        (Kind.JSON_SCHEMA, '{"$ref":"http://example.com/schema"}', "example"),
+        (Kind.JSON_SCHEMA, '{"type":"string","enum":[1]}', "."),
+        (Kind.JSON_SCHEMA, '{"$ref":"#"}', "."),
+        (Kind.REGEX, "(open", "unclosed"),
+        (Kind.REGEX, r"(a)\1", "backreferences"),
+        (Kind.GRAMMAR, "no grammar at all", "."),
+        (Kind.STRUCTURAL_TAG, '{"structures":[],"triggers":[]}', "not empty"),
+        (Kind.STRUCTURAL_TAG, '{"structures":[{"begin":"<f>","schema":{},"end":""}],"triggers":["x"]}', "no trigger"),
+    ],
+)
+def test_what_cannot_be_enforced_is_refused_with_the_reason(
+    compiler: Compiler, kind: Kind, text: str, words: str
+) -> None:
+    with pytest.raises(GrammarError, match=words):
+        begin(compiler, kind, text)
+
+
+def test_what_cannot_be_enforced_may_be_passed_over(compiler: Compiler) -> None:
+    text = '{"type":"array","uniqueItems":true,"items":{"const":1},"maxItems":2}'
+    with pytest.raises(GrammarError, match="uniqueItems"):
+        begin(compiler, Kind.JSON_SCHEMA, text)
+    answer = walked(begin(compiler, Kind.JSON_SCHEMA, text, lenient=True), random.Random(0))
+    assert answer is not None and json.loads(answer) in ([], [1], [1, 1])
+
+
+HOSTILE: dict[str, tuple[Kind, str]] = {
+    "repetition within repetition": (Kind.REGEX, "((a{1,1000}){1,1000}){1,1000}"),
+    "ambiguous": (Kind.REGEX, "(a*)*(a|aa)*b"),
+    "many states": (Kind.REGEX, "(.*a.{50}){10}"),
+    "names": (Kind.JSON_SCHEMA, json.dumps({"type": "object", "properties": {f"p{n}": True for n in range(3000)}})),
+    "choices": (Kind.JSON_SCHEMA, json.dumps({"enum": [f"{n}" for n in range(8000)]})),
+    "long": (Kind.JSON_SCHEMA, '{"type":"string","minLength":1,"maxLength":1000000}'),
+    "patterns": (Kind.JSON_SCHEMA, json.dumps({"anyOf": [{"pattern": f"^(a|b{n})*c{{1,99}}$"} for n in range(800)]})),
+    "deep grammar": (Kind.GRAMMAR, "start: " + "(" * 5000 + '"a"' + ")" * 5000),
+    "endless rule": (Kind.GRAMMAR, "start: start"),
+    "doubling": (Kind.GRAMMAR, "\n".join(["start: r0", *(f"r{n}: r{n + 1} r{n + 1}" for n in range(60)), 'r60: "a"'])),
+    "alternatives": (Kind.GRAMMAR, 'start: s\ns: s s s | s s | "a" | "b" |'),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_form_costs_what_its_bytes_are_worth(compiler: Compiler, name: str) -> None:
+    """Or is refused. What it may cost is counted by llguidance; here it must come to an end."""
+    kind, text = HOSTILE[name]
+    assert len(text) <= MOST_BYTES
+    try:
+        matcher = begin(compiler, kind, text)
+        for _ in range(40):
+            tokens = allowed(matcher)
+            if matcher.ended or not tokens:
+                break
+            matcher.advance(tokens[0])
+    except GrammarError as error:
+        assert str(error)
+
+
+def test_those_who_ask_the_same_share_a_grammar_and_not_their_place_in_it(compiler: Compiler) -> None:
+    constraint = Constraint(Kind.REGEX, "ab|cd")
+    assert compiler.compile(constraint) is compiler.compile(Constraint(Kind.REGEX, "ab|cd"))
+    one, other = (compiler.compile(constraint).result(60).begin() for _ in range(2))
+    a, b, c = (TEXT.token_to_id(letter) for letter in "abc")
+    one.advance(a)
+    assert (allowed(one), allowed(other)) == ([b], [a, c])
+
+
+def test_a_model_without_an_end_of_answers_has_no_forms() -> None:
+    with pytest.raises(GrammarError, match="no token that ends an answer"):
+        begin(Compiler(TEXT.to_str(), (), ROWS), Kind.REGEX, "a")
+
+
+@pytest.mark.parametrize("rows", [200, 320, 1000])
+def test_the_model_may_have_more_rows_than_tokens_and_fewer(rows: int) -> None:
+    compiler = Compiler(TEXT.to_str(), (BYTE_LEVEL_EOS,), rows)
+    row = np.zeros(-(-rows // 32), dtype=np.int32)
+    begin(compiler, Kind.REGEX, "[a-c]").fill(row)
+    bits = np.unpackbits(row.view(np.uint8), bitorder="little")
+    assert [int(token) for token in np.flatnonzero(bits)] == [TEXT.token_to_id(letter) for letter in "abc"]

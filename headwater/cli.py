@@ -256,6 +256,8 @@ def _pick(arguments: argparse.Namespace) -> int:
 def _fetch(arguments: argparse.Namespace) -> int:
     from headwater.fetch.command import run
 
+    if arguments.verify is None and arguments.folder is None:
+        raise UsageError("it takes SOURCE and FOLDER, or --verify FOLDER")
     return run(arguments)
 
 

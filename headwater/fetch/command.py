@@ -5,49 +5,91 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import shtab
 import structlog
 
 from headwater.fetch import fetch
+from headwater.fetch.choice import Wish
 from headwater.fetch.errors import FetchError
+from headwater.fetch.manifest import verify
 from headwater.logs import configure_logging
 
 TERMINATION_LOG: Final = Path("/dev/termination-log")
 """Where Kubernetes takes the last words of a container from."""
 _MOST: Final = 4000
 """Bytes of them that it keeps."""
+_CURSOR: Final = b"\x1b[?25h\n"
+"""Shows the terminal's cursor, which a bar hides."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        help="hf://OWNER/NAME[/PATH], s3://BUCKET/PATH, oci://REGISTRY/IMAGE:TAG, file://PATH or package://NAME",
+        nargs="?",
+        help="hf://OWNER/NAME[/PATH], s3://BUCKET/PATH, oci://REGISTRY/IMAGE[:TAG][@DIGEST], file://PATH or "
+        "package://NAME",
     )
     parser.add_argument(
         "folder",
         metavar="FOLDER",
         type=Path,
-        help="where to; must not be there yet, and is complete once it is there",
+        nargs="?",
+        help="where to; complete once it is there, and an error if it holds something else",
     ).complete = shtab.DIRECTORY  # type: ignore[attr-defined]
     parser.add_argument("--revision", default="main", help="branch, tag or commit of an hf:// source (default: main)")
+    for name, meaning in (
+        ("include", "take the files of this name, and no others; may hold * and ?"),
+        ("exclude", "leave out files of this name"),
+    ):
+        parser.add_argument(f"--{name}", metavar="NAME", action="append", default=[], help=f"{meaning}. Repeatable.")
+    parser.add_argument(
+        "--verify",
+        metavar="FOLDER",
+        type=Path,
+        help="fetch nothing: read a folder that was fetched, and compare it with its manifest",
+    ).complete = shtab.DIRECTORY  # type: ignore[attr-defined]
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Exit status: 0, or 1 with the reason on stderr and for Kubernetes."""
     configure_logging("info")
-    # The first process of a container ignores SIGTERM if it does not ask for it. What has come is kept.
-    before = signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
+    before = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        fetch(arguments.source, arguments.folder, arguments.revision)
+        said, status = _run(arguments), 0
+        print(said)
     except FetchError as error:
+        said, status = str(error), 1
         print(f"headwater fetch: {error}", file=sys.stderr)
-        _leave_word(str(error))
-        return 1
     finally:
-        signal.signal(signal.SIGTERM, before)
-    return 0
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    _leave_word(said)
+    return status
+
+
+def _run(arguments: argparse.Namespace) -> str:
+    """What was verified. Raises FetchError."""
+    if arguments.verify is not None:
+        try:
+            manifest = verify(arguments.verify)
+        except OSError as error:
+            raise FetchError(f"{arguments.verify} cannot be read: {error.strerror or error}") from None
+        return f"{arguments.verify} holds {manifest.origin}: {manifest.summary()}"
+    wish = Wish(tuple(arguments.include), tuple(arguments.exclude))
+    return fetch(arguments.source, arguments.folder, arguments.revision, wish).summary()
+
+
+def _end(number: int, _: Any) -> None:
+    """At once: what has come is kept, and there is nothing to wait for.
+
+    The first process of a container ignores SIGTERM if it does not ask for it.
+    """
+    if sys.stderr.isatty():
+        os.write(2, _CURSOR)
+    os._exit(128 + number)
 
 
 def _leave_word(message: str) -> None:

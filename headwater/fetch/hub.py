@@ -1,116 +1,123 @@
-"""hf://OWNER/NAME[/PATH]: a repository on the Hugging Face hub, or on a mirror that HF_ENDPOINT names."""
+"""hf://OWNER/NAME[/PATH]: a repository on the Hugging Face hub, or on a mirror that HF_ENDPOINT names.
+
+The hub says of each file its SHA-256 or, where git keeps it itself, its git blob id. Files come by HTTP, also those of
+the Xet store, which the hub puts together for those that ask so.
+"""
 
 import os
-import shutil
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
-from typing import Final, TypeVar, cast
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+from urllib.parse import quote
 
-from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from huggingface_hub.utils.tqdm import disable_progress_bars
+from headwater.fetch.choice import below
+from headwater.fetch.download import File
+from headwater.fetch.errors import FetchError
+from headwater.fetch.promise import Digest, Kind, Promise
+from headwater.fetch.source import Asking, Listing
+from headwater.fetch.transport import Asked, Document, Remote
 
-from headwater.fetch.choice import below, choose
-from headwater.fetch.errors import FetchError, TransientError
-from headwater.fetch.files import at_once, begin, inside
-from headwater.fetch.patience import patiently, retry_after, transient
-from headwater.fetch.progress import Watch
-
-T = TypeVar("T")
-
-_HTTPError: Final = cast("type[Exception]", HfHubHTTPError.__mro__[1])
-"""HTTPError of the client that the library uses: httpx before its version 2, httpx2 since."""
-_OWN: Final = ".cache"
-"""Where the library keeps what it knows of a folder."""
+_NAME: Final = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_SHA1: Final = re.compile(r"[0-9a-f]{40}")
 
 
-def fetch(source: str, folder: Path, revision: str) -> None:
+class _Hub:
+    advice = "check the network and HF_ENDPOINT"
+
+    def __init__(self, repository: str, revision: str) -> None:
+        self.name = f"hf://{repository}"
+        self._revision = revision
+        self._endpoint, self._token = _known()
+
+    def ask(self, key: str) -> Asked:
+        return Asked(f"{self._endpoint}/{key}", {"Authorization": f"Bearer {self._token}"} if self._token else {})
+
+    async def admitted(self, refused: Document) -> bool:
+        return False
+
+    def refusal(self, refused: Document) -> FetchError:
+        match refused.headers.get("x-error-code"), refused.status:
+            case "GatedRepo", _:
+                return FetchError(
+                    f"{self.name} is gated: accept its terms on the hub, and give a token by spec.model.secretRef "
+                    "(HF_TOKEN)"
+                )
+            case "RevisionNotFound", _:
+                return FetchError(f"{self.name} has no revision {self._revision!r}")
+            case ("RepoNotFound", _) | (_, 401 | 404):
+                return FetchError(
+                    f"{self.name} does not exist, or is private and needs a token by spec.model.secretRef (HF_TOKEN)"
+                )
+            case _, 403:
+                said = refused.headers.get("x-error-message") or "access denied"
+                return FetchError(f"{self.name}: {said} (403); give a token by spec.model.secretRef (HF_TOKEN)")
+        said = refused.headers.get("x-error-message") or "HF_ENDPOINT says where it is"
+        return FetchError(f"the hub answered {refused.status} for {self.name}: {said}")
+
+
+async def list_files(source: str, revision: str, asking: Asking) -> Listing:
     owner, _, rest = source.removeprefix("hf://").partition("/")
     name, _, path = rest.partition("/")
     repository = f"{owner}/{name}"
-    endpoint = os.environ.get("HF_ENDPOINT")  # the library's own reading of it is as old as its import
+    if not _NAME.fullmatch(repository):
+        raise FetchError(f"hf://{repository} is not of the form hf://OWNER/NAME")
+    hub = _Hub(repository, revision)
     # A branch may move while it is fetched: everything is taken from the commit that it is now.
-    info = _call(
-        repository,
-        revision,
-        lambda: HfApi(endpoint=endpoint).model_info(repository, revision=revision, files_metadata=True),
-    )
-    sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
-    wanted = below(sorted(sizes), path.strip("/"))
-    names = set(choose(list(wanted.values())))
-    chosen = [whole for whole, short in wanted.items() if short in names]
-    if not chosen:
-        raise FetchError(f"{source} at {revision} has no files")
-    size = sum(sizes[name] for name in chosen)
-    begin(folder, f"{source}@{info.sha}", size)
-    disable_progress_bars()
-    # Not snapshot_download: where the hub cannot be reached it returns what is there, complete or not.
-    with Watch(folder, size):
-        at_once([partial(_get, endpoint, repository, str(info.sha), name, sizes[name], folder) for name in chosen])
-    shutil.rmtree(folder / _OWN, ignore_errors=True)
-    _lift(folder, {whole: wanted[whole] for whole in chosen})
+    key = f"api/models/{repository}/revision/{quote(revision, safe='')}?blobs=true"
+    info, _ = await asking.lines.patiently(lambda: asking.transport.fields(hub, key, {}))
+    promises, commit = _promises(hub.name, info)
+    wanted = below(sorted(promises), path.strip("/"))
+    names = asking.wish.choose(list(wanted.values()))
+    if not names:
+        raise FetchError(f"{source} at {revision} has no files" + (" that are wanted" if wanted else ""))
+    files = [
+        File(short, promises[whole], Remote(asking.transport, hub, _file_key(repository, commit or revision, whole)))
+        for whole, short in wanted.items()
+        if short in names
+    ]
+    return Listing(commit, files, [short for short in wanted.values() if short not in names])
 
 
-def _lift(folder: Path, names: dict[str, str]) -> None:
-    """Files of a path within the repository become those of the folder."""
-    for whole, short in names.items():
-        if whole != short and (old := folder / whole).exists():
-            target = inside(folder, short)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            old.rename(target)
-    for path in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
-        if not any(path.iterdir()):
-            path.rmdir()
+def _file_key(repository: str, commit: str, name: str) -> str:
+    return f"{repository}/resolve/{quote(commit, safe='')}/{quote(name)}"
 
 
-def _get(endpoint: str | None, repository: str, commit: str, name: str, size: int, folder: Path) -> None:
-    """The library goes on where it broke off, and skips what is there."""
-    target = inside(folder, name)
-    _call(
-        repository,
-        commit,
-        lambda: hf_hub_download(repository, name, revision=commit, local_dir=folder, endpoint=endpoint),
-    )
-    if (came := target.stat().st_size) != size:
-        raise FetchError(f"hf://{repository}: {name} has {came} bytes, and should have {size}")
+def _promises(shown: str, info: Mapping[str, Any]) -> tuple[dict[str, Promise], str]:
+    """By name, and the commit. Mirrors may say less than the hub."""
+    commit = info.get("sha")
+    commit = commit if isinstance(commit, str) and _SHA1.fullmatch(commit) else ""
+    files = info.get("siblings")
+    if not isinstance(files, list) or not all(isinstance(each, dict) and "rfilename" in each for each in files):
+        raise FetchError(f"{shown}: the answer lists no files; HF_ENDPOINT says which hub is asked")
+    return {str(each["rfilename"]): _promise(each, commit) for each in files}, commit
 
 
-def _call(repository: str, revision: str, call: Callable[[], T]) -> T:
-    return patiently(lambda: _translated(repository, revision, call))
+def _promise(file: Mapping[str, Any], commit: str) -> Promise:
+    large = file.get("lfs")
+    if isinstance(large, dict):
+        return Promise(_size(large) or _size(file), Digest.parse(f"sha256:{large.get('sha256')}"), commit)
+    blob, size = file.get("blobId"), _size(file)
+    git = isinstance(blob, str) and _SHA1.fullmatch(blob) and size is not None  # the size is part of what is hashed
+    return Promise(size, Digest(Kind.GIT, str(blob)) if git else None, commit)
 
 
-def _translated(repository: str, revision: str, call: Callable[[], T]) -> T:
-    """Foreign errors become ours here, and nowhere else."""
-    shown = f"hf://{repository}"
-    try:
-        return call()
-    except HFValidationError:
-        raise FetchError(f"{shown} is not of the form hf://OWNER/NAME") from None
-    except GatedRepoError:
-        raise FetchError(
-            f"{shown} is gated: accept its terms on the hub, and give a token by spec.model.secretRef (HF_TOKEN)"
-        ) from None
-    except RevisionNotFoundError:
-        raise FetchError(f"{shown} has no revision {revision!r}") from None
-    except RepositoryNotFoundError:
-        raise FetchError(
-            f"{shown} does not exist, or is private and needs a token by spec.model.secretRef (HF_TOKEN)"
-        ) from None
-    except HfHubHTTPError as error:  # before the next one, which it is as well
-        status = error.response.status_code
-        message = f"the hub answered {status} for {shown}"
-        if transient(status):
-            raise TransientError(message, retry_after(error.response.headers.get("retry-after"))) from None
-        raise FetchError(f"{message}: {error.server_message or error}") from None
-    except (LocalEntryNotFoundError, _HTTPError) as error:
-        raise TransientError(
-            f"the hub cannot be reached for {shown}; check the network and HF_ENDPOINT: {error}"
-        ) from None
+def _size(file: Mapping[str, Any]) -> int | None:
+    size = file.get("size")
+    return size if isinstance(size, int) and size >= 0 else None
+
+
+def _known() -> tuple[str, str | None]:
+    """The hub's address and the token; huggingface_hub knows the first, and where `hf auth login` leaves the other."""
+    endpoint, token = os.environ.get("HF_ENDPOINT"), os.environ.get("HF_TOKEN")
+    if not endpoint or not token:
+        try:
+            from huggingface_hub import constants, get_token
+        except ModuleNotFoundError:
+            if not endpoint:
+                raise FetchError(
+                    "huggingface_hub is missing, which knows where the hub is: pip install 'headwater[engine]', "
+                    "or set HF_ENDPOINT"
+                ) from None
+        else:
+            endpoint, token = endpoint or constants.ENDPOINT, token or get_token()
+    return endpoint.rstrip("/"), token

@@ -1,39 +1,61 @@
 """file://PATH and package://NAME: what is on this machine already, copied."""
 
+import asyncio
 import importlib.util
-import shutil
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import BinaryIO, Final
 
-from headwater.fetch.choice import choose
+from headwater.fetch.download import File
 from headwater.fetch.errors import FetchError
-from headwater.fetch.files import begin, inside
-from headwater.fetch.progress import Watch
+from headwater.fetch.promise import Promise
+from headwater.fetch.source import Asking, Listing
+from headwater.fetch.transport import Answer
+
+_CHUNK: Final = 4 * 1024 * 1024
 
 
-def fetch(source: str, folder: Path, revision: str) -> None:
-    root = _package(source) if source.startswith("package://") else Path(source.removeprefix("file://"))
+class _Copy:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @asynccontextmanager
+    async def open(self, start: int, stop: int | None, validator: str | None) -> AsyncIterator[Answer]:
+        with self._path.open("rb") as file:
+            state = os.fstat(file.fileno())
+            file.seek(start)
+            left = (state.st_size if stop is None else stop) - start
+            yield Answer(start, state.st_size, str(state.st_mtime_ns), True, _chunks(file, left))
+
+
+async def list_files(source: str, revision: str, asking: Asking) -> Listing:
+    package = source.startswith("package://")
+    root = _package(source) if package else Path(source.removeprefix("file://"))
     if root.is_file():
-        files = {root.name: root}
+        paths = {root.name: root}
+        chosen = list(paths)
     elif root.is_dir():
-        names = [path.relative_to(root).as_posix() for path in sorted(root.rglob("*")) if path.is_file()]
-        files = {name: root / name for name in choose(names) if not name.endswith((".py", ".pyc"))}
+        found = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
+        # The code of a package is not the model's.
+        paths = {name: path for name, path in found.items() if not (package and name.endswith(".py"))}
+        chosen = asking.wish.choose(list(paths))
     else:
         raise FetchError(f"{source}: there is no {root}")
-    states = {name: (path.stat().st_size, path.stat().st_mtime_ns) for name, path in files.items()}
-    size = sum(size for size, _ in states.values())
-    begin(folder, f"{source} {sorted(states.items())}", size)
-    with Watch(folder, size):
-        for name, path in files.items():
-            _copy(path, inside(folder, name))
+    files = [File(name, _promise(paths[name]), _Copy(paths[name])) for name in chosen]
+    return Listing("", files, [name for name in paths if name not in chosen])
 
 
-def _copy(path: Path, target: Path) -> None:
-    if target.exists():
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    growing = target.with_name(f"{target.name}.incomplete")
-    shutil.copyfile(path, growing)
-    growing.rename(target)
+def _promise(path: Path) -> Promise:
+    state = path.stat()
+    return Promise(state.st_size, None, f"{path} {state.st_mtime_ns} {state.st_ino}")
+
+
+async def _chunks(file: BinaryIO, left: int) -> AsyncIterator[bytes]:
+    while data := await asyncio.to_thread(file.read, min(left, _CHUNK)):
+        yield data
+        left -= len(data)
 
 
 def _package(source: str) -> Path:

@@ -1,123 +1,90 @@
-"""oci://REGISTRY/IMAGE[:TAG]: a model in a container registry.
+"""oci://REGISTRY/IMAGE[:TAG][@DIGEST]: a model in a container registry.
 
-Either an artifact, a layer a file, as `oras push` makes it; or an image whose layers are archives, with the model at
-its root or in `models/`.
+Either an artifact, a layer a file, as `oras push` and ModelPack make it; or an image whose layers are archives, with
+the model in `models/`, or else at its root. All is held to its digest, from the one in the source on, if it has one.
 """
 
-import hashlib
-import shutil
-import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
-import httpx
-
-from headwater.fetch.choice import choose
-from headwater.fetch.errors import FetchError, TransientError
-from headwater.fetch.files import at_once, begin, inside, write
-from headwater.fetch.patience import patiently
-from headwater.fetch.progress import Watch
+from headwater.fetch.download import File
+from headwater.fetch.errors import FetchError
+from headwater.fetch.promise import Digest, Promise
 from headwater.fetch.registry import Reference, Registry
+from headwater.fetch.source import Asking, Listing
+from headwater.fetch.transport import Remote
 
-_TITLE: Final = "org.opencontainers.image.title"
+_TITLES: Final = ("org.opencontainers.image.title", "org.cncf.model.filepath", "org.cnai.model.filepath")
 _UNPACK: Final = "io.deis.oras.content.unpack"
-_ARCHIVES: Final = (".tar", ".tar+gzip", ".tar.gzip")
-_TIMEOUT: Final = 60.0
-_ROOT: Final = "models"
-
-Layer = Mapping[str, Any]
+_ARCHIVES: Final = (".tar", ".tar+gzip", ".tar.gzip", ".tar+zstd", ".tar.zstd")
+_MODEL_PACK: Final = ("application/vnd.cncf.model.", "application/vnd.cnai.model.")
+"""Media types that say whether it is an archive; others with a title are files, whatever their type says."""
 
 
-def fetch(source: str, folder: Path, revision: str) -> None:
-    reference = Reference.parse(source.removeprefix("oci://"))
-    with httpx.Client(timeout=_TIMEOUT) as client:
-        registry = Registry(client, reference)
-        layers = patiently(lambda: _layers(registry, reference.version))
-        titles = {_title(layer) for layer in layers if not _packed(layer)}
-        wanted = [layer for layer in layers if _packed(layer) or _title(layer) in choose(sorted(titles))]
-        size = sum(layer["size"] for layer in wanted)
-        packed = sum(layer["size"] for layer in wanted if _packed(layer))
-        state = hashlib.sha256(" ".join(sorted(layer["digest"] for layer in wanted)).encode()).hexdigest()
-        begin(folder, f"{source}@{state}", size + packed)  # archives lie beside what comes out of them
-        with Watch(folder, size):
-            at_once([partial(_get, registry, layer, _target(folder, layer)) for layer in wanted])
-    for layer in wanted:  # in this order: later layers replace files of earlier ones
-        if _packed(layer):
-            _unpack(_target(folder, layer), folder)
-    _lift(folder)
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    digest: Digest
+    size: int
+    kind: str
+    title: str
+    packed: bool
+
+    @classmethod
+    def of(cls, name: str, written: Mapping[str, Any]) -> "_Layer":
+        digest, size, kind = Digest.parse(written.get("digest")), written.get("size"), str(written.get("mediaType"))
+        if digest is None or not isinstance(size, int) or size < 0:
+            raise FetchError(f"{name}: a layer has no digest, or no size, that can be read")
+        given = written.get("annotations")
+        annotations = given if isinstance(given, dict) else {}
+        title = next((str(annotations[each]) for each in _TITLES if each in annotations), "")
+        archive = kind.endswith(_ARCHIVES) and (not title or kind.startswith(_MODEL_PACK))
+        packed = archive or annotations.get(_UNPACK) == "true"
+        if not packed and not title:
+            raise FetchError(f"{name}: a layer of type {kind} has no title, and is no archive that is known here")
+        return cls(digest, size, kind, title, packed)
+
+    def file(self, name: str, registry: Registry, asking: Asking) -> File:
+        key = f"blobs/{self.digest.kind}:{self.digest.value}"
+        return File(name, Promise(self.size, self.digest), Remote(asking.transport, registry, key))
 
 
-def _layers(registry: Registry, version: str) -> Sequence[Layer]:
-    manifest = registry.manifest(version)
-    if "manifests" in manifest:
-        # The weights are the same for every platform.
-        manifest = registry.manifest(manifest["manifests"][0]["digest"])
-    layers: Sequence[Layer] = manifest.get("layers") or manifest.get("blobs") or []
-    if not layers:
-        raise FetchError("the image has no layers")
-    return layers
+async def list_files(source: str, revision: str, asking: Asking) -> Listing:
+    registry = Registry(asking.transport, Reference.parse(source.removeprefix("oci://")))
+    manifest, digest = await asking.lines.patiently(partial(_manifest, registry))
+    listed = manifest.get("layers") or manifest.get("blobs") or []
+    if not isinstance(listed, list) or not listed or not all(isinstance(each, dict) for each in listed):
+        raise FetchError(f"{registry.name} has no layers")
+    layers = [_Layer.of(registry.name, each) for each in listed]
+    titled = {layer.title: layer for layer in layers if not layer.packed}
+    names = asking.wish.choose(sorted(titled))
+    return Listing(
+        f"{digest.kind}:{digest.value}",
+        [titled[name].file(name, registry, asking) for name in names],
+        [name for name in titled if name not in names],
+        [layer.file(layer.digest.value, registry, asking) for layer in layers if layer.packed],
+    )
 
 
-def _packed(layer: Layer) -> bool:
-    unpack = (layer.get("annotations") or {}).get(_UNPACK) == "true"
-    return unpack or (not _title(layer) and str(layer.get("mediaType")).endswith(_ARCHIVES))
+async def _manifest(registry: Registry) -> tuple[Mapping[str, Any], Digest]:
+    """Of the image, and the digest of what the source names, which may be an index."""
+    manifest, digest = await registry.manifest(registry.version)
+    if "manifests" not in manifest:
+        return manifest, digest
+    chosen = _of_index(manifest["manifests"])
+    if chosen is None:
+        raise FetchError(f"{registry.name} is an index without an image")
+    image, _ = await registry.manifest(chosen)
+    return image, digest
 
 
-def _title(layer: Layer) -> str:
-    return str((layer.get("annotations") or {}).get(_TITLE, ""))
-
-
-def _target(folder: Path, layer: Layer) -> Path:
-    if _packed(layer):
-        return folder / f".{layer['digest'].replace(':', '-')}.archive"
-    if not _title(layer):
-        raise FetchError(f"a layer of type {layer.get('mediaType')} has no title, and is no archive that is known here")
-    return inside(folder, _title(layer))
-
-
-def _get(registry: Registry, layer: Layer, target: Path) -> None:
-    digest, size = layer["digest"], layer["size"]
-    if _unpacked(target).exists():
-        return
-
-    def attempt() -> None:
-        write(target, size, lambda start: registry.blob(digest, start))
-        if _digest(target) != digest:
-            target.unlink()
-            raise TransientError(f"{target.name} arrived damaged")
-
-    patiently(attempt)
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as content:
-        return f"sha256:{hashlib.file_digest(content, 'sha256').hexdigest()}"
-
-
-def _unpack(archive: Path, folder: Path) -> None:
-    if _unpacked(archive).exists():
-        return
-    try:
-        with tarfile.open(archive) as members:
-            members.extractall(folder, filter="data")
-    except tarfile.TarError as error:
-        raise FetchError(f"a layer cannot be unpacked: {error}") from error
-    archive.rename(_unpacked(archive))
-    _unpacked(archive).write_bytes(b"")
-
-
-def _unpacked(archive: Path) -> Path:
-    return archive.with_name(f"{archive.name}.unpacked")
-
-
-def _lift(folder: Path) -> None:
-    """What is left of the unpacking goes, and the model comes up to the folder's root."""
-    for mark in folder.glob(".*.unpacked"):
-        mark.unlink()
-    root = folder / _ROOT
-    if root.is_dir() and not (folder / "config.json").exists():
-        for path in root.iterdir():
-            shutil.move(path, folder / path.name)
-        root.rmdir()
+def _of_index(manifests: object) -> str | None:
+    """The digest of the first image: the weights are the same for every platform. Attestations have none."""
+    for each in manifests if isinstance(manifests, list) else []:
+        if not isinstance(each, dict) or Digest.parse(each.get("digest")) is None:
+            continue
+        platform = each.get("platform")
+        if not isinstance(platform, dict) or platform.get("os") != "unknown":
+            return str(each["digest"])
+    return None

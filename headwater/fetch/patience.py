@@ -1,11 +1,11 @@
-"""Trying again what may work in a while, as often and as late as a busy server asks for."""
+"""Trying again what may work in a while, as late as a busy server asks for, on as many lines as it bears."""
 
+import asyncio
 import random
-import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import structlog
 
@@ -16,26 +16,92 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 ATTEMPTS: Final = 8
+_AT_FIRST: Final = 8
+MOST: Final = 16
+"""Requests at once."""
 _FIRST: Final = 1.0
 _LONGEST: Final = 60.0
 _LONGEST_ASKED: Final = 600.0
 """Seconds; a server that asks for more is not worth waiting for."""
 
 
-def patiently(call: Callable[[], T]) -> T:
-    """Call it until it raises no TransientError, ATTEMPTS times at most. Raises FetchError."""
-    for attempt in range(ATTEMPTS):
-        try:
-            return call()
-        except TransientError as error:
-            if attempt == ATTEMPTS - 1:
-                raise FetchError(f"{error} (after {ATTEMPTS} attempts)") from error
-            wait = min(_FIRST * 2**attempt, _LONGEST) * random.uniform(0.8, 1.2)
-            if error.after is not None:
-                wait = max(wait, min(error.after, _LONGEST_ASKED))
-            log.warning("trying again", reason=str(error), seconds=round(wait, 1))
-            time.sleep(wait)
-    raise AssertionError("unreachable")
+class Lines:
+    """The requests of a fetch. All wait where one was refused, and fewer go on then: a busy server is asked by one.
+
+    As with TCP, each success adds a little to how many there may be at once, and each failure halves it.
+    """
+
+    def __init__(self) -> None:
+        self._limit = float(_AT_FIRST)
+        self._running = 0
+        self._changed = asyncio.Condition()
+        self._failures = 0
+        """In a row, without a byte of progress between them."""
+        self._round = 0
+        self._pause: asyncio.Task[None] | None = None
+
+    def progressed(self) -> None:
+        self._failures = 0
+
+    async def patiently(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Call it until it raises no TransientError. Raises FetchError after ATTEMPTS failures without progress."""
+        while True:
+            begun = await self._enter()
+            try:
+                result = await call()
+            except TransientError as error:
+                self._failed(error, begun)
+            else:
+                self._limit = min(self._limit + 1 / self._limit, MOST)
+                self._failures = 0
+                return result
+            finally:
+                await self._leave()
+
+    async def _enter(self) -> int:
+        """The round that this attempt is of."""
+        while True:
+            if self._pause is not None:
+                await asyncio.shield(self._pause)
+            async with self._changed:
+                await self._changed.wait_for(lambda: self._running < int(self._limit))
+                if self._pause is None or self._pause.done():
+                    self._running += 1
+                    return self._round
+
+    async def _leave(self) -> None:
+        async with self._changed:
+            self._running -= 1
+            self._changed.notify_all()
+
+    def _failed(self, error: TransientError, begun: int) -> None:
+        if begun != self._round:  # others were refused with it: that is one failure
+            return
+        self._round += 1
+        self._failures += 1
+        if self._failures >= ATTEMPTS:
+            raise FetchError(f"{error} (after {ATTEMPTS} attempts)") from error
+        self._limit = max(self._limit / 2, 1.0)
+        seconds = min(_FIRST * 2 ** (self._failures - 1), _LONGEST) * random.uniform(0.8, 1.2)
+        if error.after is not None:
+            seconds = max(seconds, min(error.after, _LONGEST_ASKED))
+        log.warning("trying again", reason=str(error), seconds=round(seconds, 1))
+        self._pause = asyncio.create_task(pause(seconds))
+
+
+async def pause(seconds: float) -> None:
+    await asyncio.sleep(seconds)
+
+
+async def at_once(jobs: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Do them all. The first that fails ends the others."""
+    tasks = [asyncio.create_task(job) for job in jobs]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def transient(status: int) -> bool:

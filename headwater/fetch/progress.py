@@ -1,59 +1,73 @@
-"""How far a fetch is: a bar on a terminal, a log line now and then elsewhere.
+"""How far a fetch is: a bar on a terminal, a log line now and then elsewhere."""
 
-Whatever fetches, what has come is what lies in the folder; so it is looked at, not counted.
-"""
-
-import threading
-from pathlib import Path
-from types import TracebackType
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
 from typing import Final
 
 import structlog
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-from headwater.fetch.files import bytes_in
-
 log = structlog.get_logger(__name__)
 
 _LINE_EVERY: Final = 15.0
 _LOOK_EVERY: Final = 0.5
+"""Seconds."""
 
 
 class Watch:
-    """A context in which a folder grows to `total` bytes."""
+    """Counts bytes until there are `total`. Those that an earlier run left are no part of the rate."""
 
-    def __init__(self, folder: Path, total: int, console: Console | None = None) -> None:
-        self._folder = folder
+    def __init__(self, total: int, console: Console | None = None) -> None:
         self._total = total
-        console = console or Console(stderr=True)
-        self._bar = _bar(console) if console.is_terminal else None
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._there = 0
+        self._left_by_others = 0
+        self._begun = time.monotonic()
+        self._console = console or Console(stderr=True)
 
-    def __enter__(self) -> None:
-        log.info("fetching", bytes=self._total, there=bytes_in(self._folder))
-        if self._bar is not None:
-            self._bar.start()
-            self._bar.add_task("fetch", total=self._total)
-        self._thread.start()
+    def found(self, size: int) -> None:
+        self._there += size
+        self._left_by_others += size
 
-    def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
-        self._ended.set()
-        self._thread.join()
-        if self._bar is not None:
-            if kind is None:
-                self._bar.update(self._bar.task_ids[0], completed=self._total)
-            self._bar.stop()
+    def came(self, size: int) -> None:
+        """Negative where it was not to be used."""
+        self._there += size
 
-    def _watch(self) -> None:
-        while not self._ended.wait(_LINE_EVERY if self._bar is None else _LOOK_EVERY):
-            come = min(bytes_in(self._folder), self._total)
-            if self._bar is not None:
-                self._bar.update(self._bar.task_ids[0], completed=come)
-            else:
-                log.info("fetching", bytes=self._total, there=come, percent=round(100 * come / max(self._total, 1)))
+    @contextlib.asynccontextmanager
+    async def shown(self) -> AsyncIterator[None]:
+        log.info("fetching", bytes=self._total)
+        task = asyncio.create_task(self._bar() if self._console.is_terminal else self._lines())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
+    async def _lines(self) -> None:
+        while True:
+            await asyncio.sleep(_LINE_EVERY)
+            log.info("fetching", **self.figures())
 
-def _bar(console: Console) -> Progress:
-    return Progress(BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(), console=console)
+    def figures(self) -> dict[str, int | None]:
+        rate = max(self._there - self._left_by_others, 0) / max(time.monotonic() - self._begun, 1e-3)
+        left = max(self._total - self._there, 0)
+        return {
+            "bytes": self._total,
+            "there": self._there,
+            "percent": round(100 * self._there / max(self._total, 1)),
+            "bytes_per_second": round(rate),
+            "seconds_left": round(left / rate) if rate else None,
+        }
+
+    async def _bar(self) -> None:
+        columns = BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+        with Progress(*columns, console=self._console) as bar:
+            task = bar.add_task("fetch", total=self._total)
+            try:
+                while True:
+                    bar.update(task, completed=self._there)
+                    await asyncio.sleep(_LOOK_EVERY)
+            finally:
+                bar.update(task, completed=self._there)

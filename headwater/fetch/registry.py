@@ -1,27 +1,36 @@
-"""A container registry, as far as pulling goes: references, tokens, manifests, blobs."""
+"""A container registry, as far as pulling goes: references, credentials, tokens, manifests."""
 
 import base64
+import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
 
-from headwater.fetch.errors import FetchError, TransientError
-from headwater.fetch.patience import retry_after, transient
+from headwater.fetch.errors import FetchError
+from headwater.fetch.promise import Digest
+from headwater.fetch.transport import Asked, Document, Transport, parsed
 
-_MANIFESTS: Final = (
-    "application/vnd.oci.image.manifest.v1+json",
-    "application/vnd.oci.image.index.v1+json",
-    "application/vnd.docker.distribution.manifest.v2+json",
-    "application/vnd.docker.distribution.manifest.list.v2+json",
+_ACCEPT: Final = ", ".join(
+    (
+        "application/vnd.oci.image.manifest.v1+json",
+        "application/vnd.oci.image.index.v1+json",
+        "application/vnd.docker.distribution.manifest.v2+json",
+        "application/vnd.docker.distribution.manifest.list.v2+json",
+    )
 )
-_CHALLENGE: Final = re.compile(r'(\w+)="([^"]*)"')
+_DOCKER_HUB: Final = ".".join(("docker", "io"))  # the repository names no registry
+_HUB_HOST: Final = f"registry-1.{_DOCKER_HUB}"
+_HUB_LOGINS: Final = (f"https://index.{_DOCKER_HUB}/v1/", f"index.{_DOCKER_HUB}", _DOCKER_HUB, _HUB_HOST)
+_SCHEME: Final = re.compile(r"(?:^|,)\s*([\w-]+)\s+(?=[\w-]+\s*=)")
+_FIELD: Final = re.compile(r'([\w-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,]+))')
+_REPOSITORY: Final = re.compile(r"[a-z0-9._/-]+")
+_TAG: Final = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,114 +44,169 @@ class Reference:
     def parse(cls, text: str) -> "Reference":
         """`HOST/REPOSITORY[:TAG][@DIGEST]`. Raises FetchError."""
         host, _, rest = text.partition("/")
-        named, _, digest = rest.partition("@")
+        named, at, digest = rest.partition("@")
         repository, _, tag = named.partition(":")
-        if not host or not repository:
-            raise FetchError(f"oci://{text} is not of the form oci://REGISTRY/IMAGE:TAG")
+        if not host or not _REPOSITORY.fullmatch(repository) or ".." in repository:
+            raise FetchError(f"oci://{text} is not of the form oci://REGISTRY/IMAGE:TAG, in small letters")
+        if at and Digest.parse(digest) is None:
+            raise FetchError(
+                f"oci://{text}: after @ there must be sha256: and 64, or sha512: and 128, hexadecimal digits"
+            )
+        if tag and not _TAG.fullmatch(tag):
+            raise FetchError(f"oci://{text}: {tag!r} cannot be a tag")
+        if host == _DOCKER_HUB and "/" not in repository:
+            repository = f"library/{repository}"
         return cls(host, repository, digest or tag or "latest")
+
+    @property
+    def pin(self) -> Digest | None:
+        return Digest.parse(self.version)
 
     @property
     def url(self) -> str:
         # As container tools do: a registry on this machine needs no certificate.
         local = self.host.partition(":")[0] in ("localhost", "127.0.0.1")
-        return f"{'http' if local else 'https'}://{self.host}/v2/{self.repository}"
+        host = _HUB_HOST if self.host == _DOCKER_HUB else self.host
+        return f"{'http' if local else 'https'}://{host}/v2/{self.repository}"
 
     def __str__(self) -> str:
-        return f"oci://{self.host}/{self.repository}{'@' if ':' in self.version else ':'}{self.version}"
+        return f"oci://{self.host}/{self.repository}{'@' if self.pin else ':'}{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    basic: str | None = None
+    """User and password, as basic authentication has them."""
+    identity: str | None = None
+    """A token that is given for tokens."""
+    bearer: str | None = None
 
 
 class Registry:
-    """One repository of a registry. Calls raise FetchError and TransientError."""
+    """One repository of a registry; a Site. Calls raise FetchError and TransientError."""
 
-    def __init__(self, client: httpx.Client, reference: Reference) -> None:
-        self._client = client
+    advice = "check the network"
+
+    def __init__(self, transport: Transport, reference: Reference) -> None:
+        self.name = str(reference)
+        self.version = reference.version
+        self._transport = transport
         self._reference = reference
-        self._basic = credentials(reference.host)
-        self._authorization: str | None = None
+        self._login = login(reference.host)
+        self._authorization = f"Bearer {self._login.bearer}" if self._login.bearer else None
 
-    def manifest(self, version: str) -> dict[str, Any]:
-        with self._get(f"manifests/{version}", {"Accept": ", ".join(_MANIFESTS)}) as answer:
-            try:
-                content = json.loads(answer.read())
-            except ValueError:
-                content = None
-        if not isinstance(content, dict):
-            raise FetchError(f"{self._reference} has no manifest that can be read")
-        return content
+    def ask(self, key: str) -> Asked:
+        headers = {"Authorization": self._authorization} if self._authorization else {}
+        return Asked(f"{self._reference.url}/{key}", headers)
 
-    def blob(self, digest: str, start: int) -> Iterator[bytes]:
-        """Its bytes from `start` on."""
-        headers = {"Range": f"bytes={start}-"} if start else {}
-        with self._get(f"blobs/{digest}", headers) as answer:
-            skip = start if answer.status_code == 200 else 0  # it gives all of it whatever it is asked
-            for chunk in answer.iter_raw():
-                yield chunk[skip:]
-                skip = max(skip - len(chunk), 0)
+    async def manifest(self, version: str) -> tuple[dict[str, Any], Digest]:
+        """And its digest, which is the one that was asked for, if one was."""
+        content, document = await self._transport.fields(self, f"manifests/{version}", {"Accept": _ACCEPT})
+        promised = Digest.parse(version) or Digest.parse(document.headers.get("docker-content-digest"))
+        kind = promised.kind if promised else "sha256"
+        came = hashlib.new(kind, document.body).hexdigest()
+        if promised is not None and came != promised.value:
+            raise FetchError(
+                f"{self.name}: the manifest has the digest {kind}:{came}, and should have {promised.value}"
+            )
+        digest = Digest.parse(f"{kind}:{came}")
+        assert digest is not None
+        return content, digest
 
-    @contextmanager
-    def _get(self, path: str, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
-        url = f"{self._reference.url}/{path}"
-        try:
-            for last in (False, True):
-                given = {"Authorization": self._authorization} if self._authorization else {}
-                with self._client.stream("GET", url, headers={**headers, **given}, follow_redirects=True) as answer:
-                    if answer.status_code == 401 and not last:
-                        self._authorization = self._authorize(answer.headers.get("www-authenticate", ""))
-                        continue
-                    self._check(answer)
-                    yield answer
-                    return
-        except httpx.TransportError as error:
-            message = f"{self._reference}: the registry cannot be reached: {error or type(error).__name__}"
-            raise TransientError(message) from None
+    async def admitted(self, refused: Document) -> bool:
+        """Do what the registry asks for first."""
+        if refused.status != 401:
+            return False
+        asked = challenges(refused.headers.get_list("www-authenticate"))
+        bearer = next((fields for scheme, fields in asked if scheme == "bearer" and "realm" in fields), None)
+        if bearer is not None:
+            self._authorization = f"Bearer {await self._token(bearer)}"
+            return True
+        if any(scheme == "basic" for scheme, _ in asked) and self._login.basic:
+            self._authorization = f"Basic {self._login.basic}"
+            return True
+        return False
 
-    def _authorize(self, challenge: str) -> str:
-        """What to send, by what the registry asks for."""
-        kind, fields = challenge.partition(" ")[0].lower(), dict(_CHALLENGE.findall(challenge))
-        if kind == "basic" and self._basic:
-            return f"Basic {self._basic}"
-        if kind != "bearer" or "realm" not in fields:
-            raise self._denied(401)
-        asked = {name: fields[name] for name in ("service", "scope") if name in fields}
-        headers = {"Authorization": f"Basic {self._basic}"} if self._basic else {}
-        answer = self._client.get(fields["realm"], params=asked, headers=headers)
-        self._check(answer)
-        content = answer.json()
-        return f"Bearer {content.get('token') or content.get('access_token')}"
+    async def _token(self, asked: Mapping[str, str]) -> str:
+        wanted = {name: asked[name] for name in ("service", "scope") if name in asked}
+        if self._login.identity:
+            grant = {"grant_type": "refresh_token", "client_id": "headwater", "refresh_token": self._login.identity}
+            document = await self._transport.post(self, asked["realm"], wanted | grant)
+            if document.status >= 400:
+                raise self.refusal(document)
+        else:
+            realm = _Realm(self, asked["realm"], wanted, self._login.basic)
+            document = await self._transport.document(realm, "", {})
+        content = parsed(self.name, document)
+        token = content.get("token") or content.get("access_token")
+        if not isinstance(token, str):
+            raise FetchError(f"{self.name}: the registry's token service gives no token")
+        return token
 
-    def _check(self, answer: httpx.Response) -> None:
-        status = answer.status_code
-        if answer.is_success:
-            return
-        if transient(status):
-            after = retry_after(answer.headers.get("retry-after"))
-            raise TransientError(f"{self._reference}: the registry answered {status}", after)
-        if status in (401, 403):
-            raise self._denied(status)
-        if status == 404:
-            raise FetchError(f"{self._reference} does not exist")
-        raise FetchError(f"{self._reference}: the registry answered {status}")
+    def refusal(self, refused: Document) -> FetchError:
+        if refused.status in (401, 403):
+            return FetchError(
+                f"{self.name}: access denied ({refused.status}); give a Docker config.json by spec.model.secretRef "
+                "(DOCKER_AUTH_CONFIG)"
+            )
+        if refused.status == 404:
+            return FetchError(f"{self.name} does not exist")
+        return FetchError(f"{self.name}: the registry answered {refused.status}")
 
-    def _denied(self, status: int) -> FetchError:
-        return FetchError(
-            f"{self._reference}: access denied ({status}); give a Docker config.json by spec.model.secretRef "
-            "(DOCKER_AUTH_CONFIG)"
+
+class _Realm:
+    """Where tokens are given; a Site of one key."""
+
+    advice = "check the network"
+
+    def __init__(self, registry: Registry, url: str, wanted: Mapping[str, str], basic: str | None) -> None:
+        self.name = registry.name
+        self._registry = registry
+        self._asked = Asked(
+            str(httpx.URL(url).copy_merge_params(dict(wanted))), {"Authorization": f"Basic {basic}"} if basic else {}
         )
 
+    def ask(self, key: str) -> Asked:
+        return self._asked
 
-def credentials(host: str) -> str | None:
-    """User and password for a registry, in the form of basic authentication, as `docker login` leaves them."""
+    async def admitted(self, refused: Document) -> bool:
+        return False
+
+    def refusal(self, refused: Document) -> FetchError:
+        return self._registry.refusal(refused)
+
+
+def challenges(headers: list[str]) -> list[tuple[str, dict[str, str]]]:
+    """Schemes and their fields; one header may have several, and there may be several headers."""
+    found = []
+    for header in headers:
+        begins = [*_SCHEME.finditer(header)]
+        ends = [begin.start() for begin in begins[1:]] + [len(header)]
+        for begin, end in zip(begins, ends, strict=True):
+            fields = {
+                name.lower(): quoted or plain for name, quoted, plain in _FIELD.findall(header[begin.end() : end])
+            }
+            found.append((begin[1].lower(), fields))
+    return found
+
+
+def login(host: str) -> Login:
+    """As `docker login` leaves it. Raises FetchError."""
     text = os.environ.get("DOCKER_AUTH_CONFIG")
-    if text is None:
-        file = Path(os.environ.get("DOCKER_CONFIG", "~/.docker")).expanduser() / "config.json"
-        text = file.read_text() if file.is_file() else "{}"
     try:
-        entries = json.loads(text).get("auths", {})
-        entry = entries.get(host) or entries.get(f"https://{host}") or {}
-        if "auth" in entry:
-            return str(entry["auth"])
-        if "username" in entry:
-            return base64.b64encode(f"{entry['username']}:{entry['password']}".encode()).decode()
-    except (ValueError, AttributeError, KeyError):
+        if text is None:
+            file = Path(os.environ.get("DOCKER_CONFIG", "~/.docker")).expanduser() / "config.json"
+            text = file.read_text() if file.is_file() else "{}"
+        entries = json.loads(text).get("auths") or {}
+        keys = (
+            _HUB_LOGINS
+            if host == _DOCKER_HUB
+            else (host, f"https://{host}", f"https://{host}/v1/", f"https://{host}/v2/")
+        )
+        entry: dict[str, str] = next((entries[key] for key in keys if entries.get(key)), {})
+        basic = entry.get("auth") or None
+        if basic is None and "username" in entry:
+            basic = base64.b64encode(f"{entry['username']}:{entry['password']}".encode()).decode()
+        return Login(basic, entry.get("identitytoken") or None, entry.get("registrytoken") or None)
+    except (ValueError, AttributeError, KeyError, TypeError, OSError):
         raise FetchError("DOCKER_AUTH_CONFIG, or ~/.docker/config.json, is not a Docker config.json") from None
-    return None

@@ -7,14 +7,30 @@ the connection breaks.
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import httpx
+
+from headwater.fetch.manifest import MANIFEST
+
 Answer = tuple[int, dict[str, str], bytes]
+
+WEIGHTS = bytes(range(256)) * 4096
+"""One MiB."""
+FILES = {"config.json": b"{}", "model.safetensors": WEIGHTS, "tokenizer/vocab.txt": b"a\nb\n"}
+
+
+def names_in(folder: Path) -> dict[str, bytes]:
+    """What was fetched; the manifest is held by tests of its own."""
+    there = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert there.pop(MANIFEST)
+    return there
 
 
 @dataclass
@@ -30,13 +46,25 @@ class Break:
 
 
 @dataclass
+class Twist:
+    """An answer that is not what it should be; without the Range that was asked for, if `whole`."""
+
+    twist: Callable[[Answer], Answer] = lambda answer: answer
+    whole: bool = False
+
+
+Trouble = Refuse | Break | Twist
+
+
+@dataclass
 class Store:
     files: dict[str, bytes]
-    trouble: dict[str, list[Refuse | Break]] = field(default_factory=dict)
+    trouble: dict[str, list[Trouble]] = field(default_factory=dict)
     """By the end of a path."""
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     """Method, path and Range."""
     authorizations: list[str | None] = field(default_factory=list)
+    queries: list[str] = field(default_factory=list)
     url: str = ""
 
     @property
@@ -46,7 +74,7 @@ class Store:
     def ranges(self, end: str) -> list[str | None]:
         return [part for method, path, part in self.requests if method == "GET" and path.endswith(end)]
 
-    def next_trouble(self, path: str) -> Refuse | Break | None:
+    def next_trouble(self, path: str) -> Trouble | None:
         for end, troubles in self.trouble.items():
             if path.endswith(end) and troubles:
                 return troubles.pop(0)
@@ -67,25 +95,19 @@ def serving(store: Store, answering: Answering) -> Iterator[Store]:
         def do_GET(self) -> None:
             self.answer()
 
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.answer()
+
         def answer(self) -> None:
-            path = urlsplit(self.path).path
-            store.requests.append((self.command, path, self.headers.get("Range")))
-            store.authorizations.append(self.headers.get("Authorization"))
-            trouble = store.next_trouble(path)
-            if isinstance(trouble, Refuse):
-                status, headers, body = trouble.status, dict(trouble.headers), b""
-            else:
-                status, headers, body = answering(store, self.command, self.path, self.headers)
-                status, headers, body = _part(status, headers, body, self.headers.get("Range"))
+            status, headers, body, cut = respond(store, answering, self.command, self.path, self.headers)
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value)
-            if "Content-Length" not in headers:
-                self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body[: trouble.after] if isinstance(trouble, Break) else body)
-                self.close_connection = isinstance(trouble, Break)
+            if self.command != "HEAD":
+                self.wfile.write(body[:cut])
+                self.close_connection = cut is not None
 
         def log_message(self, *_: Any) -> None:
             pass
@@ -101,11 +123,54 @@ def serving(store: Store, answering: Answering) -> Iterator[Store]:
             http.shutdown()
 
 
-def _part(status: int, headers: dict[str, str], body: bytes, asked: str | None) -> Answer:
-    if status != 200 or not asked or not body:
-        return status, headers, body
+class InProcess(httpx.AsyncBaseTransport):
+    """The same without sockets."""
+
+    def __init__(self, store: Store, answering: Answering) -> None:
+        self._store = store
+        self._answering = answering
+        store.url = "http://127.0.0.1"
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        target = request.url.raw_path.decode()
+        status, headers, body, cut = respond(self._store, self._answering, request.method, target, request.headers)
+
+        async def come() -> AsyncIterator[bytes]:
+            yield body[:cut]
+            if cut is not None and cut < len(body):
+                raise httpx.ReadError("the line broke", request=request)
+
+        return httpx.Response(status, headers=headers, content=come())
+
+
+def respond(
+    store: Store, answering: Answering, command: str, target: str, asked: Mapping[str, str]
+) -> tuple[int, dict[str, str], bytes, int | None]:
+    """Status, headers, body, and after how much of that the line breaks."""
+    parts = urlsplit(target)
+    store.requests.append((command, parts.path, asked.get("Range")))
+    store.queries.append(parts.query)
+    store.authorizations.append(asked.get("Authorization"))
+    trouble = None if command == "HEAD" else store.next_trouble(parts.path)
+    if isinstance(trouble, Refuse):
+        return trouble.status, {"Content-Length": "0", **trouble.headers}, b"", None
+    answer = answering(store, command, target, asked)
+    whole = isinstance(trouble, Twist) and trouble.whole
+    status, headers, body = _part(answer, None if whole else asked.get("Range"), asked.get("If-Range"))
+    if isinstance(trouble, Twist):
+        status, headers, body = trouble.twist((status, headers, body))
+    headers = {"Content-Length": str(len(body))} | headers
+    return status, headers, body, trouble.after if isinstance(trouble, Break) else None
+
+
+def _part(answer: Answer, asked: str | None, only_if: str | None) -> Answer:
+    status, headers, body = answer
+    if status != 200 or not asked or not body or only_if not in (None, headers.get("ETag")):
+        return answer
     first, _, last = asked.removeprefix("bytes=").partition("-")
-    start, end = int(first), int(last) if last else len(body) - 1
+    start, end = int(first), min(int(last), len(body) - 1) if last else len(body) - 1
+    if start >= len(body):
+        return 416, headers | {"Content-Range": f"bytes */{len(body)}"}, b""
     return 206, headers | {"Content-Range": f"bytes {start}-{end}/{len(body)}"}, body[start : end + 1]
 
 
@@ -122,7 +187,7 @@ def hub(store: Store, method: str, target: str, headers: Mapping[str, str]) -> A
             return 401, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}, b""
         if revision not in ("main", SHA):
             return 404, {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "Invalid rev id"}, b""
-        siblings = [{"rfilename": name, "size": len(content)} for name, content in store.files.items()]
+        siblings = [_sibling(name, content) for name, content in store.files.items()]
         info = {"id": repository, "modelId": repository, "sha": SHA, "siblings": siblings}
         return 200, {"Content-Type": "application/json"}, json.dumps(info).encode()
     name = path.partition(f"/resolve/{SHA}/")[2]
@@ -131,6 +196,15 @@ def hub(store: Store, method: str, target: str, headers: Mapping[str, str]) -> A
     content = store.files[name]
     headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": SHA, "Accept-Ranges": "bytes"}
     return 200, headers | ({"Content-Length": str(len(content))} if method == "HEAD" else {}), content
+
+
+def _sibling(name: str, content: bytes) -> dict[str, Any]:
+    """As git has it, or LFS where it is large."""
+    blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    if len(content) < 1000:
+        return {"rfilename": name, "size": len(content), "blobId": blob}
+    lfs = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
+    return {"rfilename": name, "size": len(content), "blobId": "0" * 40, "lfs": lfs}
 
 
 # An S3 store
@@ -177,22 +251,37 @@ def _s3_error(code: str) -> bytes:
 # A registry
 
 
+def titled(name: str) -> dict[str, Any]:
+    return {"annotations": {"org.opencontainers.image.title": name}}
+
+
+def digest_of(content: bytes, kind: str = "sha256") -> str:
+    return f"{kind}:{hashlib.new(kind, content).hexdigest()}"
+
+
 @dataclass
 class RegistryStore(Store):
-    manifests: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By tag or digest. `files` are blobs by digest."""
+    manifests: dict[str, bytes] = field(default_factory=dict)
+    """By tag and by digest. `files` are blobs by digest."""
+    challenge: str = 'Bearer realm="{url}/token",service="registry",scope="repository:team/model:pull"'
     user: str | None = None
     """Basic credentials that the token endpoint wants."""
     blobs_elsewhere: str | None = None
     """Where to send those that ask for a blob."""
 
-    def push(self, tag: str, *layers: tuple[bytes, dict[str, Any]]) -> None:
+    def push(self, tag: str, *layers: tuple[bytes, dict[str, Any]], kind: str = "sha256") -> str:
+        """The digest of the manifest."""
         listed = []
         for content, extra in layers:
-            digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+            digest = digest_of(content, kind)
             self.files[digest] = content
             listed.append({"mediaType": "application/octet-stream", "digest": digest, "size": len(content)} | extra)
-        self.manifests[tag] = {"schemaVersion": 2, "layers": listed}
+        return self.put(tag, {"schemaVersion": 2, "layers": listed})
+
+    def put(self, tag: str, manifest: object) -> str:
+        content = json.dumps(manifest).encode()
+        self.manifests[tag] = self.manifests[digest_of(content)] = content
+        return digest_of(content)
 
 
 def registry(store: Store, method: str, target: str, headers: Mapping[str, str]) -> Answer:
@@ -203,15 +292,10 @@ def registry(store: Store, method: str, target: str, headers: Mapping[str, str])
             return 401, {}, b"{}"
         return 200, {}, json.dumps({"token": "good"}).encode()
     if headers.get("Authorization") != "Bearer good":
-        challenge = f'Bearer realm="{store.url}/token",service="registry",scope="repository:team/model:pull"'
-        return 401, {"WWW-Authenticate": challenge}, b""
+        return 401, {"WWW-Authenticate": store.challenge.format(url=store.url)}, b""
     kind, _, name = path.removeprefix("/v2/team/model/").partition("/")
     if kind == "manifests" and name in store.manifests:
-        return (
-            200,
-            {"Content-Type": "application/vnd.oci.image.manifest.v1+json"},
-            json.dumps(store.manifests[name]).encode(),
-        )
+        return 200, {"Content-Type": "application/vnd.oci.image.manifest.v1+json"}, store.manifests[name]
     if kind == "blobs" and name in store.files:
         if store.blobs_elsewhere:
             return 307, {"Location": f"{store.blobs_elsewhere}/{name}"}, b""

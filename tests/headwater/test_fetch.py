@@ -1,59 +1,25 @@
 """`headwater fetch` from stores that answer over HTTP: whole or not at all, on from where it was, patient, in words."""
 
-import io
 import json
-import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from headwater.cli import main
 from headwater.fetch import command, fetch
+from headwater.fetch.choice import Wish
 from headwater.fetch.errors import FetchError
-from headwater.fetch.files import locked, partial_of
-from headwater.fetch.registry import Reference, credentials
-from tests.headwater.fake_stores import Break, Refuse, RegistryStore, Store, hub, plain, registry, s3, serving
+from headwater.fetch.manifest import MANIFEST, Manifest, read, verify
+from headwater.fetch.partial import locked, partial_of
+from tests.headwater.fake_stores import FILES, SHA, WEIGHTS, Break, Refuse, Store, hub, names_in, serving
 
-WEIGHTS = bytes(range(256)) * 4096
-"""One MiB."""
-FILES = {"config.json": b"{}", "model.safetensors": WEIGHTS, "tokenizer/vocab.txt": b"a\nb\n"}
-
-
-def names_in(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-@pytest.fixture(autouse=True)
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """What would have been waited, by us or by the hub's library."""
-    waited: list[float] = []
-    monkeypatch.setattr("time.sleep", waited.append)
-    return waited
-
-
-@pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No settings of the machine that the tests run on."""
-    for name in ("HF_TOKEN", "DOCKER_AUTH_CONFIG", "AWS_PROFILE", "HTTP_PROXY", "http_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "aws"))
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setattr(command, "TERMINATION_LOG", tmp_path / "none")
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 # A hub
-
-
-@pytest.fixture
-def the_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    with serving(Store(dict(FILES)), hub) as store:
-        monkeypatch.setenv("HF_ENDPOINT", store.url)
-        yield store
 
 
 def test_a_repository_of_the_hub(the_hub: Store, tmp_path: Path) -> None:
@@ -79,7 +45,7 @@ def test_one_file_of_a_repository(the_hub: Store, tmp_path: Path) -> None:
 def test_a_busy_hub_is_waited_for_as_long_as_it_asks(the_hub: Store, tmp_path: Path, waits: list[float]) -> None:
     the_hub.trouble = {
         "/revision/main": [Refuse(429, {"Retry-After": "17"}), Refuse(503)],
-        "model.safetensors": [Refuse(429, {"Retry-After": "33"})] * 2,  # the library asks twice before it waits
+        "model.safetensors": [Refuse(429, {"Retry-After": "33"})],
     }
     fetch("hf://owner/model", tmp_path / "m")
     assert names_in(tmp_path / "m") == FILES
@@ -88,9 +54,20 @@ def test_a_busy_hub_is_waited_for_as_long_as_it_asks(the_hub: Store, tmp_path: P
 
 def test_a_download_goes_on_where_it_broke_off(the_hub: Store, tmp_path: Path) -> None:
     the_hub.files["model.safetensors"] = WEIGHTS * 12
-    the_hub.trouble = {"model.safetensors": [Break(0), Break(11 * 2**20)]}  # a HEAD has no body, then the GET
+    the_hub.trouble = {"model.safetensors": [Break(11 * 2**20 + 7)]}
     fetch("hf://owner/model", tmp_path / "m")
-    assert the_hub.ranges("model.safetensors") == [None, "bytes=10485760-"], "the library writes pieces of 10 MiB"
+    assert the_hub.ranges("model.safetensors") == [None, f"bytes={11 * 2**20 + 7}-"]
+    assert names_in(tmp_path / "m") == the_hub.files
+
+
+def test_a_large_file_comes_in_several_ranges(the_hub: Store, tmp_path: Path) -> None:
+    the_hub.files["model.safetensors"] = WEIGHTS * 40
+    mib = 2**20
+    the_hub.trouble = {"model.safetensors": [Break(16 * mib), Break(3 * mib)]}
+    fetch("hf://owner/model", tmp_path / "m")
+    asked = the_hub.ranges("model.safetensors")
+    assert asked[0] == f"bytes=0-{16 * mib - 1}"
+    assert len(asked) == 4, "three ranges, and the rest of one that broke"
     assert names_in(tmp_path / "m") == the_hub.files
 
 
@@ -119,7 +96,7 @@ def test_a_gated_repository_says_what_to_do(the_hub: Store, tmp_path: Path) -> N
 
 def test_a_hub_that_stays_down_is_given_up(the_hub: Store, tmp_path: Path, waits: list[float]) -> None:
     the_hub.trouble = {"/revision/main": [Refuse(503)] * 100}
-    with pytest.raises(FetchError, match=r"answered 503 for hf://owner/model \(after 8 attempts\)"):
+    with pytest.raises(FetchError, match=r"hf://owner/model: 127.0.0.1 answered 503 \(after 8 attempts\)"):
         fetch("hf://owner/model", tmp_path / "m")
 
 
@@ -128,14 +105,14 @@ def test_a_hub_that_is_not_there_is_given_up(
 ) -> None:
     with serving(Store({}), hub) as store:
         monkeypatch.setenv("HF_ENDPOINT", store.url)
-    with pytest.raises(FetchError, match=r"the hub cannot be reached for hf://owner/model; check the network"):
+    with pytest.raises(FetchError, match=r"hf://owner/model cannot be reached; check the network and HF_ENDPOINT"):
         fetch("hf://owner/model", tmp_path / "m")
     assert len(waits) == 7
 
 
 @pytest.mark.parametrize("source", ["s3://bucket/llm", "oci://127.0.0.1:9/team/model"])
 def test_a_store_that_is_not_there_is_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: list[float], source: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: None, waits: list[float], source: str
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(FetchError, match=r"\(after 8 attempts\)"):
@@ -155,18 +132,12 @@ def test_what_came_of_another_state_is_not_mixed_in(the_hub: Store, tmp_path: Pa
 # An S3 store
 
 
-@pytest.fixture
-def the_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    with serving(Store({f"llm/base/{name}": content for name, content in FILES.items()}), s3) as store:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", store.url)
-        yield store
-
-
 def test_all_objects_below_a_path_over_several_pages(the_store: Store, tmp_path: Path) -> None:
     the_store.files |= {"llm/base-2/config.json": b"other", "llm/base/": b""}
     fetch("s3://bucket/llm/base/", tmp_path / "m")
     assert names_in(tmp_path / "m") == FILES
-    assert all(value and "Credential=key/" in value for value in the_store.authorizations)
+    signed = zip(the_store.authorizations, the_store.queries, strict=True)
+    assert all("Credential=key/" in (header or "") or "Credential=key%2F" in query for header, query in signed)
 
 
 def test_a_public_bucket_needs_no_key(the_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,118 +188,6 @@ def test_a_denied_access_says_what_to_give(the_store: Store, tmp_path: Path) -> 
     the_store.trouble = {"/bucket": [Refuse(403)]}
     with pytest.raises(FetchError, match="access denied"):
         fetch("s3://bucket/llm/base", tmp_path / "m")
-
-
-# A registry
-
-
-def title(name: str) -> dict[str, object]:
-    return {"annotations": {"org.opencontainers.image.title": name}}
-
-
-def archive(files: dict[str, bytes]) -> bytes:
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w:gz") as members:
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            members.addfile(member, io.BytesIO(data))
-    return content.getvalue()
-
-
-@pytest.fixture
-def the_registry() -> Iterator[RegistryStore]:
-    with serving(RegistryStore({}), registry) as store:
-        assert isinstance(store, RegistryStore)
-        store.push("1.0", *((content, title(name)) for name, content in FILES.items()))
-        yield store
-
-
-def source_of(store: Store, tag: str = ":1.0") -> str:
-    return f"oci://{store.host}/team/model{tag}"
-
-
-def test_an_artifact_of_a_layer_a_file(the_registry: RegistryStore, tmp_path: Path) -> None:
-    fetch(source_of(the_registry), tmp_path / "m")
-    assert names_in(tmp_path / "m") == FILES
-
-
-def test_an_image_whose_layers_are_archives(the_registry: RegistryStore, tmp_path: Path) -> None:
-    kind = {"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip"}
-    first, second = archive({"models/config.json": b"old", "models/a/b": b"1"}), archive({"models/config.json": b"{}"})
-    the_registry.push("image", (first, kind), (second, kind))
-    the_registry.manifests["2.0"] = {"manifests": [{"digest": "image"}]}
-    fetch(source_of(the_registry, ":2.0"), tmp_path / "m")
-    assert names_in(tmp_path / "m") == {"config.json": b"{}", "a/b": b"1"}
-
-
-def test_a_layer_goes_on_where_it_broke_off_also_elsewhere(the_registry: RegistryStore, tmp_path: Path) -> None:
-    with serving(Store(the_registry.files), plain) as elsewhere:
-        the_registry.blobs_elsewhere = elsewhere.url
-        digest = next(digest for digest, content in the_registry.files.items() if content == WEIGHTS)
-        elsewhere.trouble = {digest: [Break(500_000), Refuse(502)]}
-        fetch(source_of(the_registry), tmp_path / "m")
-        assert names_in(tmp_path / "m") == FILES
-        assert next(bool(part) for part in elsewhere.ranges(digest)) is False
-        assert elsewhere.ranges(digest)[-1] is not None
-        assert set(elsewhere.authorizations) == {None}, "the token is for the registry alone"
-
-
-def test_a_damaged_layer_is_fetched_again(the_registry: RegistryStore, tmp_path: Path) -> None:
-    digest = next(digest for digest, content in the_registry.files.items() if content == b"{}")
-    the_registry.files[digest] = b"[]"
-    with pytest.raises(FetchError, match=r"config.json arrived damaged \(after 8 attempts\)"):
-        fetch(source_of(the_registry), tmp_path / "m")
-    the_registry.files[digest] = b"{}"
-    fetch(source_of(the_registry), tmp_path / "m")
-    assert names_in(tmp_path / "m") == FILES
-
-
-def test_a_private_registry_wants_what_docker_login_left(
-    the_registry: RegistryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    the_registry.user = "dXNlcjpwYXNz"
-    with pytest.raises(FetchError, match="access denied"):
-        fetch(source_of(the_registry), tmp_path / "m")
-    login = {"auths": {the_registry.host: {"username": "user", "password": "pass"}}}
-    monkeypatch.setenv("DOCKER_AUTH_CONFIG", json.dumps(login))
-    fetch(source_of(the_registry), tmp_path / "m")
-    assert names_in(tmp_path / "m") == FILES
-
-
-def test_a_layer_must_not_lead_out_of_the_folder(the_registry: RegistryStore, tmp_path: Path) -> None:
-    the_registry.push("bad", (b"x", title("../../evil")))
-    with pytest.raises(FetchError, match="leads out of the folder"):
-        fetch(source_of(the_registry, ":bad"), tmp_path / "m")
-    the_registry.push("worse", (archive({"../evil": b"x"}), {"mediaType": "application/vnd.oci.image.layer.v1.tar"}))
-    with pytest.raises(FetchError, match="cannot be unpacked"):
-        fetch(source_of(the_registry, ":worse"), tmp_path / "m")
-    assert not list(tmp_path.rglob("evil"))
-
-
-def test_a_tag_that_is_not_there(the_registry: RegistryStore, tmp_path: Path) -> None:
-    with pytest.raises(FetchError, match="does not exist"):
-        fetch(source_of(the_registry, ""), tmp_path / "m")
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("r.example/a", ("r.example", "a", "latest")),
-        ("r.example:5000/a/b:v1", ("r.example:5000", "a/b", "v1")),
-        ("r.example/a:v1@sha256:ab", ("r.example", "a", "sha256:ab")),
-    ],
-)
-def test_references(text: str, expected: tuple[str, str, str]) -> None:
-    reference = Reference.parse(text)
-    assert (reference.host, reference.repository, reference.version) == expected
-
-
-@pytest.mark.parametrize("text", ["x", '{"auths": {"h": {"username": "u"}}}'])
-def test_a_login_that_cannot_be_read_is_told(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DOCKER_AUTH_CONFIG", text)
-    with pytest.raises(FetchError, match=r"not a Docker config\.json"):
-        credentials("h")
 
 
 # What is here already
@@ -382,12 +241,84 @@ def test_a_second_fetcher_waits_and_finds_it_there(the_store: Store, tmp_path: P
         second = threading.Thread(target=fetch, args=("s3://bucket/llm/base", folder))
         second.start()
         folder.mkdir()
+        (folder / MANIFEST).write_bytes(Manifest("s3://bucket/llm/base", "main", "", ()).encode())
         assert second.is_alive()
-    second.join(10)
+    second.join(60)
     assert not second.is_alive() and the_store.requests == []
 
 
+def test_a_source_that_is_there_is_only_that(tmp_path: Path, the_hub: Store) -> None:
+    folder = tmp_path / "m"
+    folder.mkdir()
+    fetch("hf://owner/model", folder)  # nothing was in it
+    with pytest.raises(FetchError, match=r"m holds hf://owner/model at main, not hf://owner/model at v2: remove it"):
+        fetch("hf://owner/model", folder, "v2")
+    with pytest.raises(
+        FetchError, match=r"holds hf://owner/model at main, not hf://owner/model at main --exclude \*.txt"
+    ):
+        fetch("hf://owner/model", folder, wish=Wish(exclude=("*.txt",)))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").touch()
+    with pytest.raises(FetchError, match="headwater fetch did not put it there"):
+        fetch("hf://owner/model", tmp_path / "other")
+
+
+def test_the_manifest_says_what_there_is_and_what_is_not(tmp_path: Path, the_hub: Store) -> None:
+    the_hub.files |= {"pytorch_model.bin": b"x", "notes.txt": b""}
+    manifest = fetch("hf://owner/model", tmp_path / "m", wish=Wish(exclude=("notes.txt",)))
+    assert manifest == read(tmp_path / "m") == verify(tmp_path / "m")
+    assert manifest.state == SHA
+    assert manifest.left_out == ("notes.txt", "pytorch_model.bin")
+    assert {each.name: (each.size, each.verified_by) for each in manifest.files} == {
+        "config.json": (2, "git blob id"),
+        "model.safetensors": (2**20, "sha256"),
+        "tokenizer/vocab.txt": (4, "git blob id"),
+    }
+    assert manifest.summary() == "3 files, 0.0 GiB, verified: 2 by git blob id, 1 by sha256"
+
+
 # The command
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda m: (m / "config.json").write_bytes(b"[]"), "config.json has other bytes"),
+        (lambda m: (m / "config.json").write_bytes(b"{ }"), "config.json has 3 bytes, not 2"),
+        (lambda m: (m / "config.json").unlink(), "config.json is missing"),
+        (lambda m: (m / "more.py").touch(), "more.py is not of the source"),
+        (lambda m: (m / MANIFEST).write_text("{"), "cannot be read"),
+        (lambda m: (m / MANIFEST).unlink(), "did not put it there"),
+    ],
+)
+def test_a_folder_is_verified_again(
+    damage: Callable[[Path], Any],
+    message: str,
+    tmp_path: Path,
+    the_hub: Store,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "m"
+    fetch("hf://owner/model", folder)
+    assert main(["fetch", "--verify", str(folder)]) == 0
+    assert "holds hf://owner/model at main: 3 files" in capsys.readouterr().out
+    damage(folder)
+    assert main(["fetch", "--verify", str(folder)]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_it_takes_a_source_and_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fetch", "hf://owner/model"]) == 2
+    assert "SOURCE and FOLDER, or --verify FOLDER" in capsys.readouterr().err
+
+
+def test_what_was_verified_is_left_to_kubernetes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, the_hub: Store
+) -> None:
+    (tmp_path / "last-words").touch()
+    monkeypatch.setattr(command, "TERMINATION_LOG", tmp_path / "last-words")
+    assert main(["fetch", "hf://owner/model", str(tmp_path / "m")]) == 0
+    assert (tmp_path / "last-words").read_text() == "3 files, 0.0 GiB, verified: 2 by git blob id, 1 by sha256"
 
 
 def test_the_command_leaves_its_last_words_to_kubernetes(

@@ -1,0 +1,74 @@
+"""One file on the way: it grows at its end alone, so that its size is what has come, and is held to its promise."""
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Final
+
+from headwater.fetch.errors import DamagedError
+from headwater.fetch.partial import write_all
+from headwater.fetch.promise import Hashing, Promise
+
+_READ: Final = 4 * 1024 * 1024
+_INLINE: Final = 128 * 1024
+"""Bytes below which a thread costs more than it saves."""
+
+Data = bytes | bytearray | memoryview
+
+
+class Growing:
+    """Raises OSError where the disk refuses."""
+
+    def __init__(self, path: Path, promise: Promise) -> None:
+        self._path = path
+        self._promise = promise
+        self._hashing = Hashing(promise)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        self.size = 0
+
+    async def go_on(self) -> None:
+        """Count what an earlier run left."""
+        there = os.fstat(self._descriptor).st_size
+        if not self._promise.lasting or (self._promise.size is not None and there > self._promise.size):
+            self.begin_anew()
+        while data := await asyncio.to_thread(os.pread, self._descriptor, _READ, self.size):
+            await self._update(data)
+            self.size += len(data)
+
+    async def append(self, data: Data) -> None:
+        if len(data) < _INLINE:
+            self._write(data)
+            self._hashing.update(data)
+        else:
+            # All of these let other threads run.
+            await asyncio.gather(asyncio.to_thread(self._write, data), self._update(data))
+        self.size += len(data)
+
+    def begin_anew(self) -> None:
+        os.ftruncate(self._descriptor, 0)
+        self._hashing, self.size = Hashing(self._promise), 0
+
+    async def finish(self, name: str) -> str:
+        """It is whole and on the disk then; its SHA-256. Raises DamagedError, and begins anew."""
+        try:
+            if self._promise.size not in (None, self.size):
+                raise DamagedError(f"{name} has {self.size} bytes, and should have {self._promise.size}")
+            self._hashing.check(name)
+        except DamagedError:
+            self.begin_anew()
+            raise
+        await asyncio.to_thread(os.fsync, self._descriptor)
+        return self._hashing.sha256
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def _write(self, data: Data) -> None:
+        os.lseek(self._descriptor, self.size, os.SEEK_SET)
+        write_all(self._descriptor, data)
+
+    async def _update(self, data: Data) -> None:
+        if len(data) < _INLINE:
+            self._hashing.update(data)
+        else:
+            await asyncio.gather(*(asyncio.to_thread(each.update, data) for each in self._hashing.hashes))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from headwater.fetch.errors import DamagedError, DifferentError, TransientError
+from headwater.fetch.errors import DamagedError, DifferentError, FetchError, TransientError
 from headwater.fetch.growing import Growing
 from headwater.fetch.patience import Lines
 from headwater.fetch.promise import Promise
@@ -13,6 +13,8 @@ from headwater.fetch.transport import Answer, Content
 
 PIECE: Final = 16 * 1024 * 1024
 """Bytes of a range: they wait in memory until those before them are in the file."""
+_MOST_ANEW: Final = 3
+"""Times that answers may contradict what is known of a file."""
 _CHUNK: Final = 1024 * 1024
 
 
@@ -38,6 +40,7 @@ class Download:
         self._size = file.promise.size
         self._validator: str | None = None
         self._in_ranges = True
+        self._anew = 0
         self._most = growing.size
         """Bytes that there were once: more is progress, the same once more is none."""
 
@@ -80,6 +83,9 @@ class Download:
                 await self._append(answer)
         except DifferentError as error:
             self._begin_anew()
+            self._anew += 1
+            if self._anew == _MOST_ANEW:
+                raise FetchError(f"{error}, each time anew") from None
             raise TransientError(str(error)) from None
         if self._size is not None and self._growing.size < self._size:
             came = self._growing.size

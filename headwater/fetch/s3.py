@@ -63,7 +63,13 @@ class _Bucket:
         return Asked(_translated(self.name, sign), {"If-Match": self.etags[key]})
 
     async def admitted(self, refused: Document) -> bool:
-        return False
+        """boto3 finds another region for itself, and not for what it signs."""
+        region = refused.headers.get("x-amz-bucket-region")
+        if refused.status not in (301, 307, 400) or region is None:
+            return False
+        if region != self._client.meta.region_name:  # else another request has found out meanwhile
+            self._client = _client(region)
+        return True
 
     def refusal(self, refused: Document) -> FetchError:
         try:

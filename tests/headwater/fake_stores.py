@@ -6,6 +6,7 @@ the connection breaks.
 
 import hashlib
 import json
+import ssl
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -69,7 +70,7 @@ class Store:
 
     @property
     def host(self) -> str:
-        return self.url.removeprefix("http://")
+        return self.url.partition("://")[2]
 
     def ranges(self, end: str) -> list[str | None]:
         return [part for method, path, part in self.requests if method == "GET" and path.endswith(end)]
@@ -85,7 +86,7 @@ Answering = Callable[[Store, str, str, Mapping[str, str]], Answer]
 
 
 @contextmanager
-def serving(store: Store, answering: Answering) -> Iterator[Store]:
+def serving(store: Store, answering: Answering, tls: ssl.SSLContext | None = None) -> Iterator[Store]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -115,8 +116,10 @@ def serving(store: Store, answering: Answering) -> Iterator[Store]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
         http.daemon_threads = True
         http.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients that have given up
+        if tls is not None:
+            http.socket = tls.wrap_socket(http.socket, server_side=True)
+        store.url = f"{'https' if tls else 'http'}://127.0.0.1:{http.server_address[1]}"
         threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        store.url = f"http://127.0.0.1:{http.server_address[1]}"
         try:
             yield store
         finally:

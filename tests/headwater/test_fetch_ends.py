@@ -1,0 +1,205 @@
+"""A fetch ends, and at once where there is nothing to wait for; it says what to do, and never as a traceback."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+import httpx
+import pytest
+import trustme
+
+from headwater.fetch import fetch
+from headwater.fetch.errors import FetchError
+from headwater.fetch.progress import Watch
+from tests.headwater.fake_stores import (
+    FILES,
+    WEIGHTS,
+    Answer,
+    Break,
+    InProcess,
+    Refuse,
+    Store,
+    Twist,
+    hub,
+    names_in,
+    s3,
+    serving,
+)
+
+
+def test_lines_that_break_after_some_progress_end_nothing(the_hub: Store, tmp_path: Path, waits: list[float]) -> None:
+    the_hub.trouble = {"model.safetensors": [Break(20_000)] * 30}
+    fetch("hf://owner/model", tmp_path / "m")
+    assert names_in(tmp_path / "m") == FILES
+    assert len(waits) == 30 and max(waits) < 1.3, "it begins with a second each time"
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 451])
+@pytest.mark.parametrize("source", ["hf://owner/model", "s3://bucket/llm/base"])
+def test_a_refusal_ends_it_at_once(
+    the_hub: Store, the_store: Store, tmp_path: Path, waits: list[float], status: int, source: str
+) -> None:
+    for store in (the_hub, the_store):
+        store.trouble = {"model.safetensors": [Refuse(status)] * 100}
+    with pytest.raises(FetchError, match=str(status) if status not in (401, 403, 404) else "HF_TOKEN|AWS_"):
+        fetch(source, tmp_path / "m")
+    assert not waits
+
+
+def test_a_refusal_of_one_file_does_not_wait_for_the_others(
+    tmp_path: Path, alone: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stalling(InProcess):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            if request.url.path.endswith("model.safetensors"):
+                return httpx.Response(200, headers={"Content-Length": str(len(WEIGHTS))}, content=never())
+            return await super().handle_async_request(request)
+
+    async def never() -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()
+        yield b""
+
+    store = Store(dict(FILES), {"vocab.txt": [Refuse(403)]})
+    transport = Stalling(store, hub)
+    monkeypatch.setenv("HF_ENDPOINT", store.url)
+    monkeypatch.setattr("headwater.fetch.make_client", lambda: httpx.AsyncClient(transport=transport))
+    with pytest.raises(FetchError, match="HF_TOKEN"):
+        fetch("hf://owner/model", tmp_path / "m")
+
+
+def test_a_file_of_another_size_than_was_listed_ends_it_soon(the_hub: Store, tmp_path: Path) -> None:
+    the_hub.trouble = {"model.safetensors": [Twist(lambda _: (200, {}, b"<html>log in</html>"))] * 100}
+    with pytest.raises(FetchError, match="has 19 bytes, and should have 1048576, each time anew"):
+        fetch("hf://owner/model", tmp_path / "m")
+    assert len(the_hub.ranges("model.safetensors")) == 3
+
+
+def test_a_busy_store_is_asked_by_few(the_hub: Store, tmp_path: Path, waits: list[float]) -> None:
+    the_hub.files = {f"{number}.json": b"%d" % number for number in range(100)}
+    the_hub.trouble = {".json": [Refuse(429)] * 1000}
+    with pytest.raises(FetchError, match=r"answered 429 \(after 8 attempts\)"):
+        fetch("hf://owner/model", tmp_path / "m")
+    assert len(the_hub.requests) < 30
+
+
+# Certificates
+
+
+@pytest.fixture
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+def test_a_certificate_of_ones_own_is_one_setting_for_all(
+    authority: trustme.CA, tmp_path: Path, alone: None, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    with (
+        serving(Store(dict(FILES)), hub, tls) as of_hub,
+        serving(Store({"llm/config.json": b"{}"}), s3, tls) as of_s3,
+    ):
+        monkeypatch.setenv("HF_ENDPOINT", of_hub.url)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", of_s3.url)
+        for source in ("hf://owner/model", "s3://bucket/llm"):
+            with pytest.raises(FetchError, match=r"certificate is not trusted.*SSL_CERT_FILE names a file"):
+                fetch(source, tmp_path / "m")
+        assert not waits
+        authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+        fetch("hf://owner/model", tmp_path / "m")
+        fetch("s3://bucket/llm", tmp_path / "n")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+    with pytest.raises(FetchError, match="SSL_CERT_FILE"):
+        fetch("hf://owner/model", tmp_path / "o")
+
+
+def test_a_proxy_is_asked_for_all(the_hub: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", the_hub.url)
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub.example")
+    fetch("hf://owner/model", tmp_path / "m")
+    assert names_in(tmp_path / "m") == FILES
+
+
+# S3
+
+
+def test_an_object_in_an_archive_is_not_an_access_denied(
+    tmp_path: Path, alone: None, waits: list[float], monkeypatch: pytest.MonkeyPatch, the_store: Store
+) -> None:
+    frozen = b"<Error><Code>InvalidObjectState</Code></Error>"
+    the_store.trouble = {"config.json": [Twist(lambda _: (403, {}, frozen))]}
+    with pytest.raises(FetchError, match=r"is in an archive \(Glacier\): restore it"):
+        fetch("s3://bucket/llm/base", tmp_path / "m")
+
+    def listed(store: Store, method: str, target: str, headers: Mapping[str, str]) -> Answer:
+        status, headed, body = s3(store, method, target, headers)
+        return status, headed, body.replace(b"</ETag>", b"</ETag><StorageClass>DEEP_ARCHIVE</StorageClass>")
+
+    with serving(Store({"llm/config.json": b"{}"}), listed) as store:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", store.url)
+        with pytest.raises(FetchError, match=r"config.json is in an archive \(Glacier\)"):
+            fetch("s3://bucket/llm", tmp_path / "m")
+    assert not waits
+
+
+@pytest.mark.parametrize("status", [301, 400])
+def test_a_bucket_of_another_region_is_found(
+    status: int, tmp_path: Path, alone: None, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answering(store: Store, method: str, target: str, headers: Mapping[str, str]) -> Answer:
+        if "eu-central-1" in headers.get("Authorization", "") + target:
+            return s3(store, method, target, headers)
+        code = b"PermanentRedirect" if status == 301 else b"AuthorizationHeaderMalformed"
+        error = b"<Error><Code>%s</Code><Region>eu-central-1</Region></Error>" % code
+        return status, {"x-amz-bucket-region": "eu-central-1"}, error
+
+    with serving(Store({"llm/config.json": b"{}", "llm/a": WEIGHTS}), answering) as store:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", store.url)
+        fetch("s3://bucket/llm", tmp_path / "m")
+    assert names_in(tmp_path / "m") == {"config.json": b"{}", "a": WEIGHTS}
+
+
+# What is left on the disk
+
+
+def test_what_is_fetched_in_vain_is_gone_with_the_next_state(the_hub: Store, tmp_path: Path) -> None:
+    the_hub.trouble = {"model.safetensors": [Break(500_000), Refuse(404)]}
+    with pytest.raises(FetchError):
+        fetch("hf://owner/model", tmp_path / "m")
+    the_hub.files = {"config.json": b"[]", "model.safetensors": WEIGHTS[::-1], "new/a": b"1"}
+    the_hub.trouble = {"new/a": [Refuse(404)]}
+    with pytest.raises(FetchError):
+        fetch("hf://owner/model", tmp_path / "m")
+    left = [path for path in (tmp_path / "m.partial").rglob("*") if path.is_file() and path.name != "records"]
+    assert sum(path.stat().st_size for path in left) <= len(WEIGHTS) + 3, "only of the present plan"
+    fetch("hf://owner/model", tmp_path / "m")
+    assert names_in(tmp_path / "m") == the_hub.files
+
+
+@pytest.mark.parametrize("names", [("a", "a/b"), ("a/b", "a//b")])
+def test_names_that_cannot_be_there_together_are_told(the_hub: Store, tmp_path: Path, names: tuple[str, str]) -> None:
+    the_hub.files = dict.fromkeys(names, b"1")
+    with pytest.raises(FetchError, match="the source has"):
+        fetch("hf://owner/model", tmp_path / "m")
+
+
+# Progress
+
+
+def test_progress_has_a_rate_and_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("headwater.fetch.progress.time.monotonic", lambda: now)
+    watch = Watch(1000)
+    watch.found(400)
+    watch.came(200)
+    watch.came(-100)
+    now = 110.0
+    assert watch.figures() == {
+        "bytes": 1000,
+        "there": 500,
+        "percent": 50,
+        "bytes_per_second": 10,
+        "seconds_left": 50,
+    }

@@ -42,11 +42,15 @@ def up(file: Path, *, host: str, port: int, state: Path) -> int:
     deployments = load(file)
     port = _check_port(host, port)
     folder = state / file.stem
-    folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder, file):
-        replicas = plan_replicas(deployments, folder, cores=len(os.sched_getaffinity(0)))
-        router = plan_router(deployments, replicas, folder, host=host, port=port)
-        return asyncio.run(Supervisor(router, [replica.process for replica in replicas], folder).run())
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_alone(folder, file))
+            replicas = plan_replicas(deployments, folder, cores=len(os.sched_getaffinity(0)))
+            router = plan_router(deployments, replicas, folder, host=host, port=port)
+        except OSError as error:
+            raise ResourceError(f"{folder} cannot be written: {error.strerror}; choose another --state") from None
+        return asyncio.run(Supervisor(router, [replica.process for replica in replicas], folder, file).run())
 
 
 def plan_replicas(deployments: Sequence[ModelDeployment], folder: Path, *, cores: int) -> list[Replica]:

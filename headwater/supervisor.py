@@ -22,13 +22,16 @@ _LOOK_EVERY = 0.25
 class Supervisor:
     """One router, and the engines that it routes to."""
 
-    def __init__(self, router: Process, engines: Sequence[Process], logs: Path) -> None:
+    def __init__(self, router: Process, engines: Sequence[Process], logs: Path, file: Path) -> None:
+        """`file`: what all this was planned from; a change of it is said, and not followed."""
         self._router = router
         self._engines = engines
         self._logs = logs
+        self._file = file
+        self._planned = _state(file)
         self._stop = asyncio.Event()
-        self._hopeless: Process | None = None
-        """One that ended before it was ever ready."""
+        self._hopeless: tuple[Process, str] | None = None
+        """One that ended before it was ever ready, and why; its log says that where nothing else does."""
         self._signals = 0
 
     @property
@@ -43,7 +46,8 @@ class Supervisor:
                 loop.add_signal_handler(number, self._on_signal, display)
             display.say(f"logs: {self._logs}/*.log")
             try:
-                async with httpx.AsyncClient(timeout=5) as client, asyncio.TaskGroup() as group:
+                # What is asked is here: a proxy knows nothing of it.
+                async with httpx.AsyncClient(timeout=5, trust_env=False) as client, asyncio.TaskGroup() as group:
                     tasks = [group.create_task(self._keep_running(process, display)) for process in self._all]
                     tasks.append(group.create_task(self._show(client, display)))
                     await self._stop.wait()
@@ -52,8 +56,10 @@ class Supervisor:
             finally:
                 await self._stop_all(display)
             if self._hopeless is not None:
-                display.say(f"{self._hopeless.name} did not start. The end of {self._hopeless.log}:")
-                display.say(self._hopeless.last_lines())
+                process, reason = self._hopeless
+                display.say(f"{process.name} did not start. {reason or f'The end of {process.log}:'}")
+                if not reason:
+                    display.say(process.last_lines())
                 return FAILED
         return KILLED if self._signals > 1 else 0
 
@@ -67,14 +73,17 @@ class Supervisor:
                 process.kill()
 
     async def _keep_running(self, process: Process, display: Display) -> None:
-        process.log.write_bytes(b"")
+        begun = False
         while True:
             started = time.monotonic()
             try:
+                if not begun:
+                    process.log.write_bytes(b"")
                 await process.start()
+                begun = True
             except OSError as error:
-                process.log.write_text(f"{process.command[0]}: {error.strerror}\n")
-                self._give_up(process)
+                # The log may be what cannot be written.
+                self._give_up(process, f"{error.filename or process.command[0]}: {error.strerror}")
                 return
             status = await process.until_end()
             if not process.was_ready:
@@ -87,8 +96,8 @@ class Supervisor:
             display.update(self._all)
             await asyncio.sleep(pause)
 
-    def _give_up(self, process: Process) -> None:
-        self._hopeless = self._hopeless or process
+    def _give_up(self, process: Process, reason: str = "") -> None:
+        self._hopeless = self._hopeless or (process, reason)
         self._stop.set()
 
     async def _show(self, client: httpx.AsyncClient, display: Display) -> None:
@@ -98,6 +107,9 @@ class Supervisor:
                 if process.status != "ready" and process.alive:
                     await process.look(client)
             display.update(self._all)
+            if (state := _state(self._file)) != self._planned:
+                self._planned = state
+                display.say(f"{self._file.name} was changed; Ctrl-C and another headwater up do what it says now")
             if not announced and all(process.status == "ready" for process in self._all):
                 announced = True
                 display.say(f"ready: {self._router.url}/v1   (Ctrl-C stops)")
@@ -112,3 +124,12 @@ class Supervisor:
             display.update(self._all)
             await asyncio.gather(*(process.stop() for process in processes))
         display.update(self._all)
+
+
+def _state(file: Path) -> tuple[int, int] | None:
+    """What changes with a file; None while it is not there."""
+    try:
+        state = file.stat()
+    except OSError:
+        return None
+    return state.st_mtime_ns, state.st_size

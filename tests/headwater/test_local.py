@@ -3,6 +3,7 @@
 The engines are a quick stand-in for `transformers serve`; supervisor and router are the real ones.
 """
 
+import errno
 import io
 import json
 import os
@@ -22,6 +23,7 @@ import pytest
 from rich.console import Console
 
 from headwater.backoff import FIRST, LONGEST, STEADY, Backoff
+from headwater.cli import main
 from headwater.display import Display
 from headwater.local import plan_replicas, plan_router, threads_each
 from headwater.process import Process
@@ -335,6 +337,45 @@ def test_a_replica_that_does_not_start_ends_it_with_the_reason(start: Callable[[
     up = start()
     assert up.process.wait(60) == 1
     assert re.search(r"pair-\d did not start. The end of .headwater/pair/pair-\d.log:\n.* not what they seem", up.said)
+    assert "Traceback" not in up.said
+
+
+def test_a_proxy_is_not_asked_for_what_is_here(start: Callable[[], Up], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    start().wait_until_said("ready: http://")
+
+
+def test_a_changed_file_is_said_to_be_one(start: Callable[[], Up], tmp_path: Path) -> None:
+    up = start()
+    up.wait_until_said("ready: http://")
+    assert "was changed" not in up.said
+    (tmp_path / "pair.yaml").write_text(DEPLOYMENT + "# another\n")
+    up.wait_until_said("pair.yaml was changed; Ctrl-C and another headwater up do what it says now")
+
+
+def no_room(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("call", ["mkdir", "open", "write_text"])
+def test_a_state_that_cannot_be_written_is_one_sentence(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "pair.yaml").write_text(DEPLOYMENT)
+    given = load(tmp_path / "pair.yaml")
+    monkeypatch.setattr("headwater.local.load", lambda _: given)
+    monkeypatch.setattr(Path, call, no_room)
+    assert main(["up", str(tmp_path / "pair.yaml"), "--port", "0", "--state", str(tmp_path / "state")]) == 1
+    assert "cannot be written: No space left on device; choose another --state" in capsys.readouterr().err
+
+
+def test_a_log_that_cannot_be_written_is_one_sentence(start: Callable[[], Up], tmp_path: Path) -> None:
+    (tmp_path / ".headwater" / "pair" / "pair-1.log").mkdir(parents=True)
+    up = start()
+    assert up.process.wait(60) == 1
+    assert "pair-1 did not start. .headwater/pair/pair-1.log: Is a directory" in up.said
     assert "Traceback" not in up.said
 
 

@@ -15,7 +15,16 @@ from headwater_operator.config import OperatorSettings
 from headwater_operator.kinds import CLAIM, JOB, POD, Object, annotations_of, name_of, owned_by, uid_of
 from headwater_operator.pods import EnginePod, parse_time
 from headwater_operator.render.context import Manifest, WeightsVolume
-from headwater_operator.render.weights import FILLED, SOURCE, key, made_alike, render_claim, render_job, volume
+from headwater_operator.render.weights import (
+    FILLED,
+    SOURCE,
+    VERIFIED,
+    key,
+    made_alike,
+    render_claim,
+    render_job,
+    volume,
+)
 from headwater_operator.store import Store
 
 _FETCHED: Final = ("hf://", "s3://", "oci://")
@@ -96,12 +105,14 @@ def plan(
         # Whoever still mounts it holds it back; a new one of its name can be made only afterwards.
         return WeightsPlan(WeightsPhase.PENDING, f"the volume {there.claim} is being deleted", claim=there.claim)
     filled = claim is not None and (annotations_of(claim).get(FILLED) == "true" or _is(job, "Complete"))
-    manifest = render_claim(deployment, _owners(users, claim), settings, namespace, claim, filled=filled)
+    verified = _verified(observed) if filled else ""
+    owners = _owners(users, claim)
+    manifest = render_claim(deployment, owners, settings, namespace, claim, filled=filled, verified=verified)
     if claim is not None and _phase(claim) == "Lost":
         message = f"the volume {there.claim} has lost its storage; delete this PersistentVolumeClaim to fetch again"
         return WeightsPlan(WeightsPhase.FAILED, message, claim=there.claim)
     if filled:
-        return WeightsPlan(WeightsPhase.FILLED, "", there, there.claim, [manifest])
+        return WeightsPlan(WeightsPhase.FILLED, verified, there, there.claim, [manifest])
     if claim is None:
         # Making it is our own write, which is no news, and a volume that waits for its first pod does nothing more.
         message = f"the volume {there.claim} is made"
@@ -212,17 +223,29 @@ def _failure(job: Object, pods: Sequence[Object]) -> str:
     return f"the weights cannot be fetched: {words.rstrip('.')}"
 
 
+def _verified(observed: Observed) -> str:
+    """What the fetcher said at its good end: from the volume, or from the pod while that is there."""
+    kept = annotations_of(observed.claim).get(VERIFIED, "") if observed.claim else ""
+    said = [str(ended.get("message") or "").strip() for _, ended in _ends(observed.pods) if ended.get("exitCode") == 0]
+    return kept or next(filter(None, said), "")
+
+
 def _last_words(pods: Sequence[Object]) -> str:
     """What the pod that ended last said of it."""
-    ends = [
-        (str(ended.get("finishedAt", "")), ended)
-        for pod in pods
-        for status in (pod.get("status") or {}).get("containerStatuses") or []
-        if (ended := (status.get("state") or {}).get("terminated"))
-    ]
+    ends = _ends(pods)
     if not ends:
         return ""
     ended = max(ends, key=lambda each: each[0])[1]
     if ended.get("reason") == "OOMKilled":
         return "killed for its memory"
     return str(ended.get("message") or "").strip() or f"exit code {ended.get('exitCode')}"
+
+
+def _ends(pods: Sequence[Object]) -> list[tuple[str, Object]]:
+    """When and how each container ended."""
+    return [
+        (str(ended.get("finishedAt", "")), ended)
+        for pod in pods
+        for status in (pod.get("status") or {}).get("containerStatuses") or []
+        if (ended := (status.get("state") or {}).get("terminated"))
+    ]

@@ -123,6 +123,22 @@ def test_a_volume_then_a_job_and_the_volume_says_that_it_is_filled() -> None:
     assert world.made == ["PersistentVolumeClaim", "Job"]
 
 
+def test_the_status_says_what_was_verified_also_when_the_pod_that_said_so_is_gone() -> None:
+    world = cluster()
+    world.look()
+    world.look()
+    world.end_pod("the line broke")
+    world.end_pod("3 files, 15.2 GiB, verified: 3 by sha256", exitCode=0)
+    world.end_job("Complete")
+    assert world.look().message == "3 files, 15.2 GiB, verified: 3 by sha256"
+    world.job, world.pods = None, []
+    assert world.look().shown()["message"] == "3 files, 15.2 GiB, verified: 3 by sha256"
+    assert world.claim is not None
+    assert (
+        world.claim["metadata"]["annotations"]["headwater.dev/verified"] == "3 files, 15.2 GiB, verified: 3 by sha256"
+    )
+
+
 def test_the_job_fetches_to_where_the_pods_will_look() -> None:
     world = cluster(deployment(model={"secretRef": {"name": "hub"}}, loadTimeout="2h"))
     world.look()

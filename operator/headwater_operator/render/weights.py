@@ -19,6 +19,8 @@ from headwater_operator.render.storage import HOME, HUB_CACHE, MODELS, claim, cl
 
 FILLED: Final = f"{GROUP}/filled"
 """Annotation of a volume whose weights are complete. The Job goes away by itself; this stays."""
+VERIFIED: Final = f"{GROUP}/verified"
+"""Annotation of such a volume: what `headwater fetch` said of it in the end. The Job's pod, which told, goes away."""
 MADE_FROM: Final = f"{GROUP}/made-from"
 """Annotation of a Job: a hash of what it was made from."""
 SOURCE: Final = f"{GROUP}/source"
@@ -60,12 +62,14 @@ def render_claim(
     observed: Object | None,
     *,
     filled: bool,
+    verified: str = "",
 ) -> Manifest:
     """`owners`: names of the ModelDeployments that the volume goes with, by UID; none: it stays.
 
     What cannot be changed once it is made is taken from what was observed.
     """
     annotations = {SOURCE: key(deployment)} | ({FILLED: "true"} if filled else {})
+    annotations |= {VERIFIED: verified} if verified else {}
     metadata: Manifest = _metadata(deployment, namespace) | {"annotations": annotations}
     # Named also where there are none: what is left out would not differ from an owner that is to go.
     metadata["ownerReferences"] = [_owner(API_VERSION, KIND, name, uid) for uid, name in sorted(owners.items())]

@@ -32,7 +32,9 @@ def install(*extra: str) -> None:
     values = Path(__file__).parent / "values.yaml"
     images = [f"{part}.image.repository={image.rpartition(':')[0]}" for part, image in _images()]
     tags = [f"{part}.image.tag={image.rpartition(':')[2]}" for part, image in _images()]
-    sets = [argument for value in (*images, *tags) for argument in ("--set-string", value)]
+    # The router's image has headwater in it, as a Job needs it; that of the engine wants it mounted.
+    fetcher = f"operator.settings.weights_image={ROUTER_IMAGE}"
+    sets = [argument for value in (*images, *tags, fetcher) for argument in ("--set-string", value)]
     run(
         *("helm", "upgrade", "--install", RELEASE, str(CHART), "-n", SYSTEM, "--create-namespace"),
         # The CRD outlives releases, and remembers whose it was.

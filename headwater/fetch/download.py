@@ -136,11 +136,12 @@ class Download:
 
     async def _ask_for_ranges(self, size: int, pieces: "asyncio.Queue[asyncio.Task[bytearray] | None]") -> None:
         """The first by itself: it shows whether the server has ranges."""
-        for start in range(self._growing.size, size, PIECE):
+        first = self._growing.size
+        for start in range(first, size, PIECE):
             await self._room.acquire()
             task = asyncio.create_task(self._piece(start, min(start + PIECE, size)))
             pieces.put_nowait(task)
-            if self._validator is None:
+            if start == first:
                 await asyncio.wait([task])
         pieces.put_nowait(None)
 

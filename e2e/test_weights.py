@@ -1,0 +1,98 @@
+"""Weights fetched by the operator's Job from a store whose line breaks: Ready, verified, nothing left over."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from e2e.conftest import ENGINE_IMAGE
+from e2e.harness import Client, Object, apply, condition, eventually, get, kubectl, wait_ready, wait_routable
+from e2e.models import model, template
+from e2e.simulation import add_volumes, engine_pods
+
+VOLUME = "e2e-weights"
+
+
+@pytest.fixture
+def store(namespace: str) -> Iterator[str]:
+    """The address of a hub in the cluster, and a volume for what is fetched from it."""
+    kubectl("delete", "pv", VOLUME, "--ignore-not-found", "--wait=true")
+    add_volumes([VOLUME])
+    apply(*store_objects(namespace))
+    eventually("the store", lambda: condition(get("pod", "store", namespace), "Ready").get("status") == "True", 60)
+    yield f"http://store.{namespace}.svc:8000"
+    kubectl("delete", "pv", VOLUME, "--ignore-not-found", "--wait=false")
+
+
+def store_objects(namespace: str) -> list[Object]:
+    script = (Path(__file__).parent / "weights_store.py").read_text()
+    mounted = template().get("spec", {"volumes": [], "containers": [{"volumeMounts": []}]})
+    container = {
+        "name": "store",
+        "image": ENGINE_IMAGE,
+        "command": ["python3", "/store/weights_store.py", "/volume"],
+        "securityContext": {"runAsUser": 0},  # it makes the volume writable for the Job's user
+        "readinessProbe": {"tcpSocket": {"port": 8000}, "periodSeconds": 1},
+        "volumeMounts": [
+            *mounted["containers"][0]["volumeMounts"],
+            {"name": "store", "mountPath": "/store"},
+            {"name": "volume", "mountPath": "/volume"},
+        ],
+    }
+    path = {"path": f"/var/tmp/headwater-e2e/{VOLUME}", "type": "DirectoryOrCreate"}
+    volumes = [
+        *mounted["volumes"],
+        {"name": "store", "configMap": {"name": "store"}},
+        {"name": "volume", "hostPath": path},
+    ]
+    labels = {"app": "store"}
+    metadata = {"name": "store", "namespace": namespace}
+    return [
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"weights_store.py": script}},
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": metadata,
+            "spec": {"selector": labels, "ports": [{"port": 8000}]},
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": metadata | {"labels": labels},
+            "spec": {
+                "terminationGracePeriodSeconds": 0,
+                "automountServiceAccountToken": False,
+                "containers": [container],
+                "volumes": volumes,
+            },
+        },
+    ]
+
+
+@pytest.mark.timeout(600)
+def test_a_store_that_breaks_twice_is_ready_verified_and_nothing_is_left_over(
+    client: Client, namespace: str, store: str
+) -> None:
+    resource = model("fetched", namespace, source="hf://lab/smollm2", weights={"size": "1Gi", "keep": False})
+    resource["spec"]["backend"]["env"] = {"HF_ENDPOINT": store}
+    apply(resource)
+    ready = wait_ready("fetched", namespace, 300)
+    weights = ready["status"]["weights"]
+    assert weights["phase"] == "Filled"
+    assert re.fullmatch(r"2 files, 0\.1 GiB, verified: 1 by git blob id, 1 by sha256", weights["message"]), weights
+
+    asked = kubectl("logs", "store", "-n", namespace)
+    assert asked.count("broke after") == 2, asked
+    broken = [int(start) + int(cut) for start, cut in re.findall(r"bytes=(\d+)-\d* broke after (\d+)", asked)]
+    assert all(f"bytes={byte}-" in asked for byte in broken), "it went on from the byte"
+
+    there = kubectl("exec", "store", "-n", namespace, "--", "ls", "-A", "/volume").split()
+    (folder,) = (name for name in there if not name.endswith(".lock"))
+    assert sorted(there) == [folder, f"{folder}.lock"]
+    (pod,) = engine_pods("fetched", namespace)
+    verify = ("headwater", "fetch", "--verify", f"/models/{folder}")
+    assert "2 files" in kubectl("exec", pod["metadata"]["name"], "-n", namespace, "-c", "engine", "--", *verify)
+
+    wait_routable("fetched", namespace)
+    assert client.ask("fetched", "Hello!")["status"] == 200

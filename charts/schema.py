@@ -25,6 +25,7 @@ OF_THE_CHART: dict[type[BaseSettings], set[str]] = {
         "engine_image",
         "engine_routers",
         "engine_clients",
+        "max_replicas",
         "host",
         "port",
     },

@@ -1,8 +1,9 @@
 """The API server, as the operator speaks to it: raw objects, server-side apply under one field manager."""
 
 import json
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import aiohttp
 from kubernetes_asyncio.client import ApiClient, ApiException
@@ -14,7 +15,18 @@ from headwater_operator.metrics import OperatorMetrics
 
 _TIMEOUT = 20.0
 """Seconds for one call."""
-_PAGE = 500
+_PAGE = 100
+"""Objects in one answer: to read a thousand at once would hold up everything else."""
+_NEVER: Final = (
+    "failed to create typed patch object",
+    "field not declared in schema",
+    "failed to create manager for existing fields",
+    "quantities must match the regular expression",
+    "unable to parse quantity",
+    "request is too large",
+)
+"""Words of a 500 that is about what was sent: the API server does not always say so by its status."""
+_UNSAFE: Final = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 
 
 class ApiError(Exception):
@@ -29,7 +41,8 @@ class ApiError(Exception):
     @property
     def permanent(self) -> bool:
         """Whether the same call would be refused again. What is gone, the watch tells in a moment."""
-        return self.status in (400, 403, 405, 422)
+        about_it = self.status == 500 and any(words in str(self) for words in _NEVER)
+        return about_it or self.status in (400, 403, 405, 413, 422)
 
 
 class Cluster:
@@ -59,13 +72,15 @@ class Cluster:
                 return None
             raise
 
-    async def list(self, kind: Kind, namespace: str | None, selector: str = "") -> tuple[list[Object], int]:
-        """All objects with these labels, and the version of the cluster that this is true of.
+    async def list(
+        self, kind: Kind, namespace: str | None, selector: str = "", fields: str = ""
+    ) -> tuple[list[Object], int]:
+        """All objects with these labels and fields, and the version of the cluster that this is true of.
 
         `namespace` None: everywhere.
         """
         items: list[Object] = []
-        query = {"limit": str(_PAGE), "labelSelector": selector}
+        query = {"limit": str(_PAGE), "labelSelector": selector, "fieldSelector": fields}
         while True:
             page = await self._call("GET", "list", kind, kind.path(namespace), query=query)
             # Items of a list do not say what they are.
@@ -76,15 +91,23 @@ class Cluster:
 
     async def apply(self, manifest: Object, *, manager: str = FIELD_MANAGER, subresource: str | None = None) -> Object:
         """Server-side apply: what the manifest names is ours from then on, and the rest is not touched."""
+        return await self._apply("apply", manifest, subresource, {"fieldManager": manager})
+
+    async def try_out(self, manifest: Object) -> None:
+        """Have the API server check what it would be given by `apply`, and do nothing. Raises ApiError."""
+        await self._apply("try", manifest, None, {"fieldManager": FIELD_MANAGER, "dryRun": "All"})
+
+    async def _apply(self, verb: str, manifest: Object, subresource: str | None, query: dict[str, str]) -> Object:
         kind = kind_of(manifest)
         return await self._call(
             "PATCH",
-            "apply",
+            verb,
             kind,
             kind.path(namespace_of(manifest), name_of(manifest), subresource),
-            body=manifest,
-            content_type="application/apply-patch+yaml",
-            query={"fieldManager": manager, "force": "true"},
+            body=as_yaml(manifest),
+            # With a parameter, or the client would write the body itself, as JSON in ASCII.
+            content_type="application/apply-patch+yaml; charset=utf-8",
+            query={"force": "true", **query},
         )
 
     async def patch(
@@ -129,7 +152,7 @@ class Cluster:
         kind: Kind,
         path: str,
         *,
-        body: Object | None = None,
+        body: Object | bytes | None = None,
         content_type: str = "application/json",
         query: Mapping[str, str] = {},
     ) -> Object:
@@ -157,6 +180,21 @@ class Cluster:
             message = str(content.get("message") or text[:300].decode(errors="replace"))
             raise ApiError(response.status, str(content.get("reason") or response.reason), message)
         return content
+
+
+def as_yaml(body: Object) -> bytes:
+    """JSON that means the same to those who read it as YAML, as the API server does with what is applied.
+
+    A character beyond U+FFFF is written as it is: the pair of escapes that JSON has for it is none in YAML. What YAML
+    takes for the end of a line, or does not take as it is, is escaped; half of a pair, which is no character, is
+    replaced.
+    """
+    text = json.dumps(body, ensure_ascii=False)
+    return _UNSAFE.sub(lambda found: _escaped(ord(found[0])), text).encode()
+
+
+def _escaped(character: int) -> str:
+    return f"\\u{0xFFFD if 0xD800 <= character <= 0xDFFF else character:04x}"
 
 
 def _decode(text: bytes) -> dict[str, Any]:

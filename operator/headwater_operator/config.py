@@ -90,6 +90,11 @@ class OperatorSettings(BaseSettings):
         "ReadWriteOnce",
         description="Access mode of such a volume. ReadWriteOnce ties all replicas of a deployment to one node.",
     )
+    max_replicas: int = Field(
+        100,
+        ge=1,
+        description="Most replicas of one ModelDeployment. One that asks for more gets these, and is Degraded.",
+    )
     resync_interval: float = Field(300, gt=0, description="Seconds after which everything is looked at again.")
     workers: int = Field(8, ge=1, description="ModelDeployments that are reconciled at once.")
     host: str = Field("127.0.0.1", description="Address that metrics and probes are served at.")

@@ -10,7 +10,7 @@ import structlog
 from headwater.kubernetes import LABEL_DEPLOYMENT, LABEL_MANAGED_BY, MANAGED_BY
 from headwater_operator.api import ApiError, Cluster
 from headwater_operator.config import OperatorSettings
-from headwater_operator.kinds import CHILDREN, MODEL_DEPLOYMENT, Object, kind_of, labels_of, name_of, namespace_of
+from headwater_operator.kinds import CHILDREN, JOB, MODEL_DEPLOYMENT, Object, kind_of, labels_of, name_of, namespace_of
 from headwater_operator.metrics import OperatorMetrics
 from headwater_operator.queue import Key, WorkQueue
 from headwater_operator.reconcile import Reconciler
@@ -42,11 +42,17 @@ class Controller:
         self._scaling = scaling
         self._metrics = metrics
         self._queue = WorkQueue()
+        self._turn = asyncio.Lock()
         self._since: dict[Key, float] = {}
 
     @property
     def waiting(self) -> int:
         return len(self._queue)
+
+    @property
+    def oldest(self) -> float:
+        """Seconds that a key has waited at most."""
+        return self._queue.oldest
 
     def stuck(self) -> str | None:
         """A key that a worker does not get done with."""
@@ -72,9 +78,10 @@ class Controller:
             return [Key(namespace_of(manifest), name_of(manifest))]
         if (name := labels_of(manifest).get(LABEL_DEPLOYMENT)) is not None:
             return [Key(namespace_of(manifest), name)]
-        # A volume of weights belongs to no one alone.
-        namespace = namespace_of(manifest)
-        return [key for key in self._keys() if key.namespace == namespace]
+        # A volume of weights, its Job and the pods of that belong to no one alone. They are called alike.
+        owners = manifest["metadata"].get("ownerReferences") or []
+        volume = next((owner["name"] for owner in owners if owner["kind"] == JOB.name), name_of(manifest))
+        return sorted(self._store.specs.users(namespace_of(manifest), volume))
 
     def _keys(self) -> list[Key]:
         return [Key(namespace_of(each), name_of(each)) for each in self._store.all(MODEL_DEPLOYMENT)]
@@ -112,6 +119,9 @@ class Controller:
     async def _work(self) -> None:
         while True:
             key = await self._queue.get()
+            # A look that makes no call lets nobody else have a turn: so one begins in each turn of the loop.
+            async with self._turn:
+                await asyncio.sleep(0)
             self._since[key] = time.monotonic()
             try:
                 await self._look(key)
@@ -122,7 +132,7 @@ class Controller:
         outcome = "done"
         try:
             with self._metrics.reconcile_seconds.time():
-                again = await self._reconciler.look(key)
+                again = await self._reconciler.look(key, self._queue.failures(key))
         except Exception as error:
             # One resource that cannot be looked at must not end the work on all others.
             outcome, delay = "retry", self._queue.failed(key)

@@ -1,5 +1,6 @@
 """What one look at one ModelDeployment works on, from observation to status."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -18,7 +19,7 @@ class Look:
     now: datetime
     situation: Situation
     """What will be said of it. Parts of the look add what they find."""
-    pods: list[EnginePod]
+    pods: Sequence[EnginePod]
     kept: set[tuple[str, str]] = field(default_factory=set)
     """Kind and name of what there should be; the rest of what is ours goes."""
     again: float | None = None
@@ -39,8 +40,3 @@ class Look:
         """The earliest one counts."""
         if seconds is not None:
             self.again = seconds if self.again is None else min(self.again, seconds)
-
-
-def read(resource: Object) -> ModelDeployment:
-    """Raises ValidationError: the API server's own checks are the same but for a few that CEL cannot say."""
-    return ModelDeployment.model_validate({name: resource[name] for name in ("apiVersion", "kind", "metadata", "spec")})

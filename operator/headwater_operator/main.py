@@ -18,6 +18,7 @@ import kopf
 import structlog
 
 from headwater.kubernetes import GROUP, LABEL_MANAGED_BY, MANAGED_BY, PLURAL, VERSION
+from headwater.lag import LoopLag
 from headwater.logs import configure_logging
 from headwater_operator.adapting import Adapting
 from headwater_operator.admin_keys import AdminKeys
@@ -28,18 +29,17 @@ from headwater_operator.controller import Controller
 from headwater_operator.events import EventRecorder
 from headwater_operator.kinds import CHILDREN, Object
 from headwater_operator.lease import LeaseHolder, LeaseLostError
+from headwater_operator.lease_thread import LEASE_LOST, LeaseThread
 from headwater_operator.metrics import OperatorMetrics
 from headwater_operator.preparing import Preparing
 from headwater_operator.probes import serve_probes
+from headwater_operator.racing import first
 from headwater_operator.realize import Realizer
 from headwater_operator.reconcile import Reconciler
 from headwater_operator.scaling import Scaling
 from headwater_operator.store import Store
 
 log = structlog.get_logger(__name__)
-
-LEASE_LOST = 3
-"""Exit status of an operator that may not act any more."""
 
 
 def run(settings: OperatorSettings) -> int:
@@ -67,19 +67,30 @@ async def operate(settings: OperatorSettings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     identity = f"{os.environ.get('HOSTNAME') or socket.gethostname()}_{uuid.uuid4().hex[:8]}"
     async with Cluster(metrics) as cluster, httpx.AsyncClient() as engines:
-        lease = LeaseHolder(cluster, settings.lease_namespace, settings.lease_name, identity, settings.lease_seconds)
-        controller = _build(settings, cluster, metrics, identity, engines)
-        async with serve_probes(settings.host, settings.port, metrics, controller):
+        controller, lag = _build(settings, cluster, metrics, identity, engines), LoopLag()
+        async with (
+            serve_probes(settings.host, settings.port, metrics, controller, lag),
+            _lease(settings, metrics, identity) as lease,
+        ):
             log.info("waiting for the Lease", name=f"{settings.lease_namespace}/{settings.lease_name}")
-            if not await _first(lease.acquire(), stop.wait()):
+            if not await first(lease.acquired(), stop.wait()):
                 return
             metrics.leader.set(1)
             log.info("acting", identity=identity, namespaces=settings.namespaces or "all")
             try:
-                await _first(lease.keep(), _act(settings, controller), stop.wait())
+                await first(lease.lost(), _act(settings, controller), lag.run(), stop.wait())
             finally:
                 metrics.leader.set(0)
-            await lease.release()
+
+
+def _lease(settings: OperatorSettings, metrics: OperatorMetrics, identity: str) -> LeaseThread:
+    seconds = settings.lease_seconds
+    # It is given up when a third of it is left; half of that is for work to end, and half for clocks that differ.
+    return LeaseThread(
+        lambda: Cluster(metrics),
+        lambda cluster: LeaseHolder(cluster, settings.lease_namespace, settings.lease_name, identity, seconds),
+        grace=seconds / 6,
+    )
 
 
 def _build(
@@ -95,23 +106,6 @@ def _build(
     realizer = Realizer(settings, cluster, store, applier, recorder, scaling, preparing, adapting, keys)
     reconciler = Reconciler(settings, cluster, store, realizer, recorder, scaling, metrics)
     return Controller(settings, cluster, store, reconciler, scaling, metrics)
-
-
-async def _first(*works: Any) -> bool:
-    """Run them until the first ends; the others are cancelled and waited for. Says whether it was the first of them.
-
-    Raises what that one raised.
-    """
-    tasks = [asyncio.ensure_future(work) for work in works]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    for task in done:
-        task.result()
-    return tasks[0] in done
 
 
 async def _act(settings: OperatorSettings, controller: Controller) -> None:

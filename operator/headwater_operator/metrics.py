@@ -1,7 +1,10 @@
 """Prometheus metrics of the operator."""
 
+from collections.abc import Iterable, Mapping
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
+CONDITIONS = ("Ready", "Progressing", "Degraded", "ModelLoaded", "Routable")
 _DURATION = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
@@ -23,6 +26,10 @@ class OperatorMetrics:
         self.api_requests = self._counter("api_requests", "Calls of the API server, watches aside.", "verb", "resource")
         self.applied = self._counter("applied", "Objects written since they differed from what they should be.", "kind")
         self.queue_depth = self._gauge("queue_depth", "ModelDeployments that wait to be looked at.")
+        self.queue_oldest = self._gauge("queue_oldest_seconds", "How long the one that waits longest has waited.")
+        self.loop_lag = self._gauge(
+            "loop_lag_seconds", "Longest time that the operator did nothing else, since this was last asked for."
+        )
         self.leader = self._gauge("leader", "1 while this operator holds the Lease.")
         self.desired_replicas = self._gauge(
             "desired_replicas", "Replicas that a ModelDeployment should have now.", "namespace", "deployment"
@@ -30,14 +37,32 @@ class OperatorMetrics:
         self.ready_replicas = self._gauge(
             "ready_replicas", "Replicas of it that take requests.", "namespace", "deployment"
         )
+        self.condition = self._gauge(
+            "condition",
+            "1 where a condition of a ModelDeployment is True, 0 where it is False.",
+            "namespace",
+            "deployment",
+            "condition",
+        )
         self.gateway_complete = self._gauge(
             "gateway_complete", "1 if all routers told their load the last time they were asked."
         )
 
+    def tell(self, namespace: str, deployment: str, conditions: Iterable[Mapping[str, str]]) -> None:
+        """The conditions of a ModelDeployment, as they are in its status."""
+        for each in conditions:
+            labels = namespace, deployment, each["type"]
+            if each["status"] == "Unknown":
+                self.condition.remove(*labels)
+            else:
+                self.condition.labels(*labels).set(each["status"] == "True")
+
     def forget(self, namespace: str, deployment: str) -> None:
         """Of a ModelDeployment that is gone."""
         for gauge in (self.desired_replicas, self.ready_replicas):
-            gauge.remove_by_labels({"namespace": namespace, "deployment": deployment})
+            gauge.remove(namespace, deployment)
+        for condition in CONDITIONS:
+            self.condition.remove(namespace, deployment, condition)
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(f"headwater_operator_{name}", text, labels, registry=self.registry)

@@ -3,14 +3,12 @@
 Each is the work of a Job whose result stays. Until it is there, what already runs goes on unchanged.
 """
 
-from pydantic import ValidationError
-
 from headwater.resource import ModelDeployment, ResourceError
 from headwater_operator import render, weights
 from headwater_operator.applier import Applier
 from headwater_operator.config import OperatorSettings
-from headwater_operator.kinds import JOB, MODEL_DEPLOYMENT, Object, kind_of, name_of, namespace_of, uid_of
-from headwater_operator.look import Look, read
+from headwater_operator.kinds import JOB, Object, kind_of, name_of
+from headwater_operator.look import Look
 from headwater_operator.pods import Problem
 from headwater_operator.render import Context, WeightsVolume
 from headwater_operator.store import Store
@@ -29,11 +27,13 @@ class Preparing:
 
     async def weights(self, look: Look) -> WeightsVolume | None:
         """The volume, if it takes one. Raises NotPreparedError, ResourceError."""
+        if not weights.needs_volume(look.deployment):
+            return None
         self._check_reach(look.deployment)
         namespace = look.key.namespace
         plan = weights.plan(
             look.deployment,
-            self._neighbours(namespace),
+            self._store.specs.sharing(namespace, render.volume(look.deployment).claim),
             self._settings,
             namespace,
             weights.observe(self._store, namespace, look.deployment),
@@ -59,7 +59,7 @@ class Preparing:
         """The resource's own rules cannot see what the operator's default is."""
         mode = deployment.spec.weights.access_mode or self._settings.weights_access_mode
         nodes = deployment.spec.parallelism.nodes
-        if nodes > 1 and weights.needs_volume(deployment) and mode == "ReadWriteOnce":
+        if nodes > 1 and mode == "ReadWriteOnce":
             raise ResourceError(
                 f"spec.weights.accessMode: the operator's default is ReadWriteOnce, which reaches one node, and a "
                 f"replica has {nodes}; give ReadWriteMany, or cached: false"
@@ -85,16 +85,6 @@ class Preparing:
                 message = f"Job {name} builds the engine, which may take half an hour"
                 look.situation.preparing = "Building", message
         raise NotPreparedError
-
-    def _neighbours(self, namespace: str) -> dict[str, ModelDeployment]:
-        found = {}
-        for resource in self._store.all(MODEL_DEPLOYMENT):
-            if namespace_of(resource) == namespace and "deletionTimestamp" not in resource["metadata"]:
-                try:
-                    found[uid_of(resource)] = read(resource)
-                except ValidationError:
-                    continue
-        return found
 
 
 def _ended(job: Object | None) -> str | None:

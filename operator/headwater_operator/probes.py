@@ -1,22 +1,30 @@
 """What the operator tells of itself over HTTP: /metrics, and whether it still gets anywhere."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from headwater.lag import LoopLag
 from headwater_operator.controller import Controller
 from headwater_operator.metrics import OperatorMetrics
 
 
 @contextlib.asynccontextmanager
-async def serve_probes(host: str, port: int, metrics: OperatorMetrics, controller: Controller) -> AsyncIterator[None]:
+async def serve_probes(
+    host: str, port: int, metrics: OperatorMetrics, controller: Controller, lag: LoopLag
+) -> AsyncIterator[None]:
     """Serve them while inside. Raises OSError where the address is taken."""
 
     async def prometheus(_: web.Request) -> web.Response:
         metrics.queue_depth.set(controller.waiting)
-        return web.Response(body=generate_latest(metrics.registry), headers={"content-type": CONTENT_TYPE_LATEST})
+        metrics.queue_oldest.set(controller.oldest)
+        metrics.loop_lag.set(lag.take())
+        # Of a thousand ModelDeployments the page takes a while to write.
+        page = await asyncio.to_thread(generate_latest, metrics.registry)
+        return web.Response(body=page, headers={"content-type": CONTENT_TYPE_LATEST})
 
     async def health(_: web.Request) -> web.Response:
         stuck = controller.stuck()

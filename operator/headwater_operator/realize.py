@@ -19,6 +19,7 @@ from headwater_operator.admin_keys import AdminKeys
 from headwater_operator.api import Cluster
 from headwater_operator.applier import AUTOSCALER, Applier
 from headwater_operator.autoscale import ScaleDecision
+from headwater_operator.ceiling import beyond, capped
 from headwater_operator.config import OperatorSettings
 from headwater_operator.events import EventRecorder
 from headwater_operator.gateway import deletion_costs
@@ -88,7 +89,9 @@ class Realizer:
         workloads = self._workloads(look)
         situation.autoscaled = spec.autoscaling is not None
         decision = self._decision(look, workloads)
-        situation.wanted = decision.desired if decision else spec.first_replicas
+        most = self._settings.max_replicas
+        situation.wanted = decision.desired if decision else min(spec.first_replicas, most)
+        situation.flaw = situation.flaw or beyond(spec, most)
         self._count(look, workloads)  # for the status, should the spec be refused from here on
         pin = self._pin(look, workloads)
         revision = render.revision(look.deployment, pin)
@@ -141,6 +144,7 @@ class Realizer:
         if rule is None:
             self._scaling.forget(look.key)
             return None
+        rule = capped(rule, self._settings.max_replicas)
         known: dict[str, Any] = (look.resource.get("status") or {}).get("autoscaling") or {}
         current = known.get("desired")
         if current is None:

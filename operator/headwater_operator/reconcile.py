@@ -4,7 +4,6 @@ A look begins with nothing but what the store holds and ends with the world one 
 what takes time shows up as an event later, and what only time can change is looked at again after a while.
 """
 
-import contextlib
 from datetime import UTC, datetime
 from typing import Final
 
@@ -18,7 +17,7 @@ from headwater_operator.applier import NotOursError, StillGoingError
 from headwater_operator.config import OperatorSettings
 from headwater_operator.events import EventRecorder
 from headwater_operator.kinds import MODEL_DEPLOYMENT, POD, Object, labels_of
-from headwater_operator.look import Look, read
+from headwater_operator.look import Look
 from headwater_operator.metrics import OperatorMetrics
 from headwater_operator.pods import EnginePod, Problem, finished
 from headwater_operator.preparing import NotPreparedError
@@ -33,6 +32,8 @@ log = structlog.get_logger(__name__)
 _REFUSED_AGAIN: Final = 60.0
 """Seconds after which what was refused is tried again: what stood in the way may be gone."""
 _GOING_AGAIN: Final = 1.0
+_TOLD_AFTER: Final = 3
+"""Looks in a row that fail before the status says so: what passes in a second or two need alarm nobody."""
 
 
 class Reconciler:
@@ -54,8 +55,12 @@ class Reconciler:
         self._scaling = scaling
         self._metrics = metrics
 
-    async def look(self, key: Key) -> float | None:
-        """Returns in how many seconds time alone may have changed something. Raises ApiError for what may pass."""
+    async def look(self, key: Key, failures: int = 0) -> float | None:
+        """Returns in how many seconds time alone may have changed something.
+
+        `failures`: looks in a row that failed before this one. Raises what may pass, from the third time on after the
+        status has said so.
+        """
         resource = self._store.get(MODEL_DEPLOYMENT, key.namespace, key.name)
         if resource is None or "deletionTimestamp" in resource["metadata"]:
             # Its children go with it: they say who owns them, and the garbage collector needs no operator.
@@ -63,34 +68,47 @@ class Reconciler:
             self._metrics.forget(key.namespace, key.name)
             return None
         now = datetime.now(UTC)
+        situation = self._observe(key, resource, now)
+        try:
+            again = await self._realize(key, resource, situation, now)
+        except Exception as error:
+            refused = _refusal(error)
+            if refused is None and failures + 1 < _TOLD_AFTER:
+                raise
+            situation.problem = refused or _failing(error)
+            if isinstance(error, ValidationError) and (known := (resource.get("status") or {}).get("autoscaling")):
+                situation.extra["autoscaling"] = known
+            await self._report(resource, situation, now)
+            if refused is None:
+                raise
+            return _REFUSED_AGAIN
+        await self._report(resource, situation, now)
+        return again
+
+    def _observe(self, key: Key, resource: Object, now: datetime) -> Situation:
+        """What can be said whatever the spec is: what runs goes on, also where that cannot be read."""
         pods = [EnginePod.of(pod) for pod in self._store.of(key, POD) if _of_engine(pod) and not finished(pod)]
         situation = Situation(
             generation=resource["metadata"]["generation"], name=key.name, url=self._settings.gateway_url, pods=pods
         )
         situation.routable = self._scaling.routable(key, _routable_before(resource))
-        # For a spec that cannot be read: what runs goes on all the same.
         serving = [pod for pod in pods if pod.index == 0 and not pod.terminating]
         situation.total, situation.ready = len(serving), sum(pod.ready for pod in serving)
         claimed, situation.flaw = self._store.names.standing(key, now)
         situation.extra["claimedNames"] = claimed or None
-        again: float | None = None
+        return situation
+
+    async def _realize(self, key: Key, resource: Object, situation: Situation, now: datetime) -> float | None:
+        """Raises whatever keeps it from that."""
+        look = Look(key, resource, self._store.specs.read(key), now, situation, situation.pods)
         try:
-            look = Look(key, resource, read(resource), now, situation, pods)
-            with contextlib.suppress(NotPreparedError):
-                await self._realizer.realize(look)
-            again = look.again
+            await self._realizer.realize(look)
+        except NotPreparedError:
+            pass  # the situation says what is missing
         except StillGoingError as error:
             situation.preparing = ("WaitingForDeletion", str(error))
-            again = _GOING_AGAIN
-        except (ValidationError, ResourceError, NotOursError, ApiError) as error:
-            if isinstance(error, ApiError) and not error.permanent:
-                raise
-            situation.problem = _refusal(error)
-            if isinstance(error, ValidationError) and (known := (resource.get("status") or {}).get("autoscaling")):
-                situation.extra["autoscaling"] = known
-            again = _REFUSED_AGAIN
-        await self._report(resource, situation, now)
-        return again
+            return _GOING_AGAIN
+        return look.again
 
     async def _report(self, resource: Object, situation: Situation, now: datetime) -> None:
         labels = resource["metadata"]["namespace"], situation.name
@@ -98,6 +116,7 @@ class Reconciler:
         self._metrics.ready_replicas.labels(*labels).set(situation.ready)
         old = resource.get("status") or {}
         status = status_of(situation, old, now)
+        self._metrics.tell(*labels, status["conditions"])
         if status == old:
             return
         written = await self._cluster.apply(
@@ -120,7 +139,8 @@ def _routable_before(resource: Object) -> bool | None:
     return {"True": True, "False": False}.get(said)
 
 
-def _refusal(error: Exception) -> Problem:
+def _refusal(error: Exception) -> Problem | None:
+    """None: trying again may help."""
     match error:
         case ValidationError():
             return Problem("InvalidSpec", "; ".join(problems(error)[:3]))
@@ -128,8 +148,15 @@ def _refusal(error: Exception) -> Problem:
             return Problem("Unsupported", str(error))
         case NotOursError():
             return Problem("NameTaken", str(error))
-        case _:
+        case ApiError() if error.permanent:
             return Problem("Refused", f"the API server refuses what this needs: {error}")
+    return None
+
+
+def _failing(error: Exception) -> Problem:
+    """For a fault of our own the kind of the exception is all the help that there is."""
+    said = str(error) if isinstance(error, ApiError) else f"{type(error).__name__}: {error}"
+    return Problem("ReconcileFailed", f"it is tried again and again, and ends with: {said}; what runs goes on")
 
 
 def _of_engine(pod: Object) -> bool:

@@ -15,6 +15,7 @@ from headwater.kubernetes import LABEL_DEPLOYMENT
 from headwater_operator.kinds import MODEL_DEPLOYMENT, Kind, Object, kind_of, labels_of, name_of, namespace_of
 from headwater_operator.names import Names
 from headwater_operator.queue import Key
+from headwater_operator.specs import Specs
 
 _Place = tuple[str, str, str]
 
@@ -27,8 +28,11 @@ class Store:
 
     def __init__(self) -> None:
         self._objects: dict[_Place, Object] = {}
-        self._by_deployment: defaultdict[Key, set[_Place]] = defaultdict(set)
+        self._by_kind: defaultdict[str, dict[_Place, Object]] = defaultdict(dict)
+        self._by_mark: defaultdict[Key | str, set[_Place]] = defaultdict(set)
+        """By the ModelDeployment that its label names, and by the UIDs of its owners."""
         self.names = Names()
+        self.specs = Specs()
         self._ends: dict[_Place, int] = {}
         """Of what is gone: the version of that word. The oldest first."""
 
@@ -39,11 +43,12 @@ class Store:
             return False
         self._drop(place)
         self._ends.pop(place, None)
-        self._objects[place] = manifest
-        if (name := labels_of(manifest).get(LABEL_DEPLOYMENT)) is not None:
-            self._by_deployment[Key(namespace_of(manifest), name)].add(place)
+        self._objects[place] = self._by_kind[place[0]][place] = manifest
+        for mark in _marks(manifest):
+            self._by_mark[mark].add(place)
         if kind_of(manifest) is MODEL_DEPLOYMENT:
             self.names.put(manifest)
+            self.specs.put(manifest)
         return True
 
     def remove(self, manifest: Object) -> bool:
@@ -56,9 +61,7 @@ class Store:
         `version`: of the cluster when it was listed. What was told of later is not touched.
         """
         listed = {_place(manifest): manifest for manifest in manifests}
-        known = [
-            place for place in self._objects if place[0] == kind.name and (namespace is None or place[1] == namespace)
-        ]
+        known = [place for place in self._by_kind[kind.name] if namespace in (None, place[1])]
         missing = [self._objects[place] for place in known if place not in listed]
         gone = [manifest for manifest in missing if self._end(_place(manifest), version)]
         return gone + [manifest for manifest in listed.values() if self.put(manifest)]
@@ -68,11 +71,18 @@ class Store:
 
     def of(self, key: Key, kind: Kind) -> list[Object]:
         """All objects of a kind that carry the ModelDeployment's label, by name."""
-        places = sorted(place for place in self._by_deployment.get(key, ()) if place[0] == kind.name)
-        return [self._objects[place] for place in places]
+        return self._marked(key, kind)
+
+    def owned(self, uid: str, kind: Kind) -> list[Object]:
+        """All objects of a kind that say that this is their owner, by name."""
+        return self._marked(uid, kind)
 
     def all(self, kind: Kind) -> Iterator[Object]:
-        return iter([manifest for place, manifest in self._objects.items() if place[0] == kind.name])
+        return iter(list(self._by_kind[kind.name].values()))
+
+    def _marked(self, mark: Key | str, kind: Kind) -> list[Object]:
+        places = sorted(place for place in self._by_mark.get(mark, ()) if place[0] == kind.name)
+        return [self._objects[place] for place in places]
 
     def _newest(self, place: _Place) -> int:
         """The version of the newest word."""
@@ -93,18 +103,27 @@ class Store:
         manifest = self._objects.pop(place, None)
         if manifest is None:
             return False
-        if (name := labels_of(manifest).get(LABEL_DEPLOYMENT)) is not None:
-            key = Key(namespace_of(manifest), name)
-            self._by_deployment[key].discard(place)
-            if not self._by_deployment[key]:
-                del self._by_deployment[key]
+        del self._by_kind[place[0]][place]
+        for mark in _marks(manifest):
+            self._by_mark[mark].discard(place)
+            if not self._by_mark[mark]:
+                del self._by_mark[mark]
         if kind_of(manifest) is MODEL_DEPLOYMENT:
-            self.names.remove(Key(namespace_of(manifest), name_of(manifest)))
+            key = Key(namespace_of(manifest), name_of(manifest))
+            self.names.remove(key)
+            self.specs.remove(key)
         return True
 
 
 def _place(manifest: Object) -> _Place:
     return kind_of(manifest).name, namespace_of(manifest), name_of(manifest)
+
+
+def _marks(manifest: Object) -> set[Key | str]:
+    marks: set[Key | str] = {owner["uid"] for owner in manifest["metadata"].get("ownerReferences") or []}
+    if (name := labels_of(manifest).get(LABEL_DEPLOYMENT)) is not None:
+        marks.add(Key(namespace_of(manifest), name))
+    return marks
 
 
 def _version(manifest: Object) -> int:

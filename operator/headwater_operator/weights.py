@@ -12,10 +12,11 @@ from typing import Any, Final
 
 from headwater.resource import KIND, ModelDeployment
 from headwater_operator.config import OperatorSettings
-from headwater_operator.kinds import CLAIM, JOB, POD, Object, annotations_of, name_of, owned_by, uid_of
+from headwater_operator.kinds import CLAIM, JOB, POD, Object, annotations_of, name_of, uid_of
 from headwater_operator.pods import EnginePod, parse_time
 from headwater_operator.render.context import Manifest, WeightsVolume
 from headwater_operator.render.weights import (
+    FETCHED,
     FILLED,
     SOURCE,
     VERIFIED,
@@ -27,8 +28,6 @@ from headwater_operator.render.weights import (
 )
 from headwater_operator.store import Store
 
-_FETCHED: Final = ("hf://", "s3://", "oci://")
-"""Sources that are copied into a volume. The others are in one, or in the image, already."""
 _SOON: Final = 0.5
 _PATIENCE: Final = 60.0
 """Seconds after which it is worth saying why a volume is not there: most take a few."""
@@ -76,14 +75,14 @@ class WeightsPlan:
 
 
 def needs_volume(deployment: ModelDeployment) -> bool:
-    return deployment.spec.weights.cached and deployment.spec.model.source.startswith(_FETCHED)
+    return deployment.spec.weights.cached and deployment.spec.model.source.startswith(FETCHED)
 
 
 def observe(store: Store, namespace: str, deployment: ModelDeployment) -> Observed:
     """What the operator knows of it."""
     name = volume(deployment).claim
     job = store.get(JOB, namespace, name)
-    pods = [pod for pod in store.all(POD) if owned_by(pod, uid_of(job))] if job is not None else []
+    pods = store.owned(uid_of(job), POD) if job is not None else []
     return Observed(store.get(CLAIM, namespace, name), job, pods)
 
 

@@ -19,6 +19,7 @@ from headwater.http.descriptors import Descriptors
 from headwater.http.parser import Admit
 from headwater.http.server import Server
 from headwater.keys import KeysFileError
+from headwater.lag import LoopLag
 from headwater.logs import configure_logging
 from headwater.memory import memory_limit
 from headwater_router.admission.hold import Hold
@@ -36,7 +37,6 @@ from headwater_router.gateway.access_log import AccessLog, open_access_log
 from headwater_router.gateway.app import Gateway, page
 from headwater_router.gateway.forward import Forwarder
 from headwater_router.gateway.journal import Journal
-from headwater_router.gateway.lag import LoopLag
 from headwater_router.gateway.metrics import RouterMetrics
 from headwater_router.gateway.pages import Pages
 from headwater_router.index import PrefixIndex, PromptBuilder

@@ -123,3 +123,15 @@ def test_a_link_in_the_chart_leads_into_the_repository() -> None:
     links = [path for path in CHART.rglob("*") if path.is_symlink()]
     assert [path.relative_to(CHART).as_posix() for path in links] == ["files/crds"]
     assert all(path.resolve().is_relative_to(ROOT) and not path.readlink().is_absolute() for path in links)
+
+
+def test_the_alerts_ask_for_metrics_that_there_are() -> None:
+    known: set[str] = set()
+    for metrics in (RouterMetrics(), OperatorMetrics()):
+        known |= samples_of(metrics.registry)
+    groups = yaml.safe_load((CHART / "files" / "rules.yaml").read_text())
+    rules = [rule for group in groups for rule in group["rules"]]
+    unknown = set(re.findall(r"headwater_\w+", " ".join(rule["expr"] for rule in rules))) - known
+    assert not unknown, f"rules.yaml asks for {sorted(unknown)}, which there is not"
+    documented = set(re.findall(r"^\| (Headwater\w+) \|", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE))
+    assert documented == {rule["alert"] for rule in rules}

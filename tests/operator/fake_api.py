@@ -69,19 +69,28 @@ class FakeCluster(Cluster):
         self._count("get", kind.name, name)
         return copied(self.objects.get((kind.name, namespace, name)))
 
-    async def list(self, kind: Kind, namespace: str | None, selector: str = "") -> tuple[Objects, int]:
+    async def list(
+        self, kind: Kind, namespace: str | None, selector: str = "", fields: str = ""
+    ) -> tuple[Objects, int]:
         self._count("list", kind.name, "")
         wanted = dict(each.split("=") for each in selector.split(",") if each)
         found = [
             copied(each)
             for place, each in self.objects.items()
-            if place[0] == kind.name and namespace in (None, place[1]) and wanted.items() <= labels_of(each).items()
+            if place[0] == kind.name
+            and namespace in (None, place[1])
+            and wanted.items() <= labels_of(each).items()
+            and _has(each, fields)
         ]
         return found, self.version
 
     async def apply(self, manifest: Object, *, manager: str = FIELD_MANAGER, subresource: str | None = None) -> Object:
         self._count("apply", manifest["kind"], name_of(manifest), subresource)
         return self._apply(manifest, (manager, "Apply", subresource or ""))
+
+    async def try_out(self, manifest: Object) -> None:
+        self._count("try", manifest["kind"], name_of(manifest))
+        _validate(manifest, None)
 
     async def patch(
         self, kind: Kind, namespace: str, name: str, patch: Object, subresource: str | None = None
@@ -179,7 +188,7 @@ class FakeCluster(Cluster):
 
     def writes(self) -> Calls:
         """Calls of the operator that were meant to change something."""
-        return [call for call in self.calls if call.verb.partition(" ")[0] not in ("get", "list")]
+        return [call for call in self.calls if call.verb.partition(" ")[0] not in ("get", "list", "try")]
 
     # Within
 
@@ -274,6 +283,14 @@ def written(time: datetime) -> str:
 
 def _place(manifest: Object) -> tuple[str, str, str]:
     return manifest["kind"], namespace_of(manifest), name_of(manifest)
+
+
+def _has(manifest: Object, fields: str) -> bool:
+    for each in filter(None, fields.split(",")):
+        path, _, value = each.partition("=")
+        if get(manifest, tuple(path.split("."))) != value:
+            return False
+    return True
 
 
 def _touches(owned: Leaves, path: tuple[Any, ...]) -> bool:

@@ -17,6 +17,7 @@ from headwater_operator.kinds import CHILDREN, MODEL_DEPLOYMENT, Object
 from headwater_operator.metrics import OperatorMetrics
 from headwater_operator.queue import Key
 from headwater_operator.reconcile import Reconciler
+from headwater_operator.render.weights import volume_of
 from headwater_operator.scaling import Scaling
 from headwater_operator.store import Store
 from tests.operator.fake_api import FakeCluster
@@ -52,7 +53,7 @@ class Setup:
     async def nothing(self, key: Key) -> float | None:
         return None
 
-    async def look(self, key: Key) -> float | None:
+    async def look(self, key: Key, failures: int = 0) -> float | None:
         """As the Reconciler's."""
         self.looks.append((asyncio.get_running_loop().time(), key))
         return await self.outcome(key)
@@ -148,16 +149,28 @@ def test_what_was_known_already_leads_to_no_look(it: Setup) -> None:
     it.run(scenario)
 
 
-def test_a_volume_concerns_all_of_its_namespace(it: Setup) -> None:
-    for place in (("a", "default"), ("b", "default"), ("c", "elsewhere")):
-        it.cluster.add(resource(*place))
+def test_a_volume_its_job_and_its_pods_concern_those_whose_weights_it_holds_and_nobody_else(it: Setup) -> None:
+    for name, namespace, source in (
+        ("a", "default", "hf://org/one"),
+        ("b", "default", "hf://org/one"),
+        ("other", "default", "hf://org/two"),
+        ("own", "default", "file:///models/one"),
+        ("a", "elsewhere", "hf://org/one"),
+    ):
+        it.cluster.add(resource(name, namespace) | {"spec": {"model": {"source": source}}})
+    volume = volume_of("hf://org/one", "main")
+    pod = child("Pod", "weights-pod", None)
+    pod["metadata"]["ownerReferences"] = [{"kind": "Job", "name": volume, "uid": "1"}]
+
+    job = child("Job", volume, None) | {"spec": {"template": {"spec": {"containers": []}}}}
 
     async def scenario() -> None:
-        await asyncio.sleep(1)
-        it.seen()
-        it.tell(it.cluster.add(child("PersistentVolumeClaim", "weights-1", None)))
-        await asyncio.sleep(1)
-        assert it.seen() == [A, B]
+        for manifest in (child("PersistentVolumeClaim", volume, None), job, pod):
+            await asyncio.sleep(1)
+            it.seen()
+            it.tell(it.cluster.add(manifest))
+            await asyncio.sleep(1)
+            assert it.seen() == [A, B]
 
     it.run(scenario)
 
@@ -215,6 +228,46 @@ def test_a_slow_one_does_not_hold_up_the_others(it: Setup) -> None:
     async def scenario() -> None:
         await asyncio.sleep(1)
         assert it.seen() == [A, B]
+
+    it.run(scenario)
+
+
+def test_one_look_begins_in_each_turn_of_the_loop_so_that_all_else_gets_its_own(it: Setup) -> None:
+    for number in range(50):
+        it.cluster.add(resource(f"m{number}"))
+    turns: list[int] = []
+    turn = 0
+
+    async def computes(key: Key) -> None:
+        turns.append(turn)
+
+    async def scenario() -> None:
+        nonlocal turn
+        while len(turns) < 50 and turn < 10_000:
+            await asyncio.sleep(0)
+            turn += 1
+        assert len(set(turns)) == 50
+
+    it.outcome = computes
+    it.run(scenario)
+
+
+def test_how_often_it_failed_before_is_told_to_the_next_look(it: Setup) -> None:
+    it.cluster.add(resource("a"))
+    told: list[int] = []
+
+    async def look(key: Key, failures: int = 0) -> None:
+        told.append(failures)
+        if len(told) < 4:
+            raise ApiError(500, "InternalError", "no")
+
+    it.look = look  # type: ignore[method-assign]
+
+    async def scenario() -> None:
+        await asyncio.sleep(60)
+        it.tell(it.cluster.merge("ModelDeployment", "a", {"spec": {"x": 1}}))
+        await asyncio.sleep(1)
+        assert told == [0, 1, 2, 3, 0]
 
     it.run(scenario)
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 import kopf
 import pytest
 
-from headwater_operator import main
+from headwater_operator import main, racing
 from headwater_operator.api import ApiError
 from headwater_operator.config import OperatorSettings
 from headwater_operator.controller import Controller
@@ -135,7 +135,7 @@ async def fails() -> None:
 @pytest.mark.parametrize("first, others", [(asyncio.sleep, forever), (forever, asyncio.sleep)])
 async def test_the_first_to_end_is_told(first: Callable[..., Awaitable[None]], others: Any) -> None:
     works = [work(0) if work is asyncio.sleep else work() for work in (first, others)]
-    assert await main._first(*works) is (first is asyncio.sleep)
+    assert await racing.first(*works) is (first is asyncio.sleep)
 
 
 async def test_what_the_first_raises_is_raised_and_the_others_are_waited_for() -> None:
@@ -148,7 +148,7 @@ async def test_what_the_first_raises_is_raised_and_the_others_are_waited_for() -
             ended.set()
 
     with pytest.raises(LeaseLostError):
-        await main._first(fails(), other())
+        await racing.first(fails(), other())
     assert ended.is_set()
 
 
@@ -161,7 +161,7 @@ async def test_who_cancels_it_cancels_them_all() -> None:
         finally:
             ended.append(number)
 
-    waiting = asyncio.create_task(main._first(work(1), work(2)))
+    waiting = asyncio.create_task(racing.first(work(1), work(2)))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     waiting.cancel()

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
@@ -232,3 +233,31 @@ def test_a_worker_that_is_cancelled_while_it_waits_takes_no_key_along() -> None:
         assert waiting.cancelled() and await taken(queue) == A
 
     run(work())
+
+
+def test_a_namespace_does_not_wait_behind_the_thousand_keys_of_another() -> None:
+    queue = WorkQueue()
+    for number in range(1000):
+        queue.add(Key("crowded", str(number)))
+    queue.add(Key("small", "a"))
+    queue.add(Key("small", "b"))
+
+    async def first() -> list[Key]:
+        return [await queue.get() for _ in range(5)]
+
+    assert [str(key) for key in run(first())] == ["crowded/0", "small/a", "crowded/1", "small/b", "crowded/2"]
+
+
+def test_how_long_the_oldest_has_waited_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("headwater_operator.queue.time", SimpleNamespace(monotonic=lambda: now))
+    queue = WorkQueue()
+    assert queue.oldest == 0
+    queue.add(A)
+    now = 5.0
+    queue.add(B)
+    queue.add(A)
+    now = 7.0
+    assert queue.oldest == 7
+    assert run(queue.get()) == A
+    assert queue.oldest == 2

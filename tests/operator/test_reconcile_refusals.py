@@ -1,5 +1,7 @@
 """What cannot be done is said in the status, tried again later, and disturbs nothing that runs."""
 
+from typing import Any
+
 import pytest
 
 from headwater_operator.api import ApiError
@@ -97,6 +99,50 @@ async def test_what_is_refused_is_said_and_tried_again_later(world: World, kind:
     assert world.events().count(("Warning", "Refused")) == 1
     world.cluster.refuses = lambda call: None
     await world.settle()
+    assert world.condition("Ready") == ("True", "ReplicasReady")
+
+
+TYPO = (
+    "failed to create typed patch object (default/m; apps/v1, Kind=Deployment): .spec.template.spec.nodeSelektor: "
+    "field not declared in schema"
+)
+
+
+async def test_a_typo_in_the_template_is_told_at_once_and_ready_is_not_stale(world: World) -> None:
+    world.create(replicas=2)
+    await world.settle()
+    refuse(world, "apply", "Deployment", 500, TYPO)
+    world.edit(template={"spec": {"nodeSelektor": {"a": "b"}}})
+    await world.look()
+    assert world.condition("Degraded") == ("True", "Refused")
+    assert "nodeSelektor" in world.message("Degraded")
+    assert world.condition("Ready") == ("False", "Refused")
+    assert world.status()["readyReplicas"] == 2
+
+
+@pytest.mark.parametrize("error", [ApiError(500, "InternalError", "etcd has its moments"), ValueError("no such thing")])
+async def test_whatever_fails_three_times_writes_a_condition_with_the_last_error(
+    world: World, error: Exception
+) -> None:
+    def answer(call: Call) -> Any:
+        return error if (call.verb, call.kind) == ("apply", "Deployment") else None
+
+    world.cluster.refuses = answer
+    world.create()
+    for failures in range(3):
+        assert world.status() == {}, "what passes in a moment alarms nobody"
+        with pytest.raises(type(error)):
+            await world.look(failures=failures)
+    assert world.condition("Degraded") == ("True", "ReconcileFailed")
+    assert str(error) in world.message("Degraded")
+    assert world.condition("Ready") == ("False", "ReconcileFailed")
+    version = world.cluster.version
+    with pytest.raises(type(error)):
+        await world.look(failures=3)
+    assert world.cluster.version == version, "the same is not told again"
+    world.cluster.refuses = lambda call: None
+    await world.settle()
+    assert world.condition("Degraded") == ("False", "AsExpected")
     assert world.condition("Ready") == ("True", "ReplicasReady")
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from headwater_operator.applier import AUTOSCALER
 from headwater_operator.kinds import Object, annotations_of, name_of
+from headwater_operator.metrics import CONDITIONS
 from tests.operator.world import World
 
 RULE: Object = {"min": 1, "max": 9, "inFlightPerReplica": 1}
@@ -257,3 +258,56 @@ async def test_bounds_that_change_count_at_once(world: World) -> None:
     world.edit(autoscaling={"min": 1, "max": 2})
     await world.settle()
     assert world.replicas() == 2
+
+
+# The platform's ceiling
+
+
+async def test_no_more_replicas_are_made_than_the_platform_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, max_replicas=3)
+    world.create(replicas=10_000)
+    await world.settle()
+    assert world.replicas() == 3 and len(world.kube.pods()) == 3
+    assert world.condition("Degraded") == ("True", "ReplicasCapped")
+    assert "spec.replicas: 10000" in world.message("Degraded") and "operator.maxReplicas" in world.message("Degraded")
+    assert world.condition("Ready") == ("True", "ReplicasReady"), "it serves"
+    world.edit(replicas=2)
+    await world.settle()
+    assert world.condition("Degraded") == ("False", "AsExpected")
+
+
+async def test_the_load_makes_no_more_replicas_than_the_platform_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, max_replicas=3)
+    world.create(autoscaling={"min": 1, "max": 50, "inFlightPerReplica": 1})
+    await world.settle()
+    assert world.condition("Degraded") == ("True", "ReplicasCapped")
+    for _ in range(5):
+        world.clock.passed += 2
+        world.report(in_flight=40)
+        await world.settle()
+    assert world.replicas() == 3
+    assert world.status()["autoscaling"]["desired"] == 3
+
+
+# What Prometheus is told
+
+
+async def test_each_condition_is_a_metric_until_the_resource_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch)
+    world.create()
+    await world.settle()
+
+    def told() -> dict[str, float | None]:
+        labels = {"namespace": "default", "deployment": "m"}
+        return {
+            kind: world.metrics.registry.get_sample_value("headwater_operator_condition", labels | {"condition": kind})
+            for kind in CONDITIONS
+        }
+
+    assert told() == {"Ready": 1, "Progressing": 0, "Degraded": 0, "ModelLoaded": 1, "Routable": None}
+    world.report(ready=0)
+    await world.look()
+    assert told()["Routable"] == 0
+    world.delete()
+    await world.look()
+    assert set(told().values()) == {None}

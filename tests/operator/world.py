@@ -116,9 +116,9 @@ class World:
                 self.controller.observed(manifest, True)
         self.cluster.news.clear()
 
-    async def look(self, name: str = "m") -> float | None:
+    async def look(self, name: str = "m", failures: int = 0) -> float | None:
         self.deliver()
-        return await self.reconciler.look(Key("default", name))
+        return await self.reconciler.look(Key("default", name), failures)
 
     async def settle(self, *names: str, rounds: int = 60) -> None:
         """Looks and steps of the cluster by turns, until nothing changes any more."""

@@ -32,6 +32,7 @@ from headwater_operator.render.pin import (
 from headwater_operator.render.service import endpoints, workers
 from headwater_operator.render.storage import MODELS
 from headwater_operator.render.versions import RENDERERS
+from headwater_operator.render.weights import volume
 
 __all__ = [
     "CURRENT_RENDER_VERSION",
@@ -54,6 +55,7 @@ __all__ = [
     "render_group",
     "revision",
     "spec_hash",
+    "volume",
     "wanted_pin",
 ]
 

@@ -26,7 +26,10 @@ MADE_FROM: Final = f"{GROUP}/made-from"
 SOURCE: Final = f"{GROUP}/source"
 """Annotation of volume and Job, for people: the name is a hash."""
 COMPONENT: Final = "weights"
+FETCHED: Final = ("hf://", "s3://", "oci://")
+"""Sources that are copied into a volume. The others are in one, or in the image, already."""
 
+_PREFIX: Final = "weights-"
 _ATTEMPTS: Final = 5
 _TTL: Final = 600
 """Seconds that a Job stays after it has ended. One that failed is made again then."""
@@ -50,8 +53,14 @@ def key(deployment: ModelDeployment) -> str:
 
 
 def volume(deployment: ModelDeployment) -> WeightsVolume:
-    digest = hashlib.sha256(key(deployment).encode()).hexdigest()[:16]
-    return WeightsVolume(f"weights-{digest}", f"{MODELS}/{digest}")
+    model = deployment.spec.model
+    claim = volume_of(model.source, model.revision)
+    return WeightsVolume(claim, f"{MODELS}/{claim.removeprefix(_PREFIX)}")
+
+
+def volume_of(source: str, revision: str) -> str:
+    """Name of the claim that holds these weights."""
+    return _PREFIX + hashlib.sha256(f"{source}@{revision}".encode()).hexdigest()[:16]
 
 
 def render_claim(

@@ -11,9 +11,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from headwater import __version__
 from headwater.http.bodies import BodyBudget
 from headwater.http.descriptors import Descriptors
+from headwater.lag import LoopLag
 from headwater_router.dispatch.dispatcher import Dispatcher
 from headwater_router.endpoints.fleet import Fleet
-from headwater_router.gateway.lag import LoopLag
 from headwater_router.gateway.metrics import RouterMetrics
 from headwater_router.index import PrefixIndex
 

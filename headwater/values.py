@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, GetCoreSchemaHandler, GetJsonSch
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from headwater.quantities import AMOUNT
 from headwater.validation import found
 
 RULES: Final = "x-kubernetes-validations"
@@ -222,7 +223,7 @@ class _Amount:
 
     _FORM: Final = Form(
         "must be an amount such as 2, 500m or 16Gi",
-        r"([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?",
+        AMOUNT,
         longest=32,
     )
     _RULE: Final = Rule(_FORM.rule.message, f"type(self) == int ? self >= 0 : {_FORM.rule.cel}")

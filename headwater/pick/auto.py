@@ -5,9 +5,9 @@ excluded for its memory, and traffic is taken for plain unless the resource show
 prefixes that come again, the `session` policy for conversations. The `prefix` policy says nothing, being the default.
 """
 
-import re
 from typing import Any, Final
 
+from headwater import quantities
 from headwater.pick.capabilities import BackendName
 from headwater.pick.ranking import HEAVY_SHARE, HEAVY_TOKENS, loads, rank
 from headwater.pick.workload import MAX_GPUS, Workload
@@ -67,5 +67,7 @@ def _accelerators(spec: Spec) -> tuple[str, int]:
 
 def _count(quantity: Any) -> int:
     """Of a Kubernetes quantity; one where it cannot be read, since something was asked for."""
-    text = str(quantity).strip()
-    return int(text) if re.fullmatch(r"\d{1,9}", text, re.ASCII) else 1
+    try:
+        return int(quantities.parse(quantity))
+    except ValueError:
+        return 1

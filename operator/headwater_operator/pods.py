@@ -1,7 +1,9 @@
 """What a Pod's status says about an engine: whether it answers, and if not, why, in words that help."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from headwater.kubernetes import CONTAINER, LABEL_GROUP, LABEL_REVISION
@@ -14,6 +16,11 @@ _CROWDED: Final = ("Insufficient", "Too many pods", "free ports", "anti-affinity
 
 _HELPLESS: Final = ("Preemption is not helpful", "No preemption victims")
 """What it says of nodes where no end of another pod would help, as they are too small; and of all others."""
+
+_STEADY: Final = timedelta(minutes=10)
+"""For so long nothing must have ended for a crash loop to be over: one that runs for minutes between looks healthy."""
+_NO_CLAIM: Final = re.compile(r'persistentvolumeclaim "([^"]+)" not found')
+"""The scheduler's words."""
 
 _WAITING: Final = {
     "ErrImagePull": ("ImagePullFailed", "check spec.backend.image and version, and the nodes' access to it"),
@@ -34,6 +41,14 @@ class Problem:
     reason: str
     """CamelCase, for a condition."""
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """The last of several of a container."""
+
+    at: datetime
+    problem: Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +75,13 @@ class EnginePod:
     restarts: int
     address: str | None
     problem: Problem | None
+    waits_since: datetime | None
+    """Since when it has a node, where none of its containers has begun."""
+    died: "Death | None"
+
+    def unsteady(self, now: datetime) -> float:
+        """Seconds for which a crash loop is still to be told of, though it runs at this moment."""
+        return max((self.died.at + _STEADY - now).total_seconds(), 0.0) if self.died else 0.0
 
     @property
     def lacks_room(self) -> bool:
@@ -94,7 +116,9 @@ class EnginePod:
             running="running" in (engine.get("state") or {}),
             restarts=sum(each.get("restartCount", 0) for each in containers),
             address=status.get("podIP"),
-            problem=_problem(status),
+            problem=_problem(status) or _missing_claim(scheduled),
+            waits_since=_waits_since(metadata, status, scheduled),
+            died=_last_death(containers),
         )
 
 
@@ -119,14 +143,43 @@ def _problem(status: dict[str, Any]) -> Problem | None:
     return None
 
 
+def _missing_claim(scheduled: dict[str, Any]) -> Problem | None:
+    found = _NO_CLAIM.search(scheduled.get("message") or "") if scheduled.get("status") == "False" else None
+    if found is None:
+        return None
+    advice = "create it, or mend its name in spec.model.source or spec.template"
+    return Problem("VolumeMissing", f"there is no PersistentVolumeClaim {found[1]} in this namespace; {advice}")
+
+
 def _crash(container: dict[str, Any]) -> Problem:
     ended = (container.get("lastState") or {}).get("terminated") or {}
+    times = f"has ended {count} times" if (count := container.get("restartCount", 0)) > 1 else "ends again and again"
     if ended.get("reason") == "OOMKilled":
         advice = "raise resources.limits.memory, or lower spec.context.maxTokens"
-        return Problem("OutOfMemory", f"container {container['name']} was killed for its memory; {advice}")
+        return Problem("OutOfMemory", f"container {container['name']} {times}, last killed for its memory; {advice}")
     said = f": {ended['message'].strip()}" if ended.get("message") else ""
     return Problem(
         "CrashLoop",
-        f"container {container['name']} ends again and again, last with exit code {ended.get('exitCode')}{said}; "
+        f"container {container['name']} {times}, last with exit code {ended.get('exitCode')}{said}; "
         "kubectl logs --previous shows why",
     )
+
+
+def _last_death(containers: Sequence[dict[str, Any]]) -> Death | None:
+    """One may happen to everybody."""
+    deaths = []
+    for each in containers:
+        ended = (each.get("lastState") or {}).get("terminated") or {}
+        if each.get("restartCount", 0) > 1 and ended.get("finishedAt"):
+            deaths.append(Death(parse_time(ended["finishedAt"]), _crash(each)))
+    return max(deaths, key=lambda death: death.at, default=None)
+
+
+def _waits_since(metadata: Object, status: dict[str, Any], scheduled: dict[str, Any]) -> datetime | None:
+    begun = any(
+        each.get("restartCount") or (each.get("state") or {}).keys() & {"running", "terminated"}
+        for each in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
+    )
+    if scheduled.get("status") != "True" or begun:
+        return None
+    return parse_time(scheduled.get("lastTransitionTime") or metadata["creationTimestamp"])

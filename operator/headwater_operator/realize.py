@@ -45,7 +45,9 @@ from headwater_operator.preparing import NotPreparedError, Preparing
 from headwater_operator.queue import Key
 from headwater_operator.render import Context, Pin
 from headwater_operator.scaling import Scaling
+from headwater_operator.starting import Starting
 from headwater_operator.store import Store
+from headwater_operator.trial import Trial
 
 log = structlog.get_logger(__name__)
 
@@ -77,6 +79,8 @@ class Realizer:
         self._adapting = adapting
         self._keys = keys
         self._endings = rollout.Endings()
+        self._starting = Starting(cluster)
+        self._trial = Trial(cluster)
         self._claims = render.ClaimDefaults.of(settings)
         self._access = render.Access.of(settings)
 
@@ -97,7 +101,7 @@ class Realizer:
         revision = render.revision(look.deployment, pin)
         situation.revision, situation.backend, situation.render_version = revision, pin.backend, pin.render_version
         self._count(look, workloads)
-        situation.problem = _worst(look.pods, revision, workloads)
+        situation.problem = await self._problem(look, workloads)
         context = Context(
             namespace=look.key.namespace,
             uid=look.uid,
@@ -115,6 +119,7 @@ class Realizer:
             context = dataclasses.replace(context, build_claim=await self._preparing.build(look, context))
         except NotPreparedError:
             await self._scale_what_runs(look, workloads, decision)
+            await self._trial.run(look, context)
             raise
         await self._put_key(look, context, workloads)
         situation.paused = spec.rollout.paused
@@ -132,6 +137,8 @@ class Realizer:
         self._scaling.forget(key)
         self._adapting.forget(key)
         self._endings.forget(key)
+        self._starting.forget(key)
+        self._trial.forget(key)
 
     # What there is
 
@@ -178,13 +185,27 @@ class Realizer:
             it.total = len(pods)
             it.updated = sum(pod.revision == it.revision for pod in pods)
             it.ready = sum(pod.ready for pod in pods)
-            it.ready_updated = sum(pod.ready and pod.revision == it.revision for pod in pods)
+            current = [pod for pod in pods if pod.revision == it.revision]
+            it.ready_updated = sum(pod.ready and not pod.unsteady(look.now) for pod in current)
         else:
             found = groups.gather([each for each in workloads if each["kind"] == STATEFUL_SET.name], look.pods)
             it.total = len(found)
             it.updated = sum(group.revision == it.revision for group in found)
             it.ready = sum(group.ready for group in found)
             it.ready_updated = sum(group.ready and group.revision == it.revision for group in found)
+
+    async def _problem(self, look: Look, workloads: Sequence[Object]) -> Problem | None:
+        """Of the current revision: what old pods suffer from is about to pass."""
+        revision = look.situation.revision
+        pods = [pod for pod in look.pods if pod.revision == revision and not pod.terminating]
+        for left in filter(None, (pod.unsteady(look.now) for pod in pods)):
+            look.look_again(left)
+        return (
+            next((pod.problem for pod in pods if pod.problem), None)
+            or next((pod.died.problem for pod in pods if pod.died and pod.unsteady(look.now)), None)
+            or await self._starting.problem(look, pods)
+            or next(filter(None, (_of_workload(each, pods) for each in workloads)), None)
+        )
 
     async def _put_key(self, look: Look, context: Context, workloads: Sequence[Object]) -> None:
         """Before the first pods that need it, and again where pods say that it is gone: nobody watches Secrets."""
@@ -342,21 +363,15 @@ def _autoscaler_owns(workload: Object) -> bool:
     return any(each.get("manager") == AUTOSCALER for each in fields)
 
 
-def _worst(pods: Sequence[EnginePod], revision: str, workloads: Sequence[Object]) -> Problem | None:
-    """Of the current revision: what old pods suffer from is about to pass."""
-    found = next(
-        (pod.problem for pod in pods if pod.problem and pod.revision == revision and not pod.terminating), None
-    )
-    return found or next(filter(None, map(_of_workload, workloads)), None)
-
-
-def _of_workload(workload: Object) -> Problem | None:
-    """What the Deployment's controller says of pods that are not there."""
+def _of_workload(workload: Object, pods: Sequence[EnginePod]) -> Problem | None:
+    """What the Deployment's controller says of pods that are not there, or not ready. `pods`: of this revision."""
     for condition in (workload.get("status") or {}).get("conditions") or []:
         match condition["type"], condition["status"], condition.get("reason"):
             case "ReplicaFailure", "True", _:
                 return Problem("PodsRefused", f"the API server takes no pods: {condition.get('message')}")
             case "Progressing", "False", "ProgressDeadlineExceeded":
+                if unplaced := next((pod for pod in pods if pod.unschedulable), None):
+                    return Problem("Unschedulable", f"no node takes pod {unplaced.name}: {unplaced.unschedulable}")
                 return Problem(
                     "LoadTimeout",
                     "no new replica got ready within spec.loadTimeout; the old ones go on. kubectl logs of the new "

@@ -330,7 +330,7 @@ def _default(manifest: Object) -> None:
         case "PersistentVolumeClaim" if spec is not None:
             spec.setdefault("storageClassName", "standard")
             manifest.setdefault("status", {"phase": "Pending"})
-    for container in _containers(spec or {}):
+    for container in _containers(spec or {}) if manifest["kind"] != "ModelDeployment" else ():
         container.setdefault("imagePullPolicy", "IfNotPresent")
         for amounts in (container.get("resources") or {}).values():
             for name, amount in amounts.items():

@@ -1,13 +1,13 @@
 """A pod that will not come up by itself is told, with what to do about it; one that only takes its time is not."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from headwater_operator.kinds import Object
 from headwater_operator.pods import EnginePod, Problem, finished, parse_time
-from tests.operator.objects import NOW, ago, container, pod
+from tests.operator.objects import NOW, ago, container, pod, written
 
 PULLED = 'Back-off pulling image "registry.example/vllm:v9": not found'
 NO_SECRET = 'secret "hub-token" not found'
@@ -37,7 +37,7 @@ def waiting(reason: str, message: str | None = None, **more: Any) -> Object:
         (
             waiting("CrashLoopBackOff", "back-off 5m0s", restarts=4, last=BAD_FLAG),
             "CrashLoop",
-            ["exit code 2", "unrecognized arguments: --tensor;", "kubectl logs --previous"],
+            ["has ended 4 times", "exit code 2", "unrecognized arguments: --tensor;", "kubectl logs --previous"],
         ),
         (waiting("CrashLoopBackOff", last={"exitCode": 1}), "CrashLoop", ["exit code 1;"]),
         (
@@ -159,3 +159,50 @@ def test_what_a_group_goes_by() -> None:
 @pytest.mark.parametrize("text", ["2026-11-02T12:00:00Z", "2026-11-02T12:00:00.000000Z", "2026-11-02T13:00:00+01:00"])
 def test_times_are_read_as_kubernetes_writes_them(text: str) -> None:
     assert parse_time(text) == datetime(2026, 11, 2, 12, tzinfo=UTC)
+
+
+# A crash loop
+
+ENDED = {"exitCode": 3, "reason": "Error", "message": "boom \U0001f4a5", "finishedAt": written(ago(60))}
+
+
+def test_one_that_has_ended_twice_is_a_crash_loop_until_it_has_run_for_ten_minutes() -> None:
+    seen = EnginePod.of(pod(ready=True, containers=[container(running={}, restarts=2, last=ENDED)]))
+    assert seen.problem is None and seen.died is not None
+    assert (seen.died.problem.reason, seen.died.at) == ("CrashLoop", ago(60))
+    assert "has ended 2 times" in seen.died.problem.message and "boom \U0001f4a5" in seen.died.problem.message
+    assert seen.unsteady(NOW) == 540
+    assert seen.unsteady(NOW + timedelta(seconds=540)) == 0
+
+
+@pytest.mark.parametrize(
+    "containers",
+    [
+        [container(running={}, restarts=1, last=ENDED)],
+        [container(running={}, restarts=5, last={"exitCode": 3})],
+        [container(running={})],
+        [],
+    ],
+)
+def test_a_single_end_is_no_crash_loop_and_one_of_no_known_time_is_not_told_for_ever(containers: list[Object]) -> None:
+    assert EnginePod.of(pod(containers=containers)).unsteady(NOW) == 0
+
+
+# Pods that do not start
+
+
+def test_since_when_a_pod_waits_for_its_node_is_known() -> None:
+    creating = pod(containers=[waiting("ContainerCreating")], created=ago(500))
+    assert EnginePod.of(creating).waits_since == ago(500)
+    creating["status"]["conditions"][0]["lastTransitionTime"] = written(ago(70))
+    assert EnginePod.of(creating).waits_since == ago(70)
+    assert EnginePod.of(pod(unschedulable="no room")).waits_since is None
+    for begun in (container(running={}), container(restarts=1, waiting={}), container(terminated={"exitCode": 0})):
+        assert EnginePod.of(pod(init_containers=[begun], containers=[waiting("PodInitializing")])).waits_since is None
+
+
+def test_a_claim_that_is_not_there_is_told_with_its_name() -> None:
+    said = '0/3 nodes are available: persistentvolumeclaim "models" not found. preemption: 0/3 nodes are available'
+    found = EnginePod.of(pod(unschedulable=said)).problem
+    assert found is not None and found.reason == "VolumeMissing"
+    assert "models" in found.message and "spec.model.source" in found.message

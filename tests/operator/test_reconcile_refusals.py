@@ -250,3 +250,87 @@ async def test_what_old_pods_suffer_from_is_no_problem_of_the_new(world: World) 
     world.edit(context={"maxTokens": 64})
     await world.look()
     assert world.condition("Degraded")[0] == "False", "the change may be the cure"
+
+
+async def test_a_crash_loop_is_degraded_until_ten_minutes_without_a_restart(world: World) -> None:
+    world.create()
+    await world.settle()
+    for count in range(2, 5):
+        world.clock.passed += 100
+        ended = {"exitCode": 1, "message": "cannot allocate", "finishedAt": world.clock.now().isoformat()}
+        crash = {"name": "engine", "restartCount": count, "state": {"running": {}}, "lastState": {"terminated": ended}}
+        (pod,) = world.kube.pods()
+        world.cluster.merge("Pod", pod["metadata"]["name"], {"status": {"containerStatuses": [crash]}})
+        await world.settle()
+        assert world.condition("Degraded") == ("True", "CrashLoop"), "though it is ready at this moment"
+        assert f"has ended {count} times" in world.message("Degraded")
+        assert "cannot allocate" in world.message("Degraded")
+        assert world.condition("Ready") == ("False", "CrashLoop")
+    assert world.events().count(("Warning", "CrashLoop")) == 1
+    assert world.status()["readyReplicas"] == 1, "it does get requests"
+    world.clock.passed += 590
+    again = await world.look()
+    assert again == 10
+    assert world.condition("Degraded") == ("True", "CrashLoop")
+    world.clock.passed += 10
+    await world.settle()
+    assert world.condition("Degraded") == ("False", "AsExpected")
+    assert world.condition("Ready") == ("True", "ReplicasReady")
+
+
+async def test_a_pod_that_no_node_takes_is_told_in_the_schedulers_words_and_not_as_slow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(monkeypatch, slots=0)
+    world.create()
+    await world.settle()
+    late = condition(type="Progressing", status="False", reason="ProgressDeadlineExceeded")
+    world.cluster.merge("Deployment", "m", late)
+    await world.settle()
+    assert world.condition("Degraded") == ("True", "Unschedulable")
+    assert "Insufficient nvidia.com/gpu" in world.message("Degraded")
+    assert "loadTimeout" not in world.message("Degraded")
+
+
+# What is said of a template
+
+
+async def test_a_typo_in_the_template_is_told_before_the_weights_are_there(world: World) -> None:
+    refuse(world, "try", "Deployment", 500, TYPO)
+    world.create(source="hf://owner/model", template={"spec": {"nodeSelektor": {"a": "b"}}})
+    await world.look()
+    await world.look()
+    assert world.condition("Degraded") == ("True", "Refused")
+    assert "nodeSelektor" in world.message("Degraded")
+    assert world.cluster.all("Job"), "the weights come all the same"
+    world.cluster.refuses = lambda call: None
+    world.edit(template=None)
+    await world.settle()
+    assert world.condition("Degraded") == ("False", "AsExpected")
+    assert world.condition("Ready") == ("False", "Downloading")
+    await world.at_rest()
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ({"containers": [{"name": "vllm", "env": []}]}, "the server's container is called `engine`"),
+        ({"containers": [{"name": "engine"}, {"resources": {}}]}, "has no image"),
+        ({"containers": ["engine"]}, "must hold maps"),
+        ({"volumes": [7]}, "must hold maps"),
+    ],
+)
+async def test_a_template_that_cannot_be_merged_is_told_with_its_field(
+    world: World, template: Object, words: str
+) -> None:
+    world.create(template={"spec": template})
+    await world.settle()
+    assert world.condition("Degraded") == ("True", "Unsupported")
+    assert words in world.message("Degraded") and "spec.template" in world.message("Degraded")
+
+
+@pytest.mark.parametrize("cpu", ["1k", "1e99999999", "2.5", ".5", "100u", 3])
+async def test_every_amount_of_cores_that_kubernetes_takes_is_rendered(world: World, cpu: Any) -> None:
+    world.create(resources={"limits": {"cpu": cpu}})
+    await world.settle()
+    assert world.condition("Ready") == ("True", "ReplicasReady")

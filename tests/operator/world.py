@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from headwater.kubernetes import HTTP_PORT, LABEL_MANAGED_BY, MANAGED_BY
-from headwater_operator import adapting, main, reconcile, scaling
+from headwater_operator import adapting, events, main, reconcile, scaling
 from headwater_operator.config import OperatorSettings
 from headwater_operator.gateway import DeploymentLoad, RouterPage, combine
 from headwater_operator.kinds import CHILDREN, Object, labels_of
@@ -44,7 +44,8 @@ class Clock:
 class World:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, slots: int = 1000, **settings: Any) -> None:
         self.clock = Clock()
-        monkeypatch.setattr(reconcile, "datetime", self.clock)
+        for module in (reconcile, events):
+            monkeypatch.setattr(module, "datetime", self.clock)
         for module in (scaling, adapting):
             monkeypatch.setattr(module, "time", SimpleNamespace(time=self.clock.time, monotonic=self.clock.monotonic))
         self.cluster = FakeCluster()
@@ -182,9 +183,9 @@ class World:
         return next(str(each["message"]) for each in self.status(name)["conditions"] if each["type"] == kind)
 
     def events(self) -> list[tuple[str, str]]:
-        """Type and reason, in the order in which they were written."""
+        """Type and reason, as often as they were told, in the order in which they were told last."""
         found = sorted(self.cluster.all("Event"), key=lambda each: int(each["metadata"]["resourceVersion"]))
-        return [(each["type"], each["reason"]) for each in found]
+        return [(each["type"], each["reason"]) for each in found for _ in range(each["count"])]
 
     def _answer(self, request: httpx.Request) -> httpx.Response:
         assert request.url.port == HTTP_PORT

@@ -11,6 +11,8 @@ from headwater_operator.render.versions import pod_template
 _DEADLINE_MARGIN = 600
 """Seconds beyond the load timeout: for the image, and for a node to come."""
 _HISTORY = 3
+_MIN_READY = 10
+"""Seconds that a new pod must have been ready before an old one goes: it may die of its first request."""
 
 
 def selector(deployment: ModelDeployment) -> dict[str, str]:
@@ -33,7 +35,7 @@ def deployment(resource: ModelDeployment, context: Context) -> Manifest:
             "rollingUpdate": {"maxSurge": int(surge), "maxUnavailable": int(not surge)},
         },
         "progressDeadlineSeconds": math.ceil(resource.spec.load_timeout.total_seconds()) + _DEADLINE_MARGIN,
-        "minReadySeconds": 0,
+        "minReadySeconds": _MIN_READY,
         "revisionHistoryLimit": _HISTORY,
         "paused": context.paused,
         "template": pod_template(resource, context),

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any, Final
 
+from headwater import quantities
 from headwater.backends.base import ADMIN_KEY, GROUP_RANK, Backend, Device, Launch, Pod
 from headwater.kubernetes import (
     ADMIN_SECRET_KEY,
@@ -213,9 +214,7 @@ def _cores(resources: Mapping[str, Any]) -> int | None:
     limit = resources.get("limits", {}).get("cpu")
     if limit is None:
         return None
-    text = str(limit)
-    cores = float(text.removesuffix("m")) / 1000 if text.endswith("m") else float(text)
-    return max(1, int(cores))
+    return max(1, int(quantities.parse(limit)))
 
 
 def _ports(context: Context) -> list[Manifest]:

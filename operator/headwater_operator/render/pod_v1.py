@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any, Final
 
+from headwater import quantities
 from headwater.backends.base import GROUP_RANK, Backend, Launch, Pod
 from headwater.kubernetes import (
     CONTAINER,
@@ -190,9 +191,7 @@ def _cores(resources: Mapping[str, Any]) -> int | None:
     limit = resources.get("limits", {}).get("cpu")
     if limit is None:
         return None
-    text = str(limit)
-    cores = float(text.removesuffix("m")) / 1000 if text.endswith("m") else float(text)
-    return max(1, int(cores))
+    return max(1, int(quantities.parse(limit)))
 
 
 def _ports(backend: Backend) -> list[Manifest]:

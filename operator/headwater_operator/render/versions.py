@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from headwater.kubernetes import LABEL_COMPONENT, LABEL_DEPLOYMENT, LABEL_MANAGED_BY
+from headwater.kubernetes import CONTAINER, LABEL_COMPONENT, LABEL_DEPLOYMENT, LABEL_MANAGED_BY
 from headwater.resource import ModelDeployment, ResourceError
 from headwater_operator.render import pod, pod_v1, pod_v2
 from headwater_operator.render.context import Context, Manifest
@@ -23,9 +23,25 @@ def pod_template(deployment: ModelDeployment, context: Context, group: int | Non
             f"{max(RENDERERS)}: run the newer operator, or change the spec to have them made anew"
         )
     rendered = RENDERERS[version](deployment, context, group)
-    merged: Manifest = merge(rendered, deployment.spec.template)
+    merged = _merged(rendered, deployment)
     own = {name: value for name, value in rendered["metadata"]["labels"].items() if _is_ours(name)}
     merged.setdefault("metadata", {}).setdefault("labels", {}).update(own)  # the selectors depend on them
+    return merged
+
+
+def _merged(rendered: Manifest, deployment: ModelDeployment) -> Manifest:
+    """Raises ResourceError for a template that cannot be one: the API server could only say that of all of the pod."""
+    try:
+        merged: Manifest = merge(rendered, deployment.spec.template)
+    except (AttributeError, TypeError):
+        raise ResourceError("spec.template: a list of named things, such as containers, must hold maps") from None
+    containers = merged["spec"].get("containers")
+    for each in containers if isinstance(containers, list) else []:
+        if "image" not in each:
+            raise ResourceError(
+                f"spec.template.spec.containers: {each.get('name')!r} has no image; the server's container is called "
+                f"`{CONTAINER}`, and what is meant for it must say so"
+            )
     return merged
 
 

@@ -61,6 +61,7 @@ EVERYTHING: Object = {
     "redis": {"enabled": True},
     "networkPolicy": {"enabled": True, "from": [{"namespaceSelector": {}}]},
     "dashboard": {"enabled": True},
+    "policy": {"enabled": True, "images": ["registry.example.com/team/"]},
 }
 VALUES: dict[str, Object] = {
     "defaults": {},
@@ -141,6 +142,7 @@ def test_helm_lint_finds_nothing(name: str) -> None:
         ({"ingress": {"enabled": True, "hosts": ["https://a.example.com"]}}, "at '/ingress/hosts/0'"),
         ({"httpRoute": {"enabled": True}}, "at '/httpRoute/parentRefs': minItems: got 0, want 1"),
         ({"monitoring": {"kind": "Probe"}}, "must be one of 'PodMonitor', 'ServiceMonitor'"),
+        ({"policy": {"images": ["registry.example.com/team"]}}, "at '/policy/images/0'"),
         ({"imagePullPolicy": "Sometimes"}, "must be one of 'Always', 'IfNotPresent', 'Never'"),
     ],
 )
@@ -163,6 +165,97 @@ def test_routers_are_told_of_redis(redis: Object, variable: Object) -> None:
     variables = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
     told = [each for each in variables if each["name"] == "HEADWATER_ROUTER_REDIS_URL"]
     assert told == ([{"name": "HEADWATER_ROUTER_REDIS_URL", **variable}] if variable else [])
+
+
+def test_a_route_of_the_gateway_api_cuts_no_stream() -> None:
+    rendered = helm(
+        *("template", "headwater", str(CHART), "--show-only=templates/entry.yaml"), values=VALUES["gateway API"]
+    )
+    route = next(each for each in yaml.safe_load_all(rendered) if each and each["kind"] == "HTTPRoute")
+    assert [rule["timeouts"]["request"] for rule in route["spec"]["rules"]] == ["0s"]
+
+
+# Who may do what
+
+
+@pytest.fixture
+def roles(namespace: str) -> Iterator[str]:
+    """Service accounts that have view and edit, as people would, in a namespace."""
+    rendered = helm(
+        *("template", "tenants", str(CHART), "--namespace", namespace, "--show-only=templates/user-roles.yaml")
+    )
+    kubectl("apply", "--server-side", "-f", "-", input=rendered)
+    for role in ("view", "edit"):
+        kubectl("create", "serviceaccount", role, "-n", namespace)
+        kubectl("create", "rolebinding", role, "-n", namespace, f"--clusterrole={role}",
+                f"--serviceaccount={namespace}:{role}")  # fmt: skip
+    yield namespace
+    kubectl("delete", "-f", "-", "--wait=false", input=rendered)
+
+
+def may(account: str, verb: str, what: str, namespace: str) -> bool:
+    command = ["kubectl", "auth", "can-i", verb, what, "-n", namespace]
+    command += ["--as", f"system:serviceaccount:{namespace}:{account}"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() == "yes"
+
+
+def test_who_may_view_or_edit_a_namespace_may_do_that_with_its_model_deployments(roles: str) -> None:
+    kind = "modeldeployments.headwater.dev"
+    eventually("the roles are aggregated", lambda: may("edit", "create", kind, roles), timeout=30)
+    assert may("edit", "get", kind, roles) and may("edit", "patch", f"{kind}/scale", roles)
+    assert may("view", "list", kind, roles) and not may("view", "create", kind, roles)
+    assert not may("edit", "patch", f"{kind}/status", roles), "names are kept there"
+
+
+HOST_PATH = {"volumes": [{"name": "root", "hostPath": {"path": "/"}}]}
+PRIVILEGED = {"containers": [{"name": "engine", "securityContext": {"privileged": True}}]}
+FORBIDDEN: list[tuple[Object, str]] = [
+    ({"template": {"spec": {"hostNetwork": True}}}, "may not share the node's network"),
+    ({"template": {"spec": HOST_PATH}}, "may not mount folders of the node"),
+    ({"template": {"spec": {"containers": [{"name": "engine", "ports": [{"hostPort": 80}]}]}}}, "ports of the node"),
+    ({"template": {"spec": PRIVILEGED}}, "may gain no privileges"),
+    ({"template": {"spec": {"serviceAccountName": "admin"}}}, "no service account but default"),
+    ({"template": {"spec": {"automountServiceAccountToken": True}}}, "no token of a service account"),
+    ({"template": {"spec": {"volumes": "all"}}}, "tenants"),
+    ({"backend": {"image": "elsewhere.example.com/engine:1"}}, "images have to begin with one of"),
+    ({"template": {"spec": {"initContainers": [{"name": "i", "image": "busybox"}]}}}, "images have to begin with"),
+]
+ALLOWED: list[Object] = [
+    {},
+    {"backend": {"image": "registry.example.com/team/engine:1"}},
+    {"template": {"metadata": {"labels": {"team": "a"}}, "spec": {"nodeSelector": {"gpu": "h100"}}}},
+    {"template": {"spec": {"serviceAccountName": None, "containers": [{"name": "engine", "resources": {}}]}}},
+]
+
+
+def test_the_policy_refuses_what_a_tenant_may_not_ask_for_and_nothing_else(namespace: str) -> None:
+    values = {
+        "policy": {"enabled": True, "images": ["registry.example.com/team/"]},
+        "operator": {"namespaces": [namespace]},
+    }
+    rendered = helm(
+        *("template", "tenants", str(CHART), "--namespace", namespace, "--show-only=templates/policy.yaml"),
+        values=values,
+    )
+    kubectl("apply", "--server-side", "-f", "-", input=rendered)
+    try:
+        eventually("the policy is in force", lambda: "node's network" in asked(FORBIDDEN[0][0], namespace), timeout=60)
+        for spec, words in FORBIDDEN:
+            assert words in asked(spec, namespace), spec
+        for spec in ALLOWED:
+            assert asked(spec, namespace) == "", spec
+    finally:
+        kubectl("delete", "-f", "-", "--wait=false", input=rendered)
+
+
+def asked(spec: Object, namespace: str) -> str:
+    """What is said against a ModelDeployment of this spec; nothing if it is taken."""
+    wanted = model("tenant", namespace) | {"spec": {"model": {"source": "hf://owner/model"}, **spec}}
+    try:
+        apply(wanted, dry_run=True)
+    except CommandError as error:
+        return str(error)
+    return ""
 
 
 # What the API server says
@@ -234,8 +327,10 @@ def test_nobody_gets_secrets_of_others_or_exec_or_anything_at_all_of_everything(
             if "secrets" in asked:
                 own = rule["verbs"] == ["get"] and rule.get("resourceNames") == ["headwater-operator-key"]
                 assert own or rule["verbs"] == ["create"], rule
+        if name == "namespaced" and each is not None and each["kind"] == "ClusterRole":
+            assert any("aggregate-to" in label for label in each["metadata"]["labels"]), "people's, and no program's"
         if name == "namespaced":
-            assert each is None or each["kind"] not in ("ClusterRole", "ClusterRoleBinding")
+            assert each is None or each["kind"] != "ClusterRoleBinding"
 
 
 # What stays

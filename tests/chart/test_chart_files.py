@@ -135,3 +135,26 @@ def test_the_alerts_ask_for_metrics_that_there_are() -> None:
     assert not unknown, f"rules.yaml asks for {sorted(unknown)}, which there is not"
     documented = set(re.findall(r"^\| (Headwater\w+) \|", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE))
     assert documented == {rule["alert"] for rule in rules}
+
+
+# Tenants
+
+
+def section(page: str, heading: str) -> str:
+    return (ROOT / "docs" / page).read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+
+
+def test_the_policy_looks_at_all_that_the_docs_say_it_refuses() -> None:
+    """e2e/test_chart.py tries it on an API server."""
+    policy = (CHART / "templates" / "policy.yaml").read_text()
+    table = [line for line in section("security.md", "Teams on one cluster").splitlines() if line.startswith("| ")][1:]
+    named = {word.partition(":")[0] for line in table for word in re.findall(r"`([A-Za-z]+)[`:]", line)} - {"default"}
+    assert {"hostNetwork", "hostPath", "serviceAccountName", "privileged"} <= named
+    assert not {field for field in named if field not in policy}
+
+
+def test_people_get_no_right_that_only_the_operator_may_have() -> None:
+    roles = (CHART / "templates" / "user-roles.yaml").read_text()
+    edit = roles.partition("-edit\n")[2]
+    assert "aggregate-to-view" in roles and "aggregate-to-edit" in edit and "aggregate-to-admin" in edit
+    assert "modeldeployments/status" not in edit, "names are kept there"

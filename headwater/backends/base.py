@@ -44,8 +44,12 @@ class LoadMetrics:
     """0 to 1."""
     total_blocks: tuple[Reading, ...] = ()
     """KV blocks, used or not."""
+    total_tokens: tuple[Reading, ...] = ()
+    """Tokens in all of them, where they are not told in blocks."""
     block_size: tuple[Reading, ...] = ()
     """Tokens in one of them."""
+    of_all: tuple[tuple[str, str], ...] = ()
+    """Labels by which a server tells a number once more for a part of it, and what they say of the whole."""
     rank: str | None = None
     """The label that tells which data-parallel engine a sample is of."""
 

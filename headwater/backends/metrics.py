@@ -37,13 +37,14 @@ class LoadReport:
 
 def read_load(page: str, metrics: LoadMetrics) -> LoadReport:
     """Find the metrics on the page. Raises ValueError for a page that is none."""
-    samples = _samples(page, metrics)
+    samples = [sample for sample in _samples(page, metrics) if _of_all(sample, metrics)]
+    block_size = _integer(_values(samples, metrics.block_size), max)
     return LoadReport(
         running=_integer(_values(samples, metrics.running), sum),
         waiting=_integer(_values(samples, metrics.waiting), sum),
         cache_usage=_mean(_values(samples, metrics.cache_usage)),
-        total_blocks=_integer(_values(samples, metrics.total_blocks), sum),
-        block_size=_integer(_values(samples, metrics.block_size), max),
+        total_blocks=_total_blocks(samples, metrics, block_size),
+        block_size=block_size,
         ranks=_ranks(samples, metrics.rank),
     )
 
@@ -51,7 +52,10 @@ def read_load(page: str, metrics: LoadMetrics) -> LoadReport:
 @cache
 def _beginnings(metrics: LoadMetrics) -> tuple[str, ...]:
     """Of the lines that matter."""
-    readings = (*metrics.running, *metrics.waiting, *metrics.cache_usage, *metrics.total_blocks, *metrics.block_size)
+    readings = (
+        *(*metrics.running, *metrics.waiting, *metrics.cache_usage),
+        *(*metrics.total_blocks, *metrics.total_tokens, *metrics.block_size),
+    )
     return tuple({reading.metric + end for reading in readings for end in ("{", " ")})
 
 
@@ -72,6 +76,17 @@ def _samples(page: str, metrics: LoadMetrics) -> list[Sample]:
 def _samples_of(line: str) -> tuple[Sample, ...]:
     """Most lines are what they were a second ago; the longest, with the configuration among its labels, always is."""
     return tuple(sample for family in text_string_to_metric_families(line) for sample in family.samples)
+
+
+def _of_all(sample: Sample, metrics: LoadMetrics) -> bool:
+    """Parts would be counted twice: in their own samples, and in that of the whole."""
+    return all(sample.labels.get(label, value) == value for label, value in metrics.of_all)
+
+
+def _total_blocks(samples: list[Sample], metrics: LoadMetrics, block_size: int | None) -> int | None:
+    blocks = _integer(_values(samples, metrics.total_blocks), sum)
+    tokens = _integer(_values(samples, metrics.total_tokens), sum)
+    return tokens // block_size if blocks is None and tokens is not None and block_size else blocks
 
 
 def _values(samples: list[Sample], readings: tuple[Reading, ...]) -> list[float]:

@@ -27,7 +27,12 @@ class SGLang(Backend):
         running=(Reading("sglang:num_running_reqs"),),
         waiting=(Reading("sglang:num_queue_reqs"),),
         cache_usage=(Reading("sglang:token_usage"),),
+        total_tokens=(Reading("sglang:max_total_num_tokens"),),
+        block_size=(Reading("sglang:page_size"),),
         rank="dp_rank",
+        # With --enable-priority-scheduling it tells numbers for each priority, too, and with
+        # --enable-metrics-for-all-schedulers for each of the ranks that share a layer or follow one another.
+        of_all=(("priority", ""), ("tp_rank", "0"), ("pp_rank", "0")),
     )
     image = "lmsysorg/sglang:v0.5.23"
     workers_answer_probes = True

@@ -13,7 +13,8 @@ from headwater.backends.metrics import LoadReport, read_load
 from headwater.openai.request import SamplingDefaults
 from headwater.resource import ModelDeployment, Sampling
 
-RECORDED = Path(__file__).parent.parent / "fixtures" / "vllm-0.32.0" / "metrics.txt"
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+RECORDED = FIXTURES / "vllm-0.32.0" / "metrics.txt"
 
 
 def deployment(source: str = "hf://owner/model", **spec) -> ModelDeployment:
@@ -238,6 +239,33 @@ def test_the_load_of_vllm_is_read_off_its_recorded_page():
     assert read_load(RECORDED.read_text(), backends.get("vllm").metrics) == LoadReport(
         running=0, waiting=0, cache_usage=0.0, total_blocks=728, block_size=128
     )
+
+
+def test_sglang_tells_its_capacity_in_tokens() -> None:
+    page = (FIXTURES / "sglang-0.5.23" / "metrics.txt").read_text()
+    assert read_load(page, backends.get("sglang").metrics) == LoadReport(
+        running=0, waiting=0, cache_usage=0.0, total_blocks=65536, block_size=1
+    )
+    in_pages = page.replace("page_size{", "page_size_of_another{") + 'sglang:page_size{tp_rank="0"} 16.0\n'
+    assert read_load(in_pages, backends.get("sglang").metrics).total_blocks == 4096
+
+
+def test_what_sglang_tells_by_priority_and_by_rank_is_counted_once() -> None:
+    """The lines that are cut in the recording are those of one moment; one request of two has a priority."""
+    recorded = (FIXTURES / "sglang-0.5.23" / "metrics_priority_scheduling.txt").read_text().replace("..", "")
+    moment = recorded.split("01:58:25")[1].split("headwater")[0]
+    assert moment.count("sglang:num_running_reqs") == 2
+    in_ranks = moment + moment.replace('tp_rank="0"', 'tp_rank="1"')
+    for page in (moment, in_ranks):
+        report = read_load(page, backends.get("sglang").metrics)
+        assert (report.running, report.waiting) == (1, 0)
+
+
+def test_before_its_first_request_tgi_tells_nothing_and_that_is_no_zero() -> None:
+    before = (FIXTURES / "tgi-3.3.7" / "metrics-before.txt").read_text()
+    assert read_load(before, backends.get("tgi").metrics) == LoadReport(None, None, None, None, None)
+    after = (FIXTURES / "tgi-3.3.7" / "metrics.txt").read_text()
+    assert read_load(after, backends.get("tgi").metrics) == LoadReport(0, 0, None, None, None)
 
 
 def test_older_names_of_a_metric_are_understood():

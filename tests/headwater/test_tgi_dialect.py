@@ -1,6 +1,7 @@
 """TGI's dialect: what it recorded as refused is written as it takes it, and its answers become what clients know."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,6 +15,8 @@ from headwater.backends.dialects.tgi import TGIDialect
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string"}}}
+
+FIXTURES = Path(__file__).parent.parent / "fixtures" / "tgi-3.3.7"
 
 
 def written(path: str, **members: Any) -> dict[str, Any]:
@@ -142,6 +145,29 @@ def test_a_stream_that_calls_a_tool_and_does_not_say_how_it_ends_is_ended() -> N
     it = translation()
     assert it.event(chunk(reason="stop", tool_calls=call))[0]["choices"][0]["finish_reason"] == "tool_calls"
     assert it.end() == []
+
+
+def test_the_id_of_a_call_is_told_once_in_a_stream() -> None:
+    """By what TGI recorded: clients put the pieces together, and would get an id of eleven zeros."""
+    recorded = (FIXTURES / "chat-tools-stream.txt").read_text()
+    events = [json.loads(line[6:]) for line in recorded.splitlines() if line.startswith("data: {")]
+    it = translation()
+    calls = [each["choices"][0]["delta"]["tool_calls"][0] for event in events for each in it.event(event)]
+    assert [call.get("id") for call in calls] == ["0"] + [None] * (len(events) - 1)
+    assert [call["function"].get("name") for call in calls] == ["get_weather"] + [None] * (len(events) - 1)
+    assert all("id" not in call and "name" not in call["function"] for call in calls[1:])
+    assert json.loads("".join(call["function"]["arguments"] for call in calls)) == {"city": "Paris"}
+
+
+def test_texts_that_go_on_have_no_reason_to_end() -> None:
+    """TGI says "" for it: what is held back of a stop string must wait on, and a broken stream must not look whole."""
+    it, said = translation("ab"), []
+    for text, reason in (("x a", ""), ("b", ""), (" y", "length")):
+        said += it.event({"choices": [{"index": 0, "text": text, "finish_reason": reason}]})
+    [*going_on, last] = [event["choices"][0] for event in said]
+    assert all(choice["finish_reason"] is None for choice in going_on)
+    assert "".join(choice["text"] for choice in going_on) == "x "
+    assert last["finish_reason"] == "length"
 
 
 TEXT = st.text("ab.", max_size=30)

@@ -75,6 +75,16 @@ async def test_a_stream_whose_first_words_are_held_back_has_its_head_before_it()
         assert "".join(each["choices"][0]["delta"]["content"] for each in said) == "fine!"
 
 
+async def test_a_text_that_breaks_off_is_not_whole() -> None:
+    """TGI has an empty reason in each event of a text that goes on, where others have null."""
+    piece = b'data: {"id":"","choices":[{"index":0,"text":"a","finish_reason":""}]}\n\n'
+    async with upstream() as engine, gateway(engine, backend="tgi") as router:
+        engine.answer = lambda exchange: exchange.whole(piece, 200, SSE)
+        answer = await router.post(b'{"model":"m","prompt":"a","stream":true}', "/v1/completions")
+        assert b'"error"' in answer.content
+        assert await router.metric('headwater_router_request_outcomes_total{model="m",outcome="lost"}') == 1
+
+
 async def test_what_it_cannot_do_is_a_400_that_was_not_sent() -> None:
     async with upstream() as one, upstream() as other, gateway(one, other, backend="tgi") as router:
         answer = await router.post(body(n=2))

@@ -12,6 +12,8 @@ from headwater_router.gateway.beginning import Beginning, Kind, fault_of
 from headwater_router.gateway.events import StreamReader, UsageFilter
 from headwater_router.gateway.usage import Usage, UsageFinder
 
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+
 
 def data(**fields: object) -> bytes:
     return b"data: " + json.dumps(fields).encode() + b"\n\n"
@@ -294,3 +296,13 @@ def test_to_hold_back_costs_by_bytes_however_a_stream_is_cut(size: int) -> None:
     told = b"".join(kept_back.feed(stream[start : start + size]) for start in range(0, len(stream), size))
     assert told + kept_back.end() == stream.replace(data(choices=[], usage={}), b"")
     assert Counted.searched < 12 * len(stream)
+
+
+def test_the_usage_of_a_response_tells_what_was_cached() -> None:
+    """Of the responses API, as SGLang recorded it, whole and in a stream."""
+    recorded = (FIXTURES / "sglang-0.5.23" / "responses.txt").read_bytes().strip().rpartition(b"\n\n")[2]
+    event = b'event: response.completed\ndata: {"type":"response.completed","response":' + recorded + b"}\n\n"
+    for answer in (recorded, event):
+        finder = UsageFinder()
+        finder.feed(answer)
+        assert finder.usage == Usage(31, 30, 2)

@@ -122,6 +122,8 @@ class _TGITranslation(Translation):
         """By choice, the end of its text, with which a stop string may begin."""
         self._called: set[int] = set()
         """Choices that call a tool, and have not ended."""
+        self._told: set[tuple[int, int]] = set()
+        """Calls, by choice and number, whose id and name were told."""
         self._last: dict[str, Any] = {}
 
     def document(self, said: Any) -> Any:
@@ -162,10 +164,13 @@ class _TGITranslation(Translation):
 
     def _says(self, choice: dict[str, Any]) -> bool:
         """Translate a choice of an event. Returns whether there is anything of it left."""
-        index, delta, reason = choice["index"], choice.get("delta"), choice.get("finish_reason")
+        # Of texts it says "" for as long as they go on, and not null.
+        index, delta, reason = choice["index"], choice.get("delta"), choice.get("finish_reason") or None
+        choice["finish_reason"] = reason
         part, field = (delta, "content") if isinstance(delta, dict) else (choice, "text")
         if calls := bool(part.get("tool_calls")):
             self._called.add(index)
+            _tell_once(self._told, index, part["tool_calls"])
         if isinstance(part.get(field), str) and self._stops:
             part[field], self._held[index] = self._cut(self._held.get(index, "") + part[field])
         if reason is not None:
@@ -184,6 +189,19 @@ class _TGITranslation(Translation):
             if any(stop.startswith(text[-size:]) for stop in self._stops):
                 return text[:-size], text[-size:]
         return text, ""
+
+
+def _tell_once(told: set[tuple[int, int]], choice: int, calls: Any) -> None:
+    """TGI says a call's id with each piece of its arguments; clients would put these together to one."""
+    for call in calls if isinstance(calls, list) else []:
+        if not isinstance(call, dict) or not isinstance(number := call.get("index"), int):
+            continue
+        if (choice, number) in told:
+            call.pop("id", None)
+            call.pop("type", None)
+            if isinstance(function := call.get("function"), dict) and function.get("name") is None:
+                function.pop("name", None)
+        told.add((choice, number))
 
 
 def _is_choice(each: Any) -> bool:

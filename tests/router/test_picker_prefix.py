@@ -266,3 +266,6 @@ def test_engines_reuse_whole_blocks_of_their_own_size() -> None:
     apply(index, pod.id, 0, BlockStored([1, 2], None, ids, 128, None, "GPU", None))
     chain = token_chain(token_root(), ids[:200], KEY_TOKENS)
     assert picker.pick(Prompt("m", [], 200, token_chain=chain), [pod], 0.0).predicted_cached_tokens == 128
+    # The last token is computed, and with it all of its block, though every token of the prompt is held.
+    whole = token_chain(token_root(), ids, KEY_TOKENS)
+    assert picker.pick(Prompt("m", [], 256, token_chain=whole), [pod], 0.0).predicted_cached_tokens == 128

@@ -318,9 +318,9 @@ class PrefixPicker:
         """Cached and expected tokens by what KV events tell, where they tell more, or all."""
         if not self._index.follows(target.id):
             return cached, expected
-        stored = depth * prompt.token_block_size
-        # Engines reuse whole blocks of their own size only. At least the last token is always computed.
-        stored = min(prompt.tokens - 1, stored - stored % (target.load.block_size or prompt.token_block_size))
+        # At least the last token is always computed, and engines reuse whole blocks of their own size only.
+        stored = min(prompt.tokens - 1, depth * prompt.token_block_size)
+        stored -= stored % (target.load.block_size or 1)
         return (stored, stored) if stored >= cached or self._index.complete(target.id) else (cached, expected)
 
     def _send(

@@ -79,6 +79,8 @@ class Pod:
     """Whether the container has the variable ADMIN_KEY."""
     replay_port: int | None = None
     """Where KV events are repeated for those who ask; further ranks as above. None: nowhere."""
+    views: bool = False
+    """Whether the server gets a view of a folder that it would not read rightly (`backends.views`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,22 @@
 """Text Generation Inference, version 3, as `text-generation-launcher`.
 
 It answers to any name: what is no name of an adapter is the model itself. It tells neither its KV use nor what tokens
-were cached.
+were cached. Folders are shown to it in the words of transformers 4.
 """
 
+import inspect
+import sys
+import tempfile
 from collections.abc import Mapping
 
 from headwater.backends.base import Backend, Launch, LoadMetrics, Pod, Reading, hub_name_or_path
 from headwater.backends.dialects.tgi import TGIDialect
+from headwater.backends.views import tgi as view
 from headwater.resource import Adapter, ModelDeployment
 
 _OVERLOADED = "Model is overloaded"
+_VIEW = "/tmp/view"
+"""In a pod, where all of that goes with it."""
 _CACHE_DTYPES = {"auto": "auto", "fp8": "fp8_e4m3fn"}
 
 
@@ -30,13 +36,22 @@ class TGI(Backend):
         if events is not None:
             raise self.unsupported(deployment, "spec.backend.type", "publishes no KV events")
         source = self.local_source(deployment, "hf://", "file://")
-        return self._serve(deployment, source, "127.0.0.1", port)
+        if source.startswith("hf://"):
+            return self._serve(deployment, source, "127.0.0.1", port)
+        folder = f"{tempfile.gettempdir()}/headwater-view-{port}"
+        writer = [sys.executable, "-m", view.__name__, source, folder]
+        return writer + self._serve(deployment, folder, "127.0.0.1", port)
 
     def environment(self, deployment: ModelDeployment) -> Mapping[str, str]:
         return self._adapters(deployment) | deployment.spec.backend.env
 
     def launch(self, deployment: ModelDeployment, pod: Pod) -> Launch:
-        argv = self._serve(deployment, pod.model, "0.0.0.0", pod.port)
+        if pod.views and pod.mounted:
+            # By the Python of the image, and not in a container before it, whose image would have to be pinned, too.
+            argv = ["python3", "-c", inspect.getsource(view), pod.model, _VIEW]
+            argv += self._serve(deployment, _VIEW, "0.0.0.0", pod.port)
+        else:
+            argv = self._serve(deployment, pod.model, "0.0.0.0", pod.port)
         # The image sets this one, which would win over HF_HOME, to a folder that is not ours to write to.
         cache = {"HUGGINGFACE_HUB_CACHE": "$(HF_HOME)/hub"}
         return Launch(argv, cache | self._adapters(deployment))

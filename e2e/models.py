@@ -46,7 +46,7 @@ def template() -> Object:
     packages = next((ROOT / ".venv" / "lib").glob("python3*/site-packages"))
     return {
         "spec": {
-            "volumes": [_host_path("checkout", ROOT), _host_path("packages", packages)],
+            "volumes": [host_path("checkout", ROOT), host_path("packages", packages)],
             "containers": [
                 {
                     "name": "engine",
@@ -61,5 +61,5 @@ def template() -> Object:
     }
 
 
-def _host_path(name: str, path: Path) -> Object:
+def host_path(name: str, path: Path) -> Object:
     return {"name": name, "hostPath": {"path": str(path), "type": "Directory"}}

@@ -18,8 +18,8 @@ from headwater_operator.config import KVEvents
 
 PIN_ANNOTATION: Final = "headwater.dev/pin"
 SPEC_HASH_ANNOTATION: Final = "headwater.dev/spec-hash"
-CURRENT_RENDER_VERSION: Final = 4
-_BUILD_VERSIONS: Final = {1: 1, 2: 1, 3: 1, 4: 1}
+CURRENT_RENDER_VERSION: Final = 5
+_BUILD_VERSIONS: Final = {1: 1, 2: 1, 3: 1, 4: 1, 5: 1}
 """By render version, which rules engines of TensorRT-LLM are built by: half an hour of a GPU for each new one."""
 
 _NOT_OF_PODS: Final = {"replicas", "autoscaling", "routing", "rollout", "weights"}
@@ -43,6 +43,11 @@ class Pin:
     def repeats_kv_events(self) -> bool:
         """Whether the server is told to repeat KV events for those who ask."""
         return self.render_version > 3 and self.publishes_kv_events and backends.get(self.backend).repeats_kv_events
+
+    @property
+    def shows_views(self) -> bool:
+        """Whether a server gets a view of a folder that it would not read rightly."""
+        return self.render_version > 4
 
     @property
     def asks_for_admin_key(self) -> bool:

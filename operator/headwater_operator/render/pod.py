@@ -1,4 +1,4 @@
-"""The template of an engine's pod: render versions 3 and 4, which differ in where KV events are repeated.
+"""The template of an engine's pod: render versions 3 to 5, which differ in what servers are told of KV events and views.
 
 A change that shows in any golden file restarts engines. Where it has to be, this file is kept as it is for those that
 run, and a copy of it becomes the next version: see docs/rendering.md.
@@ -202,6 +202,7 @@ def describe(deployment: ModelDeployment, context: Context, group: int | None = 
         engine=None if context.build_claim is None else storage.ENGINE,
         admin_key=context.pin.asks_for_admin_key,
         replay_port=REPLAY_PORT if context.pin.repeats_kv_events else None,
+        views=context.pin.shows_views,
     )
 
 

@@ -11,7 +11,13 @@ from headwater_operator.render.template import merge
 
 Renderer = Callable[[ModelDeployment, Context, int | None], Manifest]
 
-RENDERERS: Final[Mapping[int, Renderer]] = {1: pod_v1.template, 2: pod_v2.template, 3: pod.template, 4: pod.template}
+RENDERERS: Final[Mapping[int, Renderer]] = {
+    1: pod_v1.template,
+    2: pod_v2.template,
+    3: pod.template,
+    4: pod.template,
+    5: pod.template,
+}
 
 
 def pod_template(deployment: ModelDeployment, context: Context, group: int | None = None) -> Manifest:

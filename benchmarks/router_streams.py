@@ -47,7 +47,7 @@ def look(port: int, router: psutil.Process) -> Seen:
         lines = reply.read().decode().splitlines()
     in_flight, waiting = (
         int(sum(float(line.split()[-1]) for line in lines if line.startswith(f"headwater_router_{name}")))
-        for name in ("endpoint_in_flight", "connections_waiting")
+        for name in ("endpoint_in_flight", 'waiting{reason="no_connection"}')
     )
     return Seen(in_flight, waiting, router.num_fds(), resident_mib(router))
 

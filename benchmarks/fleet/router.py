@@ -13,12 +13,15 @@ from typing import Final
 from benchmarks.fleet.engine import End, Engine, Stay, TurnedDownError
 from benchmarks.fleet.memory import BYTES
 from benchmarks.fleet.requests import Request
+from headwater.http.descriptors import Descriptors
 from headwater.openai.errors import APIError
 from headwater.prefix import root_hash, text_chain
-from headwater_router.admission.hold import Hold
+from headwater_router.admission.ceiling import Report
+from headwater_router.admission.room import WaitReason
 from headwater_router.dispatch.call import Call
 from headwater_router.dispatch.dispatch import Dispatch
 from headwater_router.dispatch.dispatcher import Dispatcher
+from headwater_router.dispatch.waiting import Patience
 from headwater_router.endpoints.breaker import Breaker
 from headwater_router.endpoints.endpoint import Endpoint, EndpointSpec, ServedModel
 from headwater_router.endpoints.fleet import Fleet
@@ -31,6 +34,12 @@ from headwater_router.picker.policies import Policies
 MODEL: Final = "m"
 PROBE_SECONDS: Final = 1.0
 """Between two looks at an engine's gauges, as by default."""
+PATIENCE: Final = {
+    WaitReason.NOT_READY: Patience(256, 300.0),
+    WaitReason.FULL: Patience(256, 60.0),
+    WaitReason.NO_CONNECTION: Patience(1, 1.0),
+}
+"""As by default."""
 _BLOCK_TOKENS: Final = 16
 """Of the engines' own cache, as they say on their page."""
 
@@ -65,12 +74,12 @@ class Router:
         self.policies = policies
         self.metrics = RouterMetrics()
         self.fleet = Fleet(lambda: Breaker(failures=5, window=60.0, open_for=30.0), policies.forget)
-        self.hold = Hold(self.fleet.ready, lambda outcome: None, limit=256, seconds=300.0)
         self.dispatcher = Dispatcher(
             self.fleet,
             policies,
             self.metrics,
-            self.hold,
+            Descriptors(1_000_000),
+            PATIENCE,
             max_attempts=3,
             answer_timeout=600.0,
             rng=rng,
@@ -80,7 +89,6 @@ class Router:
         self._loop = loop
         self._engines = list(engines)
         self._by_spec: dict[EndpointSpec, Engine] = {}
-        self.fleet.on_change = self.hold.check
         for place, engine in enumerate(engines):
             self._by_spec[EndpointSpec(f"http://10.0.{place // 250}.{place % 250 + 1}:8000", f"engine-{place}")] = (
                 engine
@@ -104,8 +112,8 @@ class Router:
         for endpoint, engine in zip(self.endpoints, self._engines, strict=True):
             if endpoint.ready:
                 load = endpoint.target.load
-                load.reported_running, load.reported_waiting = engine.running, engine.waiting
-                load.reported_cache_usage = engine.memory.usage
+                load.report(Report(engine.running, engine.waiting, engine.memory.usage))
+                self.fleet.on_report(endpoint)
 
     async def serve(self, request: Request) -> Record:
         record, now = Record(request), self._loop.time()

@@ -50,6 +50,8 @@ class LoadMetrics:
     """Tokens in one of them."""
     of_all: tuple[tuple[str, str], ...] = ()
     """Labels by which a server tells a number once more for a part of it, and what they say of the whole."""
+    most_running: tuple[Reading, ...] = ()
+    """Requests that run at once."""
     rank: str | None = None
     """The label that tells which data-parallel engine a sample is of."""
 

@@ -21,6 +21,7 @@ class Headwater(Backend):
         cache_usage=(Reading("headwater_engine_kv_cache_usage"),),
         total_blocks=(Reading("headwater_engine_kv_blocks"),),
         block_size=(Reading("headwater_engine_block_size"),),
+        most_running=(Reading("headwater_engine_requests_limit"),),
     )
     needs_gpu = False
     workers_answer_probes = True

@@ -31,6 +31,8 @@ class LoadReport:
     """0 to 1, the mean of the engines."""
     total_blocks: int | None
     block_size: int | None
+    most_running: int | None = None
+    """Requests that run at once."""
     ranks: int = 1
     """Data-parallel engines; 1 where it tells of none."""
 
@@ -45,6 +47,7 @@ def read_load(page: str, metrics: LoadMetrics) -> LoadReport:
         cache_usage=_mean(_values(samples, metrics.cache_usage)),
         total_blocks=_total_blocks(samples, metrics, block_size),
         block_size=block_size,
+        most_running=_integer(_values(samples, metrics.most_running), sum),
         ranks=_ranks(samples, metrics.rank),
     )
 
@@ -53,7 +56,7 @@ def read_load(page: str, metrics: LoadMetrics) -> LoadReport:
 def _beginnings(metrics: LoadMetrics) -> tuple[str, ...]:
     """Of the lines that matter."""
     readings = (
-        *(*metrics.running, *metrics.waiting, *metrics.cache_usage),
+        *(*metrics.running, *metrics.waiting, *metrics.cache_usage, *metrics.most_running),
         *(*metrics.total_blocks, *metrics.total_tokens, *metrics.block_size),
     )
     return tuple({reading.metric + end for reading in readings for end in ("{", " ")})

@@ -29,6 +29,7 @@ class SGLang(Backend):
         cache_usage=(Reading("sglang:token_usage"),),
         total_tokens=(Reading("sglang:max_total_num_tokens"),),
         block_size=(Reading("sglang:page_size"),),
+        most_running=(Reading("sglang:max_running_requests"),),
         rank="dp_rank",
         # With --enable-priority-scheduling it tells numbers for each priority, too, and with
         # --enable-metrics-for-all-schedulers for each of the ranks that share a layer or follow one another.

@@ -12,15 +12,14 @@ to the rest. An engine forwards nothing: it has clients only.
         ├── requests  one for each that is being forwarded; some are left for clients who come to wait
         └── kept      idle connections to endpoints: closed when one of the others needs theirs
 
-A request that finds no room waits, first come, first served, until another one ends.
+A request that finds no room waits until another one ends; where, is for the router to say.
 """
 
 import resource
 from collections import OrderedDict
+from collections.abc import Callable
 from enum import Enum
 from typing import Final, Protocol
-
-from headwater.http.line import Line
 
 _RESERVE: Final = 128
 _OF_AN_ENDPOINT: Final = 6
@@ -44,7 +43,7 @@ class Place(Enum):
 
 
 class Descriptors:
-    """See the module. All methods are for one thread; only `wait` waits."""
+    """See the module. All methods are for one thread; none waits."""
 
     def __init__(self, limit: int) -> None:
         """`limit`: open files that the process may have."""
@@ -57,7 +56,8 @@ class Descriptors:
         self._anteroom = 0
         self._kept: OrderedDict[Closable, float] = OrderedDict()
         """With the time of its last use; the one that was used longest ago first."""
-        self._line = Line(self._may_forward, self._count, self.give)
+        self._count_waiting: Callable[[], int] = lambda: 0
+        self._on_room: Callable[[], None] = lambda: None
 
     @classmethod
     def of_process(cls) -> "Descriptors":
@@ -66,6 +66,10 @@ class Descriptors:
         if soft != hard:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         return cls(hard if hard != resource.RLIM_INFINITY else 2**20)
+
+    def follow(self, waiting: Callable[[], int], on_room: Callable[[], None]) -> None:
+        """`waiting`: how many requests wait for one. `on_room` is called when there may be one for them."""
+        self._count_waiting, self._on_room = waiting, on_room
 
     def reserve_for_endpoints(self, count: int) -> None:
         reserve = _RESERVE + _OF_AN_ENDPOINT * count + self.anteroom
@@ -76,11 +80,12 @@ class Descriptors:
     @property
     def crowded(self) -> bool:
         """Whether somebody waits, or is sent away: a connection that nobody uses is then one too many."""
-        return bool(self._line) or not self._has_place()
+        return bool(self.waiting) or not self._has_place()
 
     @property
     def waiting(self) -> int:
-        return len(self._line)
+        """Requests that wait for one."""
+        return self._count_waiting()
 
     # Clients
 
@@ -104,7 +109,7 @@ class Descriptors:
             self._anteroom -= 1
         else:
             self.clients -= 1
-            self._line.move()
+            self._tell()
 
     def _has_place(self) -> bool:
         return self.clients < self.most_clients and self.clients + self.requests < self.room
@@ -112,25 +117,19 @@ class Descriptors:
     # Requests
 
     def take(self) -> bool:
-        """Count a request that is forwarded, if it need not wait. Whoever took is to `give` later."""
-        if self._line or not self._may_forward():
+        """Count a request that is forwarded, if there is room for it. Whoever took is to `give` later."""
+        if self.clients + self.requests >= self._most_with_requests:
             return False
-        self._count()
+        self.requests += 1
         return True
-
-    async def wait(self, patience: float) -> None:
-        """As `take`, after all who wait already. Raises NoRoomError after `patience` seconds."""
-        await self._line.wait(patience)
 
     def give(self) -> None:
         self.requests -= 1
-        self._line.move()
+        self._tell()
 
-    def _may_forward(self) -> bool:
-        return self.clients + self.requests < self._most_with_requests
-
-    def _count(self) -> None:
-        self.requests += 1
+    def _tell(self) -> None:
+        if self.waiting:
+            self._on_room()
 
     # Idle connections to endpoints
 

@@ -22,10 +22,11 @@ from headwater.keys import KeysFileError
 from headwater.lag import LoopLag
 from headwater.logs import configure_logging
 from headwater.memory import memory_limit
-from headwater_router.admission.hold import Hold
 from headwater_router.admission.keys import Keys
+from headwater_router.admission.room import WaitReason
 from headwater_router.config import RouterSettings, contradictions
 from headwater_router.dispatch.dispatcher import Dispatcher
+from headwater_router.dispatch.waiting import Patience
 from headwater_router.endpoints.breaker import Breaker
 from headwater_router.endpoints.deployments import World
 from headwater_router.endpoints.discovery import StaticEndpoints
@@ -84,19 +85,14 @@ class Router:
         self.metrics = RouterMetrics()
         self.metrics.keys.clients, self.metrics.keys.admin = self.keys, self.admin_keys
         self.descriptors = descriptors
-        self.hold = Hold(
-            lambda model: self.fleet.ready(model) or not self.fleet.promised(model),
-            self.metrics.deployments.hold_ended,
-            limit=settings.hold_requests,
-            seconds=settings.hold_seconds,
-        )
         self.sharing = _sharing(settings.redis_url, self.fleet, self._index, self.metrics)
         self.discovery = _discovery(settings, self.metrics) if settings.kubernetes else None
         self.dispatcher = Dispatcher(
             self.fleet,
             self._policies,
             self.metrics,
-            self.hold,
+            self.descriptors,
+            _patience(settings, descriptors),
             max_attempts=settings.max_attempts,
             answer_timeout=settings.answer_timeout,
         )
@@ -105,12 +101,10 @@ class Router:
             self.metrics,
             self.descriptors,
             connect_timeout=settings.connect_timeout,
-            connection_wait=settings.connection_wait,
             stall_timeout=settings.stall_timeout,
             keep_alive_comments=settings.keep_alive_comments,
             expose_endpoint=settings.expose_endpoint,
         )
-        self.fleet.on_change = self.hold.check
         self.fleet.on_unreachable = self.forwarder.cut_off
         bodies = _body_budget(settings)
         self.lag = LoopLag()
@@ -236,6 +230,15 @@ def _keys(flag: str, path: Path | None) -> Keys | None:
         raise SettingsError(f"{flag}: {error}") from None
 
 
+def _patience(settings: RouterSettings, descriptors: Descriptors) -> dict[WaitReason, Patience]:
+    return {
+        WaitReason.NOT_READY: Patience(settings.hold_requests, settings.hold_seconds),
+        WaitReason.FULL: Patience(settings.queue_requests, settings.queue_seconds),
+        # As many as find a place among the clients.
+        WaitReason.NO_CONNECTION: Patience(descriptors.room, settings.connection_wait),
+    }
+
+
 def _admission(keys: Keys | None) -> Admit | None:
     if keys is None:
         return None
@@ -332,7 +335,7 @@ async def _until_drained(router: Router) -> None:
     await first.wait()
     router.gateway.draining = router.pages.draining = True
     router.server.leave()
-    router.hold.drain()
+    router.dispatcher.room.drain()
     timeout = router.settings.shutdown_timeout
     log.info("draining", open_requests=router.forwarder.open_requests, timeout=timeout)
     waits = [asyncio.ensure_future(each) for each in (_until_quiet(router), second.wait())]

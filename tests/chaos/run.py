@@ -130,7 +130,7 @@ class Chaos:
     async def until_quiet(self) -> list[str]:
         """What does not go back to zero within a minute."""
         counts = re.compile(
-            r"headwater_router_(endpoint_in_flight|endpoint_prefill_tokens|deployment_held|connections_waiting"
+            r"headwater_router_(endpoint_in_flight|endpoint_prefill_tokens|deployment_held|waiting"
             r"|body_bytes|open_requests|open_retries|clients)\b"
         )
         deadline = time.monotonic() + 60

@@ -19,7 +19,7 @@ def endpoint(id: str, name: str, **fields: Any) -> EndpointInfo:
         "speed": SpeedInfo(
             samples=5, factor=1.0, seconds_per_step=0.02, seconds_per_token=1e-4, seconds_per_answer=0.01
         ),
-        "load": load(0),
+        "load": load(0), "places": 64, "full": False,
     }  # fmt: skip
     return EndpointInfo(**given | fields)
 
@@ -69,7 +69,7 @@ class FakeControls:
     def models(self) -> Sequence[ModelInfo]:
         return [
             ModelInfo(
-                name="m", base="m", adapter=False, deployments=["ns/m"], endpoints=2, ready_endpoints=1, held=0
+                name="m", base="m", adapter=False, deployments=["ns/m"], endpoints=2, ready_endpoints=1, waiting=0
             )
         ]  # fmt: skip
 

@@ -1,13 +1,17 @@
 """A dispatcher over endpoints that are only names: a test says what becomes of each stay, and what time it is."""
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from headwater_router.admission.hold import Hold
+from headwater.http.descriptors import Descriptors
+from headwater_router.admission.room import WaitReason
 from headwater_router.dispatch.call import Call
 from headwater_router.dispatch.dispatch import Dispatch
 from headwater_router.dispatch.dispatcher import Dispatcher
+from headwater_router.dispatch.waiting import Patience
 from headwater_router.endpoints.breaker import Breaker
+from headwater_router.endpoints.deployments import Deployment
 from headwater_router.endpoints.endpoint import Endpoint, EndpointSpec, ServedModel
 from headwater_router.endpoints.fleet import Fleet
 from headwater_router.gateway.metrics import RouterMetrics
@@ -24,9 +28,16 @@ class Dispatching:
     count: int
     policy: str = "round_robin"
     max_attempts: int = 3
+    queue: int = 0
+    queue_seconds: float = 60.0
+    hold: int = 0
+    connections: int = 20_000
+    clock: Callable[[], float] | None = None
+    """None: `now`."""
     now: float = 1000.0
     metrics: RouterMetrics = field(default_factory=RouterMetrics)
     fleet: Fleet = field(init=False)
+    descriptors: Descriptors = field(init=False)
     dispatcher: Dispatcher = field(init=False)
 
     def __post_init__(self) -> None:
@@ -35,16 +46,23 @@ class Dispatching:
         self.fleet.replace([EndpointSpec(f"http://10.0.0.{n}:8000", f"e{n}") for n in range(self.count)])
         for endpoint in self.fleet:
             self.fleet.mark_ready(endpoint, [MODEL])
-        hold = Hold(self.fleet.ready, lambda outcome: None, limit=0, seconds=1.0)
+        self.descriptors = Descriptors(self.connections)
+        self.clock = self.clock or (lambda: self.now)
+        patience = {
+            WaitReason.NOT_READY: Patience(self.hold, 300.0),
+            WaitReason.FULL: Patience(self.queue, self.queue_seconds),
+            WaitReason.NO_CONNECTION: Patience(1000, 60.0),
+        }
         self.dispatcher = Dispatcher(
             self.fleet,
             policies,
             self.metrics,
-            hold,
+            self.descriptors,
+            patience,
             max_attempts=self.max_attempts,
             answer_timeout=600.0,
             rng=random.Random(1),
-            clock=lambda: self.now,
+            clock=self.clock,
         )
 
     @property
@@ -52,15 +70,22 @@ class Dispatching:
         return list(self.fleet)
 
     def call(self, body: bytes = b"{}") -> Call:
-        return Call("/v1/completions", body, "m", MODEL, Prompt("m", [], 100), None, self.now)
+        return Call("/v1/completions", body, "m", MODEL, Prompt("m", [], 100), None, self.time())
+
+    def time(self) -> float:
+        return self.clock() if self.clock is not None else self.now
+
+    def promise(self) -> None:
+        """Its model is a deployment's, which wakes."""
+        self.fleet.promised = lambda model: [Deployment("default", "m", ("m",))]  # type: ignore[method-assign]
 
     def answer(self, dispatch: Dispatch, seconds: float = 0.1) -> None:
         """As a good endpoint does."""
         dispatch.answered(200)
         self.now += seconds
-        dispatch.first_token(self.now)
+        dispatch.first_token(self.time())
         self.now += seconds
-        dispatch.ended(Outcome.ANSWERED, self.now)
+        dispatch.ended(Outcome.ANSWERED, self.time())
 
     def fail(self, dispatch: Dispatch, outcome: Outcome) -> None:
         """As an endpoint does, or the way to it."""

@@ -61,9 +61,12 @@ class RunningGateway:
 async def gateway(
     *engines: Upstream, ready: int | None = None, open_files: int = 20_000, backend: str = "vllm", **settings: Any
 ) -> AsyncIterator[RunningGateway]:
-    """Named a, b, c, ... Waits until `ready` of them take requests (all, if not given)."""
+    """Named a, b, c, ... Waits until `ready` of them take requests (all, if not given).
+
+    Nothing waits for room, unless `queue_requests` says so: what engines turn down is told at once."""
     flags = [f"{engine.url},name={name},backend={backend}" for engine, name in zip(engines, "abcdef", strict=False)]
-    settings = {"endpoint": flags, "probe_interval": 0.02, "policy": "round_robin", "expose_endpoint": True} | settings
+    usual = {"probe_interval": 0.02, "policy": "round_robin", "expose_endpoint": True, "queue_requests": 0}
+    settings = {"endpoint": flags} | usual | settings
     router = Router(RouterSettings(**settings), Descriptors(open_files))
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     port = listener.getsockname()[1]

@@ -94,6 +94,8 @@ async def test_endpoints_are_shown_with_all_that_is_known(admin: httpx.AsyncClie
             "reported_waiting": None,
             "reported_cache_usage": 0.5,
         },
+        "places": 64,
+        "full": False,
         "cached_blocks": 12,
     }
 

@@ -1,14 +1,11 @@
 """Open files are shared out before the system refuses one: in order, within bounds, and nothing is lost."""
 
-import asyncio
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from headwater.http.descriptors import Descriptors, Place
-from headwater.http.line import NoRoomError
 
 LIMIT = 200
 """Half of it is room: a hundred."""
@@ -32,64 +29,22 @@ def full() -> Descriptors:
     return descriptors
 
 
-async def settle() -> None:
-    for _ in range(5):
-        await asyncio.sleep(0)
-
-
-async def test_who_waits_is_served_in_order() -> None:
-    descriptors = full()
-    served: list[int] = []
-
-    async def ask(number: int) -> None:
-        await descriptors.wait(60)
-        served.append(number)
-
-    tasks = [asyncio.create_task(ask(number)) for number in range(3)]
-    await settle()
-    assert (served, descriptors.waiting) == ([], 3)
-    for count in range(3):
-        descriptors.give()
-        # Nobody gets past those who wait.
-        assert not descriptors.take()
-        await settle()
-        assert served == list(range(count + 1))
-    await asyncio.gather(*tasks)
-    descriptors.give()
-    assert descriptors.take()
-
-
-async def test_a_client_that_leaves_makes_room_for_a_request() -> None:
+def test_who_waits_is_told_when_a_request_or_a_client_has_gone() -> None:
     descriptors = Descriptors(LIMIT)
     assert descriptors.admit() is Place.ROOM
     while descriptors.take():
         pass
-    waiting = asyncio.create_task(descriptors.wait(60))
-    await settle()
-    descriptors.leave(Place.ROOM)
-    await waiting
-
-
-async def test_who_waited_long_enough_is_told_so_and_leaves_nothing_behind() -> None:
-    descriptors = full()
-    taken = descriptors.requests
-    with pytest.raises(NoRoomError):
-        await descriptors.wait(0)
-    assert (descriptors.waiting, descriptors.requests) == (0, taken)
+    waiting, told = 0, []
+    descriptors.follow(lambda: waiting, lambda: told.append(descriptors.take()))
     descriptors.give()
+    assert told == [], "nobody waits"
     assert descriptors.take()
-
-
-async def test_who_gives_up_in_the_moment_of_being_served_gives_back() -> None:
-    descriptors = full()
-    taken = descriptors.requests
-    first, second = (asyncio.create_task(descriptors.wait(60)) for _ in range(2))
-    await settle()
+    waiting = 3
+    assert (descriptors.waiting, descriptors.crowded) == (3, True)
     descriptors.give()
-    first.cancel()
-    await second
-    assert (descriptors.waiting, descriptors.requests) == (0, taken)
-    assert first.cancelled()
+    descriptors.leave(Place.ROOM)
+    assert told == [True, True]
+    assert not descriptors.take()
 
 
 def test_clients_are_let_in_while_requests_wait_and_then_to_the_anteroom_and_then_not_at_all() -> None:

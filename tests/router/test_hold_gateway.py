@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
+from headwater_router.admission.room import WaitReason
 from tests.router.cluster import ApiServer, member, model, replica
 from tests.router.cluster import endpoint_slice as a_slice
 from tests.router.gateway import BODY, CHAT, RunningGateway, error_of, gateway, until
@@ -18,7 +19,7 @@ ASLEEP = model(autoscaling={"min": 0, "max": 2})
 
 
 def ended(outcome: str) -> str:
-    return f'headwater_router_holds_total{{outcome="{outcome}"}}'
+    return f'headwater_router_waits_total{{outcome="{outcome}",reason="not_ready"}}'
 
 
 @pytest.fixture
@@ -31,9 +32,10 @@ async def router(cluster: ApiServer) -> AsyncIterator[RunningGateway]:
 
 async def held(router: RunningGateway, count: int, body: bytes = BODY) -> list[asyncio.Task[httpx.Response]]:
     """Requests that wait."""
-    before = router.router.hold.held.total()
+    room = router.router.dispatcher.room
+    before = room.waiting()[WaitReason.NOT_READY]
     tasks = [asyncio.create_task(router.post(body)) for _ in range(count)]
-    await until(lambda: router.router.hold.held.total() == before + count)
+    await until(lambda: room.waiting()[WaitReason.NOT_READY] == before + count)
     return tasks
 
 
@@ -85,7 +87,7 @@ async def test_whichever_deployment_is_ready_first_gets_the_request(cluster: Api
         cluster.put(model("n", model={"aliases": ["m"]}, routing={"weight": 0}))
         await until(lambda: "n" in router.router.fleet.models)
         [waiting] = await held(router, 1)
-        assert router.router.hold.held["default/m"] == 1, "by weight it is m that is woken"
+        assert router.router.dispatcher.room.waiting_for("default/m") == 1, "by weight it is m that is woken"
         cluster.put(*replica(engine.port, "n-1", "n"))
         assert (await waiting).headers["x-headwater-endpoint"] == "n-1"
 
@@ -106,9 +108,9 @@ async def test_what_was_scaled_to_nothing_by_hand_is_not_waited_for(cluster: Api
 
 async def test_a_client_that_leaves_is_let_go(cluster: ApiServer, router: RunningGateway) -> None:
     _, writer = await router.open()
-    await until(lambda: router.router.hold.held["default/m"] == 1)
+    await until(lambda: router.router.dispatcher.room.waiting_for("default/m") == 1)
     writer.close()
-    await until(lambda: router.router.hold.held["default/m"] == 0)
+    await until(lambda: router.router.dispatcher.room.waiting_for("default/m") == 0)
     assert await router.metric(ended("left")) == 1
     assert router.router.forwarder.open_requests == 0
 

@@ -89,7 +89,7 @@ class Engines(Wires):
         Wires.__post_init__(self)
         self.fake.dispatcher._clock = time.monotonic
         self.forwarder = Forwarder(
-            self.fake.dispatcher, self.fake.metrics, self.descriptors, connect_timeout=5.0, connection_wait=5.0,
+            self.fake.dispatcher, self.fake.metrics, self.descriptors, connect_timeout=5.0,
             stall_timeout=10.0, keep_alive_comments=0.0, expose_endpoint=False,
         )  # fmt: skip
 

@@ -231,6 +231,7 @@ class EngineServer:
         """`command`: what to run instead of the engine process; see EngineClient."""
         self._settings = settings
         self._metrics = ServerMetrics(settings.metrics_names)
+        self._metrics.places.set(settings.max_num_seqs)
         self._engine = EngineClient(settings, command, self._metrics.take)
         self._app = EngineApp(self._engine, self._metrics)
         self._failed = False

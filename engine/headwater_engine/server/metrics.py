@@ -56,6 +56,7 @@ class ServerMetrics:
         gauge, counter, count, samples = self._gauge, self._counter, self._count, self._samples
         self.running = gauge("requests_running", "Requests that hold KV blocks and take part in steps.")
         self.waiting = gauge("requests_waiting", "Requests that wait for room.")
+        self.places = gauge("requests_limit", "Requests that run at once: --max-num-seqs.")
         self.kv_cache_usage = gauge("kv_cache_usage", "Share of the KV blocks that running requests hold, 0 to 1.")
         self.kv_cached = gauge("kv_blocks_cached", "KV blocks that only the prefix cache holds: evictable.")
         self.kv_blocks = gauge("kv_blocks", "KV blocks in all.")

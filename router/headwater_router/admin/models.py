@@ -79,6 +79,10 @@ class EndpointInfo(_Model):
     breaker: BreakerInfo
     speed: SpeedInfo
     load: LoadInfo
+    places: int | None
+    """Requests that it runs at once; null where that is not known."""
+    full: bool
+    """Whether it has no room for one more now."""
     cached_blocks: int
     """That the prefix index believes in its cache."""
 
@@ -150,8 +154,8 @@ class ModelInfo(_Model):
     deployments: list[str]
     endpoints: int
     ready_endpoints: int
-    held: int
-    """Requests that wait for an endpoint."""
+    waiting: int
+    """Requests of its deployments that wait for an endpoint to get ready or to have room."""
     tokenizer: str = ""
     """Whether the router's own tokenizer of it is in use, or why not. Empty: there is none."""
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from headwater_router.admission.room import WaitReason
 from headwater_router.dispatch.poison import fingerprint
 from headwater_router.endpoints.endpoint import Endpoint, ServedModel
 from headwater_router.picker.base import Prompt
@@ -35,8 +36,12 @@ class Call:
     """Of the client's API key."""
     deadline: float | None = None
     """For the first piece of content, over all tries; None until it was sent for the first time."""
-    held_since: float | None = None
-    """When it began to wait for an endpoint to get ready."""
+    waited: dict[WaitReason, float] = field(default_factory=dict)
+    """Seconds, in the waiting room."""
+    forgiven: int = 0
+    """Stays that it had before it waited there last."""
+    connected: bool = False
+    """A file descriptor is counted for its connection to an endpoint."""
     stays: "list[Dispatch]" = field(default_factory=list)
     """At endpoints, the latest last."""
     tried: set[str] = field(default_factory=set)

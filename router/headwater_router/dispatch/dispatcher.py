@@ -1,6 +1,6 @@
 """Chooses an endpoint for each call, and judges what came of it.
 
-identity ──> held, while nothing is ready ──> deployment by weight ──> endpoint by policy ──> `Dispatch` ──> judgement
+identity ──> waits, while nobody has room ──> deployment by weight ──> endpoint by policy ──> `Dispatch` ──> judgement
    ^                                                                                                │
    └────────────────────────────── another try, where `retries` allows one ─────────────────────────┘
 """
@@ -10,33 +10,38 @@ import heapq
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import structlog
 
+from headwater.http.descriptors import Descriptors
 from headwater.openai.errors import (
     BadRequestError,
     ModelNotFoundError,
     ServiceUnavailableError,
 )
-from headwater_router.admission.hold import Hold
+from headwater_router.admission.room import AGEING, WaitReason
 from headwater_router.dispatch.call import Call
+from headwater_router.dispatch.candidates import Candidates, Found
 from headwater_router.dispatch.dispatch import Dispatch, Stage
-from headwater_router.dispatch.lineup import Lineup, Lineups, lineups
+from headwater_router.dispatch.lineup import Lineup
 from headwater_router.dispatch.poison import Poison, fingerprint
 from headwater_router.dispatch.retries import FREE, ONCE, RetryBudget, may_be_sent_again
 from headwater_router.dispatch.spread import Spread
+from headwater_router.dispatch.waiting import Patience, WaitingRoom
 from headwater_router.endpoints.ejection import Reason, reason_to_eject
 from headwater_router.endpoints.endpoint import Endpoint, ServedModel
 from headwater_router.endpoints.fleet import Fleet
 from headwater_router.gateway.metrics import RouterMetrics
 from headwater_router.outcome import Outcome
-from headwater_router.picker.base import Target
+from headwater_router.picker.base import Picker, Target
 from headwater_router.picker.policies import Policies
 
 log = structlog.get_logger(__name__)
 
+_MOST_STAYS: Final = 4
+"""Times as many as it has attempts: who waits for room may be turned down more often, but not for ever."""
 _PAUSE: Final = 0.05
 """Seconds before the second try, twice that before the third; half to all of it, at random."""
 _NOT_READY_RETRY_AFTER: Final = 2.0
@@ -66,22 +71,25 @@ class Dispatcher:
         fleet: Fleet,
         policies: Policies,
         metrics: RouterMetrics,
-        hold: Hold,
+        descriptors: Descriptors,
+        patience: Mapping[WaitReason, Patience],
         *,
         max_attempts: int,
         answer_timeout: float,
         rng: random.Random | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`answer_timeout`: seconds until the first piece of content, over all tries. `clock`: monotonic seconds."""
+        """`answer_timeout`: seconds until the first piece of content, over all tries. `clock`: monotonic seconds.
+
+        It follows what changes in the fleet and among the descriptors."""
         self.fleet = fleet
-        self.hold = hold
+        self.candidates = Candidates(fleet, waits=patience[WaitReason.FULL].requests > 0)
+        self.room = WaitingRoom(self._go, patience, metrics.waits, clock)
         self.budget = RetryBudget()
         self.spread = Spread(fleet, rng)
         self.decisions: deque[Dispatch] = deque(maxlen=_REMEMBERED)
         self.failures: deque[tuple[float, Dispatch]] = deque(maxlen=_REMEMBERED)
         """With the time of the day, in seconds since the epoch."""
-        self._lineups = Lineups(fleet)
         self._policies = policies
         self._metrics = metrics
         self._max_attempts = max_attempts
@@ -89,12 +97,16 @@ class Dispatcher:
         self._poison = Poison()
         self._clock = clock
         self._rng = rng or random.Random()
-        self._busy_until: dict[Endpoint, float] = {}
+        self._descriptors = descriptors
+        self._holds = patience[WaitReason.NOT_READY].requests > 0
+        self._timer: asyncio.TimerHandle | None = None
         self._typical: dict[str, float] = {}
         """Seconds that an answer lasts, by model."""
         self._penalties: list[tuple[float, int, Target]] = []
         """A heap by when they end."""
         self._penalized = 0
+        fleet.on_change, fleet.on_report = self._fleet_changed, self._reported
+        descriptors.follow(lambda: self.room.waiting()[WaitReason.NO_CONNECTION], self.room.advance)
 
     # What the gateway asks
 
@@ -119,56 +131,79 @@ class Dispatcher:
             )
 
     async def choose(self, call: Call) -> Dispatch:
-        """Send it somewhere. Raises APIError where there is nowhere: it is what the client gets."""
-        if call.stays and call.stays[-1].outcome is not Outcome.STALE:
-            await asyncio.sleep(_PAUSE * 2 ** (len(call.stays) - 1) * self._rng.uniform(0.5, 1))
-        found, avoided = await self.available(call)
-        if not found:
-            raise self.not_ready(call.model)
-        lineup = self.spread.choose(_elsewhere(call, found), call.conversation)
+        """Send it, now or when there is room. Raises APIError where there is nowhere: it is what the client gets."""
+        tries = len(call.stays) - call.forgiven
+        if tries and call.stays[-1].outcome is not Outcome.STALE:
+            await asyncio.sleep(_PAUSE * 2 ** (tries - 1) * self._rng.uniform(0.5, 1))
         now = self._clock()
+        if self.candidates.settle(now):
+            self.room.advance()  # Who has waited for that goes first.
+        found = self._place(call, now)
+        return found if isinstance(found, Dispatch) else await self._wait(call, found, now)
+
+    def _place(self, call: Call, now: float) -> Dispatch | WaitReason:
+        """Send it, or say what it has to wait for. Raises APIError."""
+        found = self.candidates.find(call, now)
+        if isinstance(found, WaitReason):
+            return found
+        if found is None:
+            if self._to_wake(call) is None:
+                raise self.not_ready(call.model)
+            return WaitReason.NOT_READY
+        if not call.connected:
+            if not self._descriptors.take():
+                return WaitReason.NO_CONNECTION
+            call.connected = True
+        return self._send(call, found, now)
+
+    def _send(self, call: Call, found: Found, now: float) -> Dispatch:
+        lineup = self.spread.choose(_elsewhere(call, found.lineups), call.conversation)
         self.settle(now)
         if call.deadline is None:
             call.deadline = now + self._answer_timeout
-        picker = self._policies.of(lineup.deployment.policy, lineup.deployment.objective)
-        decision = picker.pick(call.prompt, lineup.targets, now, avoided)
-        endpoint, model = lineup.served[decision.target.id]
-        if endpoint in self._busy_until:
+        picker = self._picker(lineup)
+        decision = picker.pick(call.prompt, lineup.targets, now, found.avoided)
+        target = decision.target
+        endpoint, model = lineup.served[target.id]
+        if target.load.ceiling.bounded:
+            self.candidates.check(target)
+        if self.candidates.is_busy(endpoint):
             call.insisted = True
         dispatch = Dispatch(call, endpoint, model.upstream, picker, decision, self)
         call.stays.append(dispatch)
-        call.tried.add(decision.target.id)
+        call.tried.add(target.id)
         self.decisions.append(dispatch)
         self._metrics.decisions[decision.label].inc()
         return dispatch
 
-    async def available(self, call: Call) -> tuple[list[Lineup], Set[str]]:
-        """Who could take the request now, or after being held, and ids of those among them that it must not go to.
+    async def _wait(self, call: Call, reason: WaitReason, now: float) -> Dispatch:
+        self._disconnect(call)  # Others may need it meanwhile.
+        if reason is WaitReason.NOT_READY:
+            call.tried.clear()  # Whoever will be ready has come, or come back, since.
+        scope = self.spread.to_wake(call.model, call.conversation) or call.model
+        there = self.candidates.of(call.model)
+        alone = [self._picker(each).alone(call.prompt, each.targets, now) for each in there]
+        rank = call.started + AGEING * min(alone, default=0.0)
+        self._look_again_later()
+        return await self.room.wait(call, reason, scope, rank, sum(len(each.served) for each in there))
 
-        Raises APIError where it was held in vain.
-        """
-        while True:
-            now = self._clock()
-            found, avoided = self._candidates(call, now)
-            if found or (deployment := self._to_wake(call)) is None:
-                return found, avoided
-            if call.held_since is None:
-                call.held_since = now
-            patience = self.hold.seconds - (now - call.held_since)
-            await self.hold.wait(call.model, deployment, len(call.body), patience)
-            self.identity(call.model)
-            # Whoever is ready now has come, or come back, since; and the wait was not the engines'.
-            call.tried.clear()
-            call.deadline = None
+    def _go(self, call: Call) -> Dispatch | WaitReason:
+        """It has waited, and something has changed."""
+        self.identity(call.model)
+        return self._place(call, self._clock())
+
+    def _picker(self, lineup: Lineup) -> Picker:
+        return self._policies.of(lineup.deployment.policy, lineup.deployment.objective)
 
     async def may_retry(self, call: Call, outcome: Outcome) -> bool:
         """Whether it may be tried on another endpoint; if so, `choose` is to be called next."""
         now = self._clock()
         before = [dispatch.outcome for dispatch in call.stays[:-1]]
-        attempts = len([each for each in (*before, outcome) if each not in (Outcome.STALE, Outcome.UNSUPPORTED)])
-        if attempts >= self._max_attempts or not may_be_sent_again(outcome, before, call.sends):
+        if self._attempts(call, outcome) >= self._max_attempts or not may_be_sent_again(outcome, before, call.sends):
             return False
-        if not self._candidates(call, now)[0] and self._to_wake(call) is None:
+        if outcome is Outcome.OVERLOADED and self.candidates.waits:
+            call.tried.discard(call.stays[-1].decision.target.id)  # It may have room later.
+        if self.candidates.find(call, now) is None and self._to_wake(call) is None:
             return False
         if outcome in FREE or outcome is Outcome.STALE:
             self._metrics.retries.labels(outcome).inc()
@@ -190,11 +225,21 @@ class Dispatcher:
             call.stays[-1].ended(otherwise, now)
         self._charge_suspects(call, now)
         call.forget_body()
+        self._disconnect(call)
+
+    def _attempts(self, call: Call, outcome: Outcome) -> int:
+        """Those that count. What was turned down before it waited for room does not, for a while."""
+        outcomes = [*(dispatch.outcome for dispatch in call.stays[:-1]), outcome]
+        forgiven = call.forgiven if len(outcomes) < _MOST_STAYS * self._max_attempts else 0
+        return sum(
+            each not in (Outcome.STALE, Outcome.UNSUPPORTED) and not (each is Outcome.OVERLOADED and number < forgiven)
+            for number, each in enumerate(outcomes)
+        )
 
     def retry_after(self, call: Call, now: float) -> float:
         """The longest time that endpoints of its model have asked for, in seconds; 0 where none did."""
         told = [dispatch.retry_after for dispatch in call.stays]
-        busy = [self._busy_until.get(endpoint, now) - now for endpoint, _ in self.fleet.serving(call.model)]
+        busy = [self.candidates.busy_for(endpoint, now) for endpoint, _ in self.fleet.serving(call.model)]
         return max([0.0, *told, *busy])
 
     def settle(self, now: float) -> None:
@@ -210,53 +255,48 @@ class Dispatcher:
             retry_after=_NOT_READY_RETRY_AFTER,
         )
 
-    # How an endpoint is told apart from one that is better left alone
-
-    def _candidates(self, call: Call, now: float) -> tuple[list[Lineup], Set[str]]:
-        """Whom to choose from, and ids of those among them that it must not go to. The ejected count where there is no
-        other: to send there anyway is better than to send nowhere."""
-        if call.only is not None:
-            there = self._of(call, lambda endpoint: endpoint is call.only)
-        else:
-            there = self._lineups.of(call.model) or self._of(call, lambda endpoint: True)
-        avoided = call.tried | self._busy(now) if self._busy_until else call.tried
-        if there and not avoided:
-            return there, avoided
-        for without in (avoided | call.doubtful, avoided):
-            if found := [lineup for lineup in there if lineup.has_more_than(without)]:
-                return found, without
-        return self._soonest(call, there, now)
-
-    def _soonest(self, call: Call, there: list[Lineup], now: float) -> tuple[list[Lineup], Set[str]]:
-        """As `_candidates`, where all that were not tried are busy: the one that is free soonest, and that once. Its
-        word is worth more to the client than ours; and the others have given theirs."""
-        left = [
-            (self._busy_until.get(endpoint, now), number, target)
-            for number, lineup in enumerate(there)
-            for target, (endpoint, _) in lineup.served.items()
-            if target not in call.tried
-        ]
-        if not left or call.insisted:
-            return [], call.tried
-        _, number, target = min(left)
-        return [there[number]], there[number].served.keys() - {target}
-
-    def _of(self, call: Call, wanted: Callable[[Endpoint], bool]) -> list[Lineup]:
-        """Those that take requests, ejected or not, and were not tried."""
-        there = (each for each in self.fleet.serving(call.model) if each[0].takes_requests and wanted(each[0]))
-        return [lineup for lineup in lineups(self.fleet, there) if lineup.has_more_than(call.tried)]
-
     def _to_wake(self, call: Call) -> str | None:
         """The deployment that the request is to be held for; None: it is not to be held."""
-        if self.fleet.ready(call.model) or not self.hold.limit:
+        if self.fleet.ready(call.model) or not self._holds:
             return None
         return self.spread.to_wake(call.model, call.conversation)
 
-    def _busy(self, now: float) -> set[str]:
-        """Ids of the targets that want nothing for now."""
-        for endpoint in [endpoint for endpoint, until in self._busy_until.items() if until <= now]:
-            del self._busy_until[endpoint]
-        return {endpoint.target.id for endpoint in self._busy_until}
+    # What those who wait may wait for
+
+    def _fleet_changed(self) -> None:
+        self.candidates.forget_gone()
+        self.room.advance()
+
+    def _reported(self, endpoint: Endpoint) -> None:
+        """Its gauges were read."""
+        self._room_at(endpoint.target)
+
+    def _room_at(self, target: Target) -> None:
+        """There may be some now."""
+        self.candidates.check(target)
+        if self.room:
+            self.room.advance(lambda model: self.candidates.serves(target, model))
+
+    def _look_again_later(self) -> None:
+        """Nothing else tells when the time is over for which an endpoint asked to be left alone."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if (at := self.candidates.next_free()) is not None:
+            seconds = max(0.0, at - self._clock())
+            self._timer = asyncio.get_running_loop().call_later(seconds, self._time_is_over)
+
+    def _time_is_over(self) -> None:
+        self._timer = None
+        self.candidates.settle(self._clock())
+        self.room.advance()
+        if self.room:
+            self._look_again_later()
+
+    def _disconnect(self, call: Call) -> None:
+        if call.connected:
+            call.connected = False
+            self._descriptors.give()
 
     # What comes of a stay: called by `Dispatch`
 
@@ -267,6 +307,16 @@ class Dispatcher:
 
     def left(self, dispatch: Dispatch, now: float) -> None:
         """It has ended."""
+        target = dispatch.decision.target
+        match dispatch.outcome:
+            case Outcome.ANSWERED:
+                target.load.ceiling.answered(target.load.there)
+            case Outcome.OVERLOADED:
+                target.load.ceiling.turned_down(target.load.there)
+        self._judge(dispatch, now)
+        self._room_at(target)
+
+    def _judge(self, dispatch: Dispatch, now: float) -> None:
         call, outcome, endpoint = dispatch.call, dispatch.outcome, dispatch.endpoint
         if outcome in (Outcome.LOST, Outcome.STALE):
             self._lost(dispatch, now)
@@ -281,7 +331,9 @@ class Dispatcher:
                 self._poison.answered(call.fingerprint)
             return
         if outcome is Outcome.OVERLOADED:
-            self._busy_until[endpoint] = now + min(dispatch.retry_after or _BUSY, _LONGEST_BUSY)
+            self.candidates.leave_alone(endpoint, now + min(dispatch.retry_after or _BUSY, _LONGEST_BUSY))
+            if self.room:
+                self._look_again_later()
         if outcome in _TURNED_DOWN:
             self._penalize(dispatch, now)
         if outcome in ONCE and dispatch.first_token_at is None:

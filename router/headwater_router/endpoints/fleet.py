@@ -35,7 +35,9 @@ class Fleet:
         self.listed = not kubernetes
         """Whether all ModelDeployments were heard of."""
         self.on_change: Callable[[], None] = lambda: None
-        """Called when a model may have become ready, or may be gone."""
+        """Called when it may have changed which endpoints get requests, or when a model may be gone."""
+        self.on_report: Callable[[Endpoint], None] = lambda endpoint: None
+        """Called when an endpoint's gauges were read."""
         self.on_unreachable: Callable[[Endpoint], None] = lambda endpoint: None
         """Called when an endpoint has been silent for long: no answer of it that is still open will ever end."""
         self.deployments: dict[str, Deployment] = {}
@@ -87,12 +89,12 @@ class Fleet:
 
     def touch(self) -> None:
         self.version += 1
+        self.on_change()
 
     def cordon(self, endpoint: Endpoint, cordoned: bool) -> None:
         """Whether it is to get no new requests, by somebody's word."""
         endpoint.cordoned = cordoned
         self.touch()
-        self.on_change()
 
     # What probes find out, and the token path before them
 
@@ -104,14 +106,12 @@ class Fleet:
             log.info("endpoint ready", endpoint=endpoint.name, models=[model.name for model in models[:_TOLD]])
         endpoint.become(Readiness.READY)
         endpoint.breaker.probed(time.monotonic())
-        self.touch()
         endpoint.reason, endpoint.missed, endpoint.met = "", 0, True
+        self.touch()
         if changed:
             self._seen -= {model.name for model in endpoint.models} - {model.name for model in models}
             endpoint.models = models
             self._index_models()
-        elif not was_ready:
-            self.on_change()
 
     def mark_unready(self, endpoint: Endpoint, reason: str) -> None:
         """It is there, and says that it takes no requests, or nothing that makes sense."""
@@ -231,4 +231,3 @@ class Fleet:
         self._seen |= self._catalogue.static
         self.models = sorted(self._seen | self._catalogue.listed)
         self.touch()
-        self.on_change()

@@ -20,6 +20,7 @@ from headwater import backends
 from headwater.backends.metrics import LoadReport, read_load
 from headwater.http.descriptors import Descriptors
 from headwater.kubernetes import MOST_RANKS
+from headwater_router.admission.ceiling import Report
 from headwater_router.endpoints.asking import ask
 from headwater_router.endpoints.endpoint import Endpoint, ServedModel
 from headwater_router.endpoints.fleet import Fleet
@@ -199,6 +200,7 @@ class Prober:
             # Whatever stands there: a page that cannot be read is no report, and no more than that.
             log.debug("load not read", endpoint=endpoint.name, reason=repr(error)[:200])
         _store(endpoint, report)
+        self._fleet.on_report(endpoint)
 
     def _notice_restart(self, endpoint: Endpoint, page: str) -> None:
         if (found := _PROCESS_START.search(page)) is None or not math.isfinite(start := float(found[1])):
@@ -235,9 +237,7 @@ _KEY_WANTED: Final = "it needs a key: api_key_env= or api_key_file="
 
 def _store(endpoint: Endpoint, report: LoadReport) -> None:
     load = endpoint.target.load
-    load.reported_running = report.running
-    load.reported_waiting = report.waiting
-    load.reported_cache_usage = report.cache_usage
     load.total_blocks = report.total_blocks
     load.block_size = report.block_size
+    load.report(Report(report.running, report.waiting, report.cache_usage, report.most_running))
     endpoint.ranks = max(endpoint.ranks, min(report.ranks, MOST_RANKS))

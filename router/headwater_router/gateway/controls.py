@@ -45,11 +45,15 @@ class RouterControls:
                 endpoints=len(fleet.serving(name)),
                 ready_endpoints=sum(each.takes_requests for each, _ in fleet.serving(name)),
                 tokenizer=_tokenizer(self.tokenizers.distrust(identity.base)),
-                held=sum(self.dispatcher.hold.held[each.key] for each in fleet.promised(name)),
+                waiting=self._waiting(name),
             )
             for name in fleet.models
             if (identity := fleet.identity(name)) is not None
         ]
+
+    def _waiting(self, model: str) -> int:
+        deployments = {each.key for each in self.dispatcher.fleet.promised(model)}
+        return sum(self.dispatcher.room.waiting_for(scope) for scope in deployments or (model,))
 
     def decisions(self) -> Sequence[DecisionRecord]:
         names = {endpoint.target.id: endpoint for endpoint in self.dispatcher.fleet}
@@ -110,6 +114,8 @@ class RouterControls:
                 seconds_per_answer=speed.seconds_per_answer,
             ),
             load=LoadInfo.model_validate(load),
+            places=load.ceiling.places,
+            full=not load.ceiling.has_room(load.there, load.kv_tokens),
             cached_blocks=self.index.blocks(endpoint.target.id),
         )
 

@@ -1,16 +1,14 @@
 """Metrics of the ModelDeployments: what the operator scales by, and how well the cluster is followed."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from headwater_router.admission.hold import Hold
 from headwater_router.endpoints.fleet import Fleet
 
 _LABELS = ("namespace", "deployment")
-_OUTCOMES = ("sent", "late", "full", "left", "draining")
 
 
 class Followed(Protocol):
@@ -36,7 +34,7 @@ class DeploymentMetrics:
         )
         self._held = Gauge(
             "headwater_router_deployment_held",
-            "Requests that wait for an endpoint of a ModelDeployment to get ready.",
+            "Requests that wait for an endpoint of a ModelDeployment to get ready, or to have room.",
             _LABELS,
             registry=registry,
         )
@@ -46,13 +44,6 @@ class DeploymentMetrics:
             _LABELS,
             registry=registry,
         )
-        holds = Counter(
-            "headwater_router_holds",
-            "Requests that found no endpoint ready, by what became of them: sent, late, full, left, draining.",
-            ("outcome",),
-            registry=registry,
-        )
-        self._holds = {outcome: holds.labels(outcome) for outcome in _OUTCOMES}
         self._age = Gauge(
             "headwater_router_watch_age_seconds",
             "Since the API server last said anything of a kind of object.",
@@ -64,21 +55,18 @@ class DeploymentMetrics:
             registry=registry,
         )  # fmt: skip
 
-    def hold_ended(self, outcome: str) -> None:
-        self._holds[outcome].inc()
-
     def watch_failed(self, kind: str) -> None:
         self._errors.labels(kind).inc()
 
-    def collect(self, fleet: Fleet, hold: Hold) -> None:
-        """Set the gauges; they are read only when somebody scrapes."""
+    def collect(self, fleet: Fleet, waiting_for: Callable[[str], int]) -> None:
+        """Set the gauges; they are read only when somebody scrapes. `waiting_for`: how many wait, by deployment."""
         for gauge in (self._in_flight, self._held, self._ready, self._age):
             gauge.clear()
         for key, deployment in fleet.deployments.items():
             labels = (deployment.namespace, deployment.name)
             self._in_flight.labels(*labels).set(0)
             self._ready.labels(*labels).set(0)
-            self._held.labels(*labels).set(hold.held[key])
+            self._held.labels(*labels).set(waiting_for(key))
         for endpoint in fleet:
             if endpoint.spec.deployment in fleet.deployments:
                 deployment = fleet.deployments[endpoint.spec.deployment]

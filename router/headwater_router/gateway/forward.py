@@ -12,11 +12,9 @@ from typing import Final
 
 import structlog
 
-from headwater.http.clients import too_many_connections
 from headwater.http.connection import ClientConnection
 from headwater.http.descriptors import Descriptors
 from headwater.http.headers import Headers
-from headwater.http.line import NoRoomError
 from headwater.http.replies import answer_json
 from headwater.http.request import Request
 from headwater.openai.errors import APIError, BadRequestError
@@ -63,7 +61,6 @@ class Forwarder:
         descriptors: Descriptors,
         *,
         connect_timeout: float,
-        connection_wait: float,
         stall_timeout: float,
         keep_alive_comments: float,
         expose_endpoint: bool,
@@ -72,7 +69,6 @@ class Forwarder:
         self.dispatcher = dispatcher
         self.metrics = metrics
         self.descriptors = descriptors
-        self.connection_wait = connection_wait
         self.stall_timeout = stall_timeout
         self.keep_alive_comments = keep_alive_comments
         self.expose_endpoint = expose_endpoint
@@ -156,24 +152,11 @@ class _Passage:
         self._keep_alive: KeepAlive | None = None
 
     async def run(self) -> None:
-        """Forward, once there is a descriptor for it."""
         shared, call = self._shared, self._call
         if shared.keep_alive_comments and call.prompt.streamed:
             self._keep_alive = KeepAlive(self._client, shared.keep_alive_comments)
-        descriptors = shared.descriptors
-        if not shared.dispatcher.fleet.ready(call.model):
-            # Held, if it is, without a descriptor, which others need meanwhile.
-            await shared.dispatcher.available(call)
-        if not descriptors.take():
-            try:
-                await descriptors.wait(shared.connection_wait)
-            except NoRoomError:
-                raise too_many_connections() from None
-        try:
-            while not await self._attempt(await shared.dispatcher.choose(call)):
-                pass
-        finally:
-            descriptors.give()
+        while not await self._attempt(await shared.dispatcher.choose(call)):
+            pass
 
     def stop(self) -> None:
         if self._keep_alive is not None:

@@ -12,6 +12,7 @@ from headwater_router.endpoints.endpoint import Endpoint
 from headwater_router.endpoints.fleet import Fleet
 from headwater_router.gateway.deployment_metrics import DeploymentMetrics
 from headwater_router.gateway.key_metrics import KeyMetrics
+from headwater_router.gateway.wait_metrics import WaitMetrics
 from headwater_router.index import PrefixIndex
 from headwater_router.index.tokenizers import Tokenizers
 from headwater_router.outcome import Outcome
@@ -170,9 +171,6 @@ class RouterMetrics:
         self.endpoint_breaker = self._gauge(
             "endpoint_breaker", "The breaker's state: 0 closed, 1 half open, 2 open.", "endpoint"
         )
-        self.connections_waiting = self._gauge(
-            "connections_waiting", "Requests that wait for a descriptor, because all that may be open are."
-        )
         self.index_entries = self._gauge("index_entries", "Blocks that the prefix index knows of, by source.", "source")
         self.index_gaps = self._gauge("index_gaps", "Times that KV events were lost and what was known was dropped.")
         self.index_unusable = self._gauge("index_unusable", "Blocks in KV events that could not be understood.")
@@ -201,6 +199,7 @@ class RouterMetrics:
         ).labels()
         self.deployments = DeploymentMetrics(self.registry)
         self.keys = KeyMetrics(self.registry)
+        self.waits = WaitMetrics(self.registry)
         self.access_log_dropped = self._counter(
             "access_log_dropped", "Lines of the access log that were lost, since it could not be written."
         ).labels()
@@ -238,9 +237,8 @@ class RouterMetrics:
         for counter in (self.broken_answers, self.ejections):
             counter.forget(endpoint)
 
-    def collect(self, fleet: Fleet, index: PrefixIndex, connections_waiting: int, now: float) -> None:
+    def collect(self, fleet: Fleet, index: PrefixIndex, now: float) -> None:
         """Set the gauges; they are read only when somebody scrapes."""
-        self.connections_waiting.set(connections_waiting)
         for gauge in self._endpoint_gauges():
             gauge.clear()
         for endpoint in fleet:

@@ -73,7 +73,7 @@ class Pages:
 
     def _render(self, now: float) -> bytes:
         self.dispatcher.settle(now)
-        self.metrics.collect(self.fleet, self.index, self.descriptors.waiting, now)
+        self.metrics.collect(self.fleet, self.index, now)
         budget = self.dispatcher.budget
         self.metrics.open_requests.set(budget.open_requests)
         self.metrics.open_retries.set(budget.retries)
@@ -81,7 +81,8 @@ class Pages:
         self.metrics.body_bytes.set(self.bodies.in_flight)
         self.metrics.bodies_waiting.set(self.bodies.waiting)
         self.metrics.loop_lag.set(self.lag.take())
-        self.metrics.deployments.collect(self.fleet, self.dispatcher.hold)
+        self.metrics.waits.collect(self.dispatcher.room.waiting())
+        self.metrics.deployments.collect(self.fleet, self.dispatcher.room.waiting_for)
         return generate_latest(self.metrics.registry)
 
 

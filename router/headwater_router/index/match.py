@@ -17,6 +17,11 @@ class Match:
         """Whether anybody holds anything."""
         return bool(self._steps)
 
+    @property
+    def longest(self) -> int:
+        """Leading blocks that anybody should hold."""
+        return self._steps[-1][0] if self._steps else 0
+
     def depth(self, holder: int) -> int:
         """Leading blocks that this one should hold."""
         found = 0

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from headwater_router.admission.ceiling import Ceiling, Report
 from headwater_router.outcome import Outcome
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class Load:
     """Of those in flight, those whose first token has not come."""
     prefill_tokens: int = 0
     """Predicted uncached prompt tokens of the latter."""
+    kv_tokens: int = 0
+    """The same of all that are in flight: what they have put into its memory."""
     prefill_rate: float = 0.0
     """Learned prompt tokens per second; 0 until there is a first answer."""
     others: Others | None = None
@@ -63,6 +66,23 @@ class Load:
     """KV blocks of the engine, where it says so."""
     block_size: int | None = None
     """Tokens in one of them."""
+    ceiling: Ceiling = field(default_factory=Ceiling)
+    """What it has room for."""
+    _foreign: int = 0
+    """Requests that its gauges showed beyond our own."""
+
+    @property
+    def there(self) -> int:
+        """Requests that should be there now, ours and those of others."""
+        return self.in_flight + (self._foreign if self.others is None else self.others.in_flight)
+
+    def report(self, report: Report) -> None:
+        """Its gauges were read."""
+        self.reported_running, self.reported_waiting = report.running, report.waiting
+        self.reported_cache_usage = report.cache_usage
+        self._foreign = max(0, (report.running or 0) + (report.waiting or 0) - self.in_flight)
+        self.ceiling.kv_capacity = (self.total_blocks or 0) * (self.block_size or 0)
+        self.ceiling.reported(report, self.kv_tokens)
 
 
 @dataclass(slots=True, eq=False)
@@ -143,6 +163,9 @@ class Picker(Protocol):
         With the same `Targets` each time it costs about the same whether they are 8 or 512; a plain sequence is looked
         at from end to end.
         """
+
+    def alone(self, prompt: Prompt, targets: "Targets", now: float) -> float:
+        """Seconds that it should take where nothing else is; 0 where nothing is known of that."""
 
     def first_token(self, decision: Decision, now: float) -> None:
         """The first piece of content is here: the prefill is over, and its duration teaches the rate."""

@@ -49,6 +49,10 @@ class CountingPicker(ABC):
         begin(decision)
         return decision
 
+    def alone(self, prompt: Prompt, targets: Targets, now: float) -> float:
+        """Nothing is learned."""
+        return 0.0
+
     def first_token(self, decision: Decision, now: float) -> None:
         end_prefill(counted(decision))
 
@@ -79,6 +83,7 @@ def begin(decision: CountedDecision) -> None:
     load.in_flight += 1
     load.queued += 1
     load.prefill_tokens += decision.prefill_tokens
+    load.kv_tokens += decision.prefill_tokens
     decision.prefilling = True
 
 
@@ -96,4 +101,5 @@ def end(decision: CountedDecision) -> None:
     decision.ended = True
     end_prefill(decision)
     decision.target.load.in_flight -= 1
+    decision.target.load.kv_tokens -= decision.prefill_tokens
     decision.targets.eased(decision.target)

@@ -154,6 +154,16 @@ class PrefixPicker:
                 best = tied[int(self._rng.random() * len(tied))]
         return best
 
+    def alone(self, prompt: Prompt, targets: Targets, now: float) -> float:
+        """At an endpoint that holds the most of it that anybody does."""
+        pace = self._learned.pace(targets, prompt, now)
+        if not pace.samples:
+            return 0.0
+        held = ENDS[self._index.match(prompt.text_chain, now).longest] * prompt.text_block_tokens
+        uncached = prompt.tokens - min(held, prompt.tokens - 1)
+        work = uncached * (1.0 + _ATTENTION * (prompt.tokens - 0.5 * uncached))
+        return pace.usual * pace.seconds(Stretch(1.0, self._learned.output(prompt), 0.0, 0.0, work))
+
     def first_token(self, decision: Decision, now: float) -> None:
         found = routed(decision)
         target, known = found.target, found.chosen.known

@@ -95,6 +95,7 @@ class Router:
             _patience(settings, descriptors),
             max_attempts=settings.max_attempts,
             answer_timeout=settings.answer_timeout,
+            refuses_slo=settings.slo_admission == "attainable",
         )
         self.forwarder = Forwarder(
             self.dispatcher,

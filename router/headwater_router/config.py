@@ -75,6 +75,11 @@ class RouterSettings(BaseSettings):
         description="What the prefix policy makes short: all answers to their ends, each one's first token, or all "
         "work together.",
     )
+    slo_admission: Literal["all", "attainable"] = Field(
+        "all",
+        description="Requests whose headers ask for a time to the first token, or between two: all go to where they "
+        "should be met or nearly so, or those that no endpoint should meet get a 503.",
+    )
     session_header: str = Field("x-session-id", description="Request header that the session policy goes by.")
     tokenizer: list[str] = Field(
         [],

@@ -32,6 +32,7 @@ class Dispatching:
     queue_seconds: float = 60.0
     hold: int = 0
     connections: int = 20_000
+    refuses_slo: bool = False
     clock: Callable[[], float] | None = None
     """None: `now`."""
     now: float = 1000.0
@@ -61,6 +62,7 @@ class Dispatching:
             patience,
             max_attempts=self.max_attempts,
             answer_timeout=600.0,
+            refuses_slo=self.refuses_slo,
             rng=random.Random(1),
             clock=self.clock,
         )

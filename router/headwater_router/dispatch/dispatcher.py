@@ -6,7 +6,6 @@ identity ──> waits, while nobody has room ──> deployment by weight ─�
 """
 
 import asyncio
-import heapq
 import random
 import time
 from collections import deque
@@ -26,6 +25,7 @@ from headwater_router.dispatch.call import Call
 from headwater_router.dispatch.candidates import Candidates, Found
 from headwater_router.dispatch.dispatch import Dispatch, Stage
 from headwater_router.dispatch.lineup import Lineup
+from headwater_router.dispatch.penalties import Penalties
 from headwater_router.dispatch.poison import Poison, fingerprint
 from headwater_router.dispatch.retries import FREE, ONCE, RetryBudget, may_be_sent_again
 from headwater_router.dispatch.spread import Spread
@@ -45,13 +45,10 @@ _MOST_STAYS: Final = 4
 _PAUSE: Final = 0.05
 """Seconds before the second try, twice that before the third; half to all of it, at random."""
 _NOT_READY_RETRY_AFTER: Final = 2.0
+_UNATTAINABLE_RETRY_AFTER: Final = 2.0
 _BUSY: Final = 1.0
 """Seconds that an endpoint gets nothing which is busy and does not say for how long."""
 _LONGEST_BUSY: Final = 60.0
-_TYPICAL: Final = 1.0
-"""Seconds that an answer is taken to last before there was any."""
-_LONGEST_TYPICAL: Final = 60.0
-_LEARNING: Final = 0.05
 _REMEMBERED: Final = 200
 """Decisions, and failures, that are kept to be looked at."""
 
@@ -76,10 +73,12 @@ class Dispatcher:
         *,
         max_attempts: int,
         answer_timeout: float,
+        refuses_slo: bool = False,
         rng: random.Random | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`answer_timeout`: seconds until the first piece of content, over all tries. `clock`: monotonic seconds.
+        """`answer_timeout`: seconds until the first piece of content, over all tries. `refuses_slo`: what should miss
+        what its client wants of it is not sent. `clock`: monotonic seconds.
 
         It follows what changes in the fleet and among the descriptors."""
         self.fleet = fleet
@@ -94,17 +93,14 @@ class Dispatcher:
         self._metrics = metrics
         self._max_attempts = max_attempts
         self._answer_timeout = answer_timeout
+        self._refuses_slo = refuses_slo
         self._poison = Poison()
         self._clock = clock
         self._rng = rng or random.Random()
         self._descriptors = descriptors
         self._holds = patience[WaitReason.NOT_READY].requests > 0
         self._timer: asyncio.TimerHandle | None = None
-        self._typical: dict[str, float] = {}
-        """Seconds that an answer lasts, by model."""
-        self._penalties: list[tuple[float, int, Target]] = []
-        """A heap by when they end."""
-        self._penalized = 0
+        self._penalties = Penalties()
         fleet.on_change, fleet.on_report = self._fleet_changed, self._reported
         descriptors.follow(lambda: self.room.waiting()[WaitReason.NO_CONNECTION], self.room.advance)
 
@@ -164,6 +160,9 @@ class Dispatcher:
         picker = self._picker(lineup)
         decision = picker.pick(call.prompt, lineup.targets, now, found.avoided)
         target = decision.target
+        if decision.keeps_slo is False and self._refuses_slo and not call.stays:
+            picker.finished(decision, now, Outcome.UNSENT)
+            raise _unattainable()
         endpoint, model = lineup.served[target.id]
         if target.load.ceiling.bounded:
             self.candidates.check(target)
@@ -244,8 +243,7 @@ class Dispatcher:
 
     def settle(self, now: float) -> None:
         """Take back the penalties whose time is over."""
-        while self._penalties and self._penalties[0][0] <= now:
-            heapq.heappop(self._penalties)[2].load.penalty -= 1
+        self._penalties.settle(now)
 
     def not_ready(self, model: str) -> ServiceUnavailableError:
         why = self.fleet.why_not_ready(model)
@@ -323,8 +321,7 @@ class Dispatcher:
         self._leave_budget(call, dispatch.attempt)
         if outcome is Outcome.ANSWERED:
             self._count_predictions(dispatch, now)
-            typical = self._typical.get(call.identity.base, _TYPICAL)
-            self._typical[call.identity.base] = typical + _LEARNING * (now - dispatch.at - typical)
+            self._penalties.learn(call.identity.base, now - dispatch.at)
             endpoint.breaker.answered(now)
             self._charge_suspects(call, now)
             if self._poison:
@@ -335,7 +332,7 @@ class Dispatcher:
             if self.room:
                 self._look_again_later()
         if outcome in _TURNED_DOWN:
-            self._penalize(dispatch, now)
+            self._penalties.put(dispatch.decision.target, call.identity.base, dispatch.at)
         if outcome in ONCE and dispatch.first_token_at is None:
             self._suspect(dispatch)
         elif outcome in _CHARGED:
@@ -363,14 +360,6 @@ class Dispatcher:
             call.doubtful = frozenset((target,))
             if call.in_budget:
                 call.in_budget += 1  # It is the same retry that goes on elsewhere.
-
-    def _penalize(self, dispatch: Dispatch, now: float) -> None:
-        """Count it as load for as long as an answer takes: who fails at once would look idle, and draw the traffic."""
-        typical = min(self._typical.get(dispatch.call.identity.base, _TYPICAL), _LONGEST_TYPICAL)
-        target = dispatch.decision.target
-        self._penalized += 1
-        target.load.penalty += 1
-        heapq.heappush(self._penalties, (dispatch.at + typical, self._penalized, target))
 
     def _suspect(self, dispatch: Dispatch) -> None:
         """Whether it is the endpoint's fault will be seen at the next one: what two replicas fail is the request's."""
@@ -423,6 +412,14 @@ def _elsewhere(call: Call, found: list[Lineup]) -> list[Lineup]:
     wrong."""
     failing = {dispatch.endpoint.spec.deployment for dispatch in call.suspects}
     return [lineup for lineup in found if lineup.deployment.key not in failing] or found
+
+
+def _unattainable() -> ServiceUnavailableError:
+    return ServiceUnavailableError(
+        "No endpoint of the model should answer within the times that the request's headers ask for.",
+        code="slo_unattainable",
+        retry_after=_UNATTAINABLE_RETRY_AFTER,
+    )
 
 
 def outcome_of(status: int, retry_after: float | None) -> Outcome:

@@ -31,6 +31,7 @@ from headwater_router.gateway.head import RequestHead
 from headwater_router.gateway.journal import Entry, Journal
 from headwater_router.gateway.pages import Page
 from headwater_router.gateway.paths import Form, form_of, response_of
+from headwater_router.gateway.slo import read_slo
 from headwater_router.index import PromptBuilder
 from headwater_router.picker.weights import conversation
 
@@ -127,6 +128,7 @@ class Gateway:
         prompt = self._prompts.build(request.path, body, request.headers, model=identity.base, adapter=identity.adapter)
         if (exact := self._prompts.exact(prompt, request.path, body, adapter=identity.adapter)) is not None:
             await exact
+        prompt.slo = read_slo(request.headers, entry.started)
         # Its answer is worth the price only where there is more than one deployment to choose from.
         key = conversation(body, prompt) if len(self._fleet.promised(model)) > 1 else None
         entry.call = Call(

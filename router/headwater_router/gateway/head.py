@@ -12,9 +12,10 @@ from headwater_router.admission.keys import CREDENTIALS
 from headwater_router.endpoints.endpoint import Endpoint
 from headwater_router.gateway.body import Body, asking_for_usage, with_model
 from headwater_router.gateway.form_body import FormBody
+from headwater_router.gateway.slo import SLO_HEADERS
 from headwater_router.gateway.translating import translated
 
-_NOT_FORWARDED: Final = frozenset((b"host", b"content-length", b"accept-encoding", b"expect", b"x-request-id"))
+_NOT_FORWARDED: Final = SLO_HEADERS | {b"host", b"content-length", b"accept-encoding", b"expect", b"x-request-id"}
 """accept-encoding: the usage is read off the answer's last bytes, and token streams gain nothing from compression."""
 _WITH_USAGE: Final = frozenset(("/v1/chat/completions", "/v1/completions"))
 """Paths whose streams tell the usage only if they are asked to."""

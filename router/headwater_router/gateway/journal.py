@@ -1,5 +1,6 @@
 """What is told of a request once it has ended, however it ended: its metrics, and its line in the access log."""
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -60,7 +61,11 @@ class Journal:
     def _count(self, entry: Entry, metrics: ModelMetrics, now: float) -> None:
         metrics.outcomes[entry.outcome].inc()
         metrics.duration.observe(now - entry.started)
-        if entry.call is None or not entry.call.stays:
+        if entry.call is None:
+            return
+        if entry.call.prompt.slo is not None and entry.call.prompt.streamed:
+            _count_slo(entry, entry.call, metrics, now)
+        if not entry.call.stays:
             return
         dispatch = entry.call.stays[-1]
         usage = dispatch.usage
@@ -76,6 +81,24 @@ class Journal:
             metrics.actual_cached_tokens.inc(usage.cached_tokens)
         if (seconds := _seconds_per_token(entry.call, usage, now)) is not None:
             metrics.per_token.observe(seconds)
+
+
+def _count_slo(entry: Entry, call: Call, metrics: ModelMetrics, now: float) -> None:
+    """What was not answered was missed, unless its client left."""
+    slo, last = call.prompt.slo, call.stays[-1] if call.stays else None
+    assert slo is not None
+    if entry.outcome == Outcome.CLIENT_LEFT:
+        return
+    first = last.first_token_at if last is not None else None
+    per_token = _seconds_per_token(call, last.usage, now) if last is not None and last.usage is not None else None
+    if slo.ttft < math.inf:
+        metrics.slo["ttft", _kept(entry, first is not None and first <= slo.first_by)].inc()
+    if slo.per_token < math.inf and (first is None or per_token is not None):
+        metrics.slo["tpot", _kept(entry, per_token is not None and per_token <= slo.per_token)].inc()
+
+
+def _kept(entry: Entry, met: bool) -> str:
+    return "met" if met else "refused" if entry.error == "slo_unattainable" else "missed"
 
 
 def _seconds_per_token(call: Call, usage: Usage, now: float) -> float | None:

@@ -30,6 +30,8 @@ WHAT: Final = {
     "first_token": "until first tokens of streamed answers, by the prefix policy.",
     "output": "between first and last tokens of streamed answers, by the prefix policy.",
 }
+SLO: Final = ("ttft", "tpot")
+SLO_ENDS: Final = ("met", "missed", "refused")
 _MOST_MODELS: Final = 1000
 """That have series of their own."""
 
@@ -46,6 +48,7 @@ class ModelMetrics:
     output_tokens: Count
     predicted_cached_tokens: Count
     actual_cached_tokens: Count
+    slo: dict[tuple[str, str], Count]
     first_token: "Predicted"
     output: "Predicted"
 
@@ -125,6 +128,14 @@ class RouterMetrics:
         )
         self._actual_cached = self._counter(
             "actual_cached_tokens", "Prompt tokens that came from cache, as the answers' usage says.", "model"
+        )
+        self._slo = self._counter(
+            "slo",
+            "Streamed answers of which clients wanted a time to the first token (ttft) or between two (tpot), by "
+            "whether it was kept: met, missed, or refused since it could not be met.",
+            "model",
+            "objective",
+            "outcome",
         )
         self._predicted = {
             what: tuple(
@@ -228,6 +239,7 @@ class RouterMetrics:
                 self._output_tokens.labels(model),
                 self._predicted_cached.labels(model),
                 self._actual_cached.labels(model),
+                {(what, end): self._slo.labels(model, what, end) for what in SLO for end in SLO_ENDS},
                 *(Predicted(*(each.labels(model) for each in self._predicted[what])) for what in WHAT),
             )
         return metrics

@@ -93,6 +93,21 @@ class Target:
     load: Load = field(default_factory=Load)
 
 
+class Slo(NamedTuple):
+    """What a client wants of its answer, in seconds; infinite: anything."""
+
+    ttft: float
+    """To its first token."""
+    per_token: float
+    """From one token to the next."""
+    first_by: float
+    """When the first is to be there, in monotonic seconds."""
+
+    def missed_by(self, first_at: float, per_token: float) -> float:
+        """By how much of the time that there is, whichever is missed by more; 0: neither is."""
+        return max(0.0, (first_at - self.first_by) / self.ttft, (per_token - self.per_token) / self.per_token)
+
+
 @dataclass(slots=True)
 class Prompt:
     """One request as the picker sees it. Built by the gateway through `headwater_router.index`."""
@@ -119,6 +134,7 @@ class Prompt:
     """Its token ids are what the router's own tokenizer makes of it."""
     session: str | None = None
     """Value of the session header, for the `session` policy."""
+    slo: Slo | None = None
 
 
 class Candidate(NamedTuple):
@@ -145,6 +161,8 @@ class Decision:
     """Seconds between two tokens of its answer; None where that is not predicted."""
     at: float
     """`now` of the pick."""
+    keeps_slo: bool | None = field(default=None, kw_only=True)
+    """Whether the answer should be as its client wants; None where it wants nothing, or nothing is predicted."""
 
     def candidates(self) -> list[Candidate]:
         """Those that were compared, the best first, where the policy predicts; else the chosen one. Made when asked."""

@@ -58,7 +58,7 @@ from headwater.prefix import ENDS
 from headwater_router.index.match import NOTHING, Match
 from headwater_router.index.prefixes import PrefixIndex
 from headwater_router.outcome import Outcome
-from headwater_router.picker.base import Decision, Label, Load, Prompt, Target
+from headwater_router.picker.base import Decision, Label, Load, Prompt, Slo, Target
 from headwater_router.picker.counting import end
 from headwater_router.picker.known import Compared, Known, Routed, routed
 from headwater_router.picker.learned import Learned
@@ -136,7 +136,12 @@ class PrefixPicker:
         offered = self._offered(targets, excluded, text, tokens)
         pace, output = self._learned.pace(targets, prompt, now), self._learned.output(prompt)
         compared = self._compare(prompt, pace, output, offered, text, tokens, now)
-        return self._send(prompt, targets, pace, output, self._best(compared, pace.usual), compared, now)
+        if prompt.slo is None or not pace.samples:
+            return self._send(prompt, targets, pace, output, self._best(compared, pace.usual), compared, now)
+        miss, nearest = _nearest(compared, prompt.slo, output, now)
+        found = self._send(prompt, targets, pace, output, self._best(nearest, pace.usual), compared, now)
+        found.keeps_slo = not miss
+        return found
 
     def _best(self, compared: Sequence[Compared], usual: float) -> Compared:
         best = min(compared)
@@ -398,6 +403,13 @@ class PrefixPicker:
             self._queued -= 1
             found.end_prefill()
             found.chosen.known.computed(found.work)
+
+
+def _nearest(compared: Sequence[Compared], slo: Slo, output: float, now: float) -> tuple[float, Sequence[Compared]]:
+    """Those that should keep what its client wants; where none should, those that miss it by the least."""
+    misses = [slo.missed_by(now + each.first, each.rest / output) for each in compared]
+    least = min(misses)
+    return least, [each for each, miss in zip(compared, misses, strict=True) if miss == least]
 
 
 def cache_blocks(load: Load, text_block_tokens: float) -> int:

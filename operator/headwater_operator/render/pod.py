@@ -1,4 +1,4 @@
-"""The template of an engine's pod: render versions 3 to 5, which differ in what servers are told of KV events and views.
+"""The template of an engine's pod: render versions 3 to 5: what servers are told of KV events and views differs.
 
 A change that shows in any golden file restarts engines. Where it has to be, this file is kept as it is for those that
 run, and a copy of it becomes the next version: see docs/rendering.md.

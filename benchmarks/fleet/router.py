@@ -30,6 +30,7 @@ from headwater_router.gateway.usage import Usage
 from headwater_router.outcome import Outcome
 from headwater_router.picker.base import Prompt
 from headwater_router.picker.policies import Policies
+from headwater_router.replicas.replica import Replica
 
 MODEL: Final = "m"
 PROBE_SECONDS: Final = 1.0
@@ -69,7 +70,12 @@ class Router:
     """One replica. Its endpoints are the engines, known by their places in the list."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, engines: Sequence[Engine], policies: Policies, rng: random.Random
+        self,
+        loop: asyncio.AbstractEventLoop,
+        engines: Sequence[Engine],
+        policies: Policies,
+        rng: random.Random,
+        name: str = "router",
     ) -> None:
         self.policies = policies
         self.metrics = RouterMetrics()
@@ -84,6 +90,13 @@ class Router:
             answer_timeout=600.0,
             rng=rng,
             clock=loop.time,
+        )
+        self.replica = Replica(
+            name,
+            lambda: ((endpoint.incarnation, endpoint.target) for endpoint in self.endpoints),
+            policies.index,
+            self.metrics.shared_prefixes,
+            self.metrics.shared_malformed,
         )
         self.endpoints: list[Endpoint] = []
         self._loop = loop

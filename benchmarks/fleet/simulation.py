@@ -5,10 +5,11 @@ import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
+from benchmarks.fleet.channel import Channel, Link
 from benchmarks.fleet.engine import Engine
 from benchmarks.fleet.hardware import H100_8B, Hardware
 from benchmarks.fleet.requests import Request
@@ -63,27 +64,48 @@ MakePolicies = Callable[[random.Random], Policies]
 
 
 def simulate(
-    workload: Workload, make: MakePolicies, *, routers: int = 1, probe_seconds: float = PROBE_SECONDS, seed: int = 1
+    workload: Workload,
+    make: MakePolicies,
+    *,
+    routers: int = 1,
+    link: Link | None = None,
+    probe_seconds: float = PROBE_SECONDS,
+    seed: int = 1,
 ) -> Run:
-    """`make`: the policies of each router. `probe_seconds`: between two looks at the engines' gauges."""
+    """`make`: the policies of each router. `link`: how they reach one another; None: they do not. `probe_seconds`:
+    between two looks of a router at the engines' gauges."""
     loop = VirtualLoop()
     result = Run(workload)
     result.engines = [Engine(loop, workload.hardware, speed, workload.adapters) for speed in workload.speeds]
     replicas = [
-        Router(loop, result.engines, make(random.Random(f"{seed} {number}")), random.Random(number))
+        Router(loop, result.engines, make(random.Random(f"{seed} {number}")), random.Random(number), f"router-{number}")
         for number in range(routers)
     ]
-    run(_Play(loop, result, replicas, probe_seconds, random.Random(seed)).play(), loop)
+    channel = None
+    if link is not None:
+        channel = Channel(loop, [router.replica for router in replicas], link, random.Random(f"link {seed}"))
+    faults: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, fault: faults.append(fault))
+    run(_Play(loop, result, replicas, channel, probe_seconds, random.Random(seed)).play(), loop)
+    if faults:
+        raise faults[0].get("exception") or RuntimeError(faults[0]["message"])
     return result
 
 
 class _Play:
     def __init__(
-        self, loop: VirtualLoop, result: Run, routers: Sequence[Router], probe_seconds: float, rng: random.Random
+        self,
+        loop: VirtualLoop,
+        result: Run,
+        routers: Sequence[Router],
+        channel: Channel | None,
+        probe_seconds: float,
+        rng: random.Random,
     ) -> None:
         self._loop = loop
         self._result = result
         self._routers = routers
+        self._channel = channel
         self._probe_seconds = probe_seconds
         self._rng = rng
         self._open: set[asyncio.Task[None]] = set()
@@ -95,7 +117,10 @@ class _Play:
         for place in range(len(workload.speeds)):
             if place not in absent:
                 self._up(place)
-        background = [asyncio.create_task(each) for each in (self._probe(), *map(self._happen, workload.events))]
+        works = [*map(self._happen, workload.events), *map(self._probe, range(len(self._routers)))]
+        if self._channel is not None:
+            works.append(self._channel.run())
+        background = [asyncio.create_task(each) for each in works]
         for request in workload.requests(random.Random(workload.name)):
             await self._until(request.at)
             self._send(request)
@@ -139,11 +164,12 @@ class _Play:
         for router in self._routers:
             router.up(place, self._result.workload.adapter_names)
 
-    async def _probe(self) -> None:
+    async def _probe(self, place: int) -> None:
+        """Each router by itself, so that what they know is of different age."""
+        await asyncio.sleep(self._probe_seconds * place / len(self._routers))
         while True:
             await asyncio.sleep(self._probe_seconds)
-            for router in self._routers:
-                router.read_gauges()
+            self._routers[place].read_gauges()
 
 
 def _at(event: Event) -> float:

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.fleet import peers, router, workloads
 from benchmarks.fleet.__main__ import policies
+from benchmarks.fleet.channel import Link
 from benchmarks.fleet.engine import Engine, TurnedDownError
 from benchmarks.fleet.figures import Figures, figures_of
 from benchmarks.fleet.hardware import H100_8B
@@ -25,8 +26,8 @@ def few(count: int, generate: Callable[[random.Random], Iterator[Request]]) -> C
     return lambda rng: islice(generate(rng), count)
 
 
-def run(workload: Workload, policy: str = "prefix", routers: int = 1) -> Run:
-    return simulate(workload, partial(policies, policy), routers=routers)
+def run(workload: Workload, policy: str = "prefix", routers: int = 1, link: Link | None = None) -> Run:
+    return simulate(workload, partial(policies, policy), routers=routers, link=link)
 
 
 def times(result: Run) -> list[tuple[float, float | None, float | None]]:
@@ -109,6 +110,40 @@ def test_a_run_answers_all_and_is_the_same_each_time(policy: str) -> None:
 def test_several_routers_share_the_engines() -> None:
     workload = Workload("small", few(200, workloads.hot_prefix), speeds=(1.0,) * 4)
     assert figures_of(run(workload, routers=3)).imbalance < 1.5
+
+
+def shared_by_groups(rng: random.Random) -> Iterator[Request]:
+    for at in arrivals(rng, 12.0, 40.0):
+        system = shared(f"group {rng.randrange(30)}", 6000)
+        yield Request(at, system + fresh(rng, 600), fresh(rng, 200))
+
+
+GROUPS = Workload("groups of few", shared_by_groups, speeds=(1.0,) * 4)
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.1])
+def test_eight_routers_that_talk_are_about_as_good_as_one(loss: float) -> None:
+    one, eight = (figures_of(run(GROUPS, routers=count, link=Link(loss))) for count in (1, 8))
+    apart = figures_of(run(GROUPS, routers=8))
+    assert eight.cached >= one.cached - 0.02 > apart.cached
+    assert one.ttft_p99 is not None
+    assert eight.ttft_p99 is not None
+    assert eight.ttft_p99 <= 1.05 * one.ttft_p99
+
+
+def test_routers_that_hear_nothing_of_one_another_do_as_routers_that_do_not_talk() -> None:
+    workload = Workload("few", few(200, workloads.groups), speeds=(1.0,) * 4)
+    apart = times(run(workload, routers=4))
+    assert times(run(workload, routers=4, link=Link(loss=1.0))) == apart
+    assert times(run(workload, routers=4, link=Link(gone_at=0.0))) == apart
+    assert times(run(workload, routers=4, link=Link())) != apart
+
+
+def test_routers_whose_channel_goes_away_answer_all_that_comes_after() -> None:
+    workload = Workload("few", few(200, workloads.groups), speeds=(1.0,) * 4)
+    result = run(workload, routers=4, link=Link(gone_at=4.0))
+    assert max(record.request.at for record in result.records) > 6.0
+    assert all(record.duration is not None for record in result.records)
 
 
 def hot(rng: random.Random) -> Iterator[Request]:

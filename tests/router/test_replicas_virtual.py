@@ -13,7 +13,7 @@ from headwater_router.index import PrefixIndex
 from headwater_router.picker import make
 from headwater_router.picker.base import Load, Others, Prompt, Target
 from headwater_router.picker.prefix import PrefixPicker
-from headwater_router.replicas.message import Ask, Held, Loads, decode, encode, read
+from headwater_router.replicas.message import Ask, Changes, EngineLoad, Held, Loads, decode, encode, read
 from headwater_router.replicas.replica import Replica
 from tests.router.indexing import depths, exhaust
 
@@ -84,6 +84,25 @@ def test_each_knows_what_all_others_have_at_an_engine_and_does_not_count_itself(
     routers[7].targets["a"].load.in_flight = routers[7].targets["a"].load.queued = 0
     channel.run(0.3)
     assert routers[0].others("a") == Others(21, 9, 2100)
+
+
+def test_what_changes_is_told_at_once_and_what_ends_with_it() -> None:
+    one, other = Router("one"), Router("other")
+    channel = Channel(one, other)
+    channel.run(0.3)
+    load = other.targets["a"].load
+    load.in_flight, load.queued, load.prefill_tokens, load.prompt_tokens = 2, 1, 700, 900
+    channel.run(2 * STEP)
+    assert one.others("a") == Others(2, 1, 700, 900)
+    load.in_flight = load.queued = load.prefill_tokens = load.prompt_tokens = 0
+    channel.run(2 * STEP)
+    assert one.others("a") == Others(0, 0, 0)
+
+
+def test_changes_of_a_router_that_has_not_told_all_yet_mean_nothing() -> None:
+    one = Router("one")
+    exhaust(one.replica.incoming(encode("other", [Changes([EngineLoad("a", 3, 0, 0)])]), 0.0))
+    assert one.others("a") is None
 
 
 def test_who_ends_is_not_counted_after_a_second_and_where_nobody_is_heard_nothing_is_known() -> None:
@@ -231,12 +250,16 @@ def test_kinds_and_fields_of_a_newer_release_are_passed_over() -> None:
     one, other = Router("one"), Router("other")
     channel = Channel(one, other)
     newer = msgspec.msgpack.encode(
-        ["other", ["loads.9", {}], ["loads.1", 3.0, [["a", 2, 1, 7, "more"]], "and more"], 5]
+        ["other", ["loads.9", {}], ["loads.1", 3.0, [["a", 2, 1, 7, 9, "more"]], "and more"], 5]
     )
     exhaust(one.replica.incoming(newer, channel.now))
     assert one.malformed.value == 1, "the number is no item"
     one.replica.outgoing(channel.now + 0.1)
-    assert one.others("a") == Others(2, 1, 7)
+    assert one.others("a") == Others(2, 1, 7, 9)
+    older = msgspec.msgpack.encode(["other", ["loads.1", 3.0, [["a", 2, 1, 7]]]])
+    exhaust(one.replica.incoming(older, channel.now))
+    one.replica.outgoing(channel.now + 0.2)
+    assert one.others("a") == Others(2, 1, 7, 0)
     assert isinstance(read(msgspec.Raw(msgspec.msgpack.encode(["loads.1", 1.0, []]))), Loads)
 
 

@@ -36,6 +36,8 @@ class Others(NamedTuple):
     """Of these, those whose first token has not come."""
     prefill_tokens: int
     """Uncached prompt tokens of the latter."""
+    prompt_tokens: int = 0
+    """Of all of them."""
 
 
 @dataclass(slots=True)
@@ -53,6 +55,8 @@ class Load:
     """Predicted uncached prompt tokens of the latter."""
     kv_tokens: int = 0
     """The same of all that are in flight: what they have put into its memory."""
+    prompt_tokens: int = 0
+    """Of all that are in flight."""
     prefill_rate: float = 0.0
     """Learned prompt tokens per second; 0 until there is a first answer."""
     others: Others | None = None

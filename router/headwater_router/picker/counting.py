@@ -81,6 +81,7 @@ def counted(decision: Decision) -> CountedDecision:
 def begin(decision: CountedDecision) -> None:
     load = decision.target.load
     load.in_flight += 1
+    load.prompt_tokens += decision.prompt.tokens
     load.queued += 1
     load.prefill_tokens += decision.prefill_tokens
     load.kv_tokens += decision.prefill_tokens
@@ -102,4 +103,5 @@ def end(decision: CountedDecision) -> None:
     end_prefill(decision)
     decision.target.load.in_flight -= 1
     decision.target.load.kv_tokens -= decision.prefill_tokens
+    decision.target.load.prompt_tokens -= decision.prompt.tokens
     decision.targets.eased(decision.target)

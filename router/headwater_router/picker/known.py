@@ -38,8 +38,6 @@ class Known:
     """The first of them."""
     queued_work: float = 0.0
     """Of all of them."""
-    context: float = 0.0
-    """Tokens of all prompts of ours that are there."""
     outputs: float = 0.0
     """Tokens that their answers are expected to have."""
     last_first_byte: float = float("-inf")
@@ -53,6 +51,10 @@ class Known:
     foreign_running: int = 0
     """Requests there that are not ours and are being answered."""
     foreign_waiting: int = 0
+    foreign_work: float | None = None
+    """Tokens of their prompts that are to be computed before, where their routers say so."""
+    foreign_context: int = 0
+    """Tokens of the prompts of all of them, where their routers say so."""
     seen_others: Others | None = None
     _at: float = 0.0
     _answers: float = 0.0
@@ -66,6 +68,7 @@ class Known:
         if others is not None:
             self.foreign_waiting = others.queued
             self.foreign_running = others.in_flight - others.queued
+            self.foreign_work, self.foreign_context = others.prefill_tokens, others.prompt_tokens
         elif (
             before is not None
             or load.reported_waiting != self.seen_waiting
@@ -76,6 +79,7 @@ class Known:
             foreign = max(0, running + waiting - load.in_flight)
             self.foreign_waiting = min(foreign, max(0, waiting - len(self.queue)))
             self.foreign_running = foreign - self.foreign_waiting
+            self.foreign_work, self.foreign_context = None, 0
 
     def sums(self, load: Load, now: float) -> Sums:
         """Up to now, with what is there since they were last brought up to date. To be called before that changes."""
@@ -83,7 +87,7 @@ class Known:
         if seconds > 0:
             self._at = now
             self._answers += seconds * (load.in_flight - len(self.queue) + self.foreign_running)
-            self._context += seconds * self.context
+            self._context += seconds * (load.prompt_tokens + self.foreign_context)
         return Sums(now, self._answers, self._context, self._tokens)
 
     def computed(self, work: float) -> None:
@@ -144,7 +148,6 @@ class Routed(CountedDecision):
         known = self.chosen.known
         known.queue[self] = None
         known.queued_work += self.work
-        known.context += self.prompt.tokens
         known.outputs += self.output
         if known.head is None:
             known.head = self
@@ -161,9 +164,7 @@ class Routed(CountedDecision):
 
     def leave(self) -> None:
         """It has ended; its load is still counted."""
-        known = self.chosen.known
-        known.context -= self.prompt.tokens
-        known.outputs -= self.output
+        self.chosen.known.outputs -= self.output
 
 
 def routed(decision: Decision) -> Routed:

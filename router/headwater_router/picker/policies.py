@@ -24,7 +24,7 @@ class Policies:
         """Raises ValueError if there is no policy of the name `default`."""
         self._default = default
         self._objective = objective
-        self._index = index
+        self.index = index
         self._rng = rng
         self._pickers: dict[tuple[str, Objective], Picker] = {}
         self.of(None)
@@ -34,7 +34,7 @@ class Policies:
         key = self.name(policy), Objective(objective) if objective in _OBJECTIVES else self._objective
         picker = self._pickers.get(key)
         if picker is None:
-            picker = self._pickers[key] = make(key[0], self._index, self._rng, key[1])
+            picker = self._pickers[key] = make(key[0], self.index, self._rng, key[1])
         return picker
 
     def name(self, policy: str | None) -> str:
@@ -52,6 +52,6 @@ class Policies:
 
     def forget(self, target_id: str) -> None:
         """The endpoint is gone, or its cache is."""
-        self._index.forget(target_id)  # What KV events and other routers told of it, before any picker was asked.
+        self.index.forget(target_id)  # What KV events and other routers told of it, before any picker was asked.
         for picker in self._pickers.values():
             picker.forget(target_id)

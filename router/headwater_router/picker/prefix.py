@@ -288,7 +288,8 @@ class PrefixPicker:
                     cached, expected = self._by_events(prompt, target, tokens.depth(holder), cached, expected)
             uncached = size - cached
             work = uncached * (1.0 + _ATTENTION * (cached + 0.5 * uncached))
-            ahead = known.queued_work + known.foreign_waiting * typical
+            foreign = known.foreign_work
+            ahead = known.queued_work + (known.foreign_waiting * typical if foreign is None else foreign)
             if (head := known.head) is not None:
                 since = known.last_first_byte
                 done = (now - (head.at if head.at > since else since)) / (factor * token)
@@ -305,7 +306,7 @@ class PrefixPicker:
                 other = known.outputs / load.in_flight if load.in_flight else output
                 overlap = output * other / (output + other)
             prefill = token * work
-            read = context * known.context
+            read = context * (load.prompt_tokens + known.foreign_context)
             first = factor * (constant + answer * answers + read + token * ahead + prefill)
             rest = factor * (step * output + overlap * (answer * requests + read))
             others = factor * (prefill * (answers + _DISPLACED) + overlap * requests * share)
@@ -367,7 +368,13 @@ class PrefixPicker:
             pace,
             chosen.work,
             output,
-            Stretch(1.0, 0.0, chosen.answers, known.context, chosen.ahead + chosen.work),
+            Stretch(
+                1.0,
+                0.0,
+                chosen.answers,
+                target.load.prompt_tokens + known.foreign_context,
+                chosen.ahead + chosen.work,
+            ),
             known.sums(target.load, now),
             prefill_tokens=prompt.tokens - cached,
         )

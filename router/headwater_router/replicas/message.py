@@ -56,6 +56,7 @@ class EngineLoad(msgspec.Struct, array_like=True, frozen=True):
     in_flight: _Count
     queued: _Count
     prefill_tokens: _Count
+    prompt_tokens: _Count = 0
 
 
 class Loads(msgspec.Struct, array_like=True, frozen=True, tag="loads.1"):
@@ -63,6 +64,12 @@ class Loads(msgspec.Struct, array_like=True, frozen=True, tag="loads.1"):
 
     age: Annotated[float, Meta(ge=0)]
     """Seconds that the router has listened to the others: how much it may know."""
+    engines: Annotated[Sequence[EngineLoad], Meta(max_length=MOST_ENGINES)]
+
+
+class Changes(msgspec.Struct, array_like=True, frozen=True, tag="changes.1"):
+    """What a router has at engines where that has changed since it told last."""
+
     engines: Annotated[Sequence[EngineLoad], Meta(max_length=MOST_ENGINES)]
 
 
@@ -82,7 +89,7 @@ class Held(msgspec.Struct, array_like=True, frozen=True, tag=_HELD):
     """Of each of them, as `headwater.prefix` counts them."""
 
 
-Item = Prefix | Loads | Ask | Held
+Item = Prefix | Loads | Changes | Ask | Held
 
 
 class Message(NamedTuple):
@@ -98,7 +105,7 @@ class _Kind(msgspec.Struct, array_like=True):
 
 _kind: Final = msgspec.msgpack.Decoder(_Kind)
 _item: Final[msgspec.msgpack.Decoder[Item]] = msgspec.msgpack.Decoder(Item)
-_KINDS: Final = frozenset((_PREFIX, _HELD, "loads.1", "ask.1"))
+_KINDS: Final = frozenset((_PREFIX, _HELD, "loads.1", "changes.1", "ask.1"))
 _message: Final = msgspec.msgpack.Decoder(Annotated[list[Raw], Meta(min_length=1, max_length=MOST_ITEMS + 1)])
 _name: Final = msgspec.msgpack.Decoder(_Name)
 _encode: Final = msgspec.msgpack.Encoder().encode

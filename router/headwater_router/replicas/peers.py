@@ -1,13 +1,13 @@
 """What other routers have said lately of themselves: what they have at which engine, and how long they have listened.
 
-They say so every tenth of a second. Who has not for a second is not counted any more: it has ended. Where that is so of
-all, the way to them is broken, and nothing is known. A router of an older release says nothing of its load; while there
-is one, the sum would be too small, and the engines' gauges are the better word.
+They say so every tenth of a second, and in between what has changed. Who has not for a second is not counted any more:
+it has ended. Where that is so of all, the way to them is broken, and nothing is known. A router of an older release
+says nothing of its load; while there is one, the sum would be too small, and the engines' gauges are the better word.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Final
 
 from headwater_router.picker.base import Others
@@ -27,7 +27,8 @@ class _Peer:
     told: float = _NEVER
     """When it told its load."""
     age: float = 0.0
-    loads: Sequence[EngineLoad] = ()
+    loads: dict[str, EngineLoad] = field(default_factory=dict)
+    """By engine."""
 
 
 class Peers:
@@ -48,10 +49,16 @@ class Peers:
             peer.heard = now
             self._peers.move_to_end(router)
 
-    def told(self, router: str, age: float, loads: Sequence[EngineLoad], now: float) -> None:
+    def told(self, router: str, age: float, loads: Iterable[EngineLoad], now: float) -> None:
         """`loads`: of engines that are known here."""
         if (peer := self._peers.get(router)) is not None:
-            peer.told, peer.age, peer.loads = now, age, loads
+            peer.told, peer.age, peer.loads = now, age, {each.engine: each for each in loads}
+
+    def changed(self, router: str, loads: Iterable[EngineLoad]) -> None:
+        """As in `told`, of these alone. Before it has told of all, that means nothing."""
+        peer = self._peers.get(router)
+        if peer is not None and peer.told != _NEVER:
+            peer.loads.update((each.engine, each) for each in loads)
 
     def others(self, now: float) -> Callable[[str], Others | None]:
         """What they have at an engine, by its name; None while it is not known of all of them, or there are none."""
@@ -59,16 +66,7 @@ class Peers:
         fresh = [peer for peer in self._peers.values() if now - peer.told <= _FRESH]
         if not fresh or any(peer.told == _NEVER for peer in self._peers.values()):
             return lambda _: None
-        sums: dict[str, Others] = {}
-        for peer in fresh:
-            for each in peer.loads:
-                known = sums.get(each.engine, _NOTHING)
-                sums[each.engine] = Others(
-                    known.in_flight + each.in_flight,
-                    known.queued + min(each.queued, each.in_flight),
-                    known.prefill_tokens + each.prefill_tokens,
-                )
-        return lambda engine: sums.get(engine, _NOTHING)
+        return lambda engine: _sum(load for peer in fresh if (load := peer.loads.get(engine)) is not None)
 
     def oldest(self, now: float) -> tuple[str, float] | None:
         """The one that has listened longest, and the seconds."""
@@ -86,4 +84,11 @@ class Peers:
             del self._peers[name]
 
 
-_NOTHING: Final = Others(0, 0, 0)
+def _sum(loads: Iterable[EngineLoad]) -> Others:
+    in_flight = queued = prefill_tokens = prompt_tokens = 0
+    for load in loads:
+        in_flight += load.in_flight
+        queued += min(load.queued, load.in_flight)
+        prefill_tokens += load.prefill_tokens
+        prompt_tokens += load.prompt_tokens
+    return Others(in_flight, queued, prefill_tokens, prompt_tokens)

@@ -14,6 +14,7 @@ that has restarted since means nothing to a router that has noticed. So several 
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Final, NamedTuple
 
 import structlog
@@ -28,6 +29,7 @@ from headwater_router.replicas.message import (
     MOST_ENGINES,
     MOST_HELD,
     Ask,
+    Changes,
     EngineLoad,
     Held,
     Item,
@@ -85,6 +87,8 @@ class Replica:
         self._since: float | None = None
         """When it began to listen."""
         self._loads_at = float("-inf")
+        self._told: dict[str, EngineLoad] = {}
+        """What was said last of each engine at which there was anything."""
         self._recall = _Recall()
         self._answer: deque[Held] = deque()
         self._to_tell: deque[tuple[str, str, str, int]] = deque()
@@ -110,12 +114,16 @@ class Replica:
         prefixes = [Prefix(engines[target_id], chain) for target_id, chain in answered if target_id in engines]
         self._prefixes["dropped"].inc(len(answered) - len(prefixes))
         items: list[Item] = [*prefixes]
+        loads = self._loads()
         if now - self._loads_at >= _LOADS:
             self._loads_at = now
-            items.append(self._loads(now))
-            self._see_others(now)
+            items.append(Loads(self._age(now), list(loads.values())))
+            self._see_others(self._engines(), now)
             if (asked := self._recall.ask(self._peers.oldest(now), now, self._age(now))) is not None:
                 items.append(Ask(asked))
+        elif changed := [load for name, load in loads.items() if load != self._told.get(name)]:
+            items.append(Changes(changed))
+        self._told = {name: load for name, load in loads.items() if load.in_flight}
         if (held := self._next_held()) is not None:
             items.append(held)
         return Outgoing(encode(self.name, items), len(prefixes)) if items else None
@@ -154,6 +162,11 @@ class Replica:
                 known = [each for each in item.engines if each.engine in targets]
                 self._peers.told(router, item.age, known, now)
                 return len(item.engines)
+            case Changes():
+                known = [each for each in item.engines if each.engine in targets]
+                self._peers.changed(router, known)
+                self._see_others({each.engine: targets[each.engine] for each in known}.items(), now)
+                return len(item.engines)
             case Ask(of=self.name):
                 return self._begin_answer(router, targets, now)
             case Held(to=self.name) if self._recall.wants(router, len(item.blocks)):
@@ -168,20 +181,22 @@ class Replica:
             self._index.shared(target.id, prefix.chain, _capacity(target))
         self._prefixes["unknown" if target is None else "received"].inc()
 
-    def _loads(self, now: float) -> Loads:
-        busy = [
-            EngineLoad(name, target.load.in_flight, target.load.queued, target.load.prefill_tokens)
+    def _loads(self) -> dict[str, EngineLoad]:
+        """Where there is anything now, or was when it was told last."""
+        told = self._told
+        busy = (
+            EngineLoad(name, load.in_flight, load.queued, load.prefill_tokens, load.prompt_tokens)
             for name, target in self._engines()
-            if target.load.in_flight
-        ]
-        return Loads(self._age(now), busy[:MOST_ENGINES])
+            if (load := target.load).in_flight or name in told
+        )
+        return {load.engine: load for load in islice(busy, MOST_ENGINES)}
 
     def _age(self, now: float) -> float:
         return 0.0 if self._since is None else now - self._since
 
-    def _see_others(self, now: float) -> None:
+    def _see_others(self, engines: Iterable[tuple[str, Target]], now: float) -> None:
         others = self._peers.others(now)
-        for name, target in self._engines():
+        for name, target in engines:
             if (found := others(name)) != target.load.others:
                 target.load.others = found
 

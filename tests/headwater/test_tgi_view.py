@@ -98,6 +98,12 @@ def test_what_cannot_be_said_is_refused_by_name(config: Any, tokenizer: Any, rea
         write_view(tmp_path / "model", tmp_path / "view")
 
 
+def test_a_template_alone_is_seen_too(tmp_path: Path) -> None:
+    model = folder(tmp_path)
+    (model / "tokenizer_config.json").unlink()
+    assert seen(model, "tokenizer_config.json") == {"chat_template": "{{ messages }}"}
+
+
 def test_a_tokenizer_without_its_file_is_refused(tmp_path: Path) -> None:
     model = folder(tmp_path)
     (model / "tokenizer.json").unlink()
@@ -121,9 +127,11 @@ def test_in_a_pod_the_launcher_is_started_on_the_view_by_python_alone(tmp_path: 
     # Isolated: with nothing of ours to import.
     ended = run(["python3", "-I", *argv[1:4], str(view), "cat", str(view / "config.json")])
     assert json.loads(ended.stdout)["rope_theta"] == 500000.0
-    (model / "config.json").write_text("[]")
-    failed = run(["python3", "-I", *argv[1:4], str(view), "cat"])
-    assert (failed.returncode, "config.json is no JSON object" in failed.stderr) == (1, True)
+    for damage in ("config.json", "chat_template.jinja"):
+        (model / damage).write_bytes(b"\xff")
+        failed = run(["python3", "-I", *argv[1:4], str(view), "cat"])
+        assert (failed.returncode, f"TGI cannot be shown {model}" in failed.stderr) == (1, True)
+        (model / damage).write_text("{}")
 
 
 def test_without_a_folder_or_before_views_the_launcher_is_started_as_it_was() -> None:

@@ -31,7 +31,7 @@ def write_view(folder: Path, view: Path) -> None:
     if any(_say_as_before(part) for part in _parts(config)):
         written["config.json"] = config
     tokenizer = _read(folder / "tokenizer_config.json")
-    if tokenizer and _say_tokenizer_as_before(tokenizer, folder):
+    if _say_tokenizer_as_before(tokenizer, folder):
         written["tokenizer_config.json"] = tokenizer
     shutil.rmtree(view, ignore_errors=True)
     view.mkdir(parents=True)
@@ -39,14 +39,14 @@ def write_view(folder: Path, view: Path) -> None:
         if each.name not in written:
             (view / each.name).symlink_to(each)
     for name, content in written.items():
-        (view / name).write_text(json.dumps(content, indent=2))
+        (view / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
 def _read(file: Path) -> dict:  # type: ignore[type-arg]
     if not file.exists():
         return {}
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UnreadableError(f"{file.name} is no JSON: {error}") from None
     if not isinstance(content, dict):
@@ -104,7 +104,7 @@ def _say_tokenizer_as_before(tokenizer: dict, folder: Path) -> bool:  # type: ig
         changed = True
     template = folder / "chat_template.jinja"
     if template.exists() and "chat_template" not in tokenizer:
-        tokenizer["chat_template"] = template.read_text()
+        tokenizer["chat_template"] = template.read_text(encoding="utf-8")
         changed = True
     return changed
 
@@ -113,7 +113,7 @@ def main() -> None:
     folder, view, *command = sys.argv[1:]
     try:
         write_view(Path(folder), Path(view))
-    except (UnreadableError, OSError) as error:
+    except (UnreadableError, OSError, ValueError) as error:  # ValueError: a file that is no text.
         reason = f"TGI cannot be shown {folder}: {error}"
         if os.access("/dev/termination-log", os.W_OK):
             Path("/dev/termination-log").write_text(reason)

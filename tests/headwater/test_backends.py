@@ -1,19 +1,17 @@
 """Each backend starts its server as the deployment says, refuses what it cannot do, and is read where it reports."""
 
 import json
-import re
 import sys
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
 from headwater import backends
 from headwater.backends import UnknownBackendError, metrics
-from headwater.backends.base import Pod, UnsupportedError, generation_config
+from headwater.backends.base import UnsupportedError, generation_config
 from headwater.backends.metrics import LoadReport, read_load
 from headwater.openai.request import SamplingDefaults
-from headwater.resource import ModelDeployment, Quantization, Sampling
+from headwater.resource import ModelDeployment, Sampling
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 RECORDED = FIXTURES / "vllm-0.32.0" / "metrics.txt"
@@ -114,30 +112,6 @@ def test_tgi_is_told_its_address_and_its_adapters():
         *("--max-input-tokens", "4095", "--max-total-tokens", "4096"),
     ]
     assert backend.environment(wanted) == {"LORA_ADAPTERS": "owner/sql,mine=/lora/mine"}
-
-
-def test_tgi_is_told_only_what_its_launcher_knows() -> None:
-    """By the launcher's own help."""
-    known: dict[str, list[str]] = {}
-    for line in (FIXTURES / "tgi-3.3.7" / "launcher-help.txt").read_text().splitlines()[1:]:
-        allowed = re.search(r"\[possible values: ([^\]]*)\]", line)
-        known[line.split()[0]] = allowed[1].split(", ") if allowed else []
-        if variable := re.search(r"\[env: (\w+)=", line):
-            known[variable[1]] = []
-    for quantization in get_args(Quantization):
-        for dtype in ("auto", "fp8"):
-            wanted = deployment(
-                context={"maxTokens": 4096},
-                cache={"dtype": dtype},
-                quantization=quantization,
-                adapters=[{"name": "o/a", "source": "hf://o/a"}],
-            )
-            launch = backends.get("tgi").launch(wanted, Pod("hf://o/m", False, 8000, None, 60))
-            flags = [(each, launch.argv[place + 1]) for place, each in enumerate(launch.argv) if each.startswith("--")]
-            assert len(flags) >= 7
-            for flag, value in (*flags, *((name, "") for name in launch.env)):
-                assert flag in known
-                assert not known[flag] or value in known[flag], f"{flag} {value}"
 
 
 def test_tensorrt_llm_loads_a_checkpoint_as_it_is():

@@ -5,6 +5,7 @@ that is decided is decided by a worker that looks at one ModelDeployment as it i
 """
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -45,6 +46,7 @@ log = structlog.get_logger(__name__)
 def run(settings: OperatorSettings) -> int:
     """Operate until a signal. Returns the exit status."""
     configure_logging(settings.log_level)
+    spare_the_collector()
     import uvloop
 
     try:
@@ -57,6 +59,11 @@ def run(settings: OperatorSettings) -> int:
         print(f"headwater operate: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def spare_the_collector() -> None:
+    """Garbage in cycles dies young here. The rest of what there is grows with the cluster, and is no garbage."""
+    gc.set_threshold(10_000, 5, 1000)
 
 
 async def operate(settings: OperatorSettings) -> None:

@@ -4,7 +4,9 @@ A look needs its own spec, and those of the others with the same weights. To rea
 so a look must not read all of its neighbours: a thousand of them would hold up everybody else.
 """
 
+import contextlib
 from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 
 from pydantic import ValidationError
 
@@ -22,6 +24,8 @@ class Specs:
         self._read: dict[Key, ModelDeployment | ValidationError] = {}
         self._users: defaultdict[tuple[str, str], set[Key]] = defaultdict(set)
         """By namespace and name of the volume that holds their weights."""
+        self._sharing: dict[tuple[str, str], dict[str, ModelDeployment]] = {}
+        """What was made of these since one of them changed."""
 
     def put(self, resource: Object) -> None:
         key = Key(namespace_of(resource), name_of(resource))
@@ -29,6 +33,7 @@ class Specs:
         self._resources[key] = resource
         if (volume := _volume(resource)) is not None:
             self._users[key.namespace, volume].add(key)
+            self._sharing.pop((key.namespace, volume), None)
 
     def remove(self, key: Key) -> None:
         resource = self._resources.pop(key, None)
@@ -37,6 +42,7 @@ class Specs:
         if volume is not None:
             place = key.namespace, volume
             self._users[place].discard(key)
+            self._sharing.pop(place, None)
             if not self._users[place]:
                 del self._users[place]
 
@@ -58,17 +64,19 @@ class Specs:
         """Whose weights are in it, or are to be."""
         return set(self._users.get((namespace, volume), ()))
 
-    def sharing(self, namespace: str, volume: str) -> dict[str, ModelDeployment]:
+    def sharing(self, namespace: str, volume: str) -> Mapping[str, ModelDeployment]:
         """The same by UID, but for those that go, or make no sense."""
-        found = {}
-        for key in self.users(namespace, volume):
+        place = namespace, volume
+        if place not in self._sharing:
+            self._sharing[place] = dict(self._valid(self._users.get(place, ())))
+        return self._sharing[place]
+
+    def _valid(self, keys: Iterable[Key]) -> Iterator[tuple[str, ModelDeployment]]:
+        for key in keys:
             resource = self._resources[key]
             if "deletionTimestamp" not in resource["metadata"]:
-                try:
-                    found[uid_of(resource)] = self.read(key)
-                except ValidationError:
-                    continue
-        return found
+                with contextlib.suppress(ValidationError):
+                    yield uid_of(resource), self.read(key)
 
 
 def _read(resource: Object) -> ModelDeployment:

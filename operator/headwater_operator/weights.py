@@ -20,7 +20,6 @@ from headwater_operator.render.weights import (
     FILLED,
     SOURCE,
     VERIFIED,
-    key,
     made_alike,
     render_claim,
     render_job,
@@ -88,16 +87,15 @@ def observe(store: Store, namespace: str, deployment: ModelDeployment) -> Observ
 
 def plan(
     deployment: ModelDeployment,
-    neighbours: Mapping[str, ModelDeployment],
+    users: Mapping[str, ModelDeployment],
     settings: OperatorSettings,
     namespace: str,
     observed: Observed,
     now: datetime,
 ) -> WeightsPlan:
-    """`neighbours`: the ModelDeployments of the namespace by UID, this one among them."""
+    """`users`: the ModelDeployments of the namespace with the same weights by UID, this one among them."""
     if not needs_volume(deployment):
         return WeightsPlan(WeightsPhase.NOT_NEEDED)
-    users = {uid: each for uid, each in neighbours.items() if needs_volume(each) and key(each) == key(deployment)}
     claim, job = observed.claim, observed.job
     there = volume(deployment)
     if claim is not None and "deletionTimestamp" in claim["metadata"]:

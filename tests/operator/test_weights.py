@@ -13,7 +13,7 @@ from headwater_operator.config import OperatorSettings
 from headwater_operator.kinds import CLAIM, JOB, Object
 from headwater_operator.render.weights import volume
 from headwater_operator.store import Store
-from headwater_operator.weights import Observed, WeightsPhase, WeightsPlan, observe, plan
+from headwater_operator.weights import Observed, WeightsPhase, WeightsPlan, needs_volume, observe, plan
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 SOURCE = "hf://owner/model"
@@ -45,7 +45,11 @@ class Cluster:
 
     def plan(self, uid: str = "u-chat") -> WeightsPlan:
         observed = Observed(self.claim, self.job, self.pods)
-        return plan(self.deployments[uid], self.deployments, self.settings, "team", observed, self.now)
+        its = self.deployments[uid]
+        users = {
+            uid: each for uid, each in self.deployments.items() if needs_volume(each) and volume(each) == volume(its)
+        }
+        return plan(its, users, self.settings, "team", observed, self.now)
 
     def look(self, uid: str = "u-chat") -> WeightsPlan:
         """As the operator does it."""

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 
 from headwater.backends.base import ADMIN_KEY, GROUP_RANK, Backend, Launch, LoadMetrics, Pod, Reading, hub_name_or_path
+from headwater.backends.dialects.sglang import SGLangDialect
 from headwater.resource import ModelDeployment, Spec
 
 _INIT_PORT = 5000
@@ -40,6 +41,7 @@ class SGLang(Backend):
     loads_adapters = "runtime"
     repeats_kv_events = True
     takes_admin_key = True
+    dialect = SGLangDialect()
 
     def command(self, deployment: ModelDeployment, *, port: int, events: str | None = None) -> list[str]:
         spec = deployment.spec

@@ -42,5 +42,5 @@ class Dialect(ABC):
         """
 
     @abstractmethod
-    def translation(self, path: str, members: dict[str, Raw], model: str, request_id: str) -> Translation:
-        """Of the answer. `members`: as `request` returned them. `model`: that the client asked for."""
+    def translation(self, path: str, members: dict[str, Raw], model: str, request_id: str) -> Translation | None:
+        """Of the answer; None: it needs none. `members`: as `request` returned them. `model`: that the client asked for."""

@@ -21,8 +21,8 @@ class Translated(NamedTuple):
     """A request in a dialect."""
 
     body: bytes
-    translation: Translation
-    """Of its answer."""
+    translation: Translation | None
+    """Of its answer; None: that needs none."""
 
 
 def translated(dialect: Dialect, path: str, body: bytes, model: str, request_id: str) -> Translated | None:
@@ -31,12 +31,15 @@ def translated(dialect: Dialect, path: str, body: bytes, model: str, request_id:
     if path not in dialect.paths:
         return None
     try:
-        members = dialect.request(path, _members(body))
+        given = _members(body)
+        members = dialect.request(path, given)
     except UnsupportedRequestError as error:
         raise BadRequestError(f"{error}.", param=error.param, code="not_done_here") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    return Translated(_encode(members), dialect.translation(path, members, model, request_id))
+    # What it takes as it is keeps its bytes.
+    written = body if members == given else _encode(members)
+    return Translated(written, dialect.translation(path, members, model, request_id))
 
 
 def translated_document(translation: Translation, body: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import pytest
@@ -104,6 +105,68 @@ async def test_what_was_scaled_to_nothing_by_hand_is_not_waited_for(cluster: Api
     await until(lambda: not router.router.fleet.promised("m")[0].wakes)
     answer = await router.post()
     assert (answer.status_code, error_of(answer)["code"]) == (503, "no_endpoint_ready")
+
+
+BROKEN = "container engine has ended 5 times, last with exit code 1: no such flag"
+
+
+def told(phase: str = "Failed", generation: int = 1, observed: int = 1, **spec: Any) -> dict[str, Any]:
+    """A ModelDeployment with what the operator says of it."""
+    degraded = {"type": "Degraded", "status": "True", "reason": "CrashLoop", "message": BROKEN}
+    status = {"observedGeneration": observed, "phase": phase, "conditions": [degraded]}
+    if adapters := spec.pop("told_adapters", None):
+        status["adapters"] = adapters
+    each = model(**spec)
+    return each | {"metadata": each["metadata"] | {"generation": generation}, "status": status}
+
+
+async def test_a_failed_model_is_refused_at_once_with_the_operators_reason(
+    cluster: ApiServer, router: RunningGateway
+) -> None:
+    cluster.put(told())
+    await until(lambda: router.router.fleet.promised("m")[0].failed)
+    answer = await router.post()
+    assert (answer.status_code, error_of(answer)["code"]) == (503, "no_endpoint_ready")
+    assert "CrashLoop" in error_of(answer)["message"] and BROKEN in error_of(answer)["message"]
+    assert "retry-after" in answer.headers
+
+
+async def test_those_who_wait_are_told_when_their_model_fails(cluster: ApiServer, router: RunningGateway) -> None:
+    waiting = await held(router, 2)
+    cluster.put(told())
+    answers = await asyncio.gather(*waiting)
+    assert [answer.status_code for answer in answers] == [503, 503]
+    assert BROKEN in error_of(answers[0])["message"]
+
+
+async def test_a_change_of_the_spec_may_be_the_cure_and_is_waited_for(
+    cluster: ApiServer, router: RunningGateway
+) -> None:
+    async with upstream() as engine:
+        cluster.put(told(generation=2))
+        [waiting] = await held(router, 1)
+        cluster.put(*replica(engine.port))
+        assert (await waiting).status_code == 200
+
+
+async def test_an_adapter_that_no_engine_took_is_refused_at_once_with_the_reason(
+    cluster: ApiServer, router: RunningGateway
+) -> None:
+    adapters = [{"name": "sql", "source": "hf://a/b"}, {"name": "law", "source": "hf://a/c"}]
+    refused = [
+        {"name": "sql", "loaded": 0, "replicas": 1, "message": "the engine answered 400: rank 256 is too high"},
+        {"name": "law", "loaded": 0, "replicas": 0},
+    ]
+    async with upstream("m") as engine:
+        cluster.put(told("Loading", adapters=adapters, told_adapters=refused), *replica(engine.port))
+        await until(lambda: router.router.fleet.ready("m"))
+        for name in (b'"sql"', b'"default/sql"'):
+            answer = await router.post(BODY.replace(b'"m"', name))
+            assert (answer.status_code, error_of(answer)["code"]) == (503, "no_endpoint_ready")
+            assert "rank 256 is too high" in error_of(answer)["message"]
+        [waiting] = await held(router, 1, BODY.replace(b'"m"', b'"law"'))
+        engine.serve_models("m", {"id": "law", "parent": "m"})
+        assert (await waiting).status_code == 200, "one that is on its way is waited for"
 
 
 async def test_a_client_that_leaves_is_let_go(cluster: ApiServer, router: RunningGateway) -> None:

@@ -24,5 +24,5 @@ class Spread:
 
     def to_wake(self, model: str, key: int | None) -> str | None:
         """The deployment that a request is to be held for. None: it would wait in vain."""
-        weights = [(each.key, each.weight) for each in self._fleet.promised(model) if each.wakes]
+        weights = [(each.key, each.weight) for each in self._fleet.on_its_way(model)]
         return choose(weights, key, self._rng) if weights else None

@@ -40,6 +40,8 @@ Key = tuple[str, str]
 """Namespace and name."""
 
 _LABEL_SERVICE: Final = "kubernetes.io/service-name"
+_LONGEST_REASON: Final = 300
+"""Characters of the operator's words that a client is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +61,19 @@ class Deployment:
     weight: int = 100
     wakes: bool = True
     """False where it was scaled to nothing by hand: no waiting request would bring it back."""
+    failed: str = ""
+    """Why it serves nothing, where the operator says that this will not pass by itself."""
+    not_taken: tuple[tuple[str, str], ...] = ()
+    """Adapters that no engine of it took, and why."""
     claimant: Claimant = field(default_factory=lambda: Claimant("", ""), compare=False)
 
     @property
     def key(self) -> str:
         return f"{self.namespace}/{self.name}" if self.name else ""
+
+    def in_vain(self, adapter: str) -> str:
+        """Why a request for the model, or for this adapter of it, would wait in vain. Empty: it need not."""
+        return self.failed or dict(self.not_taken).get(adapter, "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,8 +219,35 @@ def _read_deployment(each: Object) -> Deployment | None:
         objective=routing.get("objective"),
         weight=int(routing.get("weight", 100)),
         wakes=spec.get("replicas") != 0,
+        failed=_failed(each),
+        not_taken=_not_taken(each),
         claimant=names.read(each),
     )
+
+
+def _failed(each: Object) -> str:
+    status = _of_this_spec(each)
+    if status.get("phase") != "Failed":
+        return ""
+    told = [it for it in status.get("conditions") or () if it["type"] == "Degraded"]
+    return _cut(f"{told[0]['reason']}: {told[0]['message']}") if told else "it has failed"
+
+
+def _not_taken(each: Object) -> tuple[tuple[str, str], ...]:
+    """Whether an engine has it is for the engine to say: here is only what was tried and refused."""
+    adapters = _of_this_spec(each).get("adapters") or ()
+    return tuple((it["name"], _cut(it["message"])) for it in adapters if it.get("message") and not it.get("loaded"))
+
+
+def _of_this_spec(each: Object) -> Mapping[str, Any]:
+    """The status, unless it is about an earlier spec: what is wrong there may be mended."""
+    status = each.get("status") or {}
+    current = status.get("observedGeneration") == each["metadata"].get("generation")
+    return status if current else {}
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + "..."
 
 
 def _read_pod(each: Object) -> _Pod | None:

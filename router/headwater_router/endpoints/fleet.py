@@ -170,6 +170,8 @@ class Fleet:
 
     def why_not_ready(self, model: str) -> str:
         """Why no endpoint takes requests for it, in a sentence without an end. Empty: one does, or has no reason."""
+        if failed := next(filter(None, (each.in_vain(self._adapter(model)) for each in self.promised(model))), ""):
+            return failed.rstrip(".")
         serving = [endpoint for endpoint, _ in self.serving(model)]
         # One that was never ready may be the one that serves it.
         asked = serving or [each for each in self if not each.models and not each.spec.deployment]
@@ -182,6 +184,14 @@ class Fleet:
     def promised(self, model: str) -> list[Deployment]:
         """The deployments that are to serve it, whether they have an endpoint or not."""
         return self._catalogue.promised.get(model, [])
+
+    def on_its_way(self, model: str) -> list[Deployment]:
+        """Those of them that may get an endpoint for it before long, if it is asked for."""
+        return [each for each in self.promised(model) if each.wakes and not each.in_vain(self._adapter(model))]
+
+    def _adapter(self, model: str) -> str:
+        identity = self.identity(model)
+        return identity.adapter if identity is not None else ""
 
     def deployment(self, endpoint: Endpoint) -> Deployment:
         return self.deployments.get(endpoint.spec.deployment, _UNNAMED)

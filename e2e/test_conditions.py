@@ -8,6 +8,11 @@ from e2e.harness import Object, apply, condition, eventually, find, get
 from e2e.models import model
 from e2e.simulation import on_gpus
 
+UNMOUNTABLE: Object = {
+    "containers": [{"name": "engine", "volumeMounts": [{"name": "certs", "mountPath": "/certs"}]}],
+    "volumes": [{"name": "certs", "secret": {"secretName": "there-is-none"}}],
+}
+
 
 def wrong(name: str, namespace: str) -> Object:
     """A ModelDeployment with the mistake of that name."""
@@ -15,6 +20,9 @@ def wrong(name: str, namespace: str) -> Object:
         "image": {"backend": {"type": "headwater", "image": "localhost/there-is-none:1"}},
         "secret": {"source": "hf://lab/model", "weights": {"cached": False}, "token": "there-is-none"},
         "flag": {"backend": {"type": "headwater", "args": ["--no-such-flag"]}},
+        "typo": {"template": {"spec": {"nodeSelektor": {"there": "is-none"}}}},
+        "mount": {"template": {"spec": UNMOUNTABLE}},
+        "container": {"template": {"spec": {"containers": [{"name": "vllm", "env": [{"name": "A", "value": "b"}]}]}}},
         "node": {"template": {"spec": {"nodeSelector": {"there": "is-none"}}}},
     }
     match name:
@@ -41,7 +49,10 @@ def wrong(name: str, namespace: str) -> Object:
         ("flag", "Degraded", "CrashLoop", "kubectl logs"),
         ("backend", "Degraded", "Unsupported", "spec.backend.image"),
         ("node", "Ready", "Unschedulable", "affinity/selector"),
-        ("claim", "Ready", "Unschedulable", "there-is-none"),
+        ("claim", "Degraded", "VolumeMissing", "there-is-none"),
+        ("typo", "Degraded", "Refused", "nodeSelektor"),
+        ("mount", "Degraded", "FailedMount", "there-is-none"),
+        ("container", "Degraded", "Unsupported", "called `engine`"),
     ],
 )
 def test_a_mistake_ends_in_a_condition_that_says_what_to_do(

@@ -64,8 +64,10 @@ _LABEL: Final = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 class Form:
     """Text that matches a pattern as a whole."""
 
-    def __init__(self, message: str, *patterns: str, longest: int) -> None:
+    def __init__(self, message: str, *patterns: str, longest: int, mistakes: tuple[Rule, ...] = ()) -> None:
+        """`mistakes`: rules that the pattern breaks as well, and that say better what to do."""
         self.longest = longest
+        self._mistakes: Final = mistakes
         self._pattern: Final = re.compile("|".join(f"(?:{pattern})" for pattern in patterns), re.ASCII)
         whole = f"^({'|'.join(patterns)})$"
         self.rule: Final = Rule(message, f"self.matches(r'{whole}')", holds=self.fits)
@@ -79,11 +81,13 @@ class Form:
         )
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        return {"type": "string", "maxLength": self.longest, RULES: [self.rule.schema()]}
+        rules = [rule.schema() for rule in (*self._mistakes, self.rule)]
+        return {"type": "string", "maxLength": self.longest, RULES: rules}
 
     def _check(self, text: str) -> str:
-        if not self.fits(text):
-            raise self.rule.broken(text)
+        for rule in (*self._mistakes, self.rule):
+            if rule.holds and not rule.holds(text):
+                raise rule.broken(text)
         return text
 
 
@@ -97,11 +101,41 @@ _SOURCES: Final = {
     "random:CONFIG": rf"random:{_BLACK}+",
 }
 
-Source = Annotated[str, Form(f"must be one of {', '.join(_SOURCES)}", *_SOURCES.values(), longest=1024)]
+_REVISION_APART: Final = Rule(
+    "put what follows the @ into `revision`: hf:// names a repository",
+    r"!self.matches(r'^hf://[^/@]+/[^/@]+@')",
+    holds=lambda source: re.match(r"hf://[^/@]+/[^/@]+@", source) is None,
+)
+_NO_WEB_PAGE: Final = Rule(
+    "is a web page: write hf://OWNER/NAME for a model on the hub",
+    "!self.matches('^https?://')",
+    holds=lambda source: re.match("https?://", source) is None,
+)
+
+Source = Annotated[
+    str,
+    Form(
+        f"must be one of {', '.join(_SOURCES)}",
+        *_SOURCES.values(),
+        longest=1024,
+        mistakes=(_REVISION_APART, _NO_WEB_PAGE),
+    ),
+]
 """Where weights come from: a URL whose scheme says how to get them."""
 ServedName = Annotated[str, Form("must be a name without spaces", rf"{_BLACK}+", longest=256)]
 Revision = Annotated[str, Form("must be a branch, tag or commit, without spaces", rf"{_BLACK}+", longest=256)]
-ImageName = Annotated[str, Form("must be an image such as REGISTRY/NAME:TAG", rf"{_BLACK}+", longest=512)]
+_PATH_PART: Final = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_HOST: Final = r"[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+|localhost|\[[0-9a-f:]+\]"
+_REGISTRY: Final = rf"(?:(?:{_HOST})(?::[0-9]+)?|[A-Za-z0-9-]+:[0-9]+)"
+"""A first part without a dot or a port belongs to the path."""
+ImageName = Annotated[
+    str,
+    Form(
+        "must be an image such as REGISTRY/NAME:TAG, its path in lowercase letters",
+        rf"({_REGISTRY}/)?{_PATH_PART}(/{_PATH_PART})*(:\w[\w.-]*)?(@[a-z0-9+._-]+:[0-9a-f]+)?",
+        longest=512,
+    ),
+]
 ImageTag = Annotated[str, Form("must be the tag of an image, such as v0.32.0", r"\w[\w.-]*", longest=128)]
 ObjectName = Annotated[
     str,

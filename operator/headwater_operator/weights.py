@@ -150,7 +150,8 @@ def _filling(wanted: Manifest, claim_manifest: Manifest, observed: Observed, now
         message = "the Job that fetches the weights is made anew"
         return WeightsPlan(WeightsPhase.FILLING, message, None, name, [claim_manifest], [job])
     if failed:
-        message = (
+        waited = _unbound(observed.claim, now)
+        message = waited or (
             f"{_failure(job, observed.pods)}. It is tried again in ten minutes, or at once if you delete Job {name}"
         )
         return WeightsPlan(WeightsPhase.FAILED, message, None, name, [claim_manifest])
@@ -186,7 +187,8 @@ def _unbound(claim: Object, now: datetime) -> str | None:
     return (
         f"{begin}: StorageClass {storage_class} gives it no storage. Does it exist, can it give "
         f"{', '.join(claim['spec'].get('accessModes') or [])} and {claim['spec']['resources']['requests']['storage']}? "
-        f"kubectl describe pvc {name} tells more. {_ANEW}"
+        f"kubectl describe pvc {name} tells more. The volume has the class that was asked for by the first "
+        f"ModelDeployment with these weights. {_ANEW}"
     )
 
 

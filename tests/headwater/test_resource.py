@@ -129,7 +129,7 @@ def test_every_scheme_of_a_source_is_known(tmp_path, source):
         ({"xyz": 2}, "spec.xyz: unknown field; Allowed: model"),
         ({"backend": {"type": "vlm"}}, "spec.backend.type: must be 'headwater', 'vllm', 'sglang', 'tgi',"),
         ({"backend": {"version": 0.32}}, "spec.backend.version: must be a valid string, found 0.32"),
-        ({"model": {"source": "http://x"}}, "spec.model.source: must be one of hf://OWNER/NAME, s3://BUCKET/PATH,"),
+        ({"model": {"source": "ftp://x"}}, "spec.model.source: must be one of hf://OWNER/NAME, s3://BUCKET/PATH,"),
         ({"model": {}}, "spec.model.source: is required"),
         (
             {"model": {"source": "hf://o/m", "aliases": ["a", "a"]}},
@@ -279,3 +279,31 @@ def test_every_example_is_valid(path):
 
 def test_there_are_examples():
     assert EXAMPLES
+
+
+@pytest.mark.parametrize(
+    ("image", "good"),
+    [
+        ("vllm", True),
+        ("engine:1", True),
+        ("localhost/headwater-router:1", True),
+        ("registry.example.com:5000/team/v_l-l--m/x.y:v0.3.2_cu12", True),
+        ("REGISTRY.example.com/team/vllm", True),
+        ("[fd00::1]:5000/vllm:v1", True),
+        ("myhost:5000/vllm@sha256:" + "a" * 64, True),
+        ("vllm:v1@sha256:" + "0" * 64, True),
+        ("registry.example.com/Team/vllm", False),
+        ("vLLM:v1", False),
+        ("Team/vllm", False),
+        ("team//vllm", False),
+        ("vllm:", False),
+        ("-vllm", False),
+        ("https://registry.example.com/vllm", False),
+    ],
+)
+def test_an_image_is_one_that_a_registry_can_have(tmp_path: Path, image: str, good: bool) -> None:
+    path = written(tmp_path, {"backend": {"image": image}})
+    if good:
+        load(path)
+    else:
+        assert "must be an image such as REGISTRY/NAME:TAG, its path in lowercase" in error_of(path)

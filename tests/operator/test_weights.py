@@ -413,3 +413,27 @@ def test_what_is_observed_is_what_belongs_to_the_source() -> None:
     assert observe(store, "team", deployment()) == Observed(world.claim, world.job, [world.pods[0]])
     assert observe(store, "elsewhere", deployment()) == Observed(None, None, [])
     assert {CLAIM.name, JOB.name} == {world.claim["kind"], world.job["kind"]}
+
+
+def test_a_class_that_gives_no_storage_is_told_also_when_the_job_has_run_out_of_time() -> None:
+    world = cluster(deployment(weights={"storageClassName": "slow"}))
+    world.look()
+    world.look()
+    world.now += timedelta(hours=1)
+    world.end_job("Failed", "DeadlineExceeded")
+    made = world.look()
+    assert made.phase is WeightsPhase.FAILED
+    assert "StorageClass slow" in made.message and "gives it no storage" in made.message
+    assert "give them longer" not in made.message
+
+
+def test_whose_class_a_shared_volume_has_is_told() -> None:
+    first, second = (
+        deployment(name, weights={"storageClassName": storage}) for name, storage in (("a", "slow"), ("b", "fast"))
+    )
+    world = cluster(first, second)
+    world.look("u-a")
+    world.look("u-b")
+    world.now += timedelta(minutes=2)
+    message = world.look("u-b").message
+    assert "StorageClass slow gives it no storage" in message and "by the first ModelDeployment" in message

@@ -84,7 +84,7 @@ def _plan_replica(deployment: ModelDeployment, name: str, folder: Path, threads:
         url,
         backend.ready_path,
         folder / f"{name}.log",
-        environment | dict(backend.environment(deployment)),
+        environment | {**backend.no_statistics, **backend.environment(deployment)},
     )
     return Replica(process, endpoint)
 

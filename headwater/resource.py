@@ -144,7 +144,7 @@ class Backend(_Part):
     image: ImageName | None = None
     """Container image of the server. Left out: the backend's own, where it has one."""
     version: ImageTag | None = None
-    """Tag of the image, in place of the one that `image` or the backend's own has."""
+    """Tag of the image, or its digest (sha256:...), in place of the one that `image` or the backend's own has."""
     args: list[Annotated[str, Field(max_length=8192)]] = Field(default=[], max_length=256)
     """Further flags of the server, behind our own, which they override."""
     env: Annotated[dict[str, Annotated[str, Field(max_length=32768)]], Variables()] = Field(default={}, max_length=128)

@@ -136,7 +136,10 @@ ImageName = Annotated[
         longest=512,
     ),
 ]
-ImageTag = Annotated[str, Form("must be the tag of an image, such as v0.32.0", r"\w[\w.-]*", longest=128)]
+_DIGEST: Final = "sha256:[0-9a-f]{64}"
+ImageTag = Annotated[
+    str, Form("must be the tag of an image, such as v0.32.0, or its digest", _DIGEST, r"\w[\w.-]*", longest=128)
+]
 ObjectName = Annotated[
     str,
     Form(
@@ -155,6 +158,12 @@ Bytes = Annotated[
 _VARIABLE: Final = Form(
     "must be variables: letters, digits and '_', not beginning with a digit", r"[A-Za-z_]\w*", longest=256
 )
+
+
+def is_digest(version: str) -> bool:
+    """Of an image: what it is, and not what it is called."""
+    return re.fullmatch(_DIGEST, version) is not None
+
 
 # The name of a ModelDeployment. Its rules stand at the root of the CRD, since Kubernetes keeps `metadata` to itself.
 

@@ -83,6 +83,9 @@ class Pod:
     """Where KV events are repeated for those who ask; further ranks as above. None: nowhere."""
     views: bool = False
     """Whether the server gets a view of a folder that it would not read rightly (`backends.views`)."""
+    guarded: bool = False
+    """Whether the server fetches nothing from where a request says, and has only the flags that it needs. It was
+    otherwise before render version 5."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +156,10 @@ class Backend(ABC):
     """Whether a `model` that it does not know is taken for the model itself, and not refused."""
     dialect: ClassVar[Dialect | None] = None
     """How its API differs from OpenAI's. None: not so that a client would have to know."""
+    own_flags: ClassVar[Mapping[str, str]] = {}
+    """Flags that say what the gateway or other fields rely on, with dashes, and which field says it instead."""
+    no_statistics: ClassVar[Mapping[str, str]] = {"DO_NOT_TRACK": "1"}
+    """Variables by which the server, and the libraries below it, tell nobody what it is used for."""
     adapters_prefix: ClassVar[str] = ""
     """Of the path of the calls that load and unload an adapter."""
 
@@ -230,12 +237,25 @@ class Backend(ABC):
                 known = " and ".join(found(choice) for choice in choices)
                 raise self.unsupported(deployment, field, f"knows only {known} here; found {found(value)}")
 
+    def refuse_own_flags(self, deployment: ModelDeployment) -> None:
+        """Raise UnsupportedError where `spec.backend.args` hold one of `own_flags`."""
+        for argument in deployment.spec.backend.args:
+            flag = argument.partition("=")[0]
+            if (instead := self.own_flags.get(flag.replace("_", "-"))) is not None:
+                raise self.unsupported(deployment, "spec.backend.args", f"gets {flag} from {instead}; leave it out")
+
     def refuse_sampling(self, deployment: ModelDeployment) -> None:
         """Raise UnsupportedError where `spec.sampling` asks for anything."""
         asked = deployment.spec.sampling.model_dump(by_alias=True, exclude_none=True)
         if asked:
             hint = "takes no defaults for sampling: leave it to the requests, or to the model's generation_config.json"
             raise self.unsupported(deployment, f"spec.sampling.{next(iter(asked))}", hint)
+
+
+WHERE: Final = "the operator, since the gateway looks for it there"
+ADDRESS_FLAGS: Final = {"--host": WHERE, "--port": WHERE}
+MODEL_FLAGS: Final = {"--model": "spec.model.source", "--revision": "spec.model.revision"}
+NAME_FLAGS: Final = {"--served-model-name": "metadata.name and spec.model.aliases"}
 
 
 def generation_config(sampling: Sampling) -> list[str]:

@@ -1,8 +1,21 @@
 """Our own engine."""
 
 import sys
+from collections.abc import Mapping
+from typing import ClassVar
 
-from headwater.backends.base import GROUP_RANK, Backend, Launch, LoadMetrics, Pod, Reading, generation_config
+from headwater.backends.base import (
+    ADDRESS_FLAGS,
+    GROUP_RANK,
+    MODEL_FLAGS,
+    NAME_FLAGS,
+    Backend,
+    Launch,
+    LoadMetrics,
+    Pod,
+    Reading,
+    generation_config,
+)
 from headwater.resource import Cache, ModelDeployment
 
 _LEADER_PORT = 29500
@@ -26,6 +39,15 @@ class Headwater(Backend):
     needs_gpu = False
     workers_answer_probes = True
     pod_sources = ("hf://", "package://", "file://", "random:")
+    own_flags: ClassVar[Mapping[str, str]] = {
+        **ADDRESS_FLAGS,
+        **MODEL_FLAGS,
+        **NAME_FLAGS,
+        "--tensor-parallel-size": "spec.parallelism.tensor",
+        "--nodes": "spec.parallelism.nodes",
+        "--node-rank": "spec.parallelism.nodes",
+        "--leader": "spec.parallelism.nodes",
+    }
 
     def command(self, deployment: ModelDeployment, *, port: int, events: str | None = None) -> list[str]:
         self.refuse_all_but(deployment, parallelism__nodes=1)

@@ -6,8 +6,21 @@ It reports one name and answers to any. An adapter is asked for as BASE:ADAPTER,
 import json
 import math
 from collections.abc import Mapping
+from typing import ClassVar
 
-from headwater.backends.base import ADMIN_KEY, GROUP_RANK, Backend, Launch, LoadMetrics, Pod, Reading, hub_name_or_path
+from headwater.backends.base import (
+    ADDRESS_FLAGS,
+    ADMIN_KEY,
+    GROUP_RANK,
+    MODEL_FLAGS,
+    NAME_FLAGS,
+    Backend,
+    Launch,
+    LoadMetrics,
+    Pod,
+    Reading,
+    hub_name_or_path,
+)
 from headwater.backends.dialects.sglang import SGLangDialect
 from headwater.resource import ModelDeployment, Spec
 
@@ -42,6 +55,19 @@ class SGLang(Backend):
     repeats_kv_events = True
     takes_admin_key = True
     dialect = SGLangDialect()
+    own_flags: ClassVar[Mapping[str, str]] = {
+        **ADDRESS_FLAGS,
+        **MODEL_FLAGS,
+        **NAME_FLAGS,
+        "--model-path": "spec.model.source",
+        "--tp-size": "spec.parallelism.tensor",
+        "--tp": "spec.parallelism.tensor",
+        "--tensor-parallel-size": "spec.parallelism.tensor",
+        "--nnodes": "spec.parallelism.nodes",
+        "--node-rank": "spec.parallelism.nodes",
+        "--dist-init-addr": "spec.parallelism.nodes",
+        "--admin-api-key": "the operator, which has to know it",
+    }
 
     def command(self, deployment: ModelDeployment, *, port: int, events: str | None = None) -> list[str]:
         spec = deployment.spec

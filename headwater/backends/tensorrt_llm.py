@@ -6,11 +6,22 @@ where the deployment asks for that backend: `spec.backend.args: [--backend, tens
 
 import itertools
 import json
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import yaml
 
-from headwater.backends.base import FILES, Backend, Launch, LoadMetrics, Pod, Reading, hub_name_or_path
+from headwater.backends.base import (
+    ADDRESS_FLAGS,
+    FILES,
+    NAME_FLAGS,
+    Backend,
+    Launch,
+    LoadMetrics,
+    Pod,
+    Reading,
+    hub_name_or_path,
+)
 from headwater.resource import ModelDeployment
 
 _CONFIG = "trtllm.yaml"
@@ -36,6 +47,12 @@ class TensorRTLLM(Backend):
     )
     publishes_kv_events = False
     refuses_unknown_fields = True
+    own_flags: ClassVar[Mapping[str, str]] = {
+        **ADDRESS_FLAGS,
+        **NAME_FLAGS,
+        "--revision": "spec.model.revision",
+        "--tp-size": "spec.parallelism.tensor",
+    }
     image_hint = "it is called tensorrt-llm/release; name it with its registry, and a tag"
     drains = 0  # nothing says that it waits
 
@@ -50,7 +67,7 @@ class TensorRTLLM(Backend):
 
     def launch(self, deployment: ModelDeployment, pod: Pod) -> Launch:
         if not self._wants_engine(deployment):
-            argv = self._serve(deployment, pod.model, "0.0.0.0", pod.port)
+            argv = self._serve(deployment, pod.model, "0.0.0.0", pod.port, guarded=pod.guarded)
         elif pod.engine is None:
             raise ValueError(f"{deployment.name}: the engine is not built yet")
         else:
@@ -71,13 +88,15 @@ class TensorRTLLM(Backend):
         wish = {"model": model, "build": shape, "folder": folder}
         return Launch(["python3", "-c", _BUILD, json.dumps(wish)])
 
-    def _serve(self, deployment: ModelDeployment, source: str, host: str, port: int) -> list[str]:
+    def _serve(
+        self, deployment: ModelDeployment, source: str, host: str, port: int, *, guarded: bool = True
+    ) -> list[str]:
         self._refuse(deployment)
         spec = deployment.spec
         argv = ["trtllm-serve", hub_name_or_path(source), "--host", host, "--port", str(port)]
         argv += ["--tp_size", str(spec.parallelism.tensor)]
-        if source.startswith("hf://"):
-            argv += ["--revision", spec.model.revision]
+        if source.startswith("hf://") and (spec.model.revision != "main" or not guarded):
+            argv += ["--revision", spec.model.revision]  # a flag of its newer versions
         if spec.context.max_tokens is not None:
             argv += ["--max_seq_len", str(spec.context.max_tokens)]
         return argv

@@ -8,8 +8,9 @@ import inspect
 import sys
 import tempfile
 from collections.abc import Mapping
+from typing import ClassVar
 
-from headwater.backends.base import Backend, Launch, LoadMetrics, Pod, Reading, hub_name_or_path
+from headwater.backends.base import WHERE, Backend, Launch, LoadMetrics, Pod, Reading, hub_name_or_path
 from headwater.backends.dialects.tgi import TGIDialect
 from headwater.backends.views import tgi as view
 from headwater.resource import Adapter, ModelDeployment
@@ -30,6 +31,16 @@ class TGI(Backend):
     drains = 90  # fixed in its launcher
     loads_adapters = "start"
     answers_to_any_name = True
+    own_flags: ClassVar[Mapping[str, str]] = {
+        "--hostname": WHERE,
+        "--port": WHERE,
+        "-p": WHERE,
+        "--model-id": "spec.model.source",
+        "--revision": "spec.model.revision",
+        "--num-shard": "spec.parallelism.tensor",
+        "--lora-adapters": "spec.adapters",
+    }
+    no_statistics: ClassVar[Mapping[str, str]] = {"DO_NOT_TRACK": "1", "USAGE_STATS": "off"}
     dialect = TGIDialect()
 
     def command(self, deployment: ModelDeployment, *, port: int, events: str | None = None) -> list[str]:

@@ -4,7 +4,7 @@ It has no metrics page, tells neither cached tokens nor KV events, answers 422 t
 only to the model's own name.
 """
 
-from headwater.backends.base import Backend, Launch, Pod
+from headwater.backends.base import ADDRESS_FLAGS, Backend, Launch, Pod
 from headwater.resource import ModelDeployment
 from headwater.validation import found
 
@@ -20,6 +20,7 @@ class Transformers(Backend):
     refuses_unknown_fields = True
     image_hint = "give one that holds transformers[serving] of version 5 or newer"
     needs_gpu = False
+    own_flags = ADDRESS_FLAGS
 
     def command(self, deployment: ModelDeployment, *, port: int, events: str | None = None) -> list[str]:
         if events is not None:

@@ -1,10 +1,15 @@
 """vLLM, as `vllm serve` of version 0.32; metric names also of older ones."""
 
 import json
+from collections.abc import Mapping
+from typing import ClassVar
 
 from headwater.backends.base import (
+    ADDRESS_FLAGS,
     FILES,
     GROUP_RANK,
+    MODEL_FLAGS,
+    NAME_FLAGS,
     Backend,
     Launch,
     LoadMetrics,
@@ -19,6 +24,10 @@ _CACHE_DTYPES = ("auto", "bfloat16", "float16", "fp8")
 _MASTER_PORT = 29501
 _MAX_LORA_RANK = 64
 _MAX_LORAS = 4
+_MAX_CPU_LORAS = 128
+"""All that a resource can have: in memory they stay, where else each would be read anew for whoever asks for it."""
+_NO_DOMAIN = "none.invalid"
+"""A name that is reserved for being none. An empty list would let all hosts in."""
 
 
 class VLLM(Backend):
@@ -34,7 +43,19 @@ class VLLM(Backend):
     image = "vllm/vllm-openai:v0.32.0"
     loads_adapters = "runtime"
     repeats_kv_events = True
+    no_statistics: ClassVar[Mapping[str, str]] = {"DO_NOT_TRACK": "1", "VLLM_NO_USAGE_STATS": "1"}
     adapters_prefix = "/v1"
+    own_flags: ClassVar[Mapping[str, str]] = {
+        **ADDRESS_FLAGS,
+        **MODEL_FLAGS,
+        **NAME_FLAGS,
+        "--tensor-parallel-size": "spec.parallelism.tensor",
+        "-tp": "spec.parallelism.tensor",
+        "--nnodes": "spec.parallelism.nodes",
+        "--node-rank": "spec.parallelism.nodes",
+        "--master-addr": "spec.parallelism.nodes",
+        "--headless": "spec.parallelism.nodes",
+    }
 
     def command(self, deployment: ModelDeployment, *, port: int, events: str | None = None) -> list[str]:
         spec = deployment.spec
@@ -56,11 +77,15 @@ class VLLM(Backend):
         if pod.events_port is not None:
             argv += ["--kv-events-config", _events_config(f"tcp://*:{pod.events_port}", pod.replay_port)]
         argv += ["--shutdown-timeout", str(pod.drain)]
+        if pod.guarded:
+            argv += ["--allowed-media-domains", _NO_DOMAIN]
         env: dict[str, str] = {}
         files: dict[str, str] = {}
         if spec.adapters:
             # Not those of the deployment: they come and go while the server runs.
             argv += ["--enable-lora", "--max-loras", str(_MAX_LORAS), "--max-lora-rank", str(_MAX_LORA_RANK)]
+            if pod.guarded:
+                argv += ["--max-cpu-loras", str(_MAX_CPU_LORAS)]
             env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"
         if pod.leader is not None:
             argv += ["--nnodes", str(spec.parallelism.nodes), "--node-rank", f"$({GROUP_RANK})"]

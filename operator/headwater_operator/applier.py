@@ -12,7 +12,17 @@ import structlog
 from headwater.kubernetes import FIELD_MANAGER, LABEL_MANAGED_BY, MANAGED_BY
 from headwater_operator.api import Cluster
 from headwater_operator.drift import differences
-from headwater_operator.kinds import Object, kind_of, labels_of, name_of, namespace_of, orphaned, owned_by, uid_of
+from headwater_operator.kinds import (
+    Object,
+    kind_of,
+    labels_of,
+    name_of,
+    namespace_of,
+    orphaned,
+    owned_by,
+    uid_of,
+    without_absent,
+)
 from headwater_operator.metrics import OperatorMetrics
 from headwater_operator.store import Store
 
@@ -82,7 +92,7 @@ class Applier:
         return bool(found)
 
     async def _write(self, manifest: Object, live: Object | None) -> Object:
-        applied = await self._cluster.apply(manifest)
+        applied = await self._cluster.apply(manifest | {"metadata": without_absent(manifest["metadata"])})
         if live is None or applied["metadata"]["resourceVersion"] != live["metadata"]["resourceVersion"]:
             self._metrics.applied.labels(manifest["kind"]).inc()
         self._applied[uid_of(applied)] = (_fingerprint(manifest), applied["metadata"]["resourceVersion"])

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from headwater import __version__
+from headwater import __version__, backends
 
 
 def _namespaced(value: str) -> str:
@@ -31,11 +31,26 @@ def _peer(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
+def _template(value: dict[str, Any]) -> dict[str, Any]:
+    if value.keys() - {"metadata", "spec"} or not all(isinstance(part, dict) for part in value.values()):
+        raise ValueError("must be a pod template: maps metadata and spec, and nothing else")
+    return value
+
+
+def _known(value: dict[str, str]) -> dict[str, str]:
+    if unknown := sorted(value.keys() - set(backends.names())):
+        raise ValueError(f"must be of {', '.join(backends.names())}; found {', '.join(unknown)}")
+    return value
+
+
 _PEER_FIELDS: Final = ("namespaceSelector", "podSelector", "ipBlock")
 
 NamespacedName = Annotated[str, AfterValidator(_namespaced)]
 Peer = Annotated[dict[str, Any], BeforeValidator(_from_text), AfterValidator(_peer)]
 """Who may connect, as an element of a NetworkPolicy's `ingress.from`."""
+Template = Annotated[dict[str, Any], BeforeValidator(_from_text), AfterValidator(_template)]
+Variables = Annotated[dict[str, str], BeforeValidator(_from_text)]
+Images = Annotated[dict[str, str], BeforeValidator(_from_text), AfterValidator(_known)]
 KVEvents = Literal["never", "prefix"]
 
 
@@ -61,6 +76,29 @@ class OperatorSettings(BaseSettings):
     gateway_interval: float = Field(2, gt=0, description="Seconds between two looks at the routers' load.")
     engine_image: str = Field(
         f"headwater-engine:{__version__}", description="Image of our own engine, for pods that name none."
+    )
+    backend_images: Images = Field(
+        {},
+        description="Images of the servers, for pods that name none, as JSON: "
+        '{"vllm": "registry.example.com/vllm:v0.32.0"}. Counts for revisions that are made from then on.',
+    )
+    default_env: Variables = Field(
+        {},
+        description='Variables of all servers, and of the Jobs that fetch weights, as JSON: {"HF_ENDPOINT": '
+        '"http://hub.internal"}. spec.backend.env wins. Counts for revisions that are made from then on.',
+    )
+    default_template: Template = Field(
+        {},
+        description="What to merge into all pods, as JSON: metadata and spec, as in spec.template, which wins. Counts "
+        "for revisions that are made from then on.",
+    )
+    inherited_labels: list[str] = Field(
+        [],
+        description="Key of a label of ModelDeployments that all objects get which are made for them, such as "
+        "cost-center or kueue.x-k8s.io/queue-name. Repeat the flag for each.",
+    )
+    inherited_annotations: list[str] = Field(
+        [], description="Key of an annotation that they get in the same way. Repeat the flag for each."
     )
     kv_events: KVEvents = Field(
         "never",

@@ -116,6 +116,7 @@ class Controller:
             await asyncio.sleep(self._settings.resync_interval)
             try:
                 await self.load()
+                await self._reconciler.sweep()
             except ApiError as error:
                 log.warning("resync failed; the next one will do", reason=str(error))
 

@@ -94,7 +94,7 @@ Notes = dict[str, str | None]
 
 @dataclass(slots=True)
 class GroupPlan:
-    """What to do now."""
+    """What to do now: `plan` fills in what follows from the spec, `heal` the rest."""
 
     create: list[int] = field(default_factory=list)
     """Numbers of groups of the current revision."""
@@ -132,6 +132,14 @@ def ending(groups: Sequence[Group], pods: Sequence[EnginePod], now: datetime) ->
     return rollout.ending(pods, now) + left_over
 
 
+def heal(groups: Sequence[Group], pods: Sequence[EnginePod], now: datetime) -> GroupPlan:
+    """What keeps groups well that are there, whatever the spec says by now. `pods`: as for `plan`."""
+    result = GroupPlan()
+    _plan_members(groups, now, result)
+    _plan_burials(pods, now, result)
+    return result
+
+
 def plan(
     groups: Sequence[Group],
     pods: Sequence[EnginePod],
@@ -146,13 +154,10 @@ def plan(
 ) -> GroupPlan:
     """`pods`: all of the ModelDeployment, those as well whose StatefulSet is gone. `load`: requests in flight by pod.
 
-    `wanted`: how many groups there should be. `quiet_since`: see rollout.Endings. `paused`: a rollout waits, and what
-    runs is kept well.
+    `wanted`: how many groups there should be. `quiet_since`: see rollout.Endings. `paused`: a rollout waits.
     """
     result = GroupPlan()
     if paused and any(group.revision != revision for group in groups):
-        _plan_members(groups, now, result)
-        _plan_burials(pods, now, result)
         return result
     current = [group for group in groups if group.revision == revision]
     expendable = sorted(current, key=lambda group: (group.ready, _load(group, load), -group.number))
@@ -177,8 +182,6 @@ def plan(
     if stuck:
         unnoted = [group for group in serving if annotations_of(group.workload).get(NO_ROOM) != revision]
         result.notes += [(group, {NO_ROOM: revision}) for group in unnoted if group not in result.delete]
-    _plan_members([group for group in groups if group not in result.delete], now, result)
-    _plan_burials(pods, now, result)
     return result
 
 

@@ -74,3 +74,13 @@ def owned_by(manifest: Object, uid: str) -> bool:
 def orphaned(manifest: Object) -> bool:
     """Whether it was left behind: by `kubectl delete --cascade=orphan`, or by a restored backup."""
     return not manifest["metadata"].get("ownerReferences")
+
+
+def without_absent(metadata: Object) -> Object:
+    """Without labels and annotations that are None: rendered, that says that there is to be no such one."""
+    parts = {
+        part: {name: value for name, value in metadata[part].items() if value is not None}
+        for part in ("labels", "annotations")
+        if part in metadata
+    }
+    return metadata | parts

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from headwater.resource import ModelDeployment
+from headwater_operator.groups import Group
 from headwater_operator.kinds import Kind, Object, kind_of, name_of, namespace_of, uid_of
 from headwater_operator.pods import EnginePod
 from headwater_operator.queue import Key
@@ -20,6 +21,8 @@ class Look:
     situation: Situation
     """What will be said of it. Parts of the look add what they find."""
     pods: Sequence[EnginePod]
+    exhausted: Sequence[Group] = ()
+    """Groups that are broken, and were restarted too often."""
     kept: set[tuple[str, str]] = field(default_factory=set)
     """Kind and name of what there should be; the rest of what is ours goes."""
     again: float | None = None

@@ -28,6 +28,7 @@ from headwater_operator.applier import Applier
 from headwater_operator.config import OperatorSettings
 from headwater_operator.controller import Controller
 from headwater_operator.events import EventRecorder
+from headwater_operator.healing import Healing
 from headwater_operator.kinds import CHILDREN, Object
 from headwater_operator.lease import LeaseHolder, LeaseLostError
 from headwater_operator.lease_thread import LEASE_LOST, LeaseThread
@@ -39,6 +40,7 @@ from headwater_operator.realize import Realizer
 from headwater_operator.reconcile import Reconciler
 from headwater_operator.scaling import Scaling
 from headwater_operator.store import Store
+from headwater_operator.sweep import Sweep
 
 log = structlog.get_logger(__name__)
 
@@ -107,11 +109,13 @@ def _build(
     scaling = Scaling(settings, cluster, metrics)
     recorder = EventRecorder(cluster, identity)
     applier = Applier(cluster, store, metrics)
-    preparing = Preparing(settings, store, applier)
+    sweep = Sweep(cluster, store, applier)
+    preparing = Preparing(settings, store, applier, sweep)
     keys = AdminKeys(settings, cluster)
     adapting = Adapting(engines, keys)
-    realizer = Realizer(settings, cluster, store, applier, recorder, scaling, preparing, adapting, keys)
-    reconciler = Reconciler(settings, cluster, store, realizer, recorder, scaling, metrics)
+    healing = Healing(cluster, store, recorder)
+    realizer = Realizer(settings, cluster, store, applier, recorder, scaling, preparing, adapting, keys, healing)
+    reconciler = Reconciler(settings, cluster, store, healing, realizer, sweep, recorder, scaling, metrics)
     return Controller(settings, cluster, store, reconciler, scaling, metrics)
 
 

@@ -66,6 +66,21 @@ class Names:
         found = names.claims(claimants)
         return names.record(claimant, found, now.strftime("%Y-%m-%dT%H:%M:%SZ")), _taken(claimant, found, claimants)
 
+    def owners(self, key: Key) -> list[tuple[Key, str]]:
+        """Who has the names that this one asks for in vain, each with one of them."""
+        claimant = self._claimants.get(key)
+        rivals = self.rivals(claimant)
+        if claimant is None or not rivals:
+            return []
+        found = names.claims(self._claimants[each] for each in self._who_ask(claimant))
+        taken = found.losers.get(claimant.key, {})
+        told: dict[Key, str] = {}
+        for name, owner in sorted(taken.items()):
+            for each in sorted(rivals):
+                if each.namespace == owner and name in _contested(self._claimants[each]):
+                    told.setdefault(each, name)
+        return list(told.items())
+
     def _who_ask(self, claimant: Claimant) -> set[Key]:
         return {each for name in _contested(claimant) for each in self._asking.get(name, ())}
 

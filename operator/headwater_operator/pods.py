@@ -70,6 +70,8 @@ class EnginePod:
     """When it is to be gone at the latest, grace included."""
     unschedulable: str | None
     """The scheduler's message."""
+    node: str | None
+    """Where it is to run."""
     running: bool
     """The server's container runs, loaded or not."""
     restarts: int
@@ -113,6 +115,7 @@ class EnginePod:
             unschedulable=scheduled.get("message", "no node fits")
             if scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable"
             else None,
+            node=(pod.get("spec") or {}).get("nodeName"),
             running="running" in (engine.get("state") or {}),
             restarts=sum(each.get("restartCount", 0) for each in containers),
             address=status.get("podIP"),

@@ -3,15 +3,18 @@
 Each is the work of a Job whose result stays. Until it is there, what already runs goes on unchanged.
 """
 
+from headwater.kubernetes import LABEL_UNUSED
 from headwater.resource import ModelDeployment, ResourceError
 from headwater_operator import render, weights
 from headwater_operator.applier import Applier
 from headwater_operator.config import OperatorSettings
-from headwater_operator.kinds import JOB, Object, kind_of, name_of
+from headwater_operator.kinds import CLAIM, JOB, Object, kind_of, labels_of, name_of
 from headwater_operator.look import Look
 from headwater_operator.pods import Problem
 from headwater_operator.render import Context, WeightsVolume
+from headwater_operator.render.weights import volume
 from headwater_operator.store import Store
+from headwater_operator.sweep import Sweep
 from headwater_operator.weights import WeightsPhase
 
 
@@ -20,30 +23,28 @@ class NotPreparedError(Exception):
 
 
 class Preparing:
-    def __init__(self, settings: OperatorSettings, store: Store, applier: Applier) -> None:
+    def __init__(self, settings: OperatorSettings, store: Store, applier: Applier, sweep: Sweep) -> None:
         self._settings = settings
         self._store = store
         self._applier = applier
+        self._sweep = sweep
 
     async def weights(self, look: Look) -> WeightsVolume | None:
         """The volume, if it takes one. Raises NotPreparedError, ResourceError."""
         if not weights.needs_volume(look.deployment):
             return None
-        self._check_reach(look.deployment)
         namespace = look.key.namespace
-        plan = weights.plan(
-            look.deployment,
-            self._store.specs.sharing(namespace, render.volume(look.deployment).claim),
-            self._settings,
-            namespace,
-            weights.observe(self._store, namespace, look.deployment),
-            look.now,
-        )
+        self._check_reach(namespace, look.deployment)
+        observed = weights.observe(self._store, namespace, look.deployment)
+        users = self._store.specs.sharing(namespace, volume(look.deployment).claim)
+        plan = weights.plan(look.deployment, users, self._settings, namespace, observed, look.now)
         for manifest in plan.delete:
             await self._applier.delete(manifest)
         for manifest in plan.manifests:
             await self._applier.apply(manifest, None)
         look.look_again(plan.again)
+        if (claim := observed.claim) is not None and LABEL_UNUSED in labels_of(claim):
+            await self._sweep.run(namespace)
         if shown := plan.shown():
             look.situation.extra["weights"] = shown
         match plan.phase:
@@ -55,14 +56,20 @@ class Preparing:
                 raise NotPreparedError
         return plan.volume
 
-    def _check_reach(self, deployment: ModelDeployment) -> None:
-        """The resource's own rules cannot see what the operator's default is."""
-        mode = deployment.spec.weights.access_mode or self._settings.weights_access_mode
+    def reaches_one_node(self, namespace: str, deployment: ModelDeployment) -> bool:
+        """Whether the pods mount a volume that is on one node alone."""
+        claim = self._store.get(CLAIM, namespace, volume(deployment).claim)
+        return weights.one_node(deployment, self._settings, claim)
+
+    def _check_reach(self, namespace: str, deployment: ModelDeployment) -> None:
+        """The resource's own rules see neither the operator's default nor a volume that others have made."""
         nodes = deployment.spec.parallelism.nodes
-        if nodes > 1 and mode == "ReadWriteOnce":
+        if nodes > 1 and self.reaches_one_node(namespace, deployment):
+            claim = volume(deployment).claim
             raise ResourceError(
-                f"spec.weights.accessMode: the operator's default is ReadWriteOnce, which reaches one node, and a "
-                f"replica has {nodes}; give ReadWriteMany, or cached: false"
+                f"spec.weights.accessMode: a replica has {nodes} nodes, and the volume {claim} is ReadWriteOnce, by "
+                "the operator's default or as it was made, which reaches one; give ReadWriteMany, and delete the claim "
+                "if it is there already; or cached: false"
             )
 
     async def build(self, look: Look, context: Context) -> str | None:

@@ -13,7 +13,7 @@ import structlog
 
 from headwater.kubernetes import LABEL_REVISION, admin_secret
 from headwater.pick import resolve_auto
-from headwater_operator import groups, render, rollout
+from headwater_operator import groups, reach, render, rollout
 from headwater_operator.adapting import Adapting
 from headwater_operator.admin_keys import AdminKeys
 from headwater_operator.api import Cluster
@@ -23,6 +23,7 @@ from headwater_operator.ceiling import beyond, capped
 from headwater_operator.config import OperatorSettings
 from headwater_operator.events import EventRecorder
 from headwater_operator.gateway import deletion_costs
+from headwater_operator.healing import Healing
 from headwater_operator.kinds import (
     BUDGET,
     DEPLOYMENT,
@@ -37,13 +38,13 @@ from headwater_operator.kinds import (
     namespace_of,
     orphaned,
     owned_by,
-    uid_of,
 )
 from headwater_operator.look import Look
 from headwater_operator.pods import EnginePod, Problem
 from headwater_operator.preparing import NotPreparedError, Preparing
 from headwater_operator.queue import Key
 from headwater_operator.render import Context, Pin
+from headwater_operator.render.weights import volume
 from headwater_operator.scaling import Scaling
 from headwater_operator.starting import Starting
 from headwater_operator.store import Store
@@ -68,6 +69,7 @@ class Realizer:
         preparing: Preparing,
         adapting: Adapting,
         keys: AdminKeys,
+        healing: Healing,
     ) -> None:
         self._settings = settings
         self._cluster = cluster
@@ -78,11 +80,13 @@ class Realizer:
         self._preparing = preparing
         self._adapting = adapting
         self._keys = keys
+        self._healing = healing
         self._endings = rollout.Endings()
         self._starting = Starting(cluster)
         self._trial = Trial(cluster)
         self._claims = render.ClaimDefaults.of(settings)
         self._access = render.Access.of(settings)
+        self._inherited = render.Inherited.of(settings)
 
     async def realize(self, look: Look) -> None:
         """Bring the cluster a step closer to the spec.
@@ -101,7 +105,7 @@ class Realizer:
         revision = render.revision(look.deployment, pin)
         situation.revision, situation.backend, situation.render_version = revision, pin.backend, pin.render_version
         self._count(look, workloads)
-        situation.problem = await self._problem(look, workloads)
+        situation.problem = await self._problem(look, workloads) or self._out_of_reach(look)
         context = Context(
             namespace=look.key.namespace,
             uid=look.uid,
@@ -113,6 +117,7 @@ class Realizer:
             paused=spec.rollout.paused,
             claims=self._claims,
             access=self._access,
+            inherited=self._inherited,
         )
         try:
             context = dataclasses.replace(context, weights=await self._preparing.weights(look))
@@ -176,7 +181,17 @@ class Realizer:
             if (pin := render.pinned(annotations_of(workload), current)) is not None:
                 return pin
         backend = resolve_auto(look.deployment) if spec.backend.type == "auto" else spec.backend.type
-        return render.wanted_pin(look.deployment, backend, self._settings.engine_image, self._settings.kv_events)
+        one_node = self._preparing.reaches_one_node(look.key.namespace, look.deployment)
+        return render.wanted_pin(look.deployment, backend, self._settings, one_node=one_node)
+
+    def _out_of_reach(self, look: Look) -> Problem | None:
+        """Replicas that the volume with their weights does not reach."""
+        if not self._preparing.reaches_one_node(look.key.namespace, look.deployment):
+            return None
+        claim = volume(look.deployment).claim
+        found, again = reach.problem(claim, look.pods, look.situation.revision, look.now)
+        look.look_again(again)
+        return found
 
     def _count(self, look: Look, workloads: Sequence[Object]) -> None:
         it = look.situation
@@ -282,6 +297,7 @@ class Realizer:
 
     async def _realize_groups(self, look: Look, context: Context, workloads: Sequence[Object]) -> None:
         it, spec = look.situation, look.deployment.spec
+        render.render_group(look.deployment, context, 0)  # for what cannot be, no old group goes
         found = groups.gather([each for each in workloads if each["kind"] == STATEFUL_SET.name], look.pods)
         ending = groups.ending(found, look.pods, look.now)
         plan = groups.plan(
@@ -298,7 +314,7 @@ class Realizer:
         look.look_again(plan.look_again)
         if plan.no_room:
             it.rollout = "NoRoomForSurge", f"an old group stops before a new one starts: {plan.no_room}"
-        exhausted = next((group for group in plan.exhausted if group.revision == it.revision), None)
+        exhausted = next((group for group in look.exhausted if group.revision == it.revision), None)
         if exhausted is not None and it.problem is None:
             name = name_of(exhausted.workload)
             it.problem = Problem(
@@ -320,24 +336,7 @@ class Realizer:
         for number in plan.create:
             await self._applier.apply(render.render_group(look.deployment, context, number), look.uid)
         for group, notes in plan.notes:
-            await self._note(group.workload, notes)
-        for group in plan.restart:
-            await self._note(group.workload, groups.counted_restart(group, look.now))
-            message = f"all pods of {name_of(group.workload)} begin anew, since one of them was replaced or restarted"
-            await self._recorder.record(look.resource, "Warning", "GroupRestarted", message)
-            grace = None if group.draining else groups.BROKEN_GRACE
-            await self._delete_pods(look, [pod for pod in group.pods if not pod.terminating], grace)
-        await self._delete_pods(look, plan.bury, grace=0)
-
-    async def _note(self, workload: Object, notes: groups.Notes) -> None:
-        kind, place = STATEFUL_SET, (namespace_of(workload), name_of(workload))
-        self._store.put(await self._cluster.patch(kind, *place, {"metadata": {"annotations": notes}}))
-
-    async def _delete_pods(self, look: Look, pods: Sequence[EnginePod], grace: int | None = None) -> None:
-        for pod in pods:
-            manifest = self._store.get(POD, look.key.namespace, pod.name)
-            if manifest is not None and uid_of(manifest) == pod.uid:
-                await self._cluster.delete(manifest, grace=grace)
+            await self._healing.note(group.workload, notes)
 
     # What should not be any more
 

@@ -1,4 +1,4 @@
-"""One look at one ModelDeployment: observe, render, apply, status.
+"""One look at one ModelDeployment: observe, heal, render, apply, status.
 
 A look begins with nothing but what the store holds and ends with the world one step closer to the spec. It never waits:
 what takes time shows up as an event later, and what only time can change is looked at again after a while.
@@ -16,9 +16,12 @@ from headwater_operator.api import ApiError, Cluster
 from headwater_operator.applier import NotOursError, StillGoingError
 from headwater_operator.config import OperatorSettings
 from headwater_operator.events import EventRecorder
-from headwater_operator.kinds import MODEL_DEPLOYMENT, POD, Object, labels_of
+from headwater_operator.groups import GroupPlan
+from headwater_operator.healing import Healing
+from headwater_operator.kinds import MODEL_DEPLOYMENT, POD, Object, labels_of, name_of, namespace_of
 from headwater_operator.look import Look
 from headwater_operator.metrics import OperatorMetrics
+from headwater_operator.plain_tokens import plain_tokens
 from headwater_operator.pods import EnginePod, Problem, finished
 from headwater_operator.preparing import NotPreparedError
 from headwater_operator.queue import Key
@@ -26,6 +29,7 @@ from headwater_operator.realize import Realizer
 from headwater_operator.scaling import Scaling
 from headwater_operator.status import Situation, news, status_of
 from headwater_operator.store import Store
+from headwater_operator.sweep import Sweep
 
 log = structlog.get_logger(__name__)
 
@@ -42,7 +46,9 @@ class Reconciler:
         settings: OperatorSettings,
         cluster: Cluster,
         store: Store,
+        healing: Healing,
         realizer: Realizer,
+        sweep: Sweep,
         recorder: EventRecorder,
         scaling: Scaling,
         metrics: OperatorMetrics,
@@ -50,7 +56,9 @@ class Reconciler:
         self._settings = settings
         self._cluster = cluster
         self._store = store
+        self._healing = healing
         self._realizer = realizer
+        self._sweep = sweep
         self._recorder = recorder
         self._scaling = scaling
         self._metrics = metrics
@@ -66,11 +74,13 @@ class Reconciler:
             # Its children go with it: they say who owns them, and the garbage collector needs no operator.
             self._realizer.forget(key)
             self._metrics.forget(key.namespace, key.name)
+            await self._sweep.run(key.namespace)
             return None
         now = datetime.now(UTC)
-        situation = self._observe(key, resource, now)
+        situation, health = self._observe(key, resource, now), GroupPlan()
         try:
-            again = await self._realize(key, resource, situation, now)
+            health = await self._healing.heal(key, resource, situation.pods, now)
+            again = await self._realize(key, resource, situation, health, now)
         except Exception as error:
             refused = _refusal(error)
             if refused is None and failures + 1 < _TOLD_AFTER:
@@ -81,9 +91,10 @@ class Reconciler:
             await self._report(resource, situation, now)
             if refused is None:
                 raise
-            return _REFUSED_AGAIN
-        await self._report(resource, situation, now)
-        return again
+            again = _REFUSED_AGAIN
+        else:
+            await self._report(resource, situation, now)
+        return min((each for each in (again, health.look_again) if each is not None), default=None)
 
     def _observe(self, key: Key, resource: Object, now: datetime) -> Situation:
         """What can be said whatever the spec is: what runs goes on, also where that cannot be read."""
@@ -98,17 +109,24 @@ class Reconciler:
         situation.extra["claimedNames"] = claimed or None
         return situation
 
-    async def _realize(self, key: Key, resource: Object, situation: Situation, now: datetime) -> float | None:
+    async def _realize(
+        self, key: Key, resource: Object, situation: Situation, health: GroupPlan, now: datetime
+    ) -> float | None:
         """Raises whatever keeps it from that."""
-        look = Look(key, resource, self._store.specs.read(key), now, situation, situation.pods)
+        spec = self._store.specs.read(key)
+        look = Look(key, resource, spec, now, situation, situation.pods, health.exhausted)
         try:
             await self._realizer.realize(look)
         except NotPreparedError:
             pass  # the situation says what is missing
         except StillGoingError as error:
             situation.preparing = ("WaitingForDeletion", str(error))
-            return _GOING_AGAIN
+            look.look_again(_GOING_AGAIN)
         return look.again
+
+    async def sweep(self) -> None:
+        """What belongs to no ModelDeployment alone, now and then. Raises ApiError."""
+        await self._sweep.run()
 
     async def _report(self, resource: Object, situation: Situation, now: datetime) -> None:
         labels = resource["metadata"]["namespace"], situation.name
@@ -131,6 +149,20 @@ class Reconciler:
         self._store.put(written)
         for kind, reason, message in news(status, old):
             await self._recorder.record(resource, kind, reason, message)
+            if reason == "NameTaken":
+                await self._tell_owners(resource)
+        if old.get("observedGeneration") != status["observedGeneration"] and (found := plain_tokens(resource)):
+            message = f"{', '.join(found)}: all who may view this resource can read it; put it into a Secret"
+            await self._recorder.record(resource, "Warning", "PlainTextToken", message)
+
+    async def _tell_owners(self, resource: Object) -> None:
+        """Of a name that somebody elsewhere asks for: it may be meant to be shared."""
+        asking = f"{resource['metadata']['namespace']}/{name_of(resource)}"
+        for key, name in self._store.names.owners(Key(namespace_of(resource), name_of(resource))):
+            owner = self._store.get(MODEL_DEPLOYMENT, key.namespace, key.name)
+            if owner is not None:
+                message = f"{asking} asks for {name}, which stays this one's; spec.routing.sharedWith would share it"
+                await self._recorder.record(owner, "Normal", "NameWanted", message)
 
 
 def _routable_before(resource: Object) -> bool | None:

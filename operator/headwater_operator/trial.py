@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from headwater_operator import render, weights
 from headwater_operator.api import Cluster
-from headwater_operator.kinds import DEPLOYMENT
+from headwater_operator.kinds import DEPLOYMENT, without_absent
 from headwater_operator.look import Look
 from headwater_operator.queue import Key
 from headwater_operator.render import Context, Manifest
@@ -22,7 +22,8 @@ class Trial:
         revision = look.situation.revision
         if self._passed.get(look.key) == revision:
             return
-        await self._cluster.try_out(_workload(look, context))
+        workload = _workload(look, context)
+        await self._cluster.try_out(workload | {"metadata": without_absent(workload["metadata"])})
         self._passed[look.key] = revision
 
     def forget(self, key: Key) -> None:

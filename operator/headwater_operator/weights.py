@@ -21,6 +21,7 @@ from headwater_operator.render.weights import (
     SOURCE,
     VERIFIED,
     made_alike,
+    reaches_one_node,
     render_claim,
     render_job,
     volume,
@@ -77,6 +78,13 @@ def needs_volume(deployment: ModelDeployment) -> bool:
     return deployment.spec.weights.cached and deployment.spec.model.source.startswith(FETCHED)
 
 
+def one_node(deployment: ModelDeployment, settings: OperatorSettings, claim: Object | None) -> bool:
+    """Whether the volume with the weights, as it is or else as it will be, reaches the pods of one node only."""
+    modes = claim["spec"].get("accessModes") if claim is not None else None
+    wanted = [deployment.spec.weights.access_mode or settings.weights_access_mode]
+    return needs_volume(deployment) and reaches_one_node(modes or wanted)
+
+
 def observe(store: Store, namespace: str, deployment: ModelDeployment) -> Observed:
     """What the operator knows of it."""
     name = volume(deployment).claim
@@ -101,10 +109,10 @@ def plan(
     if claim is not None and "deletionTimestamp" in claim["metadata"]:
         # Whoever still mounts it holds it back; a new one of its name can be made only afterwards.
         return WeightsPlan(WeightsPhase.PENDING, f"the volume {there.claim} is being deleted", claim=there.claim)
-    filled = claim is not None and (annotations_of(claim).get(FILLED) == "true" or _is(job, "Complete"))
+    filled = claim is not None and is_filled(claim, job)
     verified = _verified(observed) if filled else ""
-    owners = _owners(users, claim)
-    manifest = render_claim(deployment, owners, settings, namespace, claim, filled=filled, verified=verified)
+    speaker, owners = _spokesman(users, deployment), _owners(users, claim, filled=filled)
+    manifest = render_claim(speaker, owners, settings, namespace, claim, filled=filled, verified=verified)
     if claim is not None and _phase(claim) == "Lost":
         message = f"the volume {there.claim} has lost its storage; delete this PersistentVolumeClaim to fetch again"
         return WeightsPlan(WeightsPhase.FAILED, message, claim=there.claim)
@@ -114,16 +122,16 @@ def plan(
         # Making it is our own write, which is no news, and a volume that waits for its first pod does nothing more.
         message = f"the volume {there.claim} is made"
         return WeightsPlan(WeightsPhase.PENDING, message, None, there.claim, [manifest], again=_SOON)
-    wanted = render_job(_spokesman(users, deployment), settings, claim)
+    wanted = render_job(speaker, settings, claim)
     return _filling(wanted, manifest, observed, now)
 
 
-def _owners(users: Mapping[str, ModelDeployment], claim: Object | None) -> dict[str, str]:
-    """Whom the volume goes with: nobody, if one of its users wants it kept.
+def _owners(users: Mapping[str, ModelDeployment], claim: Object | None, *, filled: bool) -> dict[str, str]:
+    """Whom the volume goes with: nobody, if one of its users wants it kept and there is something to keep.
 
     One that names another source by now still counts, as long as it is there: going back must not fetch again.
     """
-    if any(user.spec.weights.keep for user in users.values()):
+    if filled and any(user.spec.weights.keep for user in users.values()):
         return {}
     references = claim["metadata"].get("ownerReferences") or [] if claim else []
     before = {each["uid"]: each["name"] for each in references if each["kind"] == KIND}
@@ -161,6 +169,10 @@ def _filling(wanted: Manifest, claim_manifest: Manifest, observed: Observed, now
     return WeightsPlan(
         WeightsPhase.FILLING, _progress(wanted, tried, observed.pods), None, name, [claim_manifest], again=again
     )
+
+
+def is_filled(claim: Object, job: Object | None) -> bool:
+    return annotations_of(claim).get(FILLED) == "true" or _is(job, "Complete")
 
 
 def _is(job: Object | None, condition: str) -> bool:

@@ -1,6 +1,7 @@
 """Each backend starts its server as the deployment says, refuses what it cannot do, and is read where it reports."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -117,8 +118,48 @@ def test_tgi_is_told_its_address_and_its_adapters():
 def test_tensorrt_llm_loads_a_checkpoint_as_it_is():
     assert backends.get("tensorrt-llm").command(deployment(parallelism={"tensor": 2}), port=8001) == [
         *("trtllm-serve", "owner/model", "--host", "127.0.0.1", "--port", "8001", "--tp_size", "2"),
-        *("--revision", "main", "--kv_cache_free_gpu_memory_fraction", "0.9"),
+        *("--kv_cache_free_gpu_memory_fraction", "0.9"),
     ]
+
+
+def test_tensorrt_llm_is_told_a_revision_only_where_one_is_asked_for():
+    """Its older versions know no such flag."""
+    command = backends.get("tensorrt-llm").command(deployment(model={"revision": "v1"}), port=1)
+    assert command[command.index("--revision") + 1] == "v1"
+
+
+@pytest.mark.parametrize(
+    ("server", "args", "told"),
+    [
+        ("vllm", ["--port", "9"], "--port from the operator"),
+        ("vllm", ["--enforce-eager", "--served_model_name=x"], "--served_model_name from metadata.name"),
+        ("vllm", ["-tp", "2"], "-tp from spec.parallelism.tensor"),
+        ("sglang", ["--model-path", "/m"], "--model-path from spec.model.source"),
+        ("sglang", ["--admin-api-key=k"], "--admin-api-key from the operator"),
+        ("tgi", ["--model-id", "m"], "--model-id from spec.model.source"),
+        ("tensorrt-llm", ["--tp_size", "2"], "--tp_size from spec.parallelism.tensor"),
+        ("transformers", ["--host", "::"], "--host from the operator"),
+        ("headwater", ["--revision", "v1"], "--revision from spec.model.revision"),
+    ],
+)
+def test_a_flag_that_other_fields_stand_for_is_refused(server: str, args: list[str], told: str):
+    with pytest.raises(UnsupportedError, match=re.escape(f"spec.backend.args: the {server} backend gets {told}")):
+        backends.get(server).refuse_own_flags(deployment(backend={"type": server, "args": args}))
+
+
+@pytest.mark.parametrize("server", backends.names())
+def test_what_a_server_is_started_with_says_what_no_argument_may(server: str):
+    """Else a flag is refused in favour of a field that nobody reads."""
+    backend = backends.get(server)
+    names = {"transformers": ["owner/model"]}.get(server, [])
+    command = backend.command(deployment(model={"aliases": names}, backend={"type": server}), port=1)
+    flags = {argument.replace("_", "-") for argument in command if argument.startswith("-")}
+    assert {"--port"} <= flags & backend.own_flags.keys()
+
+
+@pytest.mark.parametrize("server", backends.names())
+def test_no_server_tells_anybody_what_it_is_used_for(server: str):
+    assert backends.get(server).no_statistics["DO_NOT_TRACK"] == "1"
 
 
 @pytest.mark.parametrize("name", ["headwater", "vllm"])

@@ -192,6 +192,7 @@ class World:
     def look(self) -> None:
         pods = [each.seen(self.now) for each in self.pods.values()]
         found = groups.gather(list(self.sets.values()), pods)
+        healed = self.heal(found, pods)
         plan = groups.plan(
             found,
             pods,
@@ -202,9 +203,9 @@ class World:
             now=self.now,
             quiet_since=self._endings.quiet_since(Key("default", "m"), groups.ending(found, pods, self.now), self.now),
         )
-        self._look_at = self.now + timedelta(seconds=plan.look_again if plan.look_again is not None else RESYNC)
+        again = min(each for each in (healed.look_again, plan.look_again, RESYNC) if each is not None)
+        self._look_at = self.now + timedelta(seconds=again)
         self.no_room = plan.no_room
-        self.exhausted = [name_of(group.workload) for group in plan.exhausted]
         for group in plan.delete:
             self.deleted.append(name_of(group.workload))
             del self.sets[name_of(group.workload)]
@@ -212,6 +213,12 @@ class World:
             self.add(self.revision, number)
         for group, notes in plan.notes:
             assert name_of(group.workload) in self.sets, "what is deleted cannot be written to"
+            self.note(group, notes)
+
+    def heal(self, found: list[groups.Group], pods: list[EnginePod]) -> groups.GroupPlan:
+        plan = groups.heal(found, pods, self.now)
+        self.exhausted = [name_of(group.workload) for group in plan.exhausted if group.revision == self.revision]
+        for group, notes in plan.notes:
             self.note(group, notes)
         for group in plan.restart:
             self.note(group, groups.counted_restart(group, self.now))
@@ -222,6 +229,7 @@ class World:
         for each in plan.bury:
             self.buried.append(each.name)
             self.delete_pod(self.pods[each.name], at_once=True)
+        return plan
 
     def note(self, group: groups.Group, notes: groups.Notes) -> None:
         workload = self.sets[name_of(group.workload)]

@@ -45,10 +45,14 @@ class Setup:
         self.store, self.metrics = Store(), OperatorMetrics()
         self.looks: list[tuple[float, Key]] = []
         """When, and at whom."""
+        self.sweeps = 0
         self.outcome: Callable[[Key], Awaitable[float | None]] = self.nothing
         reconciler = cast("Reconciler", self)
         scaling = Scaling(self.settings, self.cluster, self.metrics)
         self.controller = Controller(self.settings, self.cluster, self.store, reconciler, scaling, self.metrics)
+
+    async def sweep(self) -> None:
+        self.sweeps += 1
 
     async def nothing(self, key: Key) -> float | None:
         return None

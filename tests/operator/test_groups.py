@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 
-from headwater_operator.groups import MEMBERS, RESTART_BUDGET, RESTARTED_AT, RESTARTS, Group, GroupPlan, gather, plan
+from headwater_operator.groups import (
+    MEMBERS,
+    RESTART_BUDGET,
+    RESTARTED_AT,
+    RESTARTS,
+    Group,
+    GroupPlan,
+    gather,
+    heal,
+    plan,
+)
 from headwater_operator.kinds import name_of
 from headwater_operator.pods import EnginePod
 from headwater_operator.rollout import PATIENCE
@@ -157,6 +167,10 @@ def planned(*groups: Group, wanted: int = 1, load: dict[str, int] | None = None,
     return plan(groups, pods, wanted=wanted, revision="a", strategy=strategy, load=load or {}, now=NOW)
 
 
+def healed(*groups: Group) -> GroupPlan:
+    return heal(groups, [pod for group in groups for pod in group.pods], NOW)
+
+
 def names(groups: Sequence[Group]) -> list[str]:
     return [name_of(each.workload) for each in groups]
 
@@ -192,9 +206,9 @@ def test_new_groups_get_the_lowest_numbers_that_are_free() -> None:
 
 def test_the_members_of_a_group_are_noted_once_all_are_there() -> None:
     whole = group(ready=False)
-    assert planned(whole).notes == [(whole, {MEMBERS: "uid-m-a-0-0,uid-m-a-0-1"})]
-    assert not planned(Group(whole.workload, whole.pods[:1])).notes
-    assert not planned(group(members="uid-m-a-0-0,uid-m-a-0-1")).notes
+    assert healed(whole).notes == [(whole, {MEMBERS: "uid-m-a-0-0,uid-m-a-0-1"})]
+    assert not healed(Group(whole.workload, whole.pods[:1])).notes
+    assert not healed(group(members="uid-m-a-0-0,uid-m-a-0-1")).notes
 
 
 def test_a_group_is_ready_when_all_its_pods_are() -> None:
@@ -204,7 +218,7 @@ def test_a_group_is_ready_when_all_its_pods_are() -> None:
 
 
 def test_within_the_pause_a_broken_group_waits_and_says_how_long() -> None:
-    result = planned(group(members="uid-m-a-0-0,another", restarts="2", at=written(ago(5))))
+    result = healed(group(members="uid-m-a-0-0,another", restarts="2", at=written(ago(5))))
     assert not result.restart and result.look_again == 15
 
 
@@ -220,15 +234,14 @@ def test_a_group_without_room_says_when_patience_is_over() -> None:
 def test_a_pod_to_be_buried_is_looked_at_again_in_time() -> None:
     """Whether its StatefulSet is still there or not."""
     lost = EnginePod.of(pod("m-a-0-0", group=0, index=0, revision="a", owner="gone", deleted=ago(10)))
-    result = plan([], [lost], wanted=0, revision="a", strategy="Auto", load={}, now=NOW)
+    result = heal([], [lost], NOW)
     assert not result.bury and result.look_again == 20
-    then = NOW + timedelta(seconds=20)
-    assert plan([], [lost], wanted=0, revision="a", strategy="Auto", load={}, now=then).bury == [lost]
+    assert heal([], [lost], NOW + timedelta(seconds=20)).bury == [lost]
 
 
-def test_what_is_deleted_is_neither_noted_nor_restarted() -> None:
+def test_what_serves_no_more_of_an_old_revision_is_deleted() -> None:
     result = planned(group("old", ready=False), group("old", 1, ready=False, members="uid-m-old-1-0,another"))
-    assert names(result.delete) == ["m-old-0", "m-old-1"] and not result.notes and not result.restart
+    assert names(result.delete) == ["m-old-0", "m-old-1"] and not result.notes
 
 
 def test_gathering_leaves_out_what_is_about_to_go() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 
 from headwater.backends.base import UnsupportedError
 from headwater.resource import ModelDeployment, ResourceError
-from headwater_operator.config import KVEvents
+from headwater_operator.config import KVEvents, OperatorSettings
 from headwater_operator.render import (
     PIN_ANNOTATION,
     RENDERERS,
@@ -24,6 +24,10 @@ from tests.operator.rendering import BACKENDS, context, deployment, deployments
 
 OLD = Pin(1, "vllm", "vllm/vllm-openai:v0.32.0")
 NEW = Pin(2, "headwater", "headwater-engine:9")
+
+
+def settings(**given: Any) -> OperatorSettings:
+    return OperatorSettings(**{"engine_image": "headwater-engine:1", **given})
 
 
 @pytest.mark.parametrize(
@@ -146,13 +150,13 @@ def test_events_are_published_where_a_router_would_read_them(
     backend: str, kv_events: KVEvents, policy: str, publishes: bool
 ) -> None:
     wanted = deployment(backend, routing={"policy": policy})
-    assert wanted_pin(wanted, backend, "headwater-engine:1", kv_events).publishes_kv_events is publishes
+    assert wanted_pin(wanted, backend, settings(kv_events=kv_events)).publishes_kv_events is publishes
 
 
 @pytest.mark.parametrize("backend", ["tgi", "tensorrt-llm", "transformers"])
 def test_a_server_that_has_no_events_publishes_none(backend: str) -> None:
     wanted = deployment(backend, backend={"image": "server:1"})
-    assert not wanted_pin(wanted, backend, "", "prefix").publishes_kv_events
+    assert not wanted_pin(wanted, backend, settings(kv_events="prefix")).publishes_kv_events
 
 
 def test_a_pin_from_before_there_was_a_choice_stays_to_the_letter_and_means_what_it_did() -> None:
@@ -173,7 +177,7 @@ def test_that_no_events_are_published_is_pinned() -> None:
 
 @pytest.mark.parametrize("backend", ["headwater", "vllm", "sglang"])
 def test_a_default_image_names_a_version_and_no_registry(backend: str) -> None:
-    image = wanted_pin(deployment(backend), backend, "headwater-engine:1", "never").image
+    image = wanted_pin(deployment(backend), backend, settings()).image
     name, _, tag = image.partition(":")
     assert tag and "." not in name and tag != "latest"
 
@@ -181,13 +185,13 @@ def test_a_default_image_names_a_version_and_no_registry(backend: str) -> None:
 @pytest.mark.parametrize("backend", ["tgi", "tensorrt-llm", "transformers"])
 def test_an_image_that_cannot_be_known_is_asked_for(backend: str) -> None:
     with pytest.raises(UnsupportedError, match=r"spec\.backend\.image: .* has no default image: \w+"):
-        wanted_pin(deployment(backend), backend, "headwater-engine:1", "never")
+        wanted_pin(deployment(backend), backend, settings())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_image_of_the_spec_wins(backend: str) -> None:
     wanted = deployment(backend, backend={"image": "my/own:1"})
-    assert wanted_pin(wanted, backend, "headwater-engine:1", "never").image == "my/own:1"
+    assert wanted_pin(wanted, backend, settings()).image == "my/own:1"
 
 
 @pytest.mark.parametrize(
@@ -201,10 +205,10 @@ def test_the_image_of_the_spec_wins(backend: str) -> None:
 )
 def test_a_version_takes_the_place_of_the_tag(image: str | None, expected: str) -> None:
     wanted = deployment("vllm", backend={"image": image, "version": "v9"})
-    assert wanted_pin(wanted, "vllm", "", "never").image == expected
+    assert wanted_pin(wanted, "vllm", settings()).image == expected
 
 
 def test_a_version_beside_a_digest_is_refused() -> None:
     wanted = deployment("vllm", backend={"image": "server@sha256:0", "version": "v9"})
     with pytest.raises(UnsupportedError, match=r"spec\.backend\.version"):
-        wanted_pin(wanted, "vllm", "", "never")
+        wanted_pin(wanted, "vllm", settings())

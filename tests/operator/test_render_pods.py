@@ -188,6 +188,20 @@ def test_only_our_engine_knows_packages_and_random_weights(source: str) -> None:
     ("spec", "gpus"),
     [
         ({}, "1"),
+        ({"resources": {"limits": {"rdma/hca": 1}}}, "1"),
+        ({"resources": {"limits": {"vpc.amazonaws.com/efa": 4, "cpu": 8}}, "parallelism": {"tensor": 8}}, "8"),
+        ({"resources": {"limits": {"nvidia.com/gpu": "2", "rdma/hca_shared": 1}}, "parallelism": {"tensor": 2}}, "2"),
+        ({"resources": {"claims": [{"name": "gpu"}]}}, None),
+        ({"resources": {"limits": {"habana.ai/gaudi": 1}}}, None),
+        ({"template": {"spec": {"containers": [{"name": "engine", "resources": {"claims": [{"name": "g"}]}}]}}}, None),
+        (
+            {
+                "template": {
+                    "spec": {"containers": [{"name": "log", "image": "l:1", "resources": {"limits": {"a/b": 1}}}]}
+                }
+            },
+            "1",
+        ),
         ({"parallelism": {"tensor": 8}}, "8"),
         ({"parallelism": {"tensor": 8, "nodes": 2}}, "4"),
         ({"resources": {"requests": {"cpu": "2"}, "limits": {"memory": "9Gi"}}}, "1"),
@@ -197,9 +211,40 @@ def test_only_our_engine_knows_packages_and_random_weights(source: str) -> None:
     ],
 )
 def test_one_pod_has_all_the_gpus_of_its_node(spec: dict[str, Any], gpus: str | None) -> None:
-    pod = template("vllm", **spec)
-    assert engine(pod)["resources"]["limits"].get("nvidia.com/gpu") == gpus
-    assert ("tolerations" in pod["spec"]) is (gpus is not None)
+    assert engine(template("vllm", **spec))["resources"].get("limits", {}).get("nvidia.com/gpu") == gpus
+
+
+@pytest.mark.parametrize(
+    ("resources", "keys"),
+    [
+        ({}, ["nvidia.com/gpu"]),
+        ({"limits": {"nvidia.com/mig-1g.10gb": 1}}, ["nvidia.com/gpu"]),
+        ({"limits": {"amd.com/gpu": 1}}, ["amd.com/gpu"]),
+        ({"limits": {"habana.ai/gaudi": 1, "rdma/hca": 1}}, ["habana.ai/gaudi"]),
+        ({"claims": [{"name": "gpu"}]}, ["nvidia.com/gpu"]),
+    ],
+)
+def test_nodes_that_are_kept_for_a_device_take_the_pods_that_ask_for_it(resources: Any, keys: list[str]) -> None:
+    tolerations = template("vllm", resources=resources)["spec"]["tolerations"]
+    assert tolerations == [{"key": key, "operator": "Exists", "effect": "NoSchedule"} for key in keys]
+
+
+@pytest.mark.parametrize(
+    ("resources", "nodes", "added"),
+    [
+        ({"limits": {"rdma/hca": 1}}, 2, ["IPC_LOCK"]),
+        ({"limits": {"vpc.amazonaws.com/efa": 4}}, 2, ["IPC_LOCK"]),
+        ({"limits": {"rdma/hca": 1}}, 1, None),
+        ({}, 2, None),
+    ],
+)
+def test_a_group_that_shares_memory_over_the_network_may_lock_it(resources: Any, nodes: int, added: Any) -> None:
+    pod = template("vllm", resources=resources, parallelism={"tensor": 2, "nodes": nodes})
+    assert engine(pod)["securityContext"]["capabilities"].get("add") == added
+
+
+def test_a_network_card_alone_is_nothing_to_compute_on() -> None:
+    assert "--device" not in engine(template("headwater", resources={"limits": {"rdma/hca": 1}}))["command"]
 
 
 @pytest.mark.parametrize("spec", [{}, {"resources": {"limits": {"nvidia.com/gpu": 0}}}])

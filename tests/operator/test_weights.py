@@ -235,7 +235,11 @@ def test_the_volume_goes_with_its_last_user_unless_one_wants_it_kept(
         *(deployment(name, weights={"keep": each}) for name, each in zip(["chat", "code"], keep, strict=True))
     )
     world.look()
+    world.look()
     assert world.claim is not None
+    assert [each["name"] for each in world.claim["metadata"]["ownerReferences"]] == ["chat", "code"], "half filled"
+    world.end_job("Complete")
+    world.look()
     references = world.claim["metadata"].get("ownerReferences", [])
     assert [each["name"] for each in references] == owners
     assert not any(each.get("controller") for each in references)

@@ -2,6 +2,7 @@
 
 from headwater import kubernetes
 from headwater.resource import ModelDeployment
+from headwater_operator.kinds import without_absent
 from headwater_operator.render.context import Context, Manifest, metadata
 
 
@@ -9,7 +10,7 @@ def admin_secret(deployment: ModelDeployment, context: Context, key: str) -> Man
     return {
         "apiVersion": "v1",
         "kind": "Secret",
-        "metadata": metadata(deployment, context, kubernetes.admin_secret(deployment.name), "engine"),
+        "metadata": without_absent(metadata(deployment, context, kubernetes.admin_secret(deployment.name), "engine")),
         "immutable": True,  # servers read it when they start
         "stringData": {kubernetes.ADMIN_SECRET_KEY: key},
     }

@@ -6,12 +6,12 @@ from headwater_operator.render.deployment import selector
 
 
 def budget(deployment: ModelDeployment, context: Context) -> Manifest | None:
-    """None for a single replica: a budget would only keep its node from being drained.
+    """None for a single replica, or several that have to be on one node: it would only keep that from being drained.
 
     One pod that is not ready is one group that serves nothing, so the budget counts in whole groups: a second pod goes
     only once the first one's group is back. Pods that are not ready anyway hold up nothing.
     """
-    if _most_replicas(deployment.spec) < 2:
+    if _most_replicas(deployment.spec) < 2 or context.pin.one_node:
         return None
     return {
         "apiVersion": "policy/v1",

@@ -7,22 +7,16 @@ from dataclasses import replace
 from typing import Final
 
 from headwater.resource import ModelDeployment
-from headwater_operator.render import storage
+from headwater_operator.kinds import without_absent
+from headwater_operator.render import devices, pod, pod_v4, storage
 from headwater_operator.render.context import Context, Manifest, labels, metadata
 from headwater_operator.render.names import build_name
-from headwater_operator.render.pod import (
-    container_security,
-    describe,
-    env,
-    gpu_tolerations,
-    model_mounts,
-    pod_security,
-    resources,
-)
 from headwater_operator.render.template import merge
 
 _COMPONENT: Final = "build"
 _RETRIES: Final = 2
+_OLD_RULES: Final = 4
+"""Up to this render version a build has the variables that it had then."""
 _PLACEMENT: Final = {"nodeSelector", "tolerations", "affinity", "runtimeClassName", "priorityClassName"}
 
 
@@ -31,40 +25,42 @@ def render_build(deployment: ModelDeployment, context: Context) -> list[Manifest
 
     `context.build_claim` is not looked at: it is what comes of it.
     """
-    launch = context.backend.build(deployment, describe(deployment, context), storage.ENGINE)
+    rules = pod if context.pin.render_version > _OLD_RULES else pod_v4
+    launch = context.backend.build(deployment, rules.describe(deployment, context), storage.ENGINE)
     if launch is None:
         return []
     spec, name = deployment.spec, build_name(deployment, context.pin)
     mounts = [
         storage.shared_memory(spec.parallelism.tensor),
         *storage.scratch(),
-        *model_mounts(deployment, replace(context, build_claim=None), launch),
+        *pod.model_mounts(deployment, replace(context, build_claim=None), launch),
         storage.claim("engine", name, storage.ENGINE, read_only=False),
     ]
     container: Manifest = {
         "name": _COMPONENT,
         "image": context.pin.image,
         "command": launch.argv,
-        "env": env(deployment, context, launch, grouped=False),
-        "resources": resources(spec, context.backend),
+        "env": rules.env(deployment, context, launch, grouped=False),
+        "resources": devices.resources(spec, context.backend),
         "volumeMounts": [mount.volume_mount for mount in mounts],
-        "securityContext": container_security(),
+        "securityContext": pod.container_security(),
     }
-    pod: Manifest = {
+    made: Manifest = {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": pod_security(),
+        "securityContext": pod.pod_security(),
         "containers": [container],
         "volumes": storage.volumes(mounts),
     }
-    if tolerations := gpu_tolerations(container["resources"]):
-        pod["tolerations"] = tolerations
-    return [_claim(deployment, context, name), _job(deployment, context, name, pod)]
+    if tolerations := devices.tolerations(container["resources"]):
+        made["tolerations"] = tolerations
+    return [_claim(deployment, context, name), _job(deployment, context, name, made)]
 
 
-def _job(deployment: ModelDeployment, context: Context, name: str, pod: Manifest) -> Manifest:
-    template = {"metadata": {"labels": labels(deployment, _COMPONENT)}, "spec": merge(pod, _placement(deployment))}
+def _job(deployment: ModelDeployment, context: Context, name: str, made: Manifest) -> Manifest:
+    own = context.inherited.apply(deployment, {"labels": labels(deployment, _COMPONENT)})
+    template = {"metadata": without_absent(own), "spec": merge(made, _placement(deployment, context))}
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -73,9 +69,9 @@ def _job(deployment: ModelDeployment, context: Context, name: str, pod: Manifest
     }
 
 
-def _placement(deployment: ModelDeployment) -> Manifest:
+def _placement(deployment: ModelDeployment, context: Context) -> Manifest:
     """Of `spec.template` what says where pods run: an engine is for the kind of GPU that it was built on."""
-    given = deployment.spec.template.get("spec", {})
+    given = merge(context.defaults.template, deployment.spec.template).get("spec", {})
     return {field: value for field, value in given.items() if field in _PLACEMENT}
 
 

@@ -9,7 +9,7 @@ from headwater.backends.base import Backend
 from headwater.kubernetes import LABEL_COMPONENT, LABEL_DEPLOYMENT, LABEL_MANAGED_BY, MANAGED_BY
 from headwater.resource import API_VERSION, KIND, ModelDeployment
 from headwater_operator.config import OperatorSettings
-from headwater_operator.render.pin import Pin
+from headwater_operator.render.pin import Defaults, Pin
 
 Manifest = dict[str, Any]
 """A Kubernetes object, or a part of one, as in its YAML."""
@@ -53,6 +53,30 @@ class Access:
 
 
 @dataclass(frozen=True, slots=True)
+class Inherited:
+    """Keys of labels and annotations that a resource hands on to the objects that are made for it."""
+
+    labels: Sequence[str] = ()
+    annotations: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, settings: OperatorSettings) -> "Inherited":
+        return cls(settings.inherited_labels, settings.inherited_annotations)
+
+    def apply(self, deployment: ModelDeployment, metadata: Manifest) -> Manifest:
+        """The metadata with them; what is there already wins. None stands for one that the resource does not have: it
+        has to go from the object, too.
+        """
+        given = {"labels": (self.labels, deployment.metadata.labels)}
+        given["annotations"] = (self.annotations, deployment.metadata.annotations)
+        parts = {
+            part: {key: known.get(key) for key in keys} | metadata.get(part, {})
+            for part, (keys, known) in given.items()
+        }
+        return metadata | {part: values for part, values in parts.items() if values}
+
+
+@dataclass(frozen=True, slots=True)
 class Context:
     namespace: str
     uid: str
@@ -68,10 +92,15 @@ class Context:
     paused: bool
     claims: ClaimDefaults = field(default_factory=ClaimDefaults)
     access: Access | None = None
+    inherited: Inherited = field(default_factory=Inherited)
 
     @property
     def backend(self) -> Backend:
         return backends.get(self.pin.backend)
+
+    @property
+    def defaults(self) -> Defaults:
+        return Defaults.pinned(self.pin.defaults)
 
 
 def labels(deployment: ModelDeployment, component: str) -> dict[str, str]:
@@ -92,9 +121,10 @@ def metadata(deployment: ModelDeployment, context: Context, name: str, component
         "controller": True,
         "blockOwnerDeletion": False,
     }
-    return {
+    own = {
         "name": name,
         "namespace": context.namespace,
         "labels": labels(deployment, component),
         "ownerReferences": [owner],
     }
+    return context.inherited.apply(deployment, own)

@@ -23,7 +23,8 @@ def selector(deployment: ModelDeployment) -> dict[str, str]:
 def workload_metadata(deployment: ModelDeployment, context: Context, name: str) -> Manifest:
     """With what the next reconciliation must know of the pods that are there."""
     annotations = {PIN_ANNOTATION: context.pin.to_json(), SPEC_HASH_ANNOTATION: spec_hash(deployment.spec)}
-    return metadata(deployment, context, name, "engine") | {"annotations": annotations}
+    made = metadata(deployment, context, name, "engine")
+    return made | {"annotations": made.get("annotations", {}) | annotations}
 
 
 def deployment(resource: ModelDeployment, context: Context) -> Manifest:

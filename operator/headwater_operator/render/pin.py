@@ -8,13 +8,14 @@ would choose; the next change of the spec adopts what they would.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from headwater import backends
 from headwater.backends.base import Backend
 from headwater.resource import ModelDeployment, Spec
-from headwater_operator.config import KVEvents
+from headwater.values import is_digest
+from headwater_operator.config import OperatorSettings
 
 PIN_ANNOTATION: Final = "headwater.dev/pin"
 SPEC_HASH_ANNOTATION: Final = "headwater.dev/spec-hash"
@@ -34,6 +35,10 @@ class Pin:
     image: str
     kv_events: bool = True
     """Whether the server publishes KV events, if it can. In render version 1 all did."""
+    one_node: bool = False
+    """Whether all replicas are kept on one node, since a volume that they mount reaches no other one."""
+    defaults: str = ""
+    """What the platform gives to all pods, as JSON: see `Defaults`. Empty: nothing."""
 
     @property
     def publishes_kv_events(self) -> bool:
@@ -56,8 +61,12 @@ class Pin:
 
     def to_json(self) -> str:
         told = asdict(self)
+        # What is as it was before there was a choice is left out: so pins of that time, and revisions of them, stay.
         if self.kv_events:
-            del told["kv_events"]  # so that pins from before there was a choice, and the revisions of them, stay
+            del told["kv_events"]
+        for name in ("one_node", "defaults"):
+            if not told[name]:
+                del told[name]
         return json.dumps(told, sort_keys=True)
 
     @classmethod
@@ -65,19 +74,58 @@ class Pin:
         """Raises ValueError for what is no pin."""
         match json.loads(text):
             case {"render_version": int(version), "backend": str(backend), "image": str(image), **others}:
-                return cls(version, backend, image, others.get("kv_events") is not False)
+                return cls(
+                    version,
+                    backend,
+                    image,
+                    others.get("kv_events") is not False,
+                    others.get("one_node") is True,
+                    str(others.get("defaults") or ""),
+                )
         raise ValueError(f"not a pin: {text}")
 
 
-def wanted_pin(deployment: ModelDeployment, backend: str, engine_image: str, kv_events: KVEvents) -> Pin:
-    """What this operator chooses for a new revision. Raises UnsupportedError where the image must be named.
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What the platform gives to the pods of all resources. Resources win over it."""
 
-    `backend`: resolved. `engine_image`: of our own engine.
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Variables of servers, and of the Jobs that fetch their weights."""
+    template: Mapping[str, Any] = field(default_factory=dict)
+    """As `spec.template`, and below it."""
+
+    @classmethod
+    def of(cls, settings: OperatorSettings) -> "Defaults":
+        return cls(settings.default_env, settings.default_template)
+
+    @classmethod
+    def pinned(cls, text: str) -> "Defaults":
+        """Raises ValueError for what is none."""
+        return cls(**json.loads(text)) if text else cls()
+
+    def to_json(self) -> str:
+        told = {name: value for name, value in (("env", self.env), ("template", self.template)) if value}
+        return json.dumps(told, sort_keys=True) if told else ""
+
+
+def wanted_pin(deployment: ModelDeployment, backend: str, settings: OperatorSettings, *, one_node: bool = False) -> Pin:
+    """What this operator chooses for a new revision. Raises UnsupportedError where the image must be named, or where
+    the spec says what it may not.
+
+    `backend`: resolved. `one_node`: see Pin.
     """
     server = backends.get(backend)
+    server.refuse_own_flags(deployment)
     # Routers follow them for this policy alone; to anybody else they would only tell what is in the prompts.
-    publishes = server.publishes_kv_events and kv_events == "prefix" == deployment.spec.routing.policy
-    return Pin(CURRENT_RENDER_VERSION, backend, _image(deployment, server, engine_image), publishes)
+    publishes = server.publishes_kv_events and settings.kv_events == "prefix" == deployment.spec.routing.policy
+    return Pin(
+        CURRENT_RENDER_VERSION,
+        backend,
+        _image(deployment, server, settings),
+        publishes,
+        one_node,
+        Defaults.of(settings).to_json(),
+    )
 
 
 def pinned(notes: Mapping[str, str], spec_hash: str) -> Pin | None:
@@ -125,16 +173,17 @@ def _named_at_start(spec: Spec) -> bool:
     return backends.get(spec.backend.type).loads_adapters == "start"
 
 
-def _image(deployment: ModelDeployment, backend: Backend, engine_image: str) -> str:
+def _image(deployment: ModelDeployment, backend: Backend, settings: OperatorSettings) -> str:
     wanted = deployment.spec.backend
-    image = wanted.image or (engine_image if backend.name == "headwater" else backend.image)
+    own = settings.engine_image if backend.name == "headwater" else backend.image
+    image = wanted.image or settings.backend_images.get(backend.name) or own
     if image is None:
         raise backend.unsupported(deployment, "spec.backend.image", f"has no default image: {backend.image_hint}")
     if wanted.version is None:
         return image
     if "@" in image:
         raise backend.unsupported(deployment, "spec.backend.version", "has an image with a digest: give one of the two")
-    return f"{_without_tag(image)}:{wanted.version}"
+    return f"{_without_tag(image)}{'@' if is_digest(wanted.version) else ':'}{wanted.version}"
 
 
 def _without_tag(image: str) -> str:

@@ -1,4 +1,4 @@
-"""The template of an engine's pod: render versions 3 to 5: what servers are told of KV events and views differs.
+"""The template of an engine's pod: render version 5.
 
 A change that shows in any golden file restarts engines. Where it has to be, this file is kept as it is for those that
 run, and a copy of it becomes the next version: see docs/rendering.md.
@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any, Final
 
 from headwater import quantities
-from headwater.backends.base import ADMIN_KEY, GROUP_RANK, Backend, Device, Launch, Pod
+from headwater.backends.base import ADMIN_KEY, GROUP_RANK, Launch, Pod
 from headwater.kubernetes import (
     ADMIN_SECRET_KEY,
     CONTAINER,
@@ -18,23 +18,25 @@ from headwater.kubernetes import (
     HTTP_PORT,
     HTTP_PORT_NAME,
     LABEL_BACKEND,
+    LABEL_COMPONENT,
     LABEL_DEPLOYMENT,
     LABEL_GROUP,
     LABEL_REVISION,
+    LABEL_WEIGHTS,
     REPLAY_PORT,
     REPLAY_PORT_NAME,
     admin_secret,
 )
-from headwater.resource import ModelDeployment, Spec
-from headwater_operator.render import storage
+from headwater.resource import ModelDeployment
+from headwater_operator.render import devices, storage
 from headwater_operator.render.context import Context, Manifest, labels
 from headwater_operator.render.names import leader_address
 from headwater_operator.render.pin import revision
 from headwater_operator.render.probes import drain, grace, pre_stop, probes
 
-GPU: Final = "nvidia.com/gpu"
 _USER: Final = 1000
 _INTERFACE: Final = "eth0"
+_HOSTNAME: Final = "kubernetes.io/hostname"
 
 
 def template(deployment: ModelDeployment, context: Context, group: int | None) -> Manifest:
@@ -48,15 +50,16 @@ def template(deployment: ModelDeployment, context: Context, group: int | None) -
         *model_mounts(deployment, context, launch),
         *storage.files(launch.files),
     ]
+    given = devices.resources(spec, backend)
     container = {
         "name": CONTAINER,
         "image": context.pin.image,
         "command": launch.argv,
         "env": env(deployment, context, launch, grouped=grouped),
         "ports": _ports(context),
-        "resources": resources(spec, backend),
+        "resources": given,
         "volumeMounts": [mount.volume_mount for mount in mounts],
-        "securityContext": container_security(),
+        "securityContext": container_security(locks_memory=grouped and devices.reaches_memory_of_others(given)),
         "lifecycle": {"preStop": {"sleep": {"seconds": pre_stop(backend, spec, grouped=grouped)}}},
         **probes(backend, spec, grouped=grouped),
     }
@@ -74,7 +77,9 @@ def template(deployment: ModelDeployment, context: Context, group: int | None) -
         "volumes": storage.volumes(mounts),
         "topologySpreadConstraints": [_spread(deployment)],
     }
-    if tolerations := gpu_tolerations(container["resources"]):
+    if context.pin.one_node:
+        pod["affinity"] = {"podAffinity": _beside_others(deployment, context)}
+    if tolerations := devices.tolerations(given):
         pod["tolerations"] = tolerations
     return {"metadata": metadata, "spec": pod}
 
@@ -91,12 +96,10 @@ def pod_security() -> Manifest:
     }
 
 
-def container_security() -> Manifest:
-    return {
-        "allowPrivilegeEscalation": False,
-        "capabilities": {"drop": ["ALL"]},
-        "readOnlyRootFilesystem": True,
-    }
+def container_security(*, locks_memory: bool = False) -> Manifest:
+    """`locks_memory`: for cards that read and write it. The "restricted" standard does not allow that."""
+    capabilities = {"drop": ["ALL"]} | ({"add": ["IPC_LOCK"]} if locks_memory else {})
+    return {"allowPrivilegeEscalation": False, "capabilities": capabilities, "readOnlyRootFilesystem": True}
 
 
 def pod_labels(deployment: ModelDeployment, context: Context, group: int | None) -> dict[str, str]:
@@ -105,6 +108,8 @@ def pod_labels(deployment: ModelDeployment, context: Context, group: int | None)
         LABEL_BACKEND: context.pin.backend,
         LABEL_REVISION: revision(deployment, context.pin),
     }
+    if context.weights is not None:
+        own[LABEL_WEIGHTS] = context.weights.claim
     return own if group is None else own | {LABEL_GROUP: str(group)}
 
 
@@ -139,6 +144,7 @@ def env(deployment: ModelDeployment, context: Context, launch: Launch, *, groupe
         "HOME": storage.HOME,
         "USER": "headwater",  # the user has no name in the image, for which libraries ask
         "HF_HOME": storage.HUB_CACHE,
+        **context.backend.no_statistics,
     }
     entries: dict[str, Manifest] = {}
     if grouped:
@@ -153,39 +159,9 @@ def env(deployment: ModelDeployment, context: Context, launch: Launch, *, groupe
     if context.pin.asks_for_admin_key:
         key = {"secretKeyRef": {"name": admin_secret(deployment.name), "key": ADMIN_SECRET_KEY}}
         entries[ADMIN_KEY] = {"name": ADMIN_KEY, "valueFrom": key}
-    values |= {**launch.env, **spec.backend.env}
+    values |= {**launch.env, **context.defaults.env, **spec.backend.env}
     entries |= {name: {"name": name, "value": value} for name, value in values.items()}
     return list(entries.values())
-
-
-def resources(spec: Spec, backend: Backend) -> Manifest:
-    """Those of the spec, and the accelerators that it implies where it names no device of its own."""
-    given: dict[str, Any] = {**spec.resources}
-    if backend.needs_gpu and not _devices(given):
-        count = spec.parallelism.tensor // spec.parallelism.nodes
-        given["limits"] = {**given.get("limits", {}), GPU: str(count)}
-    return given
-
-
-def _devices(resources: Mapping[str, Any]) -> dict[str, Any]:
-    """What a container gets beside CPU and memory, such as `nvidia.com/gpu`, with the amounts."""
-    named = {**resources.get("requests", {}), **resources.get("limits", {})}
-    return {name: amount for name, amount in named.items() if "/" in name}
-
-
-def _device(resources: Mapping[str, Any]) -> Device:
-    """A claim, or a device of another vendor, may be anything."""
-    devices = _devices(resources)
-    if any(name.startswith("nvidia.com/") and str(amount) != "0" for name, amount in devices.items()):
-        return "cuda"
-    return "unknown" if resources.get("claims") or set(devices) - {GPU} else "cpu"
-
-
-def gpu_tolerations(resources: Manifest) -> list[Manifest]:
-    """Nodes with GPUs are commonly kept free of pods that need none."""
-    if str(resources.get("limits", {}).get(GPU, 0)) == "0":
-        return []
-    return [{"key": GPU, "operator": "Exists", "effect": "NoSchedule"}]
 
 
 def describe(deployment: ModelDeployment, context: Context, group: int | None = None) -> Pod:
@@ -196,13 +172,14 @@ def describe(deployment: ModelDeployment, context: Context, group: int | None = 
         port=HTTP_PORT,
         events_port=EVENTS_PORT if context.pin.publishes_kv_events else None,
         drain=drain(deployment.spec),
-        device=_device(resources(deployment.spec, context.backend)),
+        device=devices.device(devices.resources(deployment.spec, context.backend)),
         threads=_cores(deployment.spec.resources),
         leader=None if group is None else leader_address(deployment, context.pin, group, context.namespace),
         engine=None if context.build_claim is None else storage.ENGINE,
         admin_key=context.pin.asks_for_admin_key,
         replay_port=REPLAY_PORT if context.pin.repeats_kv_events else None,
         views=context.pin.shows_views,
+        guarded=True,
     )
 
 
@@ -231,10 +208,26 @@ def _from_field(name: str, path: str) -> Manifest:
     return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
 
 
+def _beside_others(deployment: ModelDeployment, context: Context) -> Manifest:
+    """On the node of the replicas that are there, of whichever revision: their volume is there, and reaches no other.
+
+    The first one goes where it likes, best to those who mount the volume for another deployment.
+    """
+    own = {LABEL_DEPLOYMENT: deployment.name, LABEL_COMPONENT: "engine"}
+    term = {"labelSelector": {"matchLabels": own}, "topologyKey": _HOSTNAME}
+    affinity: Manifest = {"requiredDuringSchedulingIgnoredDuringExecution": [term]}
+    if context.weights is not None:
+        same = {"labelSelector": {"matchLabels": {LABEL_WEIGHTS: context.weights.claim}}, "topologyKey": _HOSTNAME}
+        affinity["preferredDuringSchedulingIgnoredDuringExecution"] = [{"weight": 100, "podAffinityTerm": same}]
+    return affinity
+
+
 def _spread(deployment: ModelDeployment) -> Manifest:
+    """Of each revision by itself: what an old one leaves uneven is about to go."""
     return {
         "maxSkew": 1,
-        "topologyKey": "kubernetes.io/hostname",
+        "topologyKey": _HOSTNAME,
         "whenUnsatisfiable": "ScheduleAnyway",
         "labelSelector": {"matchLabels": {LABEL_DEPLOYMENT: deployment.name}},
+        "matchLabelKeys": [LABEL_REVISION],
     }

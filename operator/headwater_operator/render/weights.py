@@ -6,16 +6,20 @@ them, so nothing in here may depend on which of them is looked at.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from headwater import backends
 from headwater.kubernetes import GROUP, LABEL_COMPONENT, LABEL_MANAGED_BY, MANAGED_BY
+from headwater.pick import resolve_auto
 from headwater.resource import API_VERSION, KIND, ModelDeployment
 from headwater_operator.config import OperatorSettings
-from headwater_operator.kinds import Object, annotations_of, name_of, namespace_of, uid_of
-from headwater_operator.render.context import ClaimDefaults, Manifest, WeightsVolume
+from headwater_operator.kinds import Object, annotations_of, name_of, namespace_of, uid_of, without_absent
+from headwater_operator.render import devices
+from headwater_operator.render.context import ClaimDefaults, Inherited, Manifest, WeightsVolume
 from headwater_operator.render.pod import container_security, pod_security
 from headwater_operator.render.storage import HOME, HUB_CACHE, MODELS, claim, claim_spec, scratch, volumes
+from headwater_operator.render.template import merge
 
 FILLED: Final = f"{GROUP}/filled"
 """Annotation of a volume whose weights are complete. The Job goes away by itself; this stays."""
@@ -73,13 +77,15 @@ def render_claim(
     filled: bool,
     verified: str = "",
 ) -> Manifest:
-    """`owners`: names of the ModelDeployments that the volume goes with, by UID; none: it stays.
+    """`deployment`: the spokesman of its users. `owners`: names of the ModelDeployments that the volume goes with, by
+    UID; none: it stays.
 
     What cannot be changed once it is made is taken from what was observed.
     """
     annotations = {SOURCE: key(deployment)} | ({FILLED: "true"} if filled else {})
     annotations |= {VERIFIED: verified} if verified else {}
     metadata: Manifest = _metadata(deployment, namespace) | {"annotations": annotations}
+    metadata = Inherited.of(settings).apply(deployment, metadata)
     # Named also where there are none: what is left out would not differ from an owner that is to go.
     metadata["ownerReferences"] = [_owner(API_VERSION, KIND, name, uid) for uid, name in sorted(owners.items())]
     wanted = claim_spec(deployment.spec.weights, ClaimDefaults.of(settings))
@@ -93,7 +99,7 @@ def _fixed(spec: Mapping[str, Any]) -> Manifest:
 
 def render_job(deployment: ModelDeployment, settings: OperatorSettings, volume_claim: Object) -> Manifest:
     """It goes with the volume, so that it can outlive any one of the ModelDeployments that wait for it."""
-    template = _template(deployment, settings)
+    template = _template(deployment, settings, near=reaches_one_node(volume_claim["spec"].get("accessModes") or []))
     seconds = max(round(deployment.spec.load_timeout.total_seconds()), 1)
     spec = {
         "backoffLimit": _ATTEMPTS - 1,
@@ -105,7 +111,12 @@ def render_job(deployment: ModelDeployment, settings: OperatorSettings, volume_c
         "annotations": {SOURCE: key(deployment), MADE_FROM: _hash(spec)},
         "ownerReferences": [_owner("v1", "PersistentVolumeClaim", name_of(volume_claim), uid_of(volume_claim))],
     }
+    metadata = Inherited.of(settings).apply(deployment, metadata)
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
+
+
+def reaches_one_node(access_modes: Sequence[str]) -> bool:
+    return not any(mode.endswith("Many") for mode in access_modes)
 
 
 def made_alike(one: Object, other: Object) -> bool:
@@ -113,14 +124,15 @@ def made_alike(one: Object, other: Object) -> bool:
     return annotations_of(one).get(MADE_FROM) == annotations_of(other).get(MADE_FROM)
 
 
-def _template(deployment: ModelDeployment, settings: OperatorSettings) -> Manifest:
+def _template(deployment: ModelDeployment, settings: OperatorSettings, *, near: bool) -> Manifest:
+    """`near`: the volume is bound to where this pod runs, so it has to be where the engines can be."""
     model, there = deployment.spec.model, volume(deployment)
     mounts = [claim("weights", there.claim, MODELS, read_only=False), *scratch()]
     container = {
         "name": "fetch",
         "image": settings.weights_image or settings.engine_image,
         "command": ["headwater", "fetch", model.source, there.path, "--revision", model.revision],
-        "env": [{"name": name, "value": value} for name, value in _variables(deployment).items()] + _secret(deployment),
+        "env": [*_variables(deployment, settings), *_secret(deployment)],
         "resources": {"requests": {"cpu": "500m", "memory": "1Gi"}, "limits": {"memory": "4Gi"}},
         "volumeMounts": [mount.volume_mount for mount in mounts],
         "securityContext": container_security(),
@@ -129,9 +141,10 @@ def _template(deployment: ModelDeployment, settings: OperatorSettings) -> Manife
     }
     if model.source.startswith("s3://") and model.secret_ref is not None:
         container["envFrom"] = [{"secretRef": {"name": model.secret_ref.name}}]
-    placement = {name: value for name, value in _pod_overrides(deployment).items() if name in _PLACEMENT}
+    wanted = merge(settings.default_template, deployment.spec.template).get("spec") or {}
+    placement = {name: value for name, value in wanted.items() if name in _PLACEMENT}
     return {
-        "metadata": {"labels": _labels()},
+        "metadata": without_absent(Inherited.of(settings).apply(deployment, {"labels": _labels()})),
         "spec": {
             "restartPolicy": "Never",
             "automountServiceAccountToken": False,
@@ -139,14 +152,31 @@ def _template(deployment: ModelDeployment, settings: OperatorSettings) -> Manife
             "securityContext": pod_security(),
             "containers": [container],
             "volumes": volumes(mounts),
-            **placement,
+            **merge(_near_devices(deployment) if near else {}, placement),
         },
     }
 
 
-def _variables(deployment: ModelDeployment) -> dict[str, str]:
+def _near_devices(deployment: ModelDeployment) -> Manifest:
+    """Best on a node that has what the engines will ask for, without asking for it: it would lie idle meanwhile."""
+    spec = deployment.spec
+    name = resolve_auto(deployment) if spec.backend.type == "auto" else spec.backend.type
+    wanted = devices.resources(spec, backends.get(name))
+    labels = [{"matchExpressions": [{"key": key, "operator": "Exists"}]} for key in devices.node_labels(wanted)]
+    near: Manifest = {}
+    if tolerations := devices.tolerations(wanted):
+        near["tolerations"] = tolerations
+    if labels:
+        preferred = [{"weight": 100, "preference": each} for each in labels]
+        near["affinity"] = {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}}
+    return near
+
+
+def _variables(deployment: ModelDeployment, settings: OperatorSettings) -> list[Manifest]:
     """With those of the server: a mirror of the hub or a proxy holds for the Job as well."""
-    return {"HOME": HOME, "HF_HOME": HUB_CACHE, **deployment.spec.backend.env}
+    own = {"HOME": HOME, "HF_HOME": HUB_CACHE, "DO_NOT_TRACK": "1"}
+    values = own | settings.default_env | deployment.spec.backend.env
+    return [{"name": name, "value": value} for name, value in values.items()]
 
 
 def _secret(deployment: ModelDeployment) -> list[Manifest]:
@@ -156,11 +186,6 @@ def _secret(deployment: ModelDeployment) -> list[Manifest]:
         return []
     key = {"name": model.secret_ref.name, "key": model.secret_ref.key}
     return [{"name": variable, "valueFrom": {"secretKeyRef": key}}]
-
-
-def _pod_overrides(deployment: ModelDeployment) -> Mapping[str, Any]:
-    overrides = deployment.spec.template.get("spec")
-    return overrides if isinstance(overrides, dict) else {}
 
 
 def _metadata(deployment: ModelDeployment, namespace: str) -> Manifest:

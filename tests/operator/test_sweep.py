@@ -1,0 +1,102 @@
+"""Volumes with weights that nobody asks for: half-filled ones go with their last user, the others are on a list."""
+
+import pytest
+
+from headwater.kubernetes import LABEL_UNUSED
+from headwater_operator.kinds import Object, labels_of, name_of
+from tests.operator.world import World
+
+HUB = "hf://owner/model"
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    return World(monkeypatch)
+
+
+def claims(world: World) -> list[Object]:
+    return [each for each in world.cluster.all("PersistentVolumeClaim") if name_of(each).startswith("weights-")]
+
+
+def unused(world: World) -> list[str]:
+    """What `kubectl get pvc -l headwater.dev/unused` lists."""
+    world.deliver()
+    return [name_of(each) for each in claims(world) if LABEL_UNUSED in labels_of(each)]
+
+
+async def gone(world: World, name: str = "m") -> None:
+    world.delete(name)
+    await world.look(name)
+    for _ in range(3):
+        world.kube.step()
+        world.deliver()
+
+
+async def filled(world: World, *names: str) -> None:
+    await world.settle(*names)
+    for job in world.cluster.all("Job"):
+        world.kube.finish(name_of(job))
+    await world.settle(*names)
+
+
+async def test_a_half_filled_volume_and_its_job_go_with_their_last_user(world: World) -> None:
+    world.create("a", source=HUB)
+    world.create("b", source=HUB)
+    await world.settle("a", "b")
+    await gone(world, "a")
+    assert len(claims(world)) == len(world.cluster.all("Job")) == 1, "the other one waits for it"
+    await gone(world, "b")
+    assert claims(world) == [] and world.cluster.all("Job") == []
+
+
+async def test_they_go_too_where_the_last_user_has_moved_on(world: World) -> None:
+    world.create(source=HUB)
+    await world.settle()
+    (before,) = claims(world)
+    world.edit(model={"source": "hf://owner/other"})
+    await world.settle()
+    await world.reconciler.sweep()
+    assert [name_of(each) for each in claims(world)] != [] and name_of(before) not in map(name_of, claims(world))
+    assert [name_of(each) for each in world.cluster.all("Job")] == [name_of(each) for each in claims(world)]
+
+
+async def test_a_filled_one_stays_and_is_on_the_list_until_somebody_asks_for_it(world: World) -> None:
+    world.create(source=HUB)
+    await filled(world)
+    assert unused(world) == []
+    await gone(world)
+    (claim,) = claims(world)
+    assert unused(world) == [name_of(claim)]
+    world.cluster.calls.clear()
+    await world.reconciler.sweep()
+    assert world.cluster.calls == [], "once"
+    world.create(source=HUB)
+    await world.settle()
+    assert unused(world) == []
+    assert world.condition("Ready") == ("True", "ReplicasReady")
+    await world.at_rest()
+
+
+async def test_claims_of_others_are_neither_marked_nor_deleted(world: World) -> None:
+    world.create(source="pvc://disk/m")
+    world.cluster.add(
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": {"name": "disk", "namespace": "default"},
+            "spec": {"accessModes": ["ReadWriteOnce"]},
+        }
+    )
+    await world.settle()
+    await gone(world)
+    await world.reconciler.sweep()
+    assert LABEL_UNUSED not in labels_of(world.child("PersistentVolumeClaim", "disk"))
+
+
+async def test_a_resource_that_makes_no_sense_still_asks_for_its_weights(world: World) -> None:
+    world.create(source=HUB)
+    await filled(world)
+    world.edit(loadTimeout="soon")
+    await world.settle()
+    await world.reconciler.sweep()
+    assert unused(world) == []

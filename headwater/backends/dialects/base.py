@@ -43,4 +43,4 @@ class Dialect(ABC):
 
     @abstractmethod
     def translation(self, path: str, members: dict[str, Raw], model: str, request_id: str) -> Translation | None:
-        """Of the answer; None: it needs none. `members`: as `request` returned them. `model`: that the client asked for."""
+        """Of the answer; None: it needs none. `members`: as `request` returned them. `model`: that was asked for."""

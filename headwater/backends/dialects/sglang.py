@@ -1,7 +1,7 @@
 """SGLang 0.5.23, as recorded from it.
 
-Its API is OpenAI's, but for null, which it refuses where a value cannot be missing. A stop string is kept in the text by
-a field of its own name. What it does not know it ignores, with status 200, other ways to give a form among it.
+Its API is OpenAI's, but for null, which it refuses where a value cannot be missing. A stop string is kept in the text
+by a field of its own name. What it does not know it ignores, with status 200, other ways to give a form among it.
 """
 
 from typing import Final

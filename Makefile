@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/.set-up
 PORT ?= 8080
 
-.PHONY: help setup demo test chaos gpu-test e2e lint format bench-engine bench-router bench-gpu clean
+.PHONY: help setup demo test test-backends chaos gpu-test e2e lint format bench-engine bench-router bench-gpu clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -36,6 +36,9 @@ test: lint ## everything that CI checks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --ignore tests/system --ignore tests/engine/test_smollm2.py
 	# Real models on both cores, one thing at a time.
 	$(BIN)/python -m pytest -q tests/system tests/engine/test_smollm2.py
+
+test-backends: $(STAMP) ## the real servers behind our router, one contract over all; VLLM=recipe SGLANG=recipe TGI=recipe
+	$(BIN)/python -m tests.backends headwater transformers $(if $(VLLM),vllm=$(VLLM)) $(if $(SGLANG),sglang=$(SGLANG)) $(if $(TGI),tgi=$(TGI))
 
 gpu-test: $(STAMP) ## on a machine with an NVIDIA GPU: kernels against references, greedy tokens, serving
 	PYTHON=$(BIN)/python benchmarks/gpu/run tests

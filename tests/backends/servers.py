@@ -1,0 +1,146 @@
+"""The real servers, each as its recipe starts it, `RECIPE serve FOLDER ARGUMENTS`, with the flags of Headwater."""
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import httpx
+
+from benchmarks.servers import free_ports
+from headwater import __version__, backends
+from headwater.resource import ModelDeployment
+from tests.backends.requests import CONTEXT, MODEL
+
+PATIENCE: Final = 900
+"""Seconds until a server answers; the first start of some compiles."""
+LIMIT: Final = 4
+"""Requests that a server with such a limit is to take at once, beside as many that wait."""
+_ARGUMENTS: Final[Mapping[str, list[str]]] = {
+    "headwater": ["--threads", "1", "--kv-cache-gib", "0.25", "--kv-events", "tcp://127.0.0.1:{events}"],
+    "vllm": [
+        *("--dtype", "float32", "--enforce-eager", "--max-num-seqs", str(LIMIT), "--kv-events-config", "{config}"),
+        *("--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--shutdown-timeout", "60"),
+    ],
+    "sglang": [
+        *("--max-running-requests", str(LIMIT), "--max-queued-requests", str(LIMIT), "--kv-events-config", "{config}"),
+        *("--max-total-tokens", "16384", "--tool-call-parser", "qwen25"),
+    ],
+    "tgi": ["--max-concurrent-requests", str(2 * LIMIT), "--max-batch-prefill-tokens", str(CONTEXT)],
+    "transformers": ["--device", "cpu", "--dtype", "float32"],
+}
+"""Beside Headwater's own; `config` is that of KV events."""
+_SOURCE: Final = {"vllm": "serve", "sglang": "--model-path", "tgi": "--model-id"}
+"""What stands before the model in their commands."""
+_VERSIONS: Final = {"vllm": "/version", "sglang": "/server_info", "tgi": "/info"}
+"""Where a server tells its own."""
+
+
+@dataclass(slots=True)
+class Server:
+    backend: str
+    recipe: str
+    """Empty: our own engine, and transformers of this environment."""
+    folder: Path
+    """Of the model; its name is the model's."""
+    port: int = 0
+    events: int = 0
+    replay: int = 0
+    process: subprocess.Popen[bytes] | None = None
+    log: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.port, self.events, self.replay = free_ports(3)
+        self.log = self.folder.parent / f"{self.backend}.log"
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def endpoint(self) -> str:
+        """As a flag of the router."""
+        flag = f"{self.url},name={self.backend},backend={self.backend}"
+        if not backends.get(self.backend).publishes_kv_events:
+            return flag
+        flag += f",kv_events=tcp://127.0.0.1:{self.events}"
+        return flag if self.backend == "headwater" else f"{flag},kv_replay=tcp://127.0.0.1:{self.replay}"
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self._command(), stdout=log, stderr=log, cwd=self.folder.parent, env=self._environment(),
+                start_new_session=True,
+            )  # fmt: skip
+
+    async def until_ready(self) -> None:
+        """Until it has answered a request. Raises RuntimeError where it ends, or takes too long."""
+        body = {"model": MODEL, "prompt": "a", "max_tokens": 1}
+        async with asyncio.timeout(PATIENCE), httpx.AsyncClient(base_url=self.url, timeout=PATIENCE) as http:
+            while True:
+                if self.process is None or self.process.poll() is not None:
+                    raise RuntimeError(f"{self.backend} ended: {self.log.read_text(errors='replace')[-2000:]}")
+                try:
+                    if (await http.post("/v1/completions", json=body)).status_code == 200:
+                        return
+                except httpx.TransportError:
+                    pass
+                await asyncio.sleep(0.5)
+
+    async def version(self) -> str:
+        if self.backend == "headwater":
+            return __version__
+        if (path := _VERSIONS.get(self.backend)) is None:
+            told = await asyncio.to_thread(subprocess.check_output, [_transformers(), "version"], text=True)
+            return str(told.split()[-1])
+        async with httpx.AsyncClient(timeout=PATIENCE) as http:
+            return str((await http.get(self.url + path)).json()["version"])
+
+    def kill(self) -> None:
+        """With all its children, and without a word."""
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def terminate(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+
+    def _deployment(self) -> ModelDeployment:
+        told = {"publisher": "zmq", "endpoint": f"tcp://*:{self.events}", "replay_endpoint": f"tcp://*:{self.replay}"}
+        config = json.dumps(told | ({"enable_kv_cache_events": True} if self.backend == "vllm" else {}))
+        given = [each.replace("{events}", str(self.events)) for each in _ARGUMENTS[self.backend]]
+        context = {} if self.backend == "transformers" else {"maxTokens": CONTEXT}
+        spec = {
+            "model": {"source": f"file://{MODEL if self.backend == 'transformers' else self.folder}"},
+            "context": context,
+            "backend": {"type": self.backend, "args": [config if each == "{config}" else each for each in given]},
+        }
+        described = {"apiVersion": "headwater.dev/v1alpha1", "kind": "ModelDeployment", "metadata": {"name": MODEL}}
+        return ModelDeployment.model_validate(described | {"spec": spec})
+
+    def _command(self) -> list[str]:
+        command = backends.get(self.backend).command(self._deployment(), port=self.port)
+        if self.backend == "transformers":
+            return [_transformers(), *command[1:]]
+        if not self.recipe:
+            return command
+        return [self.recipe, "serve", str(self.folder), *command[command.index(_SOURCE[self.backend]) + 2 :]]
+
+    def _environment(self) -> dict[str, str]:
+        own = backends.get(self.backend).environment(self._deployment())
+        return os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"} | dict(own)
+
+
+def _transformers() -> str:
+    beside = Path(sys.executable).with_name("transformers")
+    return str(beside) if beside.exists() else shutil.which("transformers") or "transformers"

@@ -1,0 +1,50 @@
+"""The table of docs/backends.md: what was seen of each server, with its version and the day."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from headwater import backends
+
+DOCS = Path(__file__).parents[2] / "docs" / "backends.md"
+SEEN = Path(__file__).parents[1] / "fixtures" / "contract" / "seen.json"
+"""All columns, also of servers that were not there the last time."""
+BEGIN, END = "<!-- seen: written by `make test-backends` -->\n", "<!-- end of seen -->\n"
+_UNSEEN = {
+    "tensorrt-llm": "recorded from its published schemas: it does not run without a GPU",
+    "tgi": "not run by this suite yet; what 3.3.7 answered before is read from recordings as clients read it",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    backend: str
+    version: str
+    date: str
+    rows: Mapping[str, str]
+
+
+def known() -> dict[str, Column]:
+    return {each["backend"]: Column(**each) for each in json.loads(SEEN.read_text())} if SEEN.exists() else {}
+
+
+def write(columns: Sequence[Column]) -> None:
+    """Take these in, and write the table anew."""
+    seen = known() | {column.backend: column for column in columns}
+    SEEN.write_text(json.dumps([asdict(seen[name]) for name in sorted(seen)], indent=1, ensure_ascii=False) + "\n")
+    before, _, rest = DOCS.read_text().partition(BEGIN)
+    DOCS.write_text(before + BEGIN + table(seen) + END + rest.partition(END)[2])
+
+
+def table(seen: Mapping[str, Column]) -> str:
+    """A table for each server would hide what differs; one line for each server and row is what can be read."""
+    lines = ["| server | what | seen |", "|---|---|---|"]
+    for name in backends.names():
+        if name not in seen:
+            lines.append(f"| `{name}` | all | {_UNSEEN.get(name, 'not seen here yet')} |")
+            continue
+        column = seen[name]
+        lines.append(f"| `{name}` {column.version} | | on {column.date} |")
+        lines += [f"| | {row} | {told.replace('|', '/')} |" for row, told in column.rows.items()]
+    return "\n".join(lines) + "\n"

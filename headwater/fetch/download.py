@@ -93,22 +93,24 @@ class Download:
         return True
 
     async def _append(self, answer: Answer) -> None:
-        waiting = bytearray()
+        waiting: list[bytes] = []
+        size = 0
         try:
             async for chunk in answer.chunks:
-                waiting += chunk
-                if len(waiting) >= _CHUNK:
-                    data, waiting = waiting, bytearray()
+                waiting.append(chunk)
+                size += len(chunk)
+                if size >= _CHUNK:
+                    data, waiting, size = waiting, [], 0
                     await self._add(data)
         finally:  # also where the line broke
-            if waiting:
-                await self._add(waiting)
+            await self._add(waiting)
 
-    async def _add(self, data: bytearray) -> None:
-        if self._size is not None and self._growing.size + len(data) > self._size:
+    async def _add(self, data: list[bytes]) -> None:
+        size = sum(map(len, data))
+        if self._size is not None and self._growing.size + size > self._size:
             raise DifferentError(f"{self._file.name}: more than {self._size} bytes came")
         await self._growing.append(data)
-        self._came(len(data))
+        self._came(size)
         if self._growing.size > self._most:
             self._most = self._growing.size
             self._lines.progressed()
@@ -117,7 +119,7 @@ class Download:
 
     async def _take_ranges(self, size: int) -> bool:
         """Several at once, put down in their order. False: the server has none, or another file by now."""
-        pieces: asyncio.Queue[asyncio.Task[bytearray] | None] = asyncio.Queue()
+        pieces: asyncio.Queue[asyncio.Task[list[bytes]] | None] = asyncio.Queue()
         asking = asyncio.create_task(self._ask_for_ranges(size, pieces))
         try:
             while (piece := await pieces.get()) is not None:
@@ -134,7 +136,7 @@ class Download:
             await self._drop(pieces)
         return self._growing.size == size
 
-    async def _ask_for_ranges(self, size: int, pieces: "asyncio.Queue[asyncio.Task[bytearray] | None]") -> None:
+    async def _ask_for_ranges(self, size: int, pieces: "asyncio.Queue[asyncio.Task[list[bytes]] | None]") -> None:
         """The first by itself: it shows whether the server has ranges."""
         first = self._growing.size
         for start in range(first, size, PIECE):
@@ -145,29 +147,31 @@ class Download:
                 await asyncio.wait([task])
         pieces.put_nowait(None)
 
-    async def _drop(self, pieces: "asyncio.Queue[asyncio.Task[bytearray] | None]") -> None:
+    async def _drop(self, pieces: "asyncio.Queue[asyncio.Task[list[bytes]] | None]") -> None:
         while not pieces.empty():
             if (piece := pieces.get_nowait()) is not None:
                 piece.cancel()
                 await asyncio.gather(piece, return_exceptions=True)
                 self._room.release()
 
-    async def _piece(self, start: int, stop: int) -> bytearray:
-        data = bytearray()
+    async def _piece(self, start: int, stop: int) -> list[bytes]:
+        data: list[bytes] = []
+        at = start
 
         async def ask() -> None:
-            at = start + len(data)
+            nonlocal at
             async with self._file.content.open(at, stop, self._validator) as answer:
                 self._compare(answer)
                 if not answer.partial:
                     raise DifferentError(f"{self._file.name}: all of it came where a range was asked for")
                 async for chunk in answer.chunks:
-                    data.extend(chunk)
-                    if len(data) > stop - start:
+                    data.append(chunk)
+                    at += len(chunk)
+                    if at > stop:
                         raise DifferentError(f"{self._file.name}: more came than the range that was asked for")
                     self._lines.progressed()
-            if len(data) < stop - start:
-                raise TransientError(f"{self._file.name}: a range ended after {len(data)} bytes")
+            if at < stop:
+                raise TransientError(f"{self._file.name}: a range ended at byte {at}, not at {stop}")
 
         await self._lines.patiently(ask)
         return data

@@ -2,18 +2,17 @@
 
 import asyncio
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from headwater.fetch.errors import DamagedError
 from headwater.fetch.partial import write_all
-from headwater.fetch.promise import Hashing, Promise
+from headwater.fetch.promise import Hash, Hashing, Promise
 
 _READ: Final = 4 * 1024 * 1024
 _INLINE: Final = 128 * 1024
 """Bytes below which a thread costs more than it saves."""
-
-Data = bytes | bytearray | memoryview
 
 
 class Growing:
@@ -31,21 +30,26 @@ class Growing:
         there = os.fstat(self._descriptor).st_size
         if not self._promise.lasting or (self._promise.size is not None and there > self._promise.size):
             self.begin_anew()
-        while data := await asyncio.to_thread(os.pread, self._descriptor, _READ, self.size):
-            await self._update(data)
+            return
+        while self.size < there and (data := await asyncio.to_thread(os.pread, self._descriptor, _READ, self.size)):
+            await self._update([data])
             self.size += len(data)
+        os.lseek(self._descriptor, self.size, os.SEEK_SET)
 
-    async def append(self, data: Data) -> None:
-        if len(data) < _INLINE:
-            self._write(data)
-            self._hashing.update(data)
+    async def append(self, pieces: Sequence[bytes]) -> None:
+        """Not copied together: that would take longer than to count digests of them."""
+        size = sum(map(len, pieces))
+        if size < _INLINE:
+            self._write(pieces)
+            await self._update(pieces)
         else:
             # All of these let other threads run.
-            await asyncio.gather(asyncio.to_thread(self._write, data), self._update(data))
-        self.size += len(data)
+            await asyncio.gather(asyncio.to_thread(self._write, pieces), self._update(pieces))
+        self.size += size
 
     def begin_anew(self) -> None:
         os.ftruncate(self._descriptor, 0)
+        os.lseek(self._descriptor, 0, os.SEEK_SET)
         self._hashing, self.size = Hashing(self._promise), 0
 
     async def finish(self, name: str) -> str:
@@ -63,12 +67,18 @@ class Growing:
     def close(self) -> None:
         os.close(self._descriptor)
 
-    def _write(self, data: Data) -> None:
-        os.lseek(self._descriptor, self.size, os.SEEK_SET)
-        write_all(self._descriptor, data)
+    def _write(self, pieces: Sequence[bytes]) -> None:
+        for piece in pieces:
+            write_all(self._descriptor, piece)
 
-    async def _update(self, data: Data) -> None:
-        if len(data) < _INLINE:
-            self._hashing.update(data)
+    async def _update(self, pieces: Sequence[bytes]) -> None:
+        if sum(map(len, pieces)) < _INLINE:
+            for each in self._hashing.hashes:
+                _update(each, pieces)
         else:
-            await asyncio.gather(*(asyncio.to_thread(each.update, data) for each in self._hashing.hashes))
+            await asyncio.gather(*(asyncio.to_thread(_update, each, pieces) for each in self._hashing.hashes))
+
+
+def _update(counted: Hash, pieces: Sequence[bytes]) -> None:
+    for piece in pieces:
+        counted.update(piece)

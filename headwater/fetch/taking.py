@@ -150,5 +150,5 @@ class Taking:
                 each.begin_anew()
             while data := await asyncio.to_thread(content.read, _CHUNK):
                 for each in growing.values():
-                    await each.append(data)
+                    await each.append([data])
             return {name: (await each.finish(name), each.size) for name, each in growing.items()}

@@ -11,11 +11,14 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
+import httpcore
 import httpx
 
 from headwater.fetch.errors import ChangedError, DifferentError, FetchError, TransientError
 from headwater.fetch.patience import retry_after, transient
 
+httpcore.AsyncHTTP11Connection.READ_NUM_BYTES = 256 * 1024
+"""What asyncio reads at once; cut into the 64 KiB of before, a fetch takes a third more CPU time."""
 _TIMEOUT: Final = httpx.Timeout(30.0, read=60.0)
 """Seconds in which something must have happened."""
 _LARGEST_DOCUMENT: Final = 128 * 1024 * 1024

@@ -1,0 +1,260 @@
+"""How fast weights come from a store on this machine, beside other downloaders, and beside the disk and the line alone.
+
+One process serves a folder of random files as a hub and as an S3 store, by sendfile. Each program fetches it into an
+empty folder of the same disk, in turn; a run ends when all of it is on the disk, which headwater sees to itself.
+Wall clock, and CPU seconds of the program. `line` reads the same bytes over eight connections and keeps none of them;
+`disk` writes as many.
+
+    python -m benchmarks.weights_fetch FOLDER [--gib 2] [--rounds 3]
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+PART = 64 * 2**20
+MIB = 2**20
+
+
+def digests(path: Path) -> dict[str, object]:
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
+        md5 = hashlib.file_digest(file, "md5").hexdigest()
+    return {"name": path.name, "size": path.stat().st_size, "sha256": sha256, "md5": md5}
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    folder: Path
+    files: list[dict[str, object]]
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        parts = urlsplit(self.path)
+        if "/tree/" in parts.path:  # as `hf` asks
+            tree = [
+                {
+                    "type": "file",
+                    "path": each["name"],
+                    "size": each["size"],
+                    "oid": COMMIT,
+                    "lfs": {"oid": each["sha256"], "size": each["size"], "pointerSize": 130},
+                }
+                for each in self.files
+            ]
+            self.document(json.dumps(tree).encode(), "application/json")
+        elif parts.path.startswith("/api/models/"):
+            listed = [
+                {
+                    "rfilename": each["name"],
+                    "size": each["size"],
+                    "lfs": {"sha256": each["sha256"], "size": each["size"], "pointerSize": 130},
+                }
+                for each in self.files
+            ]
+            info = {"id": "lab/model", "modelId": "lab/model", "sha": COMMIT, "siblings": listed}
+            self.document(json.dumps(info).encode(), "application/json")
+        elif "list-type=2" in parts.query:
+            self.document(self.listing().encode(), "application/xml")
+        else:
+            self.file(parts.path.rpartition("/")[2])
+
+    def listing(self) -> str:
+        entries = "".join(
+            f'<Contents><Key>model/{each["name"]}</Key><Size>{each["size"]}</Size><ETag>"{each["md5"]}"</ETag>'
+            "<LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>"
+            for each in self.files
+        )
+        space = "http://s3.amazonaws.com/doc/2006-03-01/"
+        return f'<ListBucketResult xmlns="{space}"><IsTruncated>false</IsTruncated>{entries}</ListBucketResult>'
+
+    def document(self, body: bytes, kind: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def file(self, name: str) -> None:
+        about = next(each for each in self.files if each["name"] == name)
+        size = int(str(about["size"]))
+        asked = self.headers.get("Range")
+        first, _, last = (asked or "bytes=0-").removeprefix("bytes=").partition("-")
+        start, stop = int(first), min(int(last) + 1, size) if last else size
+        self.send_response(206 if asked else 200)
+        self.send_header("Content-Length", str(stop - start))
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("ETag", f'"{about["sha256" if "/resolve/" in self.path else "md5"]}"')
+        if asked:
+            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{size}")
+        self.end_headers()
+        if self.command == "GET":
+            with (self.folder / name).open("rb") as file:
+                while start < stop and (
+                    sent := os.sendfile(self.connection.fileno(), file.fileno(), start, stop - start)
+                ):
+                    start += sent
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def serve(folder: Path) -> None:
+    Handler.folder = folder
+    Handler.files = [digests(path) for path in sorted(folder.iterdir())]
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients that have enough
+    print(server.server_address[1], flush=True)
+    server.serve_forever()
+
+
+# What is compared
+
+
+def programs(port: int, target: Path, home: Path) -> Iterator[tuple[str, list[str], dict[str, str]]]:
+    url = f"http://127.0.0.1:{port}"
+    environment = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+    environment |= {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "AWS_ENDPOINT_URL": url}
+    environment |= {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
+    ours = [sys.executable, "-m", "headwater", "fetch"]
+    yield "headwater fetch hf://", [*ours, "hf://lab/model", str(target)], environment
+    hub = shutil.which("hf", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if hub:
+        yield "hf download", [hub, "download", "lab/model", "--local-dir", str(target)], environment
+    yield "headwater fetch s3://", [*ours, "s3://bucket/model", str(target)], environment
+    for name, command in (
+        ("aws s3 cp", ["aws", "s3", "cp", "--recursive", "--quiet", "s3://bucket/model", str(target)]),
+        ("s5cmd cp", ["s5cmd", "--endpoint-url", url, "cp", "s3://bucket/model/*", f"{target}/"]),
+    ):
+        if shutil.which(command[0]):
+            yield name, command, environment
+
+
+def timed(work: Callable[[], None]) -> tuple[float, float]:
+    """Seconds, and CPU seconds of children that ended."""
+    before, begun = os.times(), time.monotonic()
+    work()
+    after = os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return time.monotonic() - begun, cpu
+
+
+def fetch(command: list[str], environment: dict[str, str], target: Path, size: int) -> tuple[float, float]:
+    def work() -> None:
+        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        for path in target.rglob("*"):
+            sync(path)
+
+    shutil.rmtree(target, ignore_errors=True)
+    found = timed(work)
+    came = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+    assert came >= size, f"{command[0]}: {came} bytes came, not {size}"
+    shutil.rmtree(target)
+    return found
+
+
+def sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def disk(target: Path, size: int) -> None:
+    piece = os.urandom(MIB)
+    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT)
+    for _ in range(size // MIB):
+        os.write(descriptor, piece)
+    os.fsync(descriptor)
+    os.close(descriptor)
+    target.unlink()
+
+
+def line(port: int, files: dict[str, int]) -> None:
+    def read(part: tuple[str, int, int]) -> None:
+        name, start, stop = part
+        buffer = bytearray(MIB)
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            asked = f"GET /lab/model/resolve/{COMMIT}/{name} HTTP/1.1\r\nRange: bytes={start}-{stop - 1}\r\n\r\n"
+            connection.sendall(asked.encode())
+            left = stop - start
+            while left > 0:  # the head is a few hundred bytes of millions
+                left -= connection.recv_into(buffer)
+
+    parts = [(name, start, min(start + PART, size)) for name, size in files.items() for start in range(0, size, PART)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(read, parts))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--gib", type=float, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    source, target = arguments.folder / "source", arguments.folder / "target"
+    if arguments.serve:
+        serve(source)
+        return
+    shutil.rmtree(target, ignore_errors=True)
+    make(source, int(arguments.gib * 2**30))
+    files = {path.name: path.stat().st_size for path in source.iterdir()}
+    command = [sys.executable, "-m", "benchmarks.weights_fetch", str(arguments.folder), "--serve"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        port = int(server.stdout.readline())
+        try:
+            compare(port, files, target, arguments)
+        finally:
+            server.terminate()
+
+
+def make(source: Path, size: int) -> None:
+    """Half of it in one file, the rest in four."""
+    source.mkdir(parents=True, exist_ok=True)
+    parts = {"model-0.safetensors": size // 2} | {f"model-{number}.safetensors": size // 8 for number in range(1, 5)}
+    for name, part in parts.items():
+        path = source / name
+        if not path.exists() or path.stat().st_size != part:
+            with path.open("wb") as file:
+                for _ in range(part // MIB):
+                    file.write(os.urandom(MIB))
+
+
+def compare(port: int, files: dict[str, int], target: Path, arguments: argparse.Namespace) -> None:
+    size = sum(files.values())
+    found: dict[str, list[tuple[float, float]]] = {}
+    for _ in range(arguments.rounds):
+        found.setdefault("disk", []).append(timed(lambda: disk(target, size)))
+        found.setdefault("line", []).append(timed(lambda: line(port, files)))
+        for name, command, environment in programs(port, target, arguments.folder / "home"):
+            found.setdefault(name, []).append(fetch(command, environment, target, size))
+    print("| what | MiB/s, best | of all rounds | CPU s, least |\n|---|---|---|---|")
+    for name, runs in found.items():
+        rates = sorted((size / MIB / seconds for seconds, _ in runs), reverse=True)
+        cpu = min(cpu for _, cpu in runs)
+        print(f"| {name} | {rates[0]:.0f} | {', '.join(f'{rate:.0f}' for rate in rates)} | {cpu:.1f} |")
+
+
+if __name__ == "__main__":
+    threading.stack_size(512 * 1024)
+    main()

@@ -92,9 +92,30 @@ def test_weights_are_fetched_by_one_job_for_all_and_kept(namespace: str) -> None
         if "persistentVolumeClaim" in volume
     }
     assert mounted == {claims[0]["metadata"]["name"]}
+    for name in ("one", "other"):
+        nodes = {pod["spec"]["nodeName"] for pod in engine_pods(name, namespace)}
+        assert len(nodes) == 1, "the volume is ReadWriteOnce"
+    assert not find("pvc", namespace, "headwater.dev/unused")
     kubectl("delete", "md", "one", "other", "-n", namespace, "--timeout=60s")
     eventually("the pods are gone", lambda: not engine_pods("one", namespace) and not engine_pods("other", namespace))
     assert [claim["metadata"]["uid"] for claim in find("pvc", namespace)] == [claims[0]["metadata"]["uid"]]
+    eventually("it is on the list", lambda: find("pvc", namespace, "headwater.dev/unused"), timeout=60)
+
+
+@pytest.mark.timeout(300)
+def test_what_is_half_fetched_goes_with_its_last_user_and_had_the_labels_that_policies_demand(namespace: str) -> None:
+    resource = on_gpus("early", namespace, "vllm", weights={"cached": True, "size": "1Gi"})
+    resource["metadata"]["labels"] = {"cost-center": "42", "team": "llm"}
+    resource["spec"]["template"] = {"spec": {"nodeSelector": {"there-is": "none"}}}
+    apply(resource)
+    for kind in ("pvc", "job"):
+        (made,) = eventually(f"the {kind}", lambda kind=kind: find(kind, namespace), timeout=60)
+        assert made["metadata"]["labels"]["cost-center"] == "42" and "team" not in made["metadata"]["labels"]
+    (pod,) = eventually("the Job's pod", lambda: find("pods", namespace), timeout=60)
+    assert pod["metadata"]["labels"]["cost-center"] == "42"
+    assert any(each["key"] == "nvidia.com/gpu" for each in pod["spec"]["tolerations"]), "it may go where engines can"
+    kubectl("delete", "md", "early", "-n", namespace, "--timeout=60s")
+    eventually("nothing is left", lambda: not find("pvc", namespace) and not find("jobs", namespace), timeout=120)
 
 
 @pytest.fixture

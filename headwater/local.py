@@ -72,6 +72,7 @@ def plan_replicas(deployments: Sequence[ModelDeployment], folder: Path, *, cores
 
 def _plan_replica(deployment: ModelDeployment, name: str, folder: Path, threads: int, port: int) -> Replica:
     backend = _backend(deployment)
+    backend.refuse_own_flags(deployment)
     url = f"http://127.0.0.1:{port}"
     environment = {"OMP_NUM_THREADS": str(threads), "HEADWATER_ENGINE_THREADS": str(threads)}
     endpoint = {"url": url, "name": name, "backend": backend.name}

@@ -252,7 +252,7 @@ class Backend(ABC):
             raise self.unsupported(deployment, f"spec.sampling.{next(iter(asked))}", hint)
 
 
-WHERE: Final = "the operator, since the gateway looks for it there"
+WHERE: Final = "Headwater, since the gateway looks for it there"
 ADDRESS_FLAGS: Final = {"--host": WHERE, "--port": WHERE}
 MODEL_FLAGS: Final = {"--model": "spec.model.source", "--revision": "spec.model.revision"}
 NAME_FLAGS: Final = {"--served-model-name": "metadata.name and spec.model.aliases"}

@@ -20,7 +20,8 @@ def _compare(rendered: Any, live: Any, path: str, found: list[str]) -> None:
     match rendered:
         case dict():
             if not isinstance(live, dict):
-                if rendered or live is not None:
+                # None stands for what is not to be there: see render.context.Inherited.
+                if any(value is not None for value in rendered.values()) or live is not None:
                     found.append(path)
                 return
             for name, value in rendered.items():

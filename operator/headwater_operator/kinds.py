@@ -83,4 +83,5 @@ def without_absent(metadata: Object) -> Object:
         for part in ("labels", "annotations")
         if part in metadata
     }
-    return metadata | parts
+    kept = {name: value for name, value in metadata.items() if name not in parts}
+    return kept | {part: values for part, values in parts.items() if values}

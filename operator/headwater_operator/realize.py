@@ -237,6 +237,8 @@ class Realizer:
         """Once, when the first workload is made."""
         if not any(manifest["kind"] == BUDGET.name for manifest in render.render(look.deployment, context)):
             message = "there is one replica, so whoever drains its node interrupts the service; two get a budget"
+            if context.pin.one_node:
+                message = "the volume keeps all replicas on one node: whoever drains that interrupts the service"
             await self._recorder.record(look.resource, "Warning", "NoDisruptionBudget", message)
 
     # One pod a replica

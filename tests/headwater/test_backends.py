@@ -131,14 +131,14 @@ def test_tensorrt_llm_is_told_a_revision_only_where_one_is_asked_for():
 @pytest.mark.parametrize(
     ("server", "args", "told"),
     [
-        ("vllm", ["--port", "9"], "--port from the operator"),
+        ("vllm", ["--port", "9"], "--port from Headwater"),
         ("vllm", ["--enforce-eager", "--served_model_name=x"], "--served_model_name from metadata.name"),
         ("vllm", ["-tp", "2"], "-tp from spec.parallelism.tensor"),
         ("sglang", ["--model-path", "/m"], "--model-path from spec.model.source"),
         ("sglang", ["--admin-api-key=k"], "--admin-api-key from the operator"),
         ("tgi", ["--model-id", "m"], "--model-id from spec.model.source"),
         ("tensorrt-llm", ["--tp_size", "2"], "--tp_size from spec.parallelism.tensor"),
-        ("transformers", ["--host", "::"], "--host from the operator"),
+        ("transformers", ["--host", "::"], "--host from Headwater"),
         ("headwater", ["--revision", "v1"], "--revision from spec.model.revision"),
     ],
 )

@@ -53,6 +53,12 @@ def deployments(tmp_path: Path, text: str):
     return load(file)
 
 
+def test_a_flag_that_the_router_relies_on_is_refused(tmp_path: Path) -> None:
+    text = DEPLOYMENT.replace("{type: transformers}", '{type: transformers, args: ["--port", "9"]}')
+    with pytest.raises(ResourceError, match=r"spec\.backend\.args: .* gets --port from Headwater"):
+        plan_replicas(deployments(tmp_path, text), tmp_path, cores=2)
+
+
 def ours(name: str, replicas: int, **spec: object) -> str:
     body = {"model": {"source": "random:tiny"}, "replicas": replicas} | spec
     resource = {"apiVersion": "headwater.dev/v1alpha1", "kind": "ModelDeployment", "metadata": {"name": name}}

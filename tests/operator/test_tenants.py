@@ -81,6 +81,15 @@ async def test_a_label_that_changes_or_goes_restarts_nothing(monkeypatch: pytest
     await world.at_rest()
 
 
+async def test_what_is_not_there_to_be_handed_on_costs_a_new_operator_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, **HANDED_ON)
+    world.create(replicas=2)
+    await world.settle()
+    await world.restart()
+    await world.settle()
+    assert world.cluster.writes() == []
+
+
 async def test_our_own_labels_are_not_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(monkeypatch, inherited_labels=["app.kubernetes.io/managed-by"])
     world.create()

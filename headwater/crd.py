@@ -202,6 +202,19 @@ def _status() -> Schema:
             "x-kubernetes-list-map-keys": ["type"],
             "items": _condition(),
         },
+        shares={
+            "description": "With routing.share Auto: what it gets of each class of requests.",
+            "type": "array",
+            "x-kubernetes-list-type": "map",
+            "x-kubernetes-list-map-keys": ["name", "class"],
+            "items": _object(
+                "One class of the requests for one name.",
+                ("name", "class", "percent"),
+                name=_text("What clients send as `model`."),
+                percent=_count("Of the requests of that class, to within 5."),
+                **{"class": _text("structured, shared, long or plain.")},
+            ),
+        },
         claimedNames={
             "description": "The names that this namespace had first, and keeps while they are asked for.",
             "type": "array",

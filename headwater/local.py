@@ -55,10 +55,6 @@ def up(file: Path, *, host: str, port: int, state: Path) -> int:
 
 def plan_replicas(deployments: Sequence[ModelDeployment], folder: Path, *, cores: int) -> list[Replica]:
     """The engines to start. Raises ResourceError."""
-    names = [name for deployment in deployments for name in deployment.served_names]
-    twin = next((name for name in names if names.count(name) > 1), None)
-    if twin is not None:
-        raise ResourceError(f"two deployments serve the name {twin!r}")
     numbered = [(each, number) for each in deployments for number in range(each.spec.first_replicas)]
     if not numbered:
         raise ResourceError("there is nothing to run: all deployments have 0 replicas")
@@ -75,7 +71,9 @@ def _plan_replica(deployment: ModelDeployment, name: str, folder: Path, threads:
     backend.refuse_own_flags(deployment)
     url = f"http://127.0.0.1:{port}"
     environment = {"OMP_NUM_THREADS": str(threads), "HEADWATER_ENGINE_THREADS": str(threads)}
-    endpoint = {"url": url, "name": name, "backend": backend.name}
+    routing = deployment.spec.routing
+    endpoint = {"url": url, "name": name, "backend": backend.name, "deployment": deployment.name}
+    endpoint |= {"weight": str(routing.weight), "share": routing.share}
     events = _events_address(deployment, backend, folder / f"{name}.events")
     if events is not None:
         endpoint["kv_events"] = events

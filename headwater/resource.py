@@ -56,6 +56,7 @@ BackendType = Literal["headwater", "vllm", "sglang", "tgi", "tensorrt-llm", "tra
 Quantization = Literal["none", "fp8", "awq", "gptq"]
 RoutingPolicy = Literal["prefix", "round_robin", "least_loaded", "session"]
 RoutingObjective = Literal["latency", "first-token", "throughput"]
+RoutingShare = Literal["Weight", "Auto"]
 
 _Window = Annotated[timedelta, Span("1s", "1h")]
 _Delay = Annotated[timedelta, Span("0s", "24h")]
@@ -241,6 +242,9 @@ class Routing(_Part):
     """What the prefix policy makes short: all answers to their ends, each one's first token, or all work together."""
     weight: int = Field(default=100, ge=0, le=_MOST)
     """Share of the requests, against other ModelDeployments that serve the same name."""
+    share: RoutingShare = "Weight"
+    """Auto: the gateway finds the share by itself, for each class of requests, by what they cost here and in others
+    that say Auto. The weight is where it begins, and bounds it: no more than twice what it says."""
     shared_with: Annotated[list[NamespaceName], Distinct()] = Field(default=[], max_length=64)
     """Namespaces whose ModelDeployments may serve the names of this one, too, and get their share of its requests; * is
     all. Others that ask for a name that this namespace had first do not get it."""

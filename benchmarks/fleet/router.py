@@ -25,6 +25,7 @@ from headwater_router.dispatch.waiting import Patience
 from headwater_router.endpoints.breaker import Breaker
 from headwater_router.endpoints.endpoint import Endpoint, EndpointSpec, ServedModel
 from headwater_router.endpoints.fleet import Fleet
+from headwater_router.endpoints.group import Group
 from headwater_router.gateway.metrics import RouterMetrics
 from headwater_router.gateway.usage import Usage
 from headwater_router.outcome import Outcome
@@ -76,7 +77,9 @@ class Router:
         policies: Policies,
         rng: random.Random,
         name: str = "router",
+        groups: Sequence[Group] = (),
     ) -> None:
+        """`groups`: the deployment of each engine; none: all are of one."""
         self.policies = policies
         self.metrics = RouterMetrics()
         self.fleet = Fleet(lambda: Breaker(failures=5, window=60.0, open_for=30.0), policies.forget)
@@ -103,9 +106,9 @@ class Router:
         self._engines = list(engines)
         self._by_spec: dict[EndpointSpec, Engine] = {}
         for place, engine in enumerate(engines):
-            self._by_spec[EndpointSpec(f"http://10.0.{place // 250}.{place % 250 + 1}:8000", f"engine-{place}")] = (
-                engine
-            )
+            url = f"http://10.0.{place // 250}.{place % 250 + 1}:8000"
+            group = groups[place] if groups else Group()
+            self._by_spec[EndpointSpec(url, f"engine-{place}", group=group)] = engine
         self.fleet.replace(list(self._by_spec))
         self.endpoints = list(self.fleet)
 
@@ -130,15 +133,7 @@ class Router:
 
     async def serve(self, request: Request) -> Record:
         record, now = Record(request), self._loop.time()
-        call = Call(
-            "/v1/completions",
-            b"",
-            request.adapter or MODEL,
-            ServedModel(request.adapter or MODEL, MODEL, request.adapter),
-            prompt_of(request),
-            None,
-            now,
-        )
+        call = self.call(request, now)
         self.dispatcher.budget.open_requests += 1
         try:
             while not await self._attempt(await self.dispatcher.choose(call), record, now):
@@ -149,6 +144,17 @@ class Router:
             self.dispatcher.close(call, self._loop.time(), Outcome.UNSENT)
             self.dispatcher.budget.open_requests -= 1
         return record
+
+    def call(self, request: Request, now: float) -> Call:
+        return Call(
+            "/v1/completions",
+            b"",
+            request.adapter or MODEL,
+            ServedModel(request.adapter or MODEL, MODEL, request.adapter),
+            prompt_of(request),
+            None,
+            now,
+        )
 
     async def _attempt(self, dispatch: Dispatch, record: Record, began: float) -> bool:
         """Returns whether that is the end of it."""

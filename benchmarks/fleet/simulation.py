@@ -81,15 +81,28 @@ def simulate(
         Router(loop, result.engines, make(random.Random(f"{seed} {number}")), random.Random(number), f"router-{number}")
         for number in range(routers)
     ]
+    play(loop, result, replicas, link=link, probe_seconds=probe_seconds, seed=seed)
+    return result
+
+
+def play(
+    loop: VirtualLoop,
+    result: Run,
+    routers: Sequence[Router],
+    *,
+    link: Link | None = None,
+    probe_seconds: float = PROBE_SECONDS,
+    seed: int = 1,
+) -> None:
+    """Let the clients of a workload send to these routers, in front of the engines of `result`."""
     channel = None
     if link is not None:
-        channel = Channel(loop, [router.replica for router in replicas], link, random.Random(f"link {seed}"))
+        channel = Channel(loop, [router.replica for router in routers], link, random.Random(f"link {seed}"))
     faults: list[dict[str, Any]] = []
     loop.set_exception_handler(lambda _, fault: faults.append(fault))
-    run(_Play(loop, result, replicas, channel, probe_seconds, random.Random(seed)).play(), loop)
+    run(_Play(loop, result, routers, channel, probe_seconds, random.Random(seed)).play(), loop)
     if faults:
         raise faults[0].get("exception") or RuntimeError(faults[0]["message"])
-    return result
 
 
 class _Play:

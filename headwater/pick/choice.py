@@ -23,7 +23,7 @@ class Part:
     workload: Workload
     """The part of the traffic that it is for."""
     weight: int
-    """Percent of the requests."""
+    """Percent of the requests that it is sized for."""
     role: str
     """What sets its name apart from the other's; empty where it is the only one."""
 
@@ -178,7 +178,7 @@ def _notes(workload: Workload, shape: Shape, two: bool) -> Iterator[str]:
     if shape.estimated:
         yield f"{shape.name}: its shape is estimated, with more KV cache than most; name the model for exact figures."
     if workload.mixed and two:
-        yield "The traffic is mixed: two deployments serve one name, and the router spreads requests by their weights."
+        yield "The traffic is mixed: two deployments serve one name, and the router finds out who gets what."
     if workload.mixed and not two:
         yield "The traffic is mixed, but backends or GPUs do not suffice for two deployments: one serves all of it."
     quantization = workload.known_quantization

@@ -119,7 +119,7 @@ def _show(picked: Pick, console: Console) -> None:
     )
     console.print(_ranked(picked))
     for part in picked.parts:
-        share = f", {part.weight}% of the requests" if part.role else ""
+        share = f", sized for {part.weight}% of the requests" if part.role else ""
         console.print(f"\n[bold]{part.candidate.backend}[/]{share}")
         console.print(_pairs(part.arithmetic()))
     console.print()

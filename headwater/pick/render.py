@@ -121,7 +121,7 @@ def _rest(part: Part) -> dict[str, Any]:
     if workload.host_cache_gib:
         rest["cache"] = {"hostGiB": workload.host_cache_gib}
     if part.role:
-        rest["routing"] = {"weight": part.weight}
+        rest["routing"] = {"share": "Auto"}
     return rest
 
 

@@ -8,6 +8,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Final
 
 import httpx
@@ -23,7 +24,8 @@ _IN_FLIGHT: Final = "headwater_router_deployment_in_flight"
 _HELD: Final = "headwater_router_deployment_held"
 _READY: Final = "headwater_router_deployment_ready_endpoints"
 _POD: Final = "headwater_router_endpoint_in_flight"
-_NEEDED: Final = (_IN_FLIGHT, _HELD, _READY, _POD)
+_SHARE: Final = "headwater_router_deployment_share"
+_NEEDED: Final = (_IN_FLIGHT, _HELD, _READY, _POD, _SHARE)
 
 _LARGEST_PAGE: Final = 16 * 1024 * 1024
 """Bytes; a thousand endpoints need less than one tenth of that."""
@@ -31,6 +33,10 @@ _TIMEOUT: Final = 2.0
 """Seconds for all of them together."""
 _BUSY: Final = 2**31 - 1
 """The highest cost there is: Kubernetes deletes such a pod last."""
+
+
+Shares = Mapping[tuple[str, str], float]
+"""Of a deployment, by model and class of requests: 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,8 @@ class GatewayReport:
     """Requests in flight by pod; only of pods that every router reported."""
     failures: Mapping[str, str] = field(default_factory=dict)
     """Why a router did not answer, by its URL."""
+    shares: Mapping[Deployment, Shares] = field(default_factory=dict)
+    """The mean over the routers that have found any."""
 
 
 # Which routers there are
@@ -126,6 +134,7 @@ class RouterPage:
 
     deployments: Mapping[Deployment, DeploymentLoad]
     pods: Mapping[str, int]
+    shares: Mapping[Deployment, Shares] = field(default_factory=dict)
 
 
 def parse(page: str) -> RouterPage:
@@ -134,12 +143,17 @@ def parse(page: str) -> RouterPage:
     lines = [line for line in page.splitlines() if line.startswith(_NEEDED)]
     values: defaultdict[Deployment, dict[str, int]] = defaultdict(dict)
     pods: dict[str, int] = {}
+    shares: defaultdict[Deployment, dict[tuple[str, str], float]] = defaultdict(dict)
     for family in text_string_to_metric_families("\n".join(lines) + "\n"):
         for sample in family.samples:
             if sample.name == _POD:
                 pods[sample.labels.get("endpoint", "")] = int(sample.value)
+                continue
+            deployment = sample.labels.get("namespace", ""), sample.labels.get("deployment", "")
+            if sample.name == _SHARE:
+                what = sample.labels.get("model", ""), sample.labels.get("class", "")
+                shares[deployment][what] = _share(sample.value)
             elif sample.name in _NEEDED:
-                deployment = sample.labels.get("namespace", ""), sample.labels.get("deployment", "")
                 values[deployment][sample.name] = int(sample.value)
     # A router that knows a deployment exports all three.
     deployments = {
@@ -147,7 +161,13 @@ def parse(page: str) -> RouterPage:
         for deployment, each in values.items()
         if len(each) == 3
     }
-    return RouterPage(deployments, pods)
+    return RouterPage(deployments, pods, shares)
+
+
+def _share(value: float) -> float:
+    if not 0 <= value <= 1:
+        raise ValueError(f"a share of {value}")
+    return value
 
 
 def combine(pages: Sequence[RouterPage], failures: Mapping[str, str] | None = None) -> GatewayReport:
@@ -165,7 +185,16 @@ def combine(pages: Sequence[RouterPage], failures: Mapping[str, str] | None = No
         )
     known = set.intersection(*(set(page.pods) for page in pages)) if complete else set()
     pods = {pod: sum(page.pods[pod] for page in pages) for pod in known}
-    return GatewayReport(complete, deployments, pods, failures)
+    return GatewayReport(complete, deployments, pods, failures, _mean_shares(pages))
+
+
+def _mean_shares(pages: Sequence[RouterPage]) -> dict[Deployment, Shares]:
+    said: defaultdict[Deployment, defaultdict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
+    for page in pages:
+        for deployment, shares in page.shares.items():
+            for what, share in shares.items():
+                said[deployment][what].append(share)
+    return {deployment: {what: fmean(values) for what, values in shares.items()} for deployment, shares in said.items()}
 
 
 # Which pods may go first

@@ -107,6 +107,7 @@ class Reconciler:
         situation.total, situation.ready = len(serving), sum(pod.ready for pod in serving)
         claimed, situation.flaw = self._store.names.standing(key, now)
         situation.extra["claimedNames"] = claimed or None
+        situation.extra["shares"] = self._scaling.shares(key, (resource.get("status") or {}).get("shares"))
         return situation
 
     async def _realize(

@@ -24,6 +24,8 @@ from headwater_operator.queue import Key
 
 log = structlog.get_logger(__name__)
 
+_TOLD: Final = 5
+"""Percent by which a share must have moved to be told."""
 _LOOK_FOR_ROUTERS: Final = 10.0
 """Seconds between two looks at which routers there are."""
 
@@ -41,6 +43,8 @@ class Scaling:
         self._decisions: dict[Key, ScaleDecision] = {}
         self._routers: tuple[float, list[str]] = (float("-inf"), [])
         """When they were looked up, and their URLs."""
+        self._told: dict[Key, dict[tuple[str, str], int]] = {}
+        """Percent of each class of requests, as they are in the status."""
 
     def follow(self, key: Key, rule: Autoscaling, current: int, memory: dict[str, Any] | None) -> ScaleDecision:
         """Have this ModelDeployment scaled from now on. Returns what was decided last.
@@ -68,6 +72,16 @@ class Scaling:
         if load is None or (load.ready_endpoints and not load.complete):
             return None
         return load.ready_endpoints > 0
+
+    def shares(self, key: Key, before: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+        """`status.shares`: what it gets of each class of requests, where routers find that out; else None.
+
+        `before`: what it was, which holds until a new operator has asked for the first time.
+        """
+        if self._report is None:
+            return before
+        told = self._told.get(key, {})
+        return [{"name": name, "class": kind, "percent": told[name, kind]} for name, kind in sorted(told)] or None
 
     @property
     def pods(self) -> dict[str, int]:
@@ -109,7 +123,9 @@ class Scaling:
         """Take in a report. Returns who has to be looked at."""
         before = {key: self.routable(key, None) for key in self._known(self._report)}
         self._report = report
-        changed = {key for key in self._known(report) | before.keys() if before.get(key) != self.routable(key, None)}
+        moved = self._take_shares(report)
+        known = self._known(report) | before.keys()
+        changed = moved | {key for key in known if before.get(key) != self.routable(key, None)}
         now = time.time()
         for key, rule in self._rules.items():
             old = self._decisions[key]
@@ -117,6 +133,20 @@ class Scaling:
             if new.desired != old.desired or new.memory.written() != old.memory.written():
                 changed.add(key)
         return changed
+
+    def _take_shares(self, report: GatewayReport) -> set[Key]:
+        """Returns whose have moved. Small moves are not told: each would be a write."""
+        moved: set[Key] = set()
+        for key in {Key(*name) for name in report.shares} | self._told.keys() if report.complete else ():
+            before = self._told.get(key, {})
+            found = report.shares.get((key.namespace, key.name), {})
+            now = {what: _percent(share, before.get(what)) for what, share in found.items()}
+            if now != before:
+                moved.add(key)
+            self._told[key] = now
+            if not now:
+                del self._told[key]
+        return moved
 
     def _decide(self, key: Key, rule: Autoscaling, report: GatewayReport, now: float) -> ScaleDecision:
         history = self._histories.setdefault(key, LoadHistory(self._settings.gateway_interval))
@@ -129,3 +159,8 @@ class Scaling:
 
     def _known(self, report: GatewayReport | None) -> set[Key]:
         return {Key(*name) for name in report.deployments} if report else set()
+
+
+def _percent(share: float, before: int | None) -> int:
+    percent = 100 * share
+    return before if before is not None and abs(percent - before) < _TOLD else _TOLD * round(percent / _TOLD)

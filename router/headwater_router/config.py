@@ -18,13 +18,13 @@ class RouterSettings(BaseSettings):
     endpoint: list[str] = Field(
         [],
         description="An engine's URL, with optional settings behind it: http[s]://HOST[:PORT][/PATH][,name=N]"
-        "[,backend=vllm][,kv_events=tcp://HOST:PORT][,kv_replay=tcp://HOST:PORT][,api_key_env=NAME]"
-        "[,api_key_file=PATH]. Repeat the flag for each.",
+        "[,backend=vllm][,kv_events=tcp://HOST:PORT][,kv_replay=tcp://HOST:PORT][,deployment=N][,weight=N]"
+        "[,share=Auto][,api_key_env=NAME][,api_key_file=PATH]. Repeat the flag for each.",
     )
     endpoints_file: Path | None = Field(
         None,
-        description="A YAML or JSON list of {url, name, backend, kv_events, kv_replay, api_key_env, api_key_file}, "
-        "read again whenever it changes.",
+        description="A YAML or JSON list of {url, name, backend, kv_events, kv_replay, deployment, weight, share, "
+        "api_key_env, api_key_file}, read again whenever it changes.",
     )
     kubernetes: bool = Field(
         False, description="Find endpoints through the ModelDeployments, EndpointSlices and Pods of a cluster."

@@ -28,6 +28,7 @@ from headwater.display import Display
 from headwater.local import plan_replicas, plan_router, threads_each
 from headwater.process import Process
 from headwater.resource import ResourceError, load
+from headwater_router.endpoints.endpoint import EndpointSpec
 
 FAKE = Path(__file__).with_name("fake_transformers.py")
 MODEL = "fake/model"
@@ -124,11 +125,22 @@ def test_the_router_reads_where_the_replicas_are(tmp_path) -> None:
     assert json.loads(file.read_text()) == [replica.endpoint for replica in replicas]
 
 
+def test_deployments_of_one_name_share_it_as_they_say(tmp_path) -> None:
+    model = {"source": "random:tiny", "aliases": ["both"]}
+    routing = {"weight": 30, "share": "Auto"}
+    text = f"{ours('a', 1, model=model, routing=routing)}\n---\n{ours('b', 1, model=model)}"
+    first, second = plan_replicas(deployments(tmp_path, text), tmp_path, cores=2)
+    assert {"deployment": "a", "weight": "30", "share": "Auto"}.items() <= first.endpoint.items()
+    assert {"deployment": "b", "weight": "100", "share": "Weight"}.items() <= second.endpoint.items()
+    for replica in (first, second):
+        assert EndpointSpec.of(replica.endpoint).group.name == replica.endpoint["deployment"]
+        assert "both" in replica.process.command
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         (ours("a", 0), "nothing to run"),
-        (f"{ours('a', 1)}\n---\n{ours('b', 1, model={'source': 'random:tiny', 'aliases': ['a']})}", "the name 'a'"),
         (ours("a", 1, backend={"type": "tgi"}), "a: spec.model.source: the tgi backend loads hf://, file:// here"),
         (f"{ours('a', 1)}\n---\n{ours('b', 1, routing={'policy': 'session'})}", "found prefix, session"),
     ],

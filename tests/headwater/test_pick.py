@@ -139,6 +139,7 @@ def test_mixed_traffic_gets_two_deployments_behind_one_name() -> None:
     first, second = (ModelDeployment.model_validate(each) for each in yaml.safe_load_all(to_yaml(result)))
     assert first.spec.model.aliases == second.spec.model.aliases == ["llama-3-1-8b-instruct"]
     assert {first.name, second.name} == {"llama-3-1-8b-instruct-prefix", "llama-3-1-8b-instruct-plain"}
+    assert {each.spec.routing.share for each in (first, second)} == {"Auto"}
     assert any("two deployments serve one name" in note for note in result.notes)
 
 
@@ -239,7 +240,7 @@ def test_the_yaml_of_a_pick_is_a_valid_resource(work: Workload) -> None:
     if len(deployments) == 2:
         assert deployments[0].name != deployments[1].name
         assert deployments[0].spec.model.aliases[0] == deployments[1].spec.model.aliases[0]
-        assert sum(each.spec.routing.weight for each in deployments) == 100
+        assert {each.spec.routing.share for each in deployments} == {"Auto"}
 
 
 @given(workloads)

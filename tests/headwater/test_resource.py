@@ -53,7 +53,7 @@ spec:
   cache: {fraction: 0.5, hostGiB: 8, dtype: fp8}
   adapters: [{name: sql, source: hf://owner/sql}]
   autoscaling: {min: 0, max: 8, inFlightPerReplica: 16, scaleDownDelay: 1h5m30s, tolerance: 0.2}
-  routing: {policy: least_loaded, objective: throughput, weight: 50, sharedWith: [research, "*"]}
+  routing: {policy: least_loaded, objective: throughput, weight: 50, share: Auto, sharedWith: [research, "*"]}
   rollout: {strategy: Surge, paused: true}
   weights: {cached: true, size: 50Gi, storageClassName: fast, accessMode: ReadWriteMany, keep: false}
   loadTimeout: 3h

@@ -90,6 +90,23 @@ async def test_a_deployment_that_one_router_does_not_know_is_incomplete_by_itsel
     assert report.deployments["team", "other"].complete
 
 
+def split(percent: float, kind: str = "plain", model: str = "m") -> str:
+    labels = f'{{class="{kind}",deployment="chat",model="{model}",namespace="team"}}'
+    return f"headwater_router_deployment_share{labels} {percent / 100}\n"
+
+
+async def test_shares_are_the_mean_of_the_routers_that_have_found_any() -> None:
+    report = await ask(page() + split(40) + split(100, "long"), page() + split(60), page())
+    assert report.shares == {CHAT: {("m", "plain"): 0.5, ("m", "long"): 1.0}}
+
+
+@pytest.mark.parametrize("percent", [-1, 101, float("nan"), float("inf")])
+async def test_a_share_that_is_none_makes_the_page_none(percent: float) -> None:
+    report = await ask(page() + split(percent))
+    assert not report.complete
+    assert report.shares == {}
+
+
 async def test_a_router_that_tells_only_half_of_a_deployment_did_not_report_it() -> None:
     half = "".join(line for line in page(3).splitlines(keepends=True) if "_held" not in line)
     assert not (await ask(page(3), half)).deployments[CHAT].complete

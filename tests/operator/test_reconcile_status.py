@@ -92,6 +92,19 @@ async def test_who_sees_what_a_gateway_says(world: World) -> None:
     assert world.report(ready=2) == set(), "nothing that the status shows"
 
 
+async def test_it_says_which_share_it_gets_of_what(world: World) -> None:
+    world.create()
+    await world.settle()
+    assert "shares" not in world.status()
+    assert world.report(shares={("m", "plain"): 0.31, ("chat", "shared"): 0.98}) >= {Key("default", "m")}
+    await world.settle()
+    shown = [{"name": "chat", "class": "shared", "percent": 100}, {"name": "m", "class": "plain", "percent": 30}]
+    assert world.status()["shares"] == shown
+    await world.restart()
+    await world.settle()
+    assert world.status()["shares"] == shown, "until the new operator has asked"
+
+
 async def test_it_says_where_it_is_served_and_by_what(world: World) -> None:
     world.create()
     await world.settle()

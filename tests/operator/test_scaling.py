@@ -18,7 +18,7 @@ from headwater_operator.metrics import OperatorMetrics
 from headwater_operator.queue import Key
 from headwater_operator.scaling import Scaling
 from tests.operator.fake_api import START, FakeCluster
-from tests.operator.test_gateway import page
+from tests.operator.test_gateway import page, split
 
 CHAT = Key("team", "chat")
 
@@ -190,6 +190,28 @@ def test_one_of_two_routers_that_is_silent_holds_up_scaling_down(gateway: Gatewa
     gateway.passes(600)
     assert gateway.follow(scaleDownDelay="2s", stableWindow="4s", panicWindow="2s").desired == 3
     assert gateway.complete == 0
+
+
+def test_shares_are_told_when_they_have_moved(gateway: Gateway) -> None:
+    gateway.passes(2)
+    assert gateway.scaling.shares(CHAT, None) is None
+    for percent, told, news in ((52, 50, 1), (54, 50, 0), (56, 55, 1), (51, 55, 0), (0.4, 0, 1), (100, 100, 1)):
+        gateway.pages["10.0.0.1"] = page() + split(percent)
+        assert gateway.passes(4) == [CHAT] * news
+        assert gateway.scaling.shares(CHAT, None) == [{"name": "m", "class": "plain", "percent": told}]
+    gateway.pages["10.0.0.1"] = page()
+    assert gateway.passes(2) == [CHAT]
+    assert gateway.scaling.shares(CHAT, None) is None
+
+
+def test_shares_stay_while_a_router_is_silent_or_was_not_asked_yet(gateway: Gateway) -> None:
+    before = [{"name": "m", "class": "plain", "percent": 30}]
+    assert gateway.scaling.shares(CHAT, before) == before
+    gateway.pages["10.0.0.1"] = page() + split(70)
+    gateway.passes(2)
+    gateway.pages["10.0.0.1"] = None
+    gateway.passes(20)
+    assert gateway.scaling.shares(CHAT, before) == [{"name": "m", "class": "plain", "percent": 70}]
 
 
 def test_it_is_routable_when_every_router_has_an_endpoint(gateway: Gateway) -> None:

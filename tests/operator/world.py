@@ -149,10 +149,12 @@ class World:
         pods: Mapping[str, int] | None = None,
         failures: Mapping[str, str] | None = None,
         name: str = "m",
+        shares: Mapping[tuple[str, str], float] | None = None,
     ) -> set[Key]:
         """What the gateway says. Returns who has to be looked at."""
         load = DeploymentLoad(in_flight, held, ready)
-        return self.scaling._take(combine([RouterPage({("default", name): load}, pods or {})], failures))
+        found = {("default", name): shares} if shares else {}
+        return self.scaling._take(combine([RouterPage({("default", name): load}, pods or {}, found)], failures))
 
     # What there is
 

@@ -1,7 +1,7 @@
 """A dispatcher over endpoints that are only names: a test says what becomes of each stay, and what time it is."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from headwater.http.descriptors import Descriptors
@@ -14,7 +14,9 @@ from headwater_router.endpoints.breaker import Breaker
 from headwater_router.endpoints.deployments import Deployment
 from headwater_router.endpoints.endpoint import Endpoint, EndpointSpec, ServedModel
 from headwater_router.endpoints.fleet import Fleet
+from headwater_router.endpoints.group import Group
 from headwater_router.gateway.metrics import RouterMetrics
+from headwater_router.gateway.usage import Usage
 from headwater_router.index import PrefixIndex
 from headwater_router.outcome import Outcome
 from headwater_router.picker.base import Prompt
@@ -36,6 +38,8 @@ class Dispatching:
     clock: Callable[[], float] | None = None
     """None: `now`."""
     now: float = 1000.0
+    groups: Sequence[Group] = ()
+    """The deployment of each; none: all are of one."""
     metrics: RouterMetrics = field(default_factory=RouterMetrics)
     fleet: Fleet = field(init=False)
     descriptors: Descriptors = field(init=False)
@@ -44,7 +48,10 @@ class Dispatching:
     def __post_init__(self) -> None:
         policies = Policies(self.policy, PrefixIndex(), random.Random(1))
         self.fleet = Fleet(lambda: Breaker(failures=5, window=60.0, open_for=30.0), policies.forget)
-        self.fleet.replace([EndpointSpec(f"http://10.0.0.{n}:8000", f"e{n}") for n in range(self.count)])
+        groups = self.groups or [Group()] * self.count
+        self.fleet.replace(
+            [EndpointSpec(f"http://10.0.0.{n}:8000", f"e{n}", group=groups[n]) for n in range(self.count)]
+        )
         for endpoint in self.fleet:
             self.fleet.mark_ready(endpoint, [MODEL])
         self.descriptors = Descriptors(self.connections)
@@ -81,13 +88,13 @@ class Dispatching:
         """Its model is a deployment's, which wakes."""
         self.fleet.promised = lambda model: [Deployment("default", "m", ("m",))]  # type: ignore[method-assign]
 
-    def answer(self, dispatch: Dispatch, seconds: float = 0.1) -> None:
+    def answer(self, dispatch: Dispatch, seconds: float = 0.1, usage: Usage | None = None) -> None:
         """As a good endpoint does."""
         dispatch.answered(200)
         self.now += seconds
         dispatch.first_token(self.time())
         self.now += seconds
-        dispatch.ended(Outcome.ANSWERED, self.time())
+        dispatch.ended(Outcome.ANSWERED, self.time(), usage=usage)
 
     def fail(self, dispatch: Dispatch, outcome: Outcome) -> None:
         """As an endpoint does, or the way to it."""

@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, computed_field
 from headwater_router.endpoints.breaker import BreakerState
 from headwater_router.outcome import Outcome
 from headwater_router.picker.base import Label
+from headwater_router.picker.classes import Kind
+from headwater_router.picker.split import Lean, Why
 
 
 class _Model(BaseModel):
@@ -130,6 +132,12 @@ class DecisionInfo(_Model):
     prompt_tokens: int
     candidates: list[CandidateInfo]
     """The chosen one first, then the best of the others."""
+    deployment: str
+    """Of the endpoint; empty where it belongs to none."""
+    kind: Kind | None
+    """The class of the request; null where nobody asked for it."""
+    why: Why
+    """It went to that deployment."""
 
 
 class FailureInfo(_Model):
@@ -146,6 +154,25 @@ class FailureInfo(_Model):
 # Models, keys, settings
 
 
+class ShareInfo(_Model):
+    """Of one class of requests, at one deployment."""
+
+    kind: Kind
+    deployment: str
+    share: float
+    """Of the class, 0 to 1."""
+    most: float
+    """That it may have, by its weight."""
+    cost: float | None
+    """Of a token, over the mean of all deployments that share the class: 1.2 is a fifth dearer. Null: not known yet."""
+    cached_share: float | None
+    """Of the prompts' tokens, as its answers say."""
+    answers: float
+    """By which these are known; older ones count for less."""
+    lean: Lean
+    """`leaning`: one of the deployments was dearer at the last look; if it is again, shares move."""
+
+
 class ModelInfo(_Model):
     name: str
     base: str
@@ -158,6 +185,8 @@ class ModelInfo(_Model):
     """Requests of its deployments that wait for an endpoint to get ready or to have room."""
     tokenizer: str = ""
     """Whether the router's own tokenizer of it is in use, or why not. Empty: there is none."""
+    shares: list[ShareInfo] = []
+    """As they were found, where deployments say `share: Auto`."""
 
 
 class KeyInfo(_Model):

@@ -7,6 +7,7 @@ from headwater_router.admission.room import WaitReason
 from headwater_router.dispatch.poison import fingerprint
 from headwater_router.endpoints.endpoint import Endpoint, ServedModel
 from headwater_router.picker.base import Prompt
+from headwater_router.picker.classes import ORDINARY, Kind, Traits
 from headwater_router.sends import Sends
 
 if TYPE_CHECKING:
@@ -29,6 +30,10 @@ class Call:
     """See `picker.weights`; None where there is only one deployment to choose."""
     started: float
     """When the whole request was here."""
+    traits: Traits = ORDINARY
+    """What its class follows from."""
+    kind: Kind | None = None
+    """Its class; None where nobody asked for it."""
     only: Endpoint | None = None
     """The one endpoint that knows what the request is about."""
     request_id: bytes = b""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from headwater_router.endpoints.endpoint import Endpoint
 from headwater_router.outcome import Outcome
 from headwater_router.picker.base import Decision, Picker
+from headwater_router.picker.split import Why
 
 if TYPE_CHECKING:
     from headwater_router.dispatch.call import Call
@@ -40,7 +41,7 @@ class Dispatch:
     """Times are monotonic seconds, given by the caller."""
 
     __slots__ = ("_judge", "at", "attempt", "call", "decision", "endpoint", "first_token_at", "outcome", "picker",
-                 "reason", "retry_after", "stage", "status", "upstream_model", "usage")  # fmt: skip
+                 "reason", "retry_after", "stage", "status", "upstream_model", "usage", "why")  # fmt: skip
 
     def __init__(
         self,
@@ -50,8 +51,10 @@ class Dispatch:
         picker: Picker,
         decision: Decision,
         judge: "Judge",
+        why: Why = Why.ALONE,
     ) -> None:
-        """`upstream_model`: what the endpoint calls the model, where that is not what the client does."""
+        """`upstream_model`: what the endpoint calls the model, where that is not what the client does. `why`: it went
+        to the endpoint's deployment."""
         self.call = call
         self.endpoint = endpoint
         self.upstream_model = upstream_model
@@ -69,6 +72,7 @@ class Dispatch:
         self.reason = ""
         """In words, where it was not answered."""
         self.usage: Usage | None = None
+        self.why = why
         self._judge = judge
 
     def answered(self, status: int) -> None:

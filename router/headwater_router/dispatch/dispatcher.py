@@ -37,6 +37,7 @@ from headwater_router.gateway.metrics import RouterMetrics
 from headwater_router.outcome import Outcome
 from headwater_router.picker.base import Picker, Target
 from headwater_router.picker.policies import Policies
+from headwater_router.picker.split import Why
 
 log = structlog.get_logger(__name__)
 
@@ -85,7 +86,7 @@ class Dispatcher:
         self.candidates = Candidates(fleet, waits=patience[WaitReason.FULL].requests > 0)
         self.room = WaitingRoom(self._go, patience, metrics.waits, clock)
         self.budget = RetryBudget()
-        self.spread = Spread(fleet, rng)
+        self.spread = Spread(fleet, policies.held, rng)
         self.decisions: deque[Dispatch] = deque(maxlen=_REMEMBERED)
         self.failures: deque[tuple[float, Dispatch]] = deque(maxlen=_REMEMBERED)
         """With the time of the day, in seconds since the epoch."""
@@ -153,7 +154,7 @@ class Dispatcher:
         return self._send(call, found, now)
 
     def _send(self, call: Call, found: Found, now: float) -> Dispatch:
-        lineup = self.spread.choose(_elsewhere(call, found.lineups), call.conversation)
+        lineup, why = self.spread.choose(call, _elsewhere(call, found.lineups), now)
         self.settle(now)
         if call.deadline is None:
             call.deadline = now + self._answer_timeout
@@ -168,11 +169,13 @@ class Dispatcher:
             self.candidates.check(target)
         if self.candidates.is_busy(endpoint):
             call.insisted = True
-        dispatch = Dispatch(call, endpoint, model.upstream, picker, decision, self)
+        dispatch = Dispatch(call, endpoint, model.upstream, picker, decision, self, why)
         call.stays.append(dispatch)
         call.tried.add(target.id)
         self.decisions.append(dispatch)
         self._metrics.decisions[decision.label].inc()
+        if why is not Why.ALONE:
+            self._metrics.deployments.sent(lineup.deployment, call.kind, why)
         return dispatch
 
     async def _wait(self, call: Call, reason: WaitReason, now: float) -> Dispatch:
@@ -322,6 +325,7 @@ class Dispatcher:
         if outcome is Outcome.ANSWERED:
             self._count_predictions(dispatch, now)
             self._penalties.learn(call.identity.base, now - dispatch.at)
+            self.spread.learn(dispatch, now)
             endpoint.breaker.answered(now)
             self._charge_suspects(call, now)
             if self._poison:
@@ -410,7 +414,7 @@ class Dispatcher:
 def _elsewhere(call: Call, found: list[Lineup]) -> list[Lineup]:
     """What one replica failed, another deployment is more likely to answer than another replica: a new version may be
     wrong."""
-    failing = {dispatch.endpoint.spec.deployment for dispatch in call.suspects}
+    failing = {dispatch.endpoint.spec.whose for dispatch in call.suspects}
     return [lineup for lineup in found if lineup.deployment.key not in failing] or found
 
 

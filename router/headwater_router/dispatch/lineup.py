@@ -24,11 +24,11 @@ class Lineup:
 def lineups(fleet: Fleet, served: Iterable[Served]) -> list[Lineup]:
     by_deployment: dict[str, list[Served]] = {}
     for each in served:
-        by_deployment.setdefault(each[0].spec.deployment, []).append(each)
+        by_deployment.setdefault(each[0].spec.whose, []).append(each)
     return [
         Lineup(
             fleet.deployment(group[0][0]),
-            Targets((endpoint.target for endpoint, _ in group), group[0][0].spec.deployment),
+            Targets((endpoint.target for endpoint, _ in group), group[0][0].spec.whose),
             {each[0].target.id: each for each in group},
         )
         for group in by_deployment.values()

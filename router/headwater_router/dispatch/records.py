@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from headwater_router.outcome import Outcome
 from headwater_router.picker.base import Label
+from headwater_router.picker.classes import Kind
+from headwater_router.picker.split import Why
 
 
 @dataclass(slots=True)
@@ -40,6 +42,11 @@ class DecisionRecord:
     prompt_tokens: int
     candidates: tuple[Candidate, ...]
     """The chosen one first, then the best of the others."""
+    deployment: str = ""
+    kind: Kind | None = None
+    """Its class; None where nobody asked for it."""
+    why: Why = Why.ALONE
+    """It went to that deployment."""
 
 
 @dataclass(slots=True)

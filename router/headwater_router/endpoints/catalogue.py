@@ -61,7 +61,7 @@ def catalogue(endpoints: Collection[Endpoint], deployments: Mapping[str, Deploym
     made.listed |= made.static
     for name, serving in made.serving.items():
         made.identities.setdefault(name, serving[0][1])
-        if len({endpoint.spec.deployment for endpoint, _ in serving}) > 1:
+        if len({endpoint.spec.whose for endpoint, _ in serving}) > 1:
             made.shared.add(name)
     return made
 

@@ -31,6 +31,7 @@ from headwater.kubernetes import (
 from headwater.names import Claimant, Claims
 from headwater_router.endpoints.address import Address
 from headwater_router.endpoints.endpoint import EndpointSpec, ServedModel
+from headwater_router.endpoints.group import Share
 
 log = structlog.get_logger(__name__)
 
@@ -65,11 +66,12 @@ class Deployment:
     """Why it serves nothing, where the operator says that this will not pass by itself."""
     not_taken: tuple[tuple[str, str], ...] = ()
     """Adapters that no engine of it took, and why."""
+    share: Share = Share.WEIGHT
     claimant: Claimant = field(default_factory=lambda: Claimant("", ""), compare=False)
 
     @property
     def key(self) -> str:
-        return f"{self.namespace}/{self.name}" if self.name else ""
+        return f"{self.namespace}/{self.name}" if self.namespace else self.name
 
     def in_vain(self, adapter: str) -> str:
         """Why a request for the model, or for this adapter of it, would wait in vain. Empty: it need not."""
@@ -221,6 +223,7 @@ def _read_deployment(each: Object) -> Deployment | None:
         wakes=spec.get("replicas") != 0,
         failed=_failed(each),
         not_taken=_not_taken(each),
+        share=Share.AUTO if routing.get("share") == Share.AUTO else Share.WEIGHT,
         claimant=names.read(each),
     )
 

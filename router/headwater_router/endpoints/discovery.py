@@ -13,6 +13,7 @@ import structlog
 import yaml
 
 from headwater_router.endpoints.endpoint import EndpointError, EndpointSpec
+from headwater_router.endpoints.group import agree
 from headwater_router.files import read_file
 
 log = structlog.get_logger(__name__)
@@ -118,4 +119,5 @@ def _distinct(specs: Sequence[EndpointSpec]) -> list[EndpointSpec]:
             raise EndpointError(f"endpoints {twin.name!r} and {spec.name!r} have one url, {spec.url}")
         if (twin := names.setdefault(spec.name, spec)) is not spec:
             raise EndpointError(f"endpoints {twin.url} and {spec.url} have one name, {spec.name!r}")
+    agree(spec.group for spec in specs)
     return list(specs)

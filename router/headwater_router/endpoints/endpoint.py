@@ -11,6 +11,7 @@ from headwater.backends.base import Backend
 from headwater_router.endpoints.address import EndpointError as EndpointError
 from headwater_router.endpoints.address import read_events, read_url, refuse_credentials, shown
 from headwater_router.endpoints.breaker import Breaker
+from headwater_router.endpoints.group import UNNAMED, Group
 from headwater_router.endpoints.key import ApiKey
 from headwater_router.endpoints.readiness import Readiness
 from headwater_router.endpoints.tls import trust
@@ -19,7 +20,9 @@ from headwater_router.picker.base import Target
 _LONGEST_NAME: Final = 253
 _LONGEST_FILE: Final = 4096
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
-_SETTINGS: Final = ("url", "name", "backend", "kv_events", "kv_replay", "api_key_env", "api_key_file")
+_SETTINGS: Final = (
+    "url", "name", "backend", "kv_events", "kv_replay", "deployment", "weight", "share", "api_key_env", "api_key_file",
+)  # fmt: skip
 _FIRST_SETTING: Final = re.compile(f",(?:{'|'.join(_SETTINGS)})=")
 
 
@@ -44,6 +47,13 @@ class EndpointSpec:
     """Or a file with it."""
     kv_replay: str | None = None
     """ZMQ address at which it repeats KV events."""
+    group: Group = UNNAMED
+    """Its deployment, where flags or a file name it."""
+
+    @property
+    def whose(self) -> str:
+        """Key of its deployment."""
+        return self.deployment or self.group.name
 
     @classmethod
     def of(cls, fields: Mapping[object, object]) -> "EndpointSpec":
@@ -65,7 +75,10 @@ class EndpointSpec:
         replay = read_events("kv_replay", settings["kv_replay"]) if settings.get("kv_replay") else None
         variable, file = settings.get("api_key_env", ""), settings.get("api_key_file", "")
         _check_key(address.url, variable, file)
-        return cls(address.url, name, backend, events, api_key_env=variable, api_key_file=file, kv_replay=replay)
+        return cls(
+            address.url, name, backend, events, api_key_env=variable, api_key_file=file, kv_replay=replay,
+            group=Group.of(address.url, settings),
+        )  # fmt: skip
 
     @classmethod
     def parse(cls, text: str) -> "EndpointSpec":
@@ -202,6 +215,8 @@ def _texts(fields: Mapping[object, object]) -> dict[str, str]:
     for name, value in fields.items():
         if not isinstance(name, str) or name not in _SETTINGS:
             raise EndpointError(f"endpoint: unknown setting {_cut(name)}; allowed are {', '.join(_SETTINGS)}")
+        if name == "weight" and type(value) is int:
+            value = str(value)
         if not isinstance(value, str):
             raise EndpointError(f"endpoint: {name} must be text, found {_cut(value)}")
         settings[name] = value

@@ -47,6 +47,8 @@ class Fleet:
         self._make_breaker = make_breaker
         self._forget = forget
         self._endpoints: dict[EndpointSpec, Endpoint] = {}
+        self._static: dict[str, Deployment] = {}
+        """Deployments of flags and files, by their names."""
         self._claims = claims(())
         self._catalogue = Catalogue()
         self._seen: set[str] = set()
@@ -67,6 +69,10 @@ class Fleet:
 
         Returns the endpoints that came and those that went; running answers go on.
         """
+        groups = {spec.group.name: spec.group for spec in specs if spec.group.name}
+        self._static = {
+            name: Deployment(name=name, weight=group.weight, share=group.share) for name, group in groups.items()
+        }
         accepting = dict.fromkeys(specs, True) | dict(world.endpoints if world else {})
         gone = [endpoint for spec, endpoint in self._endpoints.items() if spec not in accepting]
         new = [Endpoint(spec, self._make_breaker()) for spec in accepting if spec not in self._endpoints]
@@ -194,7 +200,9 @@ class Fleet:
         return identity.adapter if identity is not None else ""
 
     def deployment(self, endpoint: Endpoint) -> Deployment:
-        return self.deployments.get(endpoint.spec.deployment, _UNNAMED)
+        """Those of flags and files are told apart as they say."""
+        known = self.deployments if endpoint.spec.deployment else self._static
+        return known.get(endpoint.spec.whose, _UNNAMED)
 
     def identity(self, model: str) -> ServedModel | None:
         """What a name stands for. None: for nothing that is known here."""
@@ -217,10 +225,9 @@ class Fleet:
             max_model_len=min(lengths, default=None),
         )
 
-    @property
-    def shared(self) -> set[str]:
-        """Models that endpoints of more than one deployment serve."""
-        return self._catalogue.shared
+    def several(self, model: str) -> bool:
+        """Whether more than one deployment serves it, or is to."""
+        return model in self._catalogue.shared or len(self.promised(model)) > 1
 
     @property
     def undiscovered(self) -> bool:

@@ -33,6 +33,7 @@ from headwater_router.gateway.pages import Page
 from headwater_router.gateway.paths import Form, form_of, response_of
 from headwater_router.gateway.slo import read_slo
 from headwater_router.index import PromptBuilder
+from headwater_router.picker.classes import ORDINARY, traits
 from headwater_router.picker.weights import conversation
 
 log = structlog.get_logger(__name__)
@@ -130,9 +131,10 @@ class Gateway:
             await exact
         prompt.slo = read_slo(request.headers, entry.started)
         # Its answer is worth the price only where there is more than one deployment to choose from.
-        key = conversation(body, prompt) if len(self._fleet.promised(model)) > 1 else None
+        shared = self._fleet.several(model)
+        key, told = (conversation(body, prompt), traits(body)) if shared else (None, ORDINARY)
         entry.call = Call(
-            request.path, request.body, model, identity, prompt, key, entry.started, only=only,
+            request.path, request.body, model, identity, prompt, key, entry.started, told, only=only,
             request_id=request.id, key_name=key_name,
         )  # fmt: skip
         head = RequestHead(request, names, model, keys_are_ours=self._keys_are_ours)

@@ -70,6 +70,16 @@ class Body(msgspec.Struct, gc=False):
     previous_response_id: Raw = _NONE
     cache_salt: Raw = _NONE
     extra_key: Raw = _NONE
+    response_format: Raw = _NONE
+    text: Raw = _NONE
+    structured_outputs: Raw = _NONE
+    guided_json: Raw = _NONE
+    guided_regex: Raw = _NONE
+    guided_choice: Raw = _NONE
+    guided_grammar: Raw = _NONE
+    json_schema: Raw = _NONE
+    regex: Raw = _NONE
+    ebnf: Raw = _NONE
 
     @property
     def model(self) -> str | None:

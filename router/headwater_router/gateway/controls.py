@@ -1,11 +1,11 @@
 """What the admin API sees of the router, and does with it."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from headwater_router.admin.models import BreakerInfo, EndpointInfo, LoadInfo, ModelInfo, SpeedInfo
+from headwater_router.admin.models import BreakerInfo, EndpointInfo, LoadInfo, ModelInfo, ShareInfo, SpeedInfo
 from headwater_router.dispatch.dispatch import Dispatch
 from headwater_router.dispatch.dispatcher import Dispatcher
 from headwater_router.dispatch.records import Candidate, DecisionRecord, FailureRecord
@@ -14,8 +14,10 @@ from headwater_router.endpoints.endpoint import Endpoint
 from headwater_router.index import PrefixIndex
 from headwater_router.index.tokenizers import Tokenizers
 from headwater_router.outcome import Outcome
+from headwater_router.picker.classes import Kind
 from headwater_router.picker.policies import Policies
 from headwater_router.picker.speed import Speed
+from headwater_router.picker.split import Split
 
 _UNKNOWN: Final = Speed()
 
@@ -41,11 +43,17 @@ class RouterControls:
                 name=name,
                 base=identity.base,
                 adapter=bool(identity.adapter),
-                deployments=[each.key for each in fleet.promised(name)],
+                deployments=[each.key for each in fleet.promised(name)]
+                or sorted({each.spec.group.name for each, _ in fleet.serving(name)} - {""}),
                 endpoints=len(fleet.serving(name)),
                 ready_endpoints=sum(each.takes_requests for each, _ in fleet.serving(name)),
                 tokenizer=_tokenizer(self.tokenizers.distrust(identity.base)),
                 waiting=self._waiting(name),
+                shares=[
+                    share
+                    for kind, split in sorted(self.dispatcher.spread.splits(name).items())
+                    for share in _shares(kind, split)
+                ],
             )
             for name in fleet.models
             if (identity := fleet.identity(name)) is not None
@@ -97,7 +105,7 @@ class RouterControls:
             name=endpoint.name,
             url=endpoint.spec.url,
             backend=endpoint.spec.backend,
-            deployment=endpoint.spec.deployment,
+            deployment=endpoint.spec.whose,
             models=[model.name for model in endpoint.models],
             ready=endpoint.ready,
             reason=endpoint.reason,
@@ -143,6 +151,25 @@ class RouterControls:
                 for each in decision.candidates()
                 if (endpoint := endpoints.get(each.target_id)) is not None
             ),
+            dispatch.endpoint.spec.whose,
+            call.kind,
+            dispatch.why,
+        )
+
+
+def _shares(kind: Kind, split: Split) -> Iterator[ShareInfo]:
+    mean = split.mean()
+    for name, place in split.places.items():
+        cost = place.cost
+        yield ShareInfo(
+            kind=kind,
+            deployment=name,
+            share=place.share,
+            most=split.most(name),
+            cost=cost / mean if cost is not None and mean else None,
+            cached_share=place.cached_share,
+            answers=place.answers,
+            lean=split.lean,
         )
 
 

@@ -82,7 +82,7 @@ class Pages:
         self.metrics.bodies_waiting.set(self.bodies.waiting)
         self.metrics.loop_lag.set(self.lag.take())
         self.metrics.waits.collect(self.dispatcher.room.waiting())
-        self.metrics.deployments.collect(self.fleet, self.dispatcher.room.waiting_for)
+        self.metrics.deployments.collect(self.fleet, self.dispatcher.room.waiting_for, self.dispatcher.spread)
         return generate_latest(self.metrics.registry)
 
 

@@ -172,6 +172,10 @@ class Decision:
         """Those that were compared, the best first, where the policy predicts; else the chosen one. Made when asked."""
         return [Candidate(self.target.id, self.predicted_ttft, self.predicted_cached_tokens)]
 
+    def taken(self) -> float:
+        """Seconds that it is expected to take from the others there. 0 where the policy does not predict that."""
+        return 0.0
+
 
 class Picker(Protocol):
     """A scheduling policy. Every decision gets exactly one `finished`; `first_token` comes before it or not at all."""

@@ -135,6 +135,8 @@ class Routed(CountedDecision):
     """What is done there up to its first token, as was predicted."""
     since: Sums
     """When its first token came; before, and where it is not streamed, when it was sent."""
+    others: float
+    """Seconds that it takes from the others there, as was predicted."""
 
     def candidates(self) -> list[Candidate]:
         learned = self.predicted_ttft is not None
@@ -142,6 +144,9 @@ class Routed(CountedDecision):
             Candidate(each.target.id, each.first if learned else None, each.cached_tokens)
             for each in sorted(self.compared)
         ]
+
+    def taken(self) -> float:
+        return self.others
 
     def begin(self) -> None:
         begin(self)

@@ -5,7 +5,7 @@ from typing import Final
 
 from headwater_router.index.prefixes import PrefixIndex
 from headwater_router.picker import POLICIES, make
-from headwater_router.picker.base import Picker
+from headwater_router.picker.base import Picker, Prompt
 from headwater_router.picker.objective import Objective
 from headwater_router.picker.prefix import PrefixPicker
 from headwater_router.picker.speed import Speed
@@ -39,6 +39,10 @@ class Policies:
 
     def name(self, policy: str | None) -> str:
         return policy if policy in POLICIES else self._default
+
+    def held(self, prompt: Prompt, now: float) -> int:
+        """Leading blocks of its text that some endpoint should hold."""
+        return self.index.match(prompt.text_chain, now).longest
 
     def speed(self, target_id: str) -> Speed | None:
         """What was learned of an endpoint. None: nothing, or no policy in use learns it."""

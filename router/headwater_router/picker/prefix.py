@@ -376,6 +376,7 @@ class PrefixPicker:
                 chosen.ahead + chosen.work,
             ),
             known.sums(target.load, now),
+            self._taken(chosen) if pace.samples else 0.0,
             prefill_tokens=prompt.tokens - cached,
         )
         found.begin()
@@ -385,6 +386,11 @@ class PrefixPicker:
             known.whole_answers.append((now + 2 * chosen.first, found))
         self._typical_work += _LEARNING * (chosen.work - self._typical_work)
         return found
+
+    def _taken(self, chosen: Compared) -> float:
+        """What the others pay of its cost."""
+        first, rest, others = self._weights
+        return max(0.0, (chosen.cost - first * chosen.first - rest * chosen.rest) / others)
 
     def _label(self, prompt: Prompt, target: Target, cached_tokens: int) -> Label:
         if prompt.token_chain is not None:

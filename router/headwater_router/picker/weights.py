@@ -60,17 +60,17 @@ def _end_of_users_first(items: memoryview) -> int | None:
     return end
 
 
-def choose(weights: Sequence[tuple[str, int]], key: int | None, rng: random.Random) -> str:
+def choose(weights: Sequence[tuple[str, float]], key: int | None, rng: random.Random) -> str:
     """One of the names, of which there is at least one. Weight 0 is chosen only where all have it."""
     if len(weights) == 1:
         return weights[0][0]
-    shares = [(name, weight) for name, weight in weights if weight > 0] or [(name, 1) for name, _ in weights]
+    shares = [(name, weight) for name, weight in weights if weight > 0] or [(name, 1.0) for name, _ in weights]
     if key is None:
         return rng.choices([name for name, _ in shares], [weight for _, weight in shares])[0]
     return min(shares, key=lambda share: _distance(key, *share))[0]
 
 
-def _distance(key: int, name: str, weight: int) -> float:
+def _distance(key: int, name: str, weight: float) -> float:
     """Of hashes that are even over (0, 1), -log is exponential, and the least of these is so with the weight's odds."""
     even = (xxh3_64_intdigest(name.encode(), key) + 0.5) / 2**64
     return -math.log(even) / weight if even < 1 else 0.0

@@ -1,6 +1,7 @@
 """Every workload through every policy, as tables.
 
 python -m benchmarks.fleet [--workloads "hot prefix" unique] [--policies prefix dynamo] [--json FILE]
+python -m benchmarks.fleet --trace FILE --shape mooncake [--engines 8]
 """
 
 import argparse
@@ -14,6 +15,7 @@ from benchmarks.fleet import peers
 from benchmarks.fleet.figures import Figures, figures_of
 from benchmarks.fleet.router import PROBE_SECONDS
 from benchmarks.fleet.simulation import Workload, simulate
+from benchmarks.fleet.traces import Shape, requests_of
 from benchmarks.fleet.workloads import ALL
 from headwater_router.index import PrefixIndex
 from headwater_router.picker import POLICIES
@@ -61,11 +63,18 @@ def main() -> None:
         "--policies", nargs="+", default=[*OURS, *peers.PEERS], choices=[*OURS, *peers.PEERS], metavar="NAME"
     )
     parser.add_argument("--json", type=Path, help="to write all figures to")
+    parser.add_argument("--trace", type=Path, help="traffic from a file instead, see traces.py")
+    parser.add_argument("--shape", type=Shape, default=Shape.MOONCAKE, choices=list(Shape), help="of that file")
+    parser.add_argument("--per-second", type=float, default=1.0, help="conversations that begin, where it has no times")
+    parser.add_argument("--engines", type=int, default=8, help="for the traffic of a file")
     options = parser.parse_args()
+    chosen = [each for each in ALL if each.name in options.workloads]
+    if options.trace is not None:
+        read = partial(requests_of, options.trace, options.shape, per_second=options.per_second)
+        chosen = [Workload(options.trace.name, lambda rng: read(rng=rng), speeds=(1.0,) * options.engines)]
     found: dict[str, dict[str, Figures]] = {}
-    for workload in ALL:
-        if workload.name in options.workloads:
-            found[workload.name] = tabulate(workload, options.policies)
+    for workload in chosen:
+        found[workload.name] = tabulate(workload, options.policies)
     if options.json is not None:
         told = {name: {policy: each.as_dict() for policy, each in by.items()} for name, by in found.items()}
         options.json.write_text(json.dumps(told, indent=1))

@@ -50,6 +50,9 @@ class Memory:
     def left(self) -> int:
         return self.tokens - self.taken
 
+    def holds(self, key: int) -> bool:
+        return key in self._used or key in self._kept
+
     def take(self, chain: Sequence[int], tokens: int) -> int | None:
         """A request of so many tokens begins, whose full blocks are `chain`. Returns how many of them are there
         already; None: there is no room for it now."""
@@ -86,7 +89,7 @@ class Memory:
 
     def _leading(self, chain: Sequence[int]) -> Iterator[int]:
         for key in chain:
-            if key not in self._used and key not in self._kept:
+            if not self.holds(key):
                 return
             yield key
 

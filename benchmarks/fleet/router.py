@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from benchmarks.fleet.engine import End, Engine, Stay, TurnedDownError
-from benchmarks.fleet.memory import BYTES
+from benchmarks.fleet.memory import BYTES, Memory
+from benchmarks.fleet.peers.base import Only
 from benchmarks.fleet.requests import Request
 from headwater.http.descriptors import Descriptors
 from headwater.openai.errors import APIError
@@ -44,6 +45,13 @@ PATIENCE: Final = {
 """As by default."""
 _BLOCK_TOKENS: Final = 16
 """Of the engines' own cache, as they say on their page."""
+
+
+@dataclass(slots=True)
+class ModelledPrompt(Prompt):
+    """With what engines know of it, for rules that follow what they hold."""
+
+    request: Request | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -111,6 +119,15 @@ class Router:
             self._by_spec[EndpointSpec(url, f"engine-{place}", group=group)] = engine
         self.fleet.replace(list(self._by_spec))
         self.endpoints = list(self.fleet)
+        if isinstance(policies, Only):
+            policies.follow(self.memory_of)
+
+    def memory_of(self, target_id: str) -> Memory | None:
+        """What the engine of this name holds: KV events tell the rules that follow them. None: it has gone."""
+        for endpoint, engine in zip(self.endpoints, self._engines, strict=True):
+            if endpoint.target.id == target_id:
+                return engine.memory
+        return None
 
     def up(self, place: int, adapters: Sequence[str] = ()) -> None:
         """An engine's probe says that it is ready, and what it serves."""
@@ -201,7 +218,7 @@ class Router:
 
 def prompt_of(request: Request) -> Prompt:
     root = root_hash(MODEL, adapter=request.adapter)
-    return Prompt(
+    return ModelledPrompt(
         MODEL,
         text_chain(root, request.prompt),
         request.prompt_tokens,
@@ -210,4 +227,5 @@ def prompt_of(request: Request) -> Prompt:
         text_bytes=len(request.prompt),
         streamed=request.streamed,
         session=request.session,
+        request=request,
     )

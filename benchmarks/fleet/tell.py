@@ -3,7 +3,8 @@
     python -m benchmarks.fleet --json fleet.json && python -m benchmarks.fleet.tell fleet.json
 
 writes benchmarks/results/fleet.md, the table between two comments in docs/performance.md, and, where matplotlib is
-installed, fleet.svg and fleet.png beside the results. Several files are taken together, the last one wins.
+installed (the extra `bench`), fleet.svg and fleet.png beside the results. Several files are taken together, the last one
+wins.
 """
 
 import json
@@ -121,7 +122,7 @@ def main() -> None:
     try:
         picture(told, RESULTS / "fleet")
     except ModuleNotFoundError:
-        print("no picture: matplotlib is not installed", file=sys.stderr)
+        print("no picture: matplotlib is missing; it is in the extra `bench`", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from headwater_router.index import PrefixIndex
 from headwater_router.picker import make
 from headwater_router.picker.base import Load, Others, Prompt, Target
 from headwater_router.picker.prefix import PrefixPicker
-from headwater_router.replicas.message import Ask, Changes, EngineLoad, Held, Loads, decode, encode, read
+from headwater_router.replicas.message import Ask, Changes, EngineLoad, Held, Loads, Prefix, decode, encode, read
 from headwater_router.replicas.replica import Replica
 from tests.router.indexing import depths, exhaust
 
@@ -97,6 +97,21 @@ def test_what_changes_is_told_at_once_and_what_ends_with_it() -> None:
     load.in_flight = load.queued = load.prefill_tokens = load.prompt_tokens = 0
     channel.run(2 * STEP)
     assert one.others("a") == Others(0, 0, 0)
+
+
+def test_a_prompt_whose_message_was_lost_is_told_once_more_and_not_again() -> None:
+    one, other = Router("one"), Router("other")
+    channel = Channel(one, other)
+    channel.run(0.3)
+    channel.lost = lambda: True
+    one.answered("a", [1, 2, 3])
+    channel.run(0.1)
+    channel.lost = lambda: False
+    assert depths(other.index, [1, 2, 3], 0.0) == {}
+    channel.run(3)
+    assert depths(other.index, [1, 2, 3], 0.0) == {"other:a": 3}
+    told = [item for data in one.sent for raw in decode(data).items if isinstance(item := read(raw), Prefix)]
+    assert len(told) == 2
 
 
 def test_changes_of_a_router_that_has_not_told_all_yet_mean_nothing() -> None:

@@ -11,7 +11,7 @@ from benchmarks.fleet.peers.aibrix import AIBrix
 from benchmarks.fleet.peers.base import Only
 from benchmarks.fleet.peers.dynamo import Dynamo
 from benchmarks.fleet.peers.kubeai import KubeAI
-from benchmarks.fleet.peers.llmd import LLMD
+from benchmarks.fleet.peers.llmd import LLMD, LLMDAffinity, LLMDAffinityTuned, LLMDPrecise
 from benchmarks.fleet.peers.production_stack import ProductionStack
 from benchmarks.fleet.peers.smg import SMG, VLLMRouter
 from headwater_router.picker.base import Picker
@@ -22,12 +22,15 @@ PEERS: dict[str, Callable[[random.Random], Picker]] = {
     "vllm-router cache_aware": VLLMRouter,
     "dynamo": Dynamo,
     "llm-d": LLMD,
+    "llm-d precise": LLMDPrecise,
+    "llm-d affinity": LLMDAffinity,
+    "llm-d affinity, tuned": LLMDAffinityTuned,
     "aibrix prefix-cache": AIBrix,
     "kubeai": KubeAI,
     "production-stack": ProductionStack,
 }
 
-PROBE_SECONDS: dict[str, float] = {"llm-d": 0.05}
+PROBE_SECONDS: dict[str, float] = {"llm-d": 0.05, "llm-d precise": 0.05}
 """Of those that look at the engines' gauges more often than we do."""
 
 

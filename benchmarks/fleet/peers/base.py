@@ -2,8 +2,9 @@
 
 import random
 from abc import abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
+from benchmarks.fleet.memory import Memory
 from headwater.prefix import ENDS
 from headwater_router.index import PrefixIndex
 from headwater_router.picker.base import Decision, Label, Picker, Prompt, Target
@@ -24,6 +25,11 @@ class Only(Policies):
 
     def forget(self, target_id: str) -> None:
         self._only.forget(target_id)
+
+    def follow(self, memory_of: Callable[[str], Memory | None]) -> None:
+        """`memory_of`: what the engine of a target holds."""
+        if isinstance(self._only, FollowingPeer):
+            self._only.memory_of = memory_of
 
 
 class PrefixPeer(CountingPicker):
@@ -47,14 +53,7 @@ class PrefixPeer(CountingPicker):
     ) -> Decision:
         targets = Targets.of(targets)
         allowed = [target for target in targets.all if target.id not in excluded]
-        match = self._index.match(prompt.text_chain, now)
-        cached = dict.fromkeys(allowed, 0)
-        for target in allowed:
-            holder = self._index.holders.get(target.id)
-            if holder is not None:
-                tokens = ENDS[match.depth(holder)] * prompt.text_block_tokens
-                cached[target] = min(int(tokens), prompt.tokens - 1)
-        target = self.best(prompt, allowed, cached)
+        target = self.best(prompt, allowed, cached := self.cached(prompt, allowed, now))
         units = int(self.tokens / prompt.text_block_tokens)
         tickets = self._index.dispatched(target.id, prompt.text_chain, None, now, units)
         self._index.answered(target.id, prompt.text_chain, tickets)
@@ -65,6 +64,16 @@ class PrefixPeer(CountingPicker):
         begin(decision)
         return decision
 
+    def cached(self, prompt: Prompt, targets: Sequence[Target], now: float) -> dict[Target, int]:
+        """Tokens of the prompt that each should hold."""
+        match, cached = self._index.match(prompt.text_chain, now), dict.fromkeys(targets, 0)
+        for target in targets:
+            holder = self._index.holders.get(target.id)
+            if holder is not None:
+                tokens = ENDS[match.depth(holder)] * prompt.text_block_tokens
+                cached[target] = min(int(tokens), prompt.tokens - 1)
+        return cached
+
     def forget(self, target_id: str) -> None:
         self._index.forget(target_id)
 
@@ -72,6 +81,12 @@ class PrefixPeer(CountingPicker):
         """In flight; of several one by chance."""
         least = min(map(requests, targets))
         return self.rng.choice([target for target in targets if requests(target) == least])
+
+
+class FollowingPeer(PrefixPeer):
+    """Knows what engines hold, as their KV events tell."""
+
+    memory_of: Callable[[str], Memory | None]
 
 
 def requests(target: Target) -> int:

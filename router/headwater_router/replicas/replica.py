@@ -1,9 +1,9 @@
 """One router among others: what it has to say, and what it makes of what they say. No socket, and no clock of its own.
 
 Each router tells the prompts that its engines have answered, so that a conversation finds its prefix again through any
-of them; and ten times a second what it has at each engine, so that a burst that comes through several of them spreads
-as if it came through one. Nobody depends on it: what is lost costs a prefill, not an answer, so nothing is stored,
-repeated or acknowledged.
+of them; and ten times a second what it has at each engine, and in between where that has changed, so that a burst that
+comes through several of them spreads as if it came through one. Nobody depends on it: what is lost costs a prefill, not
+an answer, so nothing is stored or acknowledged; prompts are told twice.
 
 A router that comes late asks the one that has listened longest for what it knows, once, and takes no more than
 `_MOST_RECALLED` blocks of it, the latest first. What it has heard itself meanwhile counts as younger.
@@ -51,6 +51,8 @@ _PIECE: Final = 4000
 """Blocks and items that are taken over in one stretch: about a millisecond."""
 _LOADS: Final = 0.1
 """Seconds from one word on the load to the next."""
+_AGAIN: Final = 0.5
+"""Seconds after which a prompt is told once more: who missed it would have it computed in another place, too."""
 _MOST_RECALLED: Final = 200_000
 _MOST_OF_AN_ENGINE: Final = 32_768
 _LATE: Final = 2.0
@@ -89,6 +91,8 @@ class Replica:
         self._loads_at = float("-inf")
         self._told: dict[str, EngineLoad] = {}
         """What was said last of each engine at which there was anything."""
+        self._to_repeat: deque[tuple[float, list[Prefix]]] = deque()
+        """With the time from when on."""
         self._recall = _Recall()
         self._answer: deque[Held] = deque()
         self._to_tell: deque[tuple[str, str, str, int]] = deque()
@@ -113,7 +117,9 @@ class Replica:
         answered = self.outbox.take(_MESSAGE_BLOCKS)
         prefixes = [Prefix(engines[target_id], chain) for target_id, chain in answered if target_id in engines]
         self._prefixes["dropped"].inc(len(answered) - len(prefixes))
-        items: list[Item] = [*prefixes]
+        items: list[Item] = [*prefixes, *self._repeated(now)]
+        if prefixes:
+            self._to_repeat.append((now + _AGAIN, prefixes))
         loads = self._loads()
         if now - self._loads_at >= _LOADS:
             self._loads_at = now
@@ -199,6 +205,12 @@ class Replica:
         for name, target in engines:
             if (found := others(name)) != target.load.others:
                 target.load.others = found
+
+    def _repeated(self, now: float) -> list[Prefix]:
+        """At most one message's a time."""
+        if self._to_repeat and self._to_repeat[0][0] <= now:
+            return self._to_repeat.popleft()[1]
+        return []
 
     def _begin_answer(self, router: str, targets: Mapping[str, Target], now: float) -> int:
         if self._to_tell or self._answer or now - self._answered_at < _BETWEEN_ANSWERS:

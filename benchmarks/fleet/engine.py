@@ -91,6 +91,10 @@ class Engine:
         self._timer: asyncio.TimerHandle | None = None
 
     @property
+    def kv_tokens(self) -> int:
+        return self.hardware.kv_tokens
+
+    @property
     def running(self) -> int:
         return len(self._prompts) + len(self._answers)
 

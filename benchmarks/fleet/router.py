@@ -13,6 +13,7 @@ from typing import Final
 from benchmarks.fleet.engine import End, Engine, Stay, TurnedDownError
 from benchmarks.fleet.memory import BYTES, Memory
 from benchmarks.fleet.peers.base import Only
+from benchmarks.fleet.ranks import Ranks, RanksMemory
 from benchmarks.fleet.requests import Request
 from headwater.http.descriptors import Descriptors
 from headwater.openai.errors import APIError
@@ -64,7 +65,7 @@ class Record:
     duration: float | None = None
     """None: refused."""
     cached: int = 0
-    engine: Engine | None = None
+    engine: Engine | Ranks | None = None
 
     @property
     def per_token(self) -> float | None:
@@ -81,7 +82,7 @@ class Router:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        engines: Sequence[Engine],
+        engines: Sequence[Engine | Ranks],
         policies: Policies,
         rng: random.Random,
         name: str = "router",
@@ -112,7 +113,7 @@ class Router:
         self.endpoints: list[Endpoint] = []
         self._loop = loop
         self._engines = list(engines)
-        self._by_spec: dict[EndpointSpec, Engine] = {}
+        self._by_spec: dict[EndpointSpec, Engine | Ranks] = {}
         for place, engine in enumerate(engines):
             url = f"http://10.0.{place // 250}.{place % 250 + 1}:8000"
             group = groups[place] if groups else Group()
@@ -122,7 +123,7 @@ class Router:
         if isinstance(policies, Only):
             policies.follow(self.memory_of)
 
-    def memory_of(self, target_id: str) -> Memory | None:
+    def memory_of(self, target_id: str) -> Memory | RanksMemory | None:
         """What the engine of this name holds: KV events tell the rules that follow them. None: it has gone."""
         for endpoint, engine in zip(self.endpoints, self._engines, strict=True):
             if endpoint.target.id == target_id:
@@ -132,8 +133,8 @@ class Router:
     def up(self, place: int, adapters: Sequence[str] = ()) -> None:
         """An engine's probe says that it is ready, and what it serves."""
         endpoint = self.endpoints[place]
-        load, hardware = endpoint.target.load, self._engines[place].hardware
-        load.block_size, load.total_blocks = _BLOCK_TOKENS, hardware.kv_tokens // _BLOCK_TOKENS
+        load, engine = endpoint.target.load, self._engines[place]
+        load.block_size, load.total_blocks = _BLOCK_TOKENS, engine.kv_tokens // _BLOCK_TOKENS
         served = [ServedModel(MODEL, MODEL, "")] + [ServedModel(each, MODEL, each) for each in adapters]
         self.fleet.mark_ready(endpoint, served)
 

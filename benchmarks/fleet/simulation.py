@@ -12,6 +12,7 @@ import structlog
 from benchmarks.fleet.channel import Channel, Link
 from benchmarks.fleet.engine import Engine
 from benchmarks.fleet.hardware import H100_8B, Hardware
+from benchmarks.fleet.ranks import Ranks
 from benchmarks.fleet.requests import Request
 from benchmarks.fleet.router import PROBE_SECONDS, Record, Router
 from benchmarks.virtual_clock import VirtualLoop, run
@@ -40,6 +41,8 @@ class Workload:
     hardware: Hardware = H100_8B
     speeds: Sequence[float] = (1.0,) * 8
     """Of each engine."""
+    ranks: int = 1
+    """Behind the address of each."""
     ttft_objective: float = 1.0
     """Seconds: an answer counts as good that begins within it,"""
     token_objective: float = 0.03
@@ -56,7 +59,7 @@ class Workload:
 class Run:
     workload: Workload
     records: list[Record] = field(default_factory=list)
-    engines: list[Engine] = field(default_factory=list)
+    engines: list[Engine | Ranks] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -76,7 +79,7 @@ def simulate(
     between two looks of a router at the engines' gauges."""
     loop = VirtualLoop()
     result = Run(workload)
-    result.engines = [Engine(loop, workload.hardware, speed, workload.adapters) for speed in workload.speeds]
+    result.engines = [_engine(loop, workload, speed) for speed in workload.speeds]
     replicas = [
         Router(loop, result.engines, make(random.Random(f"{seed} {number}")), random.Random(number), f"router-{number}")
         for number in range(routers)
@@ -103,6 +106,12 @@ def play(
     run(_Play(loop, result, routers, channel, probe_seconds, random.Random(seed)).play(), loop)
     if faults:
         raise faults[0].get("exception") or RuntimeError(faults[0]["message"])
+
+
+def _engine(loop: VirtualLoop, workload: Workload, speed: float) -> Engine | Ranks:
+    if workload.ranks > 1:
+        return Ranks(loop, workload.hardware, workload.ranks, speed, workload.adapters)
+    return Engine(loop, workload.hardware, speed, workload.adapters)
 
 
 class _Play:

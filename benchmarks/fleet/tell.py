@@ -3,8 +3,7 @@
     python -m benchmarks.fleet --json fleet.json && python -m benchmarks.fleet.tell fleet.json
 
 writes benchmarks/results/fleet.md, the table between two comments in docs/performance.md, and, where matplotlib is
-installed (the extra `bench`), fleet.svg and fleet.png beside the results. Several files are taken together, the last one
-wins.
+installed (the extra `bench`), fleet.svg and fleet.png beside the results. Of several files, the last one wins.
 """
 
 import json

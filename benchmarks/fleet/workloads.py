@@ -202,6 +202,7 @@ _COMING_AND_GOING: Final = (
 ALL: Final = (
     Workload("hot prefix", hot_prefix),
     Workload("150 groups", groups),
+    Workload("150 groups, two ranks each", groups, speeds=(1.0,) * 4, ranks=2),
     Workload("conversations", conversations),
     Workload("agents", agents),
     Workload("RAG", rag),

@@ -15,6 +15,7 @@ from benchmarks.fleet.engine import Engine, TurnedDownError
 from benchmarks.fleet.figures import Figures, figures_of
 from benchmarks.fleet.hardware import H100_8B
 from benchmarks.fleet.memory import BLOCK, Memory, chain_of
+from benchmarks.fleet.ranks import Ranks
 from benchmarks.fleet.requests import Request, arrivals, fresh, shared
 from benchmarks.fleet.simulation import Event, Run, Workload, simulate
 from benchmarks.virtual_clock import VirtualLoop
@@ -110,6 +111,28 @@ def test_a_run_answers_all_and_is_the_same_each_time(policy: str) -> None:
 def test_several_routers_share_the_engines() -> None:
     workload = Workload("small", few(200, workloads.hot_prefix), speeds=(1.0,) * 4)
     assert figures_of(run(workload, routers=3)).imbalance < 1.5
+
+
+def test_the_rank_with_the_fewest_requests_gets_the_next_one_whatever_it_holds() -> None:
+    loop, rng = VirtualLoop(), random.Random(2)
+    ranks = Ranks(loop, replace(H100_8B, max_running=1), 2)
+    for _ in range(6):
+        ranks.submit(Request(0.0, shared("same", 1000), fresh(rng, 10)), lambda now: None)
+    assert [each.running + each.waiting for each in ranks.ranks] == [3, 3]
+    assert (ranks.running, ranks.waiting) == (2, 4)
+    ranks.die()
+    assert (ranks.running, ranks.waiting, ranks.memory.taken) == (0, 0, 0)
+    loop.close()
+
+
+@pytest.mark.parametrize("policy", ["prefix", "llm-d precise"])
+def test_fleets_of_ranks_answer_all_and_find_less_cached_than_engines_with_addresses_of_their_own(policy: str) -> None:
+    cached = []
+    for speeds, ranks in (((1.0,) * 4, 1), ((1.0,) * 2, 2)):
+        result = run(Workload("ranks", few(300, shared_by_groups), speeds=speeds, ranks=ranks), policy)
+        assert all(record.duration is not None for record in result.records)
+        cached.append(figures_of(result).cached)
+    assert 0.0 < cached[1] < cached[0]
 
 
 def shared_by_groups(rng: random.Random) -> Iterator[Request]:

@@ -5,6 +5,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from benchmarks.fleet.memory import Memory
+from benchmarks.fleet.ranks import RanksMemory
 from headwater.prefix import ENDS
 from headwater_router.index import PrefixIndex
 from headwater_router.picker.base import Decision, Label, Picker, Prompt, Target
@@ -26,7 +27,7 @@ class Only(Policies):
     def forget(self, target_id: str) -> None:
         self._only.forget(target_id)
 
-    def follow(self, memory_of: Callable[[str], Memory | None]) -> None:
+    def follow(self, memory_of: Callable[[str], Memory | RanksMemory | None]) -> None:
         """`memory_of`: what the engine of a target holds."""
         if isinstance(self._only, FollowingPeer):
             self._only.memory_of = memory_of
@@ -86,7 +87,7 @@ class PrefixPeer(CountingPicker):
 class FollowingPeer(PrefixPeer):
     """Knows what engines hold, as their KV events tell."""
 
-    memory_of: Callable[[str], Memory | None]
+    memory_of: Callable[[str], Memory | RanksMemory | None]
 
 
 def requests(target: Target) -> int:

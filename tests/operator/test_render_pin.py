@@ -1,5 +1,6 @@
 """What restarts an engine: a change of the spec that shapes its pod, and nothing else."""
 
+import json
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from headwater_operator.render import (
     PIN_ANNOTATION,
     RENDERERS,
     SPEC_HASH_ANNOTATION,
+    Defaults,
     Pin,
     pinned,
     render,
@@ -91,6 +93,19 @@ def test_a_pin_is_kept_until_the_spec_changes() -> None:
 
 def test_a_pin_survives_its_annotation() -> None:
     assert Pin.from_json(OLD.to_json()) == OLD
+
+
+@pytest.mark.parametrize("damaged", ["x", "[]", '{"env": 1}', '{"other": {}}'])
+def test_a_pin_whose_defaults_are_damaged_is_a_value_error(damaged: str) -> None:
+    text = json.dumps({"render_version": 5, "backend": "vllm", "image": "i", "defaults": damaged})
+    with pytest.raises(ValueError, match=r"."):
+        Pin.from_json(text)
+
+
+def test_what_a_platform_gives_survives_its_pin() -> None:
+    given = Defaults({"A": "1"}, {"spec": {"nodeSelector": {"a": "b"}}})
+    pin = Pin(5, "vllm", "image:1", one_node=True, defaults=given.to_json())
+    assert Pin.from_json(pin.to_json()) == pin and Defaults.pinned(pin.defaults) == given
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"render_version": "1", "backend": "vllm", "image": "i"}'])
@@ -206,6 +221,20 @@ def test_the_image_of_the_spec_wins(backend: str) -> None:
 def test_a_version_takes_the_place_of_the_tag(image: str | None, expected: str) -> None:
     wanted = deployment("vllm", backend={"image": image, "version": "v9"})
     assert wanted_pin(wanted, "vllm", settings()).image == expected
+
+
+def test_a_digest_takes_the_place_of_the_tag_too() -> None:
+    digest = f"sha256:{'0' * 64}"
+    wanted = deployment("vllm", backend={"image": "host:5000/server:v1", "version": digest})
+    assert wanted_pin(wanted, "vllm", settings()).image == f"host:5000/server@{digest}"
+
+
+def test_the_images_that_a_platform_has_pinned_are_below_those_of_a_resource() -> None:
+    pinned_images = settings(backend_images={"vllm": "mirror/vllm:v1", "tgi": "mirror/tgi:3"})
+    assert wanted_pin(deployment("tgi"), "tgi", pinned_images).image == "mirror/tgi:3"
+    own = deployment("vllm", backend={"image": "own:1"})
+    assert wanted_pin(own, "vllm", pinned_images).image == "own:1"
+    assert wanted_pin(deployment("vllm", backend={"version": "v2"}), "vllm", pinned_images).image == "mirror/vllm:v2"
 
 
 def test_a_version_beside_a_digest_is_refused() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 
 from headwater.backends.base import UnsupportedError
-from headwater.resource import ModelDeployment
+from headwater.resource import ModelDeployment, ResourceError
 from headwater_operator.render import Manifest, WeightsVolume, group_name, render, render_build, render_group
 from headwater_operator.render.versions import pod_template
 from tests.operator.rendering import BACKENDS, WEIGHTS, context, deployment, deployments, engine, env_of
@@ -227,6 +227,22 @@ def test_one_pod_has_all_the_gpus_of_its_node(spec: dict[str, Any], gpus: str | 
 def test_nodes_that_are_kept_for_a_device_take_the_pods_that_ask_for_it(resources: Any, keys: list[str]) -> None:
     tolerations = template("vllm", resources=resources)["spec"]["tolerations"]
     assert tolerations == [{"key": key, "operator": "Exists", "effect": "NoSchedule"} for key in keys]
+
+
+def test_a_device_that_the_template_gives_counts_as_well() -> None:
+    patch = {"containers": [{"name": "engine", "resources": {"limits": {"amd.com/gpu": 2}}}]}
+    pod = template("vllm", template={"spec": patch})
+    assert engine(pod)["resources"] == {"limits": {"amd.com/gpu": 2}}
+    assert [each["key"] for each in pod["spec"]["tolerations"]] == ["amd.com/gpu"]
+
+
+@pytest.mark.parametrize("containers", ["engine", ["engine"], [{"name": "engine", "resources": None}]])
+def test_a_template_of_the_wrong_shape_is_refused_and_no_crash(containers: Any) -> None:
+    wanted = deployment("vllm", template={"spec": {"containers": containers}})
+    try:
+        pod_template(wanted, context(wanted))
+    except ResourceError as error:
+        assert "spec.template" in str(error)
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def render_build(deployment: ModelDeployment, context: Context) -> list[Manifest
         "containers": [container],
         "volumes": storage.volumes(mounts),
     }
-    if tolerations := devices.tolerations(container["resources"]):
+    if tolerations := devices.tolerations(devices.asked_for(spec, context.backend)):
         made["tolerations"] = tolerations
     return [_claim(deployment, context, name), _job(deployment, context, name, made)]
 

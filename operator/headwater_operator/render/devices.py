@@ -33,12 +33,20 @@ _NODE_LABELS: Final = {
 
 def resources(spec: Spec, backend: Backend) -> dict[str, Any]:
     """Those of the spec, and the GPUs that it implies where it names nothing to compute on, in its template neither."""
-    given: dict[str, Any] = {**spec.resources}
+    return _with_gpus(spec.resources, spec, backend)
+
+
+def asked_for(spec: Spec, backend: Backend) -> dict[str, Any]:
+    """The same, with what the template gives to the server's container."""
+    return _with_gpus(_everything(spec), spec, backend)
+
+
+def _with_gpus(given: Mapping[str, Any], spec: Spec, backend: Backend) -> dict[str, Any]:
     everything = _everything(spec)
-    if backend.needs_gpu and not everything.get("claims") and not accelerators(everything):
-        count = spec.parallelism.tensor // spec.parallelism.nodes
-        given["limits"] = {**given.get("limits", {}), GPU: str(count)}
-    return given
+    if not backend.needs_gpu or everything["claims"] or accelerators(everything):
+        return {**given}
+    count = spec.parallelism.tensor // spec.parallelism.nodes
+    return {**given, "limits": {**given.get("limits", {}), GPU: str(count)}}
 
 
 def accelerators(resources: Mapping[str, Any]) -> dict[str, Any]:

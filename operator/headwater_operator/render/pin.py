@@ -74,14 +74,10 @@ class Pin:
         """Raises ValueError for what is no pin."""
         match json.loads(text):
             case {"render_version": int(version), "backend": str(backend), "image": str(image), **others}:
-                return cls(
-                    version,
-                    backend,
-                    image,
-                    others.get("kv_events") is not False,
-                    others.get("one_node") is True,
-                    str(others.get("defaults") or ""),
-                )
+                defaults = str(others.get("defaults") or "")
+                Defaults.pinned(defaults)
+                events, one_node = others.get("kv_events") is not False, others.get("one_node") is True
+                return cls(version, backend, image, events, one_node, defaults)
         raise ValueError(f"not a pin: {text}")
 
 
@@ -101,7 +97,11 @@ class Defaults:
     @classmethod
     def pinned(cls, text: str) -> "Defaults":
         """Raises ValueError for what is none."""
-        return cls(**json.loads(text)) if text else cls()
+        given = json.loads(text or "{}")
+        parts: dict[str, Any] = given if isinstance(given, dict) else {"": given}
+        if parts.keys() <= {"env", "template"} and all(isinstance(part, dict) for part in parts.values()):
+            return cls(**parts)
+        raise ValueError(f"not what a platform gives: {text}")
 
     def to_json(self) -> str:
         told = {name: value for name, value in (("env", self.env), ("template", self.template)) if value}

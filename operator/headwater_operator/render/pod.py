@@ -50,16 +50,16 @@ def template(deployment: ModelDeployment, context: Context, group: int | None) -
         *model_mounts(deployment, context, launch),
         *storage.files(launch.files),
     ]
-    given = devices.resources(spec, backend)
+    asked = devices.asked_for(spec, backend)
     container = {
         "name": CONTAINER,
         "image": context.pin.image,
         "command": launch.argv,
         "env": env(deployment, context, launch, grouped=grouped),
         "ports": _ports(context),
-        "resources": given,
+        "resources": devices.resources(spec, backend),
         "volumeMounts": [mount.volume_mount for mount in mounts],
-        "securityContext": container_security(locks_memory=grouped and devices.reaches_memory_of_others(given)),
+        "securityContext": container_security(locks_memory=grouped and devices.reaches_memory_of_others(asked)),
         "lifecycle": {"preStop": {"sleep": {"seconds": pre_stop(backend, spec, grouped=grouped)}}},
         **probes(backend, spec, grouped=grouped),
     }
@@ -79,7 +79,7 @@ def template(deployment: ModelDeployment, context: Context, group: int | None) -
     }
     if context.pin.one_node:
         pod["affinity"] = {"podAffinity": _beside_others(deployment, context)}
-    if tolerations := devices.tolerations(given):
+    if tolerations := devices.tolerations(asked):
         pod["tolerations"] = tolerations
     return {"metadata": metadata, "spec": pod}
 
@@ -172,7 +172,7 @@ def describe(deployment: ModelDeployment, context: Context, group: int | None = 
         port=HTTP_PORT,
         events_port=EVENTS_PORT if context.pin.publishes_kv_events else None,
         drain=drain(deployment.spec),
-        device=devices.device(devices.resources(deployment.spec, context.backend)),
+        device=devices.device(devices.asked_for(deployment.spec, context.backend)),
         threads=_cores(deployment.spec.resources),
         leader=None if group is None else leader_address(deployment, context.pin, group, context.namespace),
         engine=None if context.build_claim is None else storage.ENGINE,

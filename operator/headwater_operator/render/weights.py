@@ -161,7 +161,7 @@ def _near_devices(deployment: ModelDeployment) -> Manifest:
     """Best on a node that has what the engines will ask for, without asking for it: it would lie idle meanwhile."""
     spec = deployment.spec
     name = resolve_auto(deployment) if spec.backend.type == "auto" else spec.backend.type
-    wanted = devices.resources(spec, backends.get(name))
+    wanted = devices.asked_for(spec, backends.get(name))
     labels = [{"matchExpressions": [{"key": key, "operator": "Exists"}]} for key in devices.node_labels(wanted)]
     near: Manifest = {}
     if tolerations := devices.tolerations(wanted):

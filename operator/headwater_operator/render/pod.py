@@ -60,6 +60,8 @@ def template(deployment: ModelDeployment, context: Context, group: int | None) -
         "resources": devices.resources(spec, backend),
         "volumeMounts": [mount.volume_mount for mount in mounts],
         "securityContext": container_security(locks_memory=grouped and devices.reaches_memory_of_others(asked)),
+        # What a server wrote last: the operator reads it from here, and needs no right to read logs.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "lifecycle": {"preStop": {"sleep": {"seconds": pre_stop(backend, spec, grouped=grouped)}}},
         **probes(backend, spec, grouped=grouped),
     }

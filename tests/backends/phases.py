@@ -114,7 +114,7 @@ async def restarted(server: Server, router: RunningGateway) -> str:
 
 async def drained(server: Server, router: RunningGateway) -> str:
     """It is asked to end within an answer."""
-    body = {"model": MODEL, "prompt": "a", "max_tokens": 1500, "stream": True, "temperature": 0}
+    body = {"model": MODEL, "prompt": "a", "max_tokens": 240, "stream": True, "temperature": 0}
     async with router.client.stream("POST", TEXT, json=body, timeout=900) as got:
         pieces = got.aiter_bytes()
         answer = await anext(pieces)

@@ -35,7 +35,8 @@ _ARGUMENTS: Final[Mapping[str, list[str]]] = {
         *("--max-total-tokens", "16384", "--tool-call-parser", "qwen25"),
     ],
     "tgi": ["--max-concurrent-requests", str(2 * LIMIT), "--max-batch-prefill-tokens", str(CONTEXT)],
-    "transformers": ["--device", "cpu", "--dtype", "float32"],
+    # Else it takes as much memory for its cache as there is.
+    "transformers": ["--device", "cpu", "--dtype", "float32", "--cb-num-blocks", "64", "--cb-max-batch-tokens", "512"],
 }
 """Beside Headwater's own; `config` is that of KV events."""
 _SOURCE: Final = {"vllm": "serve", "sglang": "--model-path", "tgi": "--model-id"}

@@ -2,20 +2,24 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager, suppress
+from datetime import timedelta
 from typing import Any
 
 import pytest
 import torch
+import zmq
 from torch.distributed import PrefixStore
 
 from headwater_engine.config import EngineSettings
 from headwater_engine.distributed import rendezvous
 from headwater_engine.distributed.line import LONGEST, Beat, Hello, Line, Refused
-from headwater_engine.distributed.meet import _listen_no_more, _tcp_store, find_ranks
-from headwater_engine.distributed.place import Meeting, Place, listening
+from headwater_engine.distributed.meet import find_ranks
+from headwater_engine.distributed.place import Meeting, Place
 from headwater_engine.distributed.rendezvous import Leader, join
+from headwater_engine.distributed.store import GroupStore, StoreServer
 from headwater_engine.errors import RankError, RendezvousError
 from tests.engine.front import free_port
 
@@ -188,28 +192,78 @@ async def test_a_port_that_is_taken_is_named() -> None:
 
 
 def test_a_port_of_the_group_that_is_taken_is_named() -> None:
-    with listening("127.0.0.1", 0) as taken:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        place = Place(0, 2, 0, 1, Meeting(f"tcp://127.0.0.1:{port}", "", "secret"))
         with pytest.raises(RankError, match=f"cannot listen on port {port}: [Aa]ddress already in use"):
-            find_ranks(place, torch.device("cpu"))
+            find_ranks(place(0, port), torch.device("cpu"))
 
 
-def test_torchs_store_stops_listening_and_stays_what_it_is() -> None:
-    meeting = Meeting(f"tcp://127.0.0.1:{(port := free_port())}", "", "secret")
-    store, listener = _tcp_store(Place(0, 2, 0, 1, meeting), "127.0.0.1", str(port))
-    assert listener is not None
-    other, _ = _tcp_store(Place(1, 2, 0, 1, meeting), "127.0.0.1", str(port))
-    _listen_no_more(listener)
+def place(rank: int, port: int, secret: str = "secret") -> Place:
+    return Place(rank, 2, 0, 1, Meeting(f"tcp://127.0.0.1:{port}", "", secret))
+
+
+@contextmanager
+def stores(port: int) -> Iterator[tuple[StoreServer, GroupStore, GroupStore]]:
+    """Of the first rank, which listens there, and of another one."""
+    server = StoreServer(place(0, port))
+    both = GroupStore(place(0, port), server.shelf), GroupStore(place(1, port), None)
+    try:
+        yield server, *both
+    finally:
+        for each in both:
+            each.settle()
+        server.close()
+
+
+def test_ranks_find_what_others_have_left() -> None:
+    with stores(free_port()) as (_, own, other), ThreadPoolExecutor() as threads:
+        later = threads.submit(PrefixStore("group", other).get, "address")  # by way of torch, as it does it
+        PrefixStore("group", own).set("address", b"\x00here")
+        assert later.result(PATIENCE) == b"\x00here"
+        assert [store.add("count", 2) for store in (own, other, own)] == [2, 4, 6]
+        assert own.check(["count"])
+        assert not own.check(["count", "nothing"])
+        with pytest.raises(TimeoutError, match="nobody has left nothing"):
+            other.wait(["nothing"], timedelta(0))
+
+
+def test_what_strangers_send_while_ranks_join_is_kept_nowhere() -> None:
+    """Neither of one who speaks as ranks do, nor of one who just sends."""
+    port = free_port()
+    with stores(port) as (server, own, other):
+        with zmq.Context() as context, context.socket(zmq.REQ) as stranger:
+            monitor = stranger.get_monitor_socket(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_DISCONNECTED)
+            stranger.setsockopt(zmq.LINGER, 0)
+            place(1, port, "guessed").meeting.connect(stranger, f"tcp://127.0.0.1:{port}")
+            stranger.send(b"x" * 1_000_000, zmq.NOBLOCK)
+            assert monitor.poll(1000 * PATIENCE), "he is cut off"
+            stranger.disable_monitor()
+        with socket.create_connection(("127.0.0.1", port), PATIENCE) as flood, pytest.raises(ConnectionError):
+            for _ in range(1000):
+                flood.sendall(b"A" * 1_000_000)
+        other.set("address", b"here")
+        assert own.get("address") == b"here"
+        assert server.shelf.keys() == ["address"]
+
+
+def test_the_store_of_a_group_ends_once_all_have_joined() -> None:
+    """Torch goes on asking it, and must not wait for an answer."""
+    port = free_port()
+    with stores(port) as (_, own, other):
+        own.set("address", b"here")
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), PATIENCE)
-    PrefixStore(meeting.names(), other).set("address", b"here")
-    assert PrefixStore(meeting.names(), store).get("address") == b"here"
-    assert "secret" not in "".join(store.list_keys()), "which the store shows to anybody"
+    for store in (own, other):
+        assert not store.check(["address"])
+        store.set("status", b"well")
+        assert store.get("status") == b"well"
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_whoever_names_a_loopback_address_listens_nowhere_else(host: str) -> None:
-    with listening(host, 0) as private, listening("node-a", 0) as public:
-        assert private.getsockname()[0] == "127.0.0.1"
-        assert public.getsockname()[0] in ("::", "0.0.0.0")
+    with zmq.Context() as context:
+        for name in (host, "node-a"):
+            with context.socket(zmq.REP) as listening:
+                place(0, 0).meeting.listen(listening, f"tcp://{name}:0", 100)
+                where = listening.getsockopt_string(zmq.LAST_ENDPOINT)
+                assert ("127.0.0.1" in where) == (name == host)

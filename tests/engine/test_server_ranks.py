@@ -155,7 +155,7 @@ async def test_two_nodes_serve_as_one_and_end_as_one() -> None:
 
 
 async def assert_strangers_do_no_harm(server: Server, leader: str) -> None:
-    """At the port of steps; nobody listens at the leader's own, and at that of torch's store, any more."""
+    """At the port of steps; nobody listens at the leader's own, and at that of the store, any more."""
     host, port = leader.split(":")
     for sent in (b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 5000):
         _, writer = await asyncio.open_connection(host, int(port) + 2)

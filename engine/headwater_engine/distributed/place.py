@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import socket
 from typing import Final
 
 import msgspec
@@ -19,7 +18,8 @@ class Meeting(msgspec.Struct, frozen=True):
     """Where the ranks of one group find one another."""
 
     store: str
-    """Of torch.distributed: tcp://HOST:PORT of the first rank, or file://PATH where all are on one machine."""
+    """Where they leave their addresses (`store.py`): tcp://HOST:PORT of the first rank, or file://PATH where all are on
+    one machine."""
     steps: str
     """The ZMQ endpoint at which the first rank tells steps."""
     secret: str
@@ -30,9 +30,31 @@ class Meeting(msgspec.Struct, frozen=True):
         private = z85.encode(hashlib.sha256(self.secret.encode()).digest())
         return zmq.curve_public(private), private
 
-    def names(self) -> str:
-        """What the names in torch's store begin with. It shows them to anybody, and nothing follows from this."""
-        return hashlib.sha256(f"names {self.secret}".encode()).hexdigest()
+    def listen(self, socket: "zmq.Socket[bytes]", endpoint: str, longest: int) -> None:
+        """Have a socket listen there, for messages of so many bytes at most, to those who know the secret.
+
+        What a stranger sends is thrown away before anything is kept of it, and what is said he cannot read. Raises
+        zmq.ZMQError.
+        """
+        socket.setsockopt(zmq.IPV6, 1)
+        socket.setsockopt(zmq.CURVE_SERVER, 1)
+        socket.setsockopt(zmq.CURVE_SECRETKEY, self.keys()[1])
+        socket.setsockopt(zmq.MAXMSGSIZE, longest)
+        kind, _, rest = endpoint.partition("://")
+        if kind == "tcp":
+            host, port = rest.rsplit(":", 1)
+            here = listening_host(host.strip("[]"))
+            endpoint = f"tcp://{'[::1]' if here == '::1' else here or '*'}:{port}"
+        socket.bind(endpoint)
+
+    def connect(self, socket: "zmq.Socket[bytes]", endpoint: str) -> None:
+        """Have a socket speak with the one that listens there."""
+        public, private = zmq.curve_keypair()
+        socket.setsockopt(zmq.IPV6, 1)
+        socket.setsockopt(zmq.CURVE_SERVERKEY, self.keys()[0])
+        socket.setsockopt(zmq.CURVE_PUBLICKEY, public)
+        socket.setsockopt(zmq.CURVE_SECRETKEY, private)
+        socket.connect(endpoint)
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -67,12 +89,3 @@ def listening_host(host: str) -> str | None:
     In a pod the name of the host is not that of an address here. But who says a loopback one means to be private.
     """
     return _LOOPBACK.get(host)
-
-
-def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens there. Raises OSError."""
-    here = listening_host(host)
-    if here is None and socket.has_dualstack_ipv6():
-        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
-    family = socket.AF_INET6 if here == "::1" else socket.AF_INET
-    return socket.create_server((here or "", port), family=family)

@@ -59,11 +59,12 @@ ALONE = Alone()
 class ProcessRanks:
     """The processes of a group of torch.distributed, which is there already: of gloo on CPUs, of NCCL on GPUs."""
 
-    def __init__(self, device: torch.device | None = None) -> None:
-        """`device` has the tensors that are shared. None: main memory."""
+    def __init__(self, device: torch.device | None = None, store: object = None) -> None:
+        """`device` has the tensors that are shared. None: main memory. `store`: what torch calls, and does not keep."""
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
         self._device = device
+        self._store = store
 
     def sum(self, x: Tensor) -> Tensor:
         dist.all_reduce(x)

@@ -19,7 +19,7 @@ from headwater.logs import configure_logging
 from headwater_engine.config import EngineSettings
 from headwater_engine.core.step import Pending, Result, Step, TokenMasks, Worker
 from headwater_engine.distributed.lifeline import Lifeline
-from headwater_engine.distributed.place import Meeting, Place, listening_host
+from headwater_engine.distributed.place import Meeting, Place
 from headwater_engine.errors import DeviceError, KVCacheSizeError, LoadError, RankError
 from headwater_engine.worker.loading import Loaded, load
 
@@ -45,18 +45,7 @@ class StepTeller:
         self._socket.setsockopt(zmq.XPUB_VERBOSE, 1)
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.IPV6, 1)
-        # What a stranger sends is thrown away before anything is kept of it, and what is told he cannot read.
-        self._socket.setsockopt(zmq.CURVE_SERVER, 1)
-        self._socket.setsockopt(zmq.CURVE_SECRETKEY, meeting.keys()[1])
-        self._socket.setsockopt(zmq.MAXMSGSIZE, _LONGEST_SUBSCRIPTION)
-        kind, _, rest = meeting.steps.partition("://")
-        if kind == "tcp":
-            host, port = rest.rsplit(":", 1)
-            here = listening_host(host.strip("[]"))
-            self._socket.bind(f"tcp://{'[::1]' if here == '::1' else here or '*'}:{port}")
-        else:
-            self._socket.bind(meeting.steps)
+        meeting.listen(self._socket, meeting.steps, _LONGEST_SUBSCRIPTION)
         self._encoder = msgspec.msgpack.Encoder()
         self._told = 0
 
@@ -76,13 +65,8 @@ class StepHearer:
     def __init__(self, meeting: Meeting) -> None:
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
         self._socket.setsockopt(zmq.RCVHWM, 0)
-        self._socket.setsockopt(zmq.IPV6, 1)
-        public, private = zmq.curve_keypair()
-        self._socket.setsockopt(zmq.CURVE_SERVERKEY, meeting.keys()[0])
-        self._socket.setsockopt(zmq.CURVE_PUBLICKEY, public)
-        self._socket.setsockopt(zmq.CURVE_SECRETKEY, private)
         self._socket.setsockopt(zmq.SUBSCRIBE, meeting.secret.encode())
-        self._socket.connect(meeting.steps)
+        meeting.connect(self._socket, meeting.steps)
         self._decoder = msgspec.msgpack.Decoder(Told)
         self._heard = 0
 

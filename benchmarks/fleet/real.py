@@ -33,16 +33,16 @@ from benchmarks.servers import free_port, server
 _MODEL: Final = "bench"
 _FIRST_TOKEN_ID, _VOCABULARY = 100, 40_000
 _APART: Final = 0.2
-_SECONDS: Final = 18.0
+_SECONDS: Final = 14.0
 _PER_SECOND: Final = 1.0
 """Little enough that there is no queue, which would be twice as long where a step is a tenth longer."""
 
-_ALONE: Final = (48, 200, 500, 1000)
+_ALONE: Final = (48, 200, 450, 900)
 """Tokens of prompts."""
-_TOGETHER: Final = ((1, 32), (1, 900), (2, 64), (4, 128), (8, 32), (8, 256))
+_TOGETHER: Final = ((1, 32), (1, 700), (3, 64), (8, 32), (8, 200))
 """Answers, and tokens of the prompt of each."""
-_OUTPUT: Final = 24
-_TIMES: Final = 3
+_OUTPUT: Final = 16
+_TIMES: Final = 2
 
 
 def trace(rng: random.Random) -> Iterator[Request]:

@@ -48,7 +48,7 @@ _TIMES: Final = 2
 def trace(rng: random.Random) -> Iterator[Request]:
     """Short answers, to prompts of which more than half begin with one of four texts of 384 tokens."""
     for at in arrivals(rng, _PER_SECOND, _SECONDS):
-        beginning = shared(f"real {rng.randrange(4)}", 384) if rng.random() < 0.6 else fresh(rng, 96)
+        beginning = shared(f"beginning {rng.randrange(4)}", 384) if rng.random() < 0.6 else fresh(rng, 96)
         yield Request(at, beginning + fresh(rng, rng.randrange(32, 320)), fresh(rng, rng.randrange(16, 64)))
 
 

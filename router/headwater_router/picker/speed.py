@@ -50,7 +50,7 @@ _FACTOR_SAMPLES: Final = 8
 """Before which a factor is not looked at."""
 _QUICKEST: Final = 1 / 8
 """Least factor: who answers nonsense at once must not draw everything."""
-_ALIKE: Final = 1.5
+ALIKE: Final = 1.5
 """Times the others' factor, or a part of it, within which one counts as theirs."""
 
 
@@ -158,7 +158,7 @@ class Factor:
     def beside(self, usual: float) -> float:
         """What to go by, where others have `usual`."""
         own = self.own
-        return own if own and not usual < own * _ALIKE < usual * _ALIKE * _ALIKE else usual
+        return own if own and not usual / ALIKE < own < usual * ALIKE else usual
 
     def learn(self, seconds: float, predicted: float) -> None:
         self.samples += 1

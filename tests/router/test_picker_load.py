@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headwater_router.admission.ceiling import Report
 from headwater_router.outcome import Outcome
 from headwater_router.picker import POLICIES, make
 from headwater_router.picker.base import Decision, Picker, Prompt, Target
@@ -54,7 +55,7 @@ def test_load_returns_to_zero_and_picks_stay_within_the_targets(policy: str, ste
             case "forget":
                 picker_.forget(targets[number % 5].id)
             case "gauge":
-                targets[number % 5].load.reported_waiting = number % 9
+                targets[number % 5].load.report(Report(waiting=number % 9))
         assert sum(target.load.in_flight for target in targets) == len(open_)
         assert all(target.load.prefill_tokens >= 0 for target in targets)
     for decision in open_:

@@ -7,6 +7,7 @@ import pytest
 
 from headwater.events import BlockStored
 from headwater.prefix import token_chain
+from headwater_router.admission.ceiling import Report
 from headwater_router.index import PrefixIndex
 from headwater_router.index.folds import KEY_TOKENS
 from headwater_router.index.stored import token_root
@@ -220,7 +221,7 @@ def test_a_pod_that_seemed_slow_is_tried_again_after_a_while() -> None:
 def test_stale_gauges_do_not_herd_a_burst() -> None:
     picker, pods = prefix_picker(), targets(4)
     for pod, waiting in zip(pods, (0, 4, 4, 4), strict=True):
-        pod.load.reported_running, pod.load.reported_waiting = 0, waiting
+        pod.load.report(Report(0, waiting))
     for number in range(100):
         picker.pick(prompt([number], 256), pods, 0.0)
     # The idle one makes up for the four that wait elsewhere, and the rest is shared.
@@ -230,7 +231,7 @@ def test_stale_gauges_do_not_herd_a_burst() -> None:
 def test_gauges_that_show_our_own_requests_count_them_once() -> None:
     picker, pods = prefix_picker(), targets(2)
     decisions = [picker.pick(prompt([number], 500), pods, 0.0) for number in range(20)]
-    pods[0].load.reported_running, pods[0].load.reported_waiting = 2, 8
+    pods[0].load.report(Report(2, 8))
     for number in range(20):
         decisions.append(picker.pick(prompt([100 + number], 500), pods, 1e-3))
     assert [pod.load.in_flight for pod in pods] == [20, 20]

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headwater.tally import Count
+from headwater_router.admission.ceiling import Report
 from headwater_router.index import PrefixIndex
 from headwater_router.picker import make
 from headwater_router.picker.base import Load, Others, Prompt, Target
@@ -158,7 +159,7 @@ def test_a_policy_goes_by_what_other_routers_say_before_it_goes_by_gauges() -> N
     index = PrefixIndex()
     picker = make("prefix", index, random.Random(0))
     assert isinstance(picker, PrefixPicker)
-    busy, idle = Target("busy", Load(reported_running=0, reported_waiting=0)), Target("idle", Load(reported_running=9))
+    busy, idle = Target("busy", Load(reported=Report(0, 0))), Target("idle", Load(reported=Report(9)))
     busy.load.others, idle.load.others = Others(9, 5, 5000), Others(0, 0, 0)
     assert picker.pick(Prompt("m", [], 100), [busy, idle], 0.0).target is idle
     busy.load.others = idle.load.others = None

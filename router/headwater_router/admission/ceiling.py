@@ -27,6 +27,8 @@ from typing import Final
 
 KV_FULL: Final = 0.95
 """Share of the KV memory."""
+_KV_CROWDED: Final = 0.9
+"""From here on it costs the others something that one more takes."""
 _KV_EASY: Final = 0.8
 """Below it nobody has to wait for memory any more."""
 _ALIKE: Final = 2
@@ -49,7 +51,7 @@ class Report:
     most_running: int | None = None
 
 
-_SILENCE: Final = Report()
+SILENCE: Final = Report()
 
 
 @dataclass(slots=True)
@@ -61,7 +63,9 @@ class Ceiling:
     """Tokens that its memory holds; 0: it does not say."""
     bounded: bool = False
     """Whether it may have no room at all."""
-    _report: Report = _SILENCE
+    tight: bool = False
+    """Whether its memory may soon be full."""
+    _report: Report = SILENCE
     _kv_tokens: int = 0
     """At that report."""
     _alike: int = 0
@@ -88,6 +92,11 @@ class Ceiling:
         """Share of its memory that should be taken now: what it said, and what came and went since."""
         usage = self._report.cache_usage or 0.0
         return usage + (kv_tokens - self._kv_tokens) / self.kv_capacity if self.kv_capacity else usage
+
+    def lacking(self, kv_tokens: int, more: float) -> float:
+        """Of a tenth of its memory, how much would be missing to keep a tenth free with so many tokens more."""
+        share = more / self.kv_capacity if self.kv_capacity else 0.0
+        return max(0.0, (self.kv_usage(kv_tokens) + share - _KV_CROWDED) / (1 - _KV_CROWDED))
 
     def reported(self, report: Report, kv_tokens: int) -> None:
         """Its gauges were read."""
@@ -125,6 +134,7 @@ class Ceiling:
         refused_at = self._refused_at if self._refused_at == math.inf else math.floor(self._refused_at)
         self._most = min(beside, refused_at)
         self.bounded = self._short_of_memory or self._most < math.inf
+        self.tight = (self._report.cache_usage or 0.0) >= _KV_EASY
 
     def _has_nobody_waiting(self, there: int) -> bool:
         """What looks like full memory may be prefixes that it would let go: one more will show."""

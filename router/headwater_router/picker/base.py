@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from headwater_router.admission.ceiling import Ceiling, Report
+from headwater_router.admission.ceiling import SILENCE, Ceiling, Report
 from headwater_router.outcome import Outcome
 
 if TYPE_CHECKING:
@@ -61,11 +61,8 @@ class Load:
     """Learned prompt tokens per second; 0 until there is a first answer."""
     others: Others | None = None
     """None while it is not known from all other routers, if there are any. `replicas` writes it."""
-    reported_running: int | None = None
-    """The engine's own gauges, None where it does not report them (which is not 0)."""
-    reported_waiting: int | None = None
-    reported_cache_usage: float | None = None
-    """0 to 1."""
+    reported: Report = SILENCE
+    """The engine's own gauges; another object with each look at them."""
     total_blocks: int | None = None
     """KV blocks of the engine, where it says so."""
     block_size: int | None = None
@@ -76,14 +73,27 @@ class Load:
     """Requests that its gauges showed beyond our own."""
 
     @property
+    def reported_running(self) -> int | None:
+        """None where the engine does not report it, which is not 0; so for the next two."""
+        return self.reported.running
+
+    @property
+    def reported_waiting(self) -> int | None:
+        return self.reported.waiting
+
+    @property
+    def reported_cache_usage(self) -> float | None:
+        """0 to 1."""
+        return self.reported.cache_usage
+
+    @property
     def there(self) -> int:
         """Requests that should be there now, ours and those of others."""
         return self.in_flight + (self._foreign if self.others is None else self.others.in_flight)
 
     def report(self, report: Report) -> None:
         """Its gauges were read."""
-        self.reported_running, self.reported_waiting = report.running, report.waiting
-        self.reported_cache_usage = report.cache_usage
+        self.reported = report
         self._foreign = max(0, (report.running or 0) + (report.waiting or 0) - self.in_flight)
         self.ceiling.kv_capacity = (self.total_blocks or 0) * (self.block_size or 0)
         self.ceiling.reported(report, self.kv_tokens)

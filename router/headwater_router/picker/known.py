@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
+from headwater_router.admission.ceiling import SILENCE, Report
 from headwater_router.index.prefixes import Tickets
 from headwater_router.picker.base import Candidate, Decision, Load, Others, Target
 from headwater_router.picker.counting import CountedDecision, begin, counted, end_prefill
@@ -32,6 +33,8 @@ class Known:
     """Of its deployment, once it has answered."""
     fresh_until: float = float("-inf")
     """When its speed is too old to go by."""
+    own_factor: float = 0.0
+    """Its factor, where that is to be gone by; 0: what is usual is."""
     queue: "OrderedDict[Routed, None]" = field(default_factory=OrderedDict)
     """Requests of ours whose first token has not come, oldest first."""
     head: "Routed | None" = None
@@ -45,9 +48,8 @@ class Known:
     """Share of the tokens that were expected in its cache that its answers then reported as cached."""
     whole_answers: "deque[tuple[float, Routed]]" = field(default_factory=deque)
     """Requests that are not streamed, with the time at which their prefill should be over."""
-    seen_running: int | None = None
-    seen_waiting: int | None = None
-    """The gauges as last reported."""
+    seen_report: Report = SILENCE
+    """The gauges as they were looked at last."""
     foreign_running: int = 0
     """Requests there that are not ours and are being answered."""
     foreign_waiting: int = 0
@@ -56,6 +58,19 @@ class Known:
     foreign_context: int = 0
     """Tokens of the prompts of all of them, where their routers say so."""
     seen_others: Others | None = None
+    stale: bool = True
+    """The next ones are to be worked out anew."""
+    in_flight: int = 0
+    """Of ours, when they were."""
+    answers: int = 0
+    """In progress there, ours and others'."""
+    requests: int = 0
+    other: float = 0.0
+    """Tokens that one of the answers of ours is expected to have; 0: there is none."""
+    head_work: float = 0.0
+    """Of the first in the queue; 0: there is none."""
+    head_since: float = 0.0
+    """When its turn came."""
     _at: float = 0.0
     _answers: float = 0.0
     _context: float = 0.0
@@ -64,22 +79,30 @@ class Known:
     def see_gauges(self, load: Load) -> None:
         """What is there of others: as their routers say, else what the engine's gauges have beyond our own count."""
         others, before = load.others, self.seen_others
-        self.seen_others = others
+        report, seen = load.reported, self.seen_report
+        self.seen_others, self.seen_report, self.stale = others, report, True
         if others is not None:
             self.foreign_waiting = others.queued
             self.foreign_running = others.in_flight - others.queued
             self.foreign_work, self.foreign_context = others.prefill_tokens, others.prompt_tokens
-        elif (
-            before is not None
-            or load.reported_waiting != self.seen_waiting
-            or load.reported_running != self.seen_running
-        ):
-            self.seen_waiting, self.seen_running = load.reported_waiting, load.reported_running
-            running, waiting = load.reported_running or 0, load.reported_waiting or 0
+        elif before is not None or (report.waiting, report.running) != (seen.waiting, seen.running):
+            running, waiting = report.running or 0, report.waiting or 0
             foreign = max(0, running + waiting - load.in_flight)
             self.foreign_waiting = min(foreign, max(0, waiting - len(self.queue)))
             self.foreign_running = foreign - self.foreign_waiting
             self.foreign_work, self.foreign_context = None, 0
+
+    def settle(self, load: Load) -> None:
+        """Something has come, begun to answer, or ended. What many decisions ask in between is worked out once."""
+        ours = self.in_flight = load.in_flight
+        self.answers = ours - len(self.queue) + self.foreign_running
+        self.requests = ours + self.foreign_running + self.foreign_waiting
+        self.other = self.outputs / ours if ours else 0.0
+        if (head := self.head) is None:
+            self.head_work = 0.0
+        else:
+            self.head_work, self.head_since = head.work, max(head.at, self.last_first_byte)
+        self.stale = False
 
     def sums(self, load: Load, now: float) -> Sums:
         """Up to now, with what is there since they were last brought up to date. To be called before that changes."""
@@ -162,6 +185,7 @@ class Routed(CountedDecision):
         if self.prefilling:
             known = self.chosen.known
             del known.queue[self]
+            known.stale = True
             known.queued_work = known.queued_work - self.work if known.queue else 0.0
             if known.head is self:
                 known.head = next(iter(known.queue), None)

@@ -41,6 +41,7 @@ class Learned:
         known, pace = found.chosen.known, found.pace
         pace.learn(stretch, seconds, known.factor)
         known.pace, known.fresh_until = pace, now + _STALE_SECONDS
+        known.own_factor = known.factor.apart(pace.usual)
         found.target.load.prefill_rate = 1.0 / (known.factor.beside(pace.usual) * pace.costs[4])
 
     def learn_rest(self, found: Routed, output_tokens: int, now: float) -> None:
@@ -70,6 +71,8 @@ class Learned:
         factors = [each.factor.beside(pace.usual) for each in known if now <= each.fresh_until and each.factor.samples]
         if factors:
             pace.usual = sum(factors) / len(factors)
+        for each in known:
+            each.own_factor = each.factor.apart(pace.usual) if now <= each.fresh_until else 0.0
 
     def _lengths_of(self, prompt: Prompt) -> Lengths:
         lengths = self._lengths.get(prompt.model)

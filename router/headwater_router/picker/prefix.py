@@ -63,7 +63,7 @@ from headwater_router.picker.counting import end
 from headwater_router.picker.known import Compared, Known, Routed, routed
 from headwater_router.picker.learned import Learned
 from headwater_router.picker.objective import WEIGHTS, Objective
-from headwater_router.picker.speed import ALIKE, Factor, Pace, Speed, Stretch
+from headwater_router.picker.speed import Factor, Pace, Speed, Stretch
 from headwater_router.picker.targets import Targets
 
 DEFAULT_CAPACITY_TOKENS: Final = 500_000
@@ -224,7 +224,7 @@ class PrefixPicker:
     def forget_speed(self, target_id: str) -> None:
         """It is to be learned anew."""
         if (known := self._known.get(target_id)) is not None:
-            known.factor, known.fresh_until = Factor(), float("-inf")
+            known.factor, known.fresh_until, known.own_factor = Factor(), float("-inf"), 0.0
 
     def forget(self, target_id: str) -> None:
         self._known.pop(target_id, None)
@@ -263,7 +263,7 @@ class PrefixPicker:
         size, usual, anybody = prompt.tokens, pace.usual, bool(text or tokens)
         most, block_tokens, holder_of = size - 1, prompt.text_block_tokens, self._index.holders.get
         first_weight, rest_weight, others_weight = self._weights
-        share, all_steps, slowest, fastest = answer + context * size, step * output, usual * ALIKE, usual / ALIKE
+        share, all_steps = answer + context * size, step * output
         for place, target in enumerate(offered):
             load, name = target.load, target.id
             known = known_of(name)
@@ -271,15 +271,11 @@ class PrefixPicker:
                 known = self._known[name] = Known()
             if known.whole_answers:
                 self._release_due(known, now)
-            if (
-                load.others is not known.seen_others
-                or load.reported_waiting != known.seen_waiting
-                or load.reported_running != known.seen_running
-            ):
+            if load.reported is not known.seen_report or load.others is not known.seen_others:
                 known.see_gauges(load)
-            factor = known.factor.own  # As `Factor.beside` has it: a call for each is a tenth of the time.
-            if not factor or fastest < factor < slowest or now > known.fresh_until:
-                factor = usual
+            if known.stale or load.in_flight != known.in_flight:
+                known.settle(load)
+            factor = known.own_factor or usual
             cached, expected = 0, 0.0
             if anybody and (holder := holder_of(name)) is not None:
                 expected = ENDS[text.depth(holder)] * block_tokens
@@ -292,20 +288,18 @@ class PrefixPicker:
             work = uncached * (1.0 + _ATTENTION * (cached + 0.5 * uncached))
             foreign = known.foreign_work
             ahead = known.queued_work + (known.foreign_waiting * typical if foreign is None else foreign)
-            if (head := known.head) is not None:
-                since = known.last_first_byte
-                done = (now - (head.at if head.at > since else since)) / (factor * token)
-                ahead -= done if done < head.work else head.work
-            ours = len(known.queue)
-            answers: float = load.in_flight - ours + known.foreign_running
-            requests: float = answers + ours + known.foreign_waiting
+            if head := known.head_work:
+                done = (now - known.head_since) / (factor * token)
+                ahead -= done if done < head else head
+            answers: float = known.answers
+            requests: float = known.requests
             if load.penalty:
                 waits = load.penalty * (self._queued / self._in_flight if self._in_flight else 1.0)
                 requests, ahead = requests + load.penalty, ahead + waits * typical
                 answers += load.penalty - waits
             prefill = token * work
             if requests:
-                other = known.outputs / load.in_flight if load.in_flight else output
+                other = known.other or output
                 overlap = output * other / (output + other)
                 read = context * (load.prompt_tokens + known.foreign_context)
                 first = factor * (constant + answer * answers + read + token * ahead + prefill)
@@ -314,6 +308,10 @@ class PrefixPicker:
             else:
                 first, rest, others = factor * (constant + prefill), factor * all_steps, factor * prefill * _DISPLACED
             cost = first_weight * first + rest_weight * rest + others_weight * others
+            if load.ceiling.tight and requests:
+                # Somebody is thrown out and computed again, or it waits until one of those there has ended.
+                lacking = load.ceiling.lacking(load.kv_tokens, uncached + output)
+                cost += lacking * factor * (token * typical + all_steps / requests)
             compared.append(
                 Compared(
                     cost,

@@ -50,7 +50,7 @@ _FACTOR_SAMPLES: Final = 8
 """Before which a factor is not looked at."""
 _QUICKEST: Final = 1 / 8
 """Least factor: who answers nonsense at once must not draw everything."""
-ALIKE: Final = 1.5
+_ALIKE: Final = 1.5
 """Times the others' factor, or a part of it, within which one counts as theirs."""
 
 
@@ -157,8 +157,11 @@ class Factor:
 
     def beside(self, usual: float) -> float:
         """What to go by, where others have `usual`."""
-        own = self.own
-        return own if own and not usual / ALIKE < own < usual * ALIKE else usual
+        return self.apart(usual) or usual
+
+    def apart(self, usual: float) -> float:
+        """The same, but 0 where it is theirs."""
+        return 0.0 if usual / _ALIKE < self.own < usual * _ALIKE else self.own
 
     def learn(self, seconds: float, predicted: float) -> None:
         self.samples += 1

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headwater_router.admission.ceiling import Report
 from headwater_router.index import PrefixIndex
 from headwater_router.outcome import Outcome
 from headwater_router.picker import make
@@ -129,3 +130,19 @@ def test_a_number_of_tokens_that_no_answer_has_teaches_nothing() -> None:
     picker.finished(decision, 1e6 + 2, Outcome.ANSWERED, 0, 10**15)
     assert cost() == pytest.approx(before, rel=0.1)
     assert after_first >= before
+
+
+@pytest.mark.parametrize("objective", Objective)
+def test_an_engine_whose_memory_is_nearly_full_costs_more_and_the_more_the_fuller_it_is(objective: Objective) -> None:
+    costs = []
+    for usage in (0.5, 0.88, 0.95, 0.99):
+        picker, _ = prefix_picker(objective)
+        targets = Targets(Target(f"pod-{number}") for number in range(2))
+        full = targets.all[0]
+        full.load.total_blocks, full.load.block_size = 1000, 16
+        for _ in range(3):
+            picker.pick(Prompt("m", [], 200), [full], 0.0)
+        full.load.report(Report(running=3, waiting=0, cache_usage=usage))
+        decision = picker.pick(Prompt("m", [], 1000), targets, 1.0)
+        costs.append({each.target: each.cost for each in decision.compared}[full])  # type: ignore[attr-defined]
+    assert costs[0] < costs[1] < costs[2] < costs[3]

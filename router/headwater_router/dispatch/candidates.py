@@ -30,8 +30,8 @@ class Candidates:
         self._lineups = Lineups(fleet)
         self._busy_until: dict[Endpoint, float] = {}
         """They asked to be left alone."""
-        self._full: set[str] = set()
-        """Ids of the targets that have no room."""
+        self.full: set[str] = set()
+        """Ids of the targets that have no room. To be read only."""
 
     def of(self, model: str) -> list[Lineup]:
         """All that it could go to where they had room, but for the ejected."""
@@ -45,8 +45,8 @@ class Candidates:
         else:
             there = self._lineups.of(call.model) or self._of(call, lambda endpoint: True)
         avoided: Set[str] = call.tried
-        if self._busy_until or self._full:
-            avoided = avoided | self._full | self._busy(now)
+        if self._busy_until or self.full:
+            avoided = avoided | self.full | self._busy(now)
         if there and not avoided:
             return Found(there, avoided)
         for without in (avoided | call.doubtful, avoided):
@@ -103,14 +103,14 @@ class Candidates:
             return
         load = target.load
         if load.ceiling.has_room(load.there, load.kv_tokens):
-            self._full.discard(target.id)
+            self.full.discard(target.id)
         else:
-            self._full.add(target.id)
+            self.full.add(target.id)
 
     def forget_gone(self) -> None:
         """The fleet has changed."""
-        if self._full:
-            self._full &= {endpoint.target.id for endpoint in self._fleet}
+        if self.full:
+            self.full &= {endpoint.target.id for endpoint in self._fleet}
 
     def serves(self, target: Target, model: str) -> bool:
         """Whether a request for the model may go there now, as far as is known at once."""

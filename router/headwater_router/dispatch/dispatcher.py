@@ -103,7 +103,7 @@ class Dispatcher:
         self._timer: asyncio.TimerHandle | None = None
         self._penalties = Penalties()
         fleet.on_change, fleet.on_report = self._fleet_changed, self._reported
-        descriptors.follow(lambda: self.room.waiting()[WaitReason.NO_CONNECTION], self.room.advance)
+        descriptors.follow(self.room.waiting_for_a_connection, self.room.advance)
 
     # What the gateway asks
 
@@ -274,7 +274,8 @@ class Dispatcher:
 
     def _room_at(self, target: Target) -> None:
         """There may be some now."""
-        self.candidates.check(target)
+        if target.load.ceiling.bounded or self.candidates.full:
+            self.candidates.check(target)
         if self.room:
             self.room.advance(lambda model: self.candidates.serves(target, model))
 

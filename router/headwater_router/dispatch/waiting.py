@@ -80,6 +80,9 @@ class WaitingRoom:
         """How many wait for what."""
         return {reason: self._room.totals[reason] for reason in WaitReason}
 
+    def waiting_for_a_connection(self) -> int:
+        return self._room.totals[WaitReason.NO_CONNECTION] if self._room else 0
+
     def waiting_for(self, scope: str) -> int:
         """How many wait for endpoints of a deployment, or a model, to get ready or to have room."""
         counts = self._room.counts

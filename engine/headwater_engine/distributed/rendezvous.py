@@ -44,7 +44,7 @@ _OWN: Final = frozenset(
 
 
 def address_of(settings: EngineSettings, offset: int = 0) -> tuple[str, int]:
-    """Host and port of the first machine. Behind its own port are that of the ranks' store (1) and that of steps (2)."""
+    """Host and port of the first machine. Behind its port are those of the store (1) and of steps (2)."""
     assert settings.leader is not None
     host, _, port = settings.leader.rpartition(":")
     return host.strip("[]"), int(port) + offset

@@ -1,8 +1,9 @@
 // One thread takes a row from its logits to its token, so that the row stays in that core's cache.
 //
-// No row is sorted. Filters leave few tokens as a rule, and `Candidates` are a superset of those that is found cheaply,
-// by the largest logit of each group of GROUP. What is cut off of them is found by bisection: over the logits' own
-// bits, which, read as integers, are in the logits' order.
+// No row is sorted. What filters leave of it is all above some logit, the *cut*, and of those equal to it the first few. The
+// cut is closed in on by guesses: a sum over what lies above a guess says on which side of it the cut is. Once few tokens
+// are between the nearest two guesses, it is found among them by bisection over the logits' own bits, which, read as
+// integers, are in the logits' order. The largest logit of each group of GROUP says which groups need not be looked at.
 //
 // Tokens are those of the reference, to the last one, so that every operation rounds as it does there: no product may be
 // fused with a sum. All loops are plain, and the compiler makes vectors of them (GCC, once it knows that nobody waits for a
@@ -17,11 +18,13 @@
 
 #include <algorithm>
 #include <bit>
+#include <cfloat>
 #include <climits>
+#include <cstring>
 #include <cmath>
 #include <functional>
 #include <limits>
-#include <numeric>
+#include <type_traits>
 #include <vector>
 
 #include "team.h"
@@ -32,15 +35,16 @@ namespace {
 constexpr int64_t GROUP = 64;
 constexpr float INFINITE = std::numeric_limits<float>::infinity();
 constexpr float WEIGHT_ONE = 1 << 30;
-constexpr float WEIGHTLESS = 30.0f;  // below the largest logit by so much, times the temperature: the weight is 0
+constexpr float WEIGHTLESS = 21.0f;  // below the largest logit by so much, times the temperature: the weight is 0
+constexpr int64_t FEW = 512;         // candidates that take less time than one more look at a row
 
-uint32_t mix(uint32_t x) {
+inline uint32_t mix(uint32_t x) {
     x = (x ^ x >> 16) * 0x7FEB352Du;
     x = (x ^ x >> 15) * 0x846CA68Bu;
     return x ^ x >> 16;
 }
 
-float log_of(float x) {
+inline float log_of(float x) {
     const int32_t bits = std::bit_cast<int32_t>(x), n = (bits - 0x3F3504F3) >> 23;
     const float r = std::bit_cast<float>(bits - (n << 23)) - 1.0f;
     float p = 7.0376836292e-2f;
@@ -64,7 +68,7 @@ struct Key {
     uint32_t bits(uint32_t token) const { return mix(mix(token + low) + high) >> 1; }
 };
 
-float noise_of(uint32_t bits) {
+inline float noise_of(uint32_t bits) {
     float v = (float(int32_t(bits)) + 0.5f) * 0x1p-31f;
     v = v < 1 - 0x1p-24f ? v : 1 - 0x1p-24f;
     const float u = 1.0f - v;
@@ -73,10 +77,10 @@ float noise_of(uint32_t bits) {
 }
 
 // Never less than noise_of(bits), which is at most -log(bits / 2^31), and soon computed. 0.01: more than is rounded.
-float most_noise_of(uint32_t bits) { return 0.6931472f * float(std::countl_zero(bits)) + 0.01f; }
+inline float most_noise_of(uint32_t bits) { return 0.6931472f * float(std::countl_zero(bits)) + 0.01f; }
 
 // e^x of x <= 0, in units of 1 / WEIGHT_ONE.
-int32_t weight_of(float x) {
+inline int32_t weight_of(float x) {
     x = x > -WEIGHTLESS ? x : -WEIGHTLESS;
     const float shift = 12582912.0f;
     const float n = (x * 1.44269504f + shift) - shift;
@@ -92,51 +96,57 @@ int32_t weight_of(float x) {
 }
 
 // An integer in the order of x; -0 is 0.
-int32_t order_of(float x) {
+inline int32_t order_of(float x) {
     const int32_t bits = std::bit_cast<int32_t>(x + 0.0f);
     return bits ^ ((bits >> 31) & INT_MAX);
 }
 
-void shift(float* logits, int64_t row, const SamplingRows& b) {
-    if (b.counts && b.lines[row] >= 0) {
-        const int32_t* counts = b.counts + b.lines[row] * b.vocabulary;
-        const float repetition = b.repetition[row], presence = b.presence[row], frequency = b.frequency[row];
-        for (int64_t t = 0; t < b.vocabulary; t++) {
-            const float x = logits[t], divided = x / repetition, multiplied = x * repetition;
-            const float repeated = counts[t] > 0 ? (x > 0 ? divided : multiplied) : x;
-            const float shifted = repeated - (presence + frequency * float(counts[t] >> 1));
-            logits[t] = counts[t] > 1 ? shifted : repeated;
-        }
-    }
-    if (b.bits && b.bit_lines[row] >= 0) {
-        const auto* bits = reinterpret_cast<const uint32_t*>(b.bits + b.bit_lines[row] * b.words);
-        for (int64_t t = 0; t < b.vocabulary; t++) logits[t] += bits[t / 32] >> t % 32 & 1 ? 0.0f : -INFINITE;
-    }
-    const int64_t* end = b.bias_places + b.biases;
-    for (const int64_t* p = std::lower_bound(b.bias_places, end, row * b.vocabulary);
-         p < end && *p < (row + 1) * b.vocabulary; p++)
-        logits[*p - row * b.vocabulary] += b.bias_values[p - b.bias_places];
+// Calls f(first, size) for each GROUP of `count` things. The size is a constant for all but the last one.
+template <typename F> void in_groups_of(int64_t count, F f) {
+    int64_t first = 0;
+    for (; first + GROUP <= count; first += GROUP) f(first, std::integral_constant<int64_t, GROUP>{});
+    if (first < count) f(first, count - first);
 }
 
-// How much of `total` top-p asks for, at least the first token's.
-int64_t enough_of(float top_p, int64_t total) {
-    return std::max<int64_t>(1, int64_t(std::ceil(double(total) * double(top_p))));
+// Changes the logits of some tokens of one row. Most have no counts.
+template <typename N>
+void penalize(float* logits, const int32_t* counts, N size, float repetition, float presence, float frequency) {
+    int32_t any = 0;
+#pragma omp simd reduction(| : any)
+    for (int32_t i = 0; i < int32_t(size); i++) any |= counts[i];
+    if (!any) return;
+    for (int32_t i = 0; i < int32_t(size); i++) {
+        const float x = logits[i], divided = x / repetition, multiplied = x * repetition;
+        const float repeated = counts[i] > 0 ? (x > 0 ? divided : multiplied) : x;
+        const float shifted = repeated - (presence + frequency * float(counts[i] >> 1));
+        logits[i] = counts[i] > 1 ? shifted : repeated;
+    }
 }
 
-// The largest of each group of logits. Returns the largest of all, or NaN where one is NaN or infinite.
-float find_tops(const float* logits, int64_t vocabulary, std::vector<float>& tops) {
-    tops.clear();
+// Penalties, masks and biases of one row, and the largest of each group of its logits then. Returns the largest of all, or
+// NaN where one is NaN or infinite.
+float shift(float* logits, int64_t row, const SamplingRows& b, std::vector<float>& tops) {
+    const int32_t* counts = b.counts && b.lines[row] >= 0 ? b.counts + b.lines[row] * b.vocabulary : nullptr;
+    const int32_t* bits = b.bits && b.bit_lines[row] >= 0 ? b.bits + b.bit_lines[row] * b.words : nullptr;
+    const int64_t *end = b.bias_places + b.biases, start = row * b.vocabulary;
+    const int64_t* bias = std::lower_bound(b.bias_places, end, start);
     int32_t broken = 0;
-    for (int64_t first = 0; first < vocabulary; first += GROUP) {
-        const int64_t last = std::min(vocabulary, first + GROUP);
+    tops.clear();
+    in_groups_of(b.vocabulary, [&](int64_t first, auto size) {
+        float* own = logits + first;
+        if (counts) penalize(own, counts + first, size, b.repetition[row], b.presence[row], b.frequency[row]);
+        if (bits)
+            for (int32_t i = 0; i < int32_t(size); i++)
+                own[i] += uint32_t(bits[(first + i) / 32]) >> (first + i) % 32 & 1 ? 0.0f : -INFINITE;
+        for (; bias < end && *bias < start + first + size; bias++) logits[*bias - start] += b.bias_values[bias - b.bias_places];
         float top = -INFINITE;
 #pragma omp simd reduction(max : top) reduction(| : broken)
-        for (int64_t t = first; t < last; t++) {
-            top = logits[t] > top ? logits[t] : top;
-            broken |= !(logits[t] < INFINITE);
+        for (int32_t i = 0; i < int32_t(size); i++) {
+            top = own[i] > top ? own[i] : top;
+            broken |= !(own[i] < INFINITE);
         }
         tops.push_back(top);
-    }
+    });
     return broken ? std::nanf("") : *std::max_element(tops.begin(), tops.end());
 }
 
@@ -154,149 +164,192 @@ struct Row {
         const int64_t group = std::find(tops.begin(), tops.end(), best) - tops.begin();
         return std::find(logits + group * GROUP, logits + vocabulary, best) - logits;
     }
-};
-
-// Tokens that may be drawn, in ascending order.
-struct Candidates {
-    std::vector<int32_t> tokens, orders, weights;
-
-    size_t size() const { return tokens.size(); }
-    int64_t total() const { return std::accumulate(weights.begin(), weights.end(), int64_t(0)); }
-
-    // Those of the logits from `lowest` on.
-    void take(const Row& row, float lowest) {
-        size_t found = 0;
-        for (int64_t first = 0; first < row.vocabulary; first += GROUP) {
-            if (row.tops[first / GROUP] < lowest) continue;
-            tokens.resize(found + GROUP);
-            for (int64_t t = first; t < std::min(row.vocabulary, first + GROUP); t++) {
-                tokens[found] = int32_t(t);
-                found += row.logits[t] >= lowest;
-            }
-        }
-        tokens.resize(found);
-        orders.resize(size());
-        weights.resize(size());
-        for (size_t i = 0; i < size(); i++) orders[i] = order_of(row.logits[tokens[i]]);
-        for (size_t i = 0; i < size(); i++) weights[i] = row.weight(tokens[i]);
-    }
-
-    template <typename F> void keep_if(F keeps) {
-        size_t kept = 0;
-        for (size_t i = 0; i < size(); i++) {
-            const bool stays = keeps(i);
-            tokens[kept] = tokens[i];
-            orders[kept] = orders[i];
-            weights[kept] = weights[i];
-            kept += stays;
-        }
-        for (auto* each : {&tokens, &orders, &weights}) each->resize(kept);
-    }
-
-    // Keeps the largest, of equals the first, until their sizes add up to `enough`.
-    template <typename Size> void keep_largest(int64_t enough, Size size_of) {
-        const auto larger = [&](int32_t order) {
-            int64_t sum = 0;
-            for (size_t i = 0; i < size(); i++) sum += orders[i] > order ? size_of(i) : 0;
-            return sum;
-        };
-        // The last that is kept is the smallest order whose larger ones are not enough.
-        const auto [smallest, largest] = std::minmax_element(orders.begin(), orders.end());
-        int64_t below = int64_t(*smallest) - 1, last = *largest;
-        while (last - below > 1) {
-            const int64_t middle = below + (last - below) / 2;
-            (larger(int32_t(middle)) < enough ? last : below) = middle;
-        }
-        int64_t sum = larger(int32_t(last));
-        keep_if([&](size_t i) {
-            if (orders[i] != last) return orders[i] > last;
-            const bool keeps = sum < enough;
-            sum += size_of(i);
-            return keeps;
+    // Calls f(first, size) for the groups that have a logit from `lowest` on.
+    template <typename F> void for_groups(float lowest, F f) const {
+        in_groups_of(vocabulary, [&](int64_t first, auto size) {
+            if (tops[first / GROUP] >= lowest) f(first, size);
         });
     }
+};
 
-    void keep_top_k(int64_t k) {
-        keep_largest(k, [](size_t) { return int64_t(1); });
+// What may be drawn: tokens whose logit is larger, and of those equal to it the ones up to `last`.
+struct Cut {
+    float logit = -INFINITE;
+    int32_t last = INT32_MAX;
+
+    // Without branches, which vectors have not.
+    bool keeps(float x, int32_t token) const { return (x > logit) | ((x == logit) & (token <= last)); }
+};
+
+// Of tokens with a logit above this one: how many at most, and their sizes in all.
+struct Level {
+    float logit;
+    int64_t count, size;
+};
+
+// `sizes`: of all tokens, or of those in the groups that have a logit above this one.
+Level level_of(const Row& row, float logit, const int32_t* sizes) {
+    Level level{logit, 0, 0};
+    row.for_groups(logit, [&, logit, sizes](int64_t first, auto size) {
+        const float* logits = row.logits + first;
+        const int32_t* own = sizes + first;
+        int32_t count = 0;
+        int64_t sum = 0;
+#pragma omp simd reduction(+ : count, sum)
+        for (int32_t i = 0; i < int32_t(size); i++) {
+            count += logits[i] > logit;
+            sum += logits[i] > logit ? own[i] : 0;
+        }
+        level.count += count;
+        level.size += sum;
+    });
+    return level;
+}
+
+// The tokens between two levels.
+struct Candidates {
+    std::vector<int32_t> tokens, orders, sizes;
+
+    void take(const Row& row, float low, float high, const int32_t* sizes_of_all) {
+        tokens.clear();
+        row.for_groups(low, [&, low, high](int64_t first, auto size) {
+            const float* logits = row.logits + first;
+            uint8_t between[GROUP] = {};
+            for (int32_t i = 0; i < int32_t(size); i++) between[i] = (logits[i] > low) & (logits[i] <= high);
+            for (int64_t i = 0; i < GROUP; i += 8) {  // eight at a time: most are not
+                uint64_t eight;
+                std::memcpy(&eight, between + i, 8);
+                for (; eight; eight &= eight - 1) tokens.push_back(int32_t(first + i + std::countr_zero(eight) / 8));
+            }
+        });
+        orders.resize(tokens.size());
+        sizes.resize(tokens.size());
+        for (size_t i = 0; i < tokens.size(); i++) orders[i] = order_of(row.logits[tokens[i]]);
+        for (size_t i = 0; i < tokens.size(); i++) sizes[i] = sizes_of_all[tokens[i]];
     }
-    void keep_top_p(float top_p, int64_t total) {
-        keep_largest(enough_of(top_p, total), [&](size_t i) { return int64_t(weights[i]); });
+    int64_t larger(int32_t order) const {
+        int64_t sum = 0;
+        for (size_t i = 0; i < tokens.size(); i++) sum += orders[i] > order ? sizes[i] : 0;
+        return sum;
     }
 };
 
-// The k-th largest logit is at least this: so many groups have a logit that is.
-float least_of_top_k(const std::vector<float>& tops, int64_t k) {
-    if (k > int64_t(tops.size())) return -INFINITE;
-    std::vector<float> sorted = tops;
-    std::nth_element(sorted.begin(), sorted.begin() + (k - 1), sorted.end(), std::greater<>());
-    return sorted[k - 1];
-}
-
-void filter(Candidates& candidates, const Row& row, int64_t top_k, float top_p, int32_t min_weight) {
-    if (top_k < row.vocabulary) {
-        candidates.take(row, least_of_top_k(row.tops, top_k));
-        candidates.keep_top_k(top_k);
-        if (top_p < 1) candidates.keep_top_p(top_p, candidates.total());
-    } else if (top_p < 1) {
-        int64_t total = 0;
-        for (int64_t t = 0; t < row.vocabulary; t++) total += row.weight(t);
-        float depth = 4;  // as a rule, what is wanted lies above it
-        do
-            candidates.take(row, row.below(depth)), depth *= 2;
-        while (candidates.total() < enough_of(top_p, total));
-        candidates.keep_top_p(top_p, total);
-    } else {
-        candidates.take(row, row.below(std::log(WEIGHT_ONE / float(min_weight)) + 1));
+// Keeps the largest logits, of equals the first, until their sizes add up to `enough`. As far as is known, the cut is above
+// the level `low`.
+Cut cut_off(const Row& row, Level low, int64_t enough, const int32_t* sizes) {
+    if (low.size < enough) return {};
+    Level high{row.best, 0, 0};  // not enough
+    // As a rule, the cut lies a little below the largest logit.
+    for (float depth = 4; low.count - high.count > FEW; depth *= 2) {
+        float guess = row.below(depth);
+        if (guess <= low.logit) guess = std::max(low.logit, -FLT_MAX) / 2 + high.logit / 2;
+        if (!(low.logit < guess && guess < high.logit)) break;  // there is none between
+        const Level level = level_of(row, guess, sizes);
+        (level.size < enough ? high : low) = level;
     }
-    candidates.keep_if([&](size_t i) { return candidates.weights[i] >= min_weight; });
+    static thread_local Candidates between;
+    between.take(row, low.logit, high.logit, sizes);
+    // The last that is kept has the smallest order whose larger ones are not enough.
+    int64_t below = order_of(low.logit), order = order_of(high.logit);
+    while (order - below > 1) {
+        const int64_t middle = below + (order - below) / 2;
+        (high.size + between.larger(int32_t(middle)) < enough ? order : below) = middle;
+    }
+    Cut cut;
+    int64_t sum = high.size + between.larger(int32_t(order));
+    for (size_t i = 0; i < between.tokens.size() && sum < enough; i++)
+        if (between.orders[i] == order) {
+            cut = {row.logits[between.tokens[i]], between.tokens[i]};
+            sum += between.sizes[i];
+        }
+    return cut;
 }
 
-// Of `count` tokens, token_of(0), token_of(1), ..., ascending, the one with the largest score: scaled logit and noise.
-// top_of(first): at least the largest logit of the GROUP of them that starts there.
-template <typename F, typename G> Maximum draw(const Row& row, Key key, int64_t count, F token_of, G top_of) {
-    const auto score = [&](int64_t token, uint32_t bits) {
-        return row.logits[token] * row.inverse_temperature + noise_of(bits);
-    };
+Cut cut_top_k(const Row& row, int64_t k) {
+    static thread_local std::vector<int32_t> ones;
+    ones.resize(row.vocabulary, 1);
+    float lowest = -INFINITE;
+    if (k <= int64_t(row.tops.size())) {  // so many groups have a logit that is as large, so the cut is no lower
+        static thread_local std::vector<float> sorted;
+        sorted = row.tops;
+        std::nth_element(sorted.begin(), sorted.begin() + (k - 1), sorted.end(), std::greater<>());
+        lowest = std::nextafter(sorted[k - 1], -INFINITE);
+    }
+    return cut_off(row, level_of(row, lowest, ones.data()), k, ones.data());
+}
+
+// `among`: what is left of the row.
+Cut cut_top_p(const Row& row, float top_p, const Cut& among) {
+    static thread_local std::vector<int32_t> weights;
+    weights.resize(row.vocabulary);
+    const float lowest = std::max(among.logit, row.below(WEIGHTLESS));
+    int64_t total = 0, left = 0;
+    row.for_groups(lowest, [&, among, best = row.best, inverse = row.inverse_temperature](int64_t first, auto size) {
+        const float* logits = row.logits + first;
+        int32_t* own = weights.data() + first;
+        const int32_t at = int32_t(first);
+        int64_t sum = 0;
+        int32_t count = 0;
+#pragma omp simd reduction(+ : sum, count)
+        for (int32_t i = 0; i < int32_t(size); i++) {
+            own[i] = weight_of((logits[i] - best) * inverse);
+            sum += among.keeps(logits[i], at + i) ? own[i] : 0;
+            count += logits[i] >= among.logit;
+        }
+        total += sum;
+        left += count;
+    });
+    // At least the first token's.
+    const int64_t enough = std::max<int64_t>(1, int64_t(std::ceil(double(total) * double(top_p))));
+    const Level low{std::nextafter(lowest, -INFINITE), left, total};
+    return cut_off(row, low, enough, weights.data());
+}
+
+// The token with the largest score, scaled logit and noise, of those that the cut and min-p leave.
+Maximum draw(const Row& row, Key key, const Cut& cut, int32_t min_weight) {
     int64_t drawn = row.first_best();
-    float best = std::nextafter(score(drawn, key.bits(uint32_t(drawn))), -INFINITE);  // it has its turn below
-    for (int64_t first = 0; first < count; first += GROUP) {
-        const int64_t size = std::min(GROUP, count - first);
+    const float first_score = row.best * row.inverse_temperature + noise_of(key.bits(uint32_t(drawn)));
+    float best = std::nextafter(first_score, -INFINITE);  // it has its turn below
+    float lowest = cut.logit;
+    if (min_weight) lowest = std::max(lowest, row.below(std::log(WEIGHT_ONE / float(min_weight)) + 1));
+    row.for_groups(lowest, [&, key, cut, min_weight](int64_t first, auto size) {
+        const float *logits = row.logits + first, inverse = row.inverse_temperature;
+        const Key own{key.low + uint32_t(first), key.high};
         uint32_t bits[GROUP], least = UINT32_MAX;
 #pragma omp simd reduction(min : least)
-        for (int64_t i = 0; i < size; i++) {
-            bits[i] = key.bits(uint32_t(token_of(first + i)));
+        for (int32_t i = 0; i < int32_t(size); i++) {
+            bits[i] = own.bits(uint32_t(i));
             least = bits[i] < least ? bits[i] : least;
         }
         // As a rule, the largest logit and the largest noise together would be too little.
-        if (top_of(first) * row.inverse_temperature + most_noise_of(least) < best) continue;
+        if (row.tops[first / GROUP] * inverse + most_noise_of(least) < best) return;
         float scores[GROUP], top = -INFINITE;
+        const float likeliest = row.best;
+        const int32_t at = int32_t(first);
 #pragma omp simd reduction(max : top)
-        for (int64_t i = 0; i < size; i++) {
-            scores[i] = score(token_of(first + i), bits[i]);
+        for (int32_t i = 0; i < int32_t(size); i++) {
+            const bool is_likely = weight_of((logits[i] - likeliest) * inverse) >= min_weight;
+            const float score = logits[i] * inverse + noise_of(bits[i]);
+            scores[i] = cut.keeps(logits[i], at + i) & is_likely ? score : -INFINITE;
             top = scores[i] > top ? scores[i] : top;
         }
         if (top > best) {
             best = top;
-            drawn = token_of(first + (std::find(scores, scores + size, top) - scores));
+            drawn = first + (std::find(scores, scores + size, top) - scores);
         }
-    }
+    });
     return {best, row.best, drawn};
 }
 
 Maximum sample_row(float* logits, int64_t r, const SamplingRows& b) {
     static thread_local std::vector<float> tops;
-    static thread_local Candidates candidates;
-    shift(logits, r, b);
-    const Row row{logits, b.vocabulary, tops, find_tops(logits, b.vocabulary, tops), b.inverse_temperatures[r]};
+    const Row row{logits, b.vocabulary, tops, shift(logits, r, b, tops), b.inverse_temperatures[r]};
     if (!std::isfinite(row.best)) return {row.best, row.best, -1};
     if (row.inverse_temperature == 0) return {row.best, row.best, row.first_best()};
-    const Key key{uint32_t(b.keys[r]), uint32_t(b.keys[b.rows + r])};
-    if (b.top_k[r] >= b.vocabulary && b.top_p[r] >= 1 && b.min_weight[r] == 0)
-        return draw(
-            row, key, b.vocabulary, [](int64_t i) { return i; }, [&](int64_t first) { return tops[first / GROUP]; });
-    filter(candidates, row, b.top_k[r], b.top_p[r], b.min_weight[r]);
-    return draw(
-        row, key, candidates.size(), [&](int64_t i) { return candidates.tokens[i]; }, [&](int64_t) { return row.best; });
+    Cut cut;
+    if (b.top_k[r] < b.vocabulary) cut = cut_top_k(row, b.top_k[r]);
+    if (b.top_p[r] < 1) cut = cut_top_p(row, b.top_p[r], cut);
+    return draw(row, {uint32_t(b.keys[r]), uint32_t(b.keys[b.rows + r])}, cut, b.min_weight[r]);
 }
 
 }  // namespace

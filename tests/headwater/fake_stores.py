@@ -52,6 +52,8 @@ class Twist:
 
     twist: Callable[[Answer], Answer] = lambda answer: answer
     whole: bool = False
+    shift: int = 0
+    """Bytes by which the range is another one than was asked for."""
 
 
 Trouble = Refuse | Break | Twist
@@ -67,6 +69,8 @@ class Store:
     authorizations: list[str | None] = field(default_factory=list)
     queries: list[str] = field(default_factory=list)
     url: str = ""
+    deaf: bool = False
+    """To If-Range."""
 
     @property
     def host(self) -> str:
@@ -159,19 +163,21 @@ def respond(
         return trouble.status, {"Content-Length": "0", **trouble.headers}, b"", None
     answer = answering(store, command, target, asked)
     whole = isinstance(trouble, Twist) and trouble.whole
-    status, headers, body = _part(answer, None if whole else asked.get("Range"), asked.get("If-Range"))
+    shift = trouble.shift if isinstance(trouble, Twist) else 0
+    only_if = None if store.deaf else asked.get("If-Range")
+    status, headers, body = _part(answer, None if whole else asked.get("Range"), only_if, shift)
     if isinstance(trouble, Twist):
         status, headers, body = trouble.twist((status, headers, body))
     headers = {"Content-Length": str(len(body))} | headers
     return status, headers, body, trouble.after if isinstance(trouble, Break) else None
 
 
-def _part(answer: Answer, asked: str | None, only_if: str | None) -> Answer:
+def _part(answer: Answer, asked: str | None, only_if: str | None, shift: int) -> Answer:
     status, headers, body = answer
     if status != 200 or not asked or not body or only_if not in (None, headers.get("ETag")):
         return answer
     first, _, last = asked.removeprefix("bytes=").partition("-")
-    start, end = int(first), min(int(last), len(body) - 1) if last else len(body) - 1
+    start, end = int(first) + shift, min(int(last) + shift, len(body) - 1) if last else len(body) - 1
     if start >= len(body):
         return 416, headers | {"Content-Range": f"bytes */{len(body)}"}, b""
     return 206, headers | {"Content-Range": f"bytes {start}-{end}/{len(body)}"}, body[start : end + 1]

@@ -24,7 +24,7 @@ from benchmarks.fleet.__main__ import policies
 from benchmarks.fleet.fit import First, Gap, fit
 from benchmarks.fleet.hardware import CPU_135M, Hardware
 from benchmarks.fleet.memory import BYTES
-from benchmarks.fleet.requests import Request, arrivals, fresh, shared
+from benchmarks.fleet.requests import Request, arrivals, fresh
 from benchmarks.fleet.router import Record
 from benchmarks.fleet.simulation import Workload, simulate
 from benchmarks.load import Answer, complete
@@ -45,11 +45,13 @@ _OUTPUT: Final = 16
 _TIMES: Final = 2
 
 
-def trace(rng: random.Random) -> Iterator[Request]:
-    """Short answers, to prompts of which more than half begin with one of four texts of 384 tokens."""
+def trace(rng: random.Random, words: random.Random) -> Iterator[Request]:
+    """Short answers, to prompts of which more than half begin with one of four texts of 384 tokens. `rng` says when and
+    how long, `words` what: other ones each time, or a server that runs already has them in its cache."""
+    beginnings = [fresh(words, 384) for _ in range(4)]
     for at in arrivals(rng, _PER_SECOND, _SECONDS):
-        beginning = shared(f"beginning {rng.randrange(4)}", 384) if rng.random() < 0.6 else fresh(rng, 96)
-        yield Request(at, beginning + fresh(rng, rng.randrange(32, 320)), fresh(rng, rng.randrange(16, 64)))
+        beginning = beginnings[rng.randrange(4)] if rng.random() < 0.6 else fresh(words, 96)
+        yield Request(at, beginning + fresh(words, rng.randrange(32, 320)), fresh(words, rng.randrange(16, 64)))
 
 
 def ids_of(prompt: bytes) -> list[int]:
@@ -119,17 +121,17 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="of the model")
     parser.add_argument("--port", type=int, help="of a server that runs already")
     options = parser.parse_args()
-    port = options.port or free_port()
-    requests = list(trace(random.Random("trace")))
+    port, words = options.port or free_port(), random.Random()
+    requests = list(trace(random.Random("trace"), words))
     command = (
         f"{sys.executable} -m headwater serve {options.folder} --port {port} --dtype bfloat16 --max-model-len 2048 "
         f"--kv-cache-gib 0.5 --served-model-name {_MODEL}"
     )
     with nullcontext() if options.port else server(command, lambda: answers_to(port)):
         # Before and behind it, since machines that others share are not as quick all the time.
-        firsts, gaps = asyncio.run(measure(port, random.Random(1)))
+        firsts, gaps = asyncio.run(measure(port, words))
         answers = asyncio.run(play(port, requests))
-        for told, more in zip((firsts, gaps), asyncio.run(measure(port, random.Random(2))), strict=True):
+        for told, more in zip((firsts, gaps), asyncio.run(measure(port, words)), strict=True):
             told += more  # type: ignore[operator]
     for each in (*firsts, *gaps):
         print(each)

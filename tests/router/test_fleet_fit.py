@@ -45,7 +45,7 @@ def test_no_cost_is_below_zero_whatever_was_measured() -> None:
 
 @pytest.mark.parametrize(("slower", "agree"), [(1.0, True), (1.15, True), (1.3, False)])
 def test_the_check_fails_where_the_model_is_off_by_more_than_a_fifth(slower: float, agree: bool) -> None:
-    requests = list(trace(random.Random(3)))
+    requests = list(trace(random.Random(3), random.Random(4)))
     records = modelled(TRUE, requests)
     answers = []
     for record in records:

@@ -65,6 +65,8 @@ class Known:
     answers: int = 0
     """In progress there, ours and others'."""
     requests: int = 0
+    prompts: int = 0
+    """Tokens of all their prompts."""
     other: float = 0.0
     """Tokens that one of the answers of ours is expected to have; 0: there is none."""
     head_work: float = 0.0
@@ -97,6 +99,7 @@ class Known:
         ours = self.in_flight = load.in_flight
         self.answers = ours - len(self.queue) + self.foreign_running
         self.requests = ours + self.foreign_running + self.foreign_waiting
+        self.prompts = load.prompt_tokens + self.foreign_context
         self.other = self.outputs / ours if ours else 0.0
         if (head := self.head) is None:
             self.head_work = 0.0

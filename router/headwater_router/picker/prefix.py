@@ -301,7 +301,7 @@ class PrefixPicker:
             if requests:
                 other = known.other or output
                 overlap = output * other / (output + other)
-                read = context * (load.prompt_tokens + known.foreign_context)
+                read = context * known.prompts
                 first = factor * (constant + answer * answers + read + token * ahead + prefill)
                 rest = factor * (all_steps + overlap * (answer * requests + read))
                 others = factor * (prefill * (answers + _DISPLACED) + overlap * requests * share)

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from typing import Any, Final
 
 from headwater import backends
@@ -60,14 +61,7 @@ class Pin:
         return self.render_version > 1 and backends.get(self.backend).takes_admin_key
 
     def to_json(self) -> str:
-        told = asdict(self)
-        # What is as it was before there was a choice is left out: so pins of that time, and revisions of them, stay.
-        if self.kv_events:
-            del told["kv_events"]
-        for name in ("one_node", "defaults"):
-            if not told[name]:
-                del told[name]
-        return json.dumps(told, sort_keys=True)
+        return _as_json(self)
 
     @classmethod
     def from_json(cls, text: str) -> "Pin":
@@ -126,6 +120,19 @@ def wanted_pin(deployment: ModelDeployment, backend: str, settings: OperatorSett
         one_node,
         Defaults.of(settings).to_json(),
     )
+
+
+@lru_cache(maxsize=1024)
+def _as_json(pin: Pin) -> str:
+    """Each look asks for it several times, and there are few that differ."""
+    told = asdict(pin)
+    # What is as it was before there was a choice is left out: so pins of that time, and revisions of them, stay.
+    if pin.kv_events:
+        del told["kv_events"]
+    for name in ("one_node", "defaults"):
+        if not told[name]:
+            del told[name]
+    return json.dumps(told, sort_keys=True)
 
 
 def pinned(notes: Mapping[str, str], spec_hash: str) -> Pin | None:

@@ -3,7 +3,7 @@
     python -m benchmarks.fleet.mixed [--workloads NAME ...]
 
 Prints a table for docs/performance.md. Each workload has two classes of requests. *Fixed* is the best of a sweep: the
-share of each class that the second deployment gets, in thirds, each against each, and in sixths beside the best.
+share of each class that the second deployment gets, in halves, each against each, and in quarters beside the best.
 Counted is what was sent after the first 40 seconds, in which shares are found. *Slowed*: at a third of the time the
 engines of one deployment become slower, and what is counted is what was sent 40 seconds after that.
 """
@@ -291,8 +291,8 @@ def _outcome(records: Sequence[Record], bulk: set[Engine], mixed: Mixed) -> Outc
     return Outcome(fmean(durations), durations[int(0.99 * len(durations))], shares)
 
 
-THIRDS: Final = (0.0, 1 / 3, 2 / 3, 1.0)
-_SIXTH: Final = 1 / 6
+HALVES: Final = (0.0, 0.5, 1.0)
+_QUARTER: Final = 0.25
 
 Shares = tuple[float, float]
 """That the second deployment gets of each of a workload's classes."""
@@ -304,10 +304,10 @@ def sweep(mixed: Mixed) -> tuple[Outcome, Outcome]:
     def fixed(shares: Shares) -> Outcome:
         return one(mixed, dict(zip(mixed.kinds, shares, strict=True)), fmean(shares))
 
-    found = {shares: fixed(shares) for shares in product(THIRDS, repeat=2)}
+    found = {shares: fixed(shares) for shares in product(HALVES, repeat=2)}
     alike = min((outcome for (one, other), outcome in found.items() if one == other), key=_mean)
     a, b = min(found, key=lambda shares: found[shares].mean)
-    near = [(a - _SIXTH, b), (a + _SIXTH, b), (a, b - _SIXTH), (a, b + _SIXTH)]
+    near = [(a - _QUARTER, b), (a + _QUARTER, b), (a, b - _QUARTER), (a, b + _QUARTER)]
     nearer = [fixed(shares) for shares in near if min(shares) >= 0 and max(shares) <= 1]
     return alike, min([found[a, b], *nearer], key=_mean)
 

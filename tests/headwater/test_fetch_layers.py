@@ -117,7 +117,9 @@ def test_archives_are_known_by_their_first_bytes(packed: str, the_registry: Regi
 
 
 @pytest.mark.parametrize(
-    "content", [b"no archive", archive({"models/a": b"1" * 9999}, "w:gz")[:-20], b"\x28\xb5\x2f\xfdx"]
+    "content",
+    [b"no archive", archive({"models/a": b"1" * 9999}, "w:gz")[:-20], b"\x28\xb5\x2f\xfdx"],
+    ids=["text", "cut", "zstd"],
 )
 def test_a_layer_that_is_no_archive_is_one_sentence(
     content: bytes, the_registry: RegistryStore, tmp_path: Path

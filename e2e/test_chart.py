@@ -89,7 +89,7 @@ FOREIGN = {
     "monitors": (
         "github.com/prometheus-operator/prometheus-operator@v0.83.0",
         "example/prometheus-operator-crd",
-        ["monitoring.coreos.com_podmonitors.yaml", "monitoring.coreos.com_servicemonitors.yaml"],
+        [f"monitoring.coreos.com_{kind}.yaml" for kind in ("podmonitors", "prometheusrules", "servicemonitors")],
     ),
 }
 """CRDs of others that the chart has objects of, by the Go module that carries them."""
@@ -193,8 +193,9 @@ def roles(namespace: str) -> Iterator[str]:
     kubectl("delete", "-f", "-", "--wait=false", input=rendered)
 
 
-def may(account: str, verb: str, what: str, namespace: str) -> bool:
-    command = ["kubectl", "auth", "can-i", verb, what, "-n", namespace]
+def may(account: str, verb: str, what: str, namespace: str, part: str = "") -> bool:
+    """`part`: a subresource. Behind a slash it would be an object's name."""
+    command = ["kubectl", "auth", "can-i", verb, what, "-n", namespace, f"--subresource={part}"]
     command += ["--as", f"system:serviceaccount:{namespace}:{account}"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() == "yes"
 
@@ -202,9 +203,9 @@ def may(account: str, verb: str, what: str, namespace: str) -> bool:
 def test_who_may_view_or_edit_a_namespace_may_do_that_with_its_model_deployments(roles: str) -> None:
     kind = "modeldeployments.headwater.dev"
     eventually("the roles are aggregated", lambda: may("edit", "create", kind, roles), timeout=30)
-    assert may("edit", "get", kind, roles) and may("edit", "patch", f"{kind}/scale", roles)
+    assert may("edit", "get", kind, roles) and may("edit", "patch", kind, roles, "scale")
     assert may("view", "list", kind, roles) and not may("view", "create", kind, roles)
-    assert not may("edit", "patch", f"{kind}/status", roles), "names are kept there"
+    assert not may("edit", "patch", kind, roles, "status"), "names are kept there"
 
 
 HOST_PATH = {"volumes": [{"name": "root", "hostPath": {"path": "/"}}]}

@@ -26,7 +26,7 @@ from headwater_engine.cache.prefix_cache import PrefixCache
 from headwater_engine.core.engine import Engine
 from headwater_engine.core.messages import Generate
 from headwater_engine.core.scheduler import Scheduler
-from headwater_engine.core.step import Pending, Result, Step
+from headwater_engine.core.step import Pending, Result, Step, TokenMasks
 from headwater_engine.kernels.interface import BLOCK_SIZE, LayerCache
 from headwater_engine.layers.linears import Linears
 from headwater_engine.layers.weights import Weights
@@ -94,8 +94,8 @@ class Timed:
     def launch(self, step: Step) -> None:
         self._worker.launch(step)
 
-    def sample(self) -> Pending:
-        self._pending = self._worker.sample()
+    def sample(self, masks: TokenMasks | None = None) -> Pending:
+        self._pending = self._worker.sample(masks)
         return self
 
     def wait(self) -> Result:

@@ -130,6 +130,15 @@ def test_other_forms(compiler: Compiler, kind: Kind, text: str, form: str) -> No
         assert answer is not None and re.fullmatch(form, answer), answer
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    choices=st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8), min_size=1, max_size=4),
+    seed=st.integers(0, 2**32),
+)
+def test_a_choice_is_taken_to_the_letter(compiler: Compiler, choices: list[str], seed: int) -> None:
+    assert walked(begin(compiler, Kind.CHOICE, json.dumps(choices)), random.Random(seed)) in choices
+
+
 def test_a_structural_tag_leaves_text_free_and_holds_what_is_within(compiler: Compiler) -> None:
     structures = [{"begin": "<f>", "schema": {"type": "integer"}, "end": "</f>"}]
     tag = {"structures": structures, "triggers": ["<f"]}
@@ -188,6 +197,8 @@ HOSTILE: dict[str, tuple[Kind, str]] = {
     "many states": (Kind.REGEX, "(.*a.{50}){10}"),
     "names": (Kind.JSON_SCHEMA, json.dumps({"type": "object", "properties": {f"p{n}": True for n in range(3000)}})),
     "choices": (Kind.JSON_SCHEMA, json.dumps({"enum": [f"{n}" for n in range(8000)]})),
+    "choices of one text": (Kind.CHOICE, json.dumps([f"the same {n}" for n in range(3000)])),
+    "one long choice": (Kind.CHOICE, json.dumps(["x" * 60_000])),
     "long": (Kind.JSON_SCHEMA, '{"type":"string","minLength":1,"maxLength":1000000}'),
     "patterns": (Kind.JSON_SCHEMA, json.dumps({"anyOf": [{"pattern": f"^(a|b{n})*c{{1,99}}$"} for n in range(800)]})),
     "deep grammar": (Kind.GRAMMAR, "start: " + "(" * 5000 + '"a"' + ")" * 5000),

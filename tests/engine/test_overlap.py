@@ -204,6 +204,24 @@ def test_steps_that_decode_are_replayed_and_no_others(model: Model) -> None:
     assert set(replayed) == {"launch"}
 
 
+def test_a_form_that_cannot_be_kept_any_more_ends_its_answer_and_no_other(model: Model) -> None:
+    """After a token, as it looked well before the first one."""
+    too_many = "start: A (" + " | ".join(f'"b{n}" start' for n in range(2500)) + ")\nA: /[a-z]{4}/"
+    engine = engine_of(model, blocks=40)
+    hard = message("hard", 1, 0, 20)
+    hard.constraint = Constraint(Kind.GRAMMAR, too_many)
+    engine.add(hard)
+    engine.add(message("easy", 2, 0, 20))
+    said: dict[str, list[int]] = {"hard": [], "easy": []}
+    while engine.has_work or engine.awaits_grammars:
+        for output in engine.step():
+            said[output.id] += output.tokens
+            if output.id == "hard" and output.finish_reason is not None:
+                assert output.refusal is not None and output.refusal.code == "unsupported_constraint"
+    assert 0 < len(said["hard"]) < 20
+    assert said["easy"] == list(answer_of(engine_of(model, blocks=40, depth=0), message("alone", 2, 0, 20)))
+
+
 class Counting:
     """A model that counts: what follows token n is n + 1, and what follows `broken` is not a number."""
 

@@ -13,7 +13,7 @@ from headwater_engine.cache.prefix_cache import PrefixCache
 from headwater_engine.core.engine import Engine
 from headwater_engine.core.messages import Generate
 from headwater_engine.core.scheduler import Scheduler
-from headwater_engine.core.step import Pending, Result, Seat, Span, Step
+from headwater_engine.core.step import Pending, Result, Seat, Span, Step, TokenMasks
 from headwater_engine.errors import DeviceError
 from headwater_engine.kernels.reference import TorchKernels
 from headwater_engine.sampling.params import SamplingParams
@@ -160,7 +160,7 @@ def test_a_failed_gpu_is_no_requests_fault(place: Place, depth: int) -> None:
             self.step = step
             self._fail(Place.LAUNCH)
 
-        def sample(self) -> Pending:
+        def sample(self, masks: TokenMasks | None = None) -> Pending:
             self._fail(Place.SAMPLE)
             return self
 

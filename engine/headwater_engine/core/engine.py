@@ -130,7 +130,7 @@ class Engine:
 
     def _fail(self, request: Request, error: GrammarError, outputs: list[Output]) -> None:
         self.scheduler.remove(request.id)
-        outputs.append(_error(request.id, f"The form that was asked for cannot be kept any more: {error}."))
+        outputs.append(_no_grammar(request.id, error))
 
     def _settle(self, outputs: list[Output]) -> None:
         """Take in what the step gave that was sampled last."""

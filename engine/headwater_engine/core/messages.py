@@ -119,7 +119,7 @@ class Output(msgspec.Struct, tag="output", kw_only=True, omit_defaults=True):
     error: str | None = None
     """With FinishReason.ERROR: what went wrong with this request, through no fault of its own."""
     refusal: Refusal | None = None
-    """With FinishReason.ERROR, instead of `error`; only before any tokens."""
+    """With FinishReason.ERROR, instead of `error`. Before any tokens, but where a form cannot be kept any more."""
 
 
 class Stats(msgspec.Struct, tag="stats", kw_only=True):

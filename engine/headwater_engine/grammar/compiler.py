@@ -5,6 +5,7 @@ llguidance counts what it builds against the limits here, and gives up. Both hol
 """
 
 import json
+import re
 import threading
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -102,7 +103,8 @@ def _grammar(constraint: Constraint) -> str:
         case Kind.REGEX:
             return LLMatcher.grammar_from_regex(constraint.text)
         case Kind.CHOICE:
-            return grammar_from("choice", constraint.text)
+            # One expression: as rules of a grammar, thousands would be looked at for each token.
+            return LLMatcher.grammar_from_regex("|".join(map(re.escape, json.loads(constraint.text))))
         case Kind.GRAMMAR:
             return grammar_from("grammar", constraint.text)
         case Kind.STRUCTURAL_TAG:

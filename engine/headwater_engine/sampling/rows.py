@@ -63,6 +63,14 @@ class _Lines:
         self.tensor[line] = to_device(values, self.tensor.device)
         return line
 
+    def write(self, lines: np.ndarray, values: np.ndarray) -> None:
+        """[lines, width] int32 into lines that are taken."""
+        device = self.tensor.device
+        if device.type == "cpu":
+            self.tensor.numpy()[lines] = values  # torch would share this among threads, which costs more than it takes
+        else:
+            self.tensor.index_copy_(0, to_device(lines, device).long(), to_device(values, device))
+
     def give_back(self, line: int) -> None:
         """-1: there was none."""
         if line >= 0:
@@ -147,8 +155,7 @@ class SamplingRows:
     def mask(self, seats: Sequence[int], bits: np.ndarray) -> None:
         """What the next tokens in the rows `seats`, which are masked, may be: [seats, ceil(vocabulary / 32)] int32."""
         if seats:
-            lines = to_device(self._rows["mask"][list(seats)], self._device)
-            self._masks.tensor.index_copy_(0, lines.long(), to_device(bits, self._device))
+            self._masks.write(self._rows["mask"][list(seats)], bits)
 
     def outputs(self, index: int) -> int:
         """Tokens of the answer in row `index`."""

@@ -31,20 +31,21 @@ class _Series:
 class EventRecorder:
     """Writes them, and takes a refusal lightly: an Event is a courtesy.
 
-    What comes again is counted on the Event that is there, so that a crash loop is one line and not a page.
+    What comes again is counted on the Event that is there: a warning by its reason, with the words that are true now, so
+    that a crash loop is one line and not a page; anything else by its words, too, since it is a history.
     """
 
     def __init__(self, cluster: Cluster, identity: str) -> None:
         self._cluster = cluster
         self._identity = identity
         self._series: OrderedDict[tuple[str, str, str], _Series] = OrderedDict()
-        """By the resource's UID, type and reason."""
+        """By the resource's UID, reason, and the message where it counts."""
 
     async def record(self, resource: Object, kind: str, reason: str, message: str) -> None:
         """`kind`: Normal or Warning. `reason`: CamelCase. Call it once for each change, not for each look."""
         now = datetime.now(UTC)
         message = message.encode(errors="replace")[:_LONGEST].decode(errors="ignore")
-        place = str(resource["metadata"]["uid"]), kind, reason
+        place = str(resource["metadata"]["uid"]), reason, "" if kind == "Warning" else message
         try:
             if not await self._count(place, namespace_of(resource), message, now):
                 made = await self._cluster.create(self._event(resource, kind, reason, message, now))

@@ -42,6 +42,13 @@ async def test_what_comes_again_is_counted_on_the_event_that_is_there(cluster: F
     assert made["firstTimestamp"] != made["lastTimestamp"]
 
 
+async def test_what_is_no_failure_is_a_history(cluster: FakeCluster, clock: Clock) -> None:
+    recorder = EventRecorder(cluster, "me")
+    for message in ("from 1 to 4 replicas", "from 4 to 0 replicas", "from 1 to 4 replicas"):
+        await recorder.record(resource(), "Normal", "Scaled", message)
+    assert told(cluster) == [("Scaled", 2, "from 1 to 4 replicas"), ("Scaled", 1, "from 4 to 0 replicas")]
+
+
 async def test_other_reasons_and_other_resources_have_events_of_their_own(cluster: FakeCluster, clock: Clock) -> None:
     recorder = EventRecorder(cluster, "me")
     await recorder.record(resource(), "Warning", "CrashLoop", "a")

@@ -31,8 +31,8 @@ class _Series:
 class EventRecorder:
     """Writes them, and takes a refusal lightly: an Event is a courtesy.
 
-    What comes again is counted on the Event that is there: a warning by its reason, with the words that are true now, so
-    that a crash loop is one line and not a page; anything else by its words, too, since it is a history.
+    What comes again is counted on the Event that is there: a warning by its reason, with the words that are true now,
+    so that a crash loop is one line and not a page; anything else by its words, too, since it is a history.
     """
 
     def __init__(self, cluster: Cluster, identity: str) -> None:

@@ -16,7 +16,8 @@ from collections import Counter
 import httpx
 
 KEY = os.environ.get("HEADWATER_API_KEY")
-HEADERS = {"authorization": f"Bearer {KEY}"} if KEY else {}
+HEADERS = {"content-type": "application/json"} | ({"authorization": f"Bearer {KEY}"} if KEY else {})
+"""SGLang takes no JSON that is not said to be."""
 
 
 async def ask(url: str, body: str) -> None:

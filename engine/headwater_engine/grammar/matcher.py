@@ -4,6 +4,7 @@ llguidance walks the vocabulary's tree of bytes beside an Earley parser, so that
 grammar needs no table of all its states beforehand.
 """
 
+import re
 import time
 from typing import Final
 
@@ -12,6 +13,9 @@ from llguidance import LLMatcher
 
 _MOST_SECONDS: Final = 2.0
 """Of CPU for the masks of one answer: some take a millisecond, most a few microseconds. Others wait meanwhile."""
+
+
+_STATE: Final = re.compile("<state>|<non-verbose/>")
 
 
 class GrammarError(Exception):
@@ -57,5 +61,7 @@ class Matcher:
 
 def short(error: str) -> str:
     """What llguidance says, as one line; the state of its parser, which may follow, is not for clients."""
-    said = " ".join(error.partition("<state>")[0].split()).rstrip(".")
+    said = " ".join(_STATE.split(error, maxsplit=1)[0].split()).rstrip(".")
+    if said.startswith("NoExtension"):
+        return "no text is of this form"
     return said[:400] or "it cannot be used"

@@ -25,6 +25,15 @@ async def test_the_engine_gets_the_clients_own_bytes() -> None:
         assert int(exchange.headers[b"content-length"]) == len(body)
 
 
+@pytest.mark.parametrize("said", [None, "application/x-www-form-urlencoded", "application/json; charset=utf-8"])
+async def test_what_was_read_as_json_is_said_to_be(said: str | None) -> None:
+    """curl says that it sends a form, and some clients say nothing."""
+    async with upstream() as engine, gateway(engine) as router:
+        await router.client.post(CHAT, content=BODY, headers={} if said is None else {"content-type": said})
+        assert engine.exchanges[0].headers[b"content-type"] == b"application/json"
+        assert engine.exchanges[0].body == BODY
+
+
 async def test_headers_of_the_clients_connection_stay_behind() -> None:
     async with upstream() as engine, gateway(engine) as router:
         await router.post(BODY, connection="keep-alive, x-hop", x_hop="1", te="trailers", accept_encoding="gzip")

@@ -25,6 +25,7 @@ _NOT_PASSED_ON: Final = frozenset(
      b"access-control-allow-private-network", b"access-control-expose-headers", b"access-control-max-age")
 )  # fmt: skip
 """The router sets them itself: which pages may read an answer, too, is for it to say. An engine behind it lets all."""
+_JSON: Final = b"content-type: application/json"
 _LONGEST_WAIT: Final = 3600.0
 
 
@@ -49,10 +50,12 @@ class RequestHead:
         `keys_are_ours`: the client's key is for this router, and no endpoint gets to see it."""
         lines = [b"%b HTTP/1.1" % request.target, b"x-request-id: " + request.id]
         keys = []
+        if isinstance(body, Body):  # It has been read as JSON, and SGLang takes none that is not said to be.
+            lines.append(_JSON)
         for name, value in end_to_end(request.headers):
             if name in CREDENTIALS:
                 keys.append(b"%b: %b\r\n" % (name, value))
-            elif name not in _NOT_FORWARDED:
+            elif name not in _NOT_FORWARDED and not (name == b"content-type" and isinstance(body, Body)):
                 lines.append(b"%b: %b" % (name, value))
         self._method = request.method
         self._rest = b"\r\n".join(lines)

@@ -61,6 +61,10 @@ class Engine:
         """Before requests with a constraint."""
         self._grammars.begin(tokenizer)
 
+    def close(self) -> None:
+        """Nobody steps any more."""
+        self._grammars.close()
+
     def add(self, message: Generate) -> Output | None:
         """Queue a request. An Output means that it was refused at once, since it could never run."""
         if not message.prompt:

@@ -37,6 +37,11 @@ class Grammars:
         """From now on there can be grammars."""
         self._compiler = Compiler(tokenizer.text, tokenizer.eos_token_ids, self._vocab_size)
 
+    def close(self) -> None:
+        """Those that wait to be made are not made any more."""
+        if self._compiler is not None:
+            self._compiler.close()
+
     def take(self, message: Generate) -> None:
         """A request with a constraint. Raises GrammarError where there are no grammars."""
         if self._compiler is None or message.constraint is None:
@@ -61,8 +66,8 @@ class Grammars:
         seats: list[int] = []
         failed: list[tuple[Request, GrammarError]] = []
         bits = np.zeros((len(flight.step.masked), -(-self._vocab_size // 32)), dtype=np.int32)
-        for request, goes in zip(flight.requests, going, strict=True):
-            if request.matcher is None or not goes or request.seat not in flight.step.masked:
+        for request, span, goes in zip(flight.requests, flight.step.spans, going, strict=True):
+            if request.matcher is None or not goes or not span.sampled:
                 continue
             try:
                 request.matcher.fill(bits[len(seats)])

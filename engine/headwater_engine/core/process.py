@@ -112,6 +112,10 @@ class EngineLoop:
             self._report()
         log.info("the HTTP process is gone; leaving")
 
+    def close(self) -> None:
+        """What it does on threads is given up."""
+        self._engine.close()
+
     def _patience(self) -> float:
         """Seconds that the next message may be waited for."""
         if self._engine.has_work:
@@ -137,7 +141,7 @@ class EngineLoop:
 
     def _report(self) -> None:
         now = time.monotonic()
-        if not self._engine.has_work or now - self._stats_at >= STATS_INTERVAL:
+        if self._patience() == IDLE_INTERVAL or now - self._stats_at >= STATS_INTERVAL:
             self._stats_at = now
             self._channel.send(self._engine.stats())
 
@@ -196,7 +200,10 @@ def main(place: Place | None = None, lifeline: Lifeline | None = None) -> int:
         # What is loaded stays: the collector need not look through it again and again.
         gc.collect()
         gc.freeze()
-        loop.run()
+        try:
+            loop.run()
+        finally:
+            loop.close()
     except (LoadError, KVCacheSizeError, DeviceError, RankError, ValueError, zmq.ZMQError) as error:
         if place is not None and lifeline is not None:
             lifeline.failed(str(error))  # perhaps since another rank is gone, which is for others to judge

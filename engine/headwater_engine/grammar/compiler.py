@@ -18,7 +18,7 @@ from headwater.openai.constraint import Constraint, Kind
 from headwater_engine.grammar.matcher import GrammarError, Matcher, short
 
 THREADS: Final = 2
-"""One that takes long does not stop the others."""
+"""One that takes seconds does not stop the others; two do, for as long. Running answers wait for none."""
 _KEPT: Final = 256
 """Grammars; with the limits below, and texts of 64 KiB, most are of some KiB."""
 _LIMITS: Final = LLParserLimits(

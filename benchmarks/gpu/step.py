@@ -185,14 +185,21 @@ def row(
     )
 
 
+def model_of() -> tuple[Decoder, MadeOnTheGPU]:
+    checkpoint = MadeOnTheGPU()
+    linears = Linears(Weights(checkpoint, torch.bfloat16), shapes.kernels())
+    model = FAMILY.build(RawConfig(SHAPES["llama-3.1-8b"]), linears, lambda fraction: None)
+    model.reach(2 * PROMPT)
+    return model, checkpoint
+
+
 @torch.inference_mode()
 def main() -> None:
     torch.manual_seed(0)
     ceiling = measure.ceilings()
     print(f"copy {ceiling.bandwidth / 1e9:.0f} GB/s, bf16 product {ceiling.bf16 / 1e12:.0f} TFLOP/s")
-    checkpoint, kernels = MadeOnTheGPU(), shapes.kernels()
-    linears = Linears(Weights(checkpoint, torch.bfloat16), kernels)
-    model = FAMILY.build(RawConfig(SHAPES["llama-3.1-8b"]), linears, lambda fraction: None)
+    kernels = shapes.kernels()
+    model, checkpoint = model_of()
     blocks = MOST * (-(-(PROMPT + STEPS + MOST * PROMPT // BUDGET) // BLOCK_SIZE) + 2)
     caches = [kernels.allocate(blocks, spec) for spec in model.config.caches]
     torch.cuda.empty_cache()

@@ -1,21 +1,18 @@
-"""API keys: what they look like, what stands of them in a file, and `headwater keys new`, which makes one.
+"""API keys: what they look like, and what stands of them in a file.
 
 Of a key that is made here only the hash is written down. It is plain SHA-256: a key of 256 random bits cannot be found
 by trying, however quick one try is, so a slow hash would only cost each request its time.
 """
 
-import argparse
 import contextlib
 import hashlib
 import os
 import secrets
-import sys
 import tempfile
 import textwrap
 from pathlib import Path
 from typing import Any, Final
 
-import shtab
 import yaml
 
 LEAST_LENGTH: Final = 16
@@ -43,36 +40,6 @@ def checked_name(name: str) -> str:
     if not 1 <= len(name) <= LONGEST_NAME or not name.isprintable() or name != name.strip():
         raise ValueError(f"must be 1 to {LONGEST_NAME} printable characters, without spaces around them")
     return name
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", choices=("new",), metavar="new", help="make a key")
-    parser.add_argument("name", metavar="NAME", help="whose it is; logs and metrics call it so")
-    parser.add_argument(
-        "--file", type=Path, help="a file for `headwater route --api-keys`, to which the key is added; else only shown"
-    ).complete = shtab.FILE  # type: ignore[attr-defined]
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """The key goes to stdout, by itself, so that a script can take it; all else is said on stderr."""
-    key = new_key()
-    try:
-        entry = {"name": checked_name(arguments.name), "hash": hashed(key)}
-        if arguments.file is not None:
-            add_to_file(arguments.file, entry)
-    except KeysFileError as error:
-        print(f"headwater keys: {error}", file=sys.stderr)
-        return 1
-    except ValueError as error:
-        print(f"headwater keys: NAME: {error}", file=sys.stderr)
-        return 2
-    print(key)
-    if arguments.file is None:
-        print("The key is shown this once. Its entry, for a file of keys:", file=sys.stderr)
-        print(yaml.safe_dump({"keys": [entry]}, sort_keys=False), end="", file=sys.stderr)
-    else:
-        print(f"The key is shown this once; {arguments.file} has its hash.", file=sys.stderr)
-    return 0
 
 
 def add_to_file(path: Path, entry: dict[str, str]) -> None:

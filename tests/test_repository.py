@@ -23,6 +23,8 @@ from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings
 
 from headwater import __version__, cli
+from headwater.cli.settings import flag as flag_of
+from headwater.cli.settings import variable as variable_of
 from headwater.http.descriptors import Descriptors
 from headwater.openai import errors
 from headwater.openai.chat import ChatCompletionRequest
@@ -132,13 +134,13 @@ def default_text(field: FieldInfo) -> str:
 def test_every_setting_is_documented(command: str, settings: type[BaseSettings], positional: str | None) -> None:
     table = rows(section(DOCS / "configuration.md", f"headwater {command}").partition("\n### ")[0])
     documented = {codes(row[1])[0]: row for row in table if codes(row[1])}
-    expected = {cli.variable(settings, name): (name, field) for name, field in settings.model_fields.items()}
+    expected = {variable_of(settings, name): (name, field) for name, field in settings.model_fields.items()}
     missing, gone = expected.keys() - documented.keys(), documented.keys() - expected.keys()
     assert not missing, f"docs/configuration.md, headwater {command}: no row for {', '.join(sorted(missing))}"
     assert not gone, f"docs/configuration.md, headwater {command}: there is no {', '.join(sorted(gone))}"
     for variable, (name, field) in expected.items():
         flags, _, kind, default, _ = documented[variable]
-        flag = name.upper() if name == positional else f"--{cli.flag(name)}"
+        flag = name.upper() if name == positional else f"--{flag_of(name)}"
         assert codes(flags)[0] == flag, f"docs/configuration.md: {variable} is set by {flag}, not by {flags}"
         assert default == default_text(field), f"docs/configuration.md: {flag} is {default_text(field)}, not {default}"
         if get_origin(field.annotation) is Literal:

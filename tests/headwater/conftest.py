@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from headwater.fetch import command
+from headwater.cli import fetch as command
 from tests.headwater.fake_stores import FILES, RegistryStore, Store, hub, registry, s3, serving, titled
 
 

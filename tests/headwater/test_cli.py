@@ -8,6 +8,8 @@ import pytest
 from pydantic_settings import BaseSettings
 
 from headwater import __version__, cli
+from headwater.cli.parser import USAGE_ERROR
+from headwater.cli.settings import flag, variable
 from headwater.openai.request import SamplingDefaults
 from headwater_engine.config import EngineSettings
 from headwater_engine.server import app as engine_app
@@ -62,8 +64,8 @@ def test_every_setting_is_a_flag_and_a_variable_with_help(
     options = " ".join(capsys.readouterr().out.partition("-h, --help")[2].split())
     for name, field in settings.model_fields.items():
         if (command, name) != ("serve", "model"):
-            entry = options.partition(f" --{cli.flag(name)}")[2]
-            assert 0 <= entry.find(field.description) < entry.find(f"[{cli.variable(settings, name)}]")
+            entry = options.partition(f" --{flag(name)}")[2]
+            assert 0 <= entry.find(field.description) < entry.find(f"[{variable(settings, name)}]")
 
 
 def test_flags_become_settings(served) -> None:
@@ -140,7 +142,7 @@ def test_a_flag_wins_over_its_variable(served, monkeypatch) -> None:
     ],
 )
 def test_a_wrong_argument_is_named_in_one_sentence(arguments: Sequence[str], message: str, capsys) -> None:
-    assert run(*arguments) == cli.USAGE_ERROR
+    assert run(*arguments) == USAGE_ERROR
     said = capsys.readouterr()
     assert message in said.err
     assert said.err.count("\n") == 1
@@ -166,7 +168,7 @@ def test_a_wrong_argument_is_named_in_one_sentence(arguments: Sequence[str], mes
 )
 def test_a_wrong_variable_is_named(variable: str, value: str, message: str, capsys, monkeypatch) -> None:
     monkeypatch.setenv(variable, value)
-    assert run("serve", "x") == cli.USAGE_ERROR
+    assert run("serve", "x") == USAGE_ERROR
     assert message in capsys.readouterr().err
 
 
@@ -182,7 +184,7 @@ def test_a_wrong_variable_is_named(variable: str, value: str, message: str, caps
 )
 def test_a_misspelled_variable_does_not_start_a_router_without_it(name, hint, routed, capsys, monkeypatch) -> None:
     monkeypatch.setenv(name, "x")
-    assert run("route", "--endpoint", "http://a:1") == cli.USAGE_ERROR
+    assert run("route", "--endpoint", "http://a:1") == USAGE_ERROR
     assert capsys.readouterr().err == f"headwater route: unknown variable {name.upper()}{hint}\n"
     assert routed == []
 

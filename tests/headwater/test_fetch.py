@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from headwater.cli import fetch as command
 from headwater.cli import main
-from headwater.fetch import command, fetch
+from headwater.fetch import fetch
 from headwater.fetch.choice import Wish
 from headwater.fetch.errors import FetchError
 from headwater.fetch.manifest import MANIFEST, Manifest, read, verify

@@ -22,11 +22,11 @@ import psutil
 import pytest
 from rich.console import Console
 
-from headwater.backoff import FIRST, LONGEST, STEADY, Backoff
 from headwater.cli import main
-from headwater.display import Display
-from headwater.local import plan_replicas, plan_router, threads_each
-from headwater.process import Process
+from headwater.cli.local.backoff import FIRST, LONGEST, STEADY, Backoff
+from headwater.cli.local.display import Display
+from headwater.cli.local.plan import plan_replicas, plan_router, threads_each
+from headwater.cli.local.process import Process
 from headwater.resource import ResourceError, load
 from headwater_router.endpoints.endpoint import EndpointSpec
 
@@ -383,7 +383,7 @@ def test_a_state_that_cannot_be_written_is_one_sentence(
 ) -> None:
     (tmp_path / "pair.yaml").write_text(DEPLOYMENT)
     given = load(tmp_path / "pair.yaml")
-    monkeypatch.setattr("headwater.local.load", lambda _: given)
+    monkeypatch.setattr("headwater.cli.local.plan.load", lambda _: given)
     monkeypatch.setattr(Path, call, no_room)
     assert main(["up", str(tmp_path / "pair.yaml"), "--port", "0", "--state", str(tmp_path / "state")]) == 1
     assert "cannot be written: No space left on device; choose another --state" in capsys.readouterr().err

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from headwater import cli
+from headwater.cli.parser import USAGE_ERROR
 
 LLAMA = ("--model", "hf://meta-llama/Llama-3.1-8B-Instruct")
 
@@ -34,7 +35,7 @@ def test_a_person_is_shown_places_obstacles_and_arithmetic(
 def test_a_size_alone_is_enough_but_not_for_yaml(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--model", "8b") == 0
     assert "estimated" in capsys.readouterr().out
-    assert run("--model", "8b", "--yaml") == cli.USAGE_ERROR
+    assert run("--model", "8b", "--yaml") == USAGE_ERROR
     assert "--model: must say where the weights are" in capsys.readouterr().err
 
 
@@ -79,7 +80,7 @@ def test_an_impossible_workload_is_refused_with_the_arithmetic(capsys: pytest.Ca
 def test_a_wrong_flag_is_named_in_one_sentence(
     arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(*arguments) == cli.USAGE_ERROR
+    assert run(*arguments) == USAGE_ERROR
     said = capsys.readouterr()
     assert message in said.err
     assert said.err.count("\n") == 1

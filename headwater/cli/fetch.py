@@ -10,6 +10,7 @@ from typing import Any, Final
 import shtab
 import structlog
 
+from headwater.cli.parser import UsageError
 from headwater.fetch import fetch
 from headwater.fetch.choice import Wish
 from headwater.fetch.errors import FetchError
@@ -25,6 +26,10 @@ _CURSOR: Final = b"\x1b[?25h\n"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Fetches a model's weights into a folder, which is there once it is complete. Goes on where it was "
+        "interrupted; two at once wait for one another."
+    )
     parser.add_argument(
         "source",
         metavar="SOURCE",
@@ -54,7 +59,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Exit status: 0, or 1 with the reason on stderr and for Kubernetes."""
+    """Exit status: 0, or 1 with the reason on stderr and for Kubernetes. Raises UsageError."""
+    if arguments.verify is None and arguments.folder is None:
+        raise UsageError("it takes SOURCE and FOLDER, or --verify FOLDER")
     configure_logging("info")
     before = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

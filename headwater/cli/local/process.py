@@ -16,7 +16,7 @@ from pathlib import Path
 
 import httpx
 
-from headwater.backoff import Backoff
+from headwater.cli.local.backoff import Backoff
 
 _KILL_AFTER = 60.0
 """Seconds that a process gets to stop after SIGTERM; its own time for draining is shorter."""

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from headwater import backends
 from headwater.backends.base import Backend
-from headwater.process import Process
+from headwater.cli.local.process import Process
+from headwater.cli.local.supervisor import Supervisor
 from headwater.resource import ModelDeployment, ResourceError, load
-from headwater.supervisor import Supervisor
 
 _ANY_ADDRESS = ("0.0.0.0", "::")
 _LONGEST_SOCKET = 103

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import httpx
 
-from headwater.display import Display
-from headwater.process import Process
+from headwater.cli.local.display import Display
+from headwater.cli.local.process import Process
 
 FAILED = 1
 KILLED = 130

@@ -1,0 +1,105 @@
+"""Settings as flags: one table says what a flag is called, what it takes, what it means, and which variable sets it."""
+
+import argparse
+import difflib
+import os
+import re
+import types
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+from pydantic_settings import BaseSettings, SettingsError
+
+from headwater.cli.parser import UsageError
+from headwater.validation import finding
+
+S = TypeVar("S", bound=BaseSettings)
+
+
+def add_settings(parser: argparse.ArgumentParser, settings: type[BaseSettings], positional: str | None = None) -> None:
+    for name, field in settings.model_fields.items():
+        text = f"{field.description}{_default_text(field)} [{variable(settings, name)}]".replace("%", "%%")
+        if name == positional:
+            parser.add_argument(name, nargs="?", default=argparse.SUPPRESS, metavar=name.upper(), help=text)
+            continue
+        parser.add_argument(f"--{flag(name)}", dest=name, default=argparse.SUPPRESS, help=text, **_kind(name, field))
+
+
+def flag(field: str) -> str:
+    """How a field is called on the command line."""
+    return field.replace("_", "-")
+
+
+def variable(settings: type[BaseSettings], field: str) -> str:
+    """How a field is called in the environment."""
+    return f"{settings.model_config['env_prefix']}{field.upper()}"
+
+
+def _default_text(field: FieldInfo) -> str:
+    match field.default:
+        case None | []:
+            return ""
+        case bool(default):
+            return f" (default: {'on' if default else 'off'})"
+        case default if default is PydanticUndefined:
+            return ""
+        case default:
+            return f" (default: {default})"
+
+
+def _kind(name: str, field: FieldInfo) -> dict[str, Any]:
+    """What argparse needs to know; values are checked by the settings themselves, which know the limits."""
+    annotation = field.annotation
+    if get_origin(annotation) in (Union, types.UnionType):
+        annotation = next(each for each in get_args(annotation) if each is not type(None))
+    if annotation is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if get_origin(annotation) is Literal:
+        return {"choices": get_args(annotation)}
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return {"metavar": "JSON"}
+    if annotation in (int, float):
+        return {"metavar": "N" if annotation is int else "NUMBER"}
+    metavar = name.rpartition("_")[2].upper()
+    return {"metavar": metavar, "action": "append"} if get_origin(annotation) is list else {"metavar": metavar}
+
+
+_SERVICE_LINK = re.compile(r"(.*_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
+"""Variables that Kubernetes makes for Services, in the pods of their namespace."""
+
+
+def _check_variables(settings: type[BaseSettings]) -> None:
+    """A variable that is misspelled is as wrong as a flag: with HEADWATER_ROUTER_API_KEY a router would run open.
+
+    Raises UsageError.
+    """
+    prefix = settings.model_config["env_prefix"]
+    known = [variable(settings, name).removeprefix(prefix) for name in settings.model_fields]
+    given = {each.upper() for each in os.environ}  # Case does not matter to pydantic-settings.
+    for name in sorted(each.removeprefix(prefix) for each in given if each.startswith(prefix)):
+        if name not in known and not _SERVICE_LINK.fullmatch(name):
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {prefix}{close[0]}?" if close else ""
+            raise UsageError(f"unknown variable {prefix}{name}{hint}")
+
+
+def read_settings(arguments: argparse.Namespace, settings: type[S], positional: str | None = None) -> S:
+    """Flags over environment variables over defaults. Raises UsageError, which names the flag or the variable."""
+    _check_variables(settings)
+    given = {name: value for name, value in vars(arguments).items() if name in settings.model_fields}
+    try:
+        return settings(**given)
+    except SettingsError as error:
+        # pydantic-settings reads lists out of variables as JSON, and says in its message only of which field.
+        name = re.findall(r'field "(\w+)"', str(error))[0]
+        raise UsageError(f'{variable(settings, name)}: must be a JSON list of strings, such as ["a", "b"]') from None
+    except ValidationError as error:
+        detail = error.errors(include_url=False)[0]
+        name = str(detail["loc"][0])
+        if name not in given and detail["type"] != "missing":
+            shown = variable(settings, name)
+        else:
+            shown = name.upper() if name == positional else f"--{flag(name)}"
+        raise UsageError(f"{shown}: {finding(detail)}") from None

@@ -1,0 +1,41 @@
+"""`headwater up`: ModelDeployments as processes of this machine."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import shtab
+
+from headwater.cli.parser import port
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Runs every ModelDeployment of a YAML file as local processes: engine replicas on free ports, and a router "
+        "before them. Ctrl-C stops it once the running answers are done, a second one at once."
+    )
+    file = parser.add_argument("file", type=Path, help="YAML file with one or more ModelDeployments")
+    file.complete = shtab.FILE  # type: ignore[attr-defined]
+    parser.add_argument("--host", default="127.0.0.1", help="address of the gateway (default: 127.0.0.1)")
+    parser.add_argument(
+        "--port", type=port, default=8080, help="port of the gateway; 0 takes a free one (default: 8080)"
+    )
+    state = parser.add_argument(
+        "--state",
+        type=Path,
+        default=Path(".headwater"),
+        metavar="FOLDER",
+        help="where logs and the list of endpoints go (default: .headwater)",
+    )
+    state.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from headwater.cli.local.plan import up
+    from headwater.resource import ResourceError
+
+    try:
+        return up(arguments.file, host=arguments.host, port=arguments.port, state=arguments.state)
+    except ResourceError as error:
+        print(f"headwater up: {error}", file=sys.stderr)
+        return 1

@@ -56,8 +56,9 @@ def main() -> None:
     for workload in WORKLOADS:
         print(f"\n### {workload.name}\n\n{HEAD}", flush=True)
         for policy in ("prefix", "least_loaded"):
-            for name, requests in (("sent at once", 0), ("waits", 256)):
-                router.PATIENCE[WaitReason.FULL] = Patience(requests, 60.0)
+            for seconds in (0.0, 5.0, 10.0, 20.0, 60.0):
+                router.PATIENCE[WaitReason.FULL] = Patience(1024 if seconds else 0, seconds)
+                name = f"waits {seconds:g} s" if seconds else "sent at once"
                 print(line(f"{policy}, {name}", figures_of(simulate(workload, partial(policies, policy)))), flush=True)
 
 

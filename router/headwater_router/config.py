@@ -61,12 +61,17 @@ class RouterSettings(BaseSettings):
     )
     hold_seconds: float = Field(300, gt=0, description="Seconds that a request is held; then it gets a 503.")
     queue_requests: int = Field(
-        256,
+        1024,
         ge=0,
         description="Requests that wait in the router while all endpoints of their model have as many as they run, for "
         "each of these endpoints; 0: none waits, all are sent at once.",
     )
-    queue_seconds: float = Field(60, gt=0, description="Seconds that such a request waits; then it gets a 503.")
+    queue_seconds: float = Field(
+        60,
+        gt=0,
+        description="Seconds that such a request waits; then it gets a 503. One whose turn would come later gets it at "
+        "once.",
+    )
     policy: Literal["prefix", "round_robin", "least_loaded", "session"] = Field(
         "prefix", description="How an endpoint is chosen for a request."
     )

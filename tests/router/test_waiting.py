@@ -261,6 +261,51 @@ def test_a_request_waits_so_long_and_no_longer() -> None:
     play(scenario)
 
 
+def test_who_could_not_go_in_time_is_told_so_at_once_and_when_to_come_again() -> None:
+    async def scenario() -> None:
+        it = Play.of(1, queue=1000, queue_seconds=7.0)
+        for _ in range(100):  # answers that take 4 seconds
+            client = await it.come()
+            await asyncio.sleep(4.0)
+            await it.answer(client)
+        running = [await it.come() for _ in range(3)]
+        tell(it, it.fake.endpoints[0], running=1, waiting=2, most_running=1)
+        came = [await it.come() for _ in range(10)]
+        waiting = [client for client in came if client.waits]
+        # Three run, and one ends each 4/3 seconds: so the sixth would have its turn after 8.
+        assert len(waiting) == 5
+        error = came[5].error
+        assert (error.status, error.code) == (503, "endpoints_full")
+        assert "within 7 seconds" in str(error)
+        assert error.retry_after == pytest.approx(1.0)
+        assert came[9].error.retry_after == pytest.approx(1.0), (
+            "as many wait as before: no one is counted who went away"
+        )
+        for client in [*running, *waiting]:
+            await asyncio.sleep(4 / 3)
+            await it.answer(client)
+        assert all(client.error is None for client in waiting), "whoever was let in had its turn in time"
+
+    play(scenario)
+
+
+def test_as_many_as_run_may_always_wait() -> None:
+    """However long answers take: one of those that run may end at any time."""
+
+    async def scenario() -> None:
+        it = Play.of(1, queue=1000, queue_seconds=7.0)
+        for _ in range(100):
+            client = await it.come()
+            await asyncio.sleep(600.0)
+            await it.answer(client)
+        for _ in range(3):
+            await it.come()
+        tell(it, it.fake.endpoints[0], running=1, waiting=2, most_running=1)
+        assert [(await it.come()).waits for _ in range(5)] == [True, True, True, False, False]
+
+    play(scenario)
+
+
 def test_time_that_was_waited_is_not_the_engines() -> None:
     async def scenario() -> None:
         it = Play.of(1, queue=5)

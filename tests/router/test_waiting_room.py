@@ -100,6 +100,12 @@ class Rooms(RuleBasedStateMachine):
         ordered = self.ordered()
         assert [waiter.rank for waiter in ordered] == sorted(waiter.rank for waiter in ordered)
 
+    @invariant()
+    def it_knows_how_many_go_before_one_that_would_come_now(self) -> None:
+        for model in ("m", "n"):
+            before = [each for each in self.inside if each.line.model == model and each.rank < self.now + AGEING]
+            assert self.room.ahead(model, self.now + AGEING) == len(before)
+
 
 TestRooms = Rooms.TestCase
 TestRooms.settings = settings(max_examples=30, stateful_step_count=30)

@@ -79,6 +79,11 @@ class Room(Generic[W]):
     def __iter__(self) -> Iterator[W]:
         return (waiter for line in self._lines.values() for waiter in line)
 
+    def ahead(self, model: str, rank: float) -> int:
+        """Of those who wait for the model, how many go before one of that rank."""
+        lines = (line for name, line in self._lines.items() if name.model == model)
+        return sum(bisect_left(line, (rank, 0), key=_order) for line in lines)
+
     def enter(self, waiter: W, most: int) -> bool:
         """False where there is no room for it. `most`: that may wait for the same thing in the same scope."""
         count = self.counts[waiter.reason, waiter.scope]

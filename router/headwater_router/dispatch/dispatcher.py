@@ -24,12 +24,13 @@ from headwater_router.admission.room import AGEING, WaitReason
 from headwater_router.dispatch.call import Call
 from headwater_router.dispatch.candidates import Candidates, Found
 from headwater_router.dispatch.dispatch import Dispatch, Stage
+from headwater_router.dispatch.durations import Durations
 from headwater_router.dispatch.lineup import Lineup
 from headwater_router.dispatch.penalties import Penalties
 from headwater_router.dispatch.poison import Poison, fingerprint
 from headwater_router.dispatch.retries import FREE, ONCE, RetryBudget, may_be_sent_again
 from headwater_router.dispatch.spread import Spread
-from headwater_router.dispatch.waiting import Patience, WaitingRoom
+from headwater_router.dispatch.waiting import Patience, Prospect, WaitingRoom
 from headwater_router.endpoints.ejection import Reason, reason_to_eject
 from headwater_router.endpoints.endpoint import Endpoint, ServedModel
 from headwater_router.endpoints.fleet import Fleet
@@ -101,7 +102,8 @@ class Dispatcher:
         self._descriptors = descriptors
         self._holds = patience[WaitReason.NOT_READY].requests > 0
         self._timer: asyncio.TimerHandle | None = None
-        self._penalties = Penalties()
+        self._durations = Durations()
+        self._penalties = Penalties(self._durations)
         fleet.on_change, fleet.on_report = self._fleet_changed, self._reported
         descriptors.follow(self.room.waiting_for_a_connection, self.room.advance)
 
@@ -187,7 +189,9 @@ class Dispatcher:
         alone = [self._picker(each).alone(call.prompt, each.targets, now) for each in there]
         rank = call.started + AGEING * min(alone, default=0.0)
         self._look_again_later()
-        return await self.room.wait(call, reason, scope, rank, sum(len(each.served) for each in there))
+        running = sum(endpoint.target.load.in_flight for each in there for endpoint, _ in each.served.values())
+        prospect = Prospect(sum(len(each.served) for each in there), running, self._durations.of(call.identity.base))
+        return await self.room.wait(call, reason, scope, rank, prospect)
 
     def _go(self, call: Call) -> Dispatch | WaitReason:
         """It has waited, and something has changed."""
@@ -325,7 +329,7 @@ class Dispatcher:
         self._leave_budget(call, dispatch.attempt)
         if outcome is Outcome.ANSWERED:
             self._count_predictions(dispatch, now)
-            self._penalties.learn(call.identity.base, now - dispatch.at)
+            self._durations.learn(call.identity.base, now - dispatch.at)
             self.spread.learn(dispatch, now)
             endpoint.breaker.answered(now)
             self._charge_suspects(call, now)

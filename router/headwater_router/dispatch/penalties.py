@@ -6,34 +6,26 @@ Who fails at once would look idle, and draw the traffic.
 import heapq
 from typing import Final
 
+from headwater_router.dispatch.durations import Durations
 from headwater_router.picker.base import Target
 
-_TYPICAL: Final = 1.0
-"""Seconds that an answer is taken to last before there was any."""
 _LONGEST: Final = 60.0
-_LEARNING: Final = 0.05
 
 
 class Penalties:
     """Times are monotonic seconds."""
 
-    def __init__(self) -> None:
-        self._typical: dict[str, float] = {}
-        """Seconds that an answer lasts, by model."""
+    def __init__(self, durations: Durations) -> None:
+        self._durations = durations
         self._running: list[tuple[float, int, Target]] = []
         """A heap by when they end."""
         self._count = 0
-
-    def learn(self, model: str, seconds: float) -> None:
-        """An answer took so long."""
-        typical = self._typical.get(model, _TYPICAL)
-        self._typical[model] = typical + _LEARNING * (seconds - typical)
 
     def put(self, target: Target, model: str, at: float) -> None:
         """It turned down a request that was sent there `at`."""
         self._count += 1
         target.load.penalty += 1
-        ends = at + min(self._typical.get(model, _TYPICAL), _LONGEST)
+        ends = at + min(self._durations.of(model), _LONGEST)
         heapq.heappush(self._running, (ends, self._count, target))
 
     def settle(self, now: float) -> None:

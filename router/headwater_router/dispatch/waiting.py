@@ -26,6 +26,7 @@ MOST_BYTES: Final = 256 * 2**20
 """Of the bodies of all who wait."""
 _FULL_RETRY_AFTER: Final = 5.0
 _LATE_RETRY_AFTER: Final = 10.0
+_LONGEST_RETRY_AFTER: Final = 60.0
 
 Go = Callable[[Call], Dispatch | WaitReason]
 """Sends a request on, or says what it still waits for. Raises APIError where it has an answer already."""
@@ -40,6 +41,23 @@ class Patience:
     each of them. 0: none waits."""
     seconds: float
     """Of one request, in all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prospect:
+    """What one may hope for who waits for room."""
+
+    endpoints: int
+    """That it could go to if they had room."""
+    running: int
+    """Requests there, each of which makes room when it ends."""
+    seconds: float
+    """That one lasts."""
+
+    def seconds_until_turn(self, ahead: int) -> float:
+        """By Little's law, with so many before it. 0 where those that run now make room for all of them: when the first
+        ends is anybody's guess."""
+        return (ahead + 1) * self.seconds / self.running if 0 < self.running <= ahead else 0.0
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -88,12 +106,11 @@ class WaitingRoom:
         counts = self._room.counts
         return counts[WaitReason.NOT_READY, scope] + counts[WaitReason.FULL, scope]
 
-    async def wait(self, call: Call, reason: WaitReason, scope: str, rank: float, endpoints: int) -> Dispatch:
-        """Until it is sent. `scope`: whose limit it counts for. `rank`: see `admission.room`. `endpoints`: that it
-        could go to if they had room.
+    async def wait(self, call: Call, reason: WaitReason, scope: str, rank: float, prospect: Prospect) -> Dispatch:
+        """Until it is sent. `scope`: whose limit it counts for. `rank`: see `admission.room`.
 
-        Raises ServiceUnavailableError where there is no room, when its time is over, and when the router is about to
-        end; and what `go` raises.
+        Raises ServiceUnavailableError where there is no room, where its turn would come too late, when its time is
+        over, and when the router is about to end; and what `go` raises.
         """
         guest = _Guest(
             line=Line(call.model, call.only, frozenset(call.tried)),
@@ -109,7 +126,13 @@ class WaitingRoom:
         if self._draining:
             self._metrics.ended(reason, End.DRAINING)
             raise _draining()
-        most = self._patience[reason].requests * (max(1, endpoints) if reason is WaitReason.FULL else 1)
+        most = self._patience[reason].requests
+        if reason is WaitReason.FULL:
+            most *= max(1, prospect.endpoints)
+            late = prospect.seconds_until_turn(self._room.ahead(call.model, rank)) - self._left(guest)
+            if late > 0:
+                self._metrics.ended(reason, End.FUTILE)
+                raise self._futile(guest, late)
         if not self._room.enter(guest, most):
             self._metrics.ended(reason, End.FULL)
             raise self._full(guest)
@@ -205,6 +228,14 @@ class WaitingRoom:
                 )
             case WaitReason.NO_CONNECTION:
                 return too_many_connections()
+
+    def _futile(self, guest: _Guest, late: float) -> ServiceUnavailableError:
+        return ServiceUnavailableError(
+            f"All endpoints of the model `{guest.call.model}` have as many requests as they run, and so many wait "
+            f"already that this one's turn would not come within {self._patience[guest.reason].seconds:g} seconds.",
+            code="endpoints_full",
+            retry_after=min(max(1.0, late), _LONGEST_RETRY_AFTER),
+        )
 
     def _late(self, guest: _Guest) -> ServiceUnavailableError:
         model, seconds = guest.call.model, f"{self._patience[guest.reason].seconds:g} seconds"

@@ -20,6 +20,8 @@ class End(StrEnum):
     """Its time was over."""
     FULL = "full"
     """As many waited as may: it did not begin."""
+    FUTILE = "futile"
+    """Its turn would have come too late: it did not begin."""
     LEFT = "left"
     """The client did."""
     DRAINING = "draining"
@@ -36,7 +38,7 @@ class WaitMetrics:
         )
         ended = Tally(
             "headwater_router_waits",
-            "Waits by what they were for, and by what became of them: sent, late, full, left, draining.",
+            "Waits by what they were for, and by what became of them: sent, late, full, futile, left, draining.",
             ("reason", "outcome"),
             registry,
         )

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from typing import Final
 
 from pydantic_core import ErrorDetails
 
@@ -23,14 +24,54 @@ def found(value: object) -> str:
     return text if len(text) <= _FOUND_LENGTH else text[: _FOUND_LENGTH - 3] + "..."
 
 
+_KINDS: Final = {
+    "string_type": "text",
+    "string_unicode": "text",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_parsing_size": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a number that is finite",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "list_type": "a list",
+    "dict_type": "an object",
+    "mapping_type": "an object",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+}
+"""By pydantic's type of an error: what a value must be."""
+_LENGTHS: Final = {
+    "too_short": ("at least", "min_length", "element"),
+    "too_long": ("at most", "max_length", "element"),
+    "string_too_short": ("at least", "min_length", "character"),
+    "string_too_long": ("at most", "max_length", "character"),
+}
+
+
+_SAID: Final = ("missing", "value_error", "rule")
+"""Types whose text says what was found, where that helps."""
+
+
 def finding(detail: ErrorDetails) -> str:
     """What is allowed and what was found, to follow the path of the field: `must be at most 2, found 3`."""
-    match detail["type"]:
-        case "missing":
-            return "is required"
-        case "value_error":
-            return str(detail["ctx"]["error"])
-        case "rule":
-            return detail["msg"]
-    allowed = detail["msg"].replace("Input should", "must").partition(", unable to parse")[0]
-    return f"{allowed[0].lower()}{allowed[1:]}, found {found(detail['input'])}"
+    said = allowed(detail)
+    return said if detail["type"] in _SAID else f"{said}, found {found(detail['input'])}"
+
+
+def allowed(detail: ErrorDetails) -> str:
+    """As `finding`, without what was found: it may be a secret."""
+    kind, context = detail["type"], detail.get("ctx", {})
+    if kind == "missing":
+        return "is required"
+    if kind == "value_error":
+        return str(context["error"])
+    if kind in _LENGTHS:
+        bound, name, what = _LENGTHS[kind]
+        return f"must have {bound} {context[name]} {what}{'' if context[name] == 1 else 's'}"
+    if kind in _KINDS:
+        return f"must be {_KINDS[kind]}"
+    # A rule has its own words, and of limits pydantic speaks as we do.
+    return detail["msg"] if kind == "rule" else detail["msg"].replace("Input should", "must")

@@ -10,7 +10,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         'For bash: eval "$(headwater completion bash)". For zsh, write it to a file _headwater in $fpath. '
         "For fish: headwater completion fish | source."
     )
-    parser.add_argument("shell", choices=("bash", "zsh", "fish"))
+    parser.add_argument("shell", metavar="SHELL", choices=("bash", "zsh", "fish"))
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 import shtab
 import yaml
 
+from headwater.cli.parser import CommandError, UsageError
 from headwater.keys import KeysFileError, add_to_file, checked_name, hashed, new_key
 
 
@@ -27,11 +28,9 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.file is not None:
             add_to_file(arguments.file, entry)
     except KeysFileError as error:
-        print(f"headwater keys: {error}", file=sys.stderr)
-        return 1
+        raise CommandError(str(error)) from None
     except ValueError as error:
-        print(f"headwater keys: NAME: {error}", file=sys.stderr)
-        return 2
+        raise UsageError(f"NAME: {error}") from None
     print(key)
     if arguments.file is None:
         print("The key is shown this once. Its entry, for a file of keys:", file=sys.stderr)

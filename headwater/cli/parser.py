@@ -3,13 +3,22 @@
 import argparse
 import difflib
 import re
+from collections.abc import Iterable
 from typing import Any, Final, NoReturn
 
+from headwater.cli.elsewhere import HINTS
+
 USAGE_ERROR: Final = 2
+_CHOICE: Final = re.compile(r"argument (?P<name>\S+): invalid choice: '(?P<found>.*)' \(choose from (?P<allowed>.*)\)")
+_MISSING: Final = "the following arguments are required: "
 
 
 class UsageError(Exception):
     """A flag or an environment variable is wrong; the message names it."""
+
+
+class CommandError(Exception):
+    """The command was right, and what it should do cannot be done. One sentence or two, and what to do."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,15 +28,33 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(USAGE_ERROR, f"{self.prog}: {message}; see {self.prog} --help\n")
+        self.exit(USAGE_ERROR, f"{self.prog}: {_in_our_words(message)}; see {self.prog} --help\n")
+
+
+def _in_our_words(message: str) -> str:
+    if message.startswith(_MISSING):
+        return f"{message.removeprefix(_MISSING)} is missing"
+    if (wrong := _CHOICE.fullmatch(message)) is None:
+        return message.removeprefix("argument ")
+    allowed = [each.strip("' ") for each in wrong["allowed"].split(",")]
+    if wrong["name"] == "COMMAND":
+        return f"there is no command {wrong['found']!r}{_did_you_mean(wrong['found'], allowed)}"
+    return f"{wrong['name']} must be {', '.join(allowed)}; found {wrong['found']!r}"
 
 
 def unknown_text(argument: str, parser: argparse.ArgumentParser) -> str:
     """What is said of an argument that the parser does not know."""
+    given = argument.partition("=")[0]
+    hints = HINTS.get(parser.prog.rpartition(" ")[2], {})
+    if given in hints:
+        return f"unknown argument {argument}; {hints[given]}"
     flags = re.findall(r"--[a-z-]+", parser.format_usage())
-    close = difflib.get_close_matches(argument.partition("=")[0], flags, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"see {parser.prog} --help"
-    return f"unknown argument {argument}; {hint}"
+    return f"unknown argument {argument}{_did_you_mean(given, flags) or f'; see {parser.prog} --help'}"
+
+
+def _did_you_mean(found: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(found, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def port(text: str) -> int:

@@ -4,6 +4,7 @@ import importlib
 from typing import Any
 
 from headwater.cli.parser import UsageError
+from headwater.extras import missing
 
 
 def part(module: str, extra: str) -> Any:
@@ -11,4 +12,4 @@ def part(module: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise UsageError(f"{error.name} is missing: pip install 'headwater[{extra}]'") from None
+        raise UsageError(missing(str(error.name), extra)) from None

@@ -1,9 +1,8 @@
 """`headwater pick`: which backend for a workload. What it says is made in `headwater.pick`."""
 
 import argparse
-import sys
 
-from headwater.cli.parser import UsageError
+from headwater.cli.parser import CommandError, UsageError
 from headwater.pick import ImpossibleError, WorkloadError, command
 
 
@@ -21,5 +20,4 @@ def run(arguments: argparse.Namespace) -> int:
     except WorkloadError as error:
         raise UsageError(str(error)) from None
     except ImpossibleError as error:
-        print(f"headwater pick: {error}", file=sys.stderr)
-        return 1
+        raise CommandError(str(error)) from None

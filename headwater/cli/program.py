@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import Final, Protocol, cast
 
 from headwater import __version__
-from headwater.cli.parser import USAGE_ERROR, Parser, UsageError, unknown_text
+from headwater.cli.parser import USAGE_ERROR, CommandError, Parser, UsageError, unknown_text
+
+FAILED: Final = 1
 
 COMMANDS: Final = {
     "up": "run ModelDeployments on this machine, without a cluster",
@@ -28,23 +30,36 @@ class Command(Protocol):
     def add_flags(self, parser: argparse.ArgumentParser) -> None: ...
 
     def run(self, arguments: argparse.Namespace) -> int:
-        """The exit status. Raises UsageError."""
+        """The exit status. Raises UsageError or CommandError."""
         ...
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns the exit status: 0 done, 1 failed, 2 asked for in a wrong way."""
-    given = sys.argv[1:] if argv is None else argv
-    arguments, unknown = make_parser(given[0] if given else "").parse_known_args(given)
+    given = _as_known(sys.argv[1:] if argv is None else argv)
+    arguments, unknown = make_parser(given[0]).parse_known_args(given)
     try:
         if unknown:
             raise UsageError(unknown_text(unknown[0], arguments.parser))
         return _module(arguments.command).run(arguments)
-    except UsageError as error:
+    except (UsageError, CommandError) as error:
         print(f"headwater {arguments.command}: {error}", file=sys.stderr)
-        return USAGE_ERROR
+        return USAGE_ERROR if isinstance(error, UsageError) else FAILED
     except KeyboardInterrupt:
         return 130
+
+
+def _as_known(given: Sequence[str]) -> list[str]:
+    """What people try first, as what it stands for."""
+    match list(given):
+        case [] | ["help"]:
+            return ["--help"]
+        case ["help", command, *_]:
+            return [command, "--help"]
+        case ["version" | "-V"]:
+            return ["--version"]
+        case known:
+            return known
 
 
 def make_parser(only: str | None = None) -> argparse.ArgumentParser:
@@ -54,7 +69,7 @@ def make_parser(only: str | None = None) -> argparse.ArgumentParser:
         description="Serves open language models behind one OpenAI-compatible URL.",
         epilog="`headwater COMMAND --help` says more. A first try: headwater up examples/smollm2.yaml",
     )
-    parser.add_argument("--version", action="version", version=f"headwater {__version__}")
+    parser.add_argument("-V", "--version", action="version", version=f"headwater {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text)

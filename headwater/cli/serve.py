@@ -3,10 +3,12 @@
 import argparse
 from collections.abc import Callable
 
-from headwater.cli.parser import UsageError
+from headwater.cli.parser import CommandError, UsageError
 from headwater.cli.parts import part
 from headwater.cli.settings import add_settings, read_settings
 from headwater_engine.config import EngineSettings
+from headwater_engine.errors import LoadError
+from headwater_engine.models.source import look
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -25,5 +27,9 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if (mistake := settings.mistake_of_ranks()) is not None:
         raise UsageError(mistake)
+    try:
+        look(settings.model)  # before torch is imported, which takes seconds
+    except LoadError as error:
+        raise CommandError(str(error)) from None
     serve: Callable[[EngineSettings], int] = part("headwater_engine.server.app", "engine").run
     return serve(settings)

@@ -68,6 +68,8 @@ def _kind(name: str, field: FieldInfo) -> dict[str, Any]:
 
 _SERVICE_LINK = re.compile(r"(.*_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
 """Variables that Kubernetes makes for Services, in the pods of their namespace."""
+_OURS = "HEADWATER_"
+_PARTS = ("ENGINE", "ROUTER", "OPERATOR")
 
 
 def _check_variables(settings: type[BaseSettings]) -> None:
@@ -76,13 +78,26 @@ def _check_variables(settings: type[BaseSettings]) -> None:
     Raises UsageError.
     """
     prefix = settings.model_config["env_prefix"]
-    known = [variable(settings, name).removeprefix(prefix) for name in settings.model_fields]
+    fields = [name.upper() for name in settings.model_fields]
+    known = [prefix + name for name in fields]
     given = {each.upper() for each in os.environ}  # Case does not matter to pydantic-settings.
-    for name in sorted(each.removeprefix(prefix) for each in given if each.startswith(prefix)):
-        if name not in known and not _SERVICE_LINK.fullmatch(name):
-            close = difflib.get_close_matches(name, known, n=1)
+    for name in sorted(each for each in given if each.startswith(_OURS) and each not in known):
+        if name.startswith(prefix) and not _SERVICE_LINK.fullmatch(name.removeprefix(prefix)):
+            close = difflib.get_close_matches(name.removeprefix(prefix), fields, n=1)
             hint = f"; did you mean {prefix}{close[0]}?" if close else ""
-            raise UsageError(f"unknown variable {prefix}{name}{hint}")
+            raise UsageError(f"unknown variable {name}{hint}")
+        if (meant := _meant(name.removeprefix(_OURS), prefix)) in known:
+            raise UsageError(f"unknown variable {name}; did you mean {meant}?")
+
+
+def _meant(name: str, prefix: str) -> str:
+    """Of a variable that names no part, or misspells it: what it would be with the part's prefix; else nothing."""
+    if _SERVICE_LINK.fullmatch(name):
+        return ""
+    part, _, rest = name.partition("_")
+    if part in _PARTS:
+        return ""
+    return prefix + (rest if difflib.get_close_matches(part, _PARTS) else name)
 
 
 def read_settings(arguments: argparse.Namespace, settings: type[S], positional: str | None = None) -> S:

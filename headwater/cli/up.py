@@ -1,12 +1,15 @@
 """`headwater up`: ModelDeployments as processes of this machine."""
 
 import argparse
-import sys
+import re
 from pathlib import Path
+from typing import Final
 
 import shtab
 
-from headwater.cli.parser import port
+from headwater.cli.parser import CommandError, UsageError, port
+
+_SOURCE: Final = re.compile(r"(?P<scheme>hf|package|s3|oci|file):/+(?P<rest>.*)")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -14,7 +17,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "Runs every ModelDeployment of a YAML file as local processes: engine replicas on free ports, and a router "
         "before them. Ctrl-C stops it once the running answers are done, a second one at once."
     )
-    file = parser.add_argument("file", type=Path, help="YAML file with one or more ModelDeployments")
+    file = parser.add_argument("file", metavar="FILE", type=Path, help="YAML file with one or more ModelDeployments")
     file.complete = shtab.FILE  # type: ignore[attr-defined]
     parser.add_argument("--host", default="127.0.0.1", help="address of the gateway (default: 127.0.0.1)")
     parser.add_argument(
@@ -34,8 +37,13 @@ def run(arguments: argparse.Namespace) -> int:
     from headwater.cli.local.plan import up
     from headwater.resource import ResourceError
 
+    if (source := _SOURCE.fullmatch(str(arguments.file))) is not None:
+        # A path has one slash where a URL has two.
+        raise UsageError(
+            f"file: {source['scheme']}://{source['rest']} is a model, and no file with ModelDeployments: "
+            f"headwater serve {source['scheme']}://{source['rest']} serves it by itself"
+        )
     try:
         return up(arguments.file, host=arguments.host, port=arguments.port, state=arguments.state)
     except ResourceError as error:
-        print(f"headwater up: {error}", file=sys.stderr)
-        return 1
+        raise CommandError(str(error)) from None

@@ -27,6 +27,7 @@ from typing import Final, cast
 
 import structlog
 
+from headwater.extras import missing
 from headwater.fetch.choice import Wish
 from headwater.fetch.errors import ChangedError, FetchError
 from headwater.fetch.manifest import Manifest, read
@@ -109,4 +110,4 @@ def _module(source: str) -> Source:
     try:
         return cast("Source", importlib.import_module(_KINDS[scheme]))
     except ModuleNotFoundError as error:
-        raise FetchError(f"{error.name} is missing: pip install 'headwater[{_EXTRAS.get(scheme, 'fetch')}]'") from None
+        raise FetchError(missing(str(error.name), _EXTRAS.get(scheme, "fetch"))) from None

@@ -27,7 +27,9 @@ class DamagedError(FetchError):
 class TransientError(FetchError):
     """The same may work in a while."""
 
-    def __init__(self, message: str, after: float | None = None) -> None:
+    def __init__(self, message: str, after: float | None = None, *, nameless: bool = False) -> None:
         super().__init__(message)
         self.after = after
         """Seconds that the server asked to wait."""
+        self.nameless = nameless
+        """Nobody knows the server's name: there is no network, or the name is wrong."""

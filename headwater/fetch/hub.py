@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import quote
 
+from headwater.extras import missing
 from headwater.fetch.choice import below
 from headwater.fetch.download import File
 from headwater.fetch.errors import FetchError
@@ -115,8 +116,7 @@ def _known() -> tuple[str, str | None]:
         except ModuleNotFoundError:
             if not endpoint:
                 raise FetchError(
-                    "huggingface_hub is missing, which knows where the hub is: pip install 'headwater[engine]', "
-                    "or set HF_ENDPOINT"
+                    f"{missing('huggingface_hub', 'engine')}; or set HF_ENDPOINT, the hub's address"
                 ) from None
         else:
             endpoint, token = endpoint or constants.ENDPOINT, token or get_token()

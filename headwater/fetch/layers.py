@@ -16,6 +16,7 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import IO, Final
 
+from headwater.extras import missing
 from headwater.fetch.errors import FetchError
 
 _WHITEOUT: Final = ".wh."
@@ -162,7 +163,7 @@ def _unzstd(file: IO[bytes]) -> IO[bytes]:
     try:
         import zstandard
     except ModuleNotFoundError:
-        raise FetchError("zstandard is missing: pip install 'headwater[engine]'") from None
+        raise FetchError(missing("zstandard", "engine")) from None
     return zstandard.ZstdDecompressor().stream_reader(file)
 
 

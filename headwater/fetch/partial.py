@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import msgspec
 import structlog
@@ -42,13 +42,29 @@ class _Line:
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Alone at a folder, also among the machines that share a volume. Waits. The kernel frees it if we are killed."""
-    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("somebody else fetches into this folder; waiting", folder=str(folder))
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    path = folder.with_name(f"{folder.name}.lock")
+    while True:
+        with path.open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.info("somebody else fetches into this folder; waiting", folder=str(folder))
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if not _is_still(path, lock):  # Who had it removed it: the next one locks another file.
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is_still(path: Path, file: IO[str]) -> bool:
+    """Whether the open file is what is at its path."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def partial_of(folder: Path) -> Path:

@@ -16,6 +16,8 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 ATTEMPTS: Final = 8
+ATTEMPTS_WITHOUT_A_NAME: Final = 4
+"""That is seven seconds. No name is known where there is no network, and somebody may be waiting at a terminal."""
 _AT_FIRST: Final = 8
 MOST: Final = 16
 """Requests at once."""
@@ -79,13 +81,15 @@ class Lines:
             return
         self._round += 1
         self._failures += 1
-        if self._failures >= ATTEMPTS:
-            raise FetchError(f"{error} (after {ATTEMPTS} attempts)") from error
+        attempts = ATTEMPTS_WITHOUT_A_NAME if error.nameless else ATTEMPTS
+        if self._failures >= attempts:
+            raise FetchError(f"{error} (after {self._failures} attempts)") from error
         self._limit = max(self._limit / 2, 1.0)
         seconds = min(_FIRST * 2 ** (self._failures - 1), _LONGEST) * random.uniform(0.8, 1.2)
         if error.after is not None:
             seconds = max(seconds, min(error.after, _LONGEST_ASKED))
-        log.warning("trying again", reason=str(error), seconds=round(seconds, 1))
+        tried = f"{self._failures} of {attempts}"
+        log.warning("trying again", reason=str(error), tried=tried, seconds=round(seconds, 1))
         self._pause = asyncio.create_task(pause(seconds))
 
 

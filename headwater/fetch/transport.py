@@ -5,6 +5,7 @@ A `Site` is a hub, a bucket or a registry: it says how to ask for a key, and wha
 
 import json
 import re
+import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
@@ -235,16 +236,24 @@ def _translated(site: Site) -> Iterator[None]:
             raise FetchError(
                 f"{name}: the certificate is not trusted ({reason}); SSL_CERT_FILE names a file with the CA's"
             ) from None
-        reason = str(error) or type(error).__name__
-        raise TransientError(f"{name} cannot be reached; {site.advice}: {reason}") from None
+        reason, nameless = str(error) or type(error).__name__, _has_no_name(error)
+        raise TransientError(f"{name} cannot be reached; {site.advice}: {reason}", nameless=nameless) from None
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise FetchError(f"{name}: {error}") from None
 
 
-def _untrusted(error: BaseException | None) -> str | None:
+def _untrusted(error: BaseException) -> str | None:
     """Why, if a certificate is the reason."""
+    reasons = [each.verify_message for each in _causes(error) if isinstance(each, ssl.SSLCertVerificationError)]
+    return reasons[0] if reasons else None
+
+
+def _has_no_name(error: BaseException) -> bool:
+    return any(isinstance(each, socket.gaierror) for each in _causes(error))
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, and what it came of."""
     while error is not None:
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return error.verify_message
+        yield error
         error = error.__cause__ or error.__context__
-    return None

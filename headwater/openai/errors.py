@@ -18,8 +18,9 @@ APIError
  └── GatewayTimeoutError 504
 """
 
+import difflib
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, ClassVar
 
 from pydantic import ValidationError
@@ -91,6 +92,13 @@ class NotFoundError(APIError):
 
     status = 404
     type = "invalid_request_error"
+
+    @classmethod
+    def at(cls, path: str, known: Iterable[str]) -> "NotFoundError":
+        """Names the path that was meant, where one is like it: a base URL without its /v1 is what happens most."""
+        ends = [each for each in known if each.endswith(path) and path.strip("/")]
+        close = ends or difflib.get_close_matches(path, list(known), n=1, cutoff=0.8)
+        return cls(f"There is nothing at {path}{f'; did you mean {close[0]}?' if close else '.'}")
 
 
 class ModelNotFoundError(NotFoundError):
@@ -169,6 +177,8 @@ def from_validation_error(error: ValidationError) -> BadRequestError:
     """Say in words what pydantic found wrong; `param` is the first field of them, as in `messages[0].role`."""
     details = [each for each in error.errors(include_url=False) if each["type"] != "default_factory_not_called"]
     if details[0]["type"] == "json_invalid":
+        if not details[0]["input"]:
+            return BadRequestError("The body is empty; it must be a JSON object.", code="invalid_json")
         return BadRequestError(f"The body is not valid JSON: {details[0]['ctx']['error']}.", code="invalid_json")
     return BadRequestError(" ".join(map(_sentence, details[:3])), param=field_path(details[0]["loc"]) or None)
 

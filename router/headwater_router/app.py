@@ -20,6 +20,7 @@ from headwater.http.parser import Admit
 from headwater.http.server import Server
 from headwater.keys import KeysFileError
 from headwater.lag import LoopLag
+from headwater.listening import cannot_listen
 from headwater.logs import configure_logging
 from headwater.memory import memory_limit
 from headwater_router.admission.keys import Keys
@@ -298,12 +299,13 @@ async def serve(settings: RouterSettings) -> None:
     try:
         await router.server.listen(settings.host, settings.port)
     except OSError as error:
-        raise ListenError(f"cannot listen on {settings.host}:{settings.port}: {error}") from None
+        raise ListenError(cannot_listen(settings.host, settings.port, error)) from None
     try:
         admin = router.admin_server()
     except OSError as error:
         await router.server.close()
-        raise ListenError(f"cannot listen on {settings.admin_host}:{settings.admin_port}: {error}") from None
+        reason = cannot_listen(settings.admin_host, settings.admin_port or 0, error, of="admin-")
+        raise ListenError(reason) from None
     if admin is not None:
         admin.start()
     following = asyncio.create_task(router.follow_endpoints())

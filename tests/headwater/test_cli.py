@@ -8,6 +8,7 @@ import pytest
 from pydantic_settings import BaseSettings
 
 from headwater import __version__, cli
+from headwater.cli import serve
 from headwater.cli.parser import USAGE_ERROR
 from headwater.cli.settings import flag, variable
 from headwater.openai.request import SamplingDefaults
@@ -32,6 +33,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[EngineSettings]:
     """What `headwater serve` would have served."""
     seen: list[EngineSettings] = []
     monkeypatch.setattr(engine_app, "run", lambda settings: seen.append(settings) or 0)
+    monkeypatch.setattr(serve, "look", lambda source: None)
     return seen
 
 
@@ -113,13 +115,12 @@ def test_a_flag_wins_over_its_variable(served, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "headwater: the following arguments are required: COMMAND; see headwater --help"),
-        (["up"], "headwater up: the following arguments are required: file; see headwater up --help"),
+        (["up"], "headwater up: FILE is missing; see headwater up --help"),
         (["up", "x", "--port", "70000"], "must be a port from 0 to 65535, found '70000'"),
         (["serve"], "headwater serve: MODEL: is required"),
-        (["serve", "x", "--port", "abc"], 'headwater serve: --port: must be a valid integer, found "abc"'),
+        (["serve", "x", "--port", "abc"], 'headwater serve: --port: must be a whole number, found "abc"'),
         (["serve", "x", "--kv-cache-gib", "0"], 'headwater serve: --kv-cache-gib: must be greater than 0, found "0"'),
-        (["serve", "x", "--dtype", "int4"], "(choose from 'auto', 'bfloat16', 'float16', 'float32')"),
+        (["serve", "x", "--dtype", "int4"], "--dtype must be auto, bfloat16, float16, float32; found 'int4'"),
         (["serve", "x", "--prot", "8000"], "headwater serve: unknown argument --prot; did you mean --port?"),
         (["serve", "x", "--max-model", "8"], "did you mean --max-model-len?"),
         (["serve", "x", "--max-batched-tokens", "2"], "--max-batched-tokens (2) must be at least --max-num-seqs (64)"),
@@ -152,7 +153,7 @@ def test_a_wrong_argument_is_named_in_one_sentence(arguments: Sequence[str], mes
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
-        ("HEADWATER_ENGINE_PORT", "abc", 'HEADWATER_ENGINE_PORT: must be a valid integer, found "abc"'),
+        ("HEADWATER_ENGINE_PORT", "abc", 'HEADWATER_ENGINE_PORT: must be a whole number, found "abc"'),
         (
             "HEADWATER_ENGINE_DTYPE",
             "int4",

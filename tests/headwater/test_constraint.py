@@ -92,7 +92,7 @@ def test_structural_tags_are_read_from_objects_and_from_text() -> None:
         ({"regex": "a", "min_tokens": 2}, "min_tokens", "cannot be kept"),
         ({"regex": "a", "allowed_token_ids": [2]}, "allowed_token_ids", "cannot be kept"),
         ({"regex": "a" * (MOST_BYTES + 1)}, "regex", f"allowed are {MOST_BYTES}"),
-        ({"regex": 1}, "regex", "string"),
+        ({"regex": 1}, "regex", "text"),
     ],
 )
 def test_what_is_no_form_is_refused_by_name(fields: dict[str, Any], param: str, words: str) -> None:

@@ -138,3 +138,13 @@ async def test_the_first_that_fails_ends_the_others() -> None:
     with pytest.raises(FetchError, match="no"):
         await at_once([forever(), fails()])
     assert ended == ["it"]
+
+
+async def test_a_server_whose_name_nobody_knows_is_given_up_in_seconds(waits: list[float]) -> None:
+    async def call() -> None:
+        raise TransientError("hf://a/b cannot be reached", nameless=True)
+
+    with pytest.raises(FetchError, match=r"hf://a/b cannot be reached \(after 4 attempts\)"):
+        await Lines().patiently(call)
+    assert len(waits) == 3
+    assert sum(waits) < 10

@@ -108,7 +108,7 @@ def test_whoever_is_killed_at_any_step_ends_as_if_he_had_not_been(
                 continue
             runs += lives(source, Path(folder), store, first % (steps + 3) + 1, chance)
             assert names_in(Path(folder) / "m") == expected
-            assert sorted(path.name for path in Path(folder).iterdir()) == ["m", "m.lock"], "nothing is left over"
+            assert sorted(path.name for path in Path(folder).iterdir()) == ["m"], "nothing is left over"
             verify(Path(folder) / "m")
 
 

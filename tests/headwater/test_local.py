@@ -415,5 +415,6 @@ def test_a_taken_port_is_said_at_once(start: Callable[[], Up], tmp_path: Path) -
         answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert answer.returncode == 1
     assert answer.stderr == (
-        f"headwater up: cannot listen on 127.0.0.1:{port}: Address already in use; choose another --port\n"
+        f"headwater up: cannot listen on 127.0.0.1:{port}: another program listens there; "
+        "choose another --port, or 0 for a free one\n"
     )

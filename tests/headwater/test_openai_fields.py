@@ -72,7 +72,7 @@ def test_what_is_refused_is_of_chat_or_of_both() -> None:
         ("completions", "bad_words", ["x"], 'allowed is [], found ["x"]'),
         ("completions", "prompt_embeds", ["x"], "allowed is []"),
         ("completions", "truncate_prompt_tokens", 0, "must be -1, or at least 1"),
-        ("completions", "allowed_token_ids", [], "at least 1 item"),
+        ("completions", "allowed_token_ids", [], "at least 1 element"),
     ],
 )
 def test_a_field_that_would_change_the_answer_is_refused(kind: str, field: str, value: object, words: str) -> None:

@@ -71,8 +71,8 @@ def test_an_impossible_workload_is_refused_with_the_arithmetic(capsys: pytest.Ca
     [
         ((), "headwater pick: --params: is required"),
         (("--model", "8b", "--gpus", "0"), 'headwater pick: --gpus: must be greater than or equal to 1, found "0"'),
-        (("--model", "8b", "--shared-prefix", "x"), "headwater pick: --shared-prefix: must be a valid number"),
-        (("--model", "8b", "--gpu", "tpu"), "(choose from 'cpu', 't4'"),
+        (("--model", "8b", "--shared-prefix", "x"), "headwater pick: --shared-prefix: must be a number"),
+        (("--model", "8b", "--gpu", "tpu"), "--gpu must be cpu, t4"),
         (("--model", "8b", "--concurency", "3"), "unknown argument --concurency; did you mean --concurrency?"),
         (("--model", "8b", "--yaml", "--json"), "not allowed with argument --yaml"),
     ],

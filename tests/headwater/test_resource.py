@@ -128,7 +128,7 @@ def test_every_scheme_of_a_source_is_known(tmp_path, source):
         ({"cache": {"host_gib": 2}}, "spec.cache.host_gib: unknown field; did you mean `hostGiB`?"),
         ({"xyz": 2}, "spec.xyz: unknown field; Allowed: model"),
         ({"backend": {"type": "vlm"}}, "spec.backend.type: must be 'headwater', 'vllm', 'sglang', 'tgi',"),
-        ({"backend": {"version": 0.32}}, "spec.backend.version: must be a valid string, found 0.32"),
+        ({"backend": {"version": 0.32}}, "spec.backend.version: must be text, found 0.32"),
         ({"model": {"source": "ftp://x"}}, "spec.model.source: must be one of hf://OWNER/NAME, s3://BUCKET/PATH,"),
         ({"model": {}}, "spec.model.source: is required"),
         (
@@ -141,7 +141,7 @@ def test_every_scheme_of_a_source_is_known(tmp_path, source):
         ),
         ({"quantization": "int4"}, "spec.quantization: must be 'none', 'fp8', 'awq' or 'gptq', found \"int4\""),
         ({"cache": {"fraction": 1.5}}, "spec.cache.fraction: must be less than or equal to 1, found 1.5"),
-        ({"context": {"maxTokens": "4k"}}, 'spec.context.maxTokens: must be a valid integer, found "4k"'),
+        ({"context": {"maxTokens": "4k"}}, 'spec.context.maxTokens: must be a whole number, found "4k"'),
         ({"replicas": 1, "autoscaling": {"max": 2}}, "spec.autoscaling: cannot stand beside `replicas`"),
         ({"autoscaling": {"min": 3, "max": 2}}, "spec.autoscaling.max: must be at least `min`; found 2"),
         ({"autoscaling": {"max": 2, "scaleDownDelay": "5 min"}}, "scaleDownDelay: must be a duration such as 30s"),
@@ -249,7 +249,7 @@ def test_all_mistakes_are_told_at_once_with_their_lines(tmp_path):
         ("a: b: c", ":1: not YAML: mapping values are not allowed here"),
         ("a: \x00", "not YAML"),
         ("", "holds no ModelDeployment"),
-        ("- a", ":1: the document: must be a valid dictionary"),
+        ("- a", ":1: the document: must be an object"),
         ("kind: Secret", ":1: kind: must be 'ModelDeployment', found \"Secret\""),
     ],
 )

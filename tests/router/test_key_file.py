@@ -82,11 +82,11 @@ def _joined(pieces: list[tuple[str, str]]) -> bytes:
         ("", "is empty"),
         ("# nothing but a comment", "is empty"),
         ("keys: []", "keys: must have at least one"),
-        ("keys:", "keys: must be a valid list"),
+        ("keys:", "keys: must be a list"),
         ("{}", "keys: is required"),
         (f"- name: a\n  key: {SECRET}", "must have a list `keys`"),
         (f"keys: [{SECRET}]", "keys[0]: must have fields"),
-        (f"keys: {{a: {SECRET}}}", "keys: must be a valid list"),
+        (f"keys: {{a: {SECRET}}}", "keys: must be a list"),
         (f"keys: [{{name: a, Key: {SECRET}}}]", "keys[0]: has an unknown field"),
         (f"keys: [{{name: a, 'key:{SECRET}': }}]", "keys[0]: has an unknown field"),
         (f"keys: [{{name: a, key: {SECRET}, model: [m]}}]", "keys[0]: has an unknown field"),
@@ -99,20 +99,20 @@ def _joined(pieces: list[tuple[str, str]]) -> bytes:
         ("keys: [{name: a, key: short}]", "keys[0].key: must be 16 to 512 ASCII characters without spaces"),
         ("keys: [{name: a, key: 'ä23456789012345678'}]", "keys[0].key: must be 16 to 512 ASCII"),
         ("keys: [{name: a, key: '123456789 12345678'}]", "keys[0].key: must be 16 to 512 ASCII"),
-        ("keys: [{name: a, key: 12345678901234567890}]", "keys[0].key: must be a valid string"),
+        ("keys: [{name: a, key: 12345678901234567890}]", "keys[0].key: must be text"),
         (f"keys: [{{name: '', key: {SECRET}}}]", "keys[0].name: must be 1 to 64 printable characters"),
         (f"keys: [{{name: {'n' * 65}, key: {SECRET}}}]", "keys[0].name: must be 1 to 64"),
         (f'keys: [{{name: "a\\nb", key: {SECRET}}}]', "keys[0].name: must be 1 to 64"),
-        (f"keys: [{{name: a, key: {SECRET}, models: m}}]", "keys[0].models: must be a valid list"),
-        (f"keys: [{{name: a, key: {SECRET}, models: [1]}}]", "keys[0].models[0]: must be a valid string"),
+        (f"keys: [{{name: a, key: {SECRET}, models: m}}]", "keys[0].models: must be a list"),
+        (f"keys: [{{name: a, key: {SECRET}, models: [1]}}]", "keys[0].models[0]: must be text"),
         (f"keys: [{{name: a, key: {SECRET}, models: ['a*b']}}]", "`*` may stand only at the end"),
         (f"keys: [{{name: a, key: {SECRET}, models: ['']}}]", "keys[0].models[0]: must be names of models"),
         (f"keys: [{{name: a, key: {SECRET}, requests_per_minute: 0}}]", "must be greater than or equal to 1"),
-        (f"keys: [{{name: a, key: {SECRET}, requests_per_minute: 1.5}}]", "must be a valid integer"),
-        (f"keys: [{{name: a, key: {SECRET}, requests_per_minute: true}}]", "must be a valid integer"),
-        (f"keys: [{{name: a, key: {SECRET}, max_concurrent: '5'}}]", "must be a valid integer"),
+        (f"keys: [{{name: a, key: {SECRET}, requests_per_minute: 1.5}}]", "must be a whole number"),
+        (f"keys: [{{name: a, key: {SECRET}, requests_per_minute: true}}]", "must be a whole number"),
+        (f"keys: [{{name: a, key: {SECRET}, max_concurrent: '5'}}]", "must be a whole number"),
         (f"keys: [{{name: a, key: {SECRET}, cache_salt: mine}}]", "must be 'own' or 'none'"),
-        (f"keys: [{{name: a, key: {SECRET}, disabled: 'no'}}]", "must be a valid boolean"),
+        (f"keys: [{{name: a, key: {SECRET}, disabled: 'no'}}]", "must be true or false"),
         (f"keys: [{{name: a, key: {SECRET}}}, {{name: a, key: {SECRET}2}}]", "there are two keys of the name 'a'"),
         (f"keys: [{{name: a, key: {SECRET}}}, {{name: b, hash: {hashed(SECRET)}}}]", "of 'b' is that of another"),
         (f"keys: [{{name: a, key: {SECRET}}}]\nkeys: [{{name: b, key: {SECRET}}}]", "line 1: a field is given twice"),
@@ -186,7 +186,7 @@ def test_the_file_may_have_many_keys_but_not_any_number(file: Path) -> None:
     file.write_text(entries(MOST_KEYS))
     assert len(read_keys(file)) == MOST_KEYS
     file.write_text(entries(MOST_KEYS + 1))
-    with pytest.raises(KeysFileError, match=f"keys: .* at most {MOST_KEYS} items"):
+    with pytest.raises(KeysFileError, match=f"keys: .* at most {MOST_KEYS} elements"):
         read_keys(file)
 
 

@@ -19,7 +19,7 @@ def test_a_taken_port_is_named() -> None:
         ended = route("--endpoint", "http://127.0.0.1:9", "--port", str(port))
     assert ended.returncode == 1
     assert f"headwater route: cannot listen on 127.0.0.1:{port}" in ended.stderr
-    assert "in use" in ended.stderr
+    assert "another program listens there; choose another --port" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 

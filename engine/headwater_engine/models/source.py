@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -84,20 +85,33 @@ def resolve(source: str, revision: str = "main") -> ModelFolder:
             )
 
 
+def look(source: str) -> None:
+    """Whether `source` is there, as far as that is seen without asking the network. Raises LoadError."""
+    if not source.startswith("hf://"):
+        resolve(source)
+
+
 def _local(path: Path) -> ModelFolder:
     if path.is_file() and path.suffix == ".gguf":
         return ModelFolder(path.stem, WeightsKind.GGUF, path.resolve())
     if not path.is_dir():
-        raise LoadError(
-            f"The model {str(path)!r} is neither a folder nor a .gguf file. "
-            f"A repository on the Hugging Face hub is written hf://{path}."
-        )
+        raise LoadError(f"The model {str(path)!r} is neither a folder nor a .gguf file. {_meant(str(path))}")
     path = path.resolve()
     if (path / "config.json").exists():
         if (path / "model.safetensors").exists() or (path / "model.safetensors.index.json").exists():
             return ModelFolder(path.name, WeightsKind.SAFETENSORS, path)
         raise LoadError(f"The folder {path} has a config.json, but neither model.safetensors nor an index of shards.")
     return _only_gguf(path, path.name)
+
+
+def _meant(path: str) -> str:
+    """What somebody may have meant who named a model so."""
+    package = path.replace("-", "_")
+    if package.isidentifier() and importlib.util.find_spec(package) is not None:
+        return f"It is a Python package: did you mean package://{package}?"
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", path):
+        return f"A repository on the Hugging Face hub is written hf://{path}."
+    return "A repository on the Hugging Face hub is written hf://OWNER/NAME, a Python package package://NAME."
 
 
 def _only_gguf(folder: Path, name: str) -> ModelFolder:

@@ -27,6 +27,7 @@ from headwater.http.descriptors import Descriptors
 from headwater.http.replies import answer_error, answer_json
 from headwater.http.request import Request
 from headwater.http.server import Server
+from headwater.listening import cannot_listen
 from headwater.logs import configure_logging
 from headwater.openai.chat import ChatCompletionRequest
 from headwater.openai.completions import CompletionRequest
@@ -114,7 +115,7 @@ class EngineApp:
         if request.error is not None:
             raise request.error
         if (found := self.paths.get(request.path)) is None:
-            raise NotFoundError(f"There is nothing at {request.path}.")
+            raise NotFoundError.at(request.path, self.paths)
         method, handler = found
         # An answer to HEAD is that to GET, and loses its body on the way out.
         if (b"GET" if request.method == b"HEAD" else request.method) != method:
@@ -251,8 +252,7 @@ class EngineServer:
         try:
             await self._server.listen(settings.host, settings.port)
         except OSError as error:
-            reason = error.strerror or str(error)
-            self._fail(f"cannot listen on {settings.host}:{settings.port}: {reason[:1].lower()}{reason[1:]}")
+            self._fail(cannot_listen(settings.host, settings.port, error))
             return 1
         with self._signals():
             async with self._engine, asyncio.TaskGroup() as group:

@@ -18,6 +18,7 @@ from headwater.http.descriptors import Descriptors
 from headwater.http.replies import answer_error, answer_json
 from headwater.http.request import Request
 from headwater.http.server import Server
+from headwater.listening import cannot_listen
 from headwater.openai.errors import APIError, NotFoundError
 from headwater_engine.config import EngineSettings
 from headwater_engine.distributed.group import Group, start_ranks
@@ -51,7 +52,7 @@ class NodeServer:
         try:
             await server.listen(settings.host, settings.port)
         except OSError as error:
-            return self._fail(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}")
+            return self._fail(cannot_listen(settings.host, settings.port, error))
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._take_signal)
         engine, told = asyncio.create_task(self._engine()), asyncio.create_task(self._until_told())

@@ -20,6 +20,7 @@ from headwater import backends
 from headwater.backends.base import Backend
 from headwater.cli.local.process import Process
 from headwater.cli.local.supervisor import Supervisor
+from headwater.listening import cannot_listen
 from headwater.resource import ModelDeployment, ResourceError, load
 
 _ANY_ADDRESS = ("0.0.0.0", "::")
@@ -173,6 +174,4 @@ def _check_port(host: str, port: int) -> int:
             probe.bind(address)
             return int(probe.getsockname()[1])
     except OSError as error:
-        raise ResourceError(
-            f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}; choose another --port"
-        ) from None
+        raise ResourceError(cannot_listen(host, port, error)) from None

@@ -22,7 +22,7 @@ from headwater.openai.errors import (
     MethodNotAllowedError,
     NotFoundError,
 )
-from headwater.validation import field_path
+from headwater.validation import allowed, field_path
 from headwater_router.admin.controls import Controls, Page, Pages
 from headwater_router.admin.guard import Guard
 from headwater_router.admin.models import DecisionInfo, Drain, EndpointInfo, FailureInfo, KeysInfo, ModelInfo
@@ -201,7 +201,7 @@ async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     detail = error.errors()[0]
     name = field_path(detail["loc"][1:])
-    message = f"`{name}`: {detail['msg'].replace('Input should', 'must')}."
+    message = f"`{name}`: {allowed(detail)}."
     return await _api_error(request, BadRequestError(message, param=name))
 
 

@@ -17,7 +17,7 @@ from pydantic.types import FailFast
 from pydantic_core import ErrorDetails
 
 from headwater.keys import LEAST_LENGTH, KeysFileError, checked_name
-from headwater.validation import field_path
+from headwater.validation import allowed, field_path
 from headwater_router.files import IrregularFileError, read_file
 
 MOST_BYTES: Final = 2 * 2**20
@@ -225,5 +225,5 @@ def _sentence(detail: ErrorDetails) -> str:
         case "too_short":
             text = "must have at least one"
         case _:
-            text = detail["msg"].replace("Input should", "must")
+            text = allowed(detail)
     return f"{where}: {text}" if where else text

@@ -53,10 +53,20 @@ def read_url(text: str) -> Address:
     match = _URL.fullmatch(text) if len(text) <= _LONGEST else None
     host = _host(match) if match else None
     if match is None or host is None:
-        raise EndpointError(f"endpoint: url must be http://HOST[:PORT][/PATH] or https://..., found {shown(text)}")
+        raise EndpointError(
+            f"endpoint: url must be http://HOST[:PORT][/PATH] or https://..., found {shown(text)}{_meant(text)}"
+        )
+    if match["path"].endswith("/v1"):
+        raise EndpointError(f"endpoint {shown(text)}: leave out /v1: each request brings it")
     port = int(match["port"] or _PORTS[match["scheme"]])
     _check_port(text, port)
     return Address(match["scheme"] == "https", host, port, match["path"])
+
+
+def _meant(text: str) -> str:
+    """A question, where somebody may have forgotten the scheme."""
+    with_scheme = f"http://{text}"
+    return f"; did you mean {shown(with_scheme)}?" if "://" not in text and _URL.fullmatch(with_scheme) else ""
 
 
 def refuse_credentials(url: str) -> None:

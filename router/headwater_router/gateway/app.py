@@ -30,7 +30,7 @@ from headwater_router.gateway.forward import Forwarder
 from headwater_router.gateway.head import RequestHead
 from headwater_router.gateway.journal import Entry, Journal
 from headwater_router.gateway.pages import Page
-from headwater_router.gateway.paths import Form, form_of, response_of
+from headwater_router.gateway.paths import FORWARDED, Form, form_of, response_of
 from headwater_router.gateway.slo import read_slo
 from headwater_router.index import PromptBuilder
 from headwater_router.picker.classes import ORDINARY, traits
@@ -102,7 +102,7 @@ class Gateway:
             else:
                 self._model(request, client, path.removeprefix("/v1/models/"))
         else:
-            raise NotFoundError(f"There is nothing at {path}.")
+            raise NotFoundError.at(path, (*FORWARDED, *self.local))
 
     async def _forward(self, request: Request, client: ClientConnection, entry: Entry, form: Form) -> None:
         """Raises APIError."""

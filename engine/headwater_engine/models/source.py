@@ -162,8 +162,9 @@ def _hub(repository: str, revision: str) -> ModelFolder:
     except RepositoryNotFoundError as error:
         raise LoadError(f"hf://{repository} does not exist, or is private and needs HF_TOKEN.") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        reason = str(error).partition("\n")[0]  # The rest is huggingface_hub's own advice.
         raise LoadError(
-            f"hf://{repository} is not in the local cache, and the Hugging Face hub cannot be reached ({error}). "
+            f"hf://{repository} is not in the local cache, and the Hugging Face hub cannot be reached ({reason}). "
             "Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, or give a local folder."
         ) from error
     return replace(_local(Path(path)), name=repository.rsplit("/", 1)[-1], long_name=repository)

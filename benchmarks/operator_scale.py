@@ -25,9 +25,19 @@ import httpx
 from headwater.kubernetes import FIELD_MANAGER
 from headwater.lag import LoopLag
 from headwater_operator import main
-from headwater_operator.api import Cluster
+from headwater_operator.cluster.api import Cluster
+from headwater_operator.cluster.kinds import (
+    CLAIM,
+    DEPLOYMENT,
+    POD,
+    Kind,
+    Object,
+    kind_of,
+    labels_of,
+    name_of,
+    namespace_of,
+)
 from headwater_operator.config import OperatorSettings
-from headwater_operator.kinds import CLAIM, DEPLOYMENT, POD, Kind, Object, kind_of, labels_of, name_of, namespace_of
 from headwater_operator.metrics import OperatorMetrics
 
 _PAGE = 100
@@ -152,7 +162,7 @@ class Measured:
         )
 
 
-async def idle(controller: main.Controller) -> None:
+async def idle(controller: main.ReconcileLoop) -> None:
     while controller.waiting or controller._since:  # noqa: ASYNC110
         await asyncio.sleep(0.02)
 

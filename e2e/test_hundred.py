@@ -34,7 +34,7 @@ def test_a_hundred_settle_and_a_restart_of_the_operator_changes_nothing(namespac
     rest = cost()
     kubectl("rollout", "restart", "deployment/headwater-operator", "-n", SYSTEM)
     kubectl("rollout", "status", "deployment/headwater-operator", "-n", SYSTEM, "--timeout=120s", timeout=150)
-    eventually("another operator has looked at all", lambda: looks() >= COUNT, timeout=120, every=1)
+    eventually("another operator has reconciled all", lambda: reconciled() >= COUNT, timeout=120, every=1)
     after = cost()
     print(f"at rest {rest}; after a restart {after}")
     changed = [(first[name], now) for name, now in written(namespace).items() if first[name] != now]
@@ -81,13 +81,13 @@ class Cost:
             r'^headwater_operator_api_requests_total{resource="(\w+)",verb="(\w+)"} (\S+)$', page, re.MULTILINE
         )
         self.calls = {f"{verb} {resource}": int(float(count)) for resource, verb, count in calls}
-        self.looks = sum(
+        self.reconciled = sum(
             float(n) for n in re.findall(r"^headwater_operator_reconciles_total{.*} (\S+)$", page, re.MULTILINE)
         )
 
     def __str__(self) -> str:
-        total = sum(self.calls.values())
-        return f"{self.cpu:.1f} s CPU, {self.memory:.0f} MiB, {total} API calls ({self.calls}), {self.looks:.0f} looks"
+        calls = f"{sum(self.calls.values())} API calls ({self.calls})"
+        return f"{self.cpu:.1f} s CPU, {self.memory:.0f} MiB, {calls}, {self.reconciled:.0f} times reconciled"
 
 
 def acting() -> str | None:
@@ -107,6 +107,6 @@ def cost() -> Cost:
     return Cost(page)
 
 
-def looks() -> float:
+def reconciled() -> float:
     page = acting()
-    return Cost(page).looks if page else 0.0
+    return Cost(page).reconciled if page else 0.0

@@ -35,8 +35,8 @@ from headwater_engine.config import EngineSettings
 from headwater_engine.server.app import EngineApp
 from headwater_engine.server.client import EngineClient
 from headwater_engine.server.metrics import ServerMetrics
-from headwater_operator import pods, starting
 from headwater_operator.config import OperatorSettings
+from headwater_operator.diagnose import pods, startup
 from headwater_operator.metrics import OperatorMetrics
 from headwater_router.admin.app import make_app
 from headwater_router.admin.guard import Guard
@@ -410,7 +410,7 @@ def test_no_test_fails_since_the_machine_is_busy() -> None:
 
 def reasons_of_problems() -> set[str]:
     """All reasons that the condition Degraded can have."""
-    found = {reason for reason, _ in pods._WAITING.values()} | starting.HELD_UP.keys()
+    found = {reason for reason, _ in pods._WAITING.values()} | startup.HELD_UP.keys()
     for path in (path for path in tracked("*.py") if name_of(path).startswith("operator/")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Problem":

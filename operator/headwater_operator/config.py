@@ -133,7 +133,7 @@ class OperatorSettings(BaseSettings):
         ge=1,
         description="Most replicas of one ModelDeployment. One that asks for more gets these, and is Degraded.",
     )
-    resync_interval: float = Field(300, gt=0, description="Seconds after which everything is looked at again.")
+    resync_interval: float = Field(300, gt=0, description="Seconds after which everything is reconciled again.")
     workers: int = Field(8, ge=1, description="ModelDeployments that are reconciled at once.")
     host: str = Field("127.0.0.1", description="Address that metrics and probes are served at.")
     port: int = Field(8090, ge=0, le=65535, description="Port that metrics and probes are served at.")

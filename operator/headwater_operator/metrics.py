@@ -16,16 +16,18 @@ class OperatorMetrics:
         ProcessCollector(registry=self.registry)
         self.reconcile_seconds = Histogram(
             "headwater_operator_reconcile_seconds",
-            "One look at one ModelDeployment: observe, render, apply, status.",
+            "Reconciling one ModelDeployment: observe, render, apply, status.",
             registry=self.registry,
             buckets=_DURATION,
         )
         self.reconciles = self._counter(
-            "reconciles", "Looks at a ModelDeployment, by outcome: done, or retry after an error.", "outcome"
+            "reconciles",
+            "ModelDeployments reconciled, by outcome: done, or retry after an error.",
+            "outcome",
         )
         self.api_requests = self._counter("api_requests", "Calls of the API server, watches aside.", "verb", "resource")
         self.applied = self._counter("applied", "Objects written since they differed from what they should be.", "kind")
-        self.queue_depth = self._gauge("queue_depth", "ModelDeployments that wait to be looked at.")
+        self.queue_depth = self._gauge("queue_depth", "ModelDeployments that wait to be reconciled.")
         self.queue_oldest = self._gauge("queue_oldest_seconds", "How long the one that waits longest has waited.")
         self.loop_lag = self._gauge(
             "loop_lag_seconds", "Longest time that the operator did nothing else, since this was last asked for."

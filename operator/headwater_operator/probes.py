@@ -8,26 +8,26 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from headwater.lag import LoopLag
-from headwater_operator.controller import Controller
 from headwater_operator.metrics import OperatorMetrics
+from headwater_operator.reconcile.loop import ReconcileLoop
 
 
 @contextlib.asynccontextmanager
 async def serve_probes(
-    host: str, port: int, metrics: OperatorMetrics, controller: Controller, lag: LoopLag
+    host: str, port: int, metrics: OperatorMetrics, loop: ReconcileLoop, lag: LoopLag
 ) -> AsyncIterator[None]:
     """Serve them while inside. Raises OSError where the address is taken."""
 
     async def prometheus(_: web.Request) -> web.Response:
-        metrics.queue_depth.set(controller.waiting)
-        metrics.queue_oldest.set(controller.oldest)
+        metrics.queue_depth.set(loop.waiting)
+        metrics.queue_oldest.set(loop.oldest)
         metrics.loop_lag.set(lag.take())
         # Of a thousand ModelDeployments the page takes a while to write.
         page = await asyncio.to_thread(generate_latest, metrics.registry)
         return web.Response(body=page, headers={"content-type": CONTENT_TYPE_LATEST})
 
     async def health(_: web.Request) -> web.Response:
-        stuck = controller.stuck()
+        stuck = loop.stuck()
         return web.Response(status=500, text=f"no end to be seen: {stuck}\n") if stuck else web.Response(text="ok\n")
 
     async def ready(_: web.Request) -> web.Response:

@@ -10,8 +10,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 from headwater.kubernetes import FIELD_MANAGER
-from headwater_operator.api import ApiError, Cluster
-from headwater_operator.kinds import CLAIM, POD, Kind, Object, labels_of, name_of, namespace_of, uid_of
+from headwater_operator.cluster.api import ApiError, Cluster
+from headwater_operator.cluster.kinds import CLAIM, POD, Kind, Object, labels_of, name_of, namespace_of, uid_of
 from tests.operator.field_ownership import Leaves, copied, drop, get, leaves, put
 
 START: Final = datetime(2026, 11, 2, 12, 0, tzinfo=UTC)

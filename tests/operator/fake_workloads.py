@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from headwater.kubernetes import CONTAINER
-from headwater_operator.kinds import Object, annotations_of, labels_of, name_of, uid_of
+from headwater_operator.cluster.kinds import Object, annotations_of, labels_of, name_of, uid_of
 from tests.operator.fake_api import FakeCluster, written
 
 _COST: Final = "controller.kubernetes.io/pod-deletion-cost"

@@ -2,7 +2,7 @@
 
 from typing import Any, Final, TypeVar, cast
 
-from headwater_operator.kinds import Object
+from headwater_operator.cluster.kinds import Object
 
 T = TypeVar("T")
 Path = tuple[Any, ...]

@@ -1,6 +1,6 @@
 """A little cluster on a virtual clock: StatefulSets, their pods, a scheduler with so many slots, and the operator.
 
-A second a step. The operator looks when something changed, when it asked to look again, and every five minutes, so a
+A second a step. The operator reconciles when something changed, when it asked to, and every five minutes, so a
 plan that waits for time alone without saying so is late here as it would be in earnest.
 """
 
@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal
 
-from headwater_operator import groups, rollout
-from headwater_operator.kinds import Object, labels_of, name_of, uid_of
-from headwater_operator.pods import EnginePod
-from headwater_operator.queue import Key
+from headwater_operator.cluster.kinds import Key, Object, labels_of, name_of, uid_of
+from headwater_operator.diagnose.pods import EnginePod
+from headwater_operator.reconcile import group_plan, rollout
 from tests.operator.objects import NOW, container, pod, stateful_set
 
 Strategy = Literal["Auto", "Surge", "Replace"]
@@ -145,7 +144,7 @@ class World:
         seen = self._state()
         if seen != self._seen or self.now >= self._look_at:
             self._seen = seen
-            self.look()
+            self.reconcile()
 
     # The cluster
 
@@ -189,11 +188,11 @@ class World:
 
     # The operator, which does what is planned in the order of realize.py
 
-    def look(self) -> None:
+    def reconcile(self) -> None:
         pods = [each.seen(self.now) for each in self.pods.values()]
-        found = groups.gather(list(self.sets.values()), pods)
+        found = group_plan.gather(list(self.sets.values()), pods)
         healed = self.heal(found, pods)
-        plan = groups.plan(
+        plan = group_plan.plan(
             found,
             pods,
             wanted=self.wanted,
@@ -201,9 +200,11 @@ class World:
             strategy=self.strategy,
             load=self.load,
             now=self.now,
-            quiet_since=self._endings.quiet_since(Key("default", "m"), groups.ending(found, pods, self.now), self.now),
+            quiet_since=self._endings.quiet_since(
+                Key("default", "m"), group_plan.ending(found, pods, self.now), self.now
+            ),
         )
-        again = min(each for each in (healed.look_again, plan.look_again, RESYNC) if each is not None)
+        again = min(each for each in (healed.requeue_after, plan.requeue_after, RESYNC) if each is not None)
         self._look_at = self.now + timedelta(seconds=again)
         self.no_room = plan.no_room
         for group in plan.delete:
@@ -215,13 +216,13 @@ class World:
             assert name_of(group.workload) in self.sets, "what is deleted cannot be written to"
             self.note(group, notes)
 
-    def heal(self, found: list[groups.Group], pods: list[EnginePod]) -> groups.GroupPlan:
-        plan = groups.heal(found, pods, self.now)
+    def heal(self, found: list[group_plan.Group], pods: list[EnginePod]) -> group_plan.GroupPlan:
+        plan = group_plan.heal(found, pods, self.now)
         self.exhausted = [name_of(group.workload) for group in plan.exhausted if group.revision == self.revision]
         for group, notes in plan.notes:
             self.note(group, notes)
         for group in plan.restart:
-            self.note(group, groups.counted_restart(group, self.now))
+            self.note(group, group_plan.counted_restart(group, self.now))
             self.restarts.append((self.now, name_of(group.workload)))
             for each in group.pods:
                 if not each.terminating:
@@ -231,7 +232,7 @@ class World:
             self.delete_pod(self.pods[each.name], at_once=True)
         return plan
 
-    def note(self, group: groups.Group, notes: groups.Notes) -> None:
+    def note(self, group: group_plan.Group, notes: group_plan.Notes) -> None:
         workload = self.sets[name_of(group.workload)]
         changed = workload["metadata"]["annotations"] | notes
         kept = {name: value for name, value in changed.items() if value is not None}

@@ -12,7 +12,7 @@ from headwater.kubernetes import (
     LABEL_REVISION,
     MANAGED_BY,
 )
-from headwater_operator.kinds import Object
+from headwater_operator.cluster.kinds import Object
 
 NOW = datetime(2026, 11, 2, 12, 0, tzinfo=UTC)
 

@@ -1,4 +1,4 @@
-"""Engines that can be changed over HTTP ask for a key, which the operator knows without a look into any Secret."""
+"""Engines that can be changed over HTTP ask for a key, which the operator knows without reading any Secret."""
 
 import base64
 from collections.abc import Iterator
@@ -7,10 +7,9 @@ import httpx
 import pytest
 
 from headwater import backends
-from headwater_operator.adapters import Wanted, sync_adapters
-from headwater_operator.api import ApiError
-from headwater_operator.kinds import Object, uid_of
-from headwater_operator.queue import Key
+from headwater_operator.cluster.api import ApiError
+from headwater_operator.cluster.kinds import Key, Object, uid_of
+from headwater_operator.reconcile.adapter_sync import Wanted, sync_adapters
 from tests.operator.fake_api import Call, FakeCluster
 from tests.operator.fake_vllm import FakeVLLM, fake_vllm
 from tests.operator.world import World
@@ -106,7 +105,7 @@ async def test_a_key_that_pods_miss_is_put_back(world: World) -> None:
     waiting = {"name": "engine", "restartCount": 0, "state": {"waiting": missing}}
     name = world.kube.pods()[0]["metadata"]["name"]
     world.cluster.merge("Pod", name, {"status": {"containerStatuses": [waiting]}}, manager="kubelet")
-    await world.look()
+    await world.reconcile()
     assert key_of(world) == key
 
 

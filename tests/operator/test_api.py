@@ -7,7 +7,7 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from headwater_operator.api import ApiError, as_yaml
+from headwater_operator.cluster.api import ApiError, as_yaml
 
 ASTRAL = "chat \U0001f600, \U00020000"
 

@@ -3,10 +3,10 @@
 import pytest
 
 from headwater.kubernetes import LABEL_DEPLOYMENT, LABEL_MANAGED_BY, MANAGED_BY
-from headwater_operator.applier import AUTOSCALER, Applier, NotOursError, StillGoingError
-from headwater_operator.kinds import DEPLOYMENT, SERVICE, Object, uid_of
+from headwater_operator.cluster.kinds import DEPLOYMENT, SERVICE, Object, uid_of
 from headwater_operator.metrics import OperatorMetrics
-from headwater_operator.store import Store
+from headwater_operator.reconcile.applier import AUTOSCALER, Applier, NotOursError, StillGoingError
+from headwater_operator.watch.store import Store
 from tests.operator.fake_api import FakeCluster
 
 OWNER = "uid-of-m"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headwater_operator.drift import differences
+from headwater_operator.reconcile.drift import differences
 
 NAMES = st.sampled_from(["name", "image", "env", "ports", "limits", "labels"])
 LEAVES = st.one_of(st.integers(1, 9), st.just(True), st.sampled_from(["a", "b", "1"]))

@@ -4,9 +4,9 @@ from datetime import timedelta
 
 import pytest
 
-from headwater_operator import events as module
-from headwater_operator.events import EventRecorder
-from headwater_operator.kinds import Object
+from headwater_operator.cluster import events as module
+from headwater_operator.cluster.events import EventRecorder
+from headwater_operator.cluster.kinds import Object
 from tests.operator.fake_api import FakeCluster
 from tests.operator.world import Clock
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwater_operator.gateway import (
+from headwater_operator.autoscaling.gateway import (
     DeploymentLoad,
     GatewayReport,
     RouterPage,
@@ -117,7 +117,7 @@ async def test_no_router_is_no_report() -> None:
 
 
 async def test_a_page_without_an_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headwater_operator.gateway._LARGEST_PAGE", 100)
+    monkeypatch.setattr("headwater_operator.autoscaling.gateway._LARGEST_PAGE", 100)
     assert not (await ask(page(3))).complete
 
 

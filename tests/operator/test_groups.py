@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from headwater_operator.groups import (
+from headwater_operator.cluster.kinds import name_of
+from headwater_operator.diagnose.pods import EnginePod
+from headwater_operator.reconcile.group_plan import (
     MEMBERS,
     RESTART_BUDGET,
     RESTARTED_AT,
@@ -18,9 +20,7 @@ from headwater_operator.groups import (
     heal,
     plan,
 )
-from headwater_operator.kinds import name_of
-from headwater_operator.pods import EnginePod
-from headwater_operator.rollout import PATIENCE
+from headwater_operator.reconcile.rollout import PATIENCE
 from tests.operator.group_world import LOAD, NO_GPU, RESYNC, SIZE, Member, World
 from tests.operator.objects import NOW, ago, pod, stateful_set, written
 
@@ -219,7 +219,7 @@ def test_a_group_is_ready_when_all_its_pods_are() -> None:
 
 def test_within_the_pause_a_broken_group_waits_and_says_how_long() -> None:
     result = healed(group(members="uid-m-a-0-0,another", restarts="2", at=written(ago(5))))
-    assert not result.restart and result.look_again == 15
+    assert not result.restart and result.requeue_after == 15
 
 
 def test_a_group_without_room_says_when_patience_is_over() -> None:
@@ -228,14 +228,14 @@ def test_a_group_without_room_says_when_patience_is_over() -> None:
         EnginePod.of(pod(f"{name}-{each}", revision="a", unschedulable=NO_GPU, created=ago(4))) for each in range(SIZE)
     ]
     result = planned(Group(stateful_set("a", 0), waiting), group("old"))
-    assert not result.delete and result.look_again == PATIENCE - 4
+    assert not result.delete and result.requeue_after == PATIENCE - 4
 
 
 def test_a_pod_to_be_buried_is_looked_at_again_in_time() -> None:
     """Whether its StatefulSet is still there or not."""
     lost = EnginePod.of(pod("m-a-0-0", group=0, index=0, revision="a", owner="gone", deleted=ago(10)))
     result = heal([], [lost], NOW)
-    assert not result.bury and result.look_again == 20
+    assert not result.bury and result.requeue_after == 20
     assert heal([], [lost], NOW + timedelta(seconds=20)).bury == [lost]
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headwater_operator.rollout import PATIENCE
+from headwater_operator.reconcile.rollout import PATIENCE
 from tests.operator.group_world import LOAD, RESYNC, Member, World, revision_of
 from tests.operator.objects import NOW
 

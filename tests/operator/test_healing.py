@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from headwater_operator.api import ApiError
-from headwater_operator.kinds import Object, name_of, uid_of
+from headwater_operator.cluster.api import ApiError
+from headwater_operator.cluster.kinds import Object, name_of, uid_of
 from tests.operator.fake_api import Call
 from tests.operator.world import World
 
@@ -54,7 +54,7 @@ async def test_a_group_heals_while_the_api_server_takes_nothing_new(world: World
     hit = {uid_of(pod) for pod in world.kube.pods()}
     world.kube.restart_container(name_of(world.kube.pods()[0]))
     with pytest.raises(ApiError):
-        await world.look()
+        await world.reconcile()
     assert not {uid_of(pod) for pod in world.kube.pods()} & hit, "told to end, before anything else was tried"
 
 
@@ -65,7 +65,7 @@ async def test_the_next_restart_of_a_group_whose_spec_is_refused_is_not_forgotte
     for _ in range(2):
         world.kube.restart_container(name_of(world.kube.pods()[0]))
         await world.settle()
-    again = await world.look()
+    again = await world.reconcile()
     assert again is not None and again <= 10, "when the pause is over, and not when a refused spec is tried again"
 
 

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.virtual_clock import run
-from headwater_operator.api import ApiError, Cluster
-from headwater_operator.kinds import Kind, Object
-from headwater_operator.lease import LeaseHolder, LeaseLostError
+from headwater_operator.cluster.api import ApiError, Cluster
+from headwater_operator.cluster.kinds import Kind, Object
+from headwater_operator.cluster.lease import LeaseHolder, LeaseLostError
 
 SECONDS = 12.0
 
@@ -325,7 +325,7 @@ def test_a_release_works_when_a_renewal_that_was_cut_off_gets_in_between() -> No
 def test_a_reason_is_told_once_while_it_stays_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     wire = Wire(Server(), delay=lambda: SECONDS)
     told: list[str] = []
-    monkeypatch.setattr("headwater_operator.lease.log.warning", lambda event, reason: told.append(reason))
+    monkeypatch.setattr("headwater_operator.cluster.lease.log.warning", lambda event, reason: told.append(reason))
 
     async def work() -> None:
         waiting = asyncio.create_task(candidate(wire, "first").acquire())

@@ -6,11 +6,11 @@ from typing import Any, cast
 
 import pytest
 
-from headwater_operator import lease_thread
-from headwater_operator.api import Cluster
-from headwater_operator.kinds import LEASE, Object
-from headwater_operator.lease import LeaseHolder, LeaseLostError
-from headwater_operator.lease_thread import LEASE_LOST, LeaseThread
+from headwater_operator.cluster import lease_thread
+from headwater_operator.cluster.api import Cluster
+from headwater_operator.cluster.kinds import LEASE, Object
+from headwater_operator.cluster.lease import LeaseHolder, LeaseLostError
+from headwater_operator.cluster.lease_thread import LEASE_LOST, LeaseThread
 from tests.operator.fake_api import FakeCluster
 
 SECONDS = 0.6

@@ -11,11 +11,11 @@ import kopf
 import pytest
 
 from headwater_operator import main, racing
-from headwater_operator.api import ApiError
+from headwater_operator.cluster.api import ApiError
+from headwater_operator.cluster.kinds import CHILDREN, LEASE, MODEL_DEPLOYMENT, Object
+from headwater_operator.cluster.lease import LeaseLostError
 from headwater_operator.config import OperatorSettings
-from headwater_operator.controller import Controller
-from headwater_operator.kinds import CHILDREN, LEASE, MODEL_DEPLOYMENT, Object
-from headwater_operator.lease import LeaseLostError
+from headwater_operator.watch import watches
 from tests.operator.fake_api import START, FakeCluster, written
 from tests.operator.world import WEIGHTLESS
 
@@ -27,11 +27,11 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> FakeCluster:
     """Where the operator acts; its watches tell nothing."""
     made = FakeCluster()
 
-    async def watch(settings: OperatorSettings, controller: Controller) -> None:
+    async def watch(settings: OperatorSettings, observed: watches.Observed) -> None:
         await asyncio.Event().wait()
 
     monkeypatch.setattr(main, "Cluster", lambda metrics: made)
-    monkeypatch.setattr(main, "_watch", watch)
+    monkeypatch.setattr(main, "watch", watch)
     return made
 
 
@@ -184,7 +184,7 @@ class Seen:
 
 
 def handlers(seen: Seen, loop: asyncio.AbstractEventLoop) -> list[Any]:
-    registry = main._registry(cast("Controller", seen), loop)
+    registry = watches._registry(seen.observed, loop)
     return list(registry._watching._handlers)
 
 
@@ -220,12 +220,12 @@ async def test_events_come_from_a_thread_of_their_own() -> None:
 
 
 def test_kopf_only_watches() -> None:
-    given = main._kopf_settings(SETTINGS)
+    given = watches._kopf_settings(SETTINGS)
     assert given.posting.enabled is False
     assert given.watching.client_timeout is not None and given.watching.server_timeout is not None
     assert given.watching.client_timeout > given.watching.server_timeout
     assert not given.scanning.disabled
-    assert main._kopf_settings(SETTINGS.model_copy(update={"namespaces": ["one"]})).scanning.disabled
+    assert watches._kopf_settings(SETTINGS.model_copy(update={"namespaces": ["one"]})).scanning.disabled
 
 
 async def test_watches_that_end_by_themselves_end_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +234,7 @@ async def test_watches_that_end_by_themselves_end_the_operator(monkeypatch: pyte
 
     monkeypatch.setattr(kopf, "operator", ends)
     with pytest.raises(RuntimeError, match="ended by themselves"):
-        await main._watch(SETTINGS, cast("Controller", Seen()))
+        await watches.watch(SETTINGS, Seen().observed)
 
 
 async def test_watches_are_told_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,7 +245,7 @@ async def test_watches_are_told_to_stop(monkeypatch: pytest.MonkeyPatch) -> None
         await until(stop_flag.is_set)
 
     monkeypatch.setattr(kopf, "operator", waits)
-    watching = asyncio.create_task(main._watch(SETTINGS, cast("Controller", Seen())))
+    watching = asyncio.create_task(watches.watch(SETTINGS, Seen().observed))
     await until(lambda: flags)
     watching.cancel()
     with pytest.raises(asyncio.CancelledError):

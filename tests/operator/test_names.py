@@ -8,10 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headwater import names as rule
-from headwater_operator.kinds import MODEL_DEPLOYMENT, Object
-from headwater_operator.names import Names
-from headwater_operator.queue import Key
-from headwater_operator.store import Store
+from headwater_operator.cluster.kinds import MODEL_DEPLOYMENT, Key, Object
+from headwater_operator.watch.names import Names
+from headwater_operator.watch.store import Store
 from tests.operator.world import WEIGHTLESS, World
 
 NOW = datetime(2026, 11, 2, 12, tzinfo=UTC)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from headwater.resource import ModelDeployment
+from headwater_operator.cluster.kinds import Object, uid_of
 from headwater_operator.config import OperatorSettings
-from headwater_operator.kinds import Object, uid_of
 from headwater_operator.render import Access, Manifest, render
 from tests.operator.rendering import context, deployment, deployments
 from tests.operator.world import World

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from headwater_operator.kinds import Object, labels_of, name_of
+from headwater_operator.cluster.kinds import Object, labels_of, name_of
 from headwater_operator.render import Manifest
 from tests.operator.world import World
 
@@ -82,10 +82,10 @@ async def test_a_replica_on_another_node_than_the_volume_is_told_of(world: World
     world.kube.loads = lambda pod: name_of(pod) == name_of(there)
     world.kube.step = lambda: None  # type: ignore[method-assign]
     move(world, apart, "b", containerStatuses=[], conditions=[{"type": "Ready", "status": "False"}])
-    assert await world.look() == 60, "it may just be starting"
+    assert await world.reconcile() == 60, "it may just be starting"
     assert world.condition("Degraded")[0] == "False"
     world.clock.passed += 61
-    await world.look()
+    await world.reconcile()
     assert world.condition("Degraded") == ("True", "VolumeReachesOneNode")
     assert world.condition("Ready") == ("False", "VolumeReachesOneNode")
     for words in (name_of(apart), "on node b", "ReadWriteMany", "weights-"):
@@ -100,7 +100,7 @@ async def test_a_replica_that_finds_no_room_beside_the_others_is_told_of(world: 
     unplaced = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": said}
     move(world, apart, "", containerStatuses=[], conditions=[unplaced])
     world.clock.passed += 61
-    await world.look()
+    await world.reconcile()
     assert world.condition("Degraded") == ("True", "VolumeReachesOneNode")
     assert said in world.message("Degraded")
 

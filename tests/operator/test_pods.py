@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from headwater_operator.kinds import Object
-from headwater_operator.pods import EnginePod, Problem, finished, parse_time
+from headwater_operator.cluster.kinds import Object
+from headwater_operator.diagnose.pods import EnginePod, Problem, finished, parse_time
 from tests.operator.objects import NOW, ago, container, pod, written
 
 PULLED = 'Back-off pulling image "registry.example/vllm:v9": not found'

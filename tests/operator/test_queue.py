@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from benchmarks.virtual_clock import VirtualLoop, run
-from headwater_operator.queue import Key, WorkQueue
+from headwater_operator.cluster.kinds import Key
+from headwater_operator.reconcile.queue import WorkQueue
 
 T = TypeVar("T")
 
@@ -250,7 +251,7 @@ def test_a_namespace_does_not_wait_behind_the_thousand_keys_of_another() -> None
 
 def test_how_long_the_oldest_has_waited_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr("headwater_operator.queue.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("headwater_operator.reconcile.queue.time", SimpleNamespace(monotonic=lambda: now))
     queue = WorkQueue()
     assert queue.oldest == 0
     queue.add(A)

@@ -7,8 +7,8 @@ import pytest
 
 from benchmarks.virtual_clock import run
 from headwater_operator import render
-from headwater_operator.api import ApiError
-from headwater_operator.kinds import Object, name_of
+from headwater_operator.cluster.api import ApiError
+from headwater_operator.cluster.kinds import Object, name_of
 from tests.operator.world import World
 
 HUB = "hf://owner/model"
@@ -112,7 +112,7 @@ async def test_a_pod_that_has_just_gone_is_no_refusal(world: World) -> None:
         world.cluster.remove(pod)  # the watch has not told yet
     world.cluster.news, late = [], world.cluster.news
     with contextlib.suppress(ApiError):  # for the queue to try again
-        await world.look()
+        await world.reconcile()
     world.cluster.news = late + world.cluster.news
     assert world.condition("Degraded")[1] != "Refused"
     await world.settle()
@@ -229,7 +229,7 @@ async def test_a_resource_made_anew_begins_anew(world: World) -> None:
     world.cluster.collect_garbage()
     world.cluster.collect_garbage()
     world.create(autoscaling={"min": 1, "max": 9, "inFlightPerReplica": 1})
-    await world.look()
+    await world.reconcile()
     assert world.child("Deployment")["spec"]["replicas"] == 1
 
 
@@ -249,7 +249,7 @@ async def test_an_old_pod_of_tgi_has_no_new_adapter(world: World) -> None:
 async def test_the_warning_of_a_missing_budget_comes_once(world: World) -> None:
     world.create(replicas=0, backend={"type": "vllm"}, parallelism={"tensor": 2, "nodes": 2})
     for _ in range(5):
-        await world.look()
+        await world.reconcile()
     assert world.events().count(("Warning", "NoDisruptionBudget")) <= 1
 
 
@@ -264,7 +264,7 @@ async def test_the_warning_of_a_missing_budget_comes_once_where_a_name_is_taken(
     )
     world.create()
     for _ in range(5):
-        await world.look()
+        await world.reconcile()
     assert world.events().count(("Warning", "NoDisruptionBudget")) <= 1
 
 
@@ -279,7 +279,7 @@ async def test_an_error_of_a_scaled_child_that_is_gone(world: World) -> None:
     world.cluster.remove(world.child("Deployment"))
     late, world.cluster.news = world.cluster.news, []
     with contextlib.suppress(ApiError):
-        await world.look()
+        await world.reconcile()
     world.cluster.news = late + world.cluster.news
     assert world.condition("Degraded")[1] != "Refused"
     await world.settle()

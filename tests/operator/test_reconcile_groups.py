@@ -2,9 +2,9 @@
 
 import pytest
 
-from headwater_operator import groups
-from headwater_operator.kinds import Object, annotations_of, labels_of, name_of, uid_of
-from headwater_operator.pods import parse_time
+from headwater_operator.cluster.kinds import Object, annotations_of, labels_of, name_of, uid_of
+from headwater_operator.diagnose.pods import parse_time
+from headwater_operator.reconcile import group_plan
 from tests.operator.world import World
 
 SPEC: Object = {"backend": {"type": "vllm"}, "parallelism": {"tensor": 2, "nodes": 2}}
@@ -47,7 +47,7 @@ async def test_a_group_counts_once_all_its_pods_are_ready(world: World) -> None:
 async def test_the_members_are_noted_on_the_group(world: World) -> None:
     world.create(**SPEC)
     await world.settle()
-    noted = annotations_of(group_of(world, 0))[groups.MEMBERS]
+    noted = annotations_of(group_of(world, 0))[group_plan.MEMBERS]
     assert set(noted.split(",")) == uids(world, 0)
 
 
@@ -61,7 +61,7 @@ async def test_a_container_that_restarts_restarts_its_group_and_no_other(world: 
     assert uids(world, 1) == spared
     assert world.events().count(("Warning", "GroupRestarted")) == 1
     assert world.condition("Ready") == ("True", "ReplicasReady")
-    assert annotations_of(group_of(world, 0))[groups.RESTARTS] == "1"
+    assert annotations_of(group_of(world, 0))[group_plan.RESTARTS] == "1"
     await world.at_rest()
 
 
@@ -86,8 +86,8 @@ async def test_a_broken_group_has_nothing_to_finish(world: World) -> None:
     world.kube.ends = lambda pod: False
     leader, worker = world.kube.pods()
     world.kube.restart_container(name_of(worker))
-    await world.look()
-    assert seconds_to_end(world, leader) <= groups.BROKEN_GRACE
+    await world.reconcile()
+    assert seconds_to_end(world, leader) <= group_plan.BROKEN_GRACE
 
 
 async def test_the_answers_of_a_group_finish_where_one_of_its_pods_is_told_to_end(world: World) -> None:
@@ -97,7 +97,7 @@ async def test_the_answers_of_a_group_finish_where_one_of_its_pods_is_told_to_en
     world.kube.ends = lambda pod: False
     leader, worker = world.kube.pods()
     world.cluster.end(worker)
-    await world.look()
+    await world.reconcile()
     assert seconds_to_end(world, leader) > 120
 
 
@@ -110,7 +110,7 @@ async def test_the_next_restart_waits(world: World) -> None:
     world.kube.restart_container(name_of(world.kube.pods()[0]))
     await world.settle()
     assert uids(world, 0) == again
-    seconds = await world.look()
+    seconds = await world.reconcile()
     assert seconds is not None and 0 < seconds <= 10
     world.clock.passed += seconds
     await world.settle()
@@ -120,7 +120,7 @@ async def test_the_next_restart_waits(world: World) -> None:
 async def test_a_group_that_never_gets_well_is_given_up_and_told_of(world: World) -> None:
     world.create(**SPEC)
     await world.settle()
-    for _ in range(groups.RESTART_BUDGET):
+    for _ in range(group_plan.RESTART_BUDGET):
         world.clock.passed += 301
         world.kube.restart_container(name_of(world.kube.pods()[0]))
         await world.settle()
@@ -145,7 +145,7 @@ async def test_restarts_are_counted_over_the_operators_lives(world: World) -> No
         world.clock.passed += 60
         world.kube.restart_container(name_of(world.kube.pods()[0]))
         await world.settle()
-        assert annotations_of(group_of(world, 0))[groups.RESTARTS] == str(times)
+        assert annotations_of(group_of(world, 0))[group_plan.RESTARTS] == str(times)
         await world.restart()
 
 
@@ -181,7 +181,7 @@ async def test_a_rollout_takes_an_old_group_when_a_new_one_serves(world: World) 
     old = {uid_of(pod) for pod in world.kube.pods()}
     world.edit(context={"maxTokens": 64})
     for _ in range(40):
-        await world.look()
+        await world.reconcile()
         world.kube.step()
         assert world.status()["readyReplicas"] >= 2
     assert not {uid_of(pod) for pod in world.kube.pods()} & old
@@ -204,8 +204,8 @@ async def test_an_autoscaled_deployment_counts_in_groups(world: World) -> None:
 async def test_what_changes_on_a_group_is_put_right_but_for_what_is_noted_there(world: World) -> None:
     world.create(**SPEC)
     await world.settle()
-    noted = annotations_of(group_of(world, 0))[groups.MEMBERS]
+    noted = annotations_of(group_of(world, 0))[group_plan.MEMBERS]
     world.cluster.merge("StatefulSet", name_of(group_of(world, 0)), {"spec": {"replicas": 5}})
-    await world.look()
+    await world.reconcile()
     assert group_of(world, 0)["spec"]["replicas"] == 2
-    assert annotations_of(group_of(world, 0))[groups.MEMBERS] == noted
+    assert annotations_of(group_of(world, 0))[group_plan.MEMBERS] == noted

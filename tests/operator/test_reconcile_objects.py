@@ -2,7 +2,7 @@
 
 import pytest
 
-from headwater_operator.kinds import Object, name_of, uid_of
+from headwater_operator.cluster.kinds import Object, name_of, uid_of
 from tests.operator.world import World
 
 RULE: Object = {"min": 1, "max": 3, "inFlightPerReplica": 1}
@@ -176,7 +176,7 @@ async def test_what_has_the_name_and_is_not_ours_is_never_touched(world: World, 
     theirs = world.cluster.add(stranger(kind, name))
     world.create(replicas=2)
     for _ in range(3):
-        await world.look()
+        await world.reconcile()
     assert world.child(kind, name) == theirs
     assert world.condition("Degraded") == ("True", "NameTaken")
     assert world.condition("Ready") == ("False", "NameTaken")
@@ -184,7 +184,7 @@ async def test_what_has_the_name_and_is_not_ours_is_never_touched(world: World, 
     assert world.events().count(("Warning", "NameTaken")) == 1
 
     world.cluster.remove(world.child(kind, name))
-    assert await world.look() is None, "the name is free, and so it goes on"
+    assert await world.reconcile() is None, "the name is free, and so it goes on"
     await world.settle()
     assert world.condition("Ready") == ("True", "ReplicasReady")
 
@@ -192,7 +192,7 @@ async def test_what_has_the_name_and_is_not_ours_is_never_touched(world: World, 
 async def test_a_name_that_is_taken_is_looked_at_again(world: World) -> None:
     world.cluster.add(stranger("Deployment", "m"))
     world.create()
-    assert await world.look() == 60, "nobody tells when what is not ours goes"
+    assert await world.reconcile() == 60, "nobody tells when what is not ours goes"
 
 
 async def test_what_is_not_ours_is_not_deleted_with_a_budget_that_is_not_needed(world: World) -> None:
@@ -213,7 +213,7 @@ async def test_a_volume_that_is_not_ours_is_not_written_to(world: World) -> None
     fresh = World(pytest.MonkeyPatch())
     theirs = fresh.cluster.add(stranger("PersistentVolumeClaim", name, {"accessModes": ["ReadWriteOnce"]}))
     fresh.create(source="hf://owner/model")
-    await fresh.look()
+    await fresh.reconcile()
     assert fresh.child("PersistentVolumeClaim", name) == theirs
     assert fresh.condition("Degraded") == ("True", "NameTaken")
 
@@ -224,7 +224,7 @@ async def test_children_of_an_earlier_resource_are_waited_for(world: World) -> N
     old = uid_of(world.child("Deployment"))
     world.delete()
     world.create()
-    assert await world.look() == 1
+    assert await world.reconcile() == 1
     assert uid_of(world.child("Deployment")) == old, "it is about to go; adopting it would let it go later"
     assert world.condition("Ready") == ("False", "WaitingForDeletion")
     await world.settle()

@@ -1,15 +1,15 @@
 """What users of other operators suffer from, and ours must not do: rollouts, upgrades, deletion, names.
 
 The numbers are those of the list in docs/operator.md's sources; 6, 7 and 14 are in test_reconcile_replicas, 9 and 10 in
-test_preparing, 12 in test_adapting, 8 and 13 in test_render_pods.
+test_prerequisites, 12 in test_adapters, 8 and 13 in test_render_pods.
 """
 
 import pytest
 
 from headwater.resource import ModelDeployment
-from headwater_operator.kinds import Object, labels_of, name_of, uid_of
+from headwater_operator.cluster.kinds import Object, labels_of, name_of, uid_of
+from headwater_operator.reconcile.rollout import PATIENCE
 from headwater_operator.render import PIN_ANNOTATION, Context, Manifest, pin, versions
-from headwater_operator.rollout import PATIENCE
 from tests.operator.world import World
 
 GROUPS: Object = {"backend": {"type": "vllm"}, "parallelism": {"tensor": 2, "nodes": 2}}
@@ -51,10 +51,10 @@ async def test_pain_01_a_rollout_without_room_for_a_surge_goes_on(monkeypatch: p
     await world.settle()
     assert ready(world) == old, "nothing goes before it is known that there is no room"
     assert world.condition("Progressing") == ("True", "Surge")
-    again = await world.look()
+    again = await world.reconcile()
     assert again is not None and 0 < again <= PATIENCE
     world.clock.passed += again
-    await world.look()
+    await world.reconcile()
     assert world.condition("Progressing") == ("True", "NoRoomForSurge")
     await world.settle()
     assert len(ready(world)) == 2 and not ready(world) & old
@@ -223,7 +223,7 @@ async def test_pain_11_a_resource_that_is_about_to_go_is_left_alone(world: World
     world.cluster.merge("ModelDeployment", "m", {"metadata": {"deletionTimestamp": "2026-11-02T12:00:00Z"}})
     world.cluster.remove(world.child("Service", "m-engine"))
     world.cluster.calls.clear()
-    await world.look()
+    await world.reconcile()
     assert world.cluster.calls == []
 
 

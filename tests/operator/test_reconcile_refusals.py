@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from headwater_operator.api import ApiError
-from headwater_operator.kinds import Object, uid_of
+from headwater_operator.cluster.api import ApiError
+from headwater_operator.cluster.kinds import Object, uid_of
 from tests.operator.fake_api import Call
 from tests.operator.world import World
 
@@ -89,13 +89,13 @@ async def test_pods_of_a_newer_operator_are_left_as_they_are(world: World, monke
 async def test_what_is_refused_is_said_and_tried_again_later(world: World, kind: str, status: int) -> None:
     refuse(world, "apply", kind, status, "exceeded quota: gpus")
     world.create()
-    again = await world.look()
+    again = await world.reconcile()
     assert again == 60
     assert world.condition("Degraded") == ("True", "Refused")
     assert world.condition("Ready") == ("False", "Refused")
     assert "exceeded quota: gpus" in world.message("Degraded")
     for _ in range(3):
-        await world.look()
+        await world.reconcile()
     assert world.events().count(("Warning", "Refused")) == 1
     world.cluster.refuses = lambda call: None
     await world.settle()
@@ -113,7 +113,7 @@ async def test_a_typo_in_the_template_is_told_at_once_and_ready_is_not_stale(wor
     await world.settle()
     refuse(world, "apply", "Deployment", 500, TYPO)
     world.edit(template={"spec": {"nodeSelektor": {"a": "b"}}})
-    await world.look()
+    await world.reconcile()
     assert world.condition("Degraded") == ("True", "Refused")
     assert "nodeSelektor" in world.message("Degraded")
     assert world.condition("Ready") == ("False", "Refused")
@@ -132,13 +132,13 @@ async def test_whatever_fails_three_times_writes_a_condition_with_the_last_error
     for failures in range(3):
         assert world.status() == {}, "what passes in a moment alarms nobody"
         with pytest.raises(type(error)):
-            await world.look(failures=failures)
+            await world.reconcile(failures=failures)
     assert world.condition("Degraded") == ("True", "ReconcileFailed")
     assert str(error) in world.message("Degraded")
     assert world.condition("Ready") == ("False", "ReconcileFailed")
     version = world.cluster.version
     with pytest.raises(type(error)):
-        await world.look(failures=3)
+        await world.reconcile(failures=3)
     assert world.cluster.version == version, "the same is not told again"
     world.cluster.refuses = lambda call: None
     await world.settle()
@@ -151,7 +151,7 @@ async def test_what_may_pass_is_for_the_queue_to_try_again(world: World, status:
     refuse(world, "apply", "Deployment", status)
     world.create()
     with pytest.raises(ApiError):
-        await world.look()
+        await world.reconcile()
     assert world.status() == {}, "nobody is alarmed"
     world.cluster.refuses = lambda call: None
     await world.settle()
@@ -162,7 +162,7 @@ async def test_a_status_that_cannot_be_written_is_tried_again(world: World) -> N
     refuse(world, "apply status", "ModelDeployment", 500)
     world.create(replicas=2)
     with pytest.raises(ApiError):
-        await world.look()
+        await world.reconcile()
     assert world.events() == [], "an Event tells what the status says; it comes with it"
     world.cluster.refuses = lambda call: None
     await world.settle()
@@ -187,7 +187,7 @@ async def test_whichever_call_fails_it_gets_there_in_the_end(world: World, seed:
     world.create(replicas=2, autoscaling=None)
     for _ in range(60):
         try:
-            await world.look()
+            await world.reconcile()
         except ApiError:
             continue
         finally:
@@ -248,7 +248,7 @@ async def test_what_old_pods_suffer_from_is_no_problem_of_the_new(world: World) 
     assert world.condition("Degraded") == ("True", "CrashLoop")
     assert world.condition("Ready") == ("False", "CrashLoop")
     world.edit(context={"maxTokens": 64})
-    await world.look()
+    await world.reconcile()
     assert world.condition("Degraded")[0] == "False", "the change may be the cure"
 
 
@@ -269,7 +269,7 @@ async def test_a_crash_loop_is_degraded_until_ten_minutes_without_a_restart(worl
     assert world.events().count(("Warning", "CrashLoop")) == 1
     assert world.status()["readyReplicas"] == 1, "it does get requests"
     world.clock.passed += 590
-    again = await world.look()
+    again = await world.reconcile()
     assert again == 10
     assert world.condition("Degraded") == ("True", "CrashLoop")
     world.clock.passed += 10
@@ -298,8 +298,8 @@ async def test_a_pod_that_no_node_takes_is_told_in_the_schedulers_words_and_not_
 async def test_a_typo_in_the_template_is_told_before_the_weights_are_there(world: World) -> None:
     refuse(world, "try", "Deployment", 500, TYPO)
     world.create(source="hf://owner/model", template={"spec": {"nodeSelektor": {"a": "b"}}})
-    await world.look()
-    await world.look()
+    await world.reconcile()
+    await world.reconcile()
     assert world.condition("Degraded") == ("True", "Refused")
     assert "nodeSelektor" in world.message("Degraded")
     assert world.cluster.all("Job"), "the weights come all the same"

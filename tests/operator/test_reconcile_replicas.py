@@ -2,9 +2,9 @@
 
 import pytest
 
-from headwater_operator.applier import AUTOSCALER
-from headwater_operator.kinds import Object, annotations_of, name_of
+from headwater_operator.cluster.kinds import Object, annotations_of, name_of
 from headwater_operator.metrics import CONDITIONS
+from headwater_operator.reconcile.applier import AUTOSCALER
 from tests.operator.world import World
 
 RULE: Object = {"min": 1, "max": 9, "inFlightPerReplica": 1}
@@ -131,7 +131,7 @@ async def test_pain_07_they_are_marked_before_the_number_is_lowered(world: World
     await world.settle()
     world.cluster.calls.clear()
     world.edit(replicas=1)
-    await world.look()
+    await world.reconcile()
     kinds = [call.kind for call in world.cluster.writes()]
     assert kinds.count("Pod") == 3
     assert kinds.index("Deployment") > max(number for number, kind in enumerate(kinds) if kind == "Pod")
@@ -306,8 +306,8 @@ async def test_each_condition_is_a_metric_until_the_resource_goes(monkeypatch: p
 
     assert told() == {"Ready": 1, "Progressing": 0, "Degraded": 0, "ModelLoaded": 1, "Routable": None}
     world.report(ready=0)
-    await world.look()
+    await world.reconcile()
     assert told()["Routable"] == 0
     world.delete()
-    await world.look()
+    await world.reconcile()
     assert set(told().values()) == {None}

@@ -3,8 +3,7 @@
 import pytest
 from prometheus_client import generate_latest
 
-from headwater_operator.kinds import uid_of
-from headwater_operator.queue import Key
+from headwater_operator.cluster.kinds import Key, uid_of
 from headwater_operator.render import CURRENT_RENDER_VERSION
 from tests.operator.world import World
 
@@ -25,7 +24,7 @@ async def test_it_is_written_only_when_it_changed(world: World) -> None:
     world.cluster.calls.clear()
     for _ in range(5):
         world.clock.passed += 60
-        await world.look()
+        await world.reconcile()
     assert status_writes(world) == 0, "that time passes is no news"
     world.kube.loads = lambda pod: True
     await world.settle()
@@ -50,7 +49,7 @@ async def test_an_event_comes_once_for_each_change(world: World) -> None:
     assert world.events().count(("Normal", "ReplicasReady")) == 1
     before = world.events()
     for _ in range(5):
-        await world.look()
+        await world.reconcile()
     assert world.events() == before
     old = {uid_of(pod) for pod in world.kube.pods()}
     world.edit(context={"maxTokens": 64})
@@ -152,6 +151,6 @@ async def test_metrics_follow_and_are_forgotten_with_the_resource(world: World) 
     assert 'headwater_operator_desired_replicas{deployment="m",namespace="default"} 2.0' in page
     assert 'headwater_operator_ready_replicas{deployment="m",namespace="default"} 2.0' in page
     world.delete()
-    await world.look()
+    await world.reconcile()
     page = generate_latest(world.metrics.registry).decode()
     assert 'deployment="m"' not in page

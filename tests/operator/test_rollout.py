@@ -7,10 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwater_operator.kinds import Object
-from headwater_operator.pods import EnginePod
-from headwater_operator.queue import Key
-from headwater_operator.rollout import PATIENCE, Endings, choose, ending, rolling, unplaced
+from headwater_operator.cluster.kinds import Key, Object
+from headwater_operator.diagnose.pods import EnginePod
+from headwater_operator.reconcile.rollout import PATIENCE, Endings, choose, ending, rolling, unplaced
 from tests.operator.objects import NOW, ago, deployment, pod, written
 
 NO_GPU = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
@@ -32,7 +31,7 @@ LONG = PATIENCE + 1
 
 
 @pytest.mark.parametrize(
-    ("workload", "pods", "strategy", "look_again"),
+    ("workload", "pods", "strategy", "requeue_after"),
     [
         pytest.param(None, [], "Surge", None, id="nothing there yet"),
         pytest.param(deployment(2), [new(ready=True), new(ready=True)], "Surge", None, id="at rest"),
@@ -78,9 +77,9 @@ LONG = PATIENCE + 1
         ),
     ],
 )
-def test_auto(workload: Object | None, pods: list[EnginePod], strategy: str, look_again: float | None) -> None:
+def test_auto(workload: Object | None, pods: list[EnginePod], strategy: str, requeue_after: float | None) -> None:
     choice = choose("Auto", workload, pods, "new", NOW)
-    assert (choice.strategy, choice.look_again) == (strategy, look_again)
+    assert (choice.strategy, choice.requeue_after) == (strategy, requeue_after)
 
 
 def test_a_lack_of_room_is_told_in_the_schedulers_words() -> None:
@@ -92,7 +91,7 @@ def test_patience_begins_when_nothing_is_ending_any_more() -> None:
     """The scheduler takes a moment to give away what has become free."""
     pods = [old(), new(waited=100)]
     choice = choose("Auto", deployment(2), pods, "new", NOW, ago(3))
-    assert (choice.strategy, choice.look_again) == ("Surge", PATIENCE - 3)
+    assert (choice.strategy, choice.requeue_after) == ("Surge", PATIENCE - 3)
     assert choose("Auto", deployment(2), pods, "new", NOW, ago(PATIENCE)).strategy == "Replace"
 
 
@@ -143,9 +142,9 @@ def test_auto_takes_from_what_serves_only_for_a_pod_that_found_no_room(
         assert replacing or (old_ones and max(waited, default=0) >= PATIENCE)
     else:
         assert not (replacing and workload is not None and rolling(workload, pods, "new")), "it sticks until it is over"
-    if choice.look_again is not None:
-        assert 0 < choice.look_again <= PATIENCE
-        then = choose("Auto", workload, pods, "new", NOW + timedelta(seconds=choice.look_again))
+    if choice.requeue_after is not None:
+        assert 0 < choice.requeue_after <= PATIENCE
+        then = choose("Auto", workload, pods, "new", NOW + timedelta(seconds=choice.requeue_after))
         assert then.strategy == "Replace", "time alone changes it then"
 
 
@@ -166,7 +165,7 @@ class Cluster:
     least: int = 99
     endings: Endings = field(default_factory=Endings)
 
-    def look(self) -> None:
+    def reconcile(self) -> None:
         pods = [EnginePod.of(each) for each in self.pods]
         quiet_since = self.endings.quiet_since(Key("default", "m"), ending(pods, self.now), self.now)
         choice = choose("Auto", self.workload, pods, self.revision, self.now, quiet_since)
@@ -191,7 +190,7 @@ class Cluster:
         # After the scheduler: the operator hears of an end before the scheduler has given away what became free.
         self.pods = [each for each in self.pods if (gone := EnginePod.of(each).deleted) is None or gone > self.now]
         self.control()
-        self.look()
+        self.reconcile()
         self.least = min(self.least, self.ready())
 
     def control(self) -> None:
@@ -225,7 +224,7 @@ class Cluster:
 
     def roll(self, revision: str) -> None:
         self.revision, self.least, self.strategies = revision, 99, []
-        self.look()
+        self.reconcile()
 
 
 @pytest.mark.parametrize(

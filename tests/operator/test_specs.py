@@ -1,4 +1,4 @@
-"""A look costs the same however many neighbours there are: a spec is read once for each version, and found by index."""
+"""Reconciling costs the same however many neighbours there are: specs are read once a version, and found by index."""
 
 from typing import Any
 
@@ -7,12 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from headwater_operator import specs as module
-from headwater_operator.kinds import POD, Object, uid_of
-from headwater_operator.queue import Key
+from headwater_operator.cluster.kinds import POD, Key, Object, uid_of
 from headwater_operator.render.weights import volume_of
-from headwater_operator.specs import Specs
-from headwater_operator.store import Store
+from headwater_operator.watch import specs as module
+from headwater_operator.watch.specs import Specs
+from headwater_operator.watch.store import Store
 from tests.operator.world import World
 
 SOURCE = "hf://org/model"
@@ -61,11 +60,11 @@ async def test_a_spec_is_read_once_for_each_of_its_versions(monkeypatch: pytest.
     await world.settle()
     reads.clear()
     for _ in range(5):
-        await world.look()
+        await world.reconcile()
     assert reads == []
     world.edit(replicas=2)
     for _ in range(5):
-        await world.look()
+        await world.reconcile()
     assert len(reads) <= 2, "after the edit, and after the status"
 
 

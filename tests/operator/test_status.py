@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headwater_operator.kinds import Object
-from headwater_operator.pods import EnginePod, Problem
-from headwater_operator.status import Situation, news, status_of
+from headwater_operator.cluster.kinds import Object
+from headwater_operator.diagnose.pods import EnginePod, Problem
+from headwater_operator.reconcile.status import Situation, news, status_of
 from tests.operator.objects import NOW, container, pod, written
 
 NO_GPU = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."

@@ -7,9 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headwater.kubernetes import LABEL_DEPLOYMENT
-from headwater_operator.kinds import DEPLOYMENT, POD, Kind, Object, labels_of
-from headwater_operator.queue import Key
-from headwater_operator.store import Store
+from headwater_operator.cluster.kinds import DEPLOYMENT, POD, Key, Kind, Object, labels_of
+from headwater_operator.watch.store import Store
 
 KEY = Key("default", "m")
 
@@ -119,7 +118,7 @@ def test_any_order_ends_in_the_newest_state(order: list[tuple[int, int, str]]) -
 
 
 def test_only_so_many_ends_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headwater_operator.store._ENDS", 2)
+    monkeypatch.setattr("headwater_operator.watch.store._ENDS", 2)
     store = Store()
     for name in "abca":
         store.remove(an_object(5, name=name))

@@ -3,7 +3,7 @@
 import pytest
 
 from headwater.kubernetes import LABEL_UNUSED
-from headwater_operator.kinds import Object, labels_of, name_of
+from headwater_operator.cluster.kinds import Object, labels_of, name_of
 from tests.operator.world import World
 
 HUB = "hf://owner/model"
@@ -26,7 +26,7 @@ def unused(world: World) -> list[str]:
 
 async def gone(world: World, name: str = "m") -> None:
     world.delete(name)
-    await world.look(name)
+    await world.reconcile(name)
     for _ in range(3):
         world.kube.step()
         world.deliver()

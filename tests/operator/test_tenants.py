@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from headwater_operator.cluster.kinds import Object, annotations_of, labels_of, name_of, uid_of
 from headwater_operator.config import OperatorSettings
-from headwater_operator.kinds import Object, annotations_of, labels_of, name_of, uid_of
-from headwater_operator.plain_tokens import plain_tokens
+from headwater_operator.diagnose.plain_tokens import plain_tokens
 from tests.operator.test_names import theirs
 from tests.operator.world import World
 

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headwater.resource import ModelDeployment
+from headwater_operator.cluster.kinds import CLAIM, JOB, Object
 from headwater_operator.config import OperatorSettings
-from headwater_operator.kinds import CLAIM, JOB, Object
+from headwater_operator.reconcile.weights import Observed, WeightsPhase, WeightsPlan, needs_volume, observe, plan
 from headwater_operator.render.weights import volume
-from headwater_operator.store import Store
-from headwater_operator.weights import Observed, WeightsPhase, WeightsPlan, needs_volume, observe, plan
+from headwater_operator.watch.store import Store
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 SOURCE = "hf://owner/model"
@@ -51,7 +51,7 @@ class Cluster:
         }
         return plan(its, users, self.settings, "team", observed, self.now)
 
-    def look(self, uid: str = "u-chat") -> WeightsPlan:
+    def reconcile(self, uid: str = "u-chat") -> WeightsPlan:
         """As the operator does it."""
         made = self.plan(uid)
         for gone in made.delete:
@@ -112,16 +112,16 @@ def cluster(*deployments: ModelDeployment) -> Cluster:
 
 def test_a_volume_then_a_job_and_the_volume_says_that_it_is_filled() -> None:
     world = cluster()
-    assert world.look().phase is WeightsPhase.PENDING
-    assert world.look().phase is WeightsPhase.FILLING
+    assert world.reconcile().phase is WeightsPhase.PENDING
+    assert world.reconcile().phase is WeightsPhase.FILLING
     world.bind()
-    filling = world.look()
+    filling = world.reconcile()
     assert filling.phase is WeightsPhase.FILLING and filling.volume is None
     assert filling.message == "fetching hf://owner/model@main"
     world.end_job("Complete")
-    assert world.look().volume == volume(deployment())
+    assert world.reconcile().volume == volume(deployment())
     world.job = None
-    filled = world.look()
+    filled = world.reconcile()
     assert filled.phase is WeightsPhase.FILLED, "the Job has gone, the truth has not"
     assert filled.shown() == {"phase": "Filled", "claim": volume(deployment()).claim}
     assert world.made == ["PersistentVolumeClaim", "Job"]
@@ -129,14 +129,14 @@ def test_a_volume_then_a_job_and_the_volume_says_that_it_is_filled() -> None:
 
 def test_the_status_says_what_was_verified_also_when_the_pod_that_said_so_is_gone() -> None:
     world = cluster()
-    world.look()
-    world.look()
+    world.reconcile()
+    world.reconcile()
     world.end_pod("the line broke")
     world.end_pod("3 files, 15.2 GiB, verified: 3 by sha256", exitCode=0)
     world.end_job("Complete")
-    assert world.look().message == "3 files, 15.2 GiB, verified: 3 by sha256"
+    assert world.reconcile().message == "3 files, 15.2 GiB, verified: 3 by sha256"
     world.job, world.pods = None, []
-    assert world.look().shown()["message"] == "3 files, 15.2 GiB, verified: 3 by sha256"
+    assert world.reconcile().shown()["message"] == "3 files, 15.2 GiB, verified: 3 by sha256"
     assert world.claim is not None
     assert (
         world.claim["metadata"]["annotations"]["headwater.dev/verified"] == "3 files, 15.2 GiB, verified: 3 by sha256"
@@ -145,8 +145,8 @@ def test_the_status_says_what_was_verified_also_when_the_pod_that_said_so_is_gon
 
 def test_the_job_fetches_to_where_the_pods_will_look() -> None:
     world = cluster(deployment(model={"secretRef": {"name": "hub"}}, loadTimeout="2h"))
-    world.look()
-    world.look()
+    world.reconcile()
+    world.reconcile()
     assert world.job is not None and world.claim is not None
     there = volume(deployment())
     assert world.claim["metadata"]["name"] == world.job["metadata"]["name"] == there.claim
@@ -183,8 +183,8 @@ def test_credentials_go_by_the_kind_of_source() -> None:
         ),
     ]:
         world = cluster(deployment(source=source, model=secret))
-        world.look()
-        world.look()
+        world.reconcile()
+        world.reconcile()
         assert world.job is not None
         (container,) = world.job["spec"]["template"]["spec"]["containers"]
         assert [each for each in container["env"] if "valueFrom" in each] == env
@@ -194,8 +194,8 @@ def test_credentials_go_by_the_kind_of_source() -> None:
 def test_the_job_goes_where_the_engines_will() -> None:
     template = {"spec": {"nodeSelector": {"zone": "a"}, "hostNetwork": True}}
     world = cluster(deployment(template=template, backend={"env": {"HF_ENDPOINT": "http://mirror"}}))
-    world.look()
-    world.look()
+    world.reconcile()
+    world.reconcile()
     assert world.job is not None
     pod = world.job["spec"]["template"]["spec"]
     assert pod["nodeSelector"] == {"zone": "a"} and "hostNetwork" not in pod
@@ -210,11 +210,11 @@ def test_two_of_one_source_share_volume_and_job_without_taking_turns() -> None:
     second = deployment("code", weights={"size": "20Gi"}, model={"secretRef": {"name": "hub"}})
     world = cluster(first, second)
     for uid in ["u-chat", "u-code"] * 3:
-        world.look(uid)
+        world.reconcile(uid)
     assert world.made == ["PersistentVolumeClaim", "Job"]
     world.end_pod("no")
     for uid in ["u-chat", "u-code"] * 3:
-        assert not world.look(uid).delete
+        assert not world.reconcile(uid).delete
     assert world.plan("u-chat").manifests == world.plan("u-code").manifests
 
 
@@ -234,12 +234,12 @@ def test_the_volume_goes_with_its_last_user_unless_one_wants_it_kept(
     world = cluster(
         *(deployment(name, weights={"keep": each}) for name, each in zip(["chat", "code"], keep, strict=True))
     )
-    world.look()
-    world.look()
+    world.reconcile()
+    world.reconcile()
     assert world.claim is not None
     assert [each["name"] for each in world.claim["metadata"]["ownerReferences"]] == ["chat", "code"], "half filled"
     world.end_job("Complete")
-    world.look()
+    world.reconcile()
     references = world.claim["metadata"].get("ownerReferences", [])
     assert [each["name"] for each in references] == owners
     assert not any(each.get("controller") for each in references)
@@ -247,9 +247,9 @@ def test_the_volume_goes_with_its_last_user_unless_one_wants_it_kept(
 
 def test_one_that_has_moved_on_still_holds_the_volume_until_it_goes() -> None:
     world = cluster(deployment("chat", weights={"keep": False}), deployment("code", weights={"keep": False}))
-    world.look()
+    world.reconcile()
     world.deployments["u-code"] = deployment("code", source="hf://owner/other", weights={"keep": False})
-    world.look()
+    world.reconcile()
     assert world.claim is not None
     assert [each["name"] for each in world.claim["metadata"]["ownerReferences"]] == ["chat", "code"]
 
@@ -259,14 +259,16 @@ def test_one_that_has_moved_on_still_holds_the_volume_until_it_goes() -> None:
 
 def test_a_failure_says_what_the_fetcher_said() -> None:
     world = cluster()
-    world.look()
-    world.look()
+    world.reconcile()
+    world.reconcile()
     world.bind()
     world.end_pod("old")
     world.end_pod("hf://owner/model is gated: accept its terms on the hub and set HF_TOKEN.")
-    assert world.look().message.startswith("fetching hf://owner/model@main, attempt 3; the last one ended with: hf://")
+    assert world.reconcile().message.startswith(
+        "fetching hf://owner/model@main, attempt 3; the last one ended with: hf://"
+    )
     world.end_job("Failed", "BackoffLimitExceeded")
-    made = world.look()
+    made = world.reconcile()
     assert made.phase is WeightsPhase.FAILED and made.volume is None
     assert made.message.startswith("the weights cannot be fetched: hf://owner/model is gated")
     assert f"delete Job {volume(deployment()).claim}" in made.message
@@ -274,40 +276,40 @@ def test_a_failure_says_what_the_fetcher_said() -> None:
 
 def test_a_job_that_failed_is_made_again_once_it_has_gone() -> None:
     world = cluster()
-    world.look()
-    world.look()
+    world.reconcile()
+    world.reconcile()
     world.end_job("Failed", "BackoffLimitExceeded")
-    world.look()
+    world.reconcile()
     world.job = None
-    assert world.look().phase is WeightsPhase.FILLING
+    assert world.reconcile().phase is WeightsPhase.FILLING
     assert world.made == ["PersistentVolumeClaim", "Job", "Job"]
 
 
 def test_what_may_mend_it_is_tried_at_once() -> None:
     world = cluster()
-    world.look()
-    world.look()
+    world.reconcile()
+    world.reconcile()
     world.end_pod("gated")
     world.deployments["u-chat"] = deployment(model={"secretRef": {"name": "hub"}})
-    assert world.look().delete
-    assert world.look().phase is WeightsPhase.FILLING
+    assert world.reconcile().delete
+    assert world.reconcile().phase is WeightsPhase.FILLING
     assert world.made == ["PersistentVolumeClaim", "Job", "Job"]
 
 
 def test_a_fetch_that_does_well_is_not_disturbed_by_a_change() -> None:
     world = cluster()
-    world.look()
-    world.look()
+    world.reconcile()
+    world.reconcile()
     world.settings = OperatorSettings(weights_image="another")
-    assert not world.look().delete
+    assert not world.reconcile().delete
 
 
 def test_a_fetch_that_takes_too_long_says_what_to_set() -> None:
     world = cluster()
-    world.look()
-    world.look()
+    world.reconcile()
+    world.reconcile()
     world.end_job("Failed", "DeadlineExceeded")
-    assert "not there after 3600 s; give them longer by spec.loadTimeout" in world.look().message
+    assert "not there after 3600 s; give them longer by spec.loadTimeout" in world.reconcile().message
 
 
 @pytest.mark.parametrize(
@@ -316,11 +318,11 @@ def test_a_fetch_that_takes_too_long_says_what_to_set() -> None:
 )
 def test_a_pod_that_could_say_nothing(ended: dict[str, Any], message: str) -> None:
     world = cluster()
-    world.look()
-    world.look()
+    world.reconcile()
+    world.reconcile()
     world.end_pod("", **ended)
     world.end_job("Failed")
-    assert f"cannot be fetched: {message}" in world.look().message
+    assert f"cannot be fetched: {message}" in world.reconcile().message
 
 
 @pytest.mark.parametrize(
@@ -333,57 +335,59 @@ def test_a_pod_that_could_say_nothing(ended: dict[str, Any], message: str) -> No
 def test_a_volume_without_storage_names_the_storage_class(settings: dict[str, str], message: str) -> None:
     world = cluster()
     world.settings = OperatorSettings(**settings)  # type: ignore[arg-type]
-    world.look()
-    first = world.look()
+    world.reconcile()
+    first = world.reconcile()
     assert (first.phase, first.again) == (WeightsPhase.FILLING, None)
-    assert world.look().again == 60, "it is Pending, but not for long"
+    assert world.reconcile().again == 60, "it is Pending, but not for long"
     world.now += timedelta(seconds=120)
-    made = world.look()
+    made = world.reconcile()
     assert made.phase is WeightsPhase.PENDING and message in made.message and "for 2 min" in made.message
     assert made.again == 60
     world.bind()
-    assert world.look().phase is WeightsPhase.FILLING
+    assert world.reconcile().phase is WeightsPhase.FILLING
 
 
 def test_a_pod_that_cannot_run_says_why() -> None:
     world = cluster()
-    world.look()
-    world.look()
+    world.reconcile()
+    world.reconcile()
     world.bind()
     condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes"}
     world.add_pod({"phase": "Pending", "conditions": [condition]})
-    assert "no node for its pod: 0/3 nodes" in world.look().message
+    assert "no node for its pod: 0/3 nodes" in world.reconcile().message
     waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}
     world.now += timedelta(seconds=1)
     world.add_pod({"phase": "Pending", "containerStatuses": [{"name": "fetch", "state": waiting}]})
-    assert "no such image" in world.look().message
+    assert "no such image" in world.reconcile().message
 
 
 def test_a_volume_that_goes_or_is_lost_is_told() -> None:
     world = cluster()
-    world.look()
+    world.reconcile()
     assert world.claim is not None
     world.claim["status"]["phase"] = "Lost"
-    assert world.look().phase is WeightsPhase.FAILED
+    assert world.reconcile().phase is WeightsPhase.FAILED
     world.claim["metadata"]["deletionTimestamp"] = START.isoformat()
-    made = world.look()
+    made = world.reconcile()
     assert (made.phase, made.manifests) == (WeightsPhase.PENDING, ())
     world.claim = None
-    assert world.look().phase is WeightsPhase.PENDING
+    assert world.reconcile().phase is WeightsPhase.PENDING
     assert world.made == ["PersistentVolumeClaim"] * 2
 
 
 # Properties
 
 
-@given(st.lists(st.sampled_from(["look", "other", "bind", "fail", "give up", "done", "forget", "wait"]), max_size=25))
+@given(
+    st.lists(st.sampled_from(["reconcile", "other", "bind", "fail", "give up", "done", "forget", "wait"]), max_size=25)
+)
 def test_only_a_filled_volume_is_given_out_and_a_filled_one_stays(steps: list[str]) -> None:
     world = cluster(deployment("chat"), deployment("code"))
     done = False
     for step in steps:
         active = world.job is not None and "conditions" not in world.job["status"]
-        if step in ("look", "other"):
-            made = world.look("u-chat" if step == "look" else "u-code")
+        if step in ("reconcile", "other"):
+            made = world.reconcile("u-chat" if step == "reconcile" else "u-code")
             assert (made.volume is not None) == (made.phase is WeightsPhase.FILLED) == done
         elif step == "bind" and world.claim:
             world.bind()
@@ -394,7 +398,7 @@ def test_only_a_filled_volume_is_given_out_and_a_filled_one_stays(steps: list[st
         elif step == "done" and active:
             world.end_job("Complete")
             done = True
-            world.look()
+            world.reconcile()
         elif step == "forget":
             world.job, world.pods = None, []
         elif step == "wait":
@@ -404,8 +408,8 @@ def test_only_a_filled_volume_is_given_out_and_a_filled_one_stays(steps: list[st
 
 def test_what_is_observed_is_what_belongs_to_the_source() -> None:
     world = cluster()
-    world.look()
-    world.look()
+    world.reconcile()
+    world.reconcile()
     world.end_pod("no")
     store = Store()
     assert world.claim and world.job
@@ -421,11 +425,11 @@ def test_what_is_observed_is_what_belongs_to_the_source() -> None:
 
 def test_a_class_that_gives_no_storage_is_told_also_when_the_job_has_run_out_of_time() -> None:
     world = cluster(deployment(weights={"storageClassName": "slow"}))
-    world.look()
-    world.look()
+    world.reconcile()
+    world.reconcile()
     world.now += timedelta(hours=1)
     world.end_job("Failed", "DeadlineExceeded")
-    made = world.look()
+    made = world.reconcile()
     assert made.phase is WeightsPhase.FAILED
     assert "StorageClass slow" in made.message and "gives it no storage" in made.message
     assert "give them longer" not in made.message
@@ -436,8 +440,8 @@ def test_whose_class_a_shared_volume_has_is_told() -> None:
         deployment(name, weights={"storageClassName": storage}) for name, storage in (("a", "slow"), ("b", "fast"))
     )
     world = cluster(first, second)
-    world.look("u-a")
-    world.look("u-b")
+    world.reconcile("u-a")
+    world.reconcile("u-b")
     world.now += timedelta(minutes=2)
-    message = world.look("u-b").message
+    message = world.reconcile("u-b").message
     assert "StorageClass slow gives it no storage" in message and "by the first ModelDeployment" in message

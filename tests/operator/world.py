@@ -10,12 +10,15 @@ import httpx
 import pytest
 
 from headwater.kubernetes import HTTP_PORT, LABEL_MANAGED_BY, MANAGED_BY
-from headwater_operator import adapting, events, main, reconcile, scaling
+from headwater_operator import main
+from headwater_operator.autoscaling import follow as scaling
+from headwater_operator.autoscaling.gateway import DeploymentLoad, RouterPage, combine
+from headwater_operator.cluster import events
+from headwater_operator.cluster.kinds import CHILDREN, Key, Object, labels_of
 from headwater_operator.config import OperatorSettings
-from headwater_operator.gateway import DeploymentLoad, RouterPage, combine
-from headwater_operator.kinds import CHILDREN, Object, labels_of
 from headwater_operator.metrics import OperatorMetrics
-from headwater_operator.queue import Key
+from headwater_operator.reconcile import adapters as adapting
+from headwater_operator.reconcile import reconciler as reconcile
 from tests.operator.fake_api import START, FakeCluster
 from tests.operator.fake_vllm import FakeVLLM
 from tests.operator.fake_workloads import FakeWorkloads
@@ -69,7 +72,7 @@ class World:
         )
         self.reconciler = self.controller._reconciler
         self.scaling = self.controller._scaling
-        self.keys = self.reconciler._realizer._keys
+        self.keys = self.reconciler._children._keys
 
     async def restart(self, **settings: Any) -> None:
         self.start(**settings)
@@ -117,16 +120,16 @@ class World:
                 self.controller.observed(manifest, True)
         self.cluster.news.clear()
 
-    async def look(self, name: str = "m", failures: int = 0) -> float | None:
+    async def reconcile(self, name: str = "m", failures: int = 0) -> float | None:
         self.deliver()
-        return await self.reconciler.look(Key("default", name), failures)
+        return await self.reconciler.reconcile(Key("default", name), failures)
 
     async def settle(self, *names: str, rounds: int = 60) -> None:
-        """Looks and steps of the cluster by turns, until nothing changes any more."""
+        """The operator and steps of the cluster by turns, until nothing changes any more."""
         for _ in range(rounds):
             before = self.cluster.version
             for name in names or ("m",):
-                await self.look(name)
+                await self.reconcile(name)
             self.kube.step()
             if self.cluster.version == before:
                 return
@@ -151,7 +154,7 @@ class World:
         name: str = "m",
         shares: Mapping[tuple[str, str], float] | None = None,
     ) -> set[Key]:
-        """What the gateway says. Returns who has to be looked at."""
+        """What the gateway says. Returns who has to be reconciled."""
         load = DeploymentLoad(in_flight, held, ready)
         found = {("default", name): shares} if shares else {}
         return self.scaling._take(combine([RouterPage({("default", name): load}, pods or {}, found)], failures))

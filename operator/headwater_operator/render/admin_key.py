@@ -2,7 +2,7 @@
 
 from headwater import kubernetes
 from headwater.resource import ModelDeployment
-from headwater_operator.kinds import without_absent
+from headwater_operator.cluster.kinds import without_absent
 from headwater_operator.render.context import Context, Manifest, metadata
 
 

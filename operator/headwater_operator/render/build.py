@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from headwater.resource import ModelDeployment
-from headwater_operator.kinds import without_absent
+from headwater_operator.cluster.kinds import without_absent
 from headwater_operator.render import devices, pod, pod_v4, storage
 from headwater_operator.render.context import Context, Manifest, labels, metadata
 from headwater_operator.render.names import build_name

@@ -124,7 +124,7 @@ def wanted_pin(deployment: ModelDeployment, backend: str, settings: OperatorSett
 
 @lru_cache(maxsize=1024)
 def _as_json(pin: Pin) -> str:
-    """Each look asks for it several times, and there are few that differ."""
+    """Each reconciliation asks for it several times, and there are few that differ."""
     told = asdict(pin)
     # What is as it was before there was a choice is left out: so pins of that time, and revisions of them, stay.
     if pin.kv_events:

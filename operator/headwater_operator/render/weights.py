@@ -1,7 +1,7 @@
 """The volume that keeps the weights, and the Job that fills it.
 
 Both belong to a source and its revision, not to one ModelDeployment: those of a namespace that name the same one share
-them, so nothing in here may depend on which of them is looked at.
+them, so nothing in here may depend on which of them is reconciled.
 """
 
 import hashlib
@@ -13,8 +13,8 @@ from headwater import backends
 from headwater.kubernetes import GROUP, LABEL_COMPONENT, LABEL_MANAGED_BY, MANAGED_BY
 from headwater.pick import resolve_auto
 from headwater.resource import API_VERSION, KIND, ModelDeployment
+from headwater_operator.cluster.kinds import Object, annotations_of, name_of, namespace_of, uid_of, without_absent
 from headwater_operator.config import OperatorSettings
-from headwater_operator.kinds import Object, annotations_of, name_of, namespace_of, uid_of, without_absent
 from headwater_operator.render import devices
 from headwater_operator.render.context import ClaimDefaults, Inherited, Manifest, WeightsVolume
 from headwater_operator.render.pod import container_security, pod_security

@@ -1,0 +1,1 @@
+"""What the API server is asked and told: objects, Events, the Lease."""

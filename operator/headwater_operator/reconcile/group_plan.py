@@ -1,0 +1,260 @@
+"""Replicas that are several pods: one StatefulSet each, which live and die together.
+
+A group is ready when all its pods are. Its ranks hold one communicator, so when one member is replaced or one container
+restarts, the others can only hang: then all its pods are deleted and begin anew, later each time and not for ever.
+What is known of a group lies on its StatefulSet: who its members are, how often it was restarted, and when; and on one
+that is to go, that its successors found no room beside it.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Final, Literal
+
+from headwater.kubernetes import LABEL_GROUP, LABEL_REVISION
+from headwater_operator.cluster.kinds import Object, annotations_of, labels_of, uid_of
+from headwater_operator.diagnose.pods import EnginePod, parse_time
+from headwater_operator.reconcile import rollout
+
+MEMBERS: Final = "headwater.dev/members"
+"""Annotation: UIDs of the group's pods, once all were there, apart by commas."""
+RESTARTS: Final = "headwater.dev/restarts"
+RESTARTED_AT: Final = "headwater.dev/restarted-at"
+NO_ROOM: Final = "headwater.dev/no-room-for"
+"""Annotation of an old group: the revision that found no room beside it, so that all of the rollout goes by Replace."""
+
+RESTART_BUDGET: Final = 8
+"""A group that was restarted so often, and was not well `_WELL_AFTER` any of these times, is left as it is."""
+BROKEN_GRACE: Final = 5
+"""Seconds that pods of a broken group get, for routers to learn of it: nothing can finish there."""
+_WELL_AFTER: Final = timedelta(hours=1)
+_FIRST_PAUSE: Final = timedelta(seconds=10)
+_LONGEST_PAUSE: Final = timedelta(minutes=5)
+_LOST_AFTER: Final = timedelta(seconds=30)
+"""Past its grace, a pod that is still there has no kubelet to end it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A StatefulSet with its pods."""
+
+    workload: Object
+    pods: Sequence[EnginePod]
+
+    @property
+    def number(self) -> int:
+        return int(labels_of(self.workload)[LABEL_GROUP])
+
+    @property
+    def revision(self) -> str:
+        return labels_of(self.workload)[LABEL_REVISION]
+
+    @property
+    def size(self) -> int:
+        return int(self.workload["spec"]["replicas"])
+
+    @property
+    def complete(self) -> bool:
+        return len(self.pods) == self.size and not any(pod.terminating for pod in self.pods)
+
+    @property
+    def ready(self) -> bool:
+        return self.complete and all(pod.ready for pod in self.pods)
+
+    @property
+    def begun(self) -> bool:
+        """Whether each of its containers has run. Before, the others wait for one that has no room or no image yet."""
+        return all(pod.running or pod.restarts for pod in self.pods)
+
+    @property
+    def draining(self) -> bool:
+        """Whether a member was told to end and still runs: until it does end, answers can finish."""
+        going = any(pod.terminating and pod.running for pod in self.pods)
+        return going and not any(pod.restarts for pod in self.pods)
+
+    @property
+    def restarts(self) -> int:
+        return int(annotations_of(self.workload).get(RESTARTS, 0))
+
+    @property
+    def pause(self) -> timedelta:
+        """Between its last restart and the next."""
+        return min(_FIRST_PAUSE * 2 ** (self.restarts - 1), _LONGEST_PAUSE) if self.restarts else timedelta()
+
+    def left(self, time: timedelta, now: datetime) -> float:
+        """Seconds until so much time is over since its last restart; 0 where there was none."""
+        last = annotations_of(self.workload).get(RESTARTED_AT)
+        return max((parse_time(last) + time - now).total_seconds(), 0.0) if last else 0.0
+
+
+Notes = dict[str, str | None]
+"""Annotations; None takes one away."""
+
+
+@dataclass(slots=True)
+class GroupPlan:
+    """What to do now: `plan` fills in what follows from the spec, `heal` the rest."""
+
+    create: list[int] = field(default_factory=list)
+    """Numbers of groups of the current revision."""
+    delete: list[Group] = field(default_factory=list)
+    restart: list[Group] = field(default_factory=list)
+    """Note `counted_restart`, then delete all their pods."""
+    bury: list[EnginePod] = field(default_factory=list)
+    """Delete these without grace: their node is lost."""
+    notes: list[tuple[Group, Notes]] = field(default_factory=list)
+    exhausted: list[Group] = field(default_factory=list)
+    """Broken, and restarted too often already."""
+    requeue_after: float | None = None
+    """Seconds until time alone may change it."""
+    no_room: str | None = None
+    """Why an old group has to go before a new one is ready."""
+
+    def look_in(self, seconds: float) -> None:
+        self.requeue_after = min(seconds, self.requeue_after or seconds)
+
+
+def gather(workloads: Sequence[Object], pods: Sequence[EnginePod]) -> list[Group]:
+    """The groups that are there and not about to go, by number."""
+    groups = [
+        Group(workload, [pod for pod in pods if pod.owner == uid_of(workload)])
+        for workload in workloads
+        if "deletionTimestamp" not in workload["metadata"]
+    ]
+    return sorted(groups, key=lambda group: (group.revision, group.number))
+
+
+def ending(groups: Sequence[Group], pods: Sequence[EnginePod], now: datetime) -> list[EnginePod]:
+    """As in a rollout of single pods; and those that the garbage collector is about to get to."""
+    sets = {uid_of(group.workload) for group in groups}
+    left_over = [pod for pod in pods if pod.owner and pod.owner not in sets and not pod.terminating]
+    return rollout.ending(pods, now) + left_over
+
+
+def heal(groups: Sequence[Group], pods: Sequence[EnginePod], now: datetime) -> GroupPlan:
+    """What keeps groups well that are there, whatever the spec says by now. `pods`: as for `plan`."""
+    result = GroupPlan()
+    _plan_members(groups, now, result)
+    _plan_burials(pods, now, result)
+    return result
+
+
+def plan(
+    groups: Sequence[Group],
+    pods: Sequence[EnginePod],
+    *,
+    wanted: int,
+    revision: str,
+    strategy: Literal["Auto", "Surge", "Replace"],
+    load: dict[str, int],
+    now: datetime,
+    quiet_since: datetime | None = None,
+    paused: bool = False,
+) -> GroupPlan:
+    """`pods`: all of the ModelDeployment, those as well whose StatefulSet is gone. `load`: requests in flight by pod.
+
+    `wanted`: how many groups there should be. `quiet_since`: see rollout.Endings. `paused`: a rollout waits.
+    """
+    result = GroupPlan()
+    if paused and any(group.revision != revision for group in groups):
+        return result
+    current = [group for group in groups if group.revision == revision]
+    expendable = sorted(current, key=lambda group: (group.ready, _load(group, load), -group.number))
+    result.delete += expendable[: max(len(current) - wanted, 0)]
+    kept = [group for group in current if group not in result.delete]
+
+    # Old groups that do not serve help nobody.
+    old = [group for group in groups if group.revision != revision]
+    result.delete += [group for group in old if not group.ready]
+    serving = sorted((group for group in old if group.ready), key=lambda group: (_load(group, load), -group.number))
+
+    stuck = None
+    if strategy == "Auto" and serving:
+        waiting = rollout.unplaced([pod for group in kept for pod in group.pods], revision)
+        stuck, again = rollout.lack_of_room(waiting, ending(groups, pods, now), now, quiet_since)
+        if again is not None:
+            result.look_in(again)
+        if stuck or any(annotations_of(group.workload).get(NO_ROOM) == revision for group in serving):
+            strategy = "Replace"
+            result.no_room = f"there was no room for one more ({stuck})" if stuck else "there was no room for one more"
+    _plan_rollout(kept, serving, wanted, strategy == "Replace", stuck is not None, result)
+    if stuck:
+        unnoted = [group for group in serving if annotations_of(group.workload).get(NO_ROOM) != revision]
+        result.notes += [(group, {NO_ROOM: revision}) for group in unnoted if group not in result.delete]
+    return result
+
+
+def _plan_rollout(
+    kept: Sequence[Group], serving: Sequence[Group], wanted: int, replace: bool, stuck: bool, result: GroupPlan
+) -> None:
+    """`kept`: of the current revision. `serving`: of old ones, in the order in which they may go.
+
+    `stuck`: some of the kept have no room.
+    """
+    ready = sum(group.ready for group in kept)
+    released = max(len(serving) - max(wanted - ready, 0), 0)  # as many as the new ones make up for
+    none_missing = ready + len(serving) >= wanted
+    if serving and not released and none_missing and (stuck or (replace and ready == len(kept))):
+        released = 1
+    left = len(serving) - released
+    result.delete += serving[:released]
+
+    # While some are missing, what is free is for those in their place: a surge beside them might find no room.
+    surge = int(not replace and ready + left >= wanted)
+    room = wanted + surge - len(kept) - left
+    taken = {group.number for group in kept}
+    free = (number for number in itertools.count() if number not in taken)
+    result.create = list(itertools.islice(free, max(min(wanted - len(kept), room), 0)))
+
+
+def _plan_members(groups: Sequence[Group], now: datetime, result: GroupPlan) -> None:
+    for group in groups:
+        known = set(filter(None, annotations_of(group.workload).get(MEMBERS, "").split(",")))
+        present = {pod.uid for pod in group.pods if not pod.terminating}
+        if not present & known:
+            # None is known yet, or all are new ones.
+            if group.complete:
+                result.notes.append((group, {MEMBERS: ",".join(sorted(present))}))
+        elif present == known and not (group.begun and any(pod.restarts for pod in group.pods)):
+            if group.restarts and group.ready:
+                _forgive(group, now, result)
+        elif group.restarts >= RESTART_BUDGET:
+            result.exhausted.append(group)
+        elif pause := group.left(group.pause, now):
+            result.look_in(pause)
+        else:
+            result.restart.append(group)
+
+
+def _forgive(group: Group, now: datetime, result: GroupPlan) -> None:
+    """Forget the restarts of a group that is well, if the last one is long ago."""
+    if left := group.left(_WELL_AFTER, now):
+        result.look_in(left)
+    else:
+        result.notes.append((group, {RESTARTS: None, RESTARTED_AT: None}))
+
+
+def counted_restart(group: Group, now: datetime) -> Notes:
+    """The annotations of a group that is restarted now.
+
+    Its members stay noted: should the operator end before it has deleted all of them, those that are left are seen as
+    what they are, and the group is restarted once more.
+    """
+    return {RESTARTS: str(group.restarts + 1), RESTARTED_AT: now.isoformat(timespec="seconds")}
+
+
+def _plan_burials(pods: Sequence[EnginePod], now: datetime, result: GroupPlan) -> None:
+    for pod in pods:
+        if pod.deleted is None:
+            continue
+        left = (pod.deleted + _LOST_AFTER - now).total_seconds()
+        if left > 0:
+            result.look_in(left)
+        else:
+            result.bury.append(pod)
+
+
+def _load(group: Group, load: dict[str, int]) -> int:
+    """Unknown counts as busy."""
+    return max((load.get(pod.name, 1 << 30) for pod in group.pods if pod.index == 0), default=0)

@@ -1,0 +1,262 @@
+"""Weights on the cluster: fetched once into a volume, however many replicas and ModelDeployments wait for them.
+
+`plan` looks at the volume, the Job that fills it and that Job's pods, and says how far it is and what to apply. The
+lasting truth is an annotation on the volume; Job and pods may be gone at any time.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Final
+
+from headwater.resource import KIND, ModelDeployment
+from headwater_operator.cluster.kinds import CLAIM, JOB, POD, Object, annotations_of, name_of, uid_of
+from headwater_operator.config import OperatorSettings
+from headwater_operator.diagnose.pods import EnginePod, parse_time
+from headwater_operator.render.context import Manifest, WeightsVolume
+from headwater_operator.render.weights import (
+    FETCHED,
+    FILLED,
+    SOURCE,
+    VERIFIED,
+    made_alike,
+    reaches_one_node,
+    render_claim,
+    render_job,
+    volume,
+)
+from headwater_operator.watch.store import Store
+
+_SOON: Final = 0.5
+_PATIENCE: Final = 60.0
+"""Seconds after which it is worth saying why a volume is not there: most take a few."""
+
+
+class WeightsPhase(StrEnum):
+    NOT_NEEDED = "NotNeeded"
+    PENDING = "Pending"
+    """There is no volume to write to yet."""
+    FILLING = "Filling"
+    FILLED = "Filled"
+    FAILED = "Failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What there is of it now."""
+
+    claim: Object | None = None
+    job: Object | None = None
+    pods: Sequence[Object] = ()
+    """Of the Job."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsPlan:
+    phase: WeightsPhase
+    message: str = ""
+    volume: WeightsVolume | None = None
+    """To mount; only once it is filled."""
+    claim: str | None = None
+    """Name of the volume, filled or not."""
+    manifests: Sequence[Manifest] = ()
+    """To apply, in this order. They belong to no ModelDeployment alone."""
+    delete: Sequence[Object] = ()
+    again: float | None = None
+    """Seconds after which time alone may have changed something."""
+
+    def shown(self) -> dict[str, Any]:
+        """For `status.weights`; empty where none are needed."""
+        if self.phase is WeightsPhase.NOT_NEEDED:
+            return {}
+        shown = {"phase": str(self.phase), "claim": self.claim, "message": self.message}
+        return {name: value for name, value in shown.items() if value}
+
+
+def needs_volume(deployment: ModelDeployment) -> bool:
+    return deployment.spec.weights.cached and deployment.spec.model.source.startswith(FETCHED)
+
+
+def one_node(deployment: ModelDeployment, settings: OperatorSettings, claim: Object | None) -> bool:
+    """Whether the volume with the weights, as it is or else as it will be, reaches the pods of one node only."""
+    modes = claim["spec"].get("accessModes") if claim is not None else None
+    wanted = [deployment.spec.weights.access_mode or settings.weights_access_mode]
+    return needs_volume(deployment) and reaches_one_node(modes or wanted)
+
+
+def observe(store: Store, namespace: str, deployment: ModelDeployment) -> Observed:
+    """What the operator knows of it."""
+    name = volume(deployment).claim
+    job = store.get(JOB, namespace, name)
+    pods = store.owned(uid_of(job), POD) if job is not None else []
+    return Observed(store.get(CLAIM, namespace, name), job, pods)
+
+
+def plan(
+    deployment: ModelDeployment,
+    users: Mapping[str, ModelDeployment],
+    settings: OperatorSettings,
+    namespace: str,
+    observed: Observed,
+    now: datetime,
+) -> WeightsPlan:
+    """`users`: the ModelDeployments of the namespace with the same weights by UID, this one among them."""
+    if not needs_volume(deployment):
+        return WeightsPlan(WeightsPhase.NOT_NEEDED)
+    claim, job = observed.claim, observed.job
+    there = volume(deployment)
+    if claim is not None and "deletionTimestamp" in claim["metadata"]:
+        # Whoever still mounts it holds it back; a new one of its name can be made only afterwards.
+        return WeightsPlan(WeightsPhase.PENDING, f"the volume {there.claim} is being deleted", claim=there.claim)
+    filled = claim is not None and is_filled(claim, job)
+    verified = _verified(observed) if filled else ""
+    speaker, owners = _spokesman(users, deployment), _owners(users, claim, filled=filled)
+    manifest = render_claim(speaker, owners, settings, namespace, claim, filled=filled, verified=verified)
+    if claim is not None and _phase(claim) == "Lost":
+        message = f"the volume {there.claim} has lost its storage; delete this PersistentVolumeClaim to fetch again"
+        return WeightsPlan(WeightsPhase.FAILED, message, claim=there.claim)
+    if filled:
+        return WeightsPlan(WeightsPhase.FILLED, verified, there, there.claim, [manifest])
+    if claim is None:
+        # Making it is our own write, which is no news, and a volume that waits for its first pod does nothing more.
+        message = f"the volume {there.claim} is made"
+        return WeightsPlan(WeightsPhase.PENDING, message, None, there.claim, [manifest], again=_SOON)
+    wanted = render_job(speaker, settings, claim)
+    return _filling(wanted, manifest, observed, now)
+
+
+def _owners(users: Mapping[str, ModelDeployment], claim: Object | None, *, filled: bool) -> dict[str, str]:
+    """Whom the volume goes with: nobody, if one of its users wants it kept and there is something to keep.
+
+    One that names another source by now still counts, as long as it is there: going back must not fetch again.
+    """
+    if filled and any(user.spec.weights.keep for user in users.values()):
+        return {}
+    references = claim["metadata"].get("ownerReferences") or [] if claim else []
+    before = {each["uid"]: each["name"] for each in references if each["kind"] == KIND}
+    return before | {uid: user.name for uid, user in users.items()}
+
+
+def _spokesman(users: Mapping[str, ModelDeployment], deployment: ModelDeployment) -> ModelDeployment:
+    """Whose Secret, variables and placement the Job has: the same whoever is reconciled, or they would take turns."""
+    ranked = sorted(users.values(), key=lambda user: (user.spec.model.secret_ref is None, user.name))
+    return ranked[0] if ranked else deployment
+
+
+def _filling(wanted: Manifest, claim_manifest: Manifest, observed: Observed, now: datetime) -> WeightsPlan:
+    """The volume is there, and not filled."""
+    job, name = observed.job, name_of(wanted)
+    assert observed.claim is not None, "there is a volume"
+    if job is None or "deletionTimestamp" in job["metadata"]:
+        manifests = [claim_manifest] if job else [claim_manifest, wanted]
+        return WeightsPlan(WeightsPhase.FILLING, "the Job that fetches the weights is made", None, name, manifests)
+    failed = _is(job, "Failed")
+    tried = (job.get("status") or {}).get("failed") or 0
+    if (failed or tried) and not made_alike(job, wanted):
+        # What made it fail may be mended: a Secret, a size, an image.
+        message = "the Job that fetches the weights is made anew"
+        return WeightsPlan(WeightsPhase.FILLING, message, None, name, [claim_manifest], [job])
+    if failed:
+        waited = _unbound(observed.claim, now)
+        message = waited or (
+            f"{_failure(job, observed.pods)}. It is tried again in ten minutes, or at once if you delete Job {name}"
+        )
+        return WeightsPlan(WeightsPhase.FAILED, message, None, name, [claim_manifest])
+    if (waiting := _unbound(observed.claim, now)) is not None:
+        return WeightsPlan(WeightsPhase.PENDING, waiting, None, name, [claim_manifest], again=_PATIENCE)
+    again = _PATIENCE if _phase(observed.claim) == "Pending" else None
+    return WeightsPlan(
+        WeightsPhase.FILLING, _progress(wanted, tried, observed.pods), None, name, [claim_manifest], again=again
+    )
+
+
+def is_filled(claim: Object, job: Object | None) -> bool:
+    return annotations_of(claim).get(FILLED) == "true" or _is(job, "Complete")
+
+
+def _is(job: Object | None, condition: str) -> bool:
+    conditions = (job.get("status") or {}).get("conditions") or [] if job else []
+    return any(each["type"] == condition and each["status"] == "True" for each in conditions)
+
+
+def _phase(claim: Object) -> str:
+    return str((claim.get("status") or {}).get("phase", "Pending"))
+
+
+# What people are told
+
+
+def _unbound(claim: Object, now: datetime) -> str | None:
+    """Why there is still no storage behind the volume."""
+    waited = (now - parse_time(claim["metadata"]["creationTimestamp"])).total_seconds()
+    if _phase(claim) != "Pending" or waited < _PATIENCE:
+        return None
+    name, storage_class = name_of(claim), claim["spec"].get("storageClassName")
+    begin = f"the volume {name} has been Pending for {waited / 60:.0f} min"
+    if not storage_class:
+        return f"{begin}: it names no StorageClass and the cluster has no default one. {_ANEW}"
+    return (
+        f"{begin}: StorageClass {storage_class} gives it no storage. Does it exist, can it give "
+        f"{', '.join(claim['spec'].get('accessModes') or [])} and {claim['spec']['resources']['requests']['storage']}? "
+        f"kubectl describe pvc {name} tells more. The volume has the class that was asked for by the first "
+        f"ModelDeployment with these weights. {_ANEW}"
+    )
+
+
+_ANEW: Final = (
+    "Set spec.weights.storageClassName, or the operator's --weights-storage-class, then delete the "
+    "PersistentVolumeClaim: it is made anew"
+)
+
+
+def _progress(wanted: Manifest, tried: int, pods: Sequence[Object]) -> str:
+    source = wanted["metadata"]["annotations"][SOURCE]
+    text = f"fetching {source}"
+    if tried:
+        text += f", attempt {tried + 1}; the last one ended with: {_last_words(pods) or 'nothing said'}"
+    latest = max((EnginePod.of(pod) for pod in pods), key=lambda pod: pod.created, default=None)
+    if latest is not None and latest.unschedulable:
+        text += f"; no node for its pod: {latest.unschedulable}"
+    elif latest is not None and latest.problem:
+        text += f"; {latest.problem.message}"
+    return text
+
+
+def _failure(job: Object, pods: Sequence[Object]) -> str:
+    conditions = {each["type"]: each for each in job["status"]["conditions"]}
+    if conditions["Failed"].get("reason") == "DeadlineExceeded":
+        seconds = job["spec"].get("activeDeadlineSeconds")
+        return (
+            f"the weights were not there after {seconds} s; give them longer by spec.loadTimeout. What has come is kept"
+        )
+    words = _last_words(pods) or conditions["Failed"].get("message") or "the Job failed"
+    return f"the weights cannot be fetched: {words.rstrip('.')}"
+
+
+def _verified(observed: Observed) -> str:
+    """What the fetcher said at its good end: from the volume, or from the pod while that is there."""
+    kept = annotations_of(observed.claim).get(VERIFIED, "") if observed.claim else ""
+    said = [str(ended.get("message") or "").strip() for _, ended in _ends(observed.pods) if ended.get("exitCode") == 0]
+    return kept or next(filter(None, said), "")
+
+
+def _last_words(pods: Sequence[Object]) -> str:
+    """What the pod that ended last said of it."""
+    ends = _ends(pods)
+    if not ends:
+        return ""
+    ended = max(ends, key=lambda each: each[0])[1]
+    if ended.get("reason") == "OOMKilled":
+        return "killed for its memory"
+    return str(ended.get("message") or "").strip() or f"exit code {ended.get('exitCode')}"
+
+
+def _ends(pods: Sequence[Object]) -> list[tuple[str, Object]]:
+    """When and how each container ended."""
+    return [
+        (str(ended.get("finishedAt", "")), ended)
+        for pod in pods
+        for status in (pod.get("status") or {}).get("containerStatuses") or []
+        if (ended := (status.get("state") or {}).get("terminated"))
+    ]

@@ -1,0 +1,1 @@
+"""What the watches have seen, and what can be found in it at once."""

@@ -1,0 +1,102 @@
+"""A pod that cannot start is told in the words of its node; one that only loads a large image is not."""
+
+from typing import Any
+
+import pytest
+
+from headwater_operator.cluster.api import ApiError
+from headwater_operator.cluster.kinds import Object
+from headwater_operator.diagnose.startup import told
+from tests.operator.fake_api import Call
+from tests.operator.objects import NOW, ago, written
+from tests.operator.world import World
+
+MOUNT = 'MountVolume.SetUp failed for volume "certs" : secret "certs" not found'
+
+
+def event(reason: str, seconds_ago: float, message: str = "", **more: Any) -> Object:
+    metadata = {"name": f"{reason}-{seconds_ago}", "creationTimestamp": written(ago(3600))}
+    return {
+        "metadata": metadata,
+        "reason": reason,
+        "message": message,
+        "lastTimestamp": written(ago(seconds_ago)),
+    } | more
+
+
+@pytest.mark.parametrize(
+    ("events", "reason"),
+    [
+        ([event("FailedMount", 10, MOUNT)], "FailedMount"),
+        ([event("Scheduled", 90), event("FailedAttachVolume", 10, "Multi-Attach error")], "FailedAttachVolume"),
+        ([event("FailedCreatePodSandBox", 10, "no network")], "FailedCreatePodSandBox"),
+        ([event("FailedMount", 50, MOUNT), event("Pulling", 40)], None),
+        ([event("Pulling", 50), event("FailedMount", 40, MOUNT)], "FailedMount"),
+        ([event("Pulling", 50), event("BackOff", 10, "whatever")], None),
+        ([event("FailedMount", 0, lastTimestamp=None, eventTime=written(NOW))], "FailedMount"),
+        ([], None),
+    ],
+)
+def test_the_last_event_that_says_how_far_a_pod_is_decides(events: list[Object], reason: str | None) -> None:
+    found = told("p", events)
+    assert (found.reason if found else None) == reason
+
+
+def hold_back(world: World, *events: Object) -> None:
+    """Pods get a node and no more."""
+
+    def pod(each: Object) -> None:
+        if "nodeName" not in each["spec"]:
+            scheduled = {"type": "PodScheduled", "status": "True", "lastTransitionTime": written(world.clock.now())}
+            world.cluster.merge("Pod", each["metadata"]["name"], {"spec": {"nodeName": "node"}}, manager="scheduler")
+            world.kube._told(each, {"phase": "Pending", "conditions": [scheduled]})
+            for number, its in enumerate(events):
+                whose = {"kind": "Pod", "name": each["metadata"]["name"]}
+                metadata = {"name": f"{whose['name']}.{number}", "namespace": "default"}
+                world.cluster.add(
+                    {"apiVersion": "v1", "kind": "Event", "count": 0, "type": "Warning"}
+                    | its
+                    | {"metadata": metadata, "involvedObject": whose}
+                )
+
+    world.kube._pod = pod  # type: ignore[method-assign]
+
+
+async def test_a_secret_that_cannot_be_mounted_becomes_the_condition_after_a_minute(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(monkeypatch)
+    hold_back(world, event("FailedMount", 0, MOUNT))
+    world.create()
+    await world.settle()
+    assert world.condition("Degraded") == ("False", "AsExpected")
+    assert "list" not in {call.verb for call in world.cluster.calls}, "most pods start within a minute"
+    again = await world.reconcile()
+    assert again == 60
+    world.clock.passed += 60
+    await world.settle()
+    assert world.condition("Degraded") == ("True", "FailedMount")
+    assert MOUNT in world.message("Degraded")
+    assert world.condition("Ready") == ("False", "FailedMount")
+    world.cluster.calls.clear()
+    await world.reconcile()
+    assert world.cluster.calls == [], "and is not asked for every time"
+    world.clock.passed += 30
+    assert await world.reconcile() == 30
+    assert [call.verb for call in world.cluster.calls] == ["list"]
+
+
+async def test_where_events_may_not_be_read_all_else_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch)
+    hold_back(world, event("FailedMount", 0, MOUNT))
+
+    def answer(call: Call) -> ApiError | None:
+        return ApiError(403, "Forbidden", "not you") if (call.verb, call.kind) == ("list", "Event") else None
+
+    world.cluster.refuses = answer
+    world.create()
+    await world.settle()
+    world.clock.passed += 60
+    await world.settle()
+    assert world.condition("Degraded") == ("False", "AsExpected")
+    assert world.condition("Ready") == ("False", "Loading")

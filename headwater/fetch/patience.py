@@ -1,7 +1,6 @@
 """Trying again what may work in a while, as late as a busy server asks for, on as many lines as it bears."""
 
 import asyncio
-import random
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -9,6 +8,7 @@ from typing import Any, Final, TypeVar
 
 import structlog
 
+from headwater.backoff import Backoff
 from headwater.fetch.errors import FetchError, TransientError
 
 log = structlog.get_logger(__name__)
@@ -21,8 +21,7 @@ ATTEMPTS_WITHOUT_A_NAME: Final = 4
 _AT_FIRST: Final = 8
 MOST: Final = 16
 """Requests at once."""
-_FIRST: Final = 1.0
-_LONGEST: Final = 60.0
+_BACKOFF: Final = Backoff(1.0, 60.0)
 _LONGEST_ASKED: Final = 600.0
 """Seconds; a server that asks for more is not worth waiting for."""
 
@@ -85,7 +84,7 @@ class Lines:
         if self._failures >= attempts:
             raise FetchError(f"{error} (after {self._failures} attempts)") from error
         self._limit = max(self._limit / 2, 1.0)
-        seconds = min(_FIRST * 2 ** (self._failures - 1), _LONGEST) * random.uniform(0.8, 1.2)
+        seconds = _BACKOFF.jittered(self._failures)
         if error.after is not None:
             seconds = max(seconds, min(error.after, _LONGEST_ASKED))
         tried = f"{self._failures} of {attempts}"

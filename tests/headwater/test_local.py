@@ -22,8 +22,8 @@ import psutil
 import pytest
 from rich.console import Console
 
+from headwater.backoff import RESTARTING, STEADY, Restarts
 from headwater.cli import main
-from headwater.cli.local.backoff import FIRST, LONGEST, STEADY, Backoff
 from headwater.cli.local.display import Display
 from headwater.cli.local.plan import plan_replicas, plan_router, threads_each
 from headwater.cli.local.process import Process
@@ -152,19 +152,19 @@ def test_what_cannot_run_here_is_refused(text: str, message: str, tmp_path) -> N
 
 
 def test_each_restart_waits_longer_up_to_a_limit() -> None:
-    backoff = Backoff()
-    pauses = [backoff.died(lived=1.0) for _ in range(10)]
-    assert pauses[:4] == [FIRST, 2 * FIRST, 4 * FIRST, 8 * FIRST]
+    restarts = Restarts()
+    pauses = [restarts.died(lived=1.0) for _ in range(10)]
+    assert pauses[:4] == [RESTARTING.first, 2 * RESTARTING.first, 4 * RESTARTING.first, 8 * RESTARTING.first]
     assert pauses == sorted(pauses)
-    assert pauses[-1] == LONGEST
+    assert pauses[-1] == RESTARTING.longest
 
 
 def test_a_steady_life_forgives_earlier_deaths() -> None:
-    backoff = Backoff()
+    restarts = Restarts()
     for _ in range(5):
-        backoff.died(lived=1.0)
-    assert backoff.died(lived=STEADY) == FIRST
-    assert backoff.died(lived=1.0) == 2 * FIRST
+        restarts.died(lived=1.0)
+    assert restarts.died(lived=STEADY) == RESTARTING.first
+    assert restarts.died(lived=1.0) == 2 * RESTARTING.first
 
 
 async def test_what_an_engine_computes_with_is_shown_once_it_is_ready(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ class Queue(RuleBasedStateMachine):
         delay = self.loop.run_until_complete(call())
         failures = self.failures[key] = self.failures.get(key, 0) + 1
         usual = min(0.5 * 2 ** (failures - 1), 60)
-        assert 0.8 * usual <= delay <= 1.2 * usual
+        assert usual / 2 <= delay <= usual
         self.given_back(key)
         if key not in self.waiting:
             self.later[key] = min(self.later.get(key, 1e9), now + delay)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headwater.backoff import Backoff
 from headwater.openai.errors import BadRequestError, ServiceUnavailableError
 from headwater_router.dispatch.dispatch import Stage
 from headwater_router.dispatch.dispatcher import outcome_of
@@ -19,7 +20,7 @@ from tests.router.dispatching import Dispatching
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headwater_router.dispatch.dispatcher._PAUSE", 0.0)
+    monkeypatch.setattr("headwater_router.dispatch.dispatcher._BACKOFF", Backoff(0.0, 0.0))
 
 
 def names(endpoints: list[Endpoint]) -> list[str]:

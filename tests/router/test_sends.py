@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headwater.backoff import Backoff
 from headwater.http.connection import ClientConnection
 from headwater.http.request import Request
 from headwater.openai.errors import APIError
@@ -38,7 +39,7 @@ MOST = 3
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headwater_router.dispatch.dispatcher._PAUSE", 0.0)
+    monkeypatch.setattr("headwater_router.dispatch.dispatcher._BACKOFF", Backoff(0.0, 0.0))
 
 
 class Client:

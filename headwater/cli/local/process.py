@@ -16,7 +16,7 @@ from pathlib import Path
 
 import httpx
 
-from headwater.cli.local.backoff import Backoff
+from headwater.backoff import Restarts
 
 _KILL_AFTER = 60.0
 """Seconds that a process gets to stop after SIGTERM; its own time for draining is shorter."""
@@ -44,7 +44,7 @@ class Process:
     was_ready: bool = False
     """Once at least, in this life or one before."""
     running: asyncio.subprocess.Process | None = None
-    backoff: Backoff = field(default_factory=Backoff)
+    restarts: Restarts = field(default_factory=Restarts)
 
     async def start(self) -> None:
         """Raises OSError where the program is not there."""

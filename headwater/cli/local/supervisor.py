@@ -91,7 +91,7 @@ class Supervisor:
                 process.status = f"ended with status {status}"
                 self._give_up(process)
                 return
-            pause = process.backoff.died(time.monotonic() - started)
+            pause = process.restarts.died(time.monotonic() - started)
             process.status, process.fraction = f"ended with status {status}, starts again in {pause:.0f} s", 0.0
             display.update(self._all)
             await asyncio.sleep(pause)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final, Literal
 
+from headwater.backoff import Backoff
 from headwater.kubernetes import LABEL_GROUP, LABEL_REVISION
 from headwater_operator.cluster.kinds import Object, annotations_of, labels_of, uid_of
 from headwater_operator.diagnose.pods import EnginePod, parse_time
@@ -29,8 +30,7 @@ RESTART_BUDGET: Final = 8
 BROKEN_GRACE: Final = 5
 """Seconds that pods of a broken group get, for routers to learn of it: nothing can finish there."""
 _WELL_AFTER: Final = timedelta(hours=1)
-_FIRST_PAUSE: Final = timedelta(seconds=10)
-_LONGEST_PAUSE: Final = timedelta(minutes=5)
+_PAUSES: Final = Backoff(10.0, 300.0)
 _LOST_AFTER: Final = timedelta(seconds=30)
 """Past its grace, a pod that is still there has no kubelet to end it."""
 
@@ -80,7 +80,7 @@ class Group:
     @property
     def pause(self) -> timedelta:
         """Between its last restart and the next."""
-        return min(_FIRST_PAUSE * 2 ** (self.restarts - 1), _LONGEST_PAUSE) if self.restarts else timedelta()
+        return timedelta(seconds=_PAUSES.pause(self.restarts) if self.restarts else 0)
 
     def left(self, time: timedelta, now: datetime) -> float:
         """Seconds until so much time is over since its last restart; 0 where there was none."""

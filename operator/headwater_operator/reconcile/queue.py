@@ -6,15 +6,14 @@ A key that is added while a worker has it is handed out again afterwards, so not
 """
 
 import asyncio
-import random
 import time
 from collections import deque
 from typing import Final
 
+from headwater.backoff import Backoff
 from headwater_operator.cluster.kinds import Key
 
-_FIRST_DELAY: Final = 0.5
-_LONGEST_DELAY: Final = 60.0
+_BACKOFF: Final = Backoff(0.5, 60.0)
 
 
 class _Turns(asyncio.Queue[Key]):
@@ -96,7 +95,7 @@ class WorkQueue:
     def failed(self, key: Key) -> float:
         """Have it tried again, later each time. Returns in how many seconds."""
         failures = self._failures[key] = self._failures.get(key, 0) + 1
-        delay = min(_FIRST_DELAY * 2.0 ** min(failures - 1, 20), _LONGEST_DELAY) * random.uniform(0.8, 1.2)
+        delay = _BACKOFF.jittered(failures)
         self._release(key)
         self.add_after(key, delay)
         return delay

@@ -14,6 +14,7 @@ from typing import Final
 
 import structlog
 
+from headwater.backoff import Backoff
 from headwater.http.descriptors import Descriptors
 from headwater.openai.errors import (
     BadRequestError,
@@ -44,8 +45,7 @@ log = structlog.get_logger(__name__)
 
 _MOST_STAYS: Final = 4
 """Times as many as it has attempts: who waits for room may be turned down more often, but not for ever."""
-_PAUSE: Final = 0.05
-"""Seconds before the second try, twice that before the third; half to all of it, at random."""
+_BACKOFF: Final = Backoff(0.05, 2.0)
 _NOT_READY_RETRY_AFTER: Final = 2.0
 _UNATTAINABLE_RETRY_AFTER: Final = 2.0
 _BUSY: Final = 1.0
@@ -133,7 +133,7 @@ class Dispatcher:
         """Send it, now or when there is room. Raises APIError where there is nowhere: it is what the client gets."""
         tries = len(call.stays) - call.forgiven
         if tries and call.stays[-1].outcome is not Outcome.STALE:
-            await asyncio.sleep(_PAUSE * 2 ** (tries - 1) * self._rng.uniform(0.5, 1))
+            await asyncio.sleep(_BACKOFF.jittered(tries, self._rng))
         now = self._clock()
         if self.candidates.settle(now):
             self.room.advance()  # Who has waited for that goes first.

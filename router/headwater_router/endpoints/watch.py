@@ -19,6 +19,7 @@ import aiohttp
 import msgspec
 import structlog
 
+from headwater.backoff import Backoff
 from headwater_router.endpoints.deployments import Object
 from headwater_router.endpoints.table import ACCEPT, PodTable
 
@@ -118,8 +119,7 @@ class Watch:
         log.warning("API server cannot be followed", kind=self.kind, namespace=self.namespace, reason=reason)
 
     def _pause(self) -> float:
-        longest: float = min(LONGEST_PAUSE, self.first_pause * 2 ** min(max(0, self._failures - 1), 10))
-        return longest * random.uniform(0.5, 1)
+        return Backoff(self.first_pause, LONGEST_PAUSE).jittered(self._failures)
 
     def _heard(self) -> None:
         self.last_word = time.monotonic()

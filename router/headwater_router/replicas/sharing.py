@@ -12,7 +12,6 @@ looks.
 """
 
 import asyncio
-import random
 import secrets
 import time
 from typing import Final
@@ -25,6 +24,7 @@ from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from headwater.backoff import Backoff
 from headwater_router.endpoints.fleet import Fleet
 from headwater_router.gateway.metrics import RouterMetrics
 from headwater_router.index import PrefixIndex
@@ -40,9 +40,7 @@ _SILENCE: Final = 15.0
 """Seconds without any message, be it one's own, after which the connection counts as lost."""
 _PATIENCE: Final = 5.0
 """Seconds that Redis may take for anything."""
-_FIRST_PAUSE: Final = 0.5
-"""Seconds before the second try to connect, twice that before the next; half to all of it, at random."""
-_LONGEST_PAUSE: Final = 15.0
+_BACKOFF: Final = Backoff(0.5, 15.0)
 
 
 def address_of(url: str) -> str:
@@ -89,8 +87,7 @@ class Sharing:
             finally:
                 self._metrics.redis_connected.set(0)
                 self.replica.left()
-            longest: float = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(self._failures - 1, 10))
-            await asyncio.sleep(longest * random.uniform(0.5, 1))
+            await asyncio.sleep(_BACKOFF.jittered(self._failures))
 
     async def _talk(self) -> None:
         """Until Redis is lost: raises an error that says how."""

@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +14,10 @@ from headwater.fetch.promise import Hash, Hashing, Promise
 _READ: Final = 4 * 1024 * 1024
 _INLINE: Final = 128 * 1024
 """Bytes below which a thread costs more than it saves."""
+_FLUSHED: Final = 64 * 1024 * 1024
+"""Bytes after which the disk is made to begin: else it idles while they come, and all wait for it at the end."""
+_flusher: Final = ThreadPoolExecutor(1, "flush")
+"""One for all files: a disk does one thing at a time, and the threads that count digests must not wait for it."""
 
 
 class Growing:
@@ -23,6 +28,8 @@ class Growing:
         self._promise = promise
         self._hashing = Hashing(promise)
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        self._flushing: Future[None] | None = None
+        self._unflushed = 0
         self.size = 0
 
     async def go_on(self) -> None:
@@ -46,6 +53,9 @@ class Growing:
             # All of these let other threads run.
             await asyncio.gather(asyncio.to_thread(self._write, pieces), self._update(pieces))
         self.size += size
+        self._unflushed += size
+        if self._unflushed >= _FLUSHED and (self._flushing is None or self._flushing.done()):
+            self._flush()
 
     def begin_anew(self) -> None:
         os.ftruncate(self._descriptor, 0)
@@ -61,11 +71,19 @@ class Growing:
         except DamagedError:
             self.begin_anew()
             raise
+        if self._flushing is not None:
+            await asyncio.wrap_future(self._flushing)
         await asyncio.to_thread(os.fsync, self._descriptor)
         return self._hashing.sha256
 
     def close(self) -> None:
         os.close(self._descriptor)
+
+    def _flush(self) -> None:
+        if self._flushing is not None:
+            self._flushing.result()  # what the disk refused is said once, and not again by the last call
+        # By a descriptor of its own: this one may be closed before the disk is done.
+        self._flushing, self._unflushed = _flusher.submit(_sync_and_close, os.dup(self._descriptor)), 0
 
     def _write(self, pieces: Sequence[bytes]) -> None:
         for piece in pieces:
@@ -82,3 +100,10 @@ class Growing:
 def _update(counted: Hash, pieces: Sequence[bytes]) -> None:
     for piece in pieces:
         counted.update(piece)
+
+
+def _sync_and_close(descriptor: int) -> None:
+    try:
+        os.fdatasync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,44 @@
+"""A file on its way to the disk: the disk is busy while bytes come, and what it refuses is never lost."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from headwater.fetch import growing
+from headwater.fetch.growing import Growing
+from headwater.fetch.promise import Promise
+
+MIB = b"x" * 2**20
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growing, "_FLUSHED", 2 * 2**20)
+
+
+async def test_the_disk_begins_before_all_has_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", lambda descriptor: flushed.append(os.fstat(descriptor).st_size))
+    file = Growing(tmp_path / "part", Promise(None))
+    for _ in range(4):
+        await file.append([MIB])
+        if file._flushing is not None:
+            file._flushing.result(60)
+    assert flushed == [2 * 2**20, 4 * 2**20]
+    file.close()
+
+
+async def test_what_the_disk_refused_meanwhile_is_no_whole_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.EIO, "the disk is broken")
+
+    monkeypatch.setattr(os, "fdatasync", full)
+    file = Growing(tmp_path / "part", Promise(None))
+    await file.append([MIB, MIB])
+    with pytest.raises(OSError, match="broken"):
+        await file.finish("model")
+    file.close()

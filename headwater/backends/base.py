@@ -18,6 +18,9 @@ FILES: Final = "/etc/headwater"
 ADMIN_KEY: Final = "HEADWATER_ADMIN_KEY"
 """Variable with the key that a server asks for before its adapters, its cache or its weights are touched."""
 
+APIS: Final = frozenset(("/v1/responses", "/v1/messages", "/v1/messages/count_tokens"))
+"""Paths of other APIs than chat completions for the same conversations."""
+NO_API: Final[frozenset[str]] = frozenset()
 
 Device = Literal["cpu", "cuda", "unknown"]
 
@@ -136,8 +139,6 @@ class Backend(ABC):
     """Whether `launch` can have the server ask for an ADMIN_KEY, and calls such as `load_adapter` have to bring it."""
     streams_usage: ClassVar[bool] = True
     """Whether a stream tells the usage in a last event of its own, if `stream_options.include_usage` asks for it."""
-    refuses_unknown_fields: ClassVar[bool] = False
-    """Whether a request with a field that the server does not know is answered with an error."""
 
     image: ClassVar[str | None] = None
     """For pods that name none. None: there is none to be had without the host of a registry."""
@@ -154,8 +155,10 @@ class Backend(ABC):
     """runtime: by `load_adapter`, while it serves; start: only those that `launch` names."""
     answers_to_any_name: ClassVar[bool] = False
     """Whether a `model` that it does not know is taken for the model itself, and not refused."""
-    dialect: ClassVar[Dialect | None] = None
-    """How its API differs from OpenAI's. None: not so that a client would have to know."""
+    dialect: ClassVar[Dialect | None]
+    """How its API differs from OpenAI's. None: it takes all ways to ask for what it can do."""
+    apis: ClassVar[frozenset[str]]
+    """Of `APIS`, those that it has itself, as they are meant. The others the gateway makes of chat completions."""
     own_flags: ClassVar[Mapping[str, str]] = {}
     """Flags that say what the gateway or other fields rely on, with dashes, and which field says it instead."""
     no_statistics: ClassVar[Mapping[str, str]] = {"DO_NOT_TRACK": "1"}

@@ -9,6 +9,7 @@ from headwater.backends.base import (
     GROUP_RANK,
     MODEL_FLAGS,
     NAME_FLAGS,
+    NO_API,
     Backend,
     Launch,
     LoadMetrics,
@@ -39,6 +40,8 @@ class Headwater(Backend):
     needs_gpu = False
     workers_answer_probes = True
     pod_sources = ("hf://", "package://", "file://", "random:")
+    dialect = None
+    apis = NO_API
     own_flags: ClassVar[Mapping[str, str]] = {
         **ADDRESS_FLAGS,
         **MODEL_FLAGS,

@@ -11,6 +11,7 @@ from typing import ClassVar
 from headwater.backends.base import (
     ADDRESS_FLAGS,
     ADMIN_KEY,
+    APIS,
     GROUP_RANK,
     MODEL_FLAGS,
     NAME_FLAGS,
@@ -55,6 +56,7 @@ class SGLang(Backend):
     repeats_kv_events = True
     takes_admin_key = True
     dialect = SGLangDialect()
+    apis = APIS
     own_flags: ClassVar[Mapping[str, str]] = {
         **ADDRESS_FLAGS,
         **MODEL_FLAGS,

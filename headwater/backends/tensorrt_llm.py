@@ -15,6 +15,7 @@ from headwater.backends.base import (
     ADDRESS_FLAGS,
     FILES,
     NAME_FLAGS,
+    NO_API,
     Backend,
     Launch,
     LoadMetrics,
@@ -22,6 +23,7 @@ from headwater.backends.base import (
     Reading,
     hub_name_or_path,
 )
+from headwater.backends.dialects.tensorrt_llm import TensorRTLLMDialect
 from headwater.resource import ModelDeployment
 
 _CONFIG = "trtllm.yaml"
@@ -46,7 +48,8 @@ class TensorRTLLM(Backend):
         cache_usage=(Reading("trtllm_kv_cache_utilization"),),
     )
     publishes_kv_events = False
-    refuses_unknown_fields = True
+    dialect = TensorRTLLMDialect()
+    apis = NO_API  # some versions have responses, and no form of the answer in them
     own_flags: ClassVar[Mapping[str, str]] = {
         **ADDRESS_FLAGS,
         **NAME_FLAGS,

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Mapping
 from typing import ClassVar
 
-from headwater.backends.base import WHERE, Backend, Launch, LoadMetrics, Pod, Reading, hub_name_or_path
+from headwater.backends.base import NO_API, WHERE, Backend, Launch, LoadMetrics, Pod, Reading, hub_name_or_path
 from headwater.backends.dialects.tgi import TGIDialect
 from headwater.backends.views import tgi as view
 from headwater.resource import Adapter, ModelDeployment
@@ -42,6 +42,7 @@ class TGI(Backend):
     }
     no_statistics: ClassVar[Mapping[str, str]] = {"DO_NOT_TRACK": "1", "USAGE_STATS": "off"}
     dialect = TGIDialect()
+    apis = NO_API
 
     def command(self, deployment: ModelDeployment, *, port: int, events: str | None = None) -> list[str]:
         if events is not None:

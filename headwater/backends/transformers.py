@@ -4,7 +4,8 @@ It has no metrics page, tells neither cached tokens nor KV events, answers 422 t
 only to the model's own name.
 """
 
-from headwater.backends.base import ADDRESS_FLAGS, Backend, Launch, Pod
+from headwater.backends.base import ADDRESS_FLAGS, NO_API, Backend, Launch, Pod
+from headwater.backends.dialects.transformers import TransformersDialect
 from headwater.resource import ModelDeployment
 from headwater.validation import found
 
@@ -17,9 +18,10 @@ class Transformers(Backend):
     reports_cached_tokens = False
     publishes_kv_events = False
     streams_usage = False  # Its last piece of content tells it anyway.
-    refuses_unknown_fields = True
     image_hint = "give one that holds transformers[serving] of version 5 or newer"
     needs_gpu = False
+    dialect = TransformersDialect()
+    apis = NO_API  # its responses know neither `text` nor `previous_response_id`
     own_flags = ADDRESS_FLAGS
 
     def command(self, deployment: ModelDeployment, *, port: int, events: str | None = None) -> list[str]:

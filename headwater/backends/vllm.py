@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from headwater.backends.base import (
     ADDRESS_FLAGS,
+    APIS,
     FILES,
     GROUP_RANK,
     MODEL_FLAGS,
@@ -18,6 +19,7 @@ from headwater.backends.base import (
     generation_config,
     hub_name_or_path,
 )
+from headwater.backends.dialects.vllm import VLLMDialect
 from headwater.resource import ModelDeployment
 
 _CACHE_DTYPES = ("auto", "bfloat16", "float16", "fp8")
@@ -45,6 +47,8 @@ class VLLM(Backend):
     repeats_kv_events = True
     no_statistics: ClassVar[Mapping[str, str]] = {"DO_NOT_TRACK": "1", "VLLM_NO_USAGE_STATS": "1"}
     adapters_prefix = "/v1"
+    dialect = VLLMDialect()
+    apis = APIS
     own_flags: ClassVar[Mapping[str, str]] = {
         **ADDRESS_FLAGS,
         **MODEL_FLAGS,

@@ -52,17 +52,16 @@ _SHORT: Final[Mapping[str, str]] = {
     "grammar": "grammar",
 }
 """Fields of the body that mean one of `structured_outputs`."""
+FIELDS: Final = ("response_format", "structured_outputs", *_SHORT)
+"""All that can ask for a form."""
 
 
 def form_of(request: SamplingRequest) -> Constraint | None:
     """What the request asks for; None where any text will do. Raises BadRequestError, which names the field."""
-    asked = list(_asked(request))
-    if len(asked) > 1:
-        names = " and ".join(f"`{name}`" for name, _ in asked)
-        raise BadRequestError(f"{names} ask for a form of the answer; only one of them can.", param=asked[1][0])
-    if not asked:
+    named = form_in({name: getattr(request, name) for name in FIELDS})
+    if named is None:
         return None
-    ((name, constraint),) = asked
+    name, constraint = named
     size = len(constraint.text.encode(errors="surrogatepass"))
     if size > MOST_BYTES:
         raise BadRequestError(f"`{name}` has {size} bytes; allowed are {MOST_BYTES}.", param=name)
@@ -72,14 +71,30 @@ def form_of(request: SamplingRequest) -> Constraint | None:
     return constraint
 
 
-def _asked(request: SamplingRequest) -> Iterator[tuple[str, Constraint]]:
-    if request.response_format is not None and (form := _response_format(request.response_format)) is not None:
+def form_in(fields: Mapping[str, Any]) -> tuple[str, Constraint] | None:
+    """What these fields of a body ask for, and which of them does; others are not looked at. Raises BadRequestError."""
+    asked = list(_asked(fields))
+    if len(asked) > 1:
+        names = " and ".join(f"`{name}`" for name, _ in asked)
+        raise BadRequestError(f"{names} ask for a form of the answer; only one of them can.", param=asked[1][0])
+    return asked[0] if asked else None
+
+
+def _asked(fields: Mapping[str, Any]) -> Iterator[tuple[str, Constraint]]:
+    if (value := _object(fields, "response_format")) is not None and (form := _response_format(value)) is not None:
         yield "response_format", form
-    if request.structured_outputs is not None:
-        yield from _structured_outputs(request.structured_outputs)
+    if (value := _object(fields, "structured_outputs")) is not None:
+        yield from _structured_outputs(value)
     for name, way in _SHORT.items():
-        if (value := getattr(request, name)) is not None:
+        if (value := fields.get(name)) is not None:
             yield name, _WAYS[way](name, value)
+
+
+def _object(fields: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    value = fields.get(name)
+    if value is not None and not isinstance(value, dict):
+        raise _wrong(name, "must be an object", value)
+    return value
 
 
 def _response_format(value: Mapping[str, Any]) -> Constraint | None:

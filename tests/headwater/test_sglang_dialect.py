@@ -1,12 +1,10 @@
-"""SGLang's dialect: null is nothing, a stop string is kept in its own word, and what it would ignore is refused."""
+"""SGLang's dialect: null is nothing, a stop string is kept in its own word, and forms are in test_dialect_forms."""
 
 import json
 from typing import Any
 
-import pytest
 from msgspec import Raw
 
-from headwater.backends.dialects import UnsupportedRequestError
 from headwater.backends.dialects.sglang import SGLangDialect
 from headwater_router.gateway.translating import translated
 
@@ -27,13 +25,6 @@ def test_a_stop_string_is_kept_where_that_is_asked_for() -> None:
     assert written(include_stop_str_in_output=True) == {"no_stop_trim": True}
     assert written(include_stop_str_in_output=False) == {}
     assert written(include_stop_str_in_output=True, no_stop_trim=False) == {"no_stop_trim": False}
-
-
-@pytest.mark.parametrize("name", ["structured_outputs", "guided_json", "guided_regex", "guided_choice", "grammar"])
-def test_what_it_would_ignore_is_refused(name: str) -> None:
-    with pytest.raises(UnsupportedRequestError, match=f"`{name}` is not known to the server of this model"):
-        written(**{name: {"type": "object"}})
-    assert written(**{name: None}) == {}
 
 
 def test_what_it_takes_keeps_its_bytes_and_no_answer_is_read() -> None:

@@ -68,8 +68,6 @@ def test_a_request_is_written_as_tgi_takes_it(sent: dict[str, Any], taken: dict[
         (CHAT, {"stop": "x" * 1000}, "stop"),
         (CHAT, {"logit_bias": {"5": 1}}, "logit_bias"),
         (CHAT, {"response_format": {"type": "json_object"}}, "response_format"),
-        (CHAT, {"guided_json": SCHEMA}, "guided_json"),
-        (CHAT, {"structured_outputs": {"regex": "a"}}, "structured_outputs"),
         (COMPLETIONS, {"prompt": "a", "echo": True}, "echo"),
         (COMPLETIONS, {"prompt": "a", "logprobs": 2}, "logprobs"),
         (COMPLETIONS, {"prompt": "a", "suffix": "b"}, "suffix"),

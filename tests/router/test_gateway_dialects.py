@@ -145,3 +145,32 @@ def test_it_does_not_matter_where_a_stream_is_cut(cuts: list[int]) -> None:
     pieces = [STREAM[a:b] for a, b in itertools.pairwise(places)]
     assert through(pieces) == through([STREAM])
     assert b": a comment\n\n" in through(pieces)
+
+
+async def test_a_form_in_words_of_others_is_told_to_vllm_and_all_else_keeps_its_bytes() -> None:
+    """vLLM ignores `guided_json`, with status 200, since version 0.12."""
+    schema = {"type": "object"}
+    async with upstream() as engine, gateway(engine) as router:
+        engine.answer = lambda exchange: exchange.whole(b'{"choices":[{"message":{"content":"{}"}}]}', 200, JSON)
+        await router.post(body(guided_json=schema))
+        assert json.loads(engine.exchanges[-1].body) == json.loads(body(structured_outputs={"json": schema}))
+        # Without `model`, too, where the gateway forgets what else it read of the body.
+        await router.post(json.dumps({"messages": [], "guided_json": schema}).encode())
+        assert json.loads(engine.exchanges[-1].body)["structured_outputs"] == {"json": schema}
+        for as_it_came in (body(structured_outputs={"json": schema}), body(response_format={"type": "json_object"})):
+            await router.post(as_it_came)
+            assert engine.exchanges[-1].body == as_it_came
+
+
+async def test_a_form_goes_to_whoever_can_keep_it_and_else_it_is_said_whose_server_cannot() -> None:
+    async with upstream() as bare, upstream() as able:
+        flags = [f"{bare.url},name=t,backend=transformers", f"{able.url},name=g,backend=sglang"]
+        async with gateway(ready=2, endpoint=flags) as router:
+            for _ in range(4):
+                assert (await router.post(body(guided_choice=["a", "b"]))).status_code == 200
+            assert [json.loads(each.body)["regex"] for each in able.exchanges] == ["(a|b)"] * 4
+            assert not bare.exchanges
+    async with upstream() as bare, gateway(bare, backend="transformers") as router:
+        error = (await router.post(body(guided_choice=["a", "b"]))).json()["error"]
+        assert (error["param"], error["code"]) == ("guided_choice", "not_done_here")
+        assert "transformers serve" in error["message"]

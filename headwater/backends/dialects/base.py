@@ -5,6 +5,8 @@ from typing import Any, ClassVar
 
 from msgspec import Raw
 
+from headwater.openai.constraint import Kind
+
 
 class UnsupportedRequestError(Exception):
     """The server cannot do what a request asks for. It would refuse it, or, worse, do something else."""
@@ -32,8 +34,14 @@ class Translation(ABC):
 
 
 class Dialect(ABC):
+    server: ClassVar[str]
+    """Whose it is, with the version that it was read or recorded from."""
     paths: ClassVar[frozenset[str]]
     """Where it differs."""
+    kinds: ClassVar[frozenset[Kind]]
+    """Forms of an answer that the server can keep, however they are asked for."""
+    forms_alone: ClassVar[bool] = False
+    """Whether it differs in nothing but how a form is asked for: other requests need not be looked at."""
 
     @abstractmethod
     def request(self, path: str, members: dict[str, Raw]) -> dict[str, Raw]:

@@ -1,33 +1,47 @@
 """SGLang 0.5.23, as recorded from it.
 
 Its API is OpenAI's, but for null, which it refuses where a value cannot be missing. A stop string is kept in the text
-by a field of its own name. What it does not know it ignores, with status 200, other ways to give a form among it.
+by a field of its own name. What it does not know it ignores, with status 200, other ways to ask for a form among it.
 """
 
-from typing import Final
+import json
+from typing import Any, Final
 
 import msgspec
 from msgspec import Raw
 
-from headwater.backends.dialects.base import Dialect, Translation, UnsupportedRequestError
+from headwater.backends.dialects.base import Dialect, Translation
+from headwater.backends.dialects.forms import as_ebnf, as_regex, as_response_format, put, take_form
+from headwater.openai.constraint import Constraint, Kind
 
-_FORMS: Final = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "grammar")
+_OWN: Final = frozenset(("response_format", "regex", "ebnf"))
 _KEEP_STOP, _OWN_KEEP_STOP = "include_stop_str_in_output", "no_stop_trim"
 _decode: Final = msgspec.json.Decoder().decode
 
 
 class SGLangDialect(Dialect):
+    server = "SGLang"
     paths = frozenset(("/v1/chat/completions", "/v1/completions"))
+    kinds = frozenset(Kind)
 
     def request(self, path: str, members: dict[str, Raw]) -> dict[str, Raw]:
         given = {name: raw for name, raw in members.items() if bytes(raw).strip() != b"null"}
-        for name in _FORMS:
-            if name in given:
-                hint = "is not known to the server of this model; use `response_format`, or its `regex` and `ebnf`"
-                raise UnsupportedRequestError(name, hint)
+        if (asked := take_form(given, _OWN, self.kinds)) is not None:
+            put(given, _written(*asked))
         if _KEEP_STOP in given and _decode(keep := given.pop(_KEEP_STOP)) is True:
             given.setdefault(_OWN_KEEP_STOP, keep)
         return given
 
     def translation(self, path: str, members: dict[str, Raw], model: str, request_id: str) -> Translation | None:
         return None
+
+
+def _written(name: str, form: Constraint) -> dict[str, Any]:
+    match form.kind:
+        case Kind.JSON_SCHEMA:
+            return as_response_format(form)
+        case Kind.GRAMMAR:
+            return {"ebnf": as_ebnf(name, form)}
+        case Kind.STRUCTURAL_TAG:
+            return {"response_format": {"type": "structural_tag", **json.loads(form.text)}}
+    return {"regex": as_regex(form)}

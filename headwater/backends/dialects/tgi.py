@@ -5,29 +5,31 @@ ignores what it does not know, with status 200. What it answers has its own word
 the text, no id, and nothing that says that it ended with a call.
 """
 
+import json
 from typing import Any, Final
 
 import msgspec
 from msgspec import Raw
 
 from headwater.backends.dialects.base import Dialect, Translation, UnsupportedRequestError
+from headwater.backends.dialects.forms import as_regex, put, take_form, unsupported
+from headwater.openai.constraint import Constraint, Kind
 
 _MOST_STOPS: Final = 4
 _LONGEST_STOP: Final = 256
 """Characters. The end of a text is held back for as long as one may begin there, and looked at anew with each token."""
 _CHAT, _COMPLETIONS, _TOKENIZE = "/v1/chat/completions", "/v1/completions", "/tokenize"
-_CONSTRAINTS: Final = (
-    "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "json_schema", "regex",
-    "ebnf", "grammar",
-)  # fmt: skip
-"""Ways of other servers to give a form for the answer."""
+_OWN: Final = frozenset(("response_format",))
+_NONE: Final[frozenset[Any]] = frozenset()
 _REASONS: Final = {"stop_sequence": "stop", "eos_token": "stop"}
 _decode: Final = msgspec.json.Decoder().decode
 _encode: Final = msgspec.json.Encoder().encode
 
 
 class TGIDialect(Dialect):
+    server = "TGI"
     paths = frozenset((_CHAT, _COMPLETIONS, _TOKENIZE))
+    kinds = frozenset((Kind.JSON_SCHEMA, Kind.REGEX, Kind.CHOICE))
 
     def request(self, path: str, members: dict[str, Raw]) -> dict[str, Raw]:
         given = {name: raw for name, raw in members.items() if bytes(raw).strip() != b"null"}
@@ -37,9 +39,10 @@ class TGIDialect(Dialect):
             _only(given, name, 1, "cannot be more than 1 with the server of this model")
         if path == _COMPLETIONS:
             _check_completion(given)
-        for name in _CONSTRAINTS:
-            if name in given:
-                raise UnsupportedRequestError(name, "is not known to the server of this model; use `response_format`")
+        # Completions have no form at all.
+        own, kinds = (_OWN, self.kinds) if path == _CHAT else (_NONE, _NONE)
+        if (asked := take_form(given, own, kinds)) is not None:
+            put(given, _written(*asked))
         if "max_completion_tokens" in given:
             given.pop("max_tokens", None)
         if "top_p" in given and _value(given, "top_p") == 1:
@@ -104,13 +107,30 @@ def _write_format(members: dict[str, Raw]) -> None:
             del members["response_format"]
         case {"value": _}:
             pass  # in its own form
-        case {"type": "json_schema", "json_schema": {"schema": schema, "name": name}}:
-            form = {"type": "json_schema", "value": {"name": name, "schema": schema}}
-            members["response_format"] = Raw(_encode(form))
+        case {"type": "json_schema", "json_schema": {"schema": schema, **further}}:
+            put(members, _as_schema("response_format", schema, further.get("name")))
         case {"type": "json_object"}:
-            raise UnsupportedRequestError(
-                "response_format", "must be a json_schema: the server of this model makes no JSON without one"
-            )
+            raise _no_properties("response_format")
+        case {"type": "structural_tag"}:
+            raise unsupported("response_format", Kind.STRUCTURAL_TAG)
+
+
+def _written(name: str, form: Constraint) -> dict[str, Any]:
+    if form.kind is Kind.JSON_SCHEMA:
+        return _as_schema(name, json.loads(form.text), None)
+    return {"response_format": {"type": "regex", "value": as_regex(form)}}
+
+
+def _as_schema(name: str, schema: Any, called: Any) -> dict[str, Any]:
+    if not isinstance(schema, dict) or not isinstance(schema.get("properties"), dict):
+        raise _no_properties(name)
+    value = {"name": called if isinstance(called, str) else "answer", "schema": schema}
+    return {"response_format": {"type": "json_schema", "value": value}}
+
+
+def _no_properties(name: str) -> UnsupportedRequestError:
+    hint = "must be a schema of an object with `properties`: the server of this model makes no other JSON"
+    return UnsupportedRequestError(name, hint)
 
 
 class _TGITranslation(Translation):

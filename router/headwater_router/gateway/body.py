@@ -14,11 +14,13 @@ length. They go as they came where any request may go, and the engine judges.
 """
 
 import re
+from operator import attrgetter
 from typing import Any, Final
 
 import msgspec
 from msgspec import Raw
 
+from headwater.openai.constraint import FIELDS
 from headwater.openai.errors import BadRequestError
 
 _MAX_MODEL: Final = 512
@@ -80,6 +82,7 @@ class Body(msgspec.Struct, gc=False):
     json_schema: Raw = _NONE
     regex: Raw = _NONE
     ebnf: Raw = _NONE
+    grammar: Raw = _NONE
 
     @property
     def model(self) -> str | None:
@@ -97,11 +100,18 @@ class Body(msgspec.Struct, gc=False):
     def previous_response(self) -> str | None:
         return _text(self.previous_response_id)
 
+    @property
+    def asks_form(self) -> bool:
+        """Whether it may say what form the answer is to have, in any dialect's words."""
+        return any(_forms(self))
+
     def outline(self) -> "Body":
         """What is to be known of it while it is sent, as copies, which keep nothing of it alive."""
-        return Body(self.named.copy(), self.streaming.copy(), self.stream_options.copy())
+        form = Raw(_UNCERTAIN) if self.asks_form else _NONE
+        return Body(self.named.copy(), self.streaming.copy(), self.stream_options.copy(), response_format=form)
 
 
+_forms: Final = attrgetter(*FIELDS)
 _decode: Final = msgspec.json.Decoder(Body).decode
 _name: Final = msgspec.json.Decoder(str | None).decode
 _members: Final = msgspec.json.Decoder(dict[str, Raw]).decode

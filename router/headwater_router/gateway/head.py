@@ -84,13 +84,19 @@ class RequestHead:
         data = asking or data
         self.translation = None
         dialect = endpoint.backend.dialect
-        if dialect is not None and (done := translated(dialect, self._path, data, self._model, self._id)) is not None:
-            data, self.translation = done
+        if dialect is not None and (not dialect.forms_alone or self._asks_form):
+            done = translated(dialect, self._path, data, self._model, self._id)
+            if done is not None:
+                data, self.translation = done
         keys = endpoint.key.header or self._keys
         head = b"%b %b%b\r\nhost: %b\r\n%bcontent-length: %d\r\n\r\n" % (
             self._method, endpoint.path, self._rest, endpoint.authority, keys, len(data)
         )  # fmt: skip
         return head, data
+
+    @property
+    def _asks_form(self) -> bool:
+        return isinstance(self._body, Body) and self._body.asks_form
 
     def forget_body(self) -> None:
         """What is known of it keeps all of it in memory."""

@@ -34,7 +34,8 @@ def translated(dialect: Dialect, path: str, body: bytes, model: str, request_id:
         given = _members(body)
         members = dialect.request(path, given)
     except UnsupportedRequestError as error:
-        raise BadRequestError(f"{error}.", param=error.param, code="not_done_here") from None
+        message = f"{error}; it is {dialect.server}."
+        raise BadRequestError(message, param=error.param, code="not_done_here") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     # What it takes as it is keeps its bytes.

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 import msgspec
 
-from headwater.http.connection import ClientConnection
+from headwater.http.answering import Answering
 from headwater.http.headers import Headers
 from headwater.openai.errors import APIError
 from headwater.openai.stream import CONTENT_TYPE, error_event
@@ -15,11 +15,11 @@ EVENT_STREAM: Final[Headers] = [(b"content-type", CONTENT_TYPE.encode()), (b"cac
 _encode = msgspec.json.Encoder().encode
 
 
-def answer_json(client: ClientConnection, content: Any, status: int = 200, headers: Headers | None = None) -> None:
+def answer_json(client: Answering, content: Any, status: int = 200, headers: Headers | None = None) -> None:
     client.answer(status, [*JSON, *(headers or [])], _encode(content))
 
 
-def answer_error(client: ClientConnection, error: APIError) -> None:
+def answer_error(client: Answering, error: APIError) -> None:
     """As an event, where a stream has begun: its status is out."""
     if client.answer_began:
         client.end(error_event(error))

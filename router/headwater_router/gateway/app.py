@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import structlog
 
+from headwater.backends.base import APIS
 from headwater.http.clients import too_many_connections
 from headwater.http.connection import ClientConnection
-from headwater.http.replies import answer_error, answer_json
+from headwater.http.replies import answer_json
 from headwater.http.request import Request
 from headwater.openai.errors import (
     APIError,
@@ -22,15 +23,18 @@ from headwater.openai.errors import (
 from headwater.openai.models import ModelList
 from headwater_router.admission.keys import ANYONE, Admitted
 from headwater_router.dispatch.call import Call
-from headwater_router.endpoints.endpoint import ServedModel
+from headwater_router.endpoints.endpoint import Endpoint, ServedModel
 from headwater_router.endpoints.fleet import Fleet
 from headwater_router.gateway.body import Body, completed, read_body
 from headwater_router.gateway.form_body import FormBody, read_form
 from headwater_router.gateway.forward import Forwarder
 from headwater_router.gateway.head import RequestHead
 from headwater_router.gateway.journal import Entry, Journal
+from headwater_router.gateway.other_apis import OtherAPIs, asked_in_chat
 from headwater_router.gateway.pages import Page
 from headwater_router.gateway.paths import FORWARDED, Form, form_of, response_of
+from headwater_router.gateway.retelling import Retelling
+from headwater_router.gateway.shapes import tell
 from headwater_router.gateway.slo import read_slo
 from headwater_router.index import PromptBuilder
 from headwater_router.picker.classes import ORDINARY, traits
@@ -62,6 +66,7 @@ class Gateway:
         self._fleet = fleet
         self._prompts = prompts
         self._journal = journal
+        self._apis = OtherAPIs()
         self._keys_are_ours = keys_are_ours
         self._started_at = int(time.time())
         self.local = {"/v1/models": self._models, "/health": self._health} | pages
@@ -72,7 +77,7 @@ class Gateway:
             await self._answer(request, client, entry)
         except APIError as error:
             entry.error = error.code or error.message
-            answer_error(client, error)
+            tell(entry.answering, request.path, error)
         except asyncio.CancelledError:
             if not client.left:
                 raise
@@ -81,7 +86,8 @@ class Gateway:
             entry.error = "internal"
             # An answer that had begun cannot become another one; its connection is cut.
             if not client.answer_began:
-                answer_error(client, InternalServerError("The router failed on this request; its log says why."))
+                failed = InternalServerError("The router failed on this request; its log says why.")
+                tell(client, entry.path, failed)
         finally:
             request.drop_body()
             self._journal.ended(entry)
@@ -117,14 +123,22 @@ class Gateway:
         match form:
             case Form.JSON:
                 names, body, model = self._read(request)
-                only = responses.maker(body.previous_response, key_name)
             case Form.MULTIPART:
                 names, model = self._read_form(request)
             case Form.RESPONSE:
+                if self._apis.answers(request, client, key_name):
+                    return
                 only, model, _ = responses.find(response_of(request.path), key_name)
         _who(request).require(model)
         identity = self._identity(request, model)
         entry.model = model
+        if request.path in APIS:
+            exchange = self._apis.exchange(request, body, self._serving(model), key_name)
+            if exchange is not None:
+                names = body = asked_in_chat(request, exchange)
+                entry.answering = Retelling(client, exchange)
+            else:
+                only = responses.maker(body.previous_response, key_name)
         self._dispatcher.check(request.path, request.body, entry.started)
         prompt = self._prompts.build(request.path, body, request.headers, model=identity.base, adapter=identity.adapter)
         if (exact := self._prompts.exact(prompt, request.path, body, adapter=identity.adapter)) is not None:
@@ -139,7 +153,12 @@ class Gateway:
         )  # fmt: skip
         head = RequestHead(request, names, model, keys_are_ours=self._keys_are_ours)
         del body, names  # What keeps its bytes from here on can forget them.
-        await self._forwarder.forward(request, client, entry.call, head)
+        await self._forwarder.forward(request, entry.answering, entry.call, head)
+        if isinstance(entry.answering, Retelling):
+            entry.answering.close()
+
+    def _serving(self, model: str) -> list[Endpoint]:
+        return [endpoint for endpoint, _ in self._fleet.serving(model)]
 
     def _identity(self, request: Request, model: str) -> ServedModel:
         """Raises ModelNotFoundError, which names no model that is not for this client, or ServiceUnavailableError."""

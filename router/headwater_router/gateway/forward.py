@@ -12,13 +12,12 @@ from typing import Final
 
 import structlog
 
-from headwater.http.connection import ClientConnection
+from headwater.http.answering import Answering
 from headwater.http.descriptors import Descriptors
 from headwater.http.headers import Headers
 from headwater.http.replies import answer_json
 from headwater.http.request import Request
 from headwater.openai.errors import APIError, BadRequestError
-from headwater.openai.stream import error_event, event
 from headwater_router.dispatch.call import Call
 from headwater_router.dispatch.dispatch import Dispatch
 from headwater_router.dispatch.dispatcher import Dispatcher, outcome_of
@@ -31,6 +30,7 @@ from headwater_router.gateway.keepalive import KeepAlive
 from headwater_router.gateway.metrics import RouterMetrics
 from headwater_router.gateway.paths import Responses
 from headwater_router.gateway.refusals import LONGEST, Refusal, read_refusal, refusal_of
+from headwater_router.gateway.shapes import error_in, event_of
 from headwater_router.gateway.translating import LONGEST as LONGEST_TRANSLATED
 from headwater_router.gateway.translating import translated_document
 from headwater_router.gateway.usage import UsageFinder
@@ -107,7 +107,7 @@ class Forwarder:
         if (pool := self._pools.get(endpoint)) is not None:
             pool.fail_all(ConnectionLostError("the endpoint cannot be reached any more"))
 
-    async def forward(self, request: Request, client: ClientConnection, call: Call, head: RequestHead) -> None:
+    async def forward(self, request: Request, client: Answering, call: Call, head: RequestHead) -> None:
         """Answer one request. Raises APIError where it has no answer, which may have begun with comments."""
         budget = self.dispatcher.budget
         budget.open_requests += 1
@@ -137,9 +137,7 @@ class _Passage:
 
     __slots__ = ("_call", "_client", "_head", "_keep_alive", "_passing", "_reader", "_request", "_shared")
 
-    def __init__(
-        self, shared: Forwarder, request: Request, client: ClientConnection, call: Call, head: RequestHead
-    ) -> None:
+    def __init__(self, shared: Forwarder, request: Request, client: Answering, call: Call, head: RequestHead) -> None:
         self._shared = shared
         self._request = request
         self._client = client
@@ -351,11 +349,12 @@ class _Passage:
         """Say it in OpenAI's shape: in an event, where the status is sent already."""
         self.stop()
         if self._client.answer_began:
-            self._client.end(event(refusal.document))
+            self._client.end(event_of(self._call.path, refusal.status, refusal.document))
             return
         own = (b"content-type", b"content-length", b"content-encoding", b"cache-control")
         headers = [each for each in self._answer_head(dispatch, connection, longest_wait) if each[0] not in own]
-        answer_json(self._client, refusal.document, refusal.status, headers)
+        document = error_in(self._call.path, refusal.status, refusal.document)
+        answer_json(self._client, document, refusal.status, headers)
 
     async def _relay_rest(self, connection: Connection, chunk: bytes) -> bytes:
         """Pass on all but the last piece, which is returned: an answer that came at once goes out at once."""
@@ -398,7 +397,7 @@ class _Passage:
 
     def _break_off(self, error: APIError) -> None:
         # The blank line ends an event that was cut within a line, which would swallow ours.
-        self._client.end(b"\n\n" + error_event(error))
+        self._client.end(b"\n\n" + event_of(self._call.path, error.status, error.body()))
 
 
 async def _beginning_of(connection: Connection, chunk: bytes, most: int = LONGEST) -> bytes:

@@ -2,8 +2,9 @@
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from headwater.http.answering import Answering
 from headwater.http.connection import ClientConnection
 from headwater.http.request import Request
 from headwater_router.dispatch.call import Call
@@ -33,6 +34,15 @@ class Entry:
     call: Call | None = None
     error: str = ""
     """The code or message of what the router itself answered."""
+    path: str = field(init=False)
+    """That its client asked at; endpoints may be asked at another."""
+
+    answering: Answering = field(init=False)
+    """What its answer is written to: the client's connection, or what changes what that gets."""
+
+    def __post_init__(self) -> None:
+        self.path = self.request.path
+        self.answering = self.client
 
     @property
     def outcome(self) -> str:
@@ -115,7 +125,7 @@ def _record(entry: Entry, status: int, now: float) -> AccessRecord:
         client=request.client,
         key=entry.key,
         method=request.method.decode("latin-1"),
-        path=request.path,
+        path=entry.path,
         model=entry.model,
         status=status,
         outcome=entry.outcome,

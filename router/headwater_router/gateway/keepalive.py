@@ -7,7 +7,7 @@ The price is that the status goes out before it is known: what fails later is to
 import asyncio
 from typing import Final
 
-from headwater.http.connection import ClientConnection
+from headwater.http.answering import Answering
 from headwater.http.replies import EVENT_STREAM
 
 _COMMENT: Final = b": keep-alive\n\n"
@@ -18,7 +18,7 @@ class KeepAlive:
 
     __slots__ = ("_client", "_interval", "_timer")
 
-    def __init__(self, client: ClientConnection, interval: float) -> None:
+    def __init__(self, client: Answering, interval: float) -> None:
         """`interval`: seconds."""
         self._client = client
         self._interval = interval

@@ -6,15 +6,17 @@ from typing import Final
 
 SEPARATOR: Final = re.compile(rb"(?<=\n\n)|(?<=\r\n\r\n)")
 _LONGEST: Final = 64 * 1024
-"""Bytes of an event that is held back. Of a longer one, pieces pass as they are."""
+"""Bytes of an event that is held back, if nothing else is said. Of a longer one, pieces pass as they are."""
 
 
 class WholeEvents(ABC):
     """Fed with a stream, piece by piece. Looks at each byte a bounded number of times, however the stream is cut."""
 
-    __slots__ = ("_searched", "rest")
+    __slots__ = ("_longest", "_searched", "rest")
 
-    def __init__(self) -> None:
+    def __init__(self, longest: int = _LONGEST) -> None:
+        """`longest`: bytes of an event that is held back."""
+        self._longest = longest
         self.rest = bytearray()
         """Of events, the last of which has not come whole yet."""
         self._searched = 0
@@ -29,7 +31,7 @@ class WholeEvents(ABC):
         rest = self.rest
         rest += piece
         end = self._end_of_last(rest)
-        if not end and len(rest) <= _LONGEST:
+        if not end and len(rest) <= self._longest:
             self._searched = len(rest)
             return b""
         events = bytes(rest[: end or len(rest)])

@@ -8,15 +8,15 @@ from headwater.validation import found
 
 _MOST_MARKS: Final = 1 << 17
 _MOST_BYTES: Final = 16 << 20
-"""Of a body that is read whole, as Python's objects: the former are what costs. 500,000 tokens of text have a sixth."""
+"""Of what is read whole, as Python's objects: the former are what costs. 500,000 tokens of text have a sixth."""
 
 
-def check_size(body: bytes) -> None:
-    """Raises BadRequestError for a body that is not read."""
-    if len(body) > _MOST_BYTES:
-        raise BadRequestError(f"The body has {len(body):,} bytes; allowed are {_MOST_BYTES:,} on this path.")
-    if body.count(b"[") + body.count(b"{") + body.count(b":") > _MOST_MARKS:
-        raise BadRequestError(f"The body has more than {_MOST_MARKS:,} brackets, braces and colons.")
+def check_size(*parts: bytes) -> None:
+    """Raises BadRequestError for a conversation that is not read, in so many parts as JSON."""
+    if (size := sum(map(len, parts))) > _MOST_BYTES:
+        raise BadRequestError(f"The conversation has {size:,} bytes; allowed are {_MOST_BYTES:,} on this path.")
+    if sum(part.count(b"[") + part.count(b"{") + part.count(b":") for part in parts) > _MOST_MARKS:
+        raise BadRequestError(f"The conversation has more than {_MOST_MARKS:,} brackets, braces and colons.")
 
 
 def wrong(name: str, rule: str, value: Any) -> BadRequestError:

@@ -275,3 +275,13 @@ def test_a_conversation_that_has_lost_its_beginning_is_not_gone_on_with() -> Non
     stored.drop(first["id"], "")
     with pytest.raises(NotFoundError):
         exchange(stored, previous_response_id=second["id"])
+
+
+def test_a_conversation_that_has_grown_too_long_is_refused_before_it_is_read() -> None:
+    stored = Stored()
+    many = [{"role": "user", "content": "x"}] * 20_000
+    before = exchange(stored, input=many).document(chat("a"))
+    exchange(stored, previous_response_id=before["id"])
+    with pytest.raises(BadRequestError, match="brackets"):
+        for _ in range(5):
+            before = exchange(stored, input=many, previous_response_id=before["id"]).document(chat("a"))

@@ -71,10 +71,10 @@ def new_id(block: Block) -> str:
     return f"{_PREFIXES[block.kind]}_{uuid.uuid4().hex}"
 
 
-def item_of(block: Block, item_id: str, answer: Answer) -> Json:
-    """A block that is whole."""
+def item_of(block: Block, item_id: str, answer: Answer, *, broken: bool = False) -> Json:
+    """Of a block that is over. `broken`: as the whole answer is."""
     last = block is answer.blocks[-1]
-    status = "incomplete" if last and _INCOMPLETE.get(answer.finish or "") else "completed"
+    status = "incomplete" if last and (broken or answer.finish in _INCOMPLETE) else "completed"
     return item(block, item_id, status, [part_of(block)])
 
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
+from msgspec import Raw
 
+from headwater.apis.reading import check_size
 from headwater.openai.errors import NotFoundError
 
 _MOST_BYTES: Final = 128 << 20
@@ -36,12 +38,14 @@ class Made:
 @dataclass(slots=True)
 class _Kept:
     response: bytes
+    """Without its output."""
     items: bytes
+    output: bytes
     previous: str | None
 
     @property
     def size(self) -> int:
-        return len(self.response) + len(self.items) + _OVERHEAD
+        return len(self.response) + len(self.items) + len(self.output) + _OVERHEAD
 
 
 class Stored:
@@ -67,7 +71,9 @@ class Stored:
 
     def add(self, made: Made) -> None:
         """What is larger than all that may be kept is not."""
-        kept = _Kept(_encode(made.response), _encode(made.items), made.previous)
+        response = {name: value for name, value in made.response.items() if name != "output"}
+        output = made.response["output"]
+        kept = _Kept(_encode(response), _encode(made.items), _encode(output), made.previous)
         if kept.size > self._most // 4:
             return
         self._kept.setdefault(made.owner, OrderedDict())[made.response["id"]] = kept
@@ -78,7 +84,8 @@ class Stored:
 
     def response(self, response: str, owner: str) -> bytes:
         """As JSON. Raises NotFoundError, as do the others."""
-        return self._of(response, owner).response
+        kept = self._of(response, owner)
+        return _encode({**_decode(kept.response), "output": Raw(kept.output)})
 
     def items(self, response: str, owner: str) -> list[Json]:
         """Its input."""
@@ -86,11 +93,10 @@ class Stored:
         return items
 
     def items_up_to(self, response: str, owner: str) -> list[Json]:
-        """All of the conversation, with that response."""
-        turns = []
-        for kept in self._chain(response, owner):
-            turns.append([*_decode(kept.items), *_decode(kept.response)["output"]])
-        return [item for turn in reversed(turns) for item in turn]
+        """All of the conversation, with that response. Raises BadRequestError for one that is too long."""
+        turns = [part for kept in self._chain(response, owner) for part in (kept.output, kept.items)]
+        check_size(*turns)
+        return [item for turn in reversed(turns) for item in _decode(turn)]
 
     def drop(self, response: str, owner: str) -> None:
         self._of(response, owner)

@@ -33,7 +33,7 @@ class ResponseStream(EventStream):
         events = self._begin()
         for change in self._answer.end():
             events += self._changed(change)
-        response = self._keep(ended(self._response, self._answer, self._items()))
+        response = self._keep(ended(self._response, self._answer, self._items(broken=False)))
         return [*events, self._event(f"response.{response['status']}", response=response)]
 
     def fail(self, error: Json) -> list[ApiEvent]:
@@ -41,11 +41,12 @@ class ResponseStream(EventStream):
         if not self._number:
             told = {name: error.get(name) for name in ("code", "message", "param")}
             return [self._event("error", **told)]
-        response = failed(self._response, error, self._items())
+        response = failed(self._response, error, self._items(broken=True))
         return [self._event("response.failed", response=response)]
 
-    def _items(self) -> list[Json]:
-        return [item_of(block, self._ids[block.index], self._answer) for block in self._answer.blocks]
+    def _items(self, *, broken: bool) -> list[Json]:
+        answer = self._answer
+        return [item_of(block, self._ids[block.index], answer, broken=broken) for block in answer.blocks]
 
     def _begin(self) -> list[ApiEvent]:
         if self._number:

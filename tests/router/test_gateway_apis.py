@@ -320,3 +320,38 @@ async def test_bodies_that_would_cost_more_than_they_are_worth_are_refused(path:
         assert answer.status_code == 400
         assert "brackets" in shape_of(path, answer)["message"]
         assert not engine.exchanges
+
+
+async def test_a_conversation_that_an_endpoint_holds_stays_there_when_others_come() -> None:
+    made = b'{"id":"resp_1","output":[]}'
+    async with upstream() as able, upstream() as bare:
+        flags = [f"{able.url},name=a,backend=vllm", f"{bare.url},name=b,backend=headwater"]
+        bare.pages[b"/health"] = bare.pages[b"/ready"] = (503, b"")
+        bare.serve_models()
+        async with gateway(ready=1, endpoint=flags) as router:
+            able.answer = lambda exchange: exchange.whole(made, 200, JSON)
+            await router.post(json.dumps(ASK[RESPONSES]).encode(), RESPONSES)
+            bare.serve_models("m")
+            bare.pages[b"/health"] = bare.pages[b"/ready"] = (200, b"")
+            await router.until_ready(2)
+            goes_on = json.dumps({**ASK[RESPONSES], "previous_response_id": "resp_1"}).encode()
+            for _ in range(3):
+                assert (await router.post(goes_on, RESPONSES)).status_code == 200
+            assert {each.line for each in able.exchanges} == {b"POST /v1/responses HTTP/1.1"}
+            assert not bare.exchanges
+
+
+@BOTH
+async def test_an_answer_that_is_too_long_to_be_told_is_a_502(path: str) -> None:
+    async def at_length(exchange: Exchange) -> None:
+        piece = b"x" * (1 << 20)
+        head = b"HTTP/1.1 200 OK\r\n" + JSON + b"content-length: %d\r\n\r\n" % (17 << 20)
+        await exchange.write(head + b'{"choices":[{"message":{"content":"' + piece[35:])
+        for _ in range(16):
+            await exchange.write(piece)
+
+    async with engine_behind_a_router(chat("")) as (engine, router):
+        engine.answer = at_length
+        answer = await router.post(json.dumps(ASK[path]).encode(), path)
+        assert answer.status_code == 502
+        shape_of(path, answer)

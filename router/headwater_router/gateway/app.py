@@ -123,6 +123,7 @@ class Gateway:
         match form:
             case Form.JSON:
                 names, body, model = self._read(request)
+                only = responses.maker(body.previous_response, key_name)
             case Form.MULTIPART:
                 names, model = self._read_form(request)
             case Form.RESPONSE:
@@ -132,13 +133,11 @@ class Gateway:
         _who(request).require(model)
         identity = self._identity(request, model)
         entry.model = model
-        if request.path in APIS:
+        if request.path in APIS and only is None:
             exchange = self._apis.exchange(request, body, self._serving(model), key_name)
             if exchange is not None:
                 names = body = asked_in_chat(request, exchange)
                 entry.answering = Retelling(client, exchange)
-            else:
-                only = responses.maker(body.previous_response, key_name)
         self._dispatcher.check(request.path, request.body, entry.started)
         prompt = self._prompts.build(request.path, body, request.headers, model=identity.base, adapter=identity.adapter)
         if (exact := self._prompts.exact(prompt, request.path, body, adapter=identity.adapter)) is not None:

@@ -21,7 +21,7 @@ from headwater_router.gateway.whole_events import SEPARATOR, WholeEvents
 
 log = structlog.get_logger(__name__)
 
-_LONGEST: Final = 64 << 20
+_LONGEST: Final = 16 << 20
 """Bytes of an answer that is not streamed. No model writes as much."""
 _LONGEST_EVENT: Final = 8 << 20
 _OWN: Final = frozenset((b"content-type", b"content-length", b"content-encoding"))
@@ -63,9 +63,8 @@ class Retelling:
     def write(self, piece: bytes) -> bool:
         if self._events is not None:
             return not (told := self._events.feed(piece)) or self._client.write(told)
-        self._body += piece
-        if len(self._body) > _LONGEST:
-            raise BadGatewayError("The endpoint's answer is too long to be told.", code="endpoint_malformed")
+        if len(self._body) <= _LONGEST:  # Of a longer one it is enough to know that.
+            self._body += piece
         return True
 
     def relay(self, piece: bytes) -> None:
@@ -103,7 +102,7 @@ class Retelling:
 
 def _told(exchange: Exchange, status: int, body: bytes) -> tuple[int, dict[str, Any]]:
     try:
-        said = _decode(body)
+        said = _decode(body) if len(body) <= _LONGEST else None
     except _UNREADABLE:
         said = None
     if status >= 400:

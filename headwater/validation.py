@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Final
 
+from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 _FOUND_LENGTH = 80
@@ -20,8 +21,15 @@ def field_path(location: Sequence[int | str]) -> str:
 
 def found(value: object) -> str:
     """A wrong value as JSON, cut to a length that fits a message."""
-    text = json.dumps(value, default=repr, ensure_ascii=False)
+    text = json.dumps(value, default=_plain, ensure_ascii=False)
     return text if len(text) <= _FOUND_LENGTH else text[: _FOUND_LENGTH - 3] + "..."
+
+
+def _plain(value: object) -> object:
+    """A part of a resource as its user wrote it."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    return repr(value)
 
 
 _KINDS: Final = {

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,9 @@ ADMIN_KEY: Final = "HEADWATER_ADMIN_KEY"
 APIS: Final = frozenset(("/v1/responses", "/v1/messages", "/v1/messages/count_tokens"))
 """Paths of other APIs than chat completions for the same conversations."""
 NO_API: Final[frozenset[str]] = frozenset()
+
+_VERSION: Final = re.compile(r":v?([0-9]+)\.([0-9]+)[^/:]*$")
+"""Of an image. A tag that is no version, and a digest, tell nothing."""
 
 Device = Literal["cpu", "cuda", "unknown"]
 
@@ -163,6 +167,8 @@ class Backend(ABC):
     """Flags that say what the gateway or other fields rely on, with dashes, and which field says it instead."""
     no_statistics: ClassVar[Mapping[str, str]] = {"DO_NOT_TRACK": "1"}
     """Variables by which the server, and the libraries below it, tell nobody what it is used for."""
+    revisions_since: ClassVar[tuple[int, int]] = (0, 0)
+    """The first version that can be told which revision of a model to fetch."""
     adapters_prefix: ClassVar[str] = ""
     """Of the path of the calls that load and unload an adapter."""
 
@@ -237,7 +243,7 @@ class Backend(ABC):
                 value = getattr(value, part)
             choices = only if isinstance(only, tuple) else (only,)
             if value not in choices:
-                known = " and ".join(found(choice) for choice in choices)
+                known = " and ".join("none" if choice == [] else found(choice) for choice in choices)
                 raise self.unsupported(deployment, field, f"knows only {known} here; found {found(value)}")
 
     def refuse_own_flags(self, deployment: ModelDeployment) -> None:
@@ -246,6 +252,15 @@ class Backend(ABC):
             flag = argument.partition("=")[0]
             if (instead := self.own_flags.get(flag.replace("_", "-"))) is not None:
                 raise self.unsupported(deployment, "spec.backend.args", f"gets {flag} from {instead}; leave it out")
+
+    def refuse_version(self, deployment: ModelDeployment, image: str) -> None:
+        """Raise UnsupportedError where the version that the image's tag tells of cannot do what the spec asks for."""
+        model, found = deployment.spec.model, _VERSION.search(image)
+        by_itself = model.source.startswith("hf://") and not deployment.spec.weights.cached
+        if by_itself and model.revision != "main" and found and (int(found[1]), int(found[2])) < self.revisions_since:
+            version = ".".join(map(str, self.revisions_since))
+            hint = f"needs version {version}: name that in spec.backend, or leave the fetching to us (weights.cached)"
+            raise self.unsupported(deployment, "spec.model.revision", hint)
 
     def refuse_sampling(self, deployment: ModelDeployment) -> None:
         """Raise UnsupportedError where `spec.sampling` asks for anything."""

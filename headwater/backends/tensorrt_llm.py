@@ -57,6 +57,7 @@ class TensorRTLLM(Backend):
         "--tp-size": "spec.parallelism.tensor",
     }
     image_hint = "it is called tensorrt-llm/release; name it with its registry, and a tag"
+    revisions_since = (1, 2)  # its issue 9463
     drains = 0  # nothing says that it waits
 
     def command(self, deployment: ModelDeployment, *, port: int, events: str | None = None) -> list[str]:
@@ -99,7 +100,7 @@ class TensorRTLLM(Backend):
         argv = ["trtllm-serve", hub_name_or_path(source), "--host", host, "--port", str(port)]
         argv += ["--tp_size", str(spec.parallelism.tensor)]
         if source.startswith("hf://") and (spec.model.revision != "main" or not guarded):
-            argv += ["--revision", spec.model.revision]  # a flag of its newer versions
+            argv += ["--revision", spec.model.revision]
         if spec.context.max_tokens is not None:
             argv += ["--max_seq_len", str(spec.context.max_tokens)]
         return argv

@@ -257,6 +257,13 @@ def test_what_a_backend_cannot_do_is_refused_by_name(name, wanted, field):
         backend.command(wanted, port=1)
 
 
+def test_what_is_refused_is_told_in_the_words_of_the_resource():
+    wanted = deployment(adapters=[{"name": "sql", "source": "hf://owner/sql"}])
+    with pytest.raises(UnsupportedError) as refused:
+        backends.get("tensorrt-llm").refuse_all_but(wanted, adapters=[])
+    assert str(refused.value).endswith('knows only none here; found [{"name": "sql", "source": "hf://owner/sql"}]')
+
+
 @pytest.mark.parametrize("name", ["tgi", "tensorrt-llm", "transformers"])
 def test_a_server_without_kv_events_does_not_pretend(name):
     backend = backends.get(name)

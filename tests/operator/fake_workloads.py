@@ -56,11 +56,13 @@ class FakeWorkloads:
         assert found is not None, f"there is no Job {job}"
         self._told(found, {"conditions": [{"type": condition, "status": "True", **details}]})
 
-    def restart_container(self, pod: str) -> None:
+    def restart_container(self, pod: str, said: str = "") -> None:
         found = self._cluster.one("Pod", pod)
         assert found is not None, f"there is no Pod {pod}"
         container = found["status"]["containerStatuses"][0]
-        self._told(found, {"containerStatuses": [container | {"restartCount": container["restartCount"] + 1}]})
+        ended = {"exitCode": 1, "message": said, "finishedAt": found["metadata"]["creationTimestamp"]}
+        again = {"restartCount": container["restartCount"] + 1, "lastState": {"terminated": ended}}
+        self._told(found, {"containerStatuses": [container | again]})
 
     def pods(self, **labels: str) -> list[Object]:
         """Those that are not about to go, by name."""

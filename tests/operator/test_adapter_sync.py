@@ -167,3 +167,21 @@ def test_the_status_counts_replicas_and_gives_one_reason() -> None:
         {"name": "law", "loaded": 1, "replicas": 1},
         {"name": "sql", "loaded": 1, "replicas": 3, "message": "no room"},
     ]
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ({"detail": [{"loc": ["body", "lora_path"], "msg": "Field required", "input": None}]}, "Field required"),
+        ({"error": {"message": "no such adapter", "code": 404}}, "no such adapter"),
+        ("<html>\n <h1>Bad Gateway</h1>\n</html>", "<html> <h1>Bad Gateway</h1> </html>"),
+        ("", "no reason given"),
+    ],
+)
+async def test_a_refusal_is_one_sentence(body: Any, told: str) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(422, json=body) if isinstance(body, dict) else httpx.Response(422, text=body)
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
+        (state,) = await sync_adapters(VLLM, "http://engine", Wanted({"sql": "owner/sql"}, {}), client)
+    assert state.message == f"the engine answered 422: {told}"

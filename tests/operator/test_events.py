@@ -40,6 +40,8 @@ async def test_what_comes_again_is_counted_on_the_event_that_is_there(cluster: F
     assert told(cluster) == [("CrashLoop", 28, "has ended 27 times")]
     (made,) = cluster.all("Event")
     assert made["firstTimestamp"] != made["lastTimestamp"]
+    assert made["series"]["count"] == 28
+    assert made["series"]["lastObservedTime"].startswith(made["lastTimestamp"].removesuffix("Z"))
 
 
 async def test_what_is_no_failure_is_a_history(cluster: FakeCluster, clock: Clock) -> None:

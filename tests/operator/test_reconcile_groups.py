@@ -117,6 +117,34 @@ async def test_the_next_restart_waits(world: World) -> None:
     assert not uids(world, 0) & again
 
 
+async def test_a_group_whose_ranks_end_again_and_again_is_no_healthy_one_in_between(world: World) -> None:
+    world.create(**SPEC)
+    await world.settle()
+    for _ in range(2):
+        world.clock.passed += 120
+        world.kube.restart_container(name_of(world.kube.pods()[0]), "CUDA error")
+        await world.settle()
+    assert world.condition("Degraded") == ("True", "CrashLoop")
+    assert world.condition("Ready") == ("False", "CrashLoop")
+    assert "began anew 2 times" in world.message("Degraded") and "CUDA error" in world.message("Degraded")
+    seconds = await world.reconcile()
+    assert seconds is not None and seconds <= 600
+    world.clock.passed += 601
+    await world.settle()
+    assert world.condition("Degraded") == ("False", "AsExpected")
+    assert world.condition("Ready") == ("True", "ReplicasReady")
+
+
+async def test_a_group_whose_pods_were_drained_twice_crashes_in_no_loop(world: World) -> None:
+    world.create(**SPEC)
+    await world.settle()
+    for _ in range(2):
+        world.clock.passed += 120
+        world.cluster.remove(world.kube.pods()[1])
+        await world.settle()
+    assert world.condition("Degraded") == ("False", "AsExpected")
+
+
 async def test_a_group_that_never_gets_well_is_given_up_and_told_of(world: World) -> None:
     world.create(**SPEC)
     await world.settle()

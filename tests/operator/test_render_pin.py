@@ -241,3 +241,28 @@ def test_a_version_beside_a_digest_is_refused() -> None:
     wanted = deployment("vllm", backend={"image": "server@sha256:0", "version": "v9"})
     with pytest.raises(UnsupportedError, match=r"spec\.backend\.version"):
         wanted_pin(wanted, "vllm", settings())
+
+
+@pytest.mark.parametrize(
+    ("image", "revision", "cached", "refused"),
+    [
+        ("host:5000/tensorrt-llm/release:1.1.0", "v2", False, True),
+        ("host:5000/tensorrt-llm/release:0.21.0rc2", "v2", False, True),
+        ("host:5000/tensorrt-llm/release:1.1.0", "v2", True, False),
+        ("host:5000/tensorrt-llm/release:1.1.0", "main", False, False),
+        ("host:5000/tensorrt-llm/release:1.2.0rc5", "v2", False, False),
+        ("host:5000/tensorrt-llm/release:latest", "v2", False, False),
+        (f"host:5000/tensorrt-llm/release@sha256:{'0' * 64}", "v2", False, False),
+    ],
+)
+def test_a_version_that_knows_no_revisions_is_not_asked_to_fetch_one(
+    image: str, revision: str, cached: bool, refused: bool
+) -> None:
+    wanted = deployment(
+        "tensorrt-llm", backend={"image": image}, model={"revision": revision}, weights={"cached": cached}
+    )
+    if refused:
+        with pytest.raises(UnsupportedError, match=r"spec\.model\.revision: .* needs version 1\.2"):
+            wanted_pin(wanted, "tensorrt-llm", settings())
+    else:
+        assert wanted_pin(wanted, "tensorrt-llm", settings()).image == image

@@ -60,14 +60,17 @@ class EventRecorder:
         series = self._series.pop(place, None)
         if series is None or now - series.last > _LIFETIME:
             return False
-        patch = {"count": series.count + 1, "lastTimestamp": _written(now), "message": message}
+        count = series.count + 1
+        # Both ways in which an Event says that it stands for several: kubectl reads the one or the other.
+        told = {"count": count, "lastObservedTime": _to_the_microsecond(now)}
+        patch = {"count": count, "series": told, "lastTimestamp": _written(now), "message": message}
         try:
             await self._cluster.patch(EVENT, namespace, series.name, patch)
         except ApiError as error:
             if error.status == 404:
                 return False
             raise
-        self._series[place] = _Series(series.name, series.count + 1, now)
+        self._series[place] = _Series(series.name, count, now)
         return True
 
     def _event(self, resource: Object, kind: str, reason: str, message: str, now: datetime) -> Object:
@@ -94,6 +97,10 @@ class EventRecorder:
             "reportingComponent": "headwater-operator",
             "reportingInstance": self._identity,
         }
+
+
+def _to_the_microsecond(time: datetime) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def _written(time: datetime) -> str:

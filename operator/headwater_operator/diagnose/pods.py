@@ -17,7 +17,7 @@ _CROWDED: Final = ("Insufficient", "Too many pods", "free ports", "anti-affinity
 _HELPLESS: Final = ("Preemption is not helpful", "No preemption victims")
 """What it says of nodes where no end of another pod would help, as they are too small; and of all others."""
 
-_STEADY: Final = timedelta(minutes=10)
+STEADY: Final = timedelta(minutes=10)
 """For so long nothing must have ended for a crash loop to be over: one that runs for minutes between looks healthy."""
 _NO_CLAIM: Final = re.compile(r'persistentvolumeclaim "([^"]+)" not found')
 """The scheduler's words."""
@@ -80,10 +80,12 @@ class EnginePod:
     waits_since: datetime | None
     """Since when it has a node, where none of its containers has begun."""
     died: "Death | None"
+    ended: str | None
+    """How the last container of it that ended did, in words."""
 
     def unsteady(self, now: datetime) -> float:
         """Seconds for which a crash loop is still to be told of, though it runs at this moment."""
-        return max((self.died.at + _STEADY - now).total_seconds(), 0.0) if self.died else 0.0
+        return max((self.died.at + STEADY - now).total_seconds(), 0.0) if self.died else 0.0
 
     @property
     def lacks_room(self) -> bool:
@@ -122,6 +124,7 @@ class EnginePod:
             problem=_problem(status) or _missing_claim(scheduled),
             waits_since=_waits_since(metadata, status, scheduled),
             died=_last_death(containers),
+            ended=_last_words(containers),
         )
 
 
@@ -154,17 +157,29 @@ def _missing_claim(scheduled: dict[str, Any]) -> Problem | None:
     return Problem("VolumeMissing", f"there is no PersistentVolumeClaim {found[1]} in this namespace; {advice}")
 
 
+def _last_words(containers: Sequence[dict[str, Any]]) -> str | None:
+    ends = [ended for each in containers if (ended := (each.get("lastState") or {}).get("terminated"))]
+    if not ends:
+        return None
+    return _words(max(ends, key=lambda ended: str(ended.get("finishedAt") or "")))
+
+
+def _words(ended: dict[str, Any]) -> str:
+    if ended.get("reason") == "OOMKilled":
+        return "killed for its memory"
+    said = f": {ended['message'].strip()}" if ended.get("message") else ""
+    return f"exit code {ended.get('exitCode')}{said}"
+
+
 def _crash(container: dict[str, Any]) -> Problem:
     ended = (container.get("lastState") or {}).get("terminated") or {}
     times = f"has ended {count} times" if (count := container.get("restartCount", 0)) > 1 else "ends again and again"
     if ended.get("reason") == "OOMKilled":
         advice = "raise resources.limits.memory, or lower spec.context.maxTokens"
         return Problem("OutOfMemory", f"container {container['name']} {times}, last killed for its memory; {advice}")
-    said = f": {ended['message'].strip()}" if ended.get("message") else ""
     return Problem(
         "CrashLoop",
-        f"container {container['name']} {times}, last with exit code {ended.get('exitCode')}{said}; "
-        "kubectl logs --previous shows why",
+        f"container {container['name']} {times}, last with {_words(ended)}; kubectl logs --previous shows why",
     )
 
 

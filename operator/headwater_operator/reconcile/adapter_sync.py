@@ -181,11 +181,14 @@ async def _ask(
 
 def _reason(content: Any, text: str) -> str:
     """The sentence in an error's body; servers nest it differently."""
-    while isinstance(content, dict):
-        content = next(
-            (content[key] for key in ("error", "message", "error_message", "detail") if key in content), None
-        )
-    reason = content if isinstance(content, str) else text
+    while isinstance(content, (dict, list)) and content:
+        if isinstance(content, list):  # FastAPI's, one for each field
+            content = content[0]
+        else:
+            known = (content[key] for key in ("error", "message", "error_message", "detail", "msg") if key in content)
+            content = next(known, None)
+    # What is no sentence, such as a page of HTML, is better than nothing, but is one line.
+    reason = " ".join((content if isinstance(content, str) else text).split()) or "no reason given"
     return reason if len(reason) <= _LONGEST_MESSAGE else reason[:_LONGEST_MESSAGE] + "..."
 
 

@@ -203,7 +203,8 @@ class Children:
             it.total = len(found)
             it.updated = sum(group.revision == it.revision for group in found)
             it.ready = sum(group.ready for group in found)
-            it.ready_updated = sum(group.ready and group.revision == it.revision for group in found)
+            current_groups = [group for group in found if group.revision == it.revision]
+            it.ready_updated = sum(group.ready and not group.unsteady(work.now) for group in current_groups)
 
     async def _problem(self, work: Reconciliation, workloads: Sequence[Object]) -> Problem | None:
         """Of the current revision: what old pods suffer from is about to pass."""

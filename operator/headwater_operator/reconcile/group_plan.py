@@ -15,13 +15,15 @@ from typing import Final, Literal
 from headwater.backoff import Backoff
 from headwater.kubernetes import LABEL_GROUP, LABEL_REVISION
 from headwater_operator.cluster.kinds import Object, annotations_of, labels_of, uid_of
-from headwater_operator.diagnose.pods import EnginePod, parse_time
+from headwater_operator.diagnose.pods import STEADY, EnginePod, parse_time
 from headwater_operator.reconcile import rollout
 
 MEMBERS: Final = "headwater.dev/members"
 """Annotation: UIDs of the group's pods, once all were there, apart by commas."""
 RESTARTS: Final = "headwater.dev/restarts"
 RESTARTED_AT: Final = "headwater.dev/restarted-at"
+LAST_WORDS: Final = "headwater.dev/last-words"
+"""Annotation: how the container ended for which the group was last restarted. The pod that told is gone by then."""
 NO_ROOM: Final = "headwater.dev/no-room-for"
 """Annotation of an old group: the revision that found no room beside it, so that all of the rollout goes by Replace."""
 
@@ -31,6 +33,7 @@ BROKEN_GRACE: Final = 5
 """Seconds that pods of a broken group get, for routers to learn of it: nothing can finish there."""
 _WELL_AFTER: Final = timedelta(hours=1)
 _PAUSES: Final = Backoff(10.0, 300.0)
+_LONGEST_WORDS: Final = 1000
 _LOST_AFTER: Final = timedelta(seconds=30)
 """Past its grace, a pod that is still there has no kubelet to end it."""
 
@@ -82,6 +85,15 @@ class Group:
         """Between its last restart and the next."""
         return timedelta(seconds=_PAUSES.pause(self.restarts) if self.restarts else 0)
 
+    def unsteady(self, now: datetime) -> float:
+        """Seconds for which a crash loop is still to be told of, though it runs. One end may happen to everybody, and
+        pods that were replaced, as by a drain, are none."""
+        return self.left(STEADY, now) if self.restarts > 1 and self.last_words else 0.0
+
+    @property
+    def last_words(self) -> str | None:
+        return annotations_of(self.workload).get(LAST_WORDS)
+
     def left(self, time: timedelta, now: datetime) -> float:
         """Seconds until so much time is over since its last restart; 0 where there was none."""
         last = annotations_of(self.workload).get(RESTARTED_AT)
@@ -111,7 +123,7 @@ class GroupPlan:
     no_room: str | None = None
     """Why an old group has to go before a new one is ready."""
 
-    def look_in(self, seconds: float) -> None:
+    def again_in(self, seconds: float) -> None:
         self.requeue_after = min(seconds, self.requeue_after or seconds)
 
 
@@ -174,7 +186,7 @@ def plan(
         waiting = rollout.unplaced([pod for group in kept for pod in group.pods], revision)
         stuck, again = rollout.lack_of_room(waiting, ending(groups, pods, now), now, quiet_since)
         if again is not None:
-            result.look_in(again)
+            result.again_in(again)
         if stuck or any(annotations_of(group.workload).get(NO_ROOM) == revision for group in serving):
             strategy = "Replace"
             result.no_room = f"there was no room for one more ({stuck})" if stuck else "there was no room for one more"
@@ -222,7 +234,7 @@ def _plan_members(groups: Sequence[Group], now: datetime, result: GroupPlan) -> 
         elif group.restarts >= RESTART_BUDGET:
             result.exhausted.append(group)
         elif pause := group.left(group.pause, now):
-            result.look_in(pause)
+            result.again_in(pause)
         else:
             result.restart.append(group)
 
@@ -230,9 +242,9 @@ def _plan_members(groups: Sequence[Group], now: datetime, result: GroupPlan) -> 
 def _forgive(group: Group, now: datetime, result: GroupPlan) -> None:
     """Forget the restarts of a group that is well, if the last one is long ago."""
     if left := group.left(_WELL_AFTER, now):
-        result.look_in(left)
+        result.again_in(left)
     else:
-        result.notes.append((group, {RESTARTS: None, RESTARTED_AT: None}))
+        result.notes.append((group, {RESTARTS: None, RESTARTED_AT: None, LAST_WORDS: None}))
 
 
 def counted_restart(group: Group, now: datetime) -> Notes:
@@ -241,7 +253,12 @@ def counted_restart(group: Group, now: datetime) -> Notes:
     Its members stay noted: should the operator end before it has deleted all of them, those that are left are seen as
     what they are, and the group is restarted once more.
     """
-    return {RESTARTS: str(group.restarts + 1), RESTARTED_AT: now.isoformat(timespec="seconds")}
+    words = next((pod.ended for pod in group.pods if pod.ended), None)
+    return {
+        RESTARTS: str(group.restarts + 1),
+        RESTARTED_AT: now.isoformat(timespec="seconds"),
+        LAST_WORDS: words[:_LONGEST_WORDS] if words else None,
+    }
 
 
 def _plan_burials(pods: Sequence[EnginePod], now: datetime, result: GroupPlan) -> None:
@@ -250,7 +267,7 @@ def _plan_burials(pods: Sequence[EnginePod], now: datetime, result: GroupPlan) -
             continue
         left = (pod.deleted + _LOST_AFTER - now).total_seconds()
         if left > 0:
-            result.look_in(left)
+            result.again_in(left)
         else:
             result.bury.append(pod)
 

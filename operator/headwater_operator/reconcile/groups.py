@@ -8,6 +8,7 @@ from headwater_operator.cluster.kinds import STATEFUL_SET, Object, name_of
 from headwater_operator.diagnose.pods import Problem
 from headwater_operator.reconcile import group_plan, rollout
 from headwater_operator.reconcile.applier import Applier
+from headwater_operator.reconcile.group_plan import Group
 from headwater_operator.reconcile.healing import Healing
 from headwater_operator.reconcile.reconciliation import Reconciliation
 from headwater_operator.render import Context
@@ -47,6 +48,7 @@ class Groups:
                 f"StatefulSet {name} was restarted {exhausted.restarts} times and is left as it is; "
                 f"kubectl logs of its pods shows why; deleting it begins anew",
             )
+        it.problem = it.problem or _crash_loop(work, [group for group in found if group.revision == it.revision])
         for manifest in render.render(work.deployment, context):
             work.keep(manifest)
             await self._applier.apply(manifest, work.uid)
@@ -62,3 +64,18 @@ class Groups:
             await self._applier.apply(render.render_group(work.deployment, context, number), work.uid)
         for group, notes in plan.notes:
             await self._healing.note(group.workload, notes)
+
+
+def _crash_loop(work: Reconciliation, current: Sequence[Group]) -> Problem | None:
+    """Also while all run: one that ends every few minutes looks healthy in between."""
+    unsteady = {group.number: left for group in current if (left := group.unsteady(work.now))}
+    for left in unsteady.values():
+        work.requeue_after(left)
+    worst = next((group for group in current if group.number in unsteady), None)
+    if worst is None:
+        return None
+    return Problem(
+        "CrashLoop",
+        f"all pods of {name_of(worst.workload)} began anew {worst.restarts} times, last after {worst.last_words}; "
+        "kubectl logs --previous shows why",
+    )

@@ -112,10 +112,12 @@ def wanted_pin(deployment: ModelDeployment, backend: str, settings: OperatorSett
     server.refuse_own_flags(deployment)
     # Routers follow them for this policy alone; to anybody else they would only tell what is in the prompts.
     publishes = server.publishes_kv_events and settings.kv_events == "prefix" == deployment.spec.routing.policy
+    image = _image(deployment, server, settings)
+    server.refuse_version(deployment, image)
     return Pin(
         CURRENT_RENDER_VERSION,
         backend,
-        _image(deployment, server, settings),
+        image,
         publishes,
         one_node,
         Defaults.of(settings).to_json(),

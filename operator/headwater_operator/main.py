@@ -111,7 +111,9 @@ def _build(
     adapters = Adapters(engines, keys)
     healing = Healing(cluster, store, recorder)
     children = Children(settings, cluster, store, applier, recorder, scaling, prerequisites, adapters, keys, healing)
-    reconciler = Reconciler(settings, cluster, store, healing, children, sweep, recorder, scaling, metrics)
+    reconciler = Reconciler(
+        settings, cluster, store, healing, children, sweep, recorder, scaling, metrics, applier.contests
+    )
     return ReconcileLoop(settings, cluster, store, reconciler, scaling, metrics)
 
 

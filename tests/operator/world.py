@@ -18,6 +18,7 @@ from headwater_operator.cluster.kinds import CHILDREN, Key, Object, labels_of
 from headwater_operator.config import OperatorSettings
 from headwater_operator.metrics import OperatorMetrics
 from headwater_operator.reconcile import adapters as adapting
+from headwater_operator.reconcile import contests
 from headwater_operator.reconcile import reconciler as reconcile
 from tests.operator.fake_api import START, FakeCluster
 from tests.operator.fake_vllm import FakeVLLM
@@ -49,7 +50,7 @@ class World:
         self.clock = Clock()
         for module in (reconcile, events):
             monkeypatch.setattr(module, "datetime", self.clock)
-        for module in (scaling, adapting):
+        for module in (scaling, adapting, contests):
             monkeypatch.setattr(module, "time", SimpleNamespace(time=self.clock.time, monotonic=self.clock.monotonic))
         self.cluster = FakeCluster()
         self.cluster.now = lambda: self.clock.now()

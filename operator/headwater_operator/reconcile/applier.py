@@ -23,6 +23,7 @@ from headwater_operator.cluster.kinds import (
     without_absent,
 )
 from headwater_operator.metrics import OperatorMetrics
+from headwater_operator.reconcile.contests import Contests, Place
 from headwater_operator.reconcile.drift import differences
 from headwater_operator.watch.store import Store
 
@@ -30,6 +31,9 @@ log = structlog.get_logger(__name__)
 
 AUTOSCALER: Final = f"{FIELD_MANAGER}-autoscaler"
 """Field manager of `spec.replicas` where autoscaling is on, so that what else we apply need not name it."""
+
+
+_GONE: Final = "gone"
 
 
 class NotOursError(Exception):
@@ -44,6 +48,7 @@ class Applier:
     """Remembers what it has applied, so that an object at rest costs no call."""
 
     def __init__(self, cluster: Cluster, store: Store, metrics: OperatorMetrics) -> None:
+        self.contests = Contests()
         self._cluster = cluster
         self._store = store
         self._metrics = metrics
@@ -61,6 +66,8 @@ class Applier:
             _check_ours(live, owner)
             if not self._differs(manifest, live):
                 return live
+        if self.contests.wait(_place(manifest), _fingerprint(manifest), owner or ""):
+            return live or manifest
         return await self._write(manifest, live)
 
     async def scale(self, workload: Object, replicas: int) -> Object:
@@ -80,6 +87,13 @@ class Applier:
         await self._cluster.delete(manifest)
         self._applied.pop(uid_of(manifest), None)
 
+    async def prune(self, manifest: Object, owner: str) -> None:
+        """Delete what the spec no longer asks for, unless somebody makes it again and again."""
+        if not self.contests.wait(_place(manifest), _GONE, owner):
+            log.info("deleting", object=f"{manifest['kind']} {name_of(manifest)}", reason="no longer asked for")
+            await self.delete(manifest)
+            self.contests.wrote(_place(manifest), _GONE)
+
     def _differs(self, manifest: Object, live: Object) -> bool:
         # What the API server writes otherwise than we do looks like drift for ever: a version that our own write led
         # to is as good as equal.
@@ -95,9 +109,14 @@ class Applier:
         applied = await self._cluster.apply(manifest | {"metadata": without_absent(manifest["metadata"])})
         if live is None or applied["metadata"]["resourceVersion"] != live["metadata"]["resourceVersion"]:
             self._metrics.applied.labels(manifest["kind"]).inc()
+            self.contests.wrote(_place(manifest), _fingerprint(manifest))
         self._applied[uid_of(applied)] = (_fingerprint(manifest), applied["metadata"]["resourceVersion"])
         self._store.put(applied)
         return applied
+
+
+def _place(manifest: Object) -> Place:
+    return kind_of(manifest).name, namespace_of(manifest), name_of(manifest)
 
 
 def _check_ours(live: Object, owner: str | None) -> None:

@@ -25,7 +25,6 @@ from headwater_operator.cluster.kinds import (
     Object,
     annotations_of,
     labels_of,
-    name_of,
     orphaned,
     owned_by,
 )
@@ -131,6 +130,7 @@ class Children:
         if not workloads and self._workloads(work):
             await self._warn_of_drains(work, context)
         await self._prune(work)
+        self._tell_of_contests(work)
         await self._adapters.keep(work, context.backend)
 
     def forget(self, key: Key) -> None:
@@ -242,12 +242,17 @@ class Children:
 
     # What should not be any more
 
+    def _tell_of_contests(self, work: Reconciliation) -> None:
+        if (held_back := self._applier.contests.held_back(work.uid)) is not None:
+            message, left = held_back
+            work.requeue_after(left)
+            work.situation.flaw = work.situation.flaw or Problem("Contested", message)
+
     async def _prune(self, work: Reconciliation) -> None:
         for kind in _PRUNED:
             for manifest in self._store.of(work.key, kind):
                 if owned_by(manifest, work.uid) and not work.keeps(kind, manifest):
-                    log.info("deleting", object=f"{kind.name} {name_of(manifest)}", reason="no longer asked for")
-                    await self._applier.delete(manifest)
+                    await self._applier.prune(manifest, work.uid)
 
 
 def _replicas(workloads: Sequence[Object]) -> int | None:

@@ -4,6 +4,7 @@ It begins with nothing but what the store holds and ends with the world one step
 what takes time shows up as an event later, and what only time can change is reconciled again after a while.
 """
 
+import json
 from datetime import UTC, datetime
 from typing import Final
 
@@ -15,13 +16,23 @@ from headwater.resource import ResourceError, problems
 from headwater_operator.autoscaling.follow import Scaling
 from headwater_operator.cluster.api import ApiError, Cluster
 from headwater_operator.cluster.events import EventRecorder
-from headwater_operator.cluster.kinds import MODEL_DEPLOYMENT, POD, Key, Object, labels_of, name_of, namespace_of
+from headwater_operator.cluster.kinds import (
+    MODEL_DEPLOYMENT,
+    POD,
+    Key,
+    Object,
+    labels_of,
+    name_of,
+    namespace_of,
+    uid_of,
+)
 from headwater_operator.config import OperatorSettings
 from headwater_operator.diagnose.plain_tokens import plain_tokens
 from headwater_operator.diagnose.pods import EnginePod, Problem, finished
 from headwater_operator.metrics import OperatorMetrics
 from headwater_operator.reconcile.applier import NotOursError, StillGoingError
 from headwater_operator.reconcile.children import Children
+from headwater_operator.reconcile.contests import Contests
 from headwater_operator.reconcile.group_plan import GroupPlan
 from headwater_operator.reconcile.healing import Healing
 from headwater_operator.reconcile.prerequisites import PrerequisiteMissingError
@@ -51,7 +62,9 @@ class Reconciler:
         recorder: EventRecorder,
         scaling: Scaling,
         metrics: OperatorMetrics,
+        contests: Contests,
     ) -> None:
+        self._contests = contests
         self._settings = settings
         self._cluster = cluster
         self._store = store
@@ -135,8 +148,10 @@ class Reconciler:
         old = resource.get("status") or {}
         status = status_of(situation, old, now)
         self._metrics.tell(*labels, status["conditions"])
-        if status == old:
+        place, what = ("Status", labels[0], labels[1]), json.dumps(status, sort_keys=True)
+        if status == old or self._contests.wait(place, what, uid_of(resource)):
             return
+        self._contests.wrote(place, what)
         written = await self._cluster.apply(
             {
                 "apiVersion": resource["apiVersion"],

@@ -254,6 +254,12 @@ def _status() -> Schema:
             phase=_text("How far they are: NotNeeded, Pending, Filling, Filled or Failed."),
             claim=_text("Name of the PersistentVolumeClaim that holds them."),
             message=_text("What holds them up."),
+            progress=_object(
+                "How far they are, while they are fetched.",
+                percent=_count("Of the bytes."),
+                bytes=_count("In all.") | {"format": "int64"},
+                secondsLeft=_count("At the rate so far."),
+            ),
         )
         | {"x-kubernetes-preserve-unknown-fields": True},
     )

@@ -30,6 +30,10 @@ REPLAY_PORT: Final = 5757
 """Where KV events are repeated, by rank in the same way."""
 MOST_RANKS: Final = 64
 """Data-parallel ranks of one pod whose KV events are followed."""
+FETCH_PORT: Final = 8001
+"""Where the Job that fetches weights tells how far it is."""
+FETCH_PORT_VARIABLE: Final = "HEADWATER_FETCH_PROGRESS_PORT"
+"""By which it is told so: a flag would end images that are older than it."""
 HTTP_PORT_NAME: Final = "http"
 EVENTS_PORT_NAME: Final = "kv-events"
 REPLAY_PORT_NAME: Final = "kv-replay"

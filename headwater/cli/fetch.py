@@ -15,6 +15,7 @@ from headwater.fetch import fetch
 from headwater.fetch.choice import Wish
 from headwater.fetch.errors import FetchError
 from headwater.fetch.manifest import verify
+from headwater.kubernetes import FETCH_PORT_VARIABLE
 from headwater.logs import configure_logging
 
 TERMINATION_LOG: Final = Path("/dev/termination-log")
@@ -51,6 +52,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     ):
         parser.add_argument(f"--{name}", metavar="NAME", action="append", default=[], help=f"{meaning}. Repeatable.")
     parser.add_argument(
+        "--progress-port",
+        metavar="PORT",
+        type=int,
+        default=os.environ.get(FETCH_PORT_VARIABLE),
+        help=f"tell at this port, to whoever asks over HTTP, how far it is, as JSON (or {FETCH_PORT_VARIABLE})",
+    )
+    parser.add_argument(
         "--verify",
         metavar="FOLDER",
         type=Path,
@@ -86,7 +94,8 @@ def _run(arguments: argparse.Namespace) -> str:
             raise FetchError(f"{arguments.verify} cannot be read: {error.strerror or error}") from None
         return f"{arguments.verify} holds {manifest.origin}: {manifest.summary()}"
     wish = Wish(tuple(arguments.include), tuple(arguments.exclude))
-    return fetch(arguments.source, arguments.folder, arguments.revision, wish).summary()
+    port = arguments.progress_port
+    return fetch(arguments.source, arguments.folder, arguments.revision, wish, port).summary()
 
 
 def _end(number: int, _: Any) -> None:

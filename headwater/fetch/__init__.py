@@ -55,8 +55,13 @@ _SHOWN: Final = 20
 """Names of a log line."""
 
 
-def fetch(source: str, folder: Path, revision: str = "main", wish: Wish | None = None) -> Manifest:
-    """Have `folder` hold what `source` is at `revision`. Raises FetchError."""
+def fetch(
+    source: str, folder: Path, revision: str = "main", wish: Wish | None = None, progress_port: int | None = None
+) -> Manifest:
+    """Have `folder` hold what `source` is at `revision`. Raises FetchError.
+
+    `progress_port`: where to tell over HTTP how far it is; None: nowhere.
+    """
     wanted = Manifest(source, revision, "", (), *((wish.include, wish.exclude) if wish else ()))
     module = _module(source)
     try:
@@ -64,7 +69,7 @@ def fetch(source: str, folder: Path, revision: str = "main", wish: Wish | None =
         with locked(folder):
             if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
                 return _there(folder, wanted)
-            return asyncio.run(_fetch(module, folder, wanted))
+            return asyncio.run(_fetch(module, folder, wanted, progress_port))
     except OSError as error:
         raise FetchError(f"{folder} cannot be written: {error.strerror or error}") from error
 
@@ -79,14 +84,14 @@ def _there(folder: Path, wanted: Manifest) -> Manifest:
     return there
 
 
-async def _fetch(module: Source, folder: Path, wanted: Manifest) -> Manifest:
+async def _fetch(module: Source, folder: Path, wanted: Manifest, progress_port: int | None) -> Manifest:
     wish, lines = Wish(wanted.include, wanted.exclude), Lines()
     async with make_client() as client:
         asking = Asking(Transport(client), lines, wish)
         for last in (False,) * (_LISTINGS - 1) + (True,):
             listing = await module.list_files(wanted.source, wanted.revision, asking)
             partial = Partial(folder)
-            taking = Taking(partial, lines, listing, wish)
+            taking = Taking(partial, lines, listing, wish, progress_port)
             try:
                 await taking.take()
                 break

@@ -38,7 +38,9 @@ class _Member:
 class Taking:
     """Calls raise FetchError and OSError."""
 
-    def __init__(self, partial: Partial, lines: Lines, listing: Listing, wish: Wish) -> None:
+    def __init__(
+        self, partial: Partial, lines: Lines, listing: Listing, wish: Wish, progress_port: int | None = None
+    ) -> None:
         self._partial = partial
         self._lines = lines
         self._listing = listing
@@ -48,7 +50,8 @@ class Taking:
         """Each once, although an image may name one twice."""
         self._files = asyncio.Semaphore(_FILES)
         self._pieces = asyncio.Semaphore(_PIECES)
-        self._watch = Watch(sum(file.promise.size or 0 for file in [*listing.files, *self._layers.values()]))
+        total = sum(file.promise.size or 0 for file in [*listing.files, *self._layers.values()])
+        self._watch = Watch(total, port=progress_port)
 
     @property
     def left_out(self) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ from headwater_operator.racing import first
 from headwater_operator.reconcile.adapters import Adapters
 from headwater_operator.reconcile.applier import Applier
 from headwater_operator.reconcile.children import Children
+from headwater_operator.reconcile.fetch_progress import FetchProgress
 from headwater_operator.reconcile.healing import Healing
 from headwater_operator.reconcile.loop import ReconcileLoop
 from headwater_operator.reconcile.prerequisites import Prerequisites
@@ -106,7 +107,7 @@ def _build(
     recorder = EventRecorder(cluster, identity)
     applier = Applier(cluster, store, metrics)
     sweep = Sweep(cluster, store, applier)
-    prerequisites = Prerequisites(settings, store, applier, sweep)
+    prerequisites = Prerequisites(settings, store, applier, sweep, FetchProgress(engines))
     keys = AdminKeys(settings, cluster)
     adapters = Adapters(engines, keys)
     healing = Healing(cluster, store, recorder)

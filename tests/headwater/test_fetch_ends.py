@@ -1,13 +1,19 @@
 """A fetch ends, and at once where there is nothing to wait for; it says what to do, and never as a traceback."""
 
 import asyncio
+import io
+import signal
+import socket
 import ssl
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import httpx
 import pytest
 import trustme
+from rich.console import Console
 
 from headwater.fetch import fetch
 from headwater.fetch.errors import FetchError
@@ -203,3 +209,55 @@ def test_progress_has_a_rate_and_the_time_left(monkeypatch: pytest.MonkeyPatch) 
         "bytes_per_second": 10,
         "seconds_left": 50,
     }
+
+
+async def test_progress_is_told_to_whoever_asks() -> None:
+    with socket.create_server(("", 0)) as free:
+        port = free.getsockname()[1]
+    watch = Watch(1000, Console(file=io.StringIO()), port)
+    async with watch.shown():
+        watch.came(500)
+        async with httpx.AsyncClient(trust_env=False) as client:
+            answers = [await client.get(f"http://127.0.0.1:{port}/any") for _ in range(2)]
+    assert [answer.json()["percent"] for answer in answers] == [50, 50]
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection("127.0.0.1", port)
+
+
+async def test_a_port_that_is_taken_keeps_nobody_from_fetching() -> None:
+    with socket.create_server(("", 0)) as taken:
+        async with Watch(1000, Console(file=io.StringIO()), taken.getsockname()[1]).shown():
+            pass
+
+
+def test_a_bar_is_drawn_on_a_terminal_and_lines_are_written_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
+    async def shown(terminal: bool) -> str:
+        console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
+        watch = Watch(2**30, console)
+        async with watch.shown():
+            watch.came(2**29)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        assert isinstance(console.file, io.StringIO)
+        return console.file.getvalue()
+
+    assert "0.5/1.1 GB" in asyncio.run(shown(True))
+    assert asyncio.run(shown(False)) == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_it_at_once(the_hub: Store, tmp_path: Path, number: int) -> None:
+    """Whatever the store does: this one never ends its answer."""
+
+    def half(answer: Answer) -> Answer:
+        status, headers, body = answer
+        return status, headers | {"Content-Length": str(len(body))}, body[:1000]
+
+    the_hub.trouble = {"model.safetensors": [Twist(half)] * 10}
+    command = [sys.executable, "-m", "headwater", "fetch", "hf://owner/model", str(tmp_path / "m")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert any("fetching" in line for line in process.stderr), "it has begun"
+        process.send_signal(number)
+        assert process.wait(60) == 128 + number
+    assert (tmp_path / "m.partial").is_dir() and not (tmp_path / "m").exists()

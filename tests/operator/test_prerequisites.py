@@ -1,5 +1,7 @@
 """What has to be there before pods: weights, shared by all that want them, and engines that are built."""
 
+import json
+
 import pytest
 
 from headwater_operator.cluster.kinds import Object, labels_of, name_of, uid_of
@@ -46,6 +48,45 @@ async def test_no_pod_starts_before_the_weights_are_there(world: World) -> None:
     assert world.condition("Ready") == ("True", "ReplicasReady")
     assert world.status()["weights"] == {"phase": "Filled", "claim": name_of(claim(world))}
     await world.at_rest()
+
+
+async def fetching(world: World) -> None:
+    """The Job has a pod that runs."""
+    world.create(source=HUB)
+    await world.settle()
+    job = world.child("Job", jobs(world)[0])
+    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": name_of(job), "uid": uid_of(job), "controller": True}
+    metadata = {"name": "fetch", "namespace": "default", "labels": labels_of(job), "ownerReferences": [owner]}
+    world.cluster.add({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {}})
+    world.cluster.merge("Pod", "fetch", {"status": {"phase": "Running", "podIP": "10.0.0.9"}})
+
+
+async def test_the_status_says_how_far_the_weights_are(world: World) -> None:
+    await fetching(world)
+    said = {"bytes": 15 * 2**30, "there": 1, "percent": 43, "bytes_per_second": 200 * 2**20, "seconds_left": 44}
+    world.fetching = json.dumps(said).encode()
+    assert await world.reconcile() == 15
+    told = world.status()["weights"]
+    assert told["progress"] == {"percent": 43, "bytes": 16106127360, "secondsLeft": 44}
+    assert told["message"] == "fetching hf://owner/model@main: 43% of 15.0 GiB, 200 MiB/s, 44 s left"
+    assert told["message"] in world.message("Ready")
+    world.fetching = json.dumps(said | {"percent": 44}).encode()
+    await world.reconcile()
+    assert world.status()["weights"]["progress"]["percent"] == 43, "it is asked every 15 seconds"
+    world.clock.passed += 15
+    await world.reconcile()
+    assert world.status()["weights"]["progress"]["percent"] == 44
+
+
+@pytest.mark.parametrize(
+    "said", [b"", b"{}", b"<html>", b'{"bytes": 1, "percent": 9999999999, "bytes_per_second": 0, "seconds_left": null}']
+)
+async def test_a_fetcher_that_says_nothing_useful_is_believed_nothing(world: World, said: bytes) -> None:
+    await fetching(world)
+    world.fetching = said
+    await world.reconcile()
+    told = world.status()["weights"]
+    assert "progress" not in told and told["message"] == "fetching hf://owner/model@main"
 
 
 async def test_pain_09_one_source_is_fetched_once_for_all(world: World) -> None:

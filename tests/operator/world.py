@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from headwater.kubernetes import HTTP_PORT, LABEL_MANAGED_BY, MANAGED_BY
+from headwater.kubernetes import FETCH_PORT, HTTP_PORT, LABEL_MANAGED_BY, MANAGED_BY
 from headwater_operator import main
 from headwater_operator.autoscaling import follow as scaling
 from headwater_operator.autoscaling.gateway import DeploymentLoad, RouterPage, combine
@@ -18,7 +18,7 @@ from headwater_operator.cluster.kinds import CHILDREN, Key, Object, labels_of
 from headwater_operator.config import OperatorSettings
 from headwater_operator.metrics import OperatorMetrics
 from headwater_operator.reconcile import adapters as adapting
-from headwater_operator.reconcile import contests
+from headwater_operator.reconcile import contests, fetch_progress
 from headwater_operator.reconcile import reconciler as reconcile
 from tests.operator.fake_api import START, FakeCluster
 from tests.operator.fake_vllm import FakeVLLM
@@ -50,7 +50,7 @@ class World:
         self.clock = Clock()
         for module in (reconcile, events):
             monkeypatch.setattr(module, "datetime", self.clock)
-        for module in (scaling, adapting, contests):
+        for module in (scaling, adapting, contests, fetch_progress):
             monkeypatch.setattr(module, "time", SimpleNamespace(time=self.clock.time, monotonic=self.clock.monotonic))
         self.cluster = FakeCluster()
         self.cluster.now = lambda: self.clock.now()
@@ -58,6 +58,8 @@ class World:
         self.engines: dict[str, FakeVLLM] = {}
         """By address; one is there as soon as it is asked."""
         self.settings: dict[str, Any] = {"engine_image": "engine:1", "gateway_service": "default/router", **settings}
+        self.fetching = b""
+        """What the pod of a Job tells of how far it is."""
         self.watched: dict[tuple[str, str], Object] = {}
         self.told: list[Object] = []
         """All states that watches told, one after the other."""
@@ -194,6 +196,8 @@ class World:
         return [(each["type"], each["reason"]) for each in found for _ in range(each["count"])]
 
     def _answer(self, request: httpx.Request) -> httpx.Response:
+        if request.url.port == FETCH_PORT:
+            return httpx.Response(200, content=self.fetching) if self.fetching else httpx.Response(503)
         assert request.url.port == HTTP_PORT
         engine = self.engines.setdefault(request.url.host, FakeVLLM())
         if request.method == "GET":

@@ -3,6 +3,8 @@
 Each is the work of a Job whose result stays. Until it is there, what already runs goes on unchanged.
 """
 
+from dataclasses import replace
+
 from headwater.kubernetes import LABEL_UNUSED
 from headwater.resource import ModelDeployment, ResourceError
 from headwater_operator import render
@@ -11,6 +13,7 @@ from headwater_operator.config import OperatorSettings
 from headwater_operator.diagnose.pods import Problem
 from headwater_operator.reconcile import weights
 from headwater_operator.reconcile.applier import Applier
+from headwater_operator.reconcile.fetch_progress import FetchProgress
 from headwater_operator.reconcile.reconciliation import Reconciliation
 from headwater_operator.reconcile.sweep import Sweep
 from headwater_operator.reconcile.weights import WeightsPhase
@@ -24,7 +27,10 @@ class PrerequisiteMissingError(Exception):
 
 
 class Prerequisites:
-    def __init__(self, settings: OperatorSettings, store: Store, applier: Applier, sweep: Sweep) -> None:
+    def __init__(
+        self, settings: OperatorSettings, store: Store, applier: Applier, sweep: Sweep, progress: FetchProgress
+    ) -> None:
+        self._progress = progress
         self._settings = settings
         self._store = store
         self._applier = applier
@@ -37,6 +43,7 @@ class Prerequisites:
         namespace = work.key.namespace
         self._check_reach(namespace, work.deployment)
         observed = weights.observe(self._store, namespace, work.deployment)
+        observed = replace(observed, figures=await self._progress.of(observed.pods))
         users = self._store.specs.sharing(namespace, volume(work.deployment).claim)
         plan = weights.plan(work.deployment, users, self._settings, namespace, observed, work.now)
         for manifest in plan.delete:

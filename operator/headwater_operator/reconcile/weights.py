@@ -14,6 +14,7 @@ from headwater.resource import KIND, ModelDeployment
 from headwater_operator.cluster.kinds import CLAIM, JOB, POD, Object, annotations_of, name_of, uid_of
 from headwater_operator.config import OperatorSettings
 from headwater_operator.diagnose.pods import EnginePod, parse_time
+from headwater_operator.reconcile.fetch_progress import ASKED_AGAIN, Figures
 from headwater_operator.render.context import Manifest, WeightsVolume
 from headwater_operator.render.weights import (
     FETCHED,
@@ -50,6 +51,8 @@ class Observed:
     job: Object | None = None
     pods: Sequence[Object] = ()
     """Of the Job."""
+    figures: Figures | None = None
+    """What its pod says of how far it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +68,15 @@ class WeightsPlan:
     delete: Sequence[Object] = ()
     again: float | None = None
     """Seconds after which time alone may have changed something."""
+    figures: Figures | None = None
 
     def shown(self) -> dict[str, Any]:
         """For `status.weights`; empty where none are needed."""
         if self.phase is WeightsPhase.NOT_NEEDED:
             return {}
-        shown = {"phase": str(self.phase), "claim": self.claim, "message": self.message}
+        shown: dict[str, Any] = {"phase": str(self.phase), "claim": self.claim, "message": self.message}
+        if self.figures is not None:
+            shown |= {"progress": self.figures.shown()}
         return {name: value for name, value in shown.items() if value}
 
 
@@ -165,10 +171,9 @@ def _filling(wanted: Manifest, claim_manifest: Manifest, observed: Observed, now
         return WeightsPlan(WeightsPhase.FAILED, message, None, name, [claim_manifest])
     if (waiting := _unbound(observed.claim, now)) is not None:
         return WeightsPlan(WeightsPhase.PENDING, waiting, None, name, [claim_manifest], again=_PATIENCE)
-    again = _PATIENCE if _phase(observed.claim) == "Pending" else None
-    return WeightsPlan(
-        WeightsPhase.FILLING, _progress(wanted, tried, observed.pods), None, name, [claim_manifest], again=again
-    )
+    again = _PATIENCE if _phase(observed.claim) == "Pending" else ASKED_AGAIN if observed.pods else None
+    told = _progress(wanted, tried, observed)
+    return WeightsPlan(WeightsPhase.FILLING, told, None, name, [claim_manifest], again=again, figures=observed.figures)
 
 
 def is_filled(claim: Object, job: Object | None) -> bool:
@@ -210,9 +215,9 @@ _ANEW: Final = (
 )
 
 
-def _progress(wanted: Manifest, tried: int, pods: Sequence[Object]) -> str:
-    source = wanted["metadata"]["annotations"][SOURCE]
-    text = f"fetching {source}"
+def _progress(wanted: Manifest, tried: int, observed: Observed) -> str:
+    source, pods = wanted["metadata"]["annotations"][SOURCE], observed.pods
+    text = f"fetching {source}" + (f": {observed.figures}" if observed.figures is not None else "")
     if tried:
         text += f", attempt {tried + 1}; the last one ended with: {_last_words(pods) or 'nothing said'}"
     latest = max((EnginePod.of(pod) for pod in pods), key=lambda pod: pod.created, default=None)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from headwater import backends
-from headwater.kubernetes import GROUP, LABEL_COMPONENT, LABEL_MANAGED_BY, MANAGED_BY
+from headwater.kubernetes import FETCH_PORT, FETCH_PORT_VARIABLE, GROUP, LABEL_COMPONENT, LABEL_MANAGED_BY, MANAGED_BY
 from headwater.pick import resolve_auto
 from headwater.resource import API_VERSION, KIND, ModelDeployment
 from headwater_operator.cluster.kinds import Object, annotations_of, name_of, namespace_of, uid_of, without_absent
@@ -174,7 +174,7 @@ def _near_devices(deployment: ModelDeployment) -> Manifest:
 
 def _variables(deployment: ModelDeployment, settings: OperatorSettings) -> list[Manifest]:
     """With those of the server: a mirror of the hub or a proxy holds for the Job as well."""
-    own = {"HOME": HOME, "HF_HOME": HUB_CACHE, "DO_NOT_TRACK": "1"}
+    own = {"HOME": HOME, "HF_HOME": HUB_CACHE, "DO_NOT_TRACK": "1", FETCH_PORT_VARIABLE: str(FETCH_PORT)}
     values = own | settings.default_env | deployment.spec.backend.env
     return [{"name": name, "value": value} for name, value in values.items()]
 

@@ -1,0 +1,76 @@
+"""How far the Job is that fetches weights: its pod is asked, as a gateway is for its load.
+
+A pod's log would say it too, but the right to read one is the right to read all of them.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Final
+
+import httpx
+import msgspec
+
+from headwater.kubernetes import FETCH_PORT
+from headwater_operator.cluster.kinds import Object, uid_of
+
+ASKED_AGAIN: Final = 15.0
+"""Seconds between two questions, and so between two states of what people are told."""
+_TIMEOUT: Final = 1.0
+_REMEMBERED: Final = 1000
+
+
+_Large = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+
+
+class Figures(msgspec.Struct, frozen=True):
+    """As `headwater fetch` tells them."""
+
+    bytes: _Large
+    percent: Annotated[int, msgspec.Meta(ge=0, le=100)]
+    bytes_per_second: _Large
+    seconds_left: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] | None
+
+    def __str__(self) -> str:
+        text = f"{self.percent}% of {self.bytes / 2**30:.1f} GiB, {self.bytes_per_second / 2**20:.0f} MiB/s"
+        return text if self.seconds_left is None else f"{text}, {_shown(self.seconds_left)} left"
+
+    def shown(self) -> Mapping[str, int]:
+        """For `status.weights`."""
+        shown = {"percent": self.percent, "bytes": self.bytes, "secondsLeft": self.seconds_left}
+        return {name: value for name, value in shown.items() if value is not None}
+
+
+class FetchProgress:
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self._client = client
+        self._told: dict[str, tuple[float, Figures | None]] = {}
+        """By the pod's UID, what it said and when: several ModelDeployments may wait for it."""
+
+    async def of(self, pods: Sequence[Object]) -> Figures | None:
+        """What the one says that runs; None where there is none, or where it says nothing."""
+        running = [pod for pod in pods if (pod.get("status") or {}).get("phase") == "Running"]
+        address = running[0]["status"].get("podIP") if running else None
+        if address is None:
+            return None
+        uid = uid_of(running[0])
+        asked, known = self._told.get(uid, (float("-inf"), None))
+        if time.monotonic() - asked < ASKED_AGAIN:
+            return known
+        self._told.pop(uid, None)
+        figures = await self._ask(address)
+        self._told[uid] = time.monotonic(), figures
+        if len(self._told) > _REMEMBERED:
+            del self._told[next(iter(self._told))]
+        return figures
+
+    async def _ask(self, address: str) -> Figures | None:
+        host = f"[{address}]" if ":" in address else address
+        try:
+            answer = await self._client.get(f"http://{host}:{FETCH_PORT}/", timeout=_TIMEOUT)
+            return msgspec.json.decode(answer.raise_for_status().content, type=Figures)
+        except (httpx.HTTPError, msgspec.MsgspecError, UnicodeDecodeError):
+            return None  # it lists the files, or counts what is there, or its image is older than the question
+
+
+def _shown(seconds: int) -> str:
+    return f"{seconds} s" if seconds < 120 else f"{seconds / 60:.0f} min"

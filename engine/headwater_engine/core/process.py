@@ -196,7 +196,7 @@ def main(place: Place | None = None, lifeline: Lifeline | None = None) -> int:
         loop, ready = build(settings, channel, heartbeat, place)
         heartbeat.start()
         channel.send(ready)
-        log.info("ready", **msgspec.structs.asdict(ready))
+        log.debug("ready", **msgspec.structs.asdict(ready))
         # What is loaded stays: the collector need not look through it again and again.
         gc.collect()
         gc.freeze()

@@ -45,6 +45,7 @@ from headwater_engine.server.client import EngineClient
 from headwater_engine.server.metrics import ServerMetrics
 from headwater_engine.server.node import NodeServer
 from headwater_engine.server.served_model import ServedModel
+from headwater_engine.server.start import shown_start
 
 log = structlog.get_logger(__name__)
 
@@ -233,7 +234,8 @@ class EngineServer:
         self._settings = settings
         self._metrics = ServerMetrics(settings.metrics_names)
         self._metrics.places.set(settings.max_num_seqs)
-        self._engine = EngineClient(settings, command, self._metrics.take)
+        self._start = shown_start()
+        self._engine = EngineClient(settings, command, self._metrics.take, self._start)
         self._app = EngineApp(self._engine, self._metrics)
         self._failed = False
         self._signalled, self._ending = asyncio.Event(), asyncio.Event()
@@ -278,7 +280,7 @@ class EngineServer:
         gc.collect()
         gc.freeze()
         url = f"http://{self._settings.host}:{self._server.port}"
-        log.info("ready", url=url, models=self._app.model.names, kernels=ready.kernels)
+        self._start.ready(url, self._app.model.names, ready)
 
     async def _watch_engine(self) -> None:
         await self._engine.watch()
@@ -289,6 +291,7 @@ class EngineServer:
         if not self._failed:
             self._failed = True
             self._ending.set()
+            self._start.close()
             print(f"headwater serve: {reason}", file=sys.stderr)
 
     @contextlib.contextmanager
@@ -310,6 +313,7 @@ class EngineServer:
             self._ending.set()
             return
         self._app.draining = True
+        self._start.close()
         self._engine.leaves_by = now + self._settings.shutdown_timeout
         self._server.leave()
         self._signalled.set()

@@ -40,6 +40,7 @@ from headwater_engine.distributed.place import Meeting
 from headwater_engine.distributed.rendezvous import Leader
 from headwater_engine.errors import RendezvousError
 from headwater_engine.server.private_folder import private_folder
+from headwater_engine.server.start import Logged, Start
 
 log = structlog.get_logger(__name__)
 
@@ -59,12 +60,17 @@ class EngineClient:
     """An async context: the engine process lives inside it, and so do all ranks here. `watch` must run as a task."""
 
     def __init__(
-        self, settings: EngineSettings, command: list[str] | None = None, on_stats: Callable[[Stats], None] = _ignore
+        self,
+        settings: EngineSettings,
+        command: list[str] | None = None,
+        on_stats: Callable[[Stats], None] = _ignore,
+        start: Start | None = None,
     ) -> None:
         """`command`: what to run instead of the engine process, with the two endpoints added.
 
-        `on_stats`: called with each Stats once, in their order.
+        `on_stats`: called with each Stats once, in their order. `start`: is told how far the start is; else the log.
         """
+        self._start_shown = start or Logged()
         self.settings = settings
         self._command = command or [sys.executable, "-m", "headwater_engine.core"]
         self._on_stats = on_stats
@@ -84,7 +90,6 @@ class EngineClient:
         """When the engine's loop last gave a sign."""
         self.leaves_by = math.inf
         """When the engine process is to be gone, in the loop's time."""
-        self._logged = 0.0
 
     async def __aenter__(self) -> Self:
         folder = self._stack.enter_context(private_folder())
@@ -210,9 +215,7 @@ class EngineClient:
             case Stats():
                 self._on_stats(reply)
             case Loading():
-                if reply.phase != self.loading.phase or reply.fraction - self._logged >= 0.1:
-                    self._logged = reply.fraction
-                    log.info("loading", phase=reply.phase, fraction=round(reply.fraction, 2))
+                self._start_shown.loading(reply)
                 self.loading = reply
             case Ready():
                 self.ready = reply

@@ -148,7 +148,9 @@ def test_every_setting_is_documented(command: str, settings: type[BaseSettings],
             assert codes(kind) == allowed, f"docs/configuration.md: {flag} is one of {allowed}, not of {codes(kind)}"
 
 
-@pytest.mark.parametrize("command", ["up", "serve", "route", "operate", "fetch", "keys", "completion"])
+@pytest.mark.parametrize(
+    "command", ["up", "ps", "logs", "stop", "serve", "route", "operate", "fetch", "keys", "completion", "man"]
+)
 def test_the_documented_flags_are_those_in_the_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main([command, "--help"])

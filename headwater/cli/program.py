@@ -13,6 +13,9 @@ FAILED: Final = 1
 
 COMMANDS: Final = {
     "up": "run ModelDeployments on this machine, without a cluster",
+    "ps": "list what `up` runs",
+    "logs": "print what its processes wrote",
+    "stop": "end it",
     "serve": "run one engine",
     "route": "run one router before engines that are there",
     "pick": "choose a backend for a workload, with the arithmetic",
@@ -20,6 +23,7 @@ COMMANDS: Final = {
     "keys": "make an API key",
     "operate": "run the Kubernetes operator",
     "completion": "print a shell's completion script",
+    "man": "print the manual page",
 }
 """Each is the module of its name, beside this one."""
 

@@ -5,13 +5,16 @@ import difflib
 import os
 import re
 import types
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
+import shtab
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings, SettingsError
 
+from headwater.cli.config_file import read_config
 from headwater.cli.parser import UsageError
 from headwater.validation import finding
 
@@ -19,12 +22,24 @@ S = TypeVar("S", bound=BaseSettings)
 
 
 def add_settings(parser: argparse.ArgumentParser, settings: type[BaseSettings], positional: str | None = None) -> None:
+    config = parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="YAML with the same settings, by their flags' names; flags and variables win over it",
+    )
+    config.complete = shtab.FILE  # type: ignore[attr-defined]
     for name, field in settings.model_fields.items():
         text = f"{field.description}{_default_text(field)} [{variable(settings, name)}]".replace("%", "%%")
         if name == positional:
-            parser.add_argument(name, nargs="?", default=argparse.SUPPRESS, metavar=name.upper(), help=text)
+            added = parser.add_argument(name, nargs="?", default=argparse.SUPPRESS, metavar=name.upper(), help=text)
+            added.complete = shtab.FILE | {"bash": "_headwater_models"}  # type: ignore[attr-defined]
             continue
-        parser.add_argument(f"--{flag(name)}", dest=name, default=argparse.SUPPRESS, help=text, **_kind(name, field))
+        added = parser.add_argument(
+            f"--{flag(name)}", dest=name, default=argparse.SUPPRESS, help=text, **_kind(name, field)
+        )
+        if Path in (field.annotation, *get_args(field.annotation)):
+            added.complete = shtab.FILE  # type: ignore[attr-defined]
 
 
 def flag(field: str) -> str:
@@ -101,11 +116,18 @@ def _meant(name: str, prefix: str) -> str:
 
 
 def read_settings(arguments: argparse.Namespace, settings: type[S], positional: str | None = None) -> S:
-    """Flags over environment variables over defaults. Raises UsageError, which names the flag or the variable."""
+    """Flags over environment variables over a file over defaults. Raises UsageError, which names what is wrong."""
     _check_variables(settings)
     given = {name: value for name, value in vars(arguments).items() if name in settings.model_fields}
+    file: Path | None = arguments.config
+    variables = {each.upper() for each in os.environ}
+    in_file = {
+        name: value
+        for name, value in (read_config(file, settings) if file else {}).items()
+        if name not in given and variable(settings, name) not in variables
+    }
     try:
-        return settings(**given)
+        return settings(**in_file | given)
     except SettingsError as error:
         # pydantic-settings reads lists out of variables as JSON, and says in its message only of which field.
         name = re.findall(r'field "(\w+)"', str(error))[0]
@@ -113,7 +135,9 @@ def read_settings(arguments: argparse.Namespace, settings: type[S], positional: 
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]
         name = str(detail["loc"][0])
-        if name not in given and detail["type"] != "missing":
+        if name in in_file:
+            shown = f"{file}: {flag(name)}"
+        elif name not in given and detail["type"] != "missing":
             shown = variable(settings, name)
         else:
             shown = name.upper() if name == positional else f"--{flag(name)}"

@@ -2,11 +2,13 @@
 
 import argparse
 import re
+import sys
 from pathlib import Path
 from typing import Final
 
 import shtab
 
+from headwater.cli.flags import add_state
 from headwater.cli.parser import CommandError, UsageError, port
 
 _SOURCE: Final = re.compile(r"(?P<scheme>hf|package|s3|oci|file):/+(?P<rest>.*)")
@@ -23,17 +25,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--port", type=port, default=8080, help="port of the gateway; 0 takes a free one (default: 8080)"
     )
-    state = parser.add_argument(
-        "--state",
-        type=Path,
-        default=Path(".headwater"),
-        metavar="FOLDER",
-        help="where logs and the list of endpoints go (default: .headwater)",
-    )
-    state.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
+    add_state(parser)
+    parser.add_argument("--json", action="store_true", help="tell what happens as JSON, an object a line, on stdout")
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from headwater.cli.local.display import JsonLines, Text
     from headwater.cli.local.plan import up
     from headwater.resource import ResourceError
 
@@ -44,6 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"headwater serve {source['scheme']}://{source['rest']} serves it by itself"
         )
     try:
-        return up(arguments.file, host=arguments.host, port=arguments.port, state=arguments.state)
+        display = JsonLines(sys.stdout) if arguments.json else Text()
+        return up(arguments.file, host=arguments.host, port=arguments.port, state=arguments.state, display=display)
     except ResourceError as error:
         raise CommandError(str(error)) from None

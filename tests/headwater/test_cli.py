@@ -10,14 +10,13 @@ from pydantic_settings import BaseSettings
 from headwater import __version__, cli
 from headwater.cli import serve
 from headwater.cli.parser import USAGE_ERROR
+from headwater.cli.program import COMMANDS
 from headwater.cli.settings import flag, variable
 from headwater.openai.request import SamplingDefaults
 from headwater_engine.config import EngineSettings
 from headwater_engine.server import app as engine_app
 from headwater_router import app as router_app
 from headwater_router.config import RouterSettings
-
-COMMANDS = ("up", "serve", "route", "operate", "pick", "fetch", "keys", "completion")
 
 
 def run(*arguments: str) -> int:
@@ -204,14 +203,16 @@ def test_a_missing_file_is_an_error_without_traceback(capsys, tmp_path) -> None:
     assert "cannot be read: No such file or directory" in capsys.readouterr().err
 
 
-def test_bash_completes_commands_and_flags() -> None:
+def test_bash_completes_commands_flags_models_and_files() -> None:
     script = f"""
         eval "$({sys.executable} -m headwater completion bash)"
         COMP_WORDS=(headwater serve --max-n); COMP_CWORD=2; _shtab_headwater; echo "${{COMPREPLY[@]}}"
         COMP_WORDS=(headwater ro); COMP_CWORD=1; _shtab_headwater; echo "${{COMPREPLY[@]}}"
+        COMP_WORDS=(headwater serve random:ti); COMP_CWORD=2; _shtab_headwater; echo "${{COMPREPLY[@]}}"
+        COMP_WORDS=(headwater serve pyproj); COMP_CWORD=2; _shtab_headwater; echo "${{COMPREPLY[@]}}"
     """
     answer = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
-    assert answer.stdout.split() == ["--max-num-seqs", "route"]
+    assert answer.stdout.split() == ["--max-num-seqs", "route", "random:tiny", "pyproject.toml"]
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
@@ -219,3 +220,52 @@ def test_other_shells_get_every_command(shell: str, capsys) -> None:
     assert run("completion", shell) == 0
     script = capsys.readouterr().out
     assert all(command in script for command in COMMANDS)
+
+
+def test_a_file_gives_what_neither_flags_nor_variables_do(served, tmp_path, monkeypatch) -> None:
+    file = tmp_path / "engine.yaml"
+    file.write_text(
+        "model: from/file\nport: 1\nmax-model-len: 64\nserved-model-name: [a, b]\nprefix-cache: false\n"
+        "override-generation-config: {temperature: 0.5}\n"
+    )
+    monkeypatch.setenv("HEADWATER_ENGINE_MAX_MODEL_LEN", "128")
+    assert run("serve", "--config", str(file), "--port", "2") == 0
+    assert served == [
+        EngineSettings(
+            model="from/file",
+            port=2,
+            max_model_len=128,
+            served_model_name=["a", "b"],
+            prefix_cache=False,
+            override_generation_config=SamplingDefaults(temperature=0.5),
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prot: 1", "there is no setting 'prot'; did you mean port?"),
+        ("port: x", 'port: must be a whole number, found "x"'),
+        ("- port", "must hold settings, such as `port: 8000`"),
+        ("a: b: c", "is not YAML"),
+    ],
+)
+def test_what_is_wrong_in_a_file_of_settings_is_named_with_it(text: str, message: str, tmp_path, capsys) -> None:
+    file = tmp_path / "engine.yaml"
+    file.write_text(text)
+    assert run("serve", "x", "--config", str(file)) == USAGE_ERROR
+    said = capsys.readouterr().err
+    assert str(file) in said and message in said
+    assert run("serve", "x", "--config", str(tmp_path / "none")) == USAGE_ERROR
+    assert "cannot be read: No such file or directory" in capsys.readouterr().err
+
+
+def test_the_manual_page_names_every_flag_and_no_text_is_a_command_of_roff(capsys) -> None:
+    assert run("man") == 0
+    page = capsys.readouterr().out
+    for settings in (EngineSettings, RouterSettings):
+        for name in settings.model_fields.keys() - {"model"}:
+            assert f"--{flag(name)}".replace("-", "\\-") in page
+    macros = {line.split()[0] for line in page.splitlines() if line.startswith((".", "'"))}
+    assert macros == {".TH", ".SH", ".SS", ".PP", ".TP", ".B"}

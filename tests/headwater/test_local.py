@@ -24,7 +24,7 @@ from rich.console import Console
 
 from headwater.backoff import RESTARTING, STEADY, Restarts
 from headwater.cli import main
-from headwater.cli.local.display import Display
+from headwater.cli.local.display import Text
 from headwater.cli.local.plan import plan_replicas, plan_router, threads_each
 from headwater.cli.local.process import Process
 from headwater.resource import ResourceError, load
@@ -175,7 +175,7 @@ async def test_what_an_engine_computes_with_is_shown_once_it_is_ready(tmp_path: 
     ]
     process = Process("a-0", [], "http://engine", "/ready", tmp_path / "log")
     shown = io.StringIO()
-    display = Display(Console(file=shown))
+    display = Text(Console(file=shown))
     transport = httpx.MockTransport(lambda request: httpx.Response(answers[0][0], json=answers.pop(0)[1]))
     async with httpx.AsyncClient(transport=transport) as client:
         for _ in range(2):
@@ -346,7 +346,7 @@ def test_nothing_outlives_a_killed_supervisor(up: Up) -> None:
 def test_a_file_that_is_up_already_is_refused(up: Up, start: Callable[[], Up]) -> None:
     second = start()
     assert second.process.wait(30) == 1
-    assert f"pair.yaml is up already: kill {up.process.pid} stops it" in second.said
+    assert f"pair.yaml is up already: headwater stop pair or kill {up.process.pid} stops it" in second.said
     assert httpx.get(f"{up.url}/ready").json()["ready_endpoints"] == 2
 
 

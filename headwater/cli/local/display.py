@@ -1,7 +1,8 @@
-"""What `headwater up` shows: a live table on a terminal, a line for each change elsewhere."""
+"""What `headwater up` shows: a live table on a terminal, a line for each change elsewhere, or JSON."""
 
+import json
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -25,15 +26,31 @@ class Shown(Protocol):
     def url(self) -> str: ...
 
 
-class Display:
+class Display(Protocol):
     """Call `update` whenever something may have changed, and `say` for what is to stay."""
+
+    def __enter__(self) -> "Display": ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+    def update(self, processes: Sequence[Shown]) -> None: ...
+
+    def ready(self, url: str, models: Sequence[str]) -> None:
+        """All processes are, for the first time."""
+        ...
+
+
+class Text:
+    """For people: on a terminal what is told of processes moves."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
         self._live = Live(console=self.console, refresh_per_second=8) if self.console.is_terminal else None
         self._said: dict[str, str] = {}
 
-    def __enter__(self) -> "Display":
+    def __enter__(self) -> "Text":
         if self._live is not None:
             self._live.start()
         return self
@@ -43,7 +60,7 @@ class Display:
             self._live.stop()
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def update(self, processes: Sequence[Shown]) -> None:
         if self._live is not None:
@@ -57,6 +74,41 @@ class Display:
             if self._said.get(process.name) != line:
                 self._said[process.name] = line
                 self.say(line)
+
+    def ready(self, url: str, models: Sequence[str]) -> None:
+        self.say(f"ready: {url} serves {', '.join(models)}   (Ctrl-C stops)")
+
+
+class JsonLines:
+    """For programs: an object a line on stdout, `{"process"}`, `{"said"}` or `{"ready"}`."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._told: dict[str, dict[str, object]] = {}
+
+    def __enter__(self) -> "JsonLines":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is open."""
+
+    def say(self, text: str) -> None:
+        self._tell({"said": text})
+
+    def update(self, processes: Sequence[Shown]) -> None:
+        for process in processes:
+            told: dict[str, object] = {
+                "process": process.name, "state": process.state, "fraction": process.fraction, "url": process.url
+            }  # fmt: skip
+            if self._told.get(process.name) != told:
+                self._told[process.name] = told
+                self._tell(told)
+
+    def ready(self, url: str, models: Sequence[str]) -> None:
+        self._tell({"ready": url, "models": list(models)})
+
+    def _tell(self, told: dict[str, object]) -> None:
+        print(json.dumps(told), file=self._file, flush=True)
 
 
 def _table(processes: Sequence[Shown]) -> Table:

@@ -6,19 +6,20 @@ which reads where they are from a file.
 
 import asyncio
 import contextlib
-import fcntl
 import json
 import os
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 
 from headwater import backends
 from headwater.backends.base import Backend
+from headwater.cli.local.display import Display
 from headwater.cli.local.process import Process
+from headwater.cli.local.runs import BusyError, Part, Run, alone, record
 from headwater.cli.local.supervisor import Supervisor
 from headwater.listening import cannot_listen
 from headwater.resource import ModelDeployment, ResourceError, load
@@ -38,7 +39,7 @@ class Replica:
     endpoint: dict[str, str]
 
 
-def up(file: Path, *, host: str, port: int, state: Path) -> int:
+def up(file: Path, *, host: str, port: int, state: Path, display: Display) -> int:
     """Run what `file` describes until a signal. Returns the exit status. Raises ResourceError."""
     deployments = load(file)
     port = _check_port(host, port)
@@ -46,12 +47,29 @@ def up(file: Path, *, host: str, port: int, state: Path) -> int:
     with contextlib.ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(_alone(folder, file))
+            stack.enter_context(alone(folder))
             replicas = plan_replicas(deployments, folder, cores=len(os.sched_getaffinity(0)))
             router = plan_router(deployments, replicas, folder, host=host, port=port)
+            processes = [replica.process for replica in replicas]
+            run = _written_down(file, router, processes, _names(deployments))
+            record(folder, run)
+        except BusyError as error:
+            raise ResourceError(
+                f"{file.name} is up already: headwater stop {file.stem} or kill {error.pid} stops it"
+            ) from None
         except OSError as error:
             raise ResourceError(f"{folder} cannot be written: {error.strerror}; choose another --state") from None
-        return asyncio.run(Supervisor(router, [replica.process for replica in replicas], folder, file).run())
+        return asyncio.run(Supervisor(router, processes, folder, file, display, run.models).run())
+
+
+def _names(deployments: Sequence[ModelDeployment]) -> list[str]:
+    """What clients may ask for."""
+    return list(dict.fromkeys(name for each in deployments for name in (each.name, *each.spec.model.aliases)))
+
+
+def _written_down(file: Path, router: Process, engines: Sequence[Process], models: list[str]) -> Run:
+    parts = [Part(each.name, each.url, each.ready_path, str(each.log.absolute())) for each in (*engines, router)]
+    return Run(file.stem, str(file.absolute()), os.getpid(), router.url, models, parts)
 
 
 def plan_replicas(deployments: Sequence[ModelDeployment], folder: Path, *, cores: int) -> list[Replica]:
@@ -138,22 +156,6 @@ def _url(host: str, port: int) -> str:
     if host in _ANY_ADDRESS:
         host = "127.0.0.1"
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-@contextlib.contextmanager
-def _alone(folder: Path, file: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the kernel lets go when this process ends. Raises ResourceError."""
-    with (folder / "pid").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise ResourceError(f"{file.name} is up already: kill {lock.read().strip()} stops it") from None
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
-        yield
-        lock.truncate(0)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -22,8 +22,18 @@ _LOOK_EVERY = 0.25
 class Supervisor:
     """One router, and the engines that it routes to."""
 
-    def __init__(self, router: Process, engines: Sequence[Process], logs: Path, file: Path) -> None:
+    def __init__(
+        self,
+        router: Process,
+        engines: Sequence[Process],
+        logs: Path,
+        file: Path,
+        display: Display,
+        models: Sequence[str],
+    ) -> None:
         """`file`: what all this was planned from; a change of it is said, and not followed."""
+        self._display = display
+        self._models = models
         self._router = router
         self._engines = engines
         self._logs = logs
@@ -41,7 +51,7 @@ class Supervisor:
     async def run(self) -> int:
         """Until a signal, or until a process does not start. Returns the exit status."""
         loop = asyncio.get_running_loop()
-        with Display() as display:
+        with self._display as display:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 loop.add_signal_handler(number, self._on_signal, display)
             display.say(f"logs: {self._logs}/*.log")
@@ -112,7 +122,7 @@ class Supervisor:
                 display.say(f"{self._file.name} was changed; Ctrl-C and another headwater up do what it says now")
             if not announced and all(process.status == "ready" for process in self._all):
                 announced = True
-                display.say(f"ready: {self._router.url}/v1   (Ctrl-C stops)")
+                display.ready(f"{self._router.url}/v1", self._models)
             await asyncio.sleep(_LOOK_EVERY)
 
     async def _stop_all(self, display: Display) -> None:

@@ -18,6 +18,7 @@ from headwater_engine.server.encoding import PromptEncoder
 from headwater_engine.server.messages import TOOL as MADE_UP_TOOL
 from headwater_engine.server.messages import Style, learn
 from headwater_engine.server.template_process import Templates
+from headwater_engine.server.tools_in_words import calls_in_words
 from tests.engine.chat_models import FIXTURES, TOKENIZERS, template, template_source, templates, tokenizer, variables
 
 REAL = ["llama3", "llama3_1", "qwen3", "deepseek_v3", "gemma3", "gemini", "smollm2"]
@@ -128,8 +129,39 @@ GOLDEN = golden()
 @pytest.mark.parametrize("case", CONVERSATIONS)
 @pytest.mark.parametrize("name", [*REAL, *OURS])
 def test_a_conversation_is_rendered_as_transformers_does(name: str, case: str) -> None:
-    assert expected(name, CONVERSATIONS[case]) == GOLDEN[name][case], "transformers itself has changed"
-    assert prompt(name, CONVERSATIONS[case]) == GOLDEN[name][case]
+    conversation, wanted = CONVERSATIONS[case], GOLDEN[name][case]
+    assert expected(name, conversation) == wanted, "transformers itself has changed"
+    if not templates(name).shows_tools:
+        conversation = conversation | {"tools": None}
+        if not templates(name).calls_as:
+            wanted = expected(name, conversation | {"messages": calls_in_words(conversation["messages"])})
+    assert prompt(name, conversation) == wanted
+
+
+@pytest.mark.parametrize("name", ["smollm2", "llama3", "gemma3", "gemini", "phi3_5", "deepseek_v3", "deepseek_r1"])
+def test_tools_that_a_template_leaves_out_are_described_in_words(name: str) -> None:
+    """The call is in the template's own format, where it has one."""
+    text = prompt(name, CONVERSATIONS["calls"])
+    assert "Of a <city>." in text and "call one" in text
+    assert '{"city": "Zürich", "days": 2}' in text and '{"sky": "blue"}' in text
+    assert ("<tool_call>" in text) == (not name.startswith("deepseek"))
+
+
+def test_words_about_tools_stand_where_the_template_has_a_place_for_them() -> None:
+    told = {
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
+        "tools": [TOOL],
+    }
+    text = prompt("smollm2", told)
+    assert text.startswith("<|im_start|>system\nBe brief.\n\nYou can call functions.") and text.count("system") == 1
+    text = prompt("gemini", {**told, "messages": told["messages"][1:]})
+    assert text.startswith("<bos><start_of_turn>user\nYou can call functions.") and "\n\nHi<end_of_turn>" in text
+
+
+def test_results_of_several_calls_are_one_turn_in_words() -> None:
+    results = [{"role": "tool", "tool_call_id": f"call0000{n}", "content": f"result {n}"} for n in (1, 2)]
+    text = prompt("smollm2", {"messages": [*CALLS[:2], *results]})
+    assert "result 1\n</tool_response>\n<tool_response>\nresult 2" in text
 
 
 @pytest.mark.parametrize("name", [*REAL, *OURS])
@@ -140,7 +172,7 @@ def test_what_a_template_wants_is_found_out(name: str) -> None:
 
 def test_a_template_for_tools_is_tried_with_a_tool() -> None:
     """Its arguments are text, which only shows where it has tools."""
-    with_tools = "{% for tool in tools %}{% endfor %}" + template_source("arguments_printed")
+    with_tools = "{% for tool in tools %}{{ tool.function.name }}{% endfor %}" + template_source("arguments_printed")
     both = Templates(template_source("smollm2"), with_tools, variables("arguments_printed"), [], True)
     text = both.render(CALLS[:2], [TOOL], add_generation_prompt=True, continue_final_message=False, variables={})
     assert "weather(" + CALL["arguments"] + ")" in text

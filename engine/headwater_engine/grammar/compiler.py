@@ -69,7 +69,7 @@ class Compiler:
     def _compile(self, constraint: Constraint) -> Grammar:
         tokenizer = self._tokenizer.result()
         try:
-            grammar = _grammar(constraint)
+            grammar = _led(_grammar(constraint), constraint.lead)
         except (ValueError, RecursionError) as error:
             raise GrammarError(short(str(error))) from None
         matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=_LIMITS)
@@ -92,6 +92,17 @@ def _read_tokenizer(tokenizer: str, eos_token_ids: tuple[int, ...], vocabulary: 
         return LLTokenizer(tokenizer, n_vocab=size, eos_token=list(eos_token_ids))
     except Exception as error:  # has no narrower class
         raise GrammarError(f"the model's tokenizer is of a kind that structured output cannot use: {error}") from None
+
+
+def _led(grammar: str, lead: str) -> str:
+    """`grammar` as what `lead` calls `@form`."""
+    if not lead:
+        return grammar
+    if grammar.startswith("{"):
+        (form,) = json.loads(grammar)["grammars"]
+    else:
+        form = {"lark_grammar": grammar}
+    return json.dumps({"grammars": [{"lark_grammar": lead}, {**form, "name": "form"}]})
 
 
 def _grammar(constraint: Constraint) -> str:

@@ -52,6 +52,32 @@ def learn(source: str, render: Render) -> Style:
     return Style(parts, False, empty[0], developer)
 
 
+def calls_as(render: Render, render_prompt: Render, style: Style) -> list[str]:
+    """What the template writes of a call to what is PROBED, in one or two ways to look at it; nothing if it does not.
+
+    `render_prompt`: up to where an answer begins.
+    """
+    found = []
+    for each in (render_prompt, render):
+        try:
+            whole, before = render(adapted(_CALL[:2], style)), each(adapted(_CALL[:1], style))
+        except Exception:  # it has no calls
+            continue
+        if whole.startswith(before) and _NAME in whole[len(before) :]:
+            found.append(whole[len(before) :])
+    return found
+
+
+def shows_tools(render: Render, style: Style) -> bool:
+    """Whether a prompt holds the TOOL that `render` is given."""
+    return _shows(render, adapted([_user(_WORD)], style), _NAME, _WORD)
+
+
+def takes_system(render: Render, style: Style) -> bool:
+    """Whether the template has a place for instructions."""
+    return _shows(render, adapted([{"role": "system", "content": _RULE}, _user(_WORD)], style), _RULE, _WORD)
+
+
 def adapted(messages: Iterable[Message], style: Style) -> list[Message]:
     """`messages` of the API, checked by `headwater.openai.chat`, as the template wants them."""
     return [_adapted(message, style) for message in _with_tools(messages)]
@@ -147,5 +173,7 @@ _CALL: list[Message] = [
     },
     {"role": "tool", "tool_call_id": "call00000", "content": _WORD},
 ]
+PROBED = _NAME, {_KEY: _VALUE}
+"""What `calls_as` has called: a name and its arguments."""
 TOOL = {"type": "function", "function": {"name": _NAME, "description": "", "parameters": {"properties": {}}}}
 """For templates that are for conversations with tools: some do nothing without any."""

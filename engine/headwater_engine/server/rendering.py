@@ -49,6 +49,10 @@ class Renderer:
             first.end()
             raise LoadError(f"The chat template cannot be used: {answer['error'] if answer else _TOO_MUCH}.")
         self.control_tokens: list[str] = answer["control_tokens"]
+        self.calls_as: list[str] = answer["calls_as"]
+        """What the template writes of a call, as of `messages.calls_as`."""
+        self.shows_tools: bool = answer["shows_tools"]
+        """Whether tools are in the template's prompts; else they are described in words."""
 
     async def render(self, conversation: dict[str, Any]) -> str:
         """The prompt; `conversation` are the arguments of `Templates.render`. Raises BadRequestError or Unavailable."""

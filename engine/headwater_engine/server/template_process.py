@@ -20,8 +20,9 @@ from typing import Any
 from jinja2 import TemplateError, TemplateSyntaxError
 
 from headwater_engine.server.chat_template import ChatTemplate
-from headwater_engine.server.messages import TOOL, Message, Style, adapted, learn
+from headwater_engine.server.messages import TOOL, Message, Style, adapted, calls_as, learn, shows_tools, takes_system
 from headwater_engine.server.special_tokens import beginnings, broken, control_tokens
+from headwater_engine.server.tools_in_words import EXAMPLE, calls_in_words, with_tools
 
 MEMORY = 1 << 30
 """Bytes of the process's address space."""
@@ -46,7 +47,7 @@ def main() -> None:
             try:
                 if templates is None:
                     templates = Templates(**order)
-                    answer: dict[str, Any] = {"control_tokens": templates.control_tokens}
+                    answer: dict[str, Any] = templates.facts()
                 else:
                     answer = {"text": templates.render(**order)}
             except Exception as error:  # whatever a program may raise
@@ -75,10 +76,27 @@ class Templates:
             self._with_tools = _Learned(ChatTemplate(with_tools, variables), tools=[TOOL])
         self.control_tokens = control_tokens(added_tokens, self._plain.plain_chat()) if hide_special_tokens else []
         self._beginnings = beginnings(self.control_tokens)
+        render = partial(self._with_tools.template.render, tools=[TOOL])
+        self.calls_as = calls_as(render, partial(render, add_generation_prompt=True), self._with_tools.style)
+        self.shows_tools = shows_tools(render, self._with_tools.style)
+        self._takes_system = takes_system(self._plain.template.render, self._plain.style)
+
+    def facts(self) -> dict[str, Any]:
+        """What the server wants to know of them."""
+        return {
+            "control_tokens": self.control_tokens,
+            "calls_as": self.calls_as,
+            "shows_tools": self.shows_tools,
+        }
 
     def render(self, messages: list[Message], tools: list[dict[str, Any]] | None, **options: Any) -> str:
         """The prompt, with a BREAK in each special token that a client wrote. Raises anything."""
         template = self._with_tools if tools else self._plain
+        if not self.calls_as:
+            messages = calls_in_words(messages)
+        if tools and not self.shows_tools:
+            call = self.calls_as[0] if self.calls_as else EXAMPLE
+            messages, tools = with_tools(messages, tools, call, takes_system=self._takes_system), None
         options["variables"] = broken(options["variables"], self._beginnings)
         text = template.template.render(
             broken(adapted(messages, template.style), self._beginnings),

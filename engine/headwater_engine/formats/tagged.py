@@ -1,0 +1,139 @@
+"""Calls whose arguments each stand within tags, without quotes: Qwen3-coder's XML, and DeepSeek V3.2's DSML.
+
+    <tool_call>                          <｜DSML｜function_calls>
+    <function=weather>                   <｜DSML｜invoke name="weather">
+    <parameter=city>                     <｜DSML｜parameter name="city" string="true">Bern</｜DSML｜parameter>
+    Bern                                 </｜DSML｜invoke>
+    </parameter>                         </｜DSML｜function_calls>
+    </function>
+    </tool_call>
+
+Such an argument is text or JSON; which of them, the function's schema says, or the tag.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from itertools import count
+from typing import Any, ClassVar
+
+from headwater_engine.formats.functions import (
+    Function,
+    Functions,
+    Members,
+    Spelling,
+    as_json,
+    either,
+    schema,
+    takes_text,
+    written,
+)
+from headwater_engine.formats.parts import Arguments, Call, Content
+from headwater_engine.formats.text import Reading, Text
+
+
+class Qwen3Coder:
+    names: ClassVar = ("qwen3_coder", "qwen3_xml")
+    markers: ClassVar = ("<tool_call>", "</tool_call>")
+    trigger: ClassVar = "<tool_call>"
+
+    def read(self, text: Text, functions: Functions) -> Reading[None]:
+        calls = count()
+        # Some leave the outer tag out.
+        while marker := (yield from text.pass_until(Content, "<tool_call>", "<function=")):
+            text.mark()
+            if marker == "<tool_call>":
+                yield from text.skip_space()
+            if marker == "<function=" or (yield from text.begins("<function=")):
+                text.since_mark()
+                yield from self._call(text, functions, next(calls))
+                yield from text.skip_space()
+                yield from text.begins("</tool_call>")
+            else:
+                yield Content(marker + text.since_mark())
+
+    def _call(self, text: Text, functions: Functions, index: int) -> Reading[None]:
+        name, end = yield from text.take_until(">", "\n")
+        if end is None:
+            return
+        yield Call(index, name)
+        function, members = functions.get(name), Members()
+        while (yield from text.skip_space()) and (yield from text.begins("<parameter=")):
+            key, end = yield from text.take_until(">")
+            value, end = yield from text.take_until("</parameter>", "</function>")
+            if end is None:
+                return
+            value = value.removeprefix("\n").removesuffix("\n")
+            yield Arguments(index, members.member(key, as_json(function, key, value)))
+            if end == "</function>":
+                text.unread(end)
+        if (yield from text.begins("</function>")):
+            yield Arguments(index, members.end())
+
+    def grammar(self, functions: Sequence[Function], spell: Spelling, *, many: bool) -> str:
+        each = []
+        for function in functions:
+            head = json.dumps(f"<function={function.name}>\n", ensure_ascii=False)
+            each.append(" ".join([head, *_arguments(function, "<parameter={}>\n", "\n</parameter>\n")]))
+        call = f'"\\n" {either(each)} "</function>\\n" {spell("</tool_call>")}'
+        again = f' ("\\n" {spell(self.trigger)} call)*' if many else ""
+        return f"calls: call{again}\ncall: {call}\n" + _text_rule("\n</parameter>\n")
+
+
+class DSML:
+    names: ClassVar = ("deepseek_v32", "dsml")
+    markers: ClassVar = ("｜DSML｜",)
+    trigger: ClassVar = "<｜DSML｜function_calls>"
+
+    def read(self, text: Text, functions: Functions) -> Reading[None]:
+        calls = count()
+        while (yield from text.pass_until(Content, self.trigger)) is not None:
+            while (yield from text.skip_space()) and (yield from text.begins('<｜DSML｜invoke name="')):
+                name, end = yield from text.take_until('">')
+                if end is not None:
+                    yield from self._call(text, functions.get(name), Call(next(calls), name))
+            yield from text.begins("</｜DSML｜function_calls>")
+
+    def _call(self, text: Text, function: Function | None, call: Call) -> Reading[None]:
+        yield call
+        members = Members()
+        while (yield from text.skip_space()) and (yield from text.begins('<｜DSML｜parameter name="')):
+            head, _ = yield from text.take_until(">")
+            value, end = yield from text.take_until("</｜DSML｜parameter>")
+            if end is None:
+                return
+            key, _, kind = head.partition('"')
+            is_text = 'string="true"' in kind
+            yield Arguments(call.number, members.member(key, written(value) if is_text else as_json(None, key, value)))
+        if (yield from text.begins("</｜DSML｜invoke>")):
+            yield Arguments(call.number, members.end())
+
+    def grammar(self, functions: Sequence[Function], spell: Spelling, *, many: bool) -> str:
+        end = "</｜DSML｜parameter>\n"
+        each = []
+        for function in functions:
+            head = json.dumps(f'<｜DSML｜invoke name="{function.name}">\n', ensure_ascii=False)
+            each.append(" ".join([head, *_arguments(function, '<｜DSML｜parameter name="{}" string="{}">', end)]))
+        call = f'{either(each)} "</｜DSML｜invoke>\\n"'
+        again = " call*" if many else ""
+        return f'calls: "\\n" call{again} "</｜DSML｜function_calls>"\ncall: {call}\n' + _text_rule(end)
+
+
+def _arguments(function: Function, tag: str, end: str) -> Iterator[str]:
+    """An expression for each, in the schema's order. `tag`: with places for its name, and for whether it is text."""
+    for name, value in function.properties.items():
+        is_text = bool(takes_text(function, name))
+        begin = json.dumps(tag.format(name, str(is_text).lower()), ensure_ascii=False)
+        argument = f"{begin} {_value(value, end, is_text=is_text, strict=function.strict)}"
+        yield argument if name in function.required else f"({argument})?"
+
+
+def _value(value: Any, end: str, *, is_text: bool, strict: bool) -> str:
+    closing = json.dumps(end, ensure_ascii=False)
+    if not is_text:
+        return f"{schema(value if isinstance(value, dict) else {}, strict=strict)} {closing}"
+    choices = value.get("enum", [value["const"]] if "const" in value else [])
+    return f"{either(map(written, choices))} {closing}" if choices else "text"
+
+
+def _text_rule(end: str) -> str:
+    return f"text[suffix={json.dumps(end, ensure_ascii=False)}]: /(?s:.*)/\n"

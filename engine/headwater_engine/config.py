@@ -1,13 +1,15 @@
 """The engine's settings: one table that feeds flags, environment variables, help and docs."""
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import from_json
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from headwater.openai.request import SamplingDefaults
 from headwater.validation import found
+from headwater_engine.formats.registry import CALL_FORMAT_OF, HARMONY, THINKING_OF
 
 MOST_RANKS_HERE: Final = 64
 """Processes that share a model on one machine: more than any has GPUs, and each takes a second of a core to start."""
@@ -24,6 +26,21 @@ def _read_sampling_defaults(value: Any) -> Any:
     if not isinstance(values, dict):
         raise ValueError(f'must be a JSON object, such as {{"temperature": 0.7}}, found {found(values)}')
     return SamplingDefaults.read(values)
+
+
+def _format_of_calls(name: str) -> str:
+    return _known(name, CALL_FORMAT_OF)
+
+
+def _format_of_reasoning(name: str) -> str:
+    # Harmony's is one format of both.
+    return _known(name, [*THINKING_OF, *HARMONY.names])
+
+
+def _known(name: str, names: Iterable[str]) -> str:
+    if name not in (known := ["auto", "none", *names]):
+        raise ValueError(f"must be one of {', '.join(known)}, found {found(name)}")
+    return name
 
 
 class EngineSettings(BaseSettings):
@@ -107,6 +124,21 @@ class EngineSettings(BaseSettings):
         "text",
         description="What special tokens in a chat's messages are. text: the characters that they are written with; "
         "control: what they are in the template, so that a client may write turns itself.",
+    )
+    tool_call_parser: Annotated[str, AfterValidator(_format_of_calls)] = Field(
+        "auto",
+        description="Format in which the model writes calls of functions. auto: the one that its chat template writes; "
+        "none: they stay text. The names are in the docs.",
+    )
+    reasoning_parser: Annotated[str, AfterValidator(_format_of_reasoning)] = Field(
+        "auto",
+        description="Format in which it writes reasoning. auto: the one that its chat template knows of; none: it "
+        "stays text.",
+    )
+    excess_max_tokens: Literal["refuse", "cut"] = Field(
+        "refuse",
+        description="What becomes of a `max_tokens` that is more than the context leaves. refuse: a 400; cut: what it "
+        "leaves counts.",
     )
     generation_config: Literal["auto", "none"] = Field(
         "auto",

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 from pydantic import Field, PlainValidator, ValidationInfo, field_validator, model_validator
 
 from headwater.openai.request import Integer, RequestModel, SamplingRequest
@@ -66,6 +66,56 @@ class Message(RequestModel):
         return value
 
 
+def _read_tools(value: Any) -> list[dict[str, Any]]:
+    """As they came, for the template: it writes their members in the order in which they are."""
+    if not isinstance(value, list):
+        raise ValueError(f"must be a list of functions, found {found(value)}")
+    for i, tool in enumerate(value):
+        if isinstance(tool, dict) and tool.get("type", "function") != "function":
+            raise ValueError(f"tool {i} is of type {found(tool['type'])}; only functions are called")
+        function = tool.get("function") if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(name := function.get("name"), str) or not name:
+            raise ValueError(
+                f'tool {i} must be {{"type": "function", "function": {{"name": "...", ...}}}}, found {found(tool)}'
+            )
+        if not isinstance(parameters := function.get("parameters", {}), dict | None):
+            raise ValueError(f"tool {i} must have a JSON schema as its `parameters`, found {found(parameters)}")
+    return value
+
+
+class ToolChoice(Struct, frozen=True):
+    """Whether functions are called, and which."""
+
+    mode: Literal["none", "auto", "required"]
+    names: tuple[str, ...] | None = None
+    """Only these; None: any of those that there are."""
+
+
+def _read_tool_choice(value: Any) -> ToolChoice:
+    match value:
+        case "none" | "auto" | "required":
+            return ToolChoice(value)
+        case {"type": "function", "function": {"name": str(name)}}:
+            return ToolChoice("required", (name,))
+        case {"type": "allowed_tools", "allowed_tools": {"mode": "auto" | "required" as mode, "tools": list(tools)}}:
+            return ToolChoice(mode, tuple(_name_of(tool) for tool in tools))
+        case _:
+            raise ValueError(
+                'must be "none", "auto", "required" or {"type": "function", "function": {"name": "..."}}, '
+                f"found {found(value)}"
+            )
+
+
+def _name_of(tool: Any) -> str:
+    match tool:
+        case {"function": {"name": str(name)}} | {"name": str(name)}:
+            return name
+        case _:
+            raise ValueError(
+                f'must name functions as {{"type": "function", "function": {{"name": "..."}}}}, found {found(tool)}'
+            )
+
+
 RENDERING_ARGUMENTS = frozenset(
     (
         "add_generation_prompt",
@@ -94,13 +144,27 @@ class Conversation(RequestModel):
     """What a chat template turns into a prompt."""
 
     messages: list[Message] = Field(min_length=1)
-    tools: list[dict[str, Any]] | None = None
+    tools: Annotated[list[dict[str, Any]] | None, PlainValidator(_read_tools)] = None
     chat_template_kwargs: dict[str, Any] = Field({})
     """Variables of the template."""
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    enable_thinking: bool | None = None
     continue_final_message: bool = False
     """The prompt ends within the last message, which the answer goes on writing."""
     add_generation_prompt: bool = Field(default_factory=lambda data: not data.get("continue_final_message"))
     """The prompt ends with the beginning of an assistant's message."""
+
+    @property
+    def template_variables(self) -> dict[str, Any]:
+        """What was said of reasoning, under the names that templates have for it, and the variables themselves."""
+        variables: dict[str, Any] = {}
+        thinks = self.enable_thinking
+        if self.reasoning_effort is not None:
+            variables["reasoning_effort"] = self.reasoning_effort
+            thinks = self.reasoning_effort != "none" if thinks is None else thinks
+        if thinks is not None:
+            variables |= {"enable_thinking": thinks, "thinking": thinks}
+        return variables | self.chat_template_kwargs
 
     @field_validator("chat_template_kwargs")
     @classmethod
@@ -125,6 +189,12 @@ class ChatCompletionRequest(SamplingRequest, Conversation, UnsupportedInChat):
     max_completion_tokens: Integer | None = Field(None, ge=1)
     logprobs: bool = False
     top_logprobs: Integer = Field(0, ge=0, le=20)
+    tool_choice: Annotated[ToolChoice, PlainValidator(_read_tool_choice)] = ToolChoice("auto")
+    parallel_tool_calls: bool = True
+    include_reasoning: bool = True
+    """Whether reasoning is in the answer."""
+    thinking_token_budget: Integer | None = Field(None, ge=0)
+    """Tokens of reasoning at most."""
 
     @field_validator("top_logprobs")
     @classmethod
@@ -140,9 +210,29 @@ class ChatCompletionRequest(SamplingRequest, Conversation, UnsupportedInChat):
             raise ValueError(f"must be at least `min_tokens`, which is {info.data['min_tokens']}, found {value}")
         return value
 
+    @field_validator("tool_choice")
+    @classmethod
+    def of_tools_that_there_are(cls, value: ToolChoice, info: ValidationInfo) -> ToolChoice:
+        names = {tool["function"]["name"] for tool in info.data.get("tools") or ()}
+        if value.mode == "required" and not names:
+            raise ValueError("is only allowed where there are `tools`")
+        if unknown := sorted(set(value.names or ()) - names):
+            raise ValueError(f"must name some of `tools`, found {found(unknown[0])}")
+        return value
+
+    @property
+    def callable_tools(self) -> list[dict[str, Any]]:
+        """Those that may be called."""
+        choice = self.tool_choice
+        return [
+            tool
+            for tool in self.tools or ()
+            if choice.mode != "none" and (choice.names is None or tool["function"]["name"] in choice.names)
+        ]
+
     @model_validator(mode="after")
     def no_tools_where_none_may_be_called(self) -> Self:
-        if self.tool_choice == "none":
+        if self.tool_choice.mode == "none":
             self.tools = None
         return self
 
@@ -170,19 +260,39 @@ class TokenLogprob(Struct):
 
 class ChoiceLogprobs(Struct):
     content: list[TokenLogprob]
+    """Of all tokens, also those of reasoning and calls."""
+    refusal: list[TokenLogprob] | None = None
+
+
+class CalledFunction(Struct, kw_only=True, omit_defaults=True):
+    name: str | None = None
+    arguments: str
+    """JSON, or the beginning of it."""
+
+
+class AnswerToolCall(Struct, kw_only=True, omit_defaults=True):
+    """In a stream, what comes behind the first of a call has neither `id` nor name, and more of the arguments."""
+
+    index: int | None = None
+    """In a stream only."""
+    id: str | None = None
+    type: str | None = None
+    function: CalledFunction
 
 
 class AnswerMessage(Struct, kw_only=True, omit_defaults=True):
     role: str
     content: str | None
-    tool_calls: list[dict[str, Any]] | None = None
+    refusal: str | None
+    reasoning_content: str | None = None
+    tool_calls: list[AnswerToolCall] | None = None
 
 
 class Choice(Struct, kw_only=True, omit_defaults=True):
     index: int
     message: AnswerMessage
     finish_reason: str | None
-    logprobs: ChoiceLogprobs | None = None
+    logprobs: ChoiceLogprobs | None
     stop_reason: int | str | None = None
     """The stop string or stop token that ended it, where one did."""
 
@@ -200,7 +310,8 @@ class ChatCompletion(Struct, kw_only=True, omit_defaults=True, tag_field="object
 class Delta(Struct, kw_only=True, omit_defaults=True):
     role: str | None = None
     content: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[AnswerToolCall] | None = None
 
 
 class ChunkChoice(Struct, kw_only=True, omit_defaults=True):
@@ -218,5 +329,6 @@ class ChatCompletionChunk(Struct, kw_only=True, omit_defaults=True, tag_field="o
     created: int
     model: str
     choices: list[ChunkChoice]
-    usage: Usage | None = None
+    usage: Usage | UnsetType | None = UNSET
+    """Null in all chunks before, where there will be one."""
     system_fingerprint: str | None = None

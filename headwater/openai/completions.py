@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, cast
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 from pydantic import Field, PlainValidator, ValidationInfo, field_validator
 
 from headwater.openai.request import MAX_TOKEN_ID, Integer, SamplingRequest
@@ -50,6 +50,7 @@ class CompletionRequest(SamplingRequest, Unsupported):
     best_of: Integer | None = None
     suffix: str | None = None
     prompt_embeds: Annotated[Any, only([])] = None
+    thinking_token_budget: Annotated[Any, only()] = None
     add_special_tokens: bool = True
 
     @field_validator("best_of")
@@ -98,7 +99,7 @@ class CompletionChoice(Struct, kw_only=True, omit_defaults=True):
     index: int
     text: str
     finish_reason: str | None
-    logprobs: CompletionLogprobs | None = None
+    logprobs: CompletionLogprobs | None
     stop_reason: int | str | None = None
     """The stop string or stop token that ended it, where one did."""
 
@@ -111,5 +112,6 @@ class Completion(Struct, kw_only=True, omit_defaults=True, tag_field="object", t
     """Seconds since the epoch."""
     model: str
     choices: list[CompletionChoice]
-    usage: Usage | None = None
+    usage: Usage | UnsetType | None = UNSET
+    """Null in all events before, where there will be one."""
     system_fingerprint: str | None = None

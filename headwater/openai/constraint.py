@@ -39,7 +39,7 @@ class Constraint(Struct, frozen=True):
     lenient: bool = False
     """Whether parts of a schema that cannot be enforced are passed over, instead of refused."""
     lead: str = ""
-    """Where the form is not the whole answer: rules in Lark, of an engine's own making, in which `@form` is the form."""
+    """Where the form is not all of the answer: an engine's own rules in Lark, in which `@form` is the form."""
 
 
 _ANY_OBJECT: Final = '{"type":"object"}'

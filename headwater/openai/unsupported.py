@@ -35,7 +35,6 @@ class Unsupported(RequestModel):
     prompt_logprobs: Annotated[Any, only()] = None
     repetition_detection: Annotated[Any, only()] = None
     spaces_between_special_tokens: Annotated[Any, only(True)] = None
-    thinking_token_budget: Annotated[Any, only()] = None
     use_beam_search: Annotated[Any, only(False)] = None
     vllm_xargs: Annotated[Any, only({})] = None
     watermarking: Annotated[Any, only(False)] = None
@@ -55,13 +54,9 @@ class UnsupportedInChat(Unsupported):
     echo: Annotated[Any, only(False)] = None
     function_call: Annotated[Any, only("none", "auto")] = None
     functions: Annotated[Any, only([])] = None
-    include_reasoning: Annotated[Any, only(True)] = None
     modalities: Annotated[Any, only(["text"])] = None
     moderation: Annotated[Any, only()] = None
-    parallel_tool_calls: Annotated[Any, only(True)] = None
-    reasoning_effort: Annotated[Any, only()] = None
     return_prompt_text: Annotated[Any, only(False)] = None
     store: Annotated[Any, only(False)] = None
-    tool_choice: Annotated[Any, only("none", "auto")] = None
     verbosity: Annotated[Any, only("medium")] = None
     web_search_options: Annotated[Any, only()] = None

@@ -61,7 +61,7 @@ def test_a_text_that_no_context_holds_is_refused_as_it_is() -> None:
     model = ServedModel(EngineSettings(model="random:tiny"))
     longest = max(map(len, model.backend.get_vocab()))
     model.check_length("x" * 10 * longest, 10, "prompt")
-    with pytest.raises(BadRequestError, match=rf"has {10 * longest + 1} characters; .* 10 tokens") as refused:
+    with pytest.raises(BadRequestError, match=rf"has {10 * longest + 1} characters. .* 10 tokens") as refused:
         model.check_length("x" * (10 * longest + 1), 10, "prompt")
     assert (refused.value.param, refused.value.code) == ("prompt", "context_length_exceeded")
     model.close()

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from headwater.http.connection import ClientConnection
 from headwater_engine.config import EngineSettings
 from headwater_engine.core.messages import Abort, FinishReason, Generate, Output, Outputs, Refusal, TokenLogprobs
+from headwater_engine.formats.parts import Content
 from headwater_engine.server.answer import Piece, Reader
 from headwater_engine.server.app import EngineServer
 from headwater_engine.server.served_model import ServedModel
@@ -286,7 +287,7 @@ async def test_a_client_that_reads_again_gets_what_was_held_and_then_what_comes(
 pieces = st.builds(
     Piece,
     index=st.just(0),
-    text=st.text("ab", max_size=3),
+    parts=st.lists(st.builds(Content, st.text("ab", min_size=1, max_size=3)), max_size=2),
     logprobs=st.lists(st.integers(0, 9).map(lambda token: TokenLogprobs(token, -1.0, 1, [])), max_size=2),
 )
 
@@ -297,10 +298,11 @@ def test_merged_pieces_say_what_the_single_ones_did(given_pieces: list[Piece], e
     scored = [each for piece in given_pieces for each in piece.logprobs]
     first, *later = given_pieces
     first.prompt_logprobs = [None]
-    later.append(Piece(0, "", [], None, *end))
+    later.append(Piece(0, [], [], None, *end))
     for piece in later:
         first.append(piece)
-    assert first == Piece(0, text, scored, [None], *end)
+    assert first.text == text
+    assert first == Piece(0, first.parts, scored, [None], *end)
 
 
 # What a client may take

@@ -90,7 +90,7 @@ LOGPROBS = chat.ChoiceLogprobs([chat.TokenLogprob("é", -0.5, [195, 169], [chat.
                 choices=[
                     chat.Choice(
                         index=0,
-                        message=chat.AnswerMessage(role="assistant", content="é"),
+                        message=chat.AnswerMessage(role="assistant", content="é", refusal=None),
                         finish_reason="stop",
                         logprobs=LOGPROBS,
                         stop_reason="\n",
@@ -133,6 +133,20 @@ LOGPROBS = chat.ChoiceLogprobs([chat.TokenLogprob("é", -0.5, [195, 169], [chat.
 def test_the_openai_client_finds_every_field_that_it_requires(answer, theirs):
     sent = encoded(answer)
     assert theirs.model_validate(sent).model_dump(exclude_unset=True) == sent
+
+
+def test_nullable_fields_that_the_schema_requires_are_there():
+    message = chat.AnswerMessage(role="assistant", content=None, refusal=None)
+    choice = encoded(chat.Choice(index=0, message=message, finish_reason="stop", logprobs=None))
+    assert choice == {
+        "index": 0,
+        "message": {"role": "assistant", "content": None, "refusal": None},
+        "finish_reason": "stop",
+        "logprobs": None,
+    }
+    assert encoded(chat.ChoiceLogprobs([])) == {"content": [], "refusal": None}
+    text = completions.CompletionChoice(index=0, text="", finish_reason=None, logprobs=None)
+    assert encoded(text) == {"index": 0, "text": "", "finish_reason": None, "logprobs": None}
 
 
 def test_tokenize_answers_as_vllm():

@@ -20,7 +20,10 @@ BODIES = {
     "chat": {"messages": [{"role": "user", "content": "hello"}], "model": "m"},
     "completions": {"prompt": "hello", "model": "m"},
 }
-REFUSED = {"chat": set(UnsupportedInChat.model_fields), "completions": {*Unsupported.model_fields, "prompt_embeds"}}
+REFUSED = {
+    "chat": set(UnsupportedInChat.model_fields),
+    "completions": {*Unsupported.model_fields, "prompt_embeds", "thinking_token_budget"},
+}
 
 
 def published(kind: str) -> list[str]:
@@ -63,11 +66,20 @@ def test_what_is_refused_is_of_chat_or_of_both() -> None:
 @pytest.mark.parametrize(
     ("kind", "field", "value", "words"),
     [
-        ("chat", "tool_choice", "required", 'is not supported; allowed is "none" or "auto", found "required".'),
-        ("chat", "tool_choice", {"type": "function", "function": {"name": "f"}}, "is not supported"),
-        ("chat", "parallel_tool_calls", False, "allowed is true, found false"),
+        ("chat", "tool_choice", "required", "is only allowed where there are `tools`"),
+        (
+            "chat",
+            "tool_choice",
+            {"type": "function", "function": {"name": "f"}},
+            "is only allowed where there are `tools`",
+        ),
+        ("chat", "tool_choice", "any", 'must be "none", "auto", "required" or'),
+        ("chat", "tools", [{"type": "custom", "custom": {"name": "f"}}], "only functions are called"),
+        ("chat", "tools", [{"type": "function", "function": {}}], "tool 0 must be"),
+        ("chat", "tools", [{"function": {"name": "f", "parameters": []}}], "must have a JSON schema"),
         ("chat", "store", True, "allowed is false, found true"),
-        ("chat", "reasoning_effort", "high", "is not supported."),
+        ("chat", "reasoning_effort", "very", "must be"),
+        ("completions", "thinking_token_budget", 3, "is not supported"),
         ("completions", "use_beam_search", 1, "allowed is false, found 1"),
         ("completions", "bad_words", ["x"], 'allowed is [], found ["x"]'),
         ("completions", "prompt_embeds", ["x"], "allowed is []"),
@@ -98,3 +110,27 @@ def test_tools_that_must_not_be_called_are_not_shown() -> None:
     tools = [{"type": "function", "function": {"name": "f"}}]
     assert parse("chat", tools=tools, tool_choice="auto").model_dump()["tools"] == tools
     assert parse("chat", tools=tools, tool_choice="none").model_dump()["tools"] is None
+
+
+def test_tool_choice_names_functions_that_there_are() -> None:
+    tools = [{"type": "function", "function": {"name": name}} for name in "fg"]
+    named = {"type": "function", "function": {"name": "g"}}
+    assert parse("chat", tools=tools, tool_choice=named).callable_tools == tools[1:]
+    allowed = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [named]}}
+    assert parse("chat", tools=tools, tool_choice=allowed).callable_tools == tools[1:]
+    with pytest.raises(BadRequestError, match='must name some of `tools`, found "h"') as caught:
+        parse("chat", tools=tools, tool_choice={"type": "function", "function": {"name": "h"}})
+    assert caught.value.param == "tool_choice"
+
+
+def test_what_is_said_of_reasoning_reaches_the_template_under_its_names_for_it() -> None:
+    def variables(**fields: object) -> object:
+        return parse("chat", **fields).template_variables
+
+    assert variables() == {}
+    off = {"enable_thinking": False, "thinking": False}
+    assert variables(enable_thinking=False) == off
+    assert variables(reasoning_effort="none") == {"reasoning_effort": "none"} | off
+    on = {"enable_thinking": True, "thinking": True}
+    assert variables(reasoning_effort="low") == {"reasoning_effort": "low"} | on
+    assert variables(reasoning_effort="low", chat_template_kwargs={"thinking": 1})["thinking"] == 1

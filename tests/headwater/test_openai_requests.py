@@ -104,7 +104,7 @@ def test_unknown_fields_are_kept():
 def test_tools_and_formats_pass_as_raw_data():
     tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
     request = chat(tools=tools, tool_choice="auto", response_format={"type": "json_object"})
-    assert (request.tools, request.tool_choice) == (tools, "auto")
+    assert (request.tools, request.tool_choice.mode) == (tools, "auto")
     assert request.response_format == {"type": "json_object"}
 
 
@@ -177,7 +177,7 @@ def test_a_wrong_field_is_named(parse, fields, param, message):
         ({"top_logprobs": 2}, "top_logprobs", "only allowed where `logprobs` is true"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),
         ({"max_completion_tokens": 2, "min_tokens": 3}, "max_completion_tokens", "at least `min_tokens`, which is 3"),
-        ({"tools": {}}, "tools", "must be a list"),
+        ({"tools": {}}, "tools", "must be a list of functions"),
         ({"add_generation_prompt": True, "continue_final_message": True}, "add_generation_prompt", "cannot be true"),
     ],
 )

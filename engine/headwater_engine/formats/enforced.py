@@ -131,7 +131,7 @@ def _answer(wish: Wish, speech: Speech, spell: Spelling) -> str:
 def _unheld(speech: Speech, spell: Spelling) -> str:
     """An expression: any tokens, but those that would begin reasoning again."""
     if isinstance(speech.calls, Harmony):
-        return f'{spell("<|channel|>")} /final|commentary/ <[*]>*'
+        return f"{spell('<|channel|>')} /final|commentary/ <[*]>*"
     assert speech.thinking is not None
     begin = spell.token_of(speech.thinking.begin)
     return "<[*]>*" if begin is None else f"<[^{begin}]>*"

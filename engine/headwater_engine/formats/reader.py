@@ -24,6 +24,12 @@ class Speech:
         return (*(self.calls.markers if self.calls else ()), *(self.thinking.markers if self.thinking else ()))
 
     @property
+    def names(self) -> tuple[str | None, str | None]:
+        """Of the formats of calls and of reasoning."""
+        calls = self.calls.names[0] if self.calls else None
+        return calls, calls if self.has_channels else self.thinking.names[0] if self.thinking else None
+
+    @property
     def has_channels(self) -> bool:
         """Whether each answer has to be read, whatever was asked for."""
         return isinstance(self.calls, Harmony)

@@ -17,6 +17,7 @@ from headwater_engine.formats.reader import Reader, Speech
 from headwater_engine.formats.tagged import DSML, Qwen3Coder
 from headwater_engine.formats.thinking import DEEPSEEK_R1, MISTRAL, SEED, THINK, Thinking
 
+HARMONY: Final = Harmony()
 CALL_FORMATS: Final[tuple[CallFormat, ...]] = (
     Hermes(),
     Qwen3Coder(),
@@ -26,7 +27,7 @@ CALL_FORMATS: Final[tuple[CallFormat, ...]] = (
     DeepSeekV3(),  # which reads V3.1's, too
     DSML(),
     Pythonic(),
-    Harmony(),
+    HARMONY,
 )
 THINKING: Final[tuple[Thinking, ...]] = (THINK, DEEPSEEK_R1, MISTRAL, SEED)
 

@@ -1,7 +1,7 @@
 """An answer on its way from the engine to its client, all within the callback in which its tokens came.
 
     Output ── Reader ──> Piece ── Form ──> bytes ──> the client's socket
-              text, up to a      JSON, or
+              parts, up to a     JSON, or
               stop string        an event
 
 A token costs no task and no queue: the request's one task sleeps until the answer has ended, or its client does not
@@ -13,7 +13,7 @@ step, is answered with a status that says so, streamed or not.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,8 +24,9 @@ from headwater.http.headers import Headers
 from headwater.openai.errors import APIError, BadRequestError, InternalServerError
 from headwater.openai.usage import Usage
 from headwater_engine.core.messages import FinishReason, Generate, Output, TokenLogprobs
+from headwater_engine.formats.parts import Content, Part, joined
 from headwater_engine.sampling.params import SamplingParams
-from headwater_engine.server.asking import Question
+from headwater_engine.server.asking import Question, Speaking
 from headwater_engine.server.client import EngineClient
 from headwater_engine.server.detokenizer import Detokenizer
 from headwater_engine.server.metrics import ServerMetrics
@@ -40,15 +41,19 @@ class Piece:
     """Some more of one choice."""
 
     index: int
-    text: str
+    parts: list[Part]
     logprobs: list[TokenLogprobs]
     """Of the tokens that came with this piece; a token's text may come with a later one."""
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
 
+    @property
+    def text(self) -> str:
+        return "".join(part.text for part in self.parts if isinstance(part, Content))
+
     def append(self, later: "Piece") -> None:
-        self.text += later.text
+        self.parts = joined([*self.parts, *later.parts])
         self.logprobs += later.logprobs
         self.prompt_logprobs = self.prompt_logprobs or later.prompt_logprobs
         self.finish_reason, self.stop_reason = later.finish_reason, later.stop_reason
@@ -67,51 +72,88 @@ class Form(Protocol):
 
 
 class Reader:
-    """Makes one choice's outputs into text, and ends it at a stop string."""
+    """Makes one choice's outputs into parts, and ends it at a stop string within its content."""
 
-    def __init__(self, model: ServedModel, prompt: Sequence[int], params: SamplingParams) -> None:
+    def __init__(
+        self, model: ServedModel, prompt: Sequence[int], params: SamplingParams, read: Speaking | None
+    ) -> None:
         self._detokenizer = Detokenizer(model.backend, prompt, skip_special_tokens=params.skip_special_tokens)
+        self._speech = read() if read is not None else None
+        self._markers = model.markers if read is not None and params.skip_special_tokens else {}
         self._stops = StopStrings(params.stop, show=params.include_stop_str_in_output)
         self._min_tokens = params.min_tokens
         self._tokens = 0
+        self.reasoning_tokens = 0
         self._hidden = set() if params.ignore_eos else set(params.eos_token_ids)
         self._hidden |= set(params.stop_token_ids)
         if params.include_stop_str_in_output:
             self._hidden = set()
 
     def read(self, output: Output, index: int) -> Piece:
-        piece = Piece(index, "", output.logprobs or [], output.prompt_logprobs)
+        piece = Piece(index, [], output.logprobs or [], output.prompt_logprobs)
         for token in output.tokens:
             self._tokens += 1
             ended_by_token = output.finish_reason is FinishReason.STOP and token in self._hidden
-            text = "" if ended_by_token else self._detokenizer.add(token)
+            parts = self._parts("" if ended_by_token else self._text(token))
+            self.reasoning_tokens += self._speech is not None and self._speech.reasons
             if self._tokens <= self._min_tokens:
-                piece.text += text
-                continue
-            shown, stop = self._stops.feed(text)
-            piece.text += shown
-            if stop is not None:
-                piece.finish_reason, piece.stop_reason = "stop", stop
+                piece.parts += parts
+            elif self._show(piece, parts) or (self._speech is not None and self._speech.complete):
+                self._finish(piece, "stop")
                 return piece
         if output.finish_reason is not None:
             self._end(piece, output)
         return piece
 
+    def _text(self, token: int) -> str:
+        marker = self._markers.get(token)
+        return self._detokenizer.add(token) if marker is None else self._detokenizer.flush() + marker
+
+    def _parts(self, text: str) -> list[Part]:
+        if self._speech is None:
+            return [Content(text)] if text else []
+        return self._speech.feed(text)
+
+    def _show(self, piece: Piece, parts: Iterable[Part]) -> bool:
+        """Whether a stop string was found; then nothing behind it is shown."""
+        for part in parts:
+            if isinstance(part, Content):
+                shown, piece.stop_reason = self._stops.feed(part.text)
+                if shown:
+                    piece.parts.append(Content(shown))
+                if piece.stop_reason is not None:
+                    return True
+                continue
+            if held := self._stops.flush():
+                piece.parts.append(Content(held))
+            piece.parts.append(part)
+        return False
+
     def _end(self, piece: Piece, output: Output) -> None:
-        shown, stop = self._stops.feed(self._detokenizer.flush())
-        piece.text += shown if stop is not None else shown + self._stops.flush()
-        piece.finish_reason = "stop" if stop is not None else str(output.finish_reason)
-        piece.stop_reason = stop if stop is not None else output.stop_reason
+        parts = self._parts(self._detokenizer.flush())
+        if self._speech is not None:
+            parts += self._speech.flush()
+        if self._show(piece, parts):
+            self._finish(piece, "stop")
+            return
+        if held := self._stops.flush():
+            piece.parts.append(Content(held))
+        piece.stop_reason = output.stop_reason
+        self._finish(piece, str(output.finish_reason))
+
+    def _finish(self, piece: Piece, reason: str) -> None:
+        piece.parts = joined(piece.parts)
+        piece.finish_reason = reason
 
 
 class Choice:
     """One engine request. It takes its outputs as they come."""
 
-    __slots__ = ("_answer", "_reader", "_timer", "ended", "held", "index", "message")
+    __slots__ = ("_answer", "_timer", "ended", "held", "index", "message", "reader")
 
     def __init__(self, answer: "Answer", model: ServedModel, message: Generate, index: int) -> None:
         self._answer = answer
-        self._reader = Reader(model, message.prompt, message.params)
+        self.reader = Reader(model, message.prompt, message.params, answer.read)
         self._timer = answer.metrics.start()
         self.message = message
         self.index = index
@@ -136,13 +178,13 @@ class Choice:
             raise _failure(output, engine_is_alive=answer.engine.failure is None)
         self._timer.tokens(len(output.tokens))
         answer.count(self.index, output)
-        piece = self._reader.read(output, self.index)
+        piece = self.reader.read(output, self.index)
         if self.held is not None:
             self.held.append(piece)
             piece, self.held = self.held, None
         if piece.finish_reason is not None:
             self.leave(piece.finish_reason)
-        elif not (piece.text or piece.logprobs or piece.prompt_logprobs):
+        elif not (piece.parts or piece.logprobs or piece.prompt_logprobs):
             return
         answer.show(self, piece)
 
@@ -169,6 +211,7 @@ class Answer:
     ) -> None:
         self.engine = engine
         self.metrics = metrics
+        self.read = question.read
         self._form = form
         self._client = client
         self._choices = [Choice(self, model, message, n) for n, message in enumerate(question.messages())]
@@ -234,7 +277,15 @@ class Answer:
     # What goes out
 
     def _usage(self) -> Usage:
-        return Usage.of(prompt=self._prompt_tokens, completion=self._completion_tokens, cached=self._cached_tokens)
+        reasoning = None
+        if self.read is not None:
+            reasoning = sum(choice.reader.reasoning_tokens for choice in self._choices)
+        return Usage.of(
+            prompt=self._prompt_tokens,
+            completion=self._completion_tokens,
+            cached=self._cached_tokens,
+            reasoning=reasoning,
+        )
 
     def _take_held(self) -> bytes:
         usage = self._usage()

@@ -15,6 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
+from urllib.parse import unquote
 
 import structlog
 import uvloop
@@ -31,9 +32,9 @@ from headwater.listening import cannot_listen
 from headwater.logs import configure_logging
 from headwater.openai.chat import ChatCompletionRequest
 from headwater.openai.completions import CompletionRequest
-from headwater.openai.errors import APIError, InternalServerError, MethodNotAllowedError, NotFoundError
+from headwater.openai.errors import APIError, InternalServerError, MethodNotAllowedError
 from headwater.openai.errors import ServiceUnavailableError as Unavailable
-from headwater.openai.models import ModelCard, ModelList
+from headwater.openai.models import ModelList
 from headwater.openai.tokenize import DetokenizeAnswer, DetokenizeRequest, TokenizeAnswer, TokenizeRequest
 from headwater_engine.config import EngineSettings
 from headwater_engine.errors import LoadError
@@ -46,6 +47,7 @@ from headwater_engine.server.metrics import ServerMetrics
 from headwater_engine.server.node import NodeServer
 from headwater_engine.server.served_model import ServedModel
 from headwater_engine.server.start import shown_start
+from headwater_engine.server.wrong_paths import nothing_at
 
 log = structlog.get_logger(__name__)
 
@@ -56,6 +58,7 @@ _LARGEST_HEAD: Final = 64 * 1024
 """Bytes of a request's head."""
 _BODIES: Final = 8
 """Bodies of the largest size that are held at once: each is let go of as soon as it is read."""
+_MODELS: Final = "/v1/models/"
 _LAST_WORDS: Final = 1.0
 """Seconds in which open requests are told that the server ends."""
 _LAST_THREADS: Final = 0.5
@@ -84,6 +87,7 @@ class EngineApp:
             "/v1/models": (b"GET", self._models),
             "/tokenize": (b"POST", self._tokenize),
             "/detokenize": (b"POST", self._detokenize),
+            "/tokenizer_info": (b"GET", self._tokenizer_info),
             "/health": (b"GET", self._health),
             "/ready": (b"GET", self._ready),
             "/metrics": (b"GET", self._prometheus),
@@ -115,13 +119,18 @@ class EngineApp:
     async def _answer(self, request: Request, client: ClientConnection) -> None:
         if request.error is not None:
             raise request.error
-        if (found := self.paths.get(request.path)) is None:
-            raise NotFoundError.at(request.path, self.paths)
-        method, handler = found
+        method, handler = self._find(request.path)
         # An answer to HEAD is that to GET, and loses its body on the way out.
         if (b"GET" if request.method == b"HEAD" else request.method) != method:
             raise MethodNotAllowedError(f"{request.method.decode('latin-1')} is not allowed for {request.path}.")
         await handler(request, client)
+
+    def _find(self, path: str) -> tuple[bytes, Handler]:
+        if (found := self.paths.get(path)) is not None:
+            return found
+        if path.startswith(_MODELS):
+            return b"GET", self._one_model
+        raise nothing_at(path, self.paths)
 
     # What clients ask
 
@@ -148,10 +157,17 @@ class EngineApp:
 
     async def _models(self, request: Request, client: ClientConnection) -> None:
         model, context = self._loaded()
-        cards = [
-            ModelCard(id=name, created=model.created, root=model.source, max_model_len=context) for name in model.names
-        ]
-        answer_json(client, ModelList(cards))
+        answer_json(client, ModelList([model.card(name, context) for name in model.names]))
+
+    async def _one_model(self, request: Request, client: ClientConnection) -> None:
+        model, context = self._loaded()
+        name = unquote(request.path.removeprefix(_MODELS))
+        model.check_name(name)
+        answer_json(client, model.card(name, context))
+
+    async def _tokenizer_info(self, request: Request, client: ClientConnection) -> None:
+        model, context = self._loaded()
+        answer_json(client, model.tokenizer_info() | {"model_max_length": context})
 
     async def _tokenize(self, request: Request, client: ClientConnection) -> None:
         model, context = self._loaded()
@@ -280,7 +296,7 @@ class EngineServer:
         gc.collect()
         gc.freeze()
         url = f"http://{self._settings.host}:{self._server.port}"
-        self._start.ready(url, self._app.model.names, ready)
+        self._start.ready(url, self._app.model.names, ready, *self._app.model.speech.names)
 
     async def _watch_engine(self) -> None:
         await self._engine.watch()

@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -11,8 +11,12 @@ from headwater.openai.constraint import Constraint
 from headwater.openai.errors import BadRequestError
 from headwater.openai.request import SamplingRequest
 from headwater_engine.core.messages import Generate
+from headwater_engine.formats.reader import Reader
 from headwater_engine.sampling.params import SamplingParams
 from headwater_engine.server.echo import Echo
+
+Speaking = Callable[[], Reader]
+"""Makes the reader of one answer."""
 
 
 @dataclass(slots=True)
@@ -31,6 +35,8 @@ class Question:
     priority: int = 0
     cache_salt: str = ""
     constraint: Constraint | None = None
+    read: Speaking | None = None
+    """How each answer is read; None: it is nothing but content."""
     echoes: Sequence[Echo] = ()
     """Of the prompts, where the answers begin with them."""
 
@@ -72,15 +78,15 @@ def max_tokens(
     room = context - len(prompt)
     if room < 1:
         raise BadRequestError(
-            f"The prompt has {len(prompt)} tokens; the context has room for {context}, at least one of them for "
-            "the answer.",
+            f"The prompt is too long: it has {len(prompt)} tokens. This model's maximum context length is {context} "
+            "tokens, at least one of them for the answer.",
             param=prompt_field,
             code="context_length_exceeded",
         )
     if wanted is not None and wanted > room:
         raise BadRequestError(
-            f"`{field_name}` is {wanted}, but the prompt has {len(prompt)} tokens and the context has room for "
-            f"{context}: at most {room} are left for the answer.",
+            f"The prompt is too long for `{field_name}` {wanted}: it has {len(prompt)} tokens. This model's maximum "
+            f"context length is {context} tokens: at most {room} are left for the answer.",
             param=field_name,
             code="context_length_exceeded",
         )

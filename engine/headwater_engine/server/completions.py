@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Final
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from headwater.http.replies import EVENT_STREAM, JSON
 from headwater.openai.completions import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
@@ -37,7 +38,10 @@ async def ask(model: ServedModel, context: int, request: CompletionRequest) -> Q
     # An echo alone needs one token, too, which nobody sees: it is with the first token that the prompt is scored.
     wanted = 1 if request.echo_only else request.max_tokens
     usual = model.usual_tokens(request, _DEFAULT_MAX_TOKENS)
-    limits = [max_tokens(context, prompt, wanted, usual, "max_tokens", "prompt") for prompt in prompts]
+    limits = [
+        max_tokens(context, prompt, model.wanted_tokens(wanted, context, prompt), usual, "max_tokens", "prompt")
+        for prompt in prompts
+    ]
     prompt_logprobs = request.logprobs if request.echo else None
     return Question(
         id=new_id("cmpl"),
@@ -106,7 +110,7 @@ class _Writer:
 
     def write(self, piece: Piece) -> tuple[str, CompletionLogprobs | None]:
         if self._echo_only:
-            piece.text, piece.logprobs, piece.stop_reason = "", [], None
+            piece.parts, piece.logprobs, piece.stop_reason = [], [], None
             piece.finish_reason = piece.finish_reason and "length"
         text, self._echo = self._echo + piece.text, ""
         if self._pieces is None:
@@ -148,7 +152,9 @@ class _WholeCompletion:
         self._writers = writers
         self._id = question.id
         self._model = question.model
-        self._choices = [CompletionChoice(index=index, text="", finish_reason=None) for index in range(len(writers))]
+        self._choices = [
+            CompletionChoice(index=index, text="", finish_reason=None, logprobs=None) for index in range(len(writers))
+        ]
         self._texts: list[list[str]] = [[] for _ in writers]
 
     def piece(self, piece: Piece, usage: Usage) -> bytes:
@@ -198,13 +204,13 @@ class _CompletionStream:
                 logprobs=logprobs,
                 stop_reason=piece.stop_reason,
             ),
-            usage=usage if self._continuous_usage else None,
+            usage=usage if self._continuous_usage else None if self._include_usage else UNSET,
         )
 
     def end(self, usage: Usage) -> bytes:
         return self._chunk(usage=usage) + DONE if self._include_usage else DONE
 
-    def _chunk(self, *choices: CompletionChoice, usage: Usage | None = None) -> bytes:
+    def _chunk(self, *choices: CompletionChoice, usage: Usage | UnsetType | None) -> bytes:
         return event(
             Completion(id=self._id, created=self._created, model=self._model, choices=list(choices), usage=usage)
         )

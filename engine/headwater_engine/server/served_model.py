@@ -10,14 +10,20 @@ import structlog
 
 from headwater.openai.chat import Conversation
 from headwater.openai.errors import BadRequestError, ModelNotFoundError
+from headwater.openai.models import ModelCard
 from headwater.openai.request import SamplingDefaults, SamplingRequest
 from headwater_engine.config import EngineSettings
 from headwater_engine.errors import LoadError
+from headwater_engine.formats.call_format import CallFormat
+from headwater_engine.formats.functions import Spelling
+from headwater_engine.formats.reader import Speech
+from headwater_engine.formats.registry import CALL_FORMAT_OF, THINKING_OF, format_that_reads, thinking_in
 from headwater_engine.models.generation import load_generation_config
 from headwater_engine.models.source import resolve
 from headwater_engine.models.tokenizer import load_tokenizer
 from headwater_engine.sampling.params import SamplingParams
 from headwater_engine.server.encoding import PromptEncoder
+from headwater_engine.server.messages import PROBED
 from headwater_engine.server.rendering import Renderer
 
 log = structlog.get_logger(__name__)
@@ -46,13 +52,31 @@ class ServedModel:
         self.defaults = _sampling_defaults(config if settings.generation_config == "auto" else {}, settings)
         self._longest_token = max(map(len, self.backend.get_vocab()))
         self._warned_of_bos = False
+        self._cuts_max_tokens = settings.excess_max_tokens == "cut"
         self._renderer = self._make_renderer(hide_special_tokens=settings.special_tokens_in_messages == "text")
+        self.speech = self._learn_speech(settings)
+        added = {token.content: number for number, token in self.backend.get_added_tokens_decoder().items()}
+        self.spelling = Spelling(added.get, self.speech.markers)
+        self.markers = {added[text]: text for text in self.speech.markers if text in added}
+        """Tokens that are shown to what reads answers, though they may be special."""
         self._encode = PromptEncoder(self.backend, self._renderer.control_tokens if self._renderer else [])
 
     def check_name(self, name: str | None) -> None:
         """Raises ModelNotFoundError."""
         if name is not None and name not in self.names:
             raise ModelNotFoundError(name, self.names)
+
+    def card(self, name: str, context: int) -> ModelCard:
+        """`context`: tokens of one request."""
+        return ModelCard(id=name, created=self.created, root=self.source, max_model_len=context)
+
+    def tokenizer_info(self) -> dict[str, Any]:
+        """As vLLM says it, for tools that make prompts themselves."""
+        return {
+            "tokenizer_class": type(self.tokenizer).__name__,
+            **{str(name): str(token) for name, token in self.tokenizer.special_tokens_map.items()},
+            "chat_template": self.tokenizer.chat_template,
+        }
 
     def close(self) -> None:
         """End what renders the chat template."""
@@ -64,8 +88,8 @@ class ServedModel:
         longest = context * self._longest_token
         if len(text) > longest:
             raise BadRequestError(
-                f"`{field}` has {len(text)} characters; the context has room for {context} tokens, which are at most "
-                f"{longest} characters.",
+                f"The prompt is too long: it has {len(text)} characters. This model's maximum context length is "
+                f"{context} tokens, which are at most {longest} characters.",
                 param=field,
                 code="context_length_exceeded",
             )
@@ -98,7 +122,7 @@ class ServedModel:
                 "tools": request.tools,
                 "add_generation_prompt": request.add_generation_prompt,
                 "continue_final_message": request.continue_final_message,
-                "variables": request.chat_template_kwargs,
+                "variables": request.template_variables,
             }
         )
 
@@ -145,6 +169,26 @@ class ServedModel:
             raise BadRequestError(
                 f"`{field}` holds the token id {unknown}; the model's are 0 to {self.vocabulary - 1}.", param=field
             )
+
+    def wanted_tokens(self, wanted: int | None, context: int, prompt: Sequence[int]) -> int | None:
+        """Output tokens that a request wants: with --excess-max-tokens cut, at most what the context leaves."""
+        if wanted is None or not self._cuts_max_tokens:
+            return wanted
+        return max(1, min(wanted, context - len(prompt)))
+
+    def _learn_speech(self, settings: EngineSettings) -> Speech:
+        """How the model writes calls and reasoning: as the flags say, or as its chat template does."""
+        calls: CallFormat | None = CALL_FORMAT_OF.get(settings.tool_call_parser)
+        thinking = THINKING_OF.get(settings.reasoning_parser)
+        if settings.tool_call_parser == "auto" and self._renderer is not None:
+            calls = format_that_reads(self._renderer.calls_as, *PROBED)
+            if calls is None and not (self._renderer.calls_as or self._renderer.shows_tools):
+                calls = CALL_FORMAT_OF["hermes"]  # that of `tools_in_words.py`
+        if settings.reasoning_parser == "auto" and self.tokenizer.chat_template is not None:
+            thinking = thinking_in(str(self.tokenizer.chat_template))
+        if settings.reasoning_parser in CALL_FORMAT_OF:
+            calls = CALL_FORMAT_OF[settings.reasoning_parser]
+        return Speech(calls, thinking)
 
     def _make_renderer(self, *, hide_special_tokens: bool) -> Renderer | None:
         """None where the model has no chat template. Raises LoadError."""

@@ -208,8 +208,9 @@ class Weights(_Part):
     """Size of the volume, such as 50Gi. Left out: the operator's default. Counts when the volume is made."""
     storage_class_name: ObjectName | None = None
     """StorageClass of the volume. Left out: the operator's default, else the cluster's. Counts when it is made."""
-    access_mode: Literal["ReadWriteOnce", "ReadWriteMany"] | None = None
-    """ReadWriteOnce ties all replicas to one node. Left out: the operator's default. Counts when the volume is made."""
+    access_mode: Literal["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany"] | None = None
+    """ReadWriteOnce ties all replicas to one node; ReadOnlyMany has them read a copy of the volume. Left out: the
+    operator's default. Counts when the volume is made."""
     keep: bool = True
     """Whether the volume outlives the resource, so that the next one finds the weights there."""
 

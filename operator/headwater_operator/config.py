@@ -124,9 +124,10 @@ class OperatorSettings(BaseSettings):
     weights_storage_class: str | None = Field(
         None, description="StorageClass of such a volume. Default: the cluster's own."
     )
-    weights_access_mode: Literal["ReadWriteOnce", "ReadWriteMany"] = Field(
+    weights_access_mode: Literal["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany"] = Field(
         "ReadWriteOnce",
-        description="Access mode of such a volume. ReadWriteOnce ties all replicas of a deployment to one node.",
+        description="Access mode of such a volume. ReadWriteOnce ties all replicas of a deployment to one node; "
+        "ReadOnlyMany has them read a copy, where the class can copy volumes and mount copies on many nodes.",
     )
     max_replicas: int = Field(
         100,

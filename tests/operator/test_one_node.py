@@ -138,3 +138,39 @@ async def test_weights_are_fetched_where_the_engines_can_be(world: World) -> Non
 async def test_otherwise_they_are_fetched_anywhere(world: World, spec: Any) -> None:
     pod = await job_of(world, **spec)
     assert "affinity" not in pod and "tolerations" not in pod
+
+
+COPIED: Object = {"accessMode": "ReadOnlyMany"}
+
+
+async def test_many_nodes_read_a_copy_where_the_class_offers_that(world: World) -> None:
+    await serving(world, replicas=2, weights=COPIED)
+    (filled, copy) = sorted(world.cluster.all("PersistentVolumeClaim"), key=lambda each: len(name_of(each)))
+    assert filled["spec"]["accessModes"] == ["ReadWriteOnce"], "somebody has to write it"
+    assert copy["spec"]["accessModes"] == ["ReadOnlyMany"]
+    assert copy["spec"]["dataSource"] == {"kind": "PersistentVolumeClaim", "name": name_of(filled)}
+    assert copy["spec"]["resources"] == filled["spec"]["resources"]
+    (volume,) = (each for each in pod_template(world)["spec"]["volumes"] if each["name"] == "weights")
+    assert volume["persistentVolumeClaim"] == {"claimName": name_of(copy), "readOnly": True}
+    assert "affinity" not in pod_template(world)["spec"], "any node can have it"
+    assert world.condition("Ready") == ("True", "ReplicasReady")
+    await world.at_rest()
+    await world.reconciler.sweep()
+    assert len(world.cluster.all("PersistentVolumeClaim")) == 2
+
+
+async def test_there_is_no_copy_of_what_is_not_filled(world: World) -> None:
+    world.create(source=HUB, weights=COPIED)
+    await world.settle()
+    assert len(world.cluster.all("PersistentVolumeClaim")) == 1
+    assert world.condition("Ready") == ("False", "Downloading")
+
+
+async def test_a_volume_that_is_there_stays_as_it_was_made(world: World) -> None:
+    """Else the replicas of all who read it would begin anew."""
+    await serving(world, weights={})
+    before = pod_template(world)
+    world.edit(weights=COPIED)
+    await world.settle()
+    assert pod_template(world) == before
+    assert len(world.cluster.all("PersistentVolumeClaim")) == 1

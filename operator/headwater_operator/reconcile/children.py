@@ -86,7 +86,7 @@ class Children:
     async def apply(self, work: Reconciliation) -> None:
         """Bring the cluster a step closer to the spec.
 
-        Raises NotPreparedError, ResourceError, NotOursError, StillGoingError, ApiError.
+        Raises PrerequisiteMissingError, ResourceError, NotOursError, StillGoingError, ApiError.
         """
         spec, situation = work.deployment.spec, work.situation
         workloads = self._workloads(work)

@@ -37,7 +37,7 @@ class Prerequisites:
         self._sweep = sweep
 
     async def weights(self, work: Reconciliation) -> WeightsVolume | None:
-        """The volume, if it takes one. Raises NotPreparedError, ResourceError."""
+        """The volume, if it takes one. Raises PrerequisiteMissingError, ResourceError."""
         if not weights.needs_volume(work.deployment):
             return None
         namespace = work.key.namespace
@@ -81,10 +81,15 @@ class Prerequisites:
             )
 
     async def build(self, work: Reconciliation, context: Context) -> str | None:
-        """The claim with the built engine, if the backend wants one. Raises NotPreparedError, ResourceError."""
+        """The claim with the built engine, if the backend wants one. Raises PrerequisiteMissingError, ResourceError."""
         manifests = render.render_build(work.deployment, context)
         if not manifests:
             return None
+        if (work.deployment.spec.weights.access_mode or self._settings.weights_access_mode) == "ReadOnlyMany":
+            raise ResourceError(
+                "spec.weights.accessMode: ReadOnlyMany is for weights, and here an engine is built, which nobody "
+                "copies; give ReadWriteOnce or ReadWriteMany"
+            )
         for manifest in manifests:
             # Neither a Job nor a claim can be changed; what shapes the engine is in their name.
             if self._store.get(kind_of(manifest), work.key.namespace, name_of(manifest)) is None:

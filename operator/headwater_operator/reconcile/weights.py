@@ -21,9 +21,12 @@ from headwater_operator.render.weights import (
     FILLED,
     SOURCE,
     VERIFIED,
+    copy_of,
+    is_copied,
     made_alike,
     reaches_one_node,
     render_claim,
+    render_copy,
     render_job,
     volume,
 )
@@ -86,6 +89,8 @@ def needs_volume(deployment: ModelDeployment) -> bool:
 
 def one_node(deployment: ModelDeployment, settings: OperatorSettings, claim: Object | None) -> bool:
     """Whether the volume with the weights, as it is or else as it will be, reaches the pods of one node only."""
+    if claim is not None and is_copied(claim):
+        return False
     modes = claim["spec"].get("accessModes") if claim is not None else None
     wanted = [deployment.spec.weights.access_mode or settings.weights_access_mode]
     return needs_volume(deployment) and reaches_one_node(modes or wanted)
@@ -122,6 +127,9 @@ def plan(
     if claim is not None and _phase(claim) == "Lost":
         message = f"the volume {there.claim} has lost its storage; delete this PersistentVolumeClaim to fetch again"
         return WeightsPlan(WeightsPhase.FAILED, message, claim=there.claim)
+    if filled and claim is not None and is_copied(claim):
+        copy = render_copy(speaker, settings, claim)
+        return WeightsPlan(WeightsPhase.FILLED, verified, copy_of(there), there.claim, [manifest, copy])
     if filled:
         return WeightsPlan(WeightsPhase.FILLED, verified, there, there.claim, [manifest])
     if claim is None:

@@ -22,6 +22,8 @@ class WeightsVolume:
     claim: str
     path: str
     """Folder of the model, within MODELS, where the claim is mounted."""
+    read_only: bool = False
+    """Whether the volume itself is, so that many nodes can have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class ClaimDefaults:
     size: str = "100Gi"
     storage_class: str | None = None
     """None: the cluster's own."""
-    access_mode: Literal["ReadWriteOnce", "ReadWriteMany"] = "ReadWriteOnce"
+    access_mode: Literal["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany"] = "ReadWriteOnce"
 
     @classmethod
     def of(cls, settings: OperatorSettings) -> "ClaimDefaults":

@@ -111,7 +111,7 @@ def pod_labels(deployment: ModelDeployment, context: Context, group: int | None)
 def model_mounts(deployment: ModelDeployment, context: Context, launch: Launch) -> list[storage.Mount]:
     mounts = []
     if weights := storage.weights(deployment, context):
-        mounts.append(storage.claim("weights", weights.claim, storage.MODELS))
+        mounts.append(storage.weights_claim(weights))
         if launch.model_folder is not None:
             mounts.append(storage.model_folder(weights, launch.model_folder))
     if context.build_claim is not None:

@@ -68,10 +68,18 @@ def claim(name: str, claim_name: str, path: str, *, read_only: bool = True) -> M
     return Mount(name, {"persistentVolumeClaim": {"claimName": claim_name}}, path, read_only)
 
 
+def weights_claim(weights: WeightsVolume) -> Mount:
+    return Mount("weights", _source(weights), MODELS, read_only=True)
+
+
+def _source(weights: WeightsVolume) -> Manifest:
+    return {"persistentVolumeClaim": {"claimName": weights.claim} | ({"readOnly": True} if weights.read_only else {})}
+
+
 def model_folder(weights: WeightsVolume, path: str) -> Mount:
     """The model's own folder once more, under a path of the server's choice."""
     part = weights.path.removeprefix(MODELS).strip("/")
-    return Mount("weights", {"persistentVolumeClaim": {"claimName": weights.claim}}, path, read_only=True, part=part)
+    return Mount("weights", _source(weights), path, read_only=True, part=part)
 
 
 def files(names: Mapping[str, str]) -> list[Mount]:
@@ -94,8 +102,9 @@ def _annotation(file: str) -> str:
 
 def claim_spec(wanted: Weights, defaults: ClaimDefaults) -> Manifest:
     """Of a PersistentVolumeClaim, as the resource wants it and else as the operator's settings say."""
+    mode = wanted.access_mode or defaults.access_mode
     spec: Manifest = {
-        "accessModes": [wanted.access_mode or defaults.access_mode],
+        "accessModes": ["ReadWriteOnce" if mode == "ReadOnlyMany" else mode],  # somebody has to write it first
         "resources": {"requests": {"storage": wanted.size or defaults.size}},
     }
     if storage_class := wanted.storage_class_name or defaults.storage_class:

@@ -29,7 +29,10 @@ MADE_FROM: Final = f"{GROUP}/made-from"
 """Annotation of a Job: a hash of what it was made from."""
 SOURCE: Final = f"{GROUP}/source"
 """Annotation of volume and Job, for people: the name is a hash."""
+COPIED: Final = f"{GROUP}/copied"
+"""Annotation of a volume that pods do not mount, but a copy of it, which many nodes can have. Set when it is made."""
 COMPONENT: Final = "weights"
+_COPY: Final = "weights-copy"
 FETCHED: Final = ("hf://", "s3://", "oci://")
 """Sources that are copied into a volume. The others are in one, or in the image, already."""
 
@@ -84,12 +87,41 @@ def render_claim(
     """
     annotations = {SOURCE: key(deployment)} | ({FILLED: "true"} if filled else {})
     annotations |= {VERIFIED: verified} if verified else {}
+    wanted_mode = deployment.spec.weights.access_mode or settings.weights_access_mode
+    copied = is_copied(observed) if observed is not None else wanted_mode == "ReadOnlyMany"
+    annotations |= {COPIED: "true"} if copied else {}
     metadata: Manifest = _metadata(deployment, namespace) | {"annotations": annotations}
     metadata = Inherited.of(settings).apply(deployment, metadata)
     # Named also where there are none: what is left out would not differ from an owner that is to go.
     metadata["ownerReferences"] = [_owner(API_VERSION, KIND, name, uid) for uid, name in sorted(owners.items())]
     wanted = claim_spec(deployment.spec.weights, ClaimDefaults.of(settings))
     spec = wanted if observed is None else _fixed(observed["spec"])
+    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
+
+
+def is_copied(claim: Object) -> bool:
+    return annotations_of(claim).get(COPIED) == "true"
+
+
+def copy_of(there: WeightsVolume) -> WeightsVolume:
+    return WeightsVolume(f"{there.claim}-copy", there.path, read_only=True)
+
+
+def render_copy(deployment: ModelDeployment, settings: OperatorSettings, filled: Object) -> Manifest:
+    """A volume with the content of one that is filled, and that goes with it. Nobody can write to it."""
+    name = name_of(filled)
+    metadata: Manifest = {
+        "name": copy_of(volume(deployment)).claim,
+        "namespace": namespace_of(filled),
+        "labels": _labels() | {LABEL_COMPONENT: _COPY},
+        "annotations": {SOURCE: key(deployment)},
+        "ownerReferences": [_owner("v1", "PersistentVolumeClaim", name, uid_of(filled))],
+    }
+    spec = _fixed(filled["spec"]) | {
+        "accessModes": ["ReadOnlyMany"],
+        "dataSource": {"kind": "PersistentVolumeClaim", "name": name},
+    }
+    metadata = Inherited.of(settings).apply(deployment, metadata)
     return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
 
 

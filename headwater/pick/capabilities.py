@@ -7,11 +7,9 @@ machines), the row says no. A release that changes this changes a line here, and
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Final, Literal
 
 from headwater.pick.hardware import Vendor
-from headwater.pick.models import FAMILIES
 
 BackendName = Literal["headwater", "vllm", "sglang", "tgi", "tensorrt-llm", "transformers"]
 
@@ -23,7 +21,9 @@ Strength = Literal["breadth", "prefix", "hugging face", "peak", "cpu", "default"
 class Capability:
     backend: BackendName
     quantizations: Mapping[Vendor, frozenset[str]]
-    """For each kind of device that it runs on, besides 16 bits."""
+    """For each kind of device that it runs on, what it loads besides 16 bits."""
+    online: frozenset[str]
+    """What it can make of weights in 16 bits while it loads them."""
     tensor: frozenset[Vendor]
     """Devices of which several can share a layer. Of CPUs only where a workload asks for it: a network is slow."""
     nodes: bool
@@ -32,16 +32,20 @@ class Capability:
     structured: bool
     sampling: bool
     """Whether it can be given defaults for requests that do not say how to sample."""
+    experts: bool
+    """Whether experts can be spread over GPUs whole."""
+    kv_fp8: bool
+    """Whether the KV cache can be in FP8."""
     host_cache: bool
     """Whether evicted KV blocks can move to host memory."""
     prefix_cache: bool
     """Whether a prefix that requests share is kept once."""
-    build: timedelta
-    """What it needs before the first start."""
     generations: tuple[str, ...] | None
     """Of GPUs; None: any."""
     families: frozenset[str] | None
     """Of models that it has code for; None: any, if need be through the transformers library."""
+    vision: bool
+    """Whether it runs models that see."""
     packaged: bool
     """Whether it loads `package://` and `random:`."""
     strengths: frozenset[Strength]
@@ -52,91 +56,114 @@ class Capability:
         return strength in self.strengths and (self.strong_on is None or vendor in self.strong_on)
 
 
-_ALL: Final = frozenset({"fp8", "awq", "gptq"})
+_ALL: Final = frozenset({"fp8", "int8", "mxfp8", "awq", "gptq", "int4", "nvfp4", "mxfp4", "gguf", "bnb"})
+_AMD: Final = frozenset({"fp8", "int8", "mxfp4", "awq", "gptq", "int4"})
 _NONE: Final[frozenset[str]] = frozenset()
 _GPUS: Final = frozenset[Vendor]({"nvidia", "amd"})
 _NOWHERE: Final = frozenset[Vendor]()
-_NO_BUILD: Final = timedelta(0)
+_WELL_KNOWN: Final = frozenset({"deepseek", "gemma", "llama", "mistral", "mixtral", "phi", "qwen", "qwen-moe"})
 
 CAPABILITIES: Final = (
     # In the order that holds where no rule says otherwise.
     Capability(
         backend="vllm",
-        quantizations={"nvidia": _ALL, "amd": frozenset({"fp8"}), "cpu": frozenset({"awq", "gptq"})},
-        tensor=_GPUS,
+        quantizations={
+            "nvidia": _ALL,
+            "amd": _AMD,
+            "cpu": frozenset({"awq", "gptq", "int8"}),
+            "intel": frozenset({"fp8", "awq", "gptq"}),
+            "gaudi": frozenset({"fp8", "awq", "gptq"}),
+            "tpu": frozenset({"fp8", "int8"}),
+        },
+        online=frozenset({"fp8"}),
+        tensor=_GPUS | {"intel", "gaudi", "tpu"},
         nodes=True,
         adapters=True,
         structured=True,
         sampling=True,
+        experts=True,
+        kv_fp8=True,
         host_cache=True,
         prefix_cache=True,
-        build=_NO_BUILD,
         generations=None,
         families=None,
+        vision=True,
         packaged=False,
         strengths=frozenset({"default"}),
     ),
     Capability(
         backend="sglang",
-        quantizations={"nvidia": _ALL, "amd": frozenset({"fp8"})},
+        quantizations={"nvidia": _ALL - {"mxfp8"}, "amd": _AMD},
+        online=frozenset({"fp8"}),
         tensor=_GPUS,
         nodes=True,
         adapters=True,
         structured=True,
         sampling=False,
+        experts=True,
+        kv_fp8=True,
         host_cache=True,
         prefix_cache=True,
-        build=_NO_BUILD,
         generations=None,
         families=None,
+        vision=True,
         packaged=False,
         strengths=frozenset({"prefix"}),
     ),
     Capability(
         backend="tensorrt-llm",
-        quantizations={"nvidia": frozenset({"fp8", "awq"})},
+        quantizations={"nvidia": frozenset({"fp8", "awq", "nvfp4", "mxfp4"})},
+        online=_NONE,
         tensor=frozenset({"nvidia"}),
         nodes=False,
         adapters=False,
         structured=True,
         sampling=False,
+        experts=True,
+        kv_fp8=True,
         host_cache=True,
         prefix_cache=True,
-        build=timedelta(minutes=30),
         generations=("hopper", "blackwell"),
-        families=frozenset(FAMILIES) - {"smollm"},
+        families=_WELL_KNOWN | {"exaone", "glm", "gpt-oss", "kimi", "llama4", "nemotron", "qwen-hybrid"},
+        vision=True,
         packaged=False,
         strengths=frozenset({"peak"}),
     ),
     Capability(
         backend="tgi",
-        quantizations={"nvidia": _ALL, "amd": _NONE},
+        quantizations={"nvidia": frozenset({"fp8", "awq", "gptq", "bnb"}), "amd": _NONE},
+        online=frozenset({"fp8"}),
         tensor=_GPUS,
         nodes=False,
         adapters=True,
         structured=True,
         sampling=False,
+        experts=False,
+        kv_fp8=True,
         host_cache=False,
         prefix_cache=True,
-        build=_NO_BUILD,
         generations=None,
-        families=frozenset(FAMILIES) - {"gpt-oss"},
+        families=_WELL_KNOWN | {"llama4", "smollm"},
+        vision=True,
         packaged=False,
         strengths=frozenset({"hugging face"}),
     ),
     Capability(
         backend="headwater",
         quantizations={"nvidia": _NONE, "cpu": _NONE},
+        online=_NONE,
         tensor=frozenset({"nvidia", "cpu"}),
         nodes=True,
         adapters=False,
         structured=True,
         sampling=True,
+        experts=False,
+        kv_fp8=False,
         host_cache=False,
         prefix_cache=True,
-        build=_NO_BUILD,
         generations=("ampere", "ada", "hopper", "blackwell"),
         families=frozenset({"llama", "mistral", "qwen", "smollm"}),
+        vision=False,
         packaged=True,
         strengths=frozenset({"prefix", "cpu"}),
         strong_on=frozenset({"cpu"}),
@@ -144,16 +171,19 @@ CAPABILITIES: Final = (
     Capability(
         backend="transformers",
         quantizations={"nvidia": _NONE, "amd": _NONE, "cpu": _NONE},
+        online=_NONE,
         tensor=_NOWHERE,
         nodes=False,
         adapters=False,
         structured=False,
         sampling=False,
+        experts=False,
+        kv_fp8=False,
         host_cache=False,
         prefix_cache=False,
-        build=_NO_BUILD,
         generations=None,
         families=None,
+        vision=True,
         packaged=False,
         strengths=frozenset({"breadth"}),
     ),

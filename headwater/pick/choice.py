@@ -1,13 +1,17 @@
 """`pick`: from a workload to ranked backends and the deployments to make of them, or to why there are none."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from headwater.pick.memory import Plan, degrees, explain, find_plan, shortfall
-from headwater.pick.models import Shape
+from headwater.pick import models, names
+from headwater.pick.arithmetic import explain, shortfall
+from headwater.pick.memory import Plan, degrees
 from headwater.pick.ranking import Candidate, Excluded, Ranking, rank
-from headwater.pick.workload import Workload, WorkloadError
+from headwater.pick.shape import Shape
+from headwater.pick.sizing import find_plan
+from headwater.pick.workload import Workload, WorkloadError, workload
 
 
 class ImpossibleError(Exception):
@@ -57,7 +61,7 @@ def pick(workload: Workload) -> Pick:
     """
     shape = workload.shape
     if shape is None:
-        raise WorkloadError("--params: is required: neither the model's name nor --model tells its size")
+        raise WorkloadError(_unknown(workload))
     if workload.accelerator_gib is None:
         raise WorkloadError(f"--memory-gib: is required: {workload.accelerator.title} may be any")
     if shape.positions and workload.tokens > shape.positions:
@@ -77,6 +81,51 @@ def pick(workload: Workload) -> Pick:
         parts=parts or (_whole(workload, ranking.places[0]),),
         notes=tuple(_notes(workload, shape, parts is not None)),
     )
+
+
+def pick_kinds(values: Mapping[str, Any], read: Shape | None = None) -> Pick:
+    """`pick` where `gpu` may name several kinds, as in `h100:4,l40s:8`: the one that costs least, or is the fewest.
+
+    Raises WorkloadError; and ImpossibleError, of the first kind, where none can serve the workload.
+    """
+    kinds = [kind.partition(":") for kind in str(values.get("gpu", "")).split(",")]
+    if len(kinds) == 1 and not kinds[0][1]:
+        return pick(workload(values, read))
+    found: list[Pick] = []
+    refusal: ImpossibleError | None = None
+    for name, _, count in kinds:
+        own = {**values, "gpu": name.strip()} | ({"gpus": count} if count else {})
+        try:
+            found.append(pick(workload(own, read)))
+        except ImpossibleError as error:
+            refusal = refusal or error
+    if not found:
+        assert refusal is not None
+        raise refusal
+    best = min(found, key=_cost)
+    others = [f"{each.workload.accelerator.title}: {_gpus(each)}" for each in found if each is not best]
+    note = f"Of the kinds there are it is the cheapest, or the fewest GPUs; {', '.join(others)}."
+    return replace(best, notes=(*best.notes, note)) if others else best
+
+
+def _gpus(pick: Pick) -> int:
+    return sum(part.plan.gpus for part in pick.parts)
+
+
+def _cost(pick: Pick) -> tuple[bool, float]:
+    """Those that hold all requests first."""
+    short = any(part.plan.replicas * part.plan.requests < part.workload.concurrency for part in pick.parts)
+    return short, _gpus(pick) * (pick.workload.gpu_price or 1.0)
+
+
+def _unknown(workload: Workload) -> str:
+    close = models.close_to(workload.source) if workload.source else None
+    hint = f"did you mean {close}? Else it" if close else "it"
+    if workload.source and names.has_experts(workload.source) and names.size_in(workload.source):
+        return (
+            f"--active: {hint} is required, or --config: the name tells of experts, not how many of them a token uses"
+        )
+    return f"--params: {hint} is required, or --config: neither the model's name nor --model tells its size"
 
 
 def _whole(workload: Workload, first: Candidate) -> Part:
@@ -132,7 +181,10 @@ def _part(workload: Workload, candidate: Candidate, role: str, weight: int, **ch
 
 def _refusal(workload: Workload, shape: Shape, ranking: Ranking) -> str:
     short = [each.able for each in ranking.excluded if each.lacks_memory and len(each.obstacles) == 1]
-    if short:
+    slow = [each for each in ranking.excluded if each.lacks_memory and "--" in each.obstacles[-1]]
+    if slow:
+        reason = f"{slow[0].backend} {slow[0].obstacles[-1]}"
+    elif short:
         # Of those that only lack memory, the arithmetic of the one that can use the most GPUs together.
         reason = shortfall(workload, shape, max(short, key=lambda able: max(degrees(workload, shape, able), default=0)))
     else:
@@ -146,13 +198,18 @@ _MORE_GPUS: Final = (2, 4, 8, 16, 32, 64)
 
 def _ways_out(workload: Workload) -> Iterator[str]:
     """Flags with which the workload would be possible: another quantization, more GPUs, or both."""
-    weights = [each for each in ("fp8", "awq") if each != workload.known_quantization]
+    packed = workload.own_precision != "none"  # a checkpoint is what it is
+    weights = [] if packed else [each for each in ("fp8", "awq") if each != workload.known_quantization]
     found = False
     for quantization in weights:
         if rank(change(workload, quantization=quantization)).places:
             found = True
             yield f"--quantization {quantization}"
             break
+    few = max(8, 2 ** math.ceil(math.log2(min(workload.concurrency, 64))))
+    if workload.sequences is None and rank(change(workload, sequences=few)).places:
+        found = True
+        yield f"--sequences {few}"
     gpus = [number for number in _MORE_GPUS if number > workload.gpus]
     if (number := _enough(workload, gpus)) is not None:
         found = True
@@ -163,7 +220,7 @@ def _ways_out(workload: Workload) -> Iterator[str]:
             if (number := _enough(both, gpus)) is not None:
                 yield f"--quantization {quantization} --gpus {number}"
                 return
-        if workload.known_quantization != "none" and rank(change(workload, quantization="none")).places:
+        if workload.known_quantization != "none" and not packed and rank(change(workload, quantization="none")).places:
             yield "--quantization none"
 
 
@@ -176,7 +233,7 @@ def _enough(workload: Workload, gpus: list[int]) -> int | None:
 
 def _notes(workload: Workload, shape: Shape, two: bool) -> Iterator[str]:
     if shape.estimated:
-        yield f"{shape.name}: its shape is estimated, with more KV cache than most; name the model for exact figures."
+        yield f"{shape.name}: its shape is estimated, with more KV cache than most; --config gives exact figures."
     if workload.mixed and two:
         yield "The traffic is mixed: two deployments serve one name, and the router finds out who gets what."
     if workload.mixed and not two:
@@ -189,9 +246,8 @@ def _notes(workload: Workload, shape: Shape, two: bool) -> Iterator[str]:
         yield "Adapters have sources of their own: add them to spec.adapters."
     if workload.accelerator.generation == "turing":
         yield "A T4 knows no bfloat16: a checkpoint in it may need backend.args [--dtype, half]."
+    if workload.rate is None and not workload.offline:
+        yield "Replicas follow from the requests at once; --rate says how many there are a second."
     if workload.accelerator.vendor == "cpu" and workload.memory_gib is None:
         yield f"Machines of {workload.accelerator_gib:g} GiB are assumed: --memory-gib says what yours have."
-    yield (
-        "Replicas follow from memory alone. How many prompts a second they can compute shows in a load test: "
-        "docs/choosing.md."
-    )
+    yield "Speeds are ranges: most of what is measured lies within 1.5 times of their middle (docs/speed.md)."

@@ -3,6 +3,7 @@
 import argparse
 import json
 import types
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.alias_generators import to_camel
@@ -10,11 +11,17 @@ from pydantic.fields import FieldInfo
 from rich.console import Console
 from rich.table import Table
 
-from headwater.pick.choice import Part, Pick, pick
-from headwater.pick.hardware import ACCELERATORS
+from headwater.pick.arithmetic import explain
+from headwater.pick.checkpoint import read_model
+from headwater.pick.choice import Part, Pick, pick_kinds
+from headwater.pick.config import ConfigError
+from headwater.pick.interactive import as_flags, ask
+from headwater.pick.plot import write_plot
 from headwater.pick.ranking import Candidate
-from headwater.pick.render import deployments, to_yaml
-from headwater.pick.workload import Workload, workload
+from headwater.pick.render import deployments, missing, to_yaml
+from headwater.pick.shape import Shape
+from headwater.pick.speed import Range, speed_of
+from headwater.pick.workload import Workload, WorkloadError
 
 # Flags
 
@@ -22,12 +29,20 @@ from headwater.pick.workload import Workload, workload
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """A flag for each field of Workload, and those that say how to show the pick."""
     for name, field in Workload.model_fields.items():
+        if field.exclude:
+            continue
         flag = f"--{name.replace('_', '-')}"
         text = f"{field.description}{_default_text(field)}".replace("%", "%%")
         parser.add_argument(flag, dest=name, default=argparse.SUPPRESS, help=text, **_kind(name, field))
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--yaml", action="store_true", help="Print the ModelDeployment, ready for kubectl apply -f -")
     shown.add_argument("--json", action="store_true", help="Print everything as JSON")
+    shown.add_argument("--explain", action="store_true", help="Print the arithmetic of every backend, not the first's")
+    parser.add_argument(
+        "--config", type=Path, metavar="PATH", help="The model's config.json, or the folder of its files"
+    )
+    parser.add_argument("--interactive", action="store_true", help="Ask for what no flag says")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="Write requests at once by length, as SVG")
 
 
 def _default_text(field: FieldInfo) -> str:
@@ -41,8 +56,6 @@ def _kind(name: str, field: FieldInfo) -> dict[str, Any]:
     annotation = field.annotation
     if get_origin(annotation) in (Union, types.UnionType):
         annotation = next(each for each in get_args(annotation) if each is not type(None))
-    if name == "gpu":
-        return {"choices": tuple(ACCELERATORS)}
     if get_origin(annotation) is Literal:
         return {"choices": get_args(annotation)}
     if annotation is bool:
@@ -58,14 +71,35 @@ def _kind(name: str, field: FieldInfo) -> dict[str, Any]:
 def run(arguments: argparse.Namespace) -> int:
     """Print what was picked. Raises WorkloadError, and ImpossibleError where nothing can be."""
     given = {name: value for name, value in vars(arguments).items() if name in Workload.model_fields}
-    picked = pick(workload(given))
+    if arguments.interactive:
+        given = ask(given, input, print)
+        print(f"\nheadwater pick {as_flags(given)}\n")
+    picked = pick_kinds(given, _read(arguments.config))
+    if arguments.plot is not None:
+        _plot(picked, arguments.plot)
     if arguments.yaml:
         print(to_yaml(picked), end="")
     elif arguments.json:
         print(json.dumps(to_json(picked), indent=2, ensure_ascii=False))
     else:
-        _show(picked, Console(highlight=False))
+        _show(picked, Console(highlight=False), all_of_them=arguments.explain)
     return 0
+
+
+def _read(path: Path | None) -> Shape | None:
+    if path is None:
+        return None
+    try:
+        return read_model(path)
+    except ConfigError as error:
+        raise WorkloadError(f"--config: {error}") from None
+
+
+def _plot(picked: Pick, path: Path) -> None:
+    try:
+        write_plot(picked, path)
+    except OSError as error:
+        raise WorkloadError(f"--plot: {path}: cannot be written: {error.strerror}") from None
 
 
 def to_json(picked: Pick) -> dict[str, Any]:
@@ -78,11 +112,13 @@ def to_json(picked: Pick) -> dict[str, Any]:
             "parameters": picked.shape.parameters,
             "kvElementsPerToken": picked.shape.kv_elements,
             "estimated": picked.shape.estimated,
+            "source": picked.shape.source,
+            "quantization": picked.workload.known_quantization,
         },
         "places": [_place(number, candidate) for number, candidate in enumerate(picked.places, 1)],
         "excluded": [{"backend": each.backend, "obstacles": list(each.obstacles)} for each in picked.excluded],
-        "parts": [_part(part) for part in picked.parts],
-        "deployments": deployments(picked) if picked.workload.source else [],
+        "parts": [_part(part, picked.shape) for part in picked.parts],
+        "deployments": [] if missing(picked) else deployments(picked),
         "notes": list(picked.notes),
     }
 
@@ -91,8 +127,9 @@ def _place(number: int, candidate: Candidate) -> dict[str, Any]:
     return {"place": number, "backend": candidate.backend, "reason": candidate.reason}
 
 
-def _part(part: Part) -> dict[str, Any]:
+def _part(part: Part, shape: Shape) -> dict[str, Any]:
     plan = part.plan
+    speed = speed_of(shape, part.workload, plan)
     return {
         "backend": part.candidate.backend,
         "weight": part.weight,
@@ -105,12 +142,18 @@ def _part(part: Part) -> dict[str, Any]:
         "kvBytesPerToken": plan.kv_token_bytes,
         "kvTokens": plan.kv_tokens,
         "requestsPerReplica": plan.requests,
-        "stepMilliseconds": round(plan.step_ms, 2),
+        "tokensPerSecond": _bounds(speed.tokens),
+        "firstTokenSeconds": _bounds(speed.first),
+        "tokenSeconds": _bounds(speed.each),
         "arithmetic": [f"{what}: {how}" for what, how in part.arithmetic()],
     }
 
 
-def _show(picked: Pick, console: Console) -> None:
+def _bounds(of: Range) -> list[float]:
+    return [float(f"{of.low:.3g}"), float(f"{of.high:.3g}")]
+
+
+def _show(picked: Pick, console: Console, *, all_of_them: bool) -> None:
     work = picked.workload
     what = f"{work.gpus} x {work.accelerator.title}"
     console.print(
@@ -122,11 +165,16 @@ def _show(picked: Pick, console: Console) -> None:
         share = f", sized for {part.weight}% of the requests" if part.role else ""
         console.print(f"\n[bold]{part.candidate.backend}[/]{share}")
         console.print(_pairs(part.arithmetic()))
+    for place in picked.places if all_of_them else ():
+        if place.plan and place is not picked.parts[0].candidate:
+            console.print(f"\n[bold]{place.backend}[/]")
+            console.print(_pairs(list(explain(work, picked.shape, place.able, place.plan))))
     console.print()
     for note in picked.notes:
         console.print(note)
-    if work.source:
-        console.print("The same with --yaml is ready for: kubectl apply -f -")
+    console.print(
+        f"For --yaml: {lack}." if (lack := missing(picked)) else "The same with --yaml is ready for: kubectl apply -f -"
+    )
 
 
 def _ranked(picked: Pick) -> Table:

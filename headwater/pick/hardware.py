@@ -1,17 +1,26 @@
 """Accelerators: what the arithmetic needs to know of each.
 
-Memory and bandwidth are those of the vendors' public data sheets, of the SXM form where there are several. Their
-gigabytes are read as GiB, which is right for cards with HBM. Cards with GDDR and ECC show about 6 % less; the reserve
-of `memory.RESERVE_GIB` is meant to hold that, too.
+Bandwidth and arithmetic are those of the vendors' public data sheets (dense, of the SXM form where there are several).
+Memory is what a server sees of it: from their logs (T4, A10G, L4, L40S, A100, H100, H200, B200, RTX 3090 to 5090), else
+97 % of the data sheet's number for HBM and 93 % for GDDR, of which error correction takes a part.
 """
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-Vendor = Literal["cpu", "nvidia", "amd"]
+Vendor = Literal["cpu", "nvidia", "amd", "intel", "gaudi", "tpu"]
 
 GPUS_PER_NODE: Final = 8
 """GPUs of one machine that a fast link joins; a replica with more is spread over several machines."""
+
+_RESOURCES: Final[dict[Vendor, str]] = {
+    "nvidia": "nvidia.com/gpu",
+    "amd": "amd.com/gpu",
+    "intel": "gpu.intel.com/xe",
+    "gaudi": "habana.ai/gaudi",
+    "tpu": "google.com/tpu",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,31 +32,74 @@ class Accelerator:
     generation: str | None
     """None: not known."""
     memory_gib: float | None
-    """Of one; None: not known, so nothing can be said of what fits."""
+    """Of one, as a server sees it; None: not known, so nothing can be said of what fits."""
     bandwidth_gbs: float
     """Of its memory, in 10^9 bytes a second."""
+    tflops: float = 1.0
+    """10^12 operations a second in bfloat16."""
+    tflops8: float | None = None
+    """The same in FP8 or INT8; None: no faster."""
+    tflops4: float | None = None
+    """The same in FP4; None: no faster than 8 bits."""
+    link_gbs: float = 50.0
+    """To the others of its machine, both ways together, in 10^9 bytes a second."""
     kv_bytes: int = 2
     """Of one key or value in the cache."""
+    slice: str | None = None
+    """The MIG profile, where it is a slice of a GPU."""
 
     @property
     def resource(self) -> str | None:
         """What a Kubernetes container asks for to get one; None: nothing special."""
-        return None if self.vendor == "cpu" else f"{self.vendor}.com/gpu"
+        return f"nvidia.com/mig-{self.slice}" if self.slice else _RESOURCES.get(self.vendor)
+
+    @property
+    def large(self) -> bool:
+        """Whether servers take larger batches on it by default: from 70 GiB on, but not on an A100."""
+        return (self.memory_gib or 0) >= 70 and self.generation != "ampere"
+
+    def operations(self, bits: int) -> float:
+        """10^12 operations a second with weights and activations of so many bits."""
+        if bits <= 4 and self.tflops4:
+            return self.tflops4
+        return self.tflops8 if bits <= 8 and self.tflops8 else self.tflops
 
 
 _TABLE: Final = (
     # A server socket: 8 channels of DDR4-3200. Where there is no bfloat16 arithmetic, the KV cache is in float32.
-    Accelerator("cpu", "CPU", "cpu", "cpu", 64, 205, kv_bytes=4),
-    Accelerator("t4", "T4", "nvidia", "turing", 16, 320),
-    Accelerator("a10", "A10", "nvidia", "ampere", 24, 600),
-    Accelerator("a100-40", "A100 40 GB", "nvidia", "ampere", 40, 1555),
-    Accelerator("a100-80", "A100 80 GB", "nvidia", "ampere", 80, 2039),
-    Accelerator("l4", "L4", "nvidia", "ada", 24, 300),
-    Accelerator("l40s", "L40S", "nvidia", "ada", 48, 864),
-    Accelerator("h100", "H100", "nvidia", "hopper", 80, 3350),
-    Accelerator("h200", "H200", "nvidia", "hopper", 141, 4800),
-    Accelerator("b200", "B200", "nvidia", "blackwell", 180, 8000),
-    Accelerator("mi300x", "MI300X", "amd", "cdna3", 192, 5300),
+    Accelerator("cpu", "CPU", "cpu", "cpu", 64, 205, 3, kv_bytes=4),
+    Accelerator("t4", "T4", "nvidia", "turing", 14.6, 320, 65, 130),
+    Accelerator("a10", "A10", "nvidia", "ampere", 22.2, 600, 125, 250),
+    Accelerator("a10g", "A10G", "nvidia", "ampere", 22.1, 600, 70, 140),
+    Accelerator("a30", "A30", "nvidia", "ampere", 23.6, 933, 165, 330, link_gbs=200),
+    Accelerator("a6000", "RTX A6000", "nvidia", "ampere", 47.4, 768, 155, 310, link_gbs=112),
+    Accelerator("a100-40", "A100 40 GB", "nvidia", "ampere", 39.4, 1555, 312, 624, link_gbs=600),
+    Accelerator("a100-80", "A100 80 GB", "nvidia", "ampere", 79.2, 2039, 312, 624, link_gbs=600),
+    Accelerator("rtx3090", "RTX 3090", "nvidia", "ampere", 23.6, 936, 71, 142),
+    Accelerator("rtx4090", "RTX 4090", "nvidia", "ada", 23.5, 1008, 165, 330),
+    Accelerator("rtx5090", "RTX 5090", "nvidia", "blackwell", 31.4, 1792, 210, 419, 838),
+    Accelerator("l4", "L4", "nvidia", "ada", 22.0, 300, 121, 242),
+    Accelerator("l20", "L20", "nvidia", "ada", 44.5, 864, 119, 239),
+    Accelerator("l40s", "L40S", "nvidia", "ada", 44.4, 864, 362, 733),
+    Accelerator("rtx-pro-6000", "RTX PRO 6000", "nvidia", "blackwell", 95.0, 1597, 504, 1007, 2015),
+    Accelerator("h20", "H20", "nvidia", "hopper", 95.1, 4000, 148, 296, link_gbs=900),
+    Accelerator("h100", "H100", "nvidia", "hopper", 79.2, 3350, 989, 1979, link_gbs=900),
+    Accelerator("h100-pcie", "H100 PCIe", "nvidia", "hopper", 79.2, 2000, 756, 1513, link_gbs=128),
+    Accelerator("h100-nvl", "H100 NVL", "nvidia", "hopper", 93.1, 3900, 835, 1671, link_gbs=600),
+    Accelerator("h200", "H200", "nvidia", "hopper", 139.8, 4800, 989, 1979, link_gbs=900),
+    Accelerator("b200", "B200", "nvidia", "blackwell", 178.4, 8000, 2250, 4500, 9000, link_gbs=1800),
+    Accelerator("b300", "B300", "nvidia", "blackwell", 268, 8000, 2250, 4500, 13500, link_gbs=1800),
+    Accelerator("gb200", "GB200", "nvidia", "blackwell", 185, 8000, 2500, 5000, 10000, link_gbs=1800),
+    Accelerator("gb300", "GB300", "nvidia", "blackwell", 277, 8000, 2500, 5000, 15000, link_gbs=1800),
+    Accelerator("mi300x", "MI300X", "amd", "cdna3", 192, 5300, 1307, 2615, link_gbs=896),
+    Accelerator("mi325x", "MI325X", "amd", "cdna3", 256, 6000, 1307, 2615, link_gbs=896),
+    Accelerator("mi355x", "MI355X", "amd", "cdna4", 288, 8000, 2500, 5000, 10000, link_gbs=1075),
+    Accelerator("arc-b60", "Arc Pro B60", "intel", "battlemage", 22.3, 456, 98, 197),
+    Accelerator("gaudi3", "Gaudi 3", "gaudi", "gaudi3", 124, 3700, 1835, 1835, link_gbs=1200),
+    Accelerator("tpu-v5e", "TPU v5e", "tpu", "tpu", 15.5, 819, 197, 394, link_gbs=200),
+    Accelerator("tpu-v5p", "TPU v5p", "tpu", "tpu", 92, 2765, 459, 918, link_gbs=600),
+    Accelerator("tpu-v6e", "TPU v6e", "tpu", "tpu", 31, 1640, 918, 1836, link_gbs=448),
+    Accelerator("tpu-v7", "TPU v7", "tpu", "tpu", 186, 7370, 2307, 4614, link_gbs=1200),
 )
 
 ACCELERATORS: Final = {accelerator.name: accelerator for accelerator in _TABLE}
@@ -58,7 +110,30 @@ UNKNOWN: Final = {
 }
 """What a ModelDeployment says of its GPUs: the vendor, and no more."""
 
+_SLICE: Final = re.compile(r"(a30|a100-40|a100-80|h100|h200|b200)-(([1-7])g\.(\d+)gb)")
+_SLICED_GB: Final = {"a30": 24, "a100-40": 40, "a100-80": 80, "h100": 80, "h200": 141, "b200": 180}
+
 
 def accelerator(name: str) -> Accelerator:
-    """Raises KeyError."""
+    """In upper case, too; `h100-2g.20gb` is a MIG slice of an H100. Raises KeyError."""
+    name = name.lower()
+    if found := _SLICE.fullmatch(name):
+        return _slice(ACCELERATORS[found[1]], found[2], int(found[3]), int(found[4]))
     return ACCELERATORS.get(name) or UNKNOWN[name]
+
+
+def _slice(whole: Accelerator, profile: str, compute: int, gigabytes: int) -> Accelerator:
+    """A slice has its share of the memory, of the way to it, and of 7 parts of the arithmetic."""
+    share = min(1.0, gigabytes / _SLICED_GB[whole.name])
+    assert whole.memory_gib is not None
+    return replace(
+        whole,
+        name=f"{whole.name}-{profile}",
+        title=f"{whole.title} {profile}",
+        memory_gib=whole.memory_gib * share,
+        bandwidth_gbs=whole.bandwidth_gbs * share,
+        tflops=whole.tflops * compute / 7,
+        tflops8=whole.tflops8 and whole.tflops8 * compute / 7,
+        tflops4=whole.tflops4 and whole.tflops4 * compute / 7,
+        slice=profile,
+    )

@@ -1,32 +1,25 @@
 """What fits where: weights and KV cache against the memory of so many accelerators. docs/choosing.md writes it out.
 
-All sizes are in GiB (2^30 bytes) unless their name says bytes. `explain` gives the same arithmetic as text, from the
+All sizes are in GiB (2^30 bytes) unless their name says bytes. `arithmetic.explain` gives the same as text, from the
 same figures, so what is printed is what was computed.
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from headwater.pick.capabilities import Capability
 from headwater.pick.hardware import GPUS_PER_NODE
-from headwater.pick.models import Shape, size_text
+from headwater.pick.precision import PRECISIONS, bytes_of
+from headwater.pick.reserve import GIB, Limits, cache_gib, limits, reserve_gib
+from headwater.pick.shape import Shape
 from headwater.pick.workload import Workload
 
-GIB: Final = 2**30
+ADAPTER_RANK: Final = 64
+"""The largest rank of a LoRA adapter, as our launchers tell the servers."""
 
-FRACTION: Final = 0.9
-"""Of each accelerator's memory, what a server may use: the default of `spec.cache.fraction`."""
-
-RESERVE_GIB: Final = 2.0
-"""Of that, on each accelerator, what activations, graphs and communication take."""
-
-WEIGHT_BYTES: Final = {"none": 2.0, "fp8": 1.0, "awq": 0.52, "gptq": 0.52}
-"""Of a quantized parameter. 4 bits come with a 16-bit scale and a 4-bit zero for each group of 128."""
-
-ADAPTER_SHARE: Final = 0.01
-"""Of the model's parameters, those of a LoRA adapter of rank 32 or so on all layers."""
+ADAPTER_SLOTS: Final = {"vllm": 4, "sglang": 8}
+"""Adapters that a server keeps room for on its GPUs, however many there are; the others keep all of them."""
 
 LARGEST_TENSOR: Final = 32
 
@@ -40,46 +33,96 @@ class Plan:
     nodes: int
     """Machines of a replica."""
     replicas: int
+    experts: bool
+    """Whether experts are spread over the GPUs whole, not each cut into so many parts."""
     weights_gib: float
     """Of a replica, with its adapters."""
+    reserve_gib: float
+    """What the server takes for itself on each GPU."""
     kv_gib: float
     """Room for the KV cache in a replica."""
     kv_token_bytes: float
-    """Of one token, over all GPUs of a replica."""
+    """Of one further token of a long request, over all GPUs of a replica."""
+    request_bytes: float
+    """Of a whole request, over all GPUs of a replica."""
     kv_tokens: int
-    """Tokens that fit in that room."""
-    requests: int
+    """Tokens that fit in that room, in requests of the typical length."""
+    fits: int
     """Requests that fit in that room at their full length."""
-    step_ms: float
-    """The time that a decode step takes at least: reading weights and KV once."""
+    requests: int
+    """Requests that run at once: those that fit, as far as the server runs so many."""
 
     @property
     def gpus(self) -> int:
         return self.tensor * self.replicas
 
 
-def weight_bytes(shape: Shape, quantization: str) -> float:
-    """Bytes of the model's weights. The embedding and the output head stay in 16 bits."""
-    each = min(WEIGHT_BYTES[quantization], shape.native_bytes)
-    return (shape.parameters - shape.embedding) * each + shape.embedding * 2
+def step_of(workload: Workload, able: Capability) -> Limits:
+    """The most that the server takes at once: by default, or what it is told."""
+    usual = limits(able.backend, workload.accelerator)
+    return replace(usual, sequences=workload.sequences) if workload.sequences else usual
 
 
-def adapter_bytes(workload: Workload, shape: Shape) -> float:
-    return workload.adapters * shape.parameters * ADAPTER_SHARE * 2
+# Weights
 
 
-def weights_gib(workload: Workload, shape: Shape) -> float:
-    return (weight_bytes(shape, workload.known_quantization) + adapter_bytes(workload, shape)) / GIB
+def quantized_parameters(shape: Shape, workload: Workload) -> float:
+    form = PRECISIONS[workload.known_quantization]
+    if form.experts_only and shape.experts:
+        return shape.experts
+    return shape.parameters - shape.embedding
+
+
+def padding(shape: Shape, workload: Workload) -> float:
+    """How much larger the experts are when loaded than in the file."""
+    multiple = PRECISIONS[workload.known_quantization].padded
+    return math.ceil(shape.expert_width / multiple) * multiple / shape.expert_width if shape.expert_width else 1.0
+
+
+def weight_bytes(shape: Shape, workload: Workload) -> float:
+    """Bytes of the model's weights, loaded. What is not quantized, as the embedding, stays in 16 bits."""
+    if shape.stored is not None and not workload.online:
+        return shape.stored
+    quantized = quantized_parameters(shape, workload)
+    each = bytes_of(workload.known_quantization, workload.model or "")
+    return quantized * each * padding(shape, workload) + (shape.parameters - quantized) * 2
+
+
+def adapter_bytes(workload: Workload, shape: Shape, backend: str) -> float:
+    """Of the slots for adapters: rank x (inputs + outputs) of every matrix of every layer."""
+    if not workload.adapters:
+        return 0.0
+    slots = ADAPTER_SLOTS.get(backend, workload.adapters)
+    dense = shape.active / (shape.layers * shape.hidden)
+    return slots * ADAPTER_RANK * shape.layers * (8 * shape.hidden + dense) * 2
+
+
+def weights_gib(workload: Workload, shape: Shape, able: Capability) -> float:
+    return (weight_bytes(shape, workload) + adapter_bytes(workload, shape, able.backend)) / GIB
+
+
+# KV
+
+
+def element_bytes(workload: Workload) -> int:
+    return 1 if workload.kv_dtype == "fp8" else workload.accelerator.kv_bytes
 
 
 def kv_token_bytes(workload: Workload, shape: Shape, tensor: int) -> float:
-    return shape.kv_elements * workload.accelerator.kv_bytes * shape.kv_copies(tensor)
+    return shape.token_elements(tensor) * element_bytes(workload)
 
 
-def usable_gib(workload: Workload, tensor: int) -> float:
-    """What weights and KV cache may take of so many accelerators."""
-    assert workload.accelerator_gib is not None
-    return tensor * (workload.accelerator_gib * FRACTION - RESERVE_GIB)
+def request_bytes(workload: Workload, shape: Shape, tensor: int, tokens: int) -> float:
+    fixed = shape.fixed_elements(tensor, tokens) * element_bytes(workload)
+    return tokens * kv_token_bytes(workload, shape, tensor) + fixed
+
+
+def shared_tokens(workload: Workload, able: Capability) -> int:
+    """Tokens that all requests of a replica keep once."""
+    return workload.shared_tokens if able.prefix_cache else 0
+
+
+# Plans
 
 
 def shares_layers(workload: Workload, able: Capability) -> bool:
@@ -89,152 +132,64 @@ def shares_layers(workload: Workload, able: Capability) -> bool:
 def degrees(workload: Workload, shape: Shape, able: Capability) -> list[int]:
     """Over how many GPUs the backend could spread a layer: powers of two, unless the workload wants another number."""
     largest = LARGEST_TENSOR if able.nodes else GPUS_PER_NODE
-    if not shares_layers(workload, able) or (workload.accelerator.vendor == "cpu" and not workload.tensor):
+    slices = workload.accelerator.slice is not None  # of one GPU, with no link between them
+    alone = workload.accelerator.vendor == "cpu" and not workload.tensor
+    if not shares_layers(workload, able) or alone or slices:
         largest = 1
     wanted = [workload.tensor] if workload.tensor else [2**n for n in range(largest.bit_length())]
-    return [tensor for tensor in wanted if tensor <= min(largest, workload.gpus) and shape.divides(tensor)]
+    return [
+        tensor
+        for tensor in wanted
+        if tensor <= min(largest, workload.gpus)
+        and shape.divides(tensor)
+        and (not cuts_blocks(workload, shape, tensor) or (able.experts and shape.expert_count % tensor == 0))
+    ]
 
 
-def find_plan(workload: Workload, shape: Shape, able: Capability) -> Plan | None:
-    """The plan that holds all requests with the fewest GPUs; where none holds all, the one that holds most.
-
-    None where not even one request fits.
-    """
-    found = [_plan(workload, shape, able, tensor) for tensor in degrees(workload, shape, able)]
-    plans = [plan for plan in found if plan]
-    enough = [plan for plan in plans if plan.requests * plan.replicas >= workload.concurrency]
-    if enough:
-        return min(enough, key=lambda plan: (plan.gpus, plan.tensor))
-    return max(plans, key=lambda plan: (plan.requests * plan.replicas, -plan.tensor), default=None)
+def cuts_blocks(workload: Workload, shape: Shape, tensor: int) -> bool:
+    """Whether a GPU's part of an expert would end within a block of rows that share a scale, which servers refuse."""
+    block = PRECISIONS[workload.known_quantization].block
+    if block == 1 or not shape.expert_width or not workload.in_blocks:
+        return False
+    return shape.expert_width % (tensor * block) != 0
 
 
-def _plan(workload: Workload, shape: Shape, able: Capability, tensor: int) -> Plan | None:
-    weights = weights_gib(workload, shape)
-    room = usable_gib(workload, tensor) - weights
-    token = kv_token_bytes(workload, shape, tensor)
-    tokens = int(room * GIB / token) if room > 0 else 0
-    if tokens < workload.tokens:
+def plan_with(workload: Workload, shape: Shape, able: Capability, tensor: int) -> Plan | None:
+    """How so many GPUs would hold the workload's requests; None where not even one fits."""
+    step = step_of(workload, able)
+    weights = weights_gib(workload, shape, able)
+    reserve = reserve_gib(able.backend, workload.accelerator, shape, tensor, step)
+    room = room_gib(workload, able, tensor, weights, reserve)
+    whole = request_bytes(workload, shape, tensor, workload.tokens)
+    if room * GIB < whole:
         return None
-    shared = shared_tokens(workload, able)
-    requests = (tokens - shared) // (workload.tokens - shared)
-    replicas = min(math.ceil(workload.concurrency / requests), workload.gpus // tensor)
+    token = kv_token_bytes(workload, shape, tensor)
+    once = shared_tokens(workload, able) * token
+    fits = int((room * GIB - once) / max(whole - once, 1.0))
+    requests = min(fits, step.sequences) if workload.accelerator.vendor != "cpu" else fits
     return Plan(
         tensor=tensor,
         nodes=workload.nodes or (tensor if workload.accelerator.vendor == "cpu" else math.ceil(tensor / GPUS_PER_NODE)),
-        replicas=replicas,
+        replicas=min(math.ceil(workload.concurrency / requests), workload.gpus // tensor),
+        experts=cuts_blocks(workload, shape, tensor),
         weights_gib=weights,
+        reserve_gib=reserve,
         kv_gib=room,
         kv_token_bytes=token,
-        kv_tokens=tokens,
+        request_bytes=whole,
+        kv_tokens=int(room * GIB / (whole / workload.tokens)),
+        fits=fits,
         requests=requests,
-        step_ms=_step_ms(workload, shape, tensor, token * running(workload, requests, replicas)),
     )
 
 
-def shared_tokens(workload: Workload, able: Capability) -> int:
-    """Tokens that all requests of a replica keep once."""
-    return workload.shared_tokens if able.prefix_cache else 0
+def room_gib(workload: Workload, able: Capability, tensor: int, weights: float, reserve: float) -> float:
+    """For KV in a replica; below 0 where the weights alone are too much."""
+    assert workload.accelerator_gib is not None
+    own = cache_gib(able.backend, workload.accelerator_gib, workload.fraction, weights / tensor, reserve)
+    return tensor * own
 
 
 def running(workload: Workload, requests: int, replicas: int) -> int:
     """Requests that a replica computes at once."""
     return min(requests, math.ceil(workload.concurrency / replicas))
-
-
-def _step_ms(workload: Workload, shape: Shape, tensor: int, kv_bytes: float) -> float:
-    """`kv_bytes`: of one token of every running request. Half of each answer is there, on average."""
-    read = weight_bytes(shape, workload.known_quantization) * shape.active / shape.parameters
-    read += kv_bytes * (workload.input_tokens + workload.output_tokens / 2)
-    return read / (tensor * workload.accelerator.bandwidth_gbs * 1e9) * 1e3
-
-
-# As text
-
-
-def weights_text(workload: Workload, shape: Shape) -> str:
-    """`70.6B x 2 bytes = 131.4 GiB`."""
-    each = min(WEIGHT_BYTES[workload.known_quantization], shape.native_bytes)
-    text = f"{size_text(shape.parameters)} x 2 bytes"
-    if each < 2:
-        rest = size_text(shape.parameters - shape.embedding)
-        text = f"{rest} x {each:g} byte{'s' * (each != 1)} + {size_text(shape.embedding)} of embedding x 2 bytes"
-    if workload.adapters:
-        text += f" + {workload.adapters} adapters x {adapter_bytes(workload, shape) / workload.adapters / GIB:.2f} GiB"
-    return f"{text} = {weights_gib(workload, shape):,.1f} GiB"
-
-
-def kv_text(workload: Workload, shape: Shape, tensor: int) -> str:
-    """`2 x 32 layers x 8 heads x 128 x 2 bytes = 128 KiB`."""
-    heads = f"{shape.latent}" if shape.latent else f"2 x {shape.kv_heads} heads x {shape.head_dim}"
-    text = f"{shape.layers} layers x {heads} x {workload.accelerator.kv_bytes} bytes"
-    if (copies := shape.kv_copies(tensor)) > 1:
-        text += f" x {copies:g} copies"
-    return f"{text} = {kv_token_bytes(workload, shape, tensor) / 1024:,.1f} KiB"
-
-
-def explain(workload: Workload, shape: Shape, able: Capability, plan: Plan) -> Iterator[tuple[str, str]]:
-    """The plan's arithmetic, as lines of what and how."""
-    memory = workload.accelerator_gib
-    yield "weights", weights_text(workload, shape) + (" (estimated shape)" if shape.estimated else "")
-    yield "KV, a token", kv_text(workload, shape, plan.tensor)
-    yield (
-        "room for KV",
-        f"{plan.tensor} x ({memory:g} GiB x {FRACTION:g} - {RESERVE_GIB:g} GiB) - {plan.weights_gib:,.1f} GiB"
-        f" = {plan.kv_gib:,.1f} GiB = {plan.kv_tokens:,} tokens",
-    )
-    shared = shared_tokens(workload, able)
-    own = workload.tokens - shared
-    length = f"{workload.input_tokens:,} + {workload.output_tokens:,} tokens"
-    if shared:
-        text = f"{length}, of which {shared:,} are shared: ({plan.kv_tokens:,} - {shared:,}) / {own:,}"
-    else:
-        text = f"{length}: {plan.kv_tokens:,} / {own:,}"
-    yield "requests", f"{text} = {plan.requests:,} at once in a replica"
-    yield "replicas", _replicas_text(workload, plan)
-    yield (
-        "decode step",
-        f"at least {plan.step_ms:.1f} ms: weights and KV, read once at {plan.tensor} x "
-        f"{workload.accelerator.bandwidth_gbs:,.0f} GB/s",
-    )
-
-
-def _replicas_text(workload: Workload, plan: Plan) -> str:
-    what = "machine" if workload.accelerator.vendor == "cpu" else "GPU"
-    there = f"{workload.gpus:,} {what}{'s' if workload.gpus > 1 else ''}"
-    wanted = math.ceil(workload.concurrency / plan.requests)
-    text = f"{workload.concurrency:,} / {plan.requests:,} -> {wanted:,}"
-    if wanted > plan.replicas:
-        held = plan.replicas * plan.requests
-        text += f", but {there} make {plan.replicas}: {held:,} run at once, the others wait"
-    return f"{text}; {plan.replicas} x {plan.tensor} = {plan.gpus} of {there}"
-
-
-def shortfall(workload: Workload, shape: Shape, able: Capability) -> str:
-    """Why not even one request fits: the arithmetic for as many GPUs as the backend can use together."""
-    tensor = max(degrees(workload, shape, able), default=None)
-    if tensor is None:
-        return f"{workload.tensor} GPUs cannot share the {shape.kv_heads} KV heads of {shape.name} evenly"
-    return (
-        f"{weights_text(workload, shape)} of weights, + {_request_gib(workload, shape, tensor):.1f} GiB of KV for one "
-        f"request of {workload.tokens:,} tokens, + {tensor} x {RESERVE_GIB:g} GiB of reserve = "
-        f"{_comparison(workload, shape, tensor)}"
-    )
-
-
-def lack(workload: Workload, shape: Shape, able: Capability) -> str:
-    """The same in short, to follow a backend's name."""
-    tensor = max(degrees(workload, shape, able), default=None)
-    if tensor is None:
-        return f"cannot have {workload.tensor} GPUs share the {shape.kv_heads} KV heads of {shape.name}"
-    return f"needs {_comparison(workload, shape, tensor)}"
-
-
-def _comparison(workload: Workload, shape: Shape, tensor: int) -> str:
-    assert workload.accelerator_gib is not None
-    needed = weights_gib(workload, shape) + _request_gib(workload, shape, tensor) + tensor * RESERVE_GIB
-    there = tensor * workload.accelerator_gib * FRACTION
-    return f"{needed:,.1f} GiB > {tensor} x {workload.accelerator_gib:g} GiB x {FRACTION:g} = {there:,.1f} GiB"
-
-
-def _request_gib(workload: Workload, shape: Shape, tensor: int) -> float:
-    return workload.tokens * kv_token_bytes(workload, shape, tensor) / GIB

@@ -10,10 +10,15 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
+from headwater.pick import models
 from headwater.pick.capabilities import CAPABILITIES, BackendName, Capability, Strength
 from headwater.pick.hardware import Vendor
-from headwater.pick.memory import Plan, find_plan, lack, shares_layers
+from headwater.pick.memory import Plan, shares_layers
+from headwater.pick.sizing import find_plan, lack
 from headwater.pick.workload import Workload
+
+BUILD: Final = timedelta(minutes=30)
+"""What TensorRT-LLM's engine needs before the first start. Its PyTorch backend, the default, needs nothing."""
 
 HEAVY_SHARE: Final = 0.5
 HEAVY_TOKENS: Final = 256
@@ -90,8 +95,8 @@ def _hugging_face(_: Workload) -> str:
 
 def _peak(workload: Workload) -> str:
     return (
-        f"Its kernels get the most out of {workload.accelerator.title} GPUs, and a build of half an hour is within "
-        f"your {_minutes(workload.build_time)} minutes; each new model or shape is built again."
+        f"Its kernels get the most out of {workload.accelerator.title} GPUs, and a build of {_minutes(BUILD)} minutes "
+        f"is within your {_minutes(workload.build_time)}; each new model or shape is built again."
     )
 
 
@@ -119,7 +124,7 @@ RULES: Final = (
     Rule("breadth", lambda workload: workload.broad_models, _breadth),
     Rule("prefix", lambda w: prefix_heavy(w) or w.agentic or w.structured or w.mixed, _prefix),
     Rule("hugging face", lambda workload: workload.hugging_face, _hugging_face),
-    Rule("peak", lambda workload: bool(workload.build_time), _peak),
+    Rule("peak", lambda workload: workload.build_time >= BUILD, _peak),
     Rule("cpu", lambda workload: workload.accelerator.vendor == "cpu", _cpu),
     Rule("default", lambda workload: True, _default),
 )
@@ -131,6 +136,11 @@ def _otherwise(workload: Workload, able: Capability) -> str:
             return (
                 f"As able as vLLM, and first from a shared prefix of {HEAVY_SHARE:.0%} and {HEAVY_TOKENS} tokens on; "
                 f"here {workload.shared_tokens:,} of {workload.input_tokens:,} are."
+            )
+        case "tensorrt-llm":
+            return (
+                "Its PyTorch backend needs no build, and is fast on Hopper and Blackwell; fewer models and features "
+                "than vLLM, and an image that has to be named."
             )
         case "tgi":
             return (
@@ -146,7 +156,14 @@ def _otherwise(workload: Workload, able: Capability) -> str:
 
 # What cannot be
 
-_VENDORS: Final[dict[Vendor, str]] = {"nvidia": "NVIDIA GPUs", "amd": "AMD GPUs", "cpu": "CPUs"}
+_VENDORS: Final[dict[Vendor, str]] = {
+    "nvidia": "NVIDIA GPUs",
+    "amd": "AMD GPUs",
+    "cpu": "CPUs",
+    "intel": "Intel GPUs",
+    "gaudi": "Gaudi",
+    "tpu": "TPUs",
+}
 
 
 def obstacles(workload: Workload, able: Capability) -> Iterator[str]:
@@ -160,9 +177,10 @@ def obstacles(workload: Workload, able: Capability) -> Iterator[str]:
         *others, last = (each.title() for each in able.generations)
         own = str(accelerator.generation).title()
         yield f"is deployed on {', '.join(others)} and {last} GPUs only; {accelerator.title} is {own}"
-    if able.build > workload.build_time:
-        allowed = _minutes(workload.build_time)
-        yield f"needs a build of {_minutes(able.build)} minutes, and --build-time allows {allowed}"
+    if workload.online and workload.known_quantization not in able.online:
+        yield f"makes no {workload.known_quantization} of weights in 16 bits: it takes a checkpoint that is so already"
+    if workload.kv_dtype == "fp8" and not able.kv_fp8:
+        yield "keeps no KV cache in FP8"
     yield from _traffic_obstacles(workload, able)
     yield from _model_obstacles(workload, able)
 
@@ -190,6 +208,8 @@ def _model_obstacles(workload: Workload, able: Capability) -> Iterator[str]:
     family = workload.known_family
     if family and able.families is not None and family not in able.families:
         yield f"has no code of its own for {family} models"
+    if not able.vision and workload.source and (known := models.named(workload.source)) and known.vision:
+        yield "runs no models that see"
     if not loads(workload, able):
         yield f"cannot load {workload.source}"
 

@@ -5,13 +5,19 @@ Only fields that differ from their defaults are written, so that the file shows 
 
 import math
 import re
+from collections.abc import Iterator
 from typing import Any, Final
 
 import yaml
 
+from headwater import backends
+from headwater.pick.capabilities import BackendName
 from headwater.pick.choice import Part, Pick
-from headwater.pick.memory import GIB, RESERVE_GIB, running
-from headwater.pick.workload import WorkloadError
+from headwater.pick.hardware import Vendor
+from headwater.pick.memory import running
+from headwater.pick.ranking import BUILD
+from headwater.pick.reserve import CPU_GIB, GIB
+from headwater.pick.workload import Workload, WorkloadError
 from headwater.resource import API_VERSION, KIND
 
 _LONGEST_NAME: Final = 36
@@ -23,8 +29,17 @@ _ENGINE_BATCH: Final = 512
 """Tokens of its step by default, at least one for each request."""
 
 
+def missing(pick: Pick) -> str | None:
+    """What has to be said before the deployments can be written; None: nothing."""
+    if pick.workload.source is None:
+        return "--model: must say where the weights are, such as hf://OWNER/NAME: a size alone does not"
+    return next((lack for part in pick.parts if (lack := _missing_image(part))), None)
+
+
 def deployments(pick: Pick) -> list[dict[str, Any]]:
-    """One ModelDeployment for each part. Raises WorkloadError where the model has no source."""
+    """One ModelDeployment for each part. Raises WorkloadError where something is `missing`."""
+    if lack := missing(pick):
+        raise WorkloadError(lack)
     return [_deployment(pick, part) for part in pick.parts]
 
 
@@ -42,8 +57,7 @@ def to_yaml(pick: Pick) -> str:
 
 def _deployment(pick: Pick, part: Part) -> dict[str, Any]:
     source = pick.workload.source
-    if source is None:
-        raise WorkloadError("--model: must say where the weights are, such as hf://OWNER/NAME: a size alone does not")
+    assert source is not None
     name = _name(source, part.role)
     model: dict[str, Any] = {"source": source}
     if aliases := _aliases(source, part):
@@ -67,21 +81,72 @@ def _name(source: str, role: str = "") -> str:
 def _aliases(source: str, part: Part) -> list[str]:
     """The name that two parts share; and the model's own, which `transformers serve` answers to alone."""
     aliases = [_name(source)] if part.role else []
-    if part.candidate.backend == "transformers":
-        aliases.append(re.sub(r"^(hf|file)://", "", source))
+    if part.candidate.backend == "transformers" and source.startswith("hf://"):
+        aliases.append(source.removeprefix("hf://"))
     return aliases
 
 
 def _backend(part: Part) -> dict[str, Any]:
-    backend: dict[str, Any] = {"type": part.candidate.backend}
+    workload, name = part.workload, part.candidate.backend
+    backend: dict[str, Any] = {"type": name}
+    backend |= _image(workload, name)
     # On a CPU servers do not take what memory there is: they are told.
-    gib = str(_cpu_cache_gib(part)) if part.workload.accelerator.vendor == "cpu" else None
-    if part.candidate.backend == "headwater":
-        args = [*(["--kv-cache-gib", gib] if gib else []), *_sequences(part)]
-        backend |= {"args": args} if args else {}
-    if part.candidate.backend == "vllm" and gib:
+    gib = str(_cpu_cache_gib(part)) if workload.accelerator.vendor == "cpu" else None
+    args = list(_args(part, gib))
+    if name == "vllm" and gib:
         backend["env"] = {"VLLM_CPU_KVCACHE_SPACE": gib}
-    return backend
+    return backend | ({"args": args} if args else {})
+
+
+def _missing_image(part: Part) -> str | None:
+    """Without an image nothing would start; our own engine's is the operator's matter."""
+    name, vendor = part.candidate.backend, part.workload.accelerator.vendor
+    known = backends.get(name)
+    if part.workload.image or name == "headwater" or (name, vendor) in _IMAGES or (known.image and vendor == "nvidia"):
+        return None
+    hint = f"; {known.image_hint}" if known.image_hint else f" on {part.workload.accelerator.title}"
+    return f"--image: must say which container image runs {name}{hint}"
+
+
+def _image(workload: Workload, name: BackendName) -> dict[str, str]:
+    if workload.image:
+        return {"image": workload.image}
+    if built := _IMAGES.get((name, workload.accelerator.vendor)):
+        return {"image": f"{built}:{(backends.get(name).image or '').rpartition(':')[2]}"}
+    return {}
+
+
+_IMAGES: Final[dict[tuple[BackendName, Vendor], str]] = {
+    ("vllm", "amd"): "vllm/vllm-openai-rocm",
+    ("vllm", "cpu"): "vllm/vllm-openai-cpu",
+    ("vllm", "intel"): "vllm/vllm-openai-xpu",
+}
+"""Builds of a server for other devices than its own image is for, at the same version."""
+
+
+_SEQUENCES: Final = {
+    "vllm": "--max-num-seqs",
+    "sglang": "--max-running-requests",
+    "tensorrt-llm": "--max_batch_size",
+    "tgi": "--max-concurrent-requests",
+}
+
+
+def _args(part: Part, cpu_gib: str | None) -> Iterator[str]:
+    plan, name = part.plan, part.candidate.backend
+    if name == "headwater":
+        yield from ["--kv-cache-gib", cpu_gib] if cpu_gib else []
+        yield from _sequences(part)
+    if part.workload.sequences and name in _SEQUENCES:
+        yield from [_SEQUENCES[name], str(part.workload.sequences)]
+    if plan.experts:
+        yield from {
+            "vllm": ["--enable-expert-parallel"],
+            "sglang": ["--ep-size", str(plan.tensor)],
+            "tensorrt-llm": ["--ep_size", str(plan.tensor)],
+        }[name]
+    if name == "tensorrt-llm" and part.workload.build_time >= BUILD:
+        yield from ["--backend", "tensorrt"]
 
 
 def _cpu_cache_gib(part: Part) -> int:
@@ -92,7 +157,7 @@ def _cpu_cache_gib(part: Part) -> int:
 
 
 def _sequences(part: Part) -> list[str]:
-    wanted = running(part.workload, part.plan.requests, part.plan.replicas)
+    wanted = part.workload.sequences or running(part.workload, part.plan.requests, part.plan.replicas)
     return ["--max-num-seqs", str(min(wanted, _ENGINE_BATCH))] if wanted > _ENGINE_SEQUENCES else []
 
 
@@ -106,7 +171,7 @@ def _size(part: Part) -> dict[str, Any]:
     if (resource := workload.accelerator.resource) is not None:
         size["resources"] = {"limits": {resource: plan.tensor // plan.nodes}}
     else:
-        memory = f"{math.ceil((plan.weights_gib + _cpu_cache_gib(part)) / plan.nodes + RESERVE_GIB)}Gi"
+        memory = f"{math.ceil((plan.weights_gib + _cpu_cache_gib(part)) / plan.nodes + CPU_GIB)}Gi"
         size["resources"] = {"requests": {"memory": memory}, "limits": {"memory": memory}}
     return size
 
@@ -116,10 +181,15 @@ def _rest(part: Part) -> dict[str, Any]:
     rest: dict[str, Any] = {}
     if part.candidate.backend != "transformers":
         rest["context"] = {"maxTokens": _max_tokens(part)}
-    if workload.known_quantization != "none":
+    if workload.online:  # what is quantized already says so itself; an explicit word would choose a slower kernel
         rest["quantization"] = workload.known_quantization
-    if workload.host_cache_gib:
-        rest["cache"] = {"hostGiB": workload.host_cache_gib}
+    cache: dict[str, Any] = {"fraction": workload.fraction} if workload.fraction else {}
+    cache |= {"hostGiB": workload.host_cache_gib} if workload.host_cache_gib else {}
+    cache |= {"dtype": workload.kv_dtype} if workload.kv_dtype != "auto" else {}
+    if cache:
+        rest["cache"] = cache
+    if part.candidate.backend == "transformers" and str(workload.source).startswith("hf://"):
+        rest["weights"] = {"cached": False}  # from a volume it would answer to no name but its own
     if part.role:
         rest["routing"] = {"share": "Auto"}
     return rest

@@ -3,10 +3,12 @@
 Each field is a flag of `headwater pick`; its description is the flag's help.
 """
 
+import difflib
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     AfterValidator,
@@ -21,10 +23,11 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from headwater.pick import models
-from headwater.pick.hardware import ACCELERATORS, UNKNOWN, Accelerator, accelerator
-from headwater.pick.models import Shape
-from headwater.resource import Duration, Quantization, Source
+from headwater.pick import models, names
+from headwater.pick.hardware import ACCELERATORS, Accelerator, accelerator
+from headwater.pick.precision import Precision, precision_in
+from headwater.pick.shape import Kept, Shape
+from headwater.resource import Duration, Source
 from headwater.validation import finding, found
 
 MAX_GPUS: Final = 10_000
@@ -58,7 +61,7 @@ def _check_model(model: str) -> str:
     except ValidationError:
         raise _rule(
             f"must be a size such as 8b, a source such as hf://OWNER/NAME, or a known model such as "
-            f"{models.SHAPES[4].name}; found {found(model)}"
+            f"Llama-3.1-8B; found {found(model)}"
         ) from None
     return model
 
@@ -73,19 +76,39 @@ def _source(model: str) -> str:
 
 
 def _check_gpu(name: str) -> str:
-    if name not in ACCELERATORS and name not in UNKNOWN:
-        raise _rule(f"must be one of {', '.join(ACCELERATORS)}; found {found(name)}")
-    return name
+    try:
+        return accelerator(name).name
+    except KeyError:
+        pass
+    close = difflib.get_close_matches(name.lower(), ACCELERATORS, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise _rule(
+        f"must be one of {', '.join(ACCELERATORS)}, or a MIG slice such as h100-2g.20gb; found {found(name)}{hint}"
+    )
 
 
 Parameters = Annotated[float, BeforeValidator(_read_size), Field(ge=1e6, le=1e14)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+def _read_prices(value: Any) -> Any:
+    """`h100=2.5,l40s=1.1` as a mapping."""
+    if not isinstance(value, str):
+        return value
+    try:
+        pairs = (each.rsplit("=", 1) for each in value.split(","))
+        return {name.strip().lower(): float(price) for name, price in pairs}
+    except ValueError:
+        raise _rule(f"must be prices such as h100=2.5,l40s=1.1; found {found(value)}") from None
+
+
+Prices = Annotated[dict[str, Annotated[float, Field(gt=0)]], BeforeValidator(_read_prices)]
+
+
 class Workload(BaseModel):
     """Raises pydantic's ValidationError; `workload` reads one and raises WorkloadError instead."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
     model: Annotated[str, AfterValidator(_check_model)] | None = Field(
         default=None,
@@ -95,8 +118,26 @@ class Workload(BaseModel):
         default=None, description="Its parameters, such as 8b; without it: what the name says"
     )
     family: str | None = Field(default=None, description="Its family, such as llama; without it: what the name says")
-    quantization: Quantization | None = Field(
-        default=None, description="Of the weights; without it: what the model's name says, else none"
+    active: Parameters | None = Field(
+        default=None, description="Parameters that compute one token, of a mixture of experts, such as 3b"
+    )
+    layers: int | None = Field(default=None, ge=1, le=1000, description="Layers of a model that is not known")
+    full_layers: int | None = Field(
+        default=None, ge=1, le=1000, description="Of these, layers that keep all tokens, where others keep a window"
+    )
+    window: int | None = Field(default=None, ge=1, description="Tokens that the other layers keep; without it: a state")
+    heads: int | None = Field(default=None, ge=1, le=1024, description="Attention heads of a model that is not known")
+    kv_heads: int | None = Field(default=None, ge=1, le=1024, description="KV heads of it")
+    head_dim: int | None = Field(default=None, ge=1, le=4096, description="Elements of one head's key")
+    latent: int | None = Field(
+        default=None, ge=1, description="Elements that a layer keeps of a token in place of keys and values (MLA)"
+    )
+    quantization: Precision | None = Field(
+        default=None, description="Of the weights; without it: what the model's name or its config says, else none"
+    )
+    kv_dtype: Literal["auto", "fp8"] = Field(default="auto", description="Number format of the KV cache")
+    fraction: float | None = Field(
+        default=None, gt=0, le=1, description="Share of the memory that the server may use; without it: its default"
     )
     adapters: int = Field(default=0, ge=0, description="LoRA adapters served beside the model")
     gpu: Annotated[str, AfterValidator(_check_gpu)] = Field(default="h100", description="The accelerator, or cpu")
@@ -104,11 +145,21 @@ class Workload(BaseModel):
         default=1, ge=1, le=MAX_GPUS, description="How many there are, for all replicas; of cpu: how many machines"
     )
     memory_gib: float | None = Field(
-        default=None, gt=0, description="Memory of one in GiB; without it: the data sheet's, and 64 for cpu"
+        default=None, gt=0, description="Memory of one in GiB, as servers see it; without it: as known, and 64 for cpu"
+    )
+    bandwidth: float | None = Field(default=None, gt=0, description="Of its memory, in GB/s; without it: as known")
+    flops: float | None = Field(
+        default=None, gt=0, description="Of it in bfloat16, in 10^12 a second; without it: as known"
     )
     concurrency: int = Field(default=32, ge=1, description="Requests in flight at the same time, at peak")
     input_tokens: int = Field(default=1000, ge=1, description="Prompt tokens of a typical request")
     output_tokens: int = Field(default=250, ge=1, description="Output tokens of a typical request")
+    rate: float | None = Field(default=None, gt=0, description="Requests a second that must be kept up with")
+    ttft: float | None = Field(default=None, gt=0, description="Seconds that a first token may take, computed at once")
+    tpot: float | None = Field(default=None, gt=0, description="Seconds that each further token may take")
+    offline: bool = Field(default=False, description="Nobody waits: as many tokens a second as all GPUs can make")
+    price: Prices = Field(default={}, description="Of a GPU in an hour, such as h100=2.5,l40s=1.1")
+    budget: float | None = Field(default=None, gt=0, description="What all GPUs may cost in an hour, with --price")
     shared_prefix: Share = Field(
         default=0.0, description="Share of the prompt that many requests have in common, 0 to 1"
     )
@@ -130,7 +181,22 @@ class Workload(BaseModel):
     nodes: int | None = Field(
         default=None, ge=1, description="Machines that a replica is spread over; without it: one for each 8 GPUs"
     )
+    sequences: int | None = Field(
+        default=None, ge=1, description="Most requests that a server runs at once; fewer need less memory of its own"
+    )
     host_cache_gib: float = Field(default=0.0, ge=0, description="Host memory in GiB that evicted KV blocks move to")
+    image: str | None = Field(
+        default=None, description="The server's container image, where it is not the backend's own"
+    )
+    read: Shape | None = Field(default=None, exclude=True, repr=False)
+    """The model, where its config.json was read. No flag."""
+
+    @field_validator("budget")
+    @classmethod
+    def with_a_price(cls, budget: float | None, info: ValidationInfo) -> float | None:
+        if budget is not None and info.data.get("gpu") not in info.data.get("price", {}):
+            raise _rule(f"needs --price {info.data.get('gpu')}=USD; found {budget:g} alone")
+        return budget
 
     @field_validator("tensor")
     @classmethod
@@ -149,12 +215,20 @@ class Workload(BaseModel):
 
     @property
     def accelerator(self) -> Accelerator:
-        return accelerator(self.gpu)
+        known = accelerator(self.gpu)
+        own = {"bandwidth_gbs": self.bandwidth, "tflops": self.flops, "tflops8": self.flops and 2 * self.flops}
+        own["memory_gib"] = self.memory_gib
+        return replace(known, **{name: value for name, value in own.items() if value is not None})  # type: ignore[arg-type]
+
+    @property
+    def gpu_price(self) -> float | None:
+        """Of one in an hour; None: not said."""
+        return self.price.get(self.gpu)
 
     @property
     def accelerator_gib(self) -> float | None:
         """Memory of one; None: not known."""
-        return self.memory_gib if self.memory_gib is not None else self.accelerator.memory_gib
+        return self.accelerator.memory_gib
 
     @property
     def source(self) -> str | None:
@@ -168,13 +242,37 @@ class Workload(BaseModel):
         return models.family_in(self.source) if self.source else None
 
     @property
-    def known_quantization(self) -> Quantization:
-        """What was asked for, else what the model's name says."""
-        if self.quantization is not None:
-            return self.quantization
-        name = (self.source or "").rpartition("/")[2].lower()
-        known: tuple[Quantization, ...] = ("awq", "gptq", "fp8")
-        return next((each for each in known if each in name), "none")
+    def own_precision(self) -> Precision:
+        """How the checkpoint holds its weights: as its name says, else its config."""
+        if self.read is not None:
+            return self.read.published  # type: ignore[return-value]
+        if self.source is None:
+            return "none"
+        if (said := precision_in(self.source)) is not None:
+            return said
+        known = models.named(self.source)
+        return known.published if known else "none"  # type: ignore[return-value]
+
+    @property
+    def known_quantization(self) -> Precision:
+        """What was asked for, else what the checkpoint has."""
+        return self.own_precision if self.quantization is None else self.quantization
+
+    @property
+    def online(self) -> bool:
+        """Whether the server has to quantize what is in 16 bits.
+
+        Of formats that no server makes, the flag says what the checkpoint is.
+        """
+        return self.source is not None and self.quantization == "fp8" and self.own_precision == "none"
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether FP8 weights have a scale for each block. Those of llm-compressor and ModelOpt have one for a row."""
+        name = (self.source or "").lower()
+        return not self.online and not re.search(
+            r"dynamic|static|quantized|/(?:nvidia|redhatai|neuralmagic|amd)/", name
+        )
 
     @property
     def shared_tokens(self) -> int:
@@ -189,22 +287,49 @@ class Workload(BaseModel):
     @property
     def shape(self) -> Shape | None:
         """Of the model, known or estimated; None where neither its name nor anything else tells its size."""
+        shape = self.read or self._named() or self._estimated()
+        return shape and self._with_flags(shape)
+
+    def _named(self) -> Shape | None:
         known = models.named(self.source) if self.source else None
         if known and (self.params is None or abs(known.parameters / self.params - 1) <= models.SAME_SIZE):
             return known
+        return None
+
+    def _estimated(self) -> Shape | None:
         size = self.params or (_read_size(self.model) if self.model and not self.source else None)
         if size is None and self.source:
-            size = models.size_in(self.source)
+            size = names.size_in(self.source)
         if size is None:
             return None
-        family = self.known_family
-        return (models.like(family, size) if family else None) or models.estimate(size, family)
+        active = self.active or (names.active_in(self.source) if self.source else None)
+        if active is None and self.source and names.has_experts(self.source):
+            return None  # a dense model would be another kind
+        like = models.like(self.family.lower(), size) if self.family and not active else None
+        return like or models.estimate(size, self.known_family, active)
+
+    def _with_flags(self, shape: Shape) -> Shape:
+        """What flags say of a shape counts more than what is known or guessed."""
+        said = (self.layers, self.full_layers, self.kv_heads, self.head_dim, self.latent)
+        if self.heads:
+            shape = replace(shape, heads=self.heads)
+        if not any(said):
+            return shape
+        layers = self.layers or shape.layers
+        full = self.full_layers or layers
+        heads = 1 if self.latent else self.kv_heads or shape.kv_heads
+        width = self.latent or 2 * (self.head_dim or 128)
+        kept = [Kept(full, heads, width)]
+        if self.window and full < layers:
+            kept.append(Kept(layers - full, heads, width, self.window))
+        exact = bool(self.layers and (self.latent or (self.kv_heads and self.head_dim)))
+        return replace(shape, layers=layers, kept=tuple(kept), estimated=shape.estimated and not exact)
 
 
-def workload(values: Mapping[str, Any]) -> Workload:
-    """Read a workload, whose values may be text. Raises WorkloadError, which names the flag."""
+def workload(values: Mapping[str, Any], read: Shape | None = None) -> Workload:
+    """Read a workload, whose values may be text; `read`: its model. Raises WorkloadError, which names the flag."""
     try:
-        return Workload.model_validate(dict(values))
+        return Workload.model_validate({**values, "read": read})
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]
         raise WorkloadError(f"--{str(detail['loc'][0]).replace('_', '-')}: {finding(detail)}") from None

@@ -16,8 +16,7 @@ from headwater.pick import ImpossibleError, Pick, Workload, WorkloadError, pick
 from headwater.pick.capabilities import CAPABILITIES
 from headwater.pick.choice import change
 from headwater.pick.hardware import ACCELERATORS
-from headwater.pick.memory import FRACTION, GIB, RESERVE_GIB
-from headwater.pick.models import SHAPES
+from headwater.pick.models import catalog
 from headwater.pick.ranking import Ranking, rank
 from headwater.pick.render import to_yaml
 from headwater.pick.workload import workload
@@ -27,7 +26,8 @@ DOCS = Path(__file__).parents[2] / "docs"
 PREFIX_BACKENDS = {able.backend for able in CAPABILITIES if "prefix" in able.strengths}
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
 
-models = st.sampled_from([f"hf://{shape.hub}" for shape in SHAPES] + ["hf://lab/odd-3b", "s3://bucket/new-40b"])
+MODELS = [f"hf://{shape.hub}" for shape in catalog().values()]
+models = st.sampled_from([*MODELS, "hf://lab/odd-3b", "s3://bucket/new-40b"])
 workloads = st.builds(
     lambda minutes, **values: workload(values | {"build_time": f"{minutes}m"}),
     minutes=st.sampled_from([0, 10, 30, 90]),
@@ -46,6 +46,8 @@ workloads = st.builds(
     hugging_face=st.booleans(),
     adapters=st.sampled_from([0, 0, 3]),
     quantization=st.sampled_from([None, "none", "fp8", "awq", "gptq"]),
+    kv_dtype=st.sampled_from(["auto", "auto", "fp8"]),
+    image=st.just("lab/server:1"),
     host_cache_gib=st.sampled_from([0.0, 64.0]),
 )
 
@@ -86,7 +88,7 @@ def test_our_engine_comes_first_on_cpus_as_long_as_it_can_serve() -> None:
 
 
 def test_our_engine_has_a_place_on_nvidia_gpus_and_no_rule_speaks_for_it_there() -> None:
-    assert places() == ["vllm", "sglang", "tgi", "headwater", "transformers"]
+    assert places() == ["vllm", "sglang", "tensorrt-llm", "tgi", "headwater", "transformers"]
     assert places(shared_prefix=0.8)[:2] == ["sglang", "vllm"]
     assert "headwater" in places(model="meta-llama/Llama-3.1-70B-Instruct", gpus=4)
     for more in ({"quantization": "fp8"}, {"adapters": 1}, {"gpu": "t4"}, {"gpu": "mi300x"}):
@@ -113,9 +115,9 @@ def test_our_engine_on_gpus_runs_as_many_requests_as_it_is_there_for() -> None:
     assert made.spec.resources == {"limits": {"nvidia.com/gpu": 1}}
 
 
-def test_tensorrt_needs_hopper_or_newer_and_time_to_build() -> None:
+def test_tensorrt_needs_hopper_or_newer_and_is_first_where_there_is_time_to_build() -> None:
     assert places(build_time="40m")[0] == "tensorrt-llm"
-    assert "tensorrt-llm" not in places(build_time="20m")
+    assert places(build_time="20m").index("tensorrt-llm") == 2, "its PyTorch backend builds nothing"
     assert "tensorrt-llm" not in places(build_time="40m", gpu="a100-80")
     assert "tensorrt-llm" not in places(build_time="40m", gpu="mi300x")
 
@@ -220,8 +222,10 @@ def test_a_pick_fits_the_memory_there_is(work: Workload) -> None:
     for part in result.parts:
         plan, memory = part.plan, part.workload.accelerator_gib
         assert memory is not None
-        used = plan.weights_gib + plan.kv_tokens * plan.kv_token_bytes / GIB
-        assert used <= plan.tensor * (memory * FRACTION - RESERVE_GIB) * 1.000001
+        assert plan.weights_gib + plan.kv_gib + plan.tensor * plan.reserve_gib <= plan.tensor * memory * 1.000001
+        assert (
+            plan.fits * (plan.request_bytes - part.workload.shared_tokens * plan.kv_token_bytes) <= plan.kv_gib * 2**30
+        )
         assert plan.kv_tokens >= work.tokens
         assert plan.requests >= 1
         assert plan.tensor % plan.nodes == 0
@@ -277,11 +281,15 @@ def test_the_same_workload_gets_the_same_pick(work: Workload) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({}, "--params: is required"),
-        ({"model": "s3://bucket/mine"}, "--params: is required"),
+        ({}, "--params: it is required"),
+        ({"model": "s3://bucket/mine"}, "--params: it is required"),
         ({"model": "mine"}, "--model: must be a size such as 8b, a source such as hf://OWNER/NAME"),
         ({"model": "8b", "shared_prefix": 1.5}, "--shared-prefix: must be less than or equal to 1, found 1.5"),
         ({"model": "8b", "gpu": "tpu"}, "--gpu: must be one of cpu, t4"),
+        ({"model": "8b", "gpu": "h100s"}, "--gpu: must be one of cpu, t4"),
+        ({"model": "Qwen/Qwen-mini"}, "--params: it is required, or --config"),
+        ({"model": "lab/new-8x7b"}, "--active: it is required, or --config"),
+        ({"model": "openai/gpt-os-120"}, "--params: did you mean openai/gpt-oss-120b? Else it is required"),
         ({"model": "8b", "gpu": "nvidia"}, "--memory-gib: is required"),
         ({"model": "8b", "build_time": "long"}, "--build-time: must be a duration"),
         ({"model": "8b", "tensor": 2}, "--tensor: must be at most --gpus, which is 1; found 2"),

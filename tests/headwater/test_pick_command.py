@@ -26,9 +26,9 @@ def test_a_person_is_shown_places_obstacles_and_arithmetic(
     assert shown.startswith("Llama-3.1-8B on 1 x L4: 32 requests at once, 1,000 + 250 tokens each")
     assert "1  vllm          1 x 1  The boring default" in shown
     assert "4  headwater     1 x 1  Our own engine" in shown
-    assert "-  tensorrt-llm         It is deployed on Hopper and Blackwell GPUs only; L4 is Ada; it needs" in shown
+    assert "-  tensorrt-llm         It is deployed on Hopper and Blackwell GPUs only; L4 is Ada" in shown
     assert "8.0B x 2 bytes = 15.0 GiB" in shown
-    assert "32 layers x 2 x 8 heads x 128 x 2 bytes = 128.0 KiB" in shown
+    assert "32 layers x 8 heads x 256 x 2 bytes = 128.0 KiB" in shown
     assert "kubectl apply -f -" in shown
 
 
@@ -48,12 +48,16 @@ def test_yaml_says_why_in_comments(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_json_holds_all_that_was_found(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(*LLAMA, "--build-time", "1h", "--json") == 0
+    assert run(*LLAMA, "--build-time", "1h", "--image", "lab/trt:1", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found.keys() == {"workload", "model", "places", "excluded", "parts", "deployments", "notes"}
     assert found["workload"]["inputTokens"] == 1000
     assert found["parts"][0]["kvBytesPerToken"] == 131072
-    assert found["deployments"][0]["spec"]["backend"] == {"type": "tensorrt-llm"}
+    assert found["deployments"][0]["spec"]["backend"] == {
+        "type": "tensorrt-llm",
+        "image": "lab/trt:1",
+        "args": ["--backend", "tensorrt"],
+    }
 
 
 def test_an_impossible_workload_is_refused_with_the_arithmetic(capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,17 +66,17 @@ def test_an_impossible_workload_is_refused_with_the_arithmetic(capsys: pytest.Ca
     assert said.out == ""
     assert said.err == (
         "headwater pick: 70.6B x 2 bytes = 131.4 GiB of weights, + 0.4 GiB of KV for one request of 1,250 tokens, "
-        "+ 4 x 2 GiB of reserve = 139.8 GiB > 4 x 24 GiB x 0.9 = 86.4 GiB; try --quantization fp8 or --gpus 8\n"
+        "+ 4 x 1.7 GiB for vllm itself = 138.7 GiB > 4 x 22 GiB x 0.9 = 79.2 GiB; try --quantization fp8 or --gpus 8\n"
     )
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "headwater pick: --params: is required"),
+        ((), "headwater pick: --params: it is required"),
         (("--model", "8b", "--gpus", "0"), 'headwater pick: --gpus: must be greater than or equal to 1, found "0"'),
         (("--model", "8b", "--shared-prefix", "x"), "headwater pick: --shared-prefix: must be a number"),
-        (("--model", "8b", "--gpu", "tpu"), "--gpu must be cpu, t4"),
+        (("--model", "8b", "--gpu", "tpu"), "--gpu: must be one of cpu, t4"),
         (("--model", "8b", "--concurency", "3"), "unknown argument --concurency; did you mean --concurrency?"),
         (("--model", "8b", "--yaml", "--json"), "not allowed with argument --yaml"),
     ],
@@ -104,7 +108,7 @@ def test_a_replica_over_machines_gets_its_gpus_in_each(capsys: pytest.CaptureFix
 
 
 def test_transformers_is_given_the_one_name_that_it_answers_to(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("--model", "lab/odd-3b", "--broad-models", "--json") == 0
+    assert run("--model", "lab/odd-3b", "--broad-models", "--image", "lab/hf:5", "--json") == 0
     spec = json.loads(capsys.readouterr().out)["deployments"][0]["spec"]
     assert spec["model"] == {"source": "hf://lab/odd-3b", "aliases": ["lab/odd-3b"]}
     assert "context" not in spec

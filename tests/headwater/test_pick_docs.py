@@ -1,7 +1,6 @@
 """docs/choosing.md is true: each workload of its table is run, its example is recomputed, its tables are the code's."""
 
 import json
-import math
 import re
 import shlex
 from pathlib import Path
@@ -10,14 +9,19 @@ from typing import Any
 import pytest
 
 from headwater import cli
+from headwater.pick import speed
 from headwater.pick.capabilities import CAPABILITIES
 from headwater.pick.hardware import ACCELERATORS
-from headwater.pick.memory import GIB, weight_bytes
-from headwater.pick.models import SHAPES, estimate, named
-from headwater.pick.workload import Workload
+from headwater.pick.memory import weight_bytes
+from headwater.pick.models import catalog, estimate, named
+from headwater.pick.reserve import GIB
+from headwater.pick.workload import Workload, workload
 from headwater.resource import load
+from tests.headwater import test_pick_cases as cases
+from tests.headwater import test_pick_speed as speeds
 
-PAGE = (Path(__file__).parents[2] / "docs/choosing.md").read_text()
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "choosing.md").read_text()
 
 
 def table(heading: str) -> list[list[str]]:
@@ -103,17 +107,17 @@ def test_the_worked_example_by_hand_is_right() -> None:
     text = PAGE.partition("By hand: ")[2].partition("\n\n")[0]
     shape = named("Llama-3.3-70B")
     assert shape
-    weights = weight_bytes(shape, "fp8")
-    token = 80 * 2 * 8 * 128 * 2
-    one, two = (int((gpus * (80 * 0.9 - 2) * GIB - weights) / token) for gpus in (1, 2))
+    weights = weight_bytes(shape, workload({"model": "Llama-3.3-70B", "quantization": "fp8"}))
+    token = 80 * 8 * 256 * 2
+    free = 79.2 - (1.5 * 8192 + 512 + 2 * 128) / 1024
+    room = 2 * (free - weights / GIB / 2)
     for figure in (
         f"({shape.parameters / 1e9:.3f} - {shape.embedding / 1e9:.3f}) x 10^9 x 1",
         f"{weights / 1e9:.3f} x 10^9 bytes = {weights / GIB:.1f} GiB",
-        f"{token:,} bytes",
-        f"({one:,} - 1,600) / 700 = {(one - 1600) // 700} requests",
-        f"64 would take {math.ceil(64 / ((one - 1600) // 700))} GPUs",
-        f"{140 - weights / GIB:.1f} GiB of room",
-        f"({two:,} - 1,600) / 700 = {(two - 1600) // 700} requests",
+        f"80 x 8 x 256 x 2 = {token:,} bytes",
+        f"79.2 - 12.75 = {free:.2f} GiB",
+        f"2 x ({free:.2f} - {weights / GIB / 2:.2f}) = {room:.1f} GiB",
+        f"= {int((room * GIB - 1600 * token) / (700 * token))} requests",
     ):
         assert figure in " ".join(text.split()), f"docs/choosing.md, by hand: not {figure}"
 
@@ -130,7 +134,43 @@ def test_the_estimate_is_as_far_off_as_the_page_says(name: str, claim: str) -> N
 
 
 def test_as_many_models_are_known_as_the_page_says() -> None:
-    assert f"Shapes of {len(SHAPES)} well-known models" in PAGE
+    exact = sum(not shape.estimated for shape in catalog().values())
+    text = " ".join(PAGE.split())
+    assert f"{exact} models with their layers" in text
+    assert f"the sizes alone of {len(catalog()) - exact} more" in text
+
+
+# What was measured
+
+
+def test_the_misses_are_those_that_the_page_tells() -> None:
+    said = {row[0] for row in table_after("### Measured")}
+    counts = {cases.name_of(case): cases.least(case) for case in cases.COUNTS}
+    wrong = {name for name, least in counts.items() if least != documented(name)}
+    wrong |= {cases.name_of(case) for case in cases.ROOMS if not 0.9 <= cases.room_ratio(case) <= 1.1}
+    assert said == wrong
+    text = " ".join(PAGE.split())
+    assert f"{len(counts) - len([name for name in wrong if name in counts])} of {len(counts)} counts are right" in text
+
+
+def documented(name: str) -> int:
+    case = next(case for case in cases.COUNTS if cases.name_of(case) == name)
+    return int(case["documented_fact"].rpartition(" ")[2])
+
+
+def table_after(heading: str, page: str = PAGE) -> list[list[str]]:
+    lines = page.partition(heading)[2].partition("\n|")[2].partition("\n\n")[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def test_the_table_of_speeds_is_what_is_predicted() -> None:
+    page = (DOCS / "speed.md").read_text()
+    rows = table_after("## Predicted and published", page)
+    assert [row[6] for row in rows] == [f"{ratio:.2f}" for ratio in speeds.ratios().values()]
+    near = sum(1 / 1.5 <= float(row[6]) <= 1.5 for row in rows)
+    assert f"{near} of {len(rows)} are within 1.5 times" in " ".join(page.split())
+    for share in (speed.READING, speed.COMPUTING, speed.EXPERTS, speed.TELLING):
+        assert f"{100 * share:g} %" in page
 
 
 # Tables
@@ -144,6 +184,8 @@ def test_the_accelerators_are_those_of_the_code() -> None:
             "–" if each.vendor == "cpu" else str(each.generation),
             f"{each.memory_gib:g}",
             f"{each.bandwidth_gbs:,}",
+            " / ".join(f"{of:,}" if of else "–" for of in (each.tflops, each.tflops8, each.tflops4)),
+            f"`{each.resource}`" if each.resource else "–",
         ]
         for each in ACCELERATORS.values()
     ]
@@ -163,10 +205,13 @@ def test_the_backends_are_those_of_the_code() -> None:
             ),
             ("nodes" if able.nodes else "GPUs of a node" if able.tensor else "–")
             + "; CPUs where asked" * ("cpu" in able.tensor),
+            yes(able.experts),
             yes(able.adapters),
             yes(able.structured),
             yes(able.sampling),
             yes(able.host_cache),
+            yes(able.kv_fp8),
+            yes(able.vision),
             ", ".join(sorted(able.families)) if able.families else "any",
         ]
         for able in CAPABILITIES
@@ -181,4 +226,6 @@ def test_the_flags_are_those_of_the_help(capsys: pytest.CaptureFixture[str]) -> 
     documented = {codes(row[0])[0]: row for row in table("Flags")}
     assert documented.keys() == in_help
     for name, field in Workload.model_fields.items():
+        if field.exclude:
+            continue
         assert documented[f"--{name.replace('_', '-')}"][2].startswith(str(field.description))

@@ -1,0 +1,180 @@
+"""The arithmetic of a plan as text, and that of why there is none."""
+
+import math
+from collections.abc import Iterator
+
+from headwater.pick.capabilities import Capability
+from headwater.pick.memory import (
+    Plan,
+    adapter_bytes,
+    degrees,
+    element_bytes,
+    kv_token_bytes,
+    padding,
+    quantized_parameters,
+    request_bytes,
+    room_gib,
+    shared_tokens,
+    step_of,
+    weights_gib,
+)
+from headwater.pick.precision import bytes_of
+from headwater.pick.reserve import DEFAULT_FRACTION, GIB, reserve_gib
+from headwater.pick.shape import Kept, Shape, size_text
+from headwater.pick.speed import SPREAD, Range, speed_of
+from headwater.pick.workload import Workload
+
+
+def weights_text(workload: Workload, shape: Shape, able: Capability) -> str:
+    """`70.6B x 2 bytes = 131.4 GiB`."""
+    quantized = quantized_parameters(shape, workload)
+    each = bytes_of(workload.known_quantization, workload.model or "")
+    if shape.stored is not None and not workload.online:
+        text = f"{shape.stored:,.0f} bytes in its files"
+    elif workload.known_quantization == "none":
+        text = f"{size_text(shape.parameters)} x 2 bytes"
+    else:
+        text = f"{size_text(quantized)} x {each:.4g} byte{'s' * (each != 1)}"
+        if (larger := padding(shape, workload)) > 1:
+            text += f" x {larger:.3f} of padding"
+        text += f" + {size_text(shape.parameters - quantized)} x 2 bytes"
+    if workload.adapters:
+        text += f" + {adapter_bytes(workload, shape, able.backend) / GIB:.2f} GiB of slots for adapters"
+    return f"{text} = {weights_gib(workload, shape, able):,.1f} GiB"
+
+
+def kv_text(workload: Workload, shape: Shape, tensor: int) -> str:
+    """`80 layers x 8 heads x 256 x 2 bytes = 320 KiB`, and what windows take besides."""
+    each = element_bytes(workload)
+    grows = [kept for kept in shape.kept if kept.window is None]
+    terms = [_kept_text(kept, tensor) for kept in grows]
+    per = f"{each} byte{'s' * (each != 1)}"
+    text = " + ".join(terms) + f" x {per}" if len(terms) == 1 else f"({' + '.join(terms)}) x {per}"
+    text += f" = {kv_token_bytes(workload, shape, tensor) / 1024:,.1f} KiB"
+    if fixed := shape.fixed_elements(tensor, workload.tokens) * each:
+        text += f"; windows and states {fixed / 2**20:,.1f} MiB a request"
+    return text
+
+
+def _kept_text(kept: Kept, tensor: int) -> str:
+    heads = f"{kept.heads} heads x {kept.width:g}" if kept.heads > 1 else f"{kept.width:g}"
+    copies = f" x {kept.copies(tensor):g} copies" if kept.copies(tensor) > 1 else ""
+    return f"{kept.layers} layers x {heads}{copies}"
+
+
+def explain(workload: Workload, shape: Shape, able: Capability, plan: Plan) -> Iterator[tuple[str, str]]:
+    """The plan's arithmetic, as lines of what and how."""
+    yield "weights", weights_text(workload, shape, able) + (" (estimated shape)" if shape.estimated else "")
+    yield "KV, a token", kv_text(workload, shape, plan.tensor)
+    yield "room for KV", _room_text(workload, able, plan)
+    yield "requests", _requests_text(workload, able, plan)
+    yield "replicas", _replicas_text(workload, plan)
+    yield from _speed_text(workload, shape, plan)
+
+
+def _room_text(workload: Workload, able: Capability, plan: Plan) -> str:
+    memory, reserve = f"{workload.accelerator_gib:g}", f"{plan.reserve_gib:.1f} GiB"
+    each = f"{plan.weights_gib / plan.tensor:,.1f} GiB"
+    share = f"{workload.fraction or DEFAULT_FRACTION:g}"
+    if able.backend == "sglang":
+        text = f"({memory} GiB - {reserve}"
+        text = f"({memory} GiB x {share}" if workload.fraction else text
+        text += f" - {each})"
+    elif able.backend == "tensorrt-llm":
+        text = f"{share} x ({memory} GiB - {each} - {reserve})"
+    else:
+        text = f"({memory} GiB x {share} - {reserve} - {each})"
+    return f"{plan.tensor} x {text} = {plan.kv_gib:,.1f} GiB = {plan.kv_tokens:,} tokens"
+
+
+def _requests_text(workload: Workload, able: Capability, plan: Plan) -> str:
+    shared = shared_tokens(workload, able)
+    text = f"{workload.input_tokens:,} + {workload.output_tokens:,} tokens"
+    if shared:
+        text += f", of which {shared:,} are shared"
+    text += f": {plan.kv_gib:,.1f} GiB holds {plan.fits:,}"
+    if plan.requests < plan.fits:
+        text += f"; the server runs {plan.requests:,} at once"
+    return text
+
+
+def _replicas_text(workload: Workload, plan: Plan) -> str:
+    what = "machine" if workload.accelerator.vendor == "cpu" else "GPU"
+    there = f"{workload.gpus:,} {what}{'s' if workload.gpus > 1 else ''}"
+    wanted = math.ceil(workload.concurrency / plan.requests)
+    text = f"{workload.concurrency:,} / {plan.requests:,} -> {wanted:,}"
+    if plan.replicas > wanted:
+        text += "; all GPUs" if workload.offline else f"; for {workload.rate:g} requests a second, {plan.replicas:,}"
+    if wanted > plan.replicas:
+        held = plan.replicas * plan.requests
+        text += f", but {there} make {plan.replicas}: {held:,} run at once, the others wait"
+    return f"{text}; {plan.replicas} x {plan.tensor} = {plan.gpus} of {there}"
+
+
+def _speed_text(workload: Workload, shape: Shape, plan: Plan) -> Iterator[tuple[str, str]]:
+    speed = speed_of(shape, workload, plan)
+    yield (
+        "decode step",
+        f"at least {speed.step_seconds * 1e3:.1f} ms: what it reads, at {plan.tensor} x "
+        f"{workload.accelerator.bandwidth_gbs:,.0f} GB/s",
+    )
+    yield "tokens", f"{_range(speed.tokens, 1, '.0f')} a second from {plan.replicas} x {plan.tensor}"
+    yield (
+        "latency",
+        f"first token {_range(speed.first, 1e3, '.0f')} ms, each further one {_range(speed.each, 1e3, '.1f')} ms",
+    )
+    if price := workload.gpu_price:
+        hour = price * plan.gpus
+        million = hour / (speed.tokens.middle * 3600 / 1e6)
+        yield "cost", f"{hour:,.2f} an hour, {million / SPREAD:.2f} to {million * SPREAD:.2f} for a million tokens"
+
+
+def _range(what: Range, scale: float, form: str) -> str:
+    return f"{format(what.low * scale, ',' + form)} to {format(what.high * scale, ',' + form)}"
+
+
+# Why not
+
+
+def shortfall(workload: Workload, shape: Shape, able: Capability) -> str:
+    """Why not even one request fits: the arithmetic for as many GPUs as the backend can use together."""
+    tensor = max(degrees(workload, shape, able), default=None)
+    if tensor is None:
+        return f"{workload.tensor} GPUs cannot share {_cut(workload, shape)}"
+    reserve = reserve_gib(able.backend, workload.accelerator, shape, tensor, step_of(workload, able))
+    cache = f"{_request_gib(workload, shape, tensor):.1f} GiB of KV"
+    return (
+        f"{weights_text(workload, shape, able)} of weights, + {cache} for one request of {workload.tokens:,} tokens, "
+        f"+ {tensor} x {reserve:.1f} GiB for {able.backend} itself = "
+        f"{_comparison(workload, shape, able, tensor)}"
+    )
+
+
+def lack(workload: Workload, shape: Shape, able: Capability) -> str:
+    """The same in short, to follow a backend's name."""
+    tensor = max(degrees(workload, shape, able), default=None)
+    if tensor is None:
+        return f"cannot have {workload.tensor} GPUs share {_cut(workload, shape)}"
+    return f"needs {_comparison(workload, shape, able, tensor)}"
+
+
+def _cut(workload: Workload, shape: Shape) -> str:
+    if workload.tensor and shape.divides(workload.tensor):
+        return f"the blocks of {shape.name}'s experts evenly, which are {shape.expert_width:,} wide"
+    return f"the {shape.heads} heads and {shape.kv_heads} KV heads of {shape.name} evenly"
+
+
+def _comparison(workload: Workload, shape: Shape, able: Capability, tensor: int) -> str:
+    weights = weights_gib(workload, shape, able)
+    reserve = reserve_gib(able.backend, workload.accelerator, shape, tensor, step_of(workload, able))
+    there = room_gib(workload, able, tensor, 0.0, 0.0)
+    needed = weights + _request_gib(workload, shape, tensor) + tensor * reserve
+    share = f" x {workload.fraction or DEFAULT_FRACTION:g}" if able.backend != "sglang" or workload.fraction else ""
+    if able.backend == "tensorrt-llm":  # its fraction is of what is left after loading
+        needed += _request_gib(workload, shape, tensor) * (1 / (workload.fraction or DEFAULT_FRACTION) - 1)
+        there, share = tensor * (workload.accelerator_gib or 0), ""
+    return f"{needed:,.1f} GiB > {tensor} x {workload.accelerator_gib:g} GiB{share} = {there:,.1f} GiB"
+
+
+def _request_gib(workload: Workload, shape: Shape, tensor: int) -> float:
+    return request_bytes(workload, shape, tensor, workload.tokens) / GIB

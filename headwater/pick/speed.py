@@ -1,0 +1,164 @@
+"""How fast a plan can be: a roofline of each step, with efficiencies fitted to published measurements.
+
+A step reads the weights that its tokens touch and the cache of all running requests, or computes, whichever takes
+longer; then GPUs that share layers tell each other. A replica that always has requests spends its time on their
+prompts and on steps that give each running request one token. `docs/speed.md` compares what comes out with what was
+measured, and says where the efficiencies come from. Real servers are slower and faster than that by a factor, which is
+why each figure is a range.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+from headwater.pick.hardware import GPUS_PER_NODE, Accelerator
+from headwater.pick.memory import Plan, kv_token_bytes, quantized_parameters, running
+from headwater.pick.precision import bytes_of
+from headwater.pick.shape import Shape
+from headwater.pick.workload import Workload
+
+READING: Final = 0.8
+"""Of the bandwidth of the memory, in decode steps."""
+
+COMPUTING: Final = 0.47
+"""Of the arithmetic, where many tokens are computed at once."""
+
+EXPERTS: Final = 0.57
+"""Of either, what is left where tokens are sorted to experts, of which each gets few."""
+
+TELLING: Final = 0.36
+"""Of the link between GPUs."""
+
+LAYER_SECONDS: Final = 5e-5
+"""What a layer of a step takes at least, beside all that: kernels that wait for one another."""
+
+REQUEST_SECONDS: Final = 1.5e-5
+"""What choosing a token, and keeping the books of its request, takes in each step."""
+
+HOP_SECONDS: Final = 1.5e-5
+"""Twice in a layer, where GPUs share it."""
+
+SPREAD: Final = 1.5
+"""Measured figures are at most so many times more or less, mostly."""
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    low: float
+    high: float
+
+    @classmethod
+    def around(cls, value: float) -> "Range":
+        return cls(value / SPREAD, value * SPREAD)
+
+    @property
+    def middle(self) -> float:
+        return math.sqrt(self.low * self.high)
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    tokens: Range
+    """Output tokens a second, of all replicas with as many requests as they run."""
+    first: Range
+    """Seconds to the first token of a request that finds a place at once."""
+    each: Range
+    """Seconds between two tokens of a request."""
+    step_seconds: float
+    """Of a decode step at least: what has to be read, at the full bandwidth of the memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The GPUs of a replica and how they share a model."""
+
+    accelerator: Accelerator
+    tensor: int
+    whole_attention: bool = False
+    """Whether each GPU computes the attention of requests of its own (attention DP)."""
+
+
+def prompt_seconds(shape: Shape, work: Workload, machine: Machine, tokens: int) -> float:
+    """To compute a prompt of so many tokens that no cache has."""
+    attention = 2 * shape.layers * shape.hidden * tokens**2  # half of all pairs, for scores and for values
+    arithmetic = (_operations(shape) * tokens + attention) / _rate(work, machine)
+    return arithmetic + _telling(shape, machine, tokens)
+
+
+def step_seconds(shape: Shape, work: Workload, machine: Machine, batch: float, context: float) -> float:
+    """Of one token for each of `batch` requests that have `context` tokens each."""
+    reading = read_bytes(shape, work, machine, batch, context) / (
+        machine.tensor * machine.accelerator.bandwidth_gbs * 1e9 * READING
+    )
+    computing = _operations(shape) * batch / _rate(work, machine)
+    return (
+        max(reading, computing)
+        + shape.layers * LAYER_SECONDS
+        + batch * REQUEST_SECONDS
+        + _telling(shape, machine, batch)
+    )
+
+
+def read_bytes(shape: Shape, work: Workload, machine: Machine, batch: float, context: float) -> float:
+    """What one step reads, on all GPUs together: weights that its tokens touch, and the cache of its requests."""
+    quantized = quantized_parameters(shape, work)
+    each = bytes_of(work.known_quantization, work.model or "")
+    experts_bytes = each if quantized else 2.0
+    touched = 1.0
+    if shape.experts and shape.expert_count:
+        touched = 1 - (1 - shape.experts_used / shape.expert_count) ** batch
+    elif shape.experts:
+        touched = min(1.0, batch * (shape.active / shape.parameters))
+    dense = shape.parameters - shape.experts - shape.embedding / 2
+    dense_bytes = dense * (2.0 if quantized == shape.experts and shape.experts else each)
+    copies = machine.tensor if machine.whole_attention else 1
+    tensor = 1 if machine.whole_attention else machine.tensor
+    cache = batch * (context * kv_token_bytes(work, shape, tensor) + 2 * shape.fixed_elements(tensor, int(context)))
+    return dense_bytes * copies + shape.experts * experts_bytes * touched / EXPERTS + cache
+
+
+def throughput(shape: Shape, work: Workload, machine: Machine, batch: float) -> float:
+    """Output tokens a second of a replica that always has `batch` requests."""
+    prompt = work.input_tokens - work.shared_tokens
+    prompts = batch * prompt_seconds(shape, work, machine, max(prompt, 1))
+    context = work.input_tokens + work.output_tokens / 2
+    steps = work.output_tokens * step_seconds(shape, work, machine, batch, context)
+    return batch * work.output_tokens / (prompts + steps)
+
+
+def speed_of(shape: Shape, work: Workload, plan: Plan) -> Speed:
+    machine = Machine(work.accelerator, plan.tensor)
+    batch = plan.requests if work.offline else running(work, plan.requests, plan.replicas)
+    context = work.input_tokens + work.output_tokens / 2
+    tokens = plan.replicas * throughput(shape, work, machine, batch)
+    # Each request's steps are held up by the prompts of the others.
+    each = plan.replicas * batch / tokens
+    first = prompt_seconds(shape, work, machine, max(work.input_tokens - work.shared_tokens, 1)) + each
+    floor = read_bytes(shape, work, machine, batch, context) / (plan.tensor * work.accelerator.bandwidth_gbs * 1e9)
+    return Speed(Range.around(tokens), Range.around(first), Range.around(each), floor)
+
+
+def _operations(shape: Shape) -> float:
+    """For one token; those of experts count for more, as they run slower."""
+    routed = shape.experts * (shape.experts_used / shape.expert_count) if shape.expert_count else 0.0
+    return 2 * (shape.active - routed + routed / EXPERTS)
+
+
+def _rate(work: Workload, machine: Machine) -> float:
+    bits = math.ceil(8 * bytes_of(work.known_quantization, work.model or "") - 1)
+    # Weights in 4 bits with 16-bit activations are computed in 16; only the float formats have arithmetic of their own.
+    if work.known_quantization in ("awq", "gptq", "int4", "gguf", "bnb"):
+        bits = 16
+    if work.known_quantization == "mxfp4" and machine.accelerator.tflops4 is None:
+        bits = 16
+    return machine.tensor * machine.accelerator.operations(bits) * 1e12 * COMPUTING
+
+
+def _telling(shape: Shape, machine: Machine, tokens: float) -> float:
+    """What GPUs tell one another: all tokens, twice in a layer."""
+    if machine.tensor == 1:
+        return 0.0
+    part = 2 * (machine.tensor - 1) / machine.tensor
+    link = machine.accelerator.link_gbs if machine.tensor <= GPUS_PER_NODE else 50.0
+    each = HOP_SECONDS + part * tokens * shape.hidden * 2 / (link * 1e9 * TELLING)
+    return 2 * shape.layers * each

@@ -118,6 +118,8 @@ def _speed_text(workload: Workload, shape: Shape, plan: Plan) -> Iterator[tuple[
         f"at least {speed.step_seconds * 1e3:.1f} ms: what it reads, at {plan.tensor} x "
         f"{workload.accelerator.bandwidth_gbs:,.0f} GB/s",
     )
+    if workload.rate and (wanted := workload.rate * workload.output_tokens) > speed.tokens.middle:
+        yield "rate", f"{workload.rate:g} requests a second are {wanted:,.0f} tokens: more than these GPUs make"
     yield "tokens", f"{_range(speed.tokens, 1, '.0f')} a second from {plan.replicas} x {plan.tensor}"
     yield (
         "latency",
@@ -140,7 +142,7 @@ def shortfall(workload: Workload, shape: Shape, able: Capability) -> str:
     """Why not even one request fits: the arithmetic for as many GPUs as the backend can use together."""
     tensor = max(degrees(workload, shape, able), default=None)
     if tensor is None:
-        return f"{workload.tensor} GPUs cannot share {_cut(workload, shape)}"
+        return f"{workload.tensor} of {workload.accelerator.title} cannot share {_cut(workload, shape)}"
     reserve = reserve_gib(able.backend, workload.accelerator, shape, tensor, step_of(workload, able))
     cache = f"{_request_gib(workload, shape, tensor):.1f} GiB of KV"
     return (
@@ -154,11 +156,13 @@ def lack(workload: Workload, shape: Shape, able: Capability) -> str:
     """The same in short, to follow a backend's name."""
     tensor = max(degrees(workload, shape, able), default=None)
     if tensor is None:
-        return f"cannot have {workload.tensor} GPUs share {_cut(workload, shape)}"
+        return f"cannot have {workload.tensor} of {workload.accelerator.title} share {_cut(workload, shape)}"
     return f"needs {_comparison(workload, shape, able, tensor)}"
 
 
 def _cut(workload: Workload, shape: Shape) -> str:
+    if workload.accelerator.slice is not None:
+        return "a layer: no link joins slices of GPUs"
     if workload.tensor and shape.divides(workload.tensor):
         return f"the blocks of {shape.name}'s experts evenly, which are {shape.expert_width:,} wide"
     return f"the {shape.heads} heads and {shape.kv_heads} KV heads of {shape.name} evenly"

@@ -125,7 +125,7 @@ def _unknown(workload: Workload) -> str:
         return (
             f"--active: {hint} is required, or --config: the name tells of experts, not how many of them a token uses"
         )
-    return f"--params: {hint} is required, or --config: neither the model's name nor --model tells its size"
+    return f"--params: {hint} is required, or --config: neither the model's name nor a flag tells its size"
 
 
 def _whole(workload: Workload, first: Candidate) -> Part:

@@ -5,7 +5,6 @@ Memory is what a server sees of it: from their logs (T4, A10G, L4, L40S, A100, H
 97 % of the data sheet's number for HBM and 93 % for GDDR, of which error correction takes a part.
 """
 
-import re
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -110,30 +109,46 @@ UNKNOWN: Final = {
 }
 """What a ModelDeployment says of its GPUs: the vendor, and no more."""
 
-_SLICE: Final = re.compile(r"(a30|a100-40|a100-80|h100|h200|b200)-(([1-7])g\.(\d+)gb)")
-_SLICED_GB: Final = {"a30": 24, "a100-40": 40, "a100-80": 80, "h100": 80, "h200": 141, "b200": 180}
+_SLICES: Final = {
+    "a30": ("1g.6gb", "2g.12gb", "4g.24gb"),
+    "a100-40": ("1g.5gb", "1g.10gb", "2g.10gb", "3g.20gb", "4g.20gb", "7g.40gb"),
+    "a100-80": ("1g.10gb", "1g.20gb", "2g.20gb", "3g.40gb", "4g.40gb", "7g.80gb"),
+    "h100": ("1g.10gb", "1g.20gb", "2g.20gb", "3g.40gb", "4g.40gb", "7g.80gb"),
+    "h200": ("1g.18gb", "1g.35gb", "2g.35gb", "3g.71gb", "4g.71gb", "7g.141gb"),
+    "b200": ("1g.23gb", "1g.45gb", "2g.45gb", "3g.90gb", "4g.90gb", "7g.180gb"),
+}
+"""MIG profiles; the last is the whole GPU."""
 
 
 def accelerator(name: str) -> Accelerator:
     """In upper case, too; `h100-2g.20gb` is a MIG slice of an H100. Raises KeyError."""
     name = name.lower()
-    if found := _SLICE.fullmatch(name):
-        return _slice(ACCELERATORS[found[1]], found[2], int(found[3]), int(found[4]))
+    whole, _, profile = name.rpartition("-")
+    if profile in _SLICES.get(whole, ()):
+        return _slice(ACCELERATORS[whole], profile)
     return ACCELERATORS.get(name) or UNKNOWN[name]
 
 
-def _slice(whole: Accelerator, profile: str, compute: int, gigabytes: int) -> Accelerator:
-    """A slice has its share of the memory, of the way to it, and of 7 parts of the arithmetic."""
-    share = min(1.0, gigabytes / _SLICED_GB[whole.name])
+def _slice(whole: Accelerator, profile: str) -> Accelerator:
+    """A slice has its share of the memory, of the way to it, and of 7 parts of the arithmetic (4 of an A30)."""
+    compute, gigabytes = _parts(profile)
+    all_compute, all_gigabytes = _parts(_SLICES[whole.name][-1])
     assert whole.memory_gib is not None
+    share, part = gigabytes / all_gigabytes, compute / all_compute
     return replace(
         whole,
         name=f"{whole.name}-{profile}",
         title=f"{whole.title} {profile}",
-        memory_gib=whole.memory_gib * share,
+        memory_gib=round(whole.memory_gib * share, 1),
         bandwidth_gbs=whole.bandwidth_gbs * share,
-        tflops=whole.tflops * compute / 7,
-        tflops8=whole.tflops8 and whole.tflops8 * compute / 7,
-        tflops4=whole.tflops4 and whole.tflops4 * compute / 7,
+        tflops=whole.tflops * part,
+        tflops8=whole.tflops8 and whole.tflops8 * part,
+        tflops4=whole.tflops4 and whole.tflops4 * part,
         slice=profile,
     )
+
+
+def _parts(profile: str) -> tuple[int, int]:
+    """`2g.20gb`: of the arithmetic, and of the memory."""
+    compute, _, gigabytes = profile.removesuffix("gb").partition("g.")
+    return int(compute), int(gigabytes)

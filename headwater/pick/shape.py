@@ -74,11 +74,6 @@ class Shape:
         return max((each.heads for each in self.kept), default=1)
 
     @property
-    def latent(self) -> bool:
-        """Whether keys and values are kept as one latent, which GPUs cannot share."""
-        return bool(self.kept) and all(each.heads == 1 and each.window is None for each in self.kept) and self.heads > 1
-
-    @property
     def kv_elements(self) -> float:
         """What each further token of a long request leaves in the cache, over all layers."""
         return sum(each.elements for each in self.kept if each.window is None)

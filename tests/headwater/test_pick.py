@@ -287,6 +287,7 @@ def test_the_same_workload_gets_the_same_pick(work: Workload) -> None:
         ({"model": "8b", "shared_prefix": 1.5}, "--shared-prefix: must be less than or equal to 1, found 1.5"),
         ({"model": "8b", "gpu": "tpu"}, "--gpu: must be one of cpu, t4"),
         ({"model": "8b", "gpu": "h100s"}, "--gpu: must be one of cpu, t4"),
+        ({"model": "8b", "gpu": "h100-9g.80gb"}, "--gpu: must be one of cpu, t4"),
         ({"model": "Qwen/Qwen-mini"}, "--params: it is required, or --config"),
         ({"model": "lab/new-8x7b"}, "--active: it is required, or --config"),
         ({"model": "openai/gpt-os-120"}, "--params: did you mean openai/gpt-oss-120b? Else it is required"),
@@ -300,6 +301,22 @@ def test_the_same_workload_gets_the_same_pick(work: Workload) -> None:
 def test_a_wrong_workload_names_its_flag(values: dict[str, Any], message: str) -> None:
     with pytest.raises(WorkloadError) as error:
         pick(workload(values))
+    assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"tensor": 3, "gpus": 4}, "3 of H100 cannot share the 32 heads and 8 KV heads of Llama-3.1-8B evenly"),
+        (
+            {"tensor": 2, "gpus": 2, "gpu": "h100-2g.20gb"},
+            "2 of H100 2g.20gb cannot share a layer: no link joins slices",
+        ),
+    ],
+)
+def test_gpus_that_cannot_share_a_layer_are_told_why(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ImpossibleError) as error:
+        pick(workload({"model": LLAMA} | values))
     assert str(error.value).startswith(message)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from headwater.pick.capabilities import CAPABILITIES
 from headwater.pick.choice import ImpossibleError, pick
+from headwater.pick.hardware import accelerator
 from headwater.pick.memory import request_bytes, weights_gib
 from headwater.pick.reserve import GIB
 from headwater.pick.speed import Machine, throughput
@@ -58,6 +59,18 @@ def test_throughput_is_within_half_as_much_again_of_what_was_published() -> None
 def test_a_rate_takes_as_many_replicas_as_compute_it() -> None:
     few, many = (pick(workload(LLAMA | {"rate": rate})).parts[0].plan.replicas for rate in (1, 60))
     assert many > few
+
+
+def test_a_rate_that_is_too_much_is_said_to_be() -> None:
+    said = dict(pick(workload(LLAMA | {"rate": 100_000})).parts[0].arithmetic())
+    assert said["rate"].endswith("more than these GPUs make")
+
+
+def test_a_slice_has_its_share_of_memory_bandwidth_and_arithmetic() -> None:
+    whole, part = accelerator("H100"), accelerator("h100-2g.20gb")
+    assert part.memory_gib == pytest.approx(whole.memory_gib / 4)  # type: ignore[operator]
+    assert part.bandwidth_gbs == whole.bandwidth_gbs / 4
+    assert part.tflops == whole.tflops * 2 / 7
 
 
 def test_a_goal_for_each_token_takes_fewer_requests_at_once() -> None:

@@ -38,9 +38,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     shown.add_argument("--yaml", action="store_true", help="Print the ModelDeployment, ready for kubectl apply -f -")
     shown.add_argument("--json", action="store_true", help="Print everything as JSON")
     shown.add_argument("--explain", action="store_true", help="Print the arithmetic of every backend, not the first's")
-    parser.add_argument(
-        "--config", type=Path, metavar="PATH", help="The model's config.json, or the folder of its files"
-    )
+    parser.add_argument("--config", metavar="PATH", help="The model's config.json, its folder, or hf://OWNER/NAME")
     parser.add_argument("--interactive", action="store_true", help="Ask for what no flag says")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="Write requests at once by length, as SVG")
 
@@ -71,6 +69,8 @@ def _kind(name: str, field: FieldInfo) -> dict[str, Any]:
 def run(arguments: argparse.Namespace) -> int:
     """Print what was picked. Raises WorkloadError, and ImpossibleError where nothing can be."""
     given = {name: value for name, value in vars(arguments).items() if name in Workload.model_fields}
+    if arguments.config and "://" in arguments.config:
+        given.setdefault("model", arguments.config)
     if arguments.interactive:
         given = ask(given, input, print)
         print(f"\nheadwater pick {as_flags(given)}\n")
@@ -86,11 +86,11 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _read(path: Path | None) -> Shape | None:
-    if path is None:
+def _read(place: str | None) -> Shape | None:
+    if place is None:
         return None
     try:
-        return read_model(path)
+        return read_model(place)
     except ConfigError as error:
         raise WorkloadError(f"--config: {error}") from None
 

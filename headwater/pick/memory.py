@@ -81,10 +81,10 @@ def padding(shape: Shape, workload: Workload) -> float:
 
 def weight_bytes(shape: Shape, workload: Workload) -> float:
     """Bytes of the model's weights, loaded. What is not quantized, as the embedding, stays in 16 bits."""
-    if shape.stored is not None and not workload.online:
-        return shape.stored
     quantized = quantized_parameters(shape, workload)
     each = bytes_of(workload.known_quantization, workload.model or "")
+    if shape.stored is not None and not workload.online:
+        return shape.stored + quantized * each * (padding(shape, workload) - 1)
     return quantized * each * padding(shape, workload) + (shape.parameters - quantized) * 2
 
 

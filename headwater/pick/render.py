@@ -190,6 +190,8 @@ def _rest(part: Part) -> dict[str, Any]:
         rest["cache"] = cache
     if part.candidate.backend == "transformers" and str(workload.source).startswith("hf://"):
         rest["weights"] = {"cached": False}  # from a volume it would answer to no name but its own
+    if workload.node_selector:
+        rest["template"] = {"spec": {"nodeSelector": workload.node_selector}}
     if part.role:
         rest["routing"] = {"share": "Auto"}
     return rest

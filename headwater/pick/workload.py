@@ -102,6 +102,17 @@ def _read_prices(value: Any) -> Any:
         raise _rule(f"must be prices such as h100=2.5,l40s=1.1; found {found(value)}") from None
 
 
+def _read_labels(value: Any) -> Any:
+    """`a=b,c=d` as a mapping."""
+    if not isinstance(value, str):
+        return value
+    pairs = [each.partition("=") for each in value.split(",")]
+    if not all(name.strip() and separator for name, separator, _ in pairs):
+        raise _rule(f"must be labels such as nvidia.com/gpu.product=NVIDIA-L4; found {found(value)}")
+    return {name.strip(): label.strip() for name, _, label in pairs}
+
+
+Labels = Annotated[dict[str, str], BeforeValidator(_read_labels)]
 Prices = Annotated[dict[str, Annotated[float, Field(gt=0)]], BeforeValidator(_read_prices)]
 
 
@@ -187,6 +198,9 @@ class Workload(BaseModel):
     host_cache_gib: float = Field(default=0.0, ge=0, description="Host memory in GiB that evicted KV blocks move to")
     image: str | None = Field(
         default=None, description="The server's container image, where it is not the backend's own"
+    )
+    node_selector: Labels = Field(
+        default={}, description="Labels of the nodes to run on, such as nvidia.com/gpu.product=NVIDIA-L4"
     )
     read: Shape | None = Field(default=None, exclude=True, repr=False)
     """The model, where its config.json was read. No flag."""

@@ -17,6 +17,7 @@ from headwater.pick.interactive import QUESTIONS, as_flags, ask
 from headwater.pick.precision import bytes_of, precision_in
 from headwater.pick.shape import CHUNK, Kept
 from headwater.pick.workload import workload
+from tests.headwater.fake_stores import Store
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -132,17 +133,24 @@ def test_the_headers_of_a_folder_say_its_bytes(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     (tmp_path / "a.safetensors").write_bytes(tensors(one=4 * 2**30))
     (tmp_path / "b.safetensors").write_bytes(tensors(two=5 * 2**30))
-    assert read_model(tmp_path).stored == 9 * 2**30
-    assert read_model(tmp_path / "config.json").stored is None
+    assert read_model(str(tmp_path)).stored == 9 * 2**30
+    assert read_model(str(tmp_path / "config.json")).stored is None
     assert cli.main(["pick", "--config", str(tmp_path), "--model", "lab/mine", "--json"]) == 0
     part = json.loads(capsys.readouterr().out)["parts"][0]
     assert part["weightsGiB"] == 9.0
 
 
+def test_weights_that_are_there_in_two_forms_count_once(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    for name in ("consolidated", "model-00001-of-00001"):
+        (tmp_path / f"{name}.safetensors").write_bytes(tensors(one=2**30))
+    assert read_model(str(tmp_path)).stored == 2**30
+
+
 def test_an_index_says_them_where_the_files_are_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     (tmp_path / "model.safetensors.index.json").write_text('{"metadata": {"total_size": 1234}}')
-    assert read_model(tmp_path).stored == 1234
+    assert read_model(str(tmp_path)).stored == 1234
 
 
 @pytest.mark.parametrize(
@@ -165,6 +173,21 @@ def test_broken_files_are_told_in_one_sentence(
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_repository_is_read_without_its_weights(the_hub: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    the_hub.files |= {
+        "config.json": json.dumps(LLAMA).encode(),
+        "model.safetensors.index.json": b'{"metadata": {"total_size": 16060522496}}',
+    }
+    assert cli.main(["pick", "--config", "hf://owner/model", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["workload"]["model"] == "hf://owner/model"
+    assert (found["model"]["estimated"], found["parts"][0]["weightsGiB"]) == (False, 14.96)
+    assert not the_hub.ranges("model.safetensors")
+    assert cli.main(["pick", "--config", "hf://owner/none"]) == USAGE_ERROR
+    assert "--config: hf://owner/none" in capsys.readouterr().err
 
 
 # Flags

@@ -87,6 +87,14 @@ def test_a_slice_of_a_gpu_is_asked_for_by_its_name() -> None:
     assert written(found)[0].spec.resources == {"limits": {"nvidia.com/mig-1g.10gb": 1}}
 
 
+def test_nodes_are_chosen_by_their_labels() -> None:
+    label = "nvidia.com/gpu.product=NVIDIA-L4"
+    (made,) = written(pick(workload({"model": "Qwen/Qwen3-0.6B", "gpu": "l4", "node_selector": label})))[:1]
+    assert made.spec.template == {"spec": {"nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-L4"}}}
+    with pytest.raises(WorkloadError, match="--node-selector: must be labels"):
+        workload({"model": "8b", "node_selector": "l4"})
+
+
 @pytest.mark.parametrize("name", [each for each in ACCELERATORS if each != "cpu"])
 def test_a_small_model_has_a_place_on_every_accelerator(name: str) -> None:
     found = pick(workload({"model": "Qwen/Qwen3-0.6B", "gpu": name.upper(), "concurrency": 4}))

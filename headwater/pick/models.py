@@ -17,6 +17,7 @@ import yaml
 
 from headwater.pick import names
 from headwater.pick.config import family_of
+from headwater.pick.precision import precision_in
 from headwater.pick.shape import Kept, Shape, size_text
 
 _CATALOG: Final = Path(__file__).parent / "catalog"
@@ -34,8 +35,18 @@ def catalog() -> dict[str, Shape]:
         data: dict[str, Any] = yaml.load(file.read_text(encoding="utf-8"), Loader=_LOADER)
         source = f"{data['source']} at {str(data['revision'])[:12]}"
         for hub, entry in data["models"].items():
-            found[names.base(hub)] = _shape(hub, entry, source, found)
+            shape = _shape(hub, entry, source, found)
+            if precision_in(hub) not in (None, "none"):
+                shape = _unpacked(shape, found.get(names.base(hub)))
+            found[names.base(hub)] = shape
     return found
+
+
+def _unpacked(variant: Shape, model: Shape | None) -> Shape:
+    """The model itself, known by a repository that holds a quantized form of it: its own may hold it otherwise."""
+    if model is None:
+        return replace(variant, published="none")
+    return replace(variant, name=model.name, hub=model.hub, published=model.published)
 
 
 def _shape(hub: str, entry: dict[str, Any], source: str, found: dict[str, Shape]) -> Shape:

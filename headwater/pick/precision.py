@@ -26,9 +26,9 @@ PRECISIONS: Final[dict[Precision, Format]] = {
     "int8": Format(1.0),
     # One 8-bit scale for 32.
     "mxfp8": Format(1 + 1 / 32),
-    # A 16-bit scale and a 4-bit zero for each group of 128.
-    "awq": Format(0.52),
-    "gptq": Format(0.52),
+    # A 16-bit scale and a 4-bit zero for each group of 128. Some quantize more than the experts; Qwen's own do not.
+    "awq": Format(0.52, experts_only=True),
+    "gptq": Format(0.52, experts_only=True),
     # compressed-tensors, as for Kimi K2: a 16-bit scale for each group of 32.
     "int4": Format(0.5 + 2 / 32, experts_only=True),
     # An 8-bit scale for each group of 16.

@@ -171,6 +171,44 @@ def test_the_catalog_knows_the_models_that_people_serve() -> None:
         assert not shape.estimated, name
 
 
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        ("Qwen/Qwen3.6-27B", "none"),
+        ("nvidia/Qwen3.6-27B-NVFP4", "nvfp4"),
+        ("moonshotai/Kimi-K2.6", "int4"),
+        ("zai-org/GLM-5", "none"),
+        ("MiniMaxAI/MiniMax-M2.5", "fp8"),
+        ("deepseek-ai/DeepSeek-V3.2", "fp8"),
+        ("google/gemma-4-31B-it", "none"),
+    ],
+)
+def test_a_model_is_not_taken_for_a_quantized_form_of_it(name: str, precision: str) -> None:
+    assert workload({"model": name}).known_quantization == precision
+
+
+@pytest.mark.parametrize(
+    ("name", "gib"),
+    [
+        # The sizes of files in kaito's catalog.
+        ("Qwen/Qwen3.6-27B", 51.75),
+        ("Qwen/Qwen3.6-35B-A3B-FP8", 34.90),
+        ("Qwen/Qwen3.5-122B-A10B-GPTQ-Int4", 73.47),
+        ("moonshotai/Kimi-K2.6", 554.32),
+        ("mistralai/Mistral-Small-4-119B-2603-NVFP4", 65.95),
+        ("nvidia/NVIDIA-Nemotron-3-Super-120B-A12B-BF16", 230.25),
+        ("zai-org/GLM-5.2-FP8", 703.75),
+        ("deepseek-ai/DeepSeek-V4-Flash-0731", 155.43),
+        ("Qwen/Qwen3-8B-AWQ", 5.68),
+        ("google/gemma-4-31B-it", 58.25),
+    ],
+)
+def test_weights_are_as_large_as_their_files(name: str, gib: float) -> None:
+    work = workload({"model": name})
+    assert work.shape
+    assert weights_gib(work, work.shape, VLLM) == pytest.approx(gib, rel=0.08)
+
+
 def test_every_model_of_the_catalog_makes_sense() -> None:
     for shape in catalog().values():
         assert shape.source

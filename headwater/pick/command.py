@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.config and "://" in arguments.config:
         given.setdefault("model", arguments.config)
     if arguments.interactive:
-        given = ask(given, input, print)
+        given = ask(given, _answer, print)
         print(f"\nheadwater pick {as_flags(given)}\n")
     picked = pick_kinds(given, _read(arguments.config))
     if arguments.plot is not None:
@@ -84,6 +84,13 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _show(picked, Console(highlight=False), all_of_them=arguments.explain)
     return 0
+
+
+def _answer(question: str) -> str:
+    try:
+        return input(question)
+    except EOFError:
+        raise WorkloadError("--interactive: the answers ended before the questions") from None
 
 
 def _read(place: str | None) -> Shape | None:

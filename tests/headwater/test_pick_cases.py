@@ -152,6 +152,18 @@ def test_the_weights_of_a_recipe_fit_into_what_it_asks_for() -> None:
     assert len(far) <= 0.1 * len(RECIPES), far
 
 
+def test_as_many_gpus_as_a_recipe_says_hold_its_model() -> None:
+    told = [each for each in RECIPES if each["gpus"]]
+    refused = []
+    for each in told:
+        gpus = int(each["gpus"])
+        work = workload({"model": each["model"], "gpu": "h200", "gpus": gpus, "tensor": gpus, "concurrency": 1})
+        if work.shape and not find_plan(work, work.shape, VLLM):
+            refused.append(each["model"])
+    assert len(told) >= 60
+    assert not refused
+
+
 # The catalog
 
 

@@ -1,5 +1,6 @@
 """A model that is read from its files or described by flags, and a person who is asked."""
 
+import io
 import json
 import struct
 from pathlib import Path
@@ -218,6 +219,12 @@ def test_a_person_is_asked_what_no_flag_says_and_again_after_a_wrong_answer() ->
     assert told[0].startswith("--gpu: must be one of")
     assert workload(values).concurrency == 9
     assert as_flags({"gpu": "l4", "agentic": True, "mixed": False}) == "--gpu l4 --agentic"
+
+
+def test_answers_that_end_are_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("Qwen/Qwen3-8B\nl4\n"))
+    assert cli.main(["pick", "--interactive"]) == USAGE_ERROR
+    assert "the answers ended before the questions" in capsys.readouterr().err
 
 
 def test_a_plot_shows_a_line_for_each_backend(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from headwater.pick import names
 from headwater.pick.capabilities import CAPABILITIES
 from headwater.pick.memory import kv_token_bytes, request_bytes, room_gib, weights_gib
 from headwater.pick.models import catalog, named
+from headwater.pick.ranking import rank
 from headwater.pick.reserve import limits, reserve_gib
 from headwater.pick.sizing import find_plan
 from headwater.pick.workload import Workload, workload
@@ -121,6 +122,20 @@ def test_what_does_not_start_is_refused(case: Case) -> None:
     assert work.shape
     plan = find_plan(work, work.shape, VLLM)
     assert plan is None or plan.experts, "with experts spread whole, it would start"
+
+
+def test_no_backend_is_said_to_do_with_fewer_gpus_what_is_documented() -> None:
+    too_few = {}
+    for case in COUNTS:
+        documented = int(case["documented_fact"].rpartition(" ")[2])
+        if documented > 1 and (places := rank(work_of(case, documented // 2)).places):
+            too_few[name_of(case)] = [place.backend for place in places]
+    assert not too_few
+
+
+@pytest.mark.parametrize("case", [case for case in REFUSED if "start" in case["documented_fact"]], ids=name_of)
+def test_no_backend_is_said_to_start_what_does_not(case: Case) -> None:
+    assert not rank(work_of(case)).places
 
 
 # vLLM's recipes

@@ -95,10 +95,10 @@ class NotFoundError(APIError):
 
     @classmethod
     def at(cls, path: str, known: Iterable[str]) -> "NotFoundError":
-        """Names the path that was meant, where one is like it: base URLs have too much, or too little."""
-        ends = [each for each in known if path.endswith(each) or (path.strip("/") and each.endswith(path.rstrip("/")))]
-        close = ends or difflib.get_close_matches(path, list(known), n=1, cutoff=0.7)
-        return cls(f"There is nothing at {path}{f'; did you mean {min(close, key=len)}?' if close else '.'}")
+        """Names the path that was meant, where one is like it: a base URL without its /v1 is what happens most."""
+        ends = [each for each in known if each.endswith(path) and path.strip("/")]
+        close = ends or difflib.get_close_matches(path, list(known), n=1, cutoff=0.8)
+        return cls(f"There is nothing at {path}{f'; did you mean {close[0]}?' if close else '.'}")
 
 
 class ModelNotFoundError(NotFoundError):

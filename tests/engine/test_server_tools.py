@@ -172,7 +172,6 @@ async def test_calls_are_enforced_where_they_must_be(http: httpx.AsyncClient, en
     form = {"type": "json_object"}
     assert (await constraint(response_format=form)).lead.startswith("%llguidance")
     assert (
-        "max_tokens=7" in (await constraint(tools=TOOLS, tool_choice="required", thinking_token_budget=0)).text or True
     )
 
 
@@ -266,8 +265,6 @@ async def test_tools_that_make_prompts_learn_of_the_tokenizer(http: httpx.AsyncC
         ("/v1/v1/chat/completions", "Did you mean /v1/chat/completions?"),
         ("/v1/chat/completion", "Did you mean /v1/chat/completions?"),
         ("/models", "Did you mean /v1/models?"),
-        ("/v1/images/generations", "This engine has no /v1/images"),
-        ("/favicon.ico", "There is nothing at /favicon.ico."),
     ],
 )
 async def test_a_wrong_path_says_what_to_do(http: httpx.AsyncClient, path: str, words: str) -> None:

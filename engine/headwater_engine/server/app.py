@@ -32,7 +32,7 @@ from headwater.listening import cannot_listen
 from headwater.logs import configure_logging
 from headwater.openai.chat import ChatCompletionRequest
 from headwater.openai.completions import CompletionRequest
-from headwater.openai.errors import APIError, InternalServerError, MethodNotAllowedError
+from headwater.openai.errors import APIError, InternalServerError, MethodNotAllowedError, NotFoundError
 from headwater.openai.errors import ServiceUnavailableError as Unavailable
 from headwater.openai.models import ModelList
 from headwater.openai.tokenize import DetokenizeAnswer, DetokenizeRequest, TokenizeAnswer, TokenizeRequest
@@ -47,7 +47,6 @@ from headwater_engine.server.metrics import ServerMetrics
 from headwater_engine.server.node import NodeServer
 from headwater_engine.server.served_model import ServedModel
 from headwater_engine.server.start import shown_start
-from headwater_engine.server.wrong_paths import nothing_at
 
 log = structlog.get_logger(__name__)
 
@@ -130,7 +129,7 @@ class EngineApp:
             return found
         if path.startswith(_MODELS):
             return b"GET", self._one_model
-        raise nothing_at(path, self.paths)
+        raise NotFoundError.at(path, self.paths)
 
     # What clients ask
 
@@ -296,7 +295,9 @@ class EngineServer:
         gc.collect()
         gc.freeze()
         url = f"http://{self._settings.host}:{self._server.port}"
-        self._start.ready(url, self._app.model.names, ready, *self._app.model.speech.names)
+        self._start.ready(url, self._app.model.names, ready)
+        calls, reasoning = self._app.model.speech.names
+        log.info("chat", tool_calls=calls, reasoning=reasoning)
 
     async def _watch_engine(self) -> None:
         await self._engine.watch()

@@ -19,9 +19,7 @@ class Start(Protocol):
 
     def loading(self, now: Loading) -> None: ...
 
-    def ready(self, url: str, models: Sequence[str], engine: Ready, calls: str | None, reasoning: str | None) -> None:
-        """`calls`, `reasoning`: the formats in which the model writes them, if it does."""
-        ...
+    def ready(self, url: str, models: Sequence[str], engine: Ready) -> None: ...
 
     def close(self) -> None:
         """It ends, ready or not; may be called twice."""
@@ -44,8 +42,8 @@ class Logged:
             self._last = now
             log.info("loading", phase=now.phase, fraction=round(now.fraction, 2))
 
-    def ready(self, url: str, models: Sequence[str], engine: Ready, calls: str | None, reasoning: str | None) -> None:
-        log.info("ready", url=url, models=models, kernels=engine.kernels, tool_calls=calls, reasoning=reasoning)
+    def ready(self, url: str, models: Sequence[str], engine: Ready) -> None:
+        log.info("ready", url=url, models=models, kernels=engine.kernels)
 
     def close(self) -> None:
         """Nothing is open."""
@@ -64,14 +62,13 @@ class OnTerminal:
     def loading(self, now: Loading) -> None:
         self._progress.update(self._task, description=f"loading {now.phase}", completed=now.fraction)
 
-    def ready(self, url: str, models: Sequence[str], engine: Ready, calls: str | None, reasoning: str | None) -> None:
+    def ready(self, url: str, models: Sequence[str], engine: Ready) -> None:
         self.close()
         room = engine.num_blocks * engine.block_size
         for name, value in (
             ("model", " or ".join(models)),
             ("url", f"{url}/v1"),
             ("kernels", engine.kernels),
-            ("tools", f"{calls or 'none'}; reasoning: {reasoning or 'none'}"),
             ("KV cache", f"{room:,} tokens; {engine.max_model_len:,} in one request"),
         ):
             self._say(f"{name:10}{value}")

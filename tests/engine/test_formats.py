@@ -3,7 +3,9 @@
 import importlib
 import json
 import pkgutil
+import re
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -293,3 +295,8 @@ def test_each_format_is_registered_and_tried_here() -> None:
     assert {found for found, _ in FOUND.values() if found} == set(WRITTEN)
     assert len(CALL_FORMAT_OF) == sum(len(each.names) for each in CALL_FORMATS)
     assert len(THINKING_OF) == sum(len(each.names) for each in THINKING)
+
+
+def test_each_name_of_a_format_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "tools.md").read_text()
+    assert {*CALL_FORMAT_OF, *THINKING_OF} <= set(re.findall("`([^`\n]+)`", text))

@@ -1,6 +1,5 @@
 """Tools and reasoning through the HTTP server: what is asked of the engine, and what becomes of what it says."""
 
-import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -171,8 +170,6 @@ async def test_calls_are_enforced_where_they_must_be(http: httpx.AsyncClient, en
     assert '"city"' in held.text
     form = {"type": "json_object"}
     assert (await constraint(response_format=form)).lead.startswith("%llguidance")
-    assert (
-    )
 
 
 async def test_reasoning_is_apart_from_content_and_counted(http: httpx.AsyncClient, engine: FakeEngine) -> None:
@@ -261,14 +258,13 @@ async def test_tools_that_make_prompts_learn_of_the_tokenizer(http: httpx.AsyncC
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("/chat/completions", "Did you mean /v1/chat/completions?"),
-        ("/v1/v1/chat/completions", "Did you mean /v1/chat/completions?"),
-        ("/v1/chat/completion", "Did you mean /v1/chat/completions?"),
-        ("/models", "Did you mean /v1/models?"),
+        ("/chat/completions", "did you mean /v1/chat/completions?"),
+        ("/v1/v1/chat/completions", "did you mean /v1/chat/completions?"),
+        ("/v1/chat/completion", "did you mean /v1/chat/completions?"),
+        ("/models", "did you mean /v1/models?"),
     ],
 )
 async def test_a_wrong_path_says_what_to_do(http: httpx.AsyncClient, path: str, words: str) -> None:
     answer = await http.post(path, json={})
     assert answer.status_code == 404
     assert words in answer.json()["error"]["message"]
-    json.dumps(answer.json())

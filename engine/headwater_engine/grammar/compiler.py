@@ -69,7 +69,7 @@ class Compiler:
     def _compile(self, constraint: Constraint) -> Grammar:
         tokenizer = self._tokenizer.result()
         try:
-            grammar = _led(_grammar(constraint), constraint.lead)
+            grammar = grammar_of(constraint)
         except (ValueError, RecursionError) as error:
             raise GrammarError(short(str(error))) from None
         matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=_LIMITS)
@@ -94,19 +94,16 @@ def _read_tokenizer(tokenizer: str, eos_token_ids: tuple[int, ...], vocabulary: 
         raise GrammarError(f"the model's tokenizer is of a kind that structured output cannot use: {error}") from None
 
 
-def _led(grammar: str, lead: str) -> str:
-    """`grammar` as what `lead` calls `@form`."""
-    if not lead:
-        return grammar
-    if grammar.startswith("{"):
-        (form,) = json.loads(grammar)["grammars"]
-    else:
-        form = {"lark_grammar": grammar}
-    return json.dumps({"grammars": [{"lark_grammar": lead}, {**form, "name": "form"}]})
-
-
-def _grammar(constraint: Constraint) -> str:
+def grammar_of(constraint: Constraint) -> str:
     """As llguidance takes it. Raises ValueError."""
+    grammar = _form(constraint)
+    if not constraint.lead:
+        return grammar
+    form = json.loads(grammar)["grammars"][0] if grammar.startswith("{") else {"lark_grammar": grammar}
+    return json.dumps({"grammars": [{"lark_grammar": constraint.lead}, {**form, "name": "form"}]})
+
+
+def _form(constraint: Constraint) -> str:
     match constraint.kind:
         case Kind.JSON_SCHEMA:
             options: dict[str, Any] = {"whitespace_pattern": _SPACE, "lenient": constraint.lenient}

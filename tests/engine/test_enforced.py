@@ -1,0 +1,144 @@
+"""A grammar of calls takes what a format's reader reads as those calls, and nothing else."""
+
+from collections.abc import Callable
+
+import pytest
+from llguidance import LLMatcher, LLTokenizer
+from tokenizers import Tokenizer
+
+from headwater.openai.constraint import Constraint, Kind
+from headwater_engine.formats.enforced import Calling, Wish, enforced
+from headwater_engine.formats.functions import Function, Spelling
+from headwater_engine.formats.reader import Speech
+from headwater_engine.formats.registry import CALL_FORMAT_OF, THINKING
+from headwater_engine.grammar.compiler import grammar_of
+from tests.engine import chat_models
+from tests.engine.test_formats import BERN, CALLS, WRITTEN, read
+
+CITY = {"city": {"type": "string"}, "days": {"type": "integer"}}
+STRICT = Function(
+    "weather", {"type": "object", "properties": CITY, "required": ["city"], "additionalProperties": False}, strict=True
+)
+FUNCTIONS = (STRICT, Function("clock"))
+TOKENIZERS = {
+    "hermes": "qwen3",
+    "qwen3_coder": "qwen3",
+    "llama3_json": "llama3_1",
+    "mistral": "smollm2",
+    "deepseek_v3": "deepseek_v3",
+    "deepseek_v31": "deepseek_v3",
+    "deepseek_v32": "deepseek_v3",
+    "pythonic": "llama3_1",
+    "harmony": "gptoss",
+}
+AS_ENFORCED = WRITTEN | {
+    # In the order of the grammar, with strings as JSON has them; harmony's model ends its answer behind a call.
+    "hermes": WRITTEN["hermes"].replace('{"name": "clock"}', '{"name": "clock", "arguments": {}}'),
+    "mistral": WRITTEN["mistral"].replace('"arguments": {}, "name": "clock"', '"name": "clock", "arguments": {}'),
+    "pythonic": '[weather(city="Bern, \\"3)}\'", days=2), clock()]',
+    "harmony": WRITTEN["harmony"].partition("<|call|>")[0],
+}
+FORM = Constraint(Kind.JSON_SCHEMA, '{"type":"object","properties":{"a":{"type":"integer"}},"required":["a"]}')
+
+
+def judge(model: str, speech: Speech, wish: Wish, *, is_open: bool = False) -> Callable[[str], bool]:
+    """Says of a text whether it may be an answer, as the model's own tokenizer cuts it."""
+    tokenizer: Tokenizer = chat_models.tokenizer(model).backend_tokenizer
+    added = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items()}
+    constraint = enforced(wish, speech, Spelling(added.get, speech.markers), is_open=is_open)
+    assert constraint is not None
+    end = chat_models.tokenizer(model).eos_token_id
+    matcher = LLMatcher(LLTokenizer(tokenizer.to_str(), eos_token=[end]), grammar_of(constraint), log_level=0)
+    assert not matcher.is_error(), matcher.get_error()
+
+    def allows(text: str) -> bool:
+        walk = matcher.deep_copy()
+        tokens = tokenizer.encode(text, add_special_tokens=False).ids
+        return bool(walk.validate_tokens(tokens) == len(tokens) and walk.consume_tokens(tokens) and walk.is_accepting())
+
+    return allows
+
+
+@pytest.mark.parametrize("name", AS_ENFORCED)
+def test_only_calls_are_allowed_where_there_must_be_some(name: str) -> None:
+    text = AS_ENFORCED[name]
+    allows = judge(TOKENIZERS[name], Speech(CALL_FORMAT_OF[name]), Wish(FUNCTIONS, Calling.ALWAYS))
+    assert read(name, text) == CALLS[: 2 if name == "harmony" else 4]
+    assert allows(text)
+    assert not allows(text.replace("weather", "whether"))
+    assert not allows(text.replace("city", "town"))
+    assert not allows("Hi")
+
+
+@pytest.mark.parametrize("name", AS_ENFORCED)
+def test_arguments_are_held_to_their_schema_where_there_may_be_calls(name: str) -> None:
+    text = AS_ENFORCED[name]
+    allows = judge(TOKENIZERS[name], Speech(CALL_FORMAT_OF[name]), Wish(FUNCTIONS, Calling.MAYBE))
+    assert allows(text)
+    assert not allows(text.replace("city", "town"))
+    assert allows("<|channel|>final<|message|>Hi" if name == "harmony" else "Hi")
+
+
+def test_one_call_alone_is_allowed_where_there_may_be_no_more() -> None:
+    allows = judge("qwen3", Speech(CALL_FORMAT_OF["hermes"]), Wish(FUNCTIONS, Calling.ALWAYS, many=False))
+    first = AS_ENFORCED["hermes"].partition('\n<tool_call>\n{"name": "clock"')[0]
+    assert allows(first) and not allows(AS_ENFORCED["hermes"])
+
+
+def test_tags_that_are_no_tokens_are_held_to_as_text() -> None:
+    """SmolLM2 has no token `<tool_call>`."""
+    allows = judge("smollm2", Speech(CALL_FORMAT_OF["hermes"]), Wish(FUNCTIONS, Calling.MAYBE))
+    assert allows(f"Well. {AS_ENFORCED['hermes']} Bye.")
+    assert not allows(f"Well. {AS_ENFORCED['hermes'].replace('city', 'town')} Bye.")
+
+
+THINKS = Speech(CALL_FORMAT_OF["hermes"], THINKING[0])
+
+
+def test_a_form_begins_behind_the_reasoning() -> None:
+    allows = judge("qwen3", THINKS, Wish(form=FORM))
+    assert allows('{"a": 1}') and allows('<think>\nHm.\n</think>\n\n{"a": 1}')
+    assert not allows("<think>Hm.</think>Well") and not allows("Well")
+    allows = judge("qwen3", THINKS, Wish(form=FORM), is_open=True)
+    assert allows('Hm.\n</think>\n\n{"a": 1}') and not allows('{"a": 1}')
+
+
+@pytest.mark.parametrize(
+    ("kind", "form", "fits"),
+    [(Kind.REGEX, "ab+", "abb"), (Kind.GRAMMAR, 'root ::= "a" "b"*', "abb"), (Kind.CHOICE, '["abb"]', "abb")],
+)
+def test_a_form_of_any_kind_may_stand_behind_reasoning(kind: Kind, form: str, fits: str) -> None:
+    allows = judge("qwen3", THINKS, Wish(form=Constraint(kind, form)))
+    assert allows(f"<think>Hm.</think>{fits}") and not allows("<think>Hm.</think>c")
+
+
+def test_an_answer_with_a_form_may_be_calls_instead() -> None:
+    allows = judge("qwen3", THINKS, Wish(FUNCTIONS, Calling.MAYBE, form=FORM))
+    assert allows(f"<think>Hm.</think>{AS_ENFORCED['hermes']}") and allows('{"a": 1}') and not allows("Well")
+
+
+def test_reasoning_ends_within_its_budget() -> None:
+    short, long = "<think>Hm.</think>Well. {}", "<think>Hm, let me think of it for a while.</think>Well."
+    allows = judge("qwen3", THINKS, Wish(budget=4))
+    assert allows(short) and not allows(long) and allows("Well.") and not allows(f"Well. {long}")
+    allows = judge("qwen3", THINKS, Wish(budget=0), is_open=True)
+    assert allows("</think>Well.") and not allows("Hm.</think>Well.")
+    allows = judge("qwen3", THINKS, Wish(budget=4, form=FORM))
+    assert allows('<think>Hm.</think>{"a": 1}') and not allows('<think>Hm, let me think of it.</think>{"a": 1}')
+
+
+def test_harmony_has_forms_and_budgets_on_its_channels() -> None:
+    speech = Speech(CALL_FORMAT_OF["harmony"])
+    thought, final = "<|channel|>analysis<|message|>Hm, hm.<|end|><|start|>assistant", "<|channel|>final<|message|>"
+    allows = judge("gptoss", speech, Wish(form=FORM))
+    assert allows(f'{thought}{final}{{"a": 1}}') and allows(f'{final}{{"a": 1}}') and not allows(f"{final}Well")
+    allows = judge("gptoss", speech, Wish(budget=1))
+    assert allows(f"{final}Well") and not allows(f"{thought}{final}Well")
+    assert allows(f"<|channel|>commentary to=functions.weather <|constrain|>json<|message|>{BERN}")
+
+
+def test_what_asks_for_nothing_is_held_to_nothing() -> None:
+    assert enforced(Wish((Function("clock"),), Calling.MAYBE), THINKS, Spelling(lambda _: None), is_open=False) is None
+    assert enforced(Wish(form=FORM), Speech(), Spelling(lambda _: None), is_open=False) is FORM
+    with pytest.raises(ValueError, match="token of its own"):
+        enforced(Wish(budget=3), THINKS, Spelling(lambda _: None), is_open=False)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import count
 from typing import ClassVar
 
-from headwater_engine.formats.functions import Function, Functions, Spelling, arguments_of, either, schema
+from headwater_engine.formats.functions import MORE, Function, Functions, Spelling, arguments_of, either, schema
 from headwater_engine.formats.json_call import pass_arguments
 from headwater_engine.formats.parts import Call, Content
 from headwater_engine.formats.text import Reading, Text
@@ -60,7 +60,7 @@ class _DeepSeek:
             for function in functions
         )
         call = f"{spell(_ONE)} {each} {spell(_ONE_END)}"
-        again = ' ("\\n"? call)*' if many else ""
+        again = ' ("\\n"? call)' + MORE if many else ""
         return f"calls: call{again} {spell(_ALL_END)}\ncall: {call}"
 
 

@@ -77,6 +77,9 @@ def written(value: Any) -> str:
 
 # As grammars, in llguidance's dialect of Lark
 
+MORE: Final = "{0,31}"
+"""How many calls may come behind the first: a small model that must call goes on to the end of its tokens."""
+
 
 @dataclass(frozen=True, slots=True)
 class Spelling:

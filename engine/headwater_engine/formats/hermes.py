@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import count
 from typing import ClassVar
 
-from headwater_engine.formats.functions import Function, Functions, Spelling, either
+from headwater_engine.formats.functions import MORE, Function, Functions, Spelling, either
 from headwater_engine.formats.json_call import call_schema, read_call
 from headwater_engine.formats.parts import Content
 from headwater_engine.formats.text import Reading, Text
@@ -36,4 +36,4 @@ class Hermes:
 
     def grammar(self, functions: Sequence[Function], spell: Spelling, *, many: bool) -> str:
         call = f'"\\n" {either(map(call_schema, functions))} "\\n" {spell(_END)}'
-        return "calls: call" + (f' ("\\n" {spell(_BEGIN)} call)*' if many else "") + f"\ncall: {call}"
+        return "calls: call" + (f' ("\\n" {spell(_BEGIN)} call)' + MORE if many else "") + f"\ncall: {call}"

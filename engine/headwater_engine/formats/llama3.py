@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import count
 from typing import ClassVar
 
-from headwater_engine.formats.functions import Function, Functions, Spelling, either
+from headwater_engine.formats.functions import MORE, Function, Functions, Spelling, either
 from headwater_engine.formats.json_call import call_schema, read_call
 from headwater_engine.formats.parts import Content
 from headwater_engine.formats.text import Reading, Text
@@ -44,4 +44,4 @@ class Llama3:
 
     def grammar(self, functions: Sequence[Function], spell: Spelling, *, many: bool) -> str:
         call = either(call_schema(each, "parameters") for each in functions)
-        return "calls: call" + (' ("; " call)*' if many else "") + f"\ncall: {call}"
+        return "calls: call" + (' ("; " call)' + MORE if many else "") + f"\ncall: {call}"

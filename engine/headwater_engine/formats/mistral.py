@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import count
 from typing import ClassVar
 
-from headwater_engine.formats.functions import Function, Functions, Spelling, arguments_of, either, schema
+from headwater_engine.formats.functions import MORE, Function, Functions, Spelling, arguments_of, either, schema
 from headwater_engine.formats.json_call import call_schema, pass_arguments, read_call
 from headwater_engine.formats.parts import Call, Content
 from headwater_engine.formats.text import Reading, Text
@@ -65,9 +65,9 @@ class Mistral:
     def grammar(self, functions: Sequence[Function], spell: Spelling, *, many: bool) -> str:
         if spell.token_of(_ARGS) is None:
             call = either(map(call_schema, functions))
-            return 'calls: "[" call' + (' (", " call)*' if many else "") + f' "]"\ncall: {call}'
+            return 'calls: "[" call' + (' (", " call)' + MORE if many else "") + f' "]"\ncall: {call}'
         call = either(
             f"{json.dumps(each.name)} {spell(_ARGS)} {schema(arguments_of(each), strict=each.strict)}"
             for each in functions
         )
-        return "calls: call" + (f" ({spell(_CALLS)} call)*" if many else "") + f"\ncall: {call}"
+        return "calls: call" + (f" ({spell(_CALLS)} call)" + MORE if many else "") + f"\ncall: {call}"

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from itertools import count
 from typing import Any, ClassVar, Final
 
-from headwater_engine.formats.functions import Function, Functions, Spelling, either, schema, written
+from headwater_engine.formats.functions import MORE, Function, Functions, Spelling, either, schema, written
 from headwater_engine.formats.parts import Arguments, Call, Content
 from headwater_engine.formats.text import Reading, Text
 
@@ -69,7 +69,7 @@ class Pythonic:
 
     def grammar(self, functions: Sequence[Function], spell: Spelling, *, many: bool) -> str:
         call = either(f'{json.dumps(each.name + "(")} {_in_brackets(each)} ")"' for each in functions)
-        return 'calls: "[" call' + (' (", " call)*' if many else "") + f' "]"\ncall: {call}'
+        return 'calls: "[" call' + (' (", " call)' + MORE if many else "") + f' "]"\ncall: {call}'
 
 
 def _until_closed(text: Text) -> Reading[tuple[str, bool]]:

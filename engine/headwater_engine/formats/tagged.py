@@ -17,6 +17,7 @@ from itertools import count
 from typing import Any, ClassVar
 
 from headwater_engine.formats.functions import (
+    MORE,
     Function,
     Functions,
     Members,
@@ -75,7 +76,7 @@ class Qwen3Coder:
             head = json.dumps(f"<function={function.name}>\n", ensure_ascii=False)
             each.append(" ".join([head, *_arguments(function, "<parameter={}>\n", "\n</parameter>\n")]))
         call = f'"\\n" {either(each)} "</function>\\n" {spell("</tool_call>")}'
-        again = f' ("\\n" {spell(self.trigger)} call)*' if many else ""
+        again = f' ("\\n" {spell(self.trigger)} call)' + MORE if many else ""
         return f"calls: call{again}\ncall: {call}\n" + _text_rule("\n</parameter>\n")
 
 
@@ -114,7 +115,7 @@ class DSML:
             head = json.dumps(f'<｜DSML｜invoke name="{function.name}">\n', ensure_ascii=False)
             each.append(" ".join([head, *_arguments(function, '<｜DSML｜parameter name="{}" string="{}">', end)]))
         call = f'{either(each)} "</｜DSML｜invoke>\\n"'
-        again = " call*" if many else ""
+        again = " call" + MORE if many else ""
         return f'calls: "\\n" call{again} "</｜DSML｜function_calls>"\ncall: {call}\n' + _text_rule(end)
 
 

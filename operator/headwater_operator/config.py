@@ -43,6 +43,15 @@ def _known(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
+def _shared(value: dict[str, str]) -> dict[str, str]:
+    for source, place in value.items():
+        if not re.fullmatch(r"(hf|s3|oci)://[^@]+@.+", source) or not re.fullmatch(r"[a-z0-9.-]+(/[^/]+)*", place):
+            raise ValueError('must be as {"hf://OWNER/NAME@REVISION": "CLAIM/PATH"}; s3:// and oci:// have @main')
+        if ".." in place.split("/"):
+            raise ValueError("must be a path within the claim")
+    return value
+
+
 _PEER_FIELDS: Final = ("namespaceSelector", "podSelector", "ipBlock")
 
 NamespacedName = Annotated[str, AfterValidator(_namespaced)]
@@ -51,6 +60,7 @@ Peer = Annotated[dict[str, Any], BeforeValidator(_from_text), AfterValidator(_pe
 Template = Annotated[dict[str, Any], BeforeValidator(_from_text), AfterValidator(_template)]
 Variables = Annotated[dict[str, str], BeforeValidator(_from_text)]
 Images = Annotated[dict[str, str], BeforeValidator(_from_text), AfterValidator(_known)]
+Shared = Annotated[dict[str, str], BeforeValidator(_from_text), AfterValidator(_shared)]
 KVEvents = Literal["never", "prefix"]
 
 
@@ -128,6 +138,12 @@ class OperatorSettings(BaseSettings):
         "ReadWriteOnce",
         description="Access mode of such a volume. ReadWriteOnce ties all replicas of a deployment to one node; "
         "ReadOnlyMany has them read a copy, where the class can copy volumes and mount copies on many nodes.",
+    )
+    weights_shared: Shared = Field(
+        {},
+        description="Weights that are there already in every namespace, as JSON: "
+        '{"hf://Qwen/Qwen3-8B@main": "models/qwen3-8b"} has who asks for them mount that folder of the '
+        "PersistentVolumeClaim `models`, read-only, and fetch nothing. Counts for revisions made from then on.",
     )
     max_replicas: int = Field(
         100,

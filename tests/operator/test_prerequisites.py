@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from pydantic import ValidationError
 
 from headwater_operator.cluster.kinds import Object, labels_of, name_of, uid_of
+from headwater_operator.config import OperatorSettings
 from tests.operator.world import World
 
 HUB = "hf://owner/model"
@@ -256,3 +258,56 @@ async def test_what_was_made_for_a_build_is_not_changed_by_a_new_operator(world:
     await world.settle()
     assert world.cluster.writes() == []
     assert world.condition("Ready") == ("True", "ReplicasReady")
+
+
+# Shared by the platform
+
+SHARED = {f"{HUB}@main": "models/small"}
+
+
+def mounted(world: World) -> Object:
+    volumes = world.child("Deployment", "m")["spec"]["template"]["spec"]["volumes"]
+    (found,) = (each["persistentVolumeClaim"] for each in volumes if each["name"] == "weights")
+    return found  # type: ignore[no-any-return]
+
+
+async def test_weights_that_the_platform_shares_are_fetched_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, weights_shared=SHARED)
+    world.create(source=HUB, replicas=2)
+    await world.settle()
+    assert world.condition("Ready") == ("True", "ReplicasReady")
+    assert mounted(world) == {"claimName": "models", "readOnly": True}
+    (engine,) = world.child("Deployment", "m")["spec"]["template"]["spec"]["containers"]
+    assert "/models/small" in " ".join(engine["command"] + engine.get("args", []))
+    assert world.cluster.all("Job") == world.cluster.all("PersistentVolumeClaim") == []
+    assert world.status()["weights"]["claim"] == "models"
+    assert "affinity" not in world.child("Deployment", "m")["spec"]["template"]["spec"]
+    await world.at_rest()
+
+
+@pytest.mark.parametrize("spec", [{"model": {"revision": "v2"}}, {"weights": {"cached": False}}])
+async def test_what_is_not_shared_comes_as_ever(monkeypatch: pytest.MonkeyPatch, spec: Object) -> None:
+    world = World(monkeypatch, weights_shared=SHARED)
+    world.create(source=HUB, **spec)
+    await world.settle()
+    assert len(world.cluster.all("Job")) == (0 if "weights" in spec else 1)
+
+
+async def test_what_runs_is_not_restarted_since_the_platform_shares_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch)
+    world.create(source=HUB)
+    await fetched(world)
+    before = mounted(world)
+    await world.restart(weights_shared=SHARED)
+    await world.settle()
+    assert mounted(world) == before
+    await world.restart(weights_shared={})
+    await world.at_rest()
+
+
+@pytest.mark.parametrize(
+    "given", ["{", '{"hf://a/b": "models/b"}', '{"hf://a/b@main": "models/../b"}', '{"file://a@main": "models"}']
+)
+def test_what_is_shared_is_named_with_its_revision_and_its_place(given: str) -> None:
+    with pytest.raises(ValidationError):
+        OperatorSettings(weights_shared=given)  # type: ignore[arg-type]

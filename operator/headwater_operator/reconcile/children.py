@@ -100,7 +100,7 @@ class Children:
         revision = render.revision(work.deployment, pin)
         situation.revision, situation.backend, situation.render_version = revision, pin.backend, pin.render_version
         self._count(work, workloads)
-        situation.problem = await self._problem(work, workloads) or self._out_of_reach(work)
+        situation.problem = await self._problem(work, workloads) or self._out_of_reach(work, pin)
         context = Context(
             namespace=work.key.namespace,
             uid=work.uid,
@@ -115,7 +115,7 @@ class Children:
             inherited=self._inherited,
         )
         try:
-            context = dataclasses.replace(context, weights=await self._prerequisites.weights(work))
+            context = dataclasses.replace(context, weights=await self._prerequisites.weights(work, pin))
             context = dataclasses.replace(context, build_claim=await self._prerequisites.build(work, context))
         except PrerequisiteMissingError:
             await self._replicas.scale_what_runs(work, workloads, decision)
@@ -180,9 +180,9 @@ class Children:
         one_node = self._prerequisites.reaches_one_node(work.key.namespace, work.deployment)
         return render.wanted_pin(work.deployment, backend, self._settings, one_node=one_node)
 
-    def _out_of_reach(self, work: Reconciliation) -> Problem | None:
+    def _out_of_reach(self, work: Reconciliation, pin: Pin) -> Problem | None:
         """Replicas that the volume with their weights does not reach."""
-        if not self._prerequisites.reaches_one_node(work.key.namespace, work.deployment):
+        if pin.shared or not self._prerequisites.reaches_one_node(work.key.namespace, work.deployment):
             return None
         claim = volume(work.deployment).claim
         found, again = reach.problem(claim, work.pods, work.situation.revision, work.now)

@@ -33,7 +33,7 @@ class DryRun:
 def _workload(work: Reconciliation, context: Context) -> Manifest:
     """As it will be once all is there that it mounts."""
     deployment = work.deployment
-    if weights.needs_volume(deployment):
+    if context.weights is None and weights.needs_volume(deployment):
         context = replace(context, weights=render.volume(deployment))
     if render.render_build(deployment, context):
         context = replace(context, build_claim=render.build_name(deployment, context.pin))

@@ -17,7 +17,8 @@ from headwater_operator.reconcile.fetch_progress import FetchProgress
 from headwater_operator.reconcile.reconciliation import Reconciliation
 from headwater_operator.reconcile.sweep import Sweep
 from headwater_operator.reconcile.weights import WeightsPhase
-from headwater_operator.render import Context, WeightsVolume
+from headwater_operator.render import Context, Pin, WeightsVolume
+from headwater_operator.render.storage import MODELS
 from headwater_operator.render.weights import volume
 from headwater_operator.watch.store import Store
 
@@ -36,10 +37,15 @@ class Prerequisites:
         self._applier = applier
         self._sweep = sweep
 
-    async def weights(self, work: Reconciliation) -> WeightsVolume | None:
+    async def weights(self, work: Reconciliation, pin: Pin) -> WeightsVolume | None:
         """The volume, if it takes one. Raises PrerequisiteMissingError, ResourceError."""
         if not weights.needs_volume(work.deployment):
             return None
+        if pin.shared:
+            shared, _, path = pin.shared.partition("/")
+            message = "shared by the platform, not fetched"
+            work.situation.extra["weights"] = {"phase": str(WeightsPhase.FILLED), "claim": shared, "message": message}
+            return WeightsVolume(shared, f"{MODELS}/{path}".rstrip("/"), read_only=True)
         namespace = work.key.namespace
         self._check_reach(namespace, work.deployment)
         observed = weights.observe(self._store, namespace, work.deployment)

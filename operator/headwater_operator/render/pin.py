@@ -40,6 +40,8 @@ class Pin:
     """Whether all replicas are kept on one node, since a volume that they mount reaches no other one."""
     defaults: str = ""
     """What the platform gives to all pods, as JSON: see `Defaults`. Empty: nothing."""
+    shared: str = ""
+    """Claim and path of the weights, where the platform shares them among namespaces. Empty: it does not."""
 
     @property
     def publishes_kv_events(self) -> bool:
@@ -71,7 +73,7 @@ class Pin:
                 defaults = str(others.get("defaults") or "")
                 Defaults.pinned(defaults)
                 events, one_node = others.get("kv_events") is not False, others.get("one_node") is True
-                return cls(version, backend, image, events, one_node, defaults)
+                return cls(version, backend, image, events, one_node, defaults, str(others.get("shared") or ""))
         raise ValueError(f"not a pin: {text}")
 
 
@@ -114,13 +116,18 @@ def wanted_pin(deployment: ModelDeployment, backend: str, settings: OperatorSett
     publishes = server.publishes_kv_events and settings.kv_events == "prefix" == deployment.spec.routing.policy
     image = _image(deployment, server, settings)
     server.refuse_version(deployment, image)
+    model = deployment.spec.model
+    shared = (
+        settings.weights_shared.get(f"{model.source}@{model.revision}", "") if deployment.spec.weights.cached else ""
+    )
     return Pin(
         CURRENT_RENDER_VERSION,
         backend,
         image,
         publishes,
-        one_node,
+        one_node and not shared,
         Defaults.of(settings).to_json(),
+        shared,
     )
 
 
@@ -131,7 +138,7 @@ def _as_json(pin: Pin) -> str:
     # What is as it was before there was a choice is left out: so pins of that time, and revisions of them, stay.
     if pin.kv_events:
         del told["kv_events"]
-    for name in ("one_node", "defaults"):
+    for name in ("one_node", "defaults", "shared"):
         if not told[name]:
             del told[name]
     return json.dumps(told, sort_keys=True)

@@ -62,7 +62,7 @@ def run(settings: OperatorSettings) -> int:
 
 def spare_the_collector() -> None:
     """Garbage in cycles dies young here. The rest of what there is grows with the cluster, and is no garbage."""
-    gc.set_threshold(10_000, 5, 1000)
+    gc.set_threshold(2_000, 5, 1000)
 
 
 async def operate(settings: OperatorSettings) -> None:

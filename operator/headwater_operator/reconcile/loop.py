@@ -104,6 +104,7 @@ class ReconcileLoop:
             for kind in (MODEL_DEPLOYMENT, *CHILDREN):
                 selector = "" if kind is MODEL_DEPLOYMENT else f"{LABEL_MANAGED_BY}={MANAGED_BY}"
                 listed, version = await self._cluster.list(kind, namespace, selector)
+                await asyncio.sleep(0)  # to read a page and to take in a thousand objects are two turns
                 for manifest in self._store.replace(kind, namespace, listed, version):
                     for key in self._concerned(manifest):
                         self._queue.add(key)

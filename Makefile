@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/.set-up
 PORT ?= 8080
 
-.PHONY: help setup demo test test-backends chaos gpu-test e2e lint format bench-engine bench-router bench-gpu clean
+.PHONY: help setup demo test test-backends test-clients chaos gpu-test e2e lint format bench-engine bench-router bench-gpu clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -34,6 +34,11 @@ test: lint ## everything that CI checks
 
 test-backends: $(STAMP) ## the real servers behind our router, one contract over all; VLLM=recipe SGLANG=recipe TGI=recipe
 	$(BIN)/python -m tests.backends headwater transformers $(if $(VLLM),vllm=$(VLLM)) $(if $(SGLANG),sglang=$(SGLANG)) $(if $(TGI),tgi=$(TGI))
+
+test-clients: $(STAMP) ## published clients through the gateway, in an environment of their own (400 MB)
+	test -x .venv/clients/bin/python || $(PYTHON) -m venv .venv/clients
+	.venv/clients/bin/python -m pip install --quiet --requirement tests/clients/requirements.txt
+	$(BIN)/python -m tests.clients .venv/clients/bin/python
 
 gpu-test: $(STAMP) ## on a machine with an NVIDIA GPU: kernels against references, greedy tokens, serving
 	PYTHON=$(BIN)/python benchmarks/gpu/run tests

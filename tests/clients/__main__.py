@@ -17,6 +17,8 @@ from tests.router.gateway import gateway
 from tests.router.upstream import JSON, SSE, Exchange, upstream
 
 _STEPS = Path(__file__).with_name("steps.py")
+_FINE = "HTTP 200 (expected [400"
+"""A request without a model is no error here where there is only one."""
 _TOO_LONG = "prompt is too long: This model's maximum context length is 8 tokens."
 
 
@@ -65,7 +67,18 @@ async def see(python: str) -> bool:
                 seen = json.loads(line)
                 failed = failed or bool(seen["wrong"])
                 print(f"{'FAILED' if seen['wrong'] else 'passed'} {seen['step']} {seen['wrong']}", flush=True)
-        return await steps.wait() != 0 or failed
+        failed = await steps.wait() != 0 or failed
+        for form in ("open-responses", "anthropic"):
+            failed = not await complies(python, form, router.port) or failed
+    return failed
+
+
+async def complies(python: str, form: str, port: int) -> bool:
+    """Whether each answer is of the schema that the API has published, as a checker finds."""
+    checker = Path(python).with_name("llm-comply")
+    flags = ["run", "--format", form, "-u", f"http://127.0.0.1:{port}/v1", "-k", "x", "-m", "m", "-i", _FINE]
+    run = await asyncio.create_subprocess_exec(checker, *flags)
+    return await run.wait() == 0
 
 
 if __name__ == "__main__":

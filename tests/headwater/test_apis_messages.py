@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from anthropic.types import Message, RawMessageStreamEvent
+from anthropic.types import DirectCaller, Message, RawMessageStreamEvent, ToolUseBlock, Usage
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
@@ -55,7 +55,7 @@ def accumulated(document: dict[str, Any], size: int) -> Message:
                     message["content"][-1]["input"] = json.loads("".join(written) or "{}")
             case "message_delta":
                 message |= event["delta"]
-                message["usage"] = event["usage"]
+                message["usage"] |= event["usage"]
     assert told.name == "message_stop"
     return Message.model_validate(message)
 
@@ -178,7 +178,12 @@ def test_an_answer_is_a_message_of_anthropics() -> None:
     message = Message.model_validate(told)
     assert [block.type for block in message.content] == ["thinking", "text", "tool_use", "tool_use"]
     assert (message.stop_reason, message.model, message.role) == ("tool_use", "m", "assistant")
-    assert told["content"][2] == {"type": "tool_use", "id": "call_00001", "name": "find", "input": {"city": "Bern"}}
+    assert message.content[2] == ToolUseBlock(
+        type="tool_use", id="call_00001", name="find", input={"city": "Bern"}, caller=DirectCaller(type="direct")
+    )
+    # All fields are there that the schema wants, those that nobody here knows as null.
+    assert told.keys() >= Message.model_fields.keys() - {"diagnostics"}
+    assert told["usage"].keys() >= Usage.model_fields.keys() - {"speed"}
     # What was cached is not counted twice.
     assert (message.usage.input_tokens, message.usage.cache_read_input_tokens) == (5, 4)
     assert message.usage.output_tokens == USAGE["completion_tokens"]

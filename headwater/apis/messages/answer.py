@@ -15,6 +15,8 @@ _ERRORS: Final = {
     413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error", 504: "timeout_error",
     529: "overloaded_error",
 }  # fmt: skip
+_UNTOLD: Final = {"cache_creation": None, "inference_geo": None, "service_tier": "standard"}
+"""Of a usage, what its schema wants to be there and no engine says."""
 _decode: Final = msgspec.json.Decoder().decode
 
 Json = dict[str, Any]
@@ -78,7 +80,8 @@ def _status(error: Json) -> int:
 def _head(model: str, usage: Usage) -> Json:
     return {
         "id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant", "model": model, "content": [],
-        "stop_reason": None, "stop_sequence": None, "usage": _usage(usage),
+        "stop_reason": None, "stop_sequence": None, "stop_details": None, "container": None,
+        "usage": _usage(usage) | _UNTOLD,
     }  # fmt: skip
 
 
@@ -89,6 +92,8 @@ def _usage(usage: Usage) -> Json:
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": usage.cached,
         "output_tokens": usage.output,
+        "output_tokens_details": {"thinking_tokens": usage.reasoning},
+        "server_tool_use": None,
     }
 
 
@@ -96,16 +101,22 @@ def _end(answer: Answer) -> Json:
     reason = _STOPS.get(answer.finish or "stop", "end_turn")
     if reason == "end_turn":
         reason = "tool_use" if answer.calls else "stop_sequence" if answer.stop is not None else reason
-    return {"stop_reason": reason, "stop_sequence": answer.stop if reason == "stop_sequence" else None}
+    sequence = answer.stop if reason == "stop_sequence" else None
+    return {"stop_reason": reason, "stop_sequence": sequence, "stop_details": None, "container": None}
 
 
 def _content(block: Block, *, cut: bool) -> Json:
     match block.kind:
         case Kind.CALL:
-            return {"type": "tool_use", "id": block.call_id, "name": block.name, "input": _arguments(block.text, cut)}
+            return _call(block, _arguments(block.text, cut))
         case Kind.REASONING:
             return {"type": "thinking", "thinking": block.text, "signature": ""}
     return {"type": "text", "text": block.text, "citations": None}
+
+
+def _call(block: Block, arguments: Json) -> Json:
+    told = {"type": "tool_use", "id": block.call_id, "name": block.name, "input": arguments}
+    return {**told, "caller": {"type": "direct"}}
 
 
 def _arguments(written: str, cut: bool) -> Json:
@@ -137,7 +148,7 @@ def _events(change: Change) -> Iterable[ApiEvent]:
 def _opened(block: Block) -> Json:
     match block.kind:
         case Kind.CALL:
-            return {"type": "tool_use", "id": block.call_id, "name": block.name, "input": {}}
+            return _call(block, {})
         case Kind.REASONING:
             return {"type": "thinking", "thinking": "", "signature": ""}
     return {"type": "text", "text": "", "citations": None}

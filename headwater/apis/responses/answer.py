@@ -40,7 +40,7 @@ def response_of(response_id: str, request: Request) -> Json:
         "store": request.store,
         "text": {"format": config.get("format") or {"type": "text"}, "verbosity": config.get("verbosity") or "medium"},
         **echoed,
-        "tools": [_tool(each) for each in echoed["tools"]],
+        "tools": [_tool(each) for each in echoed["tools"] or []],
         "reasoning": {"effort": None, "summary": None} | (echoed["reasoning"] or {}),
     }
 

@@ -38,8 +38,10 @@ def main() -> int:
         wait_until_ready(up, url)
         converse(url)
         if options.keep:
-            print(f"\nIt stays up. Try:\n\n{example(url)}\n\nCtrl-C stops it.", flush=True)
+            print(f"\nIt stays up until Ctrl-C. Try from another terminal:\n\n{what_next(url)}", flush=True)
             up.wait()
+        else:
+            print(f"\nmake demo KEEP=1 leaves it up. Then try:\n\n{what_next(url)}\n", flush=True)
     except KeyboardInterrupt:
         pass  # `headwater up` has got the Ctrl-C, too, and is stopping
     finally:
@@ -82,9 +84,14 @@ def converse(url: str) -> None:
         )
 
 
-def example(url: str) -> str:
+def what_next(url: str) -> str:
     body = '{"model": "smollm2", "messages": [{"role": "user", "content": "What is a river?"}]}'
-    return f"curl {url}/v1/chat/completions -H 'content-type: application/json' -d '{body}'"
+    return f"""\
+curl {url}/v1/chat/completions -H 'content-type: application/json' -d '{body}'
+curl {url}/v1/models            # what is served
+.venv/bin/headwater ps          # the processes, and how they do
+.venv/bin/headwater logs -f     # what they write
+.venv/bin/headwater --help      # all commands; README.md and docs/ say more"""
 
 
 if __name__ == "__main__":

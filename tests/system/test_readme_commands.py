@@ -82,7 +82,7 @@ def test_a_start_without_a_cluster(tmp_path: Path) -> None:
 
 def test_the_parts_by_themselves(tmp_path: Path) -> None:
     (block,) = blocks("The parts", "sh")
-    _, serve, route, _ = commands(block)
+    _, serve, route, _, bench = commands(block)
     engine, gateway = free_port(), free_port()
     serve, route = (each.replace("8000", str(engine)).replace("8080", str(gateway)) for each in (serve, route))
     with (
@@ -97,4 +97,6 @@ def test_the_parts_by_themselves(tmp_path: Path) -> None:
             time.sleep(0.1)
         (ask,) = commands(blocks("Start without a cluster", "sh")[1])
         assert printed(ask.replace("8080", str(gateway))) == blocks("Start without a cluster", "")[0]
+        few = bench.replace("8080", str(gateway)).replace("bench", "bench --requests 4 --max-tokens 4", 1)
+        assert "4 in " in printed(f"PATH={BIN}:$PATH {few}")
     assert serving.returncode == routing.returncode == 0

@@ -29,7 +29,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 CREDENTIALS: Final = frozenset((b"authorization", b"x-api-key"))
 """Headers that hold a client's key. They go to no engine where keys are checked, or the engine has one of its own."""
-KEYLESS_PATHS: Final = frozenset(("/health",))
+KEYLESS_PATHS: Final = frozenset(("/", "/health"))
 
 _LOOK_EVERY: Final = 0.5
 """Seconds between two looks at the file."""

@@ -28,6 +28,7 @@ from headwater_router.endpoints.fleet import Fleet
 from headwater_router.gateway.body import Body, completed, read_body
 from headwater_router.gateway.form_body import FormBody, read_form
 from headwater_router.gateway.forward import Forwarder
+from headwater_router.gateway.front_page import POLICY, front_page
 from headwater_router.gateway.head import RequestHead
 from headwater_router.gateway.journal import Entry, Journal
 from headwater_router.gateway.other_apis import OtherAPIs, asked_in_chat
@@ -69,7 +70,7 @@ class Gateway:
         self._apis = OtherAPIs()
         self._keys_are_ours = keys_are_ours
         self._started_at = int(time.time())
-        self.local = {"/v1/models": self._models, "/health": self._health} | pages
+        self.local = {"/": self._front, "/v1/models": self._models, "/health": self._health} | pages
 
     async def __call__(self, request: Request, client: ClientConnection) -> None:
         entry = Entry(request, client, time.monotonic(), len(request.body), _who(request).name)
@@ -217,6 +218,12 @@ class Gateway:
         if card is None:
             raise ModelNotFoundError(name, self._may_see(request))
         answer_json(client, card)
+
+    def _front(self, request: Request, client: ClientConnection) -> None:
+        models = None if self._keys_are_ours else self._may_see(request)
+        host = dict(request.headers).get(b"host", b"HOST").decode("latin-1")
+        headers = [(b"content-type", b"text/html; charset=utf-8"), (b"content-security-policy", POLICY)]
+        client.answer(200, headers, front_page(models, host))
 
     def _health(self, request: Request, client: ClientConnection) -> None:
         answer_json(client, {"status": "ok"})

@@ -18,6 +18,7 @@ COMMANDS: Final = {
     "stop": "end it",
     "serve": "run one engine",
     "route": "run one router before engines that are there",
+    "top": "show what a router does at this moment",
     "bench": "send load to a URL, and measure the answers",
     "pick": "choose a backend for a workload, with the arithmetic",
     "fetch": "bring a model's weights into a folder",

@@ -82,7 +82,7 @@ def test_a_start_without_a_cluster(tmp_path: Path) -> None:
 
 def test_the_parts_by_themselves(tmp_path: Path) -> None:
     (block,) = blocks("The parts", "sh")
-    _, serve, route, _, bench = commands(block)
+    _, serve, route, _, bench, _ = commands(block)
     engine, gateway = free_port(), free_port()
     serve, route = (each.replace("8000", str(engine)).replace("8080", str(gateway)) for each in (serve, route))
     with (

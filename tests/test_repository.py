@@ -150,7 +150,22 @@ def test_every_setting_is_documented(command: str, settings: type[BaseSettings],
 
 @pytest.mark.parametrize(
     "command",
-    ["up", "ps", "logs", "stop", "top", "bench", "serve", "route", "operate", "fetch", "keys", "completion", "man"],
+    [
+        "up",
+        "ps",
+        "logs",
+        "stop",
+        "top",
+        "status",
+        "bench",
+        "serve",
+        "route",
+        "operate",
+        "fetch",
+        "keys",
+        "completion",
+        "man",
+    ],
 )
 def test_the_documented_flags_are_those_in_the_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):

@@ -24,6 +24,7 @@ COMMANDS: Final = {
     "fetch": "bring a model's weights into a folder",
     "keys": "make an API key",
     "operate": "run the Kubernetes operator",
+    "status": "tell how the ModelDeployments of a cluster do",
     "completion": "print a shell's completion script",
     "man": "print the manual page",
 }

@@ -85,6 +85,24 @@ def test_one_call_alone_is_allowed_where_there_may_be_no_more() -> None:
     assert allows(first) and not allows(AS_ENFORCED["hermes"])
 
 
+def test_an_argument_that_no_schema_names_is_not_written() -> None:
+    loose = Function("weather", {"type": "object", "properties": CITY})
+    allows = judge("qwen3", Speech(CALL_FORMAT_OF["hermes"]), Wish((loose, Function("clock")), Calling.ALWAYS))
+    text = AS_ENFORCED["hermes"]
+    assert allows(text)
+    assert not allows(text.replace('"days": 2', '"nights": 2'))
+    assert not allows(text.replace('"arguments": {}', '"arguments": {"zone": 1}'))
+
+
+@pytest.mark.parametrize("name", AS_ENFORCED)
+def test_names_of_any_letters_make_a_grammar(name: str) -> None:
+    odd = 'Zü"\\ </tool_call> <|call|> [ARGS] {x} %json // # '
+    schema = {"properties": {odd: {"type": "string", "enum": [odd]}, "b": {"type": "string"}}, "required": [odd, "x"]}
+    for calling in (Calling.ALWAYS, Calling.MAYBE):
+        wish = Wish((Function(odd, schema, strict=True), Function("Zürich")), calling)
+        judge(TOKENIZERS[name], Speech(CALL_FORMAT_OF[name]), wish)
+
+
 def test_tags_that_are_no_tokens_are_held_to_as_text() -> None:
     """SmolLM2 has no token `<tool_call>`."""
     allows = judge("smollm2", Speech(CALL_FORMAT_OF["hermes"]), Wish(FUNCTIONS, Calling.MAYBE))

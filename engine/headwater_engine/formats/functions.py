@@ -103,9 +103,18 @@ def schema(value: Mapping[str, Any], *, strict: bool) -> str:
     return f"%json {written({**value, 'x-guidance': {'whitespace_pattern': SPACE, 'lenient': not strict}})}"
 
 
+_OPEN: Final = frozenset(
+    ("additionalProperties", "patternProperties", "unevaluatedProperties", "$ref", "allOf", "anyOf", "oneOf")
+)
+"""What says of members that are not named."""
+
+
 def arguments_of(function: Function) -> dict[str, Any]:
-    """The schema of the arguments: an object, whatever was given."""
-    return {"type": "object", **function.parameters} if function.parameters else {"type": "object"}
+    """The schema of the arguments: an object, with no members but those that are named, unless it says of others."""
+    parameters = {"type": "object", **function.parameters}
+    if parameters.keys().isdisjoint(_OPEN) and function.properties.keys() >= set(function.required):
+        parameters = {"properties": {}, **parameters, "additionalProperties": False}
+    return parameters
 
 
 def either(expressions: Iterable[str]) -> str:

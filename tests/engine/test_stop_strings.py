@@ -90,7 +90,7 @@ class FakeModel:
 def read(text: str, finish_reason: FinishReason | None = None, **changes: object) -> tuple[str, str | None, object]:
     """Text, finish reason and stop reason of an answer whose tokens are the bytes of `text`."""
     params = SamplingParams(**{"max_tokens": 99, "eos_token_ids": (258,), **changes})  # type: ignore[arg-type]
-    reader = Reader(FakeModel(), [65], params)  # type: ignore[arg-type]
+    reader = Reader(FakeModel(), [65], params, None)  # type: ignore[arg-type]
     tokens = TOKENIZER.encode(text, add_special_tokens=False).ids
     shown = ""
     for n, token in enumerate(tokens):
@@ -120,7 +120,7 @@ def test_held_text_comes_with_the_end_of_the_answer() -> None:
 
 def test_an_incomplete_character_comes_with_the_end_of_the_answer() -> None:
     tokens = TOKENIZER.encode("中", add_special_tokens=False).ids[:2]
-    reader = Reader(FakeModel(), [65], SamplingParams(max_tokens=2))  # type: ignore[arg-type]
+    reader = Reader(FakeModel(), [65], SamplingParams(max_tokens=2), None)  # type: ignore[arg-type]
     assert reader.read(Output(id="a", tokens=tokens, finish_reason=FinishReason.LENGTH), 0).text == "\ufffd"
 
 

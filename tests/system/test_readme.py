@@ -12,7 +12,7 @@ from headwater_engine.models.source import resolve
 from tests.system.conftest import Stack
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
-WORDS = {"What is the capital of France?": "Paris", "What is a river?": "water"}
+WORDS = {"What is the capital of Japan?": "Tokyo", "What is a river?": "water"}
 """To each question a word that a sensible answer has."""
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headwater_operator.autoscaling import gateway
 from headwater_operator.autoscaling.gateway import (
     DeploymentLoad,
     GatewayReport,
@@ -110,6 +111,21 @@ async def test_a_share_that_is_none_makes_the_page_none(percent: float) -> None:
 async def test_a_router_that_tells_only_half_of_a_deployment_did_not_report_it() -> None:
     half = "".join(line for line in page(3).splitlines(keepends=True) if "_held" not in line)
     assert not (await ask(page(3), half)).deployments[CHAT].complete
+
+
+def test_a_page_that_says_what_it_said_before_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def page(other: int, held: int) -> str:
+        kinds = ("in_flight", "held", "ready_endpoints")
+        lines = [f'headwater_router_deployment_{kind}{{deployment="d",namespace="n"}} {held}' for kind in kinds]
+        return "\n".join([f"headwater_router_requests_total {other}", *lines, ""])
+
+    read: list[str] = []
+    families = gateway.text_string_to_metric_families
+    monkeypatch.setattr(gateway, "text_string_to_metric_families", lambda text: read.append(text) or families(text))
+    first = gateway.parse(page(1, 71))
+    assert gateway.parse(page(2, 71)) == first
+    assert len(read) == 1, "what differs is nothing that is needed"
+    assert gateway.parse(page(2, 72)).deployments["n", "d"].held == 72
 
 
 async def test_no_router_is_no_report() -> None:

@@ -8,6 +8,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from statistics import fmean
 from typing import Final
 
@@ -29,6 +30,8 @@ _NEEDED: Final = (_IN_FLIGHT, _HELD, _READY, _POD, _SHARE)
 
 _LARGEST_PAGE: Final = 16 * 1024 * 1024
 """Bytes; a thousand endpoints need less than one tenth of that."""
+_REMEMBERED: Final = 16
+"""Pages, without what is not needed of them: as many as there are routers, mostly."""
 _TIMEOUT: Final = 2.0
 """Seconds for all of them together."""
 _BUSY: Final = 2**31 - 1
@@ -140,11 +143,16 @@ class RouterPage:
 def parse(page: str) -> RouterPage:
     """Raises ValueError for what is not Prometheus's text format."""
     # Most of the page are histograms, of which nothing is needed here.
-    lines = [line for line in page.splitlines() if line.startswith(_NEEDED)]
+    return _parse("\n".join(line for line in page.splitlines() if line.startswith(_NEEDED)) + "\n")
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _parse(lines: str) -> RouterPage:
+    """Of a thousand deployments it takes a sixth of a second, every two; at rest routers say what they said before."""
     values: defaultdict[Deployment, dict[str, int]] = defaultdict(dict)
     pods: dict[str, int] = {}
     shares: defaultdict[Deployment, dict[tuple[str, str], float]] = defaultdict(dict)
-    for family in text_string_to_metric_families("\n".join(lines) + "\n"):
+    for family in text_string_to_metric_families(lines):
         for sample in family.samples:
             if sample.name == _POD:
                 pods[sample.labels.get("endpoint", "")] = int(sample.value)

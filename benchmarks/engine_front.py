@@ -63,7 +63,7 @@ def play_engine(tokens: int, period: float, requests: str, replies: str) -> None
     asked, said = context.socket(zmq.PULL), context.socket(zmq.PUSH)
     asked.connect(requests)
     said.connect(replies)
-    said.send(encode(Ready(max_model_len=8192, vocab_size=512, num_blocks=1000, block_size=16, kernels="none")))
+    said.send(encode(Ready(max_model_len=8192, vocab_size=49_152, num_blocks=1000, block_size=16, kernels="none")))
     running: dict[str, Iterator[Output]] = {}
     due, parent = time.monotonic(), os.getppid()
     while os.getppid() == parent:

@@ -103,7 +103,7 @@ class Text:
             found = [(at, marker) for marker in markers if (at := self._text.find(marker, self._at)) >= 0]
             end, marker = min(found) if found else (len(self._text), None)
             # A marker that begins before the one that was found may be incomplete yet.
-            keep = 0 if self.ended else max(_overlap(self._text, self._at, marker) for marker in markers)
+            keep = 0 if self.ended else max(overlap(self._text, self._at, marker) for marker in markers)
             if marker is not None and len(self._text) - keep < end:
                 end, marker = len(self._text), None
             stop = end if marker is not None else end - keep
@@ -200,7 +200,7 @@ class _Value:
         return found.end()
 
 
-def _overlap(text: str, at: int, marker: str) -> int:
+def overlap(text: str, at: int, marker: str) -> int:
     """Length of the longest end of `text`, behind `at`, that `marker` begins with, but is longer than."""
     for length in range(min(len(text) - at, len(marker) - 1), 0, -1):
         if text.endswith(marker[:length]):

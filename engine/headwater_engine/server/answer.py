@@ -13,7 +13,7 @@ step, is answered with a status that says so, streamed or not.
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -64,8 +64,8 @@ class Form(Protocol):
 
     headers: Headers
 
-    def piece(self, piece: Piece, usage: Usage) -> bytes:
-        """What of it goes out now; nothing where the answer is sent whole. `usage`: of all choices, so far."""
+    def piece(self, piece: Piece, usage: Callable[[], Usage]) -> bytes:
+        """What of it goes out now; nothing where it is sent whole. `usage`: says that of all choices, so far."""
 
     def end(self, usage: Usage) -> bytes:
         """What goes out last."""
@@ -80,6 +80,7 @@ class Reader:
         self._detokenizer = Detokenizer(model.backend, prompt, skip_special_tokens=params.skip_special_tokens)
         self._speech = read() if read is not None else None
         self._markers = model.markers if read is not None and params.skip_special_tokens else {}
+        self._text_of = self._shown if self._markers else self._detokenizer.add
         self._stops = StopStrings(params.stop, show=params.include_stop_str_in_output)
         self._min_tokens = params.min_tokens
         self._tokens = 0
@@ -94,34 +95,40 @@ class Reader:
         for token in output.tokens:
             self._tokens += 1
             ended_by_token = output.finish_reason is FinishReason.STOP and token in self._hidden
-            parts = self._parts("" if ended_by_token else self._text(token))
-            self.reasoning_tokens += self._speech is not None and self._speech.reasons
+            text = "" if ended_by_token else self._text_of(token)
             if self._tokens <= self._min_tokens:
-                piece.parts += parts
-            elif self._show(piece, parts) or (self._speech is not None and self._speech.complete):
+                piece.parts += self._parts(text)
+            elif self._show(piece, text):
                 self._finish(piece, "stop")
                 return piece
         if output.finish_reason is not None:
             self._end(piece, output)
         return piece
 
-    def _text(self, token: int) -> str:
+    def _shown(self, token: int) -> str:
+        """A token's text, or itself where it is a marker for who reads the parts."""
         marker = self._markers.get(token)
         return self._detokenizer.add(token) if marker is None else self._detokenizer.flush() + marker
 
     def _parts(self, text: str) -> list[Part]:
+        """Of a token's text."""
         if self._speech is None:
             return [Content(text)] if text else []
-        return self._speech.feed(text)
+        parts = self._speech.feed(text)
+        self.reasoning_tokens += self._speech.reasons
+        return parts
 
-    def _show(self, piece: Piece, parts: Iterable[Part]) -> bool:
+    def _show(self, piece: Piece, text: str) -> bool:
+        """Whether the answer is over: a stop string was found, or what the model goes on with is not asked for."""
+        if self._speech is None:
+            return self._show_content(piece, text)
+        return self._show_parts(piece, self._parts(text)) or self._speech.complete
+
+    def _show_parts(self, piece: Piece, parts: Iterable[Part]) -> bool:
         """Whether a stop string was found; then nothing behind it is shown."""
         for part in parts:
             if isinstance(part, Content):
-                shown, piece.stop_reason = self._stops.feed(part.text)
-                if shown:
-                    piece.parts.append(Content(shown))
-                if piece.stop_reason is not None:
+                if self._show_content(piece, part.text):
                     return True
                 continue
             if held := self._stops.flush():
@@ -129,11 +136,16 @@ class Reader:
             piece.parts.append(part)
         return False
 
+    def _show_content(self, piece: Piece, text: str) -> bool:
+        shown, piece.stop_reason = self._stops.feed(text)
+        if shown:
+            piece.parts.append(Content(shown))
+        return piece.stop_reason is not None
+
     def _end(self, piece: Piece, output: Output) -> None:
-        parts = self._parts(self._detokenizer.flush())
-        if self._speech is not None:
-            parts += self._speech.flush()
-        if self._show(piece, parts):
+        text = self._detokenizer.flush()
+        parts = [Content(text)] if self._speech is None else [*self._speech.feed(text), *self._speech.flush()]
+        if self._show_parts(piece, parts):
             self._finish(piece, "stop")
             return
         if held := self._stops.flush():
@@ -264,7 +276,7 @@ class Answer:
             choice.held = piece
             self._woken.set()
         else:
-            self._write(self._form.piece(piece, self._usage()))
+            self._write(self._form.piece(piece, self._usage))
 
     def fail(self, error: APIError) -> None:
         """Of several choices, none is of use without the others."""
@@ -288,8 +300,7 @@ class Answer:
         )
 
     def _take_held(self) -> bytes:
-        usage = self._usage()
-        written = [self._form.piece(choice.held, usage) for choice in self._choices if choice.held is not None]
+        written = [self._form.piece(choice.held, self._usage) for choice in self._choices if choice.held is not None]
         for choice in self._choices:
             choice.held = None
         return b"".join(written)

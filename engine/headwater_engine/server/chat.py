@@ -71,31 +71,16 @@ def form(model: ServedModel, request: ChatCompletionRequest, question: Question)
     return _ChatStream(model, request, question) if request.stream else _WholeChat(model, request, question)
 
 
-class _Message:
-    """One choice, of which parts come. What was called has an id, and a call's end is the answer's."""
-
-    def __init__(self, *, include_reasoning: bool) -> None:
-        self._include_reasoning = include_reasoning
-        self._called = False
-
-    def shown(self, piece: Piece) -> list[Part]:
-        """Those of its parts that the client is to have."""
-        self._called = self._called or any(isinstance(part, Call) for part in piece.parts)
-        return [part for part in piece.parts if self._include_reasoning or not isinstance(part, Reasoning)]
-
-    def finish_reason(self, piece: Piece) -> str | None:
-        return "tool_calls" if self._called and piece.finish_reason == "stop" else piece.finish_reason
-
-
-def _texts(parts: Sequence[Part], kind: type[Content] | type[Reasoning]) -> str | None:
-    return "".join(part.text for part in parts if isinstance(part, kind)) or None
-
-
-def _calls(parts: Iterable[Part], *, whole: bool) -> list[AnswerToolCall] | None:
-    """`whole`: as a message has them; else as a stream does."""
+def _delta(parts: Iterable[Part], *, whole: bool, include_reasoning: bool) -> Delta:
+    """What parts of one choice say. One pass, for each token goes this way. `whole`: calls as a message has them."""
+    content, reasoning = "", ""
     calls: dict[int, AnswerToolCall] = {}
     for part in parts:
         match part:
+            case Content(text):
+                content += text
+            case Reasoning(text):
+                reasoning += text
             case Call(number, name):
                 calls[number] = AnswerToolCall(
                     index=None if whole else number,
@@ -107,7 +92,14 @@ def _calls(parts: Iterable[Part], *, whole: bool) -> list[AnswerToolCall] | None
                 calls[number].function.arguments += text
             case Arguments(number, text):
                 calls[number] = AnswerToolCall(index=number, function=CalledFunction(arguments=text))
-    return list(calls.values()) or None
+    return Delta(
+        content=content or None,
+        reasoning_content=(include_reasoning and reasoning) or None,
+        tool_calls=list(calls.values()) or None,
+    )
+
+
+_NOTHING: Final = Delta()
 
 
 class _WholeChat:
@@ -119,30 +111,32 @@ class _WholeChat:
         self._text_of = TokenText(model.backend)
         self._id = question.id
         self._model = request.model or model.names[0]
-        self._messages = [_Message(include_reasoning=request.include_reasoning) for _ in range(question.n)]
+        self._include_reasoning = request.include_reasoning
         self._choices = [
             Choice(index=index, message=_EMPTY, finish_reason=None, logprobs=None) for index in range(question.n)
         ]
         self._parts: list[list[Part]] = [[] for _ in self._choices]
 
-    def piece(self, piece: Piece, usage: Usage) -> bytes:
-        choice, message = self._choices[piece.index], self._messages[piece.index]
-        self._parts[piece.index] += message.shown(piece)
+    def piece(self, piece: Piece, usage: Callable[[], Usage]) -> bytes:
+        choice = self._choices[piece.index]
+        self._parts[piece.index] += piece.parts
         if piece.logprobs:
             choice.logprobs = choice.logprobs or ChoiceLogprobs([])
             choice.logprobs.content.extend(token_logprobs(piece.logprobs, self._text_of))
-        choice.finish_reason, choice.stop_reason = message.finish_reason(piece), piece.stop_reason
+        choice.finish_reason, choice.stop_reason = piece.finish_reason, piece.stop_reason
         return b""
 
     def end(self, usage: Usage) -> bytes:
         for choice, parts in zip(self._choices, self._parts, strict=True):
-            calls = _calls(parts, whole=True)
+            said = _delta(parts, whole=True, include_reasoning=self._include_reasoning)
+            if said.tool_calls and choice.finish_reason == "stop":
+                choice.finish_reason = "tool_calls"
             choice.message = AnswerMessage(
                 role="assistant",
-                content=_texts(parts, Content) or (None if calls else ""),
+                content=said.content or (None if said.tool_calls else ""),
                 refusal=None,
-                reasoning_content=_texts(parts, Reasoning),
-                tool_calls=calls,
+                reasoning_content=said.reasoning_content,
+                tool_calls=said.tool_calls,
             )
         return _encode(
             ChatCompletion(id=self._id, created=now(), model=self._model, choices=self._choices, usage=usage)
@@ -164,40 +158,39 @@ class _ChatStream:
         self._model = request.model or model.names[0]
         self._include_usage = request.include_usage
         self._continuous_usage = request.continuous_usage
-        self._messages = [_Message(include_reasoning=request.include_reasoning) for _ in range(question.n)]
+        self._no_usage = None if request.include_usage else UNSET
+        """In chunks before the last."""
+        self._include_reasoning = request.include_reasoning
         self._begun: set[int] = set()
+        self._called: set[int] = set()
+        """Choices that have called a function."""
 
-    def piece(self, piece: Piece, usage: Usage) -> bytes:
-        message = self._messages[piece.index]
-        parts = message.shown(piece)
-        if not (parts or piece.logprobs or piece.finish_reason):
+    def piece(self, piece: Piece, usage: Callable[[], Usage]) -> bytes:
+        delta = _delta(piece.parts, whole=False, include_reasoning=self._include_reasoning)
+        if delta == _NOTHING and not (piece.logprobs or piece.finish_reason):
             return b""  # reasoning that nobody wants
+        if delta.tool_calls:
+            self._called.add(piece.index)
+        finish_reason = piece.finish_reason
+        if finish_reason == "stop" and piece.index in self._called:
+            finish_reason = "tool_calls"
+        so_far = usage() if self._continuous_usage else self._no_usage
         logprobs = ChoiceLogprobs(token_logprobs(piece.logprobs, self._text_of)) if piece.logprobs else None
-        delta = Delta(
-            content=_texts(parts, Content),
-            reasoning_content=_texts(parts, Reasoning),
-            tool_calls=_calls(parts, whole=False),
-        )
         written = self._chunk(
             ChunkChoice(
                 index=piece.index,
                 delta=delta,
-                finish_reason=message.finish_reason(piece),
+                finish_reason=finish_reason,
                 logprobs=logprobs,
                 stop_reason=piece.stop_reason,
             ),
-            usage=self._so_far(usage),
+            usage=so_far,
         )
         if piece.index in self._begun:
             return written
         self._begun.add(piece.index)
         first = ChunkChoice(index=piece.index, delta=Delta(role="assistant", content=""), finish_reason=None)
-        return self._chunk(first, usage=self._so_far(usage)) + written
-
-    def _so_far(self, usage: Usage) -> Usage | UnsetType | None:
-        if self._continuous_usage:
-            return usage
-        return None if self._include_usage else UNSET
+        return self._chunk(first, usage=so_far) + written
 
     def end(self, usage: Usage) -> bytes:
         return self._chunk(usage=usage) + DONE if self._include_usage else DONE

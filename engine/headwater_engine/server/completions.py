@@ -1,7 +1,7 @@
 """/v1/completions."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -157,7 +157,7 @@ class _WholeCompletion:
         ]
         self._texts: list[list[str]] = [[] for _ in writers]
 
-    def piece(self, piece: Piece, usage: Usage) -> bytes:
+    def piece(self, piece: Piece, usage: Callable[[], Usage]) -> bytes:
         choice = self._choices[piece.index]
         text, logprobs = self._writers[piece.index].write(piece)
         self._texts[piece.index].append(text)
@@ -194,7 +194,7 @@ class _CompletionStream:
         self._include_usage = request.include_usage
         self._continuous_usage = request.continuous_usage
 
-    def piece(self, piece: Piece, usage: Usage) -> bytes:
+    def piece(self, piece: Piece, usage: Callable[[], Usage]) -> bytes:
         text, logprobs = self._writers[piece.index].write(piece)
         return self._chunk(
             CompletionChoice(
@@ -204,7 +204,7 @@ class _CompletionStream:
                 logprobs=logprobs,
                 stop_reason=piece.stop_reason,
             ),
-            usage=usage if self._continuous_usage else None if self._include_usage else UNSET,
+            usage=usage() if self._continuous_usage else None if self._include_usage else UNSET,
         )
 
     def end(self, usage: Usage) -> bytes:

@@ -5,6 +5,8 @@ First is what is complete first, as a reader of single characters finds it: so t
 
 from collections.abc import Sequence
 
+from headwater_engine.formats.text import overlap
+
 
 class StopStrings:
     """Holds back what may yet turn out to be the beginning of a stop string, and no more."""
@@ -25,7 +27,7 @@ class StopStrings:
             at, stop = min(found, key=lambda each: (each[0] + len(each[1]), each[0]))
             self._held = ""
             return text[: at + len(stop) if self._show else at], stop
-        keep = max(_overlap(text, stop) for stop in self._stops)
+        keep = max(overlap(text, 0, stop) for stop in self._stops)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep], None
 
@@ -33,11 +35,3 @@ class StopStrings:
         """What was held back, once nothing follows."""
         held, self._held = self._held, ""
         return held
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that `stop` begins with, but is longer than."""
-    for length in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:length]):
-            return length
-    return 0

@@ -5,40 +5,15 @@ Used by the benchmarks here; measures each streamed answer's time to first token
 
 import asyncio
 import json
-import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass
 from statistics import mean, median
+
+from headwater.cli.load import Answer, percentile
 
 GREEDY: Mapping[str, float] = {"temperature": 0}
 """Of sampling parameters."""
-
-
-@dataclass(slots=True)
-class Answer:
-    """One streamed completion. Times in seconds."""
-
-    started: float
-    arrivals: list[float] = field(default_factory=list)
-    output_tokens: int = 0
-    cached_tokens: int = 0
-    ended: float = 0.0
-
-    @property
-    def ttft(self) -> float:
-        return self.arrivals[0] - self.started
-
-    @property
-    def inter_token(self) -> float:
-        """Mean time between two tokens; several may come in one chunk."""
-        return (self.arrivals[-1] - self.arrivals[0]) / max(1, self.output_tokens - 1)
-
-    @property
-    def gaps(self) -> list[float]:
-        """Times between two chunks."""
-        return [later - earlier for earlier, later in pairwise(self.arrivals)]
 
 
 @dataclass(slots=True, frozen=True)
@@ -65,16 +40,11 @@ class Summary:
             tokens_per_s=sum(answer.output_tokens for answer in answers) / wall,
             ttft=median(answer.ttft for answer in answers),
             ttft_p99=percentile([answer.ttft for answer in answers], 0.99),
-            inter_token=mean(answer.inter_token for answer in answers),
+            inter_token=mean(answer.tpot for answer in answers),
             gap_p50=percentile(gaps, 0.5),
             gap_p99=percentile(gaps, 0.99),
             cached_share=sum(answer.cached_tokens for answer in answers) / prompt_tokens,
         )
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest that at least `share` of the values do not exceed; 0 of none."""
-    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)] if values else 0.0
 
 
 async def complete(

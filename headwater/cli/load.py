@@ -49,8 +49,13 @@ class Answer:
 
     @property
     def tpot(self) -> float:
-        """For each further token."""
+        """For each further token, mean; several may come in one chunk."""
         return (self.arrivals[-1] - self.arrivals[0]) / max(1, self.output_tokens - 1)
+
+    @property
+    def gaps(self) -> list[float]:
+        """Times between two chunks."""
+        return [later - earlier for earlier, later in pairwise(self.arrivals)]
 
 
 @dataclass(slots=True, frozen=True)
@@ -161,7 +166,7 @@ class Summary:
         whole = [each for each in answers if not each.error]
         seconds = max(each.ended for each in answers) - min(each.started for each in answers)
         ttft, tpot = ([1000 * getattr(each, name) for each in whole] for name in ("ttft", "tpot"))
-        gaps = [1000 * (later - earlier) for each in whole for earlier, later in pairwise(each.arrivals)]
+        gaps = [1000 * gap for each in whole for gap in each.gaps]
         kept = sum(a <= ttft_objective and b <= tpot_objective for a, b in zip(ttft, tpot, strict=True))
         prompt = sum(each.prompt_tokens for each in whole)
         return cls(

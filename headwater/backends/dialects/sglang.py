@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw
 
-from headwater.backends.dialects.base import Dialect, Translation
+from headwater.backends.dialects.base import Dialect
 from headwater.backends.dialects.forms import as_ebnf, as_regex, as_response_format, put, take_form
 from headwater.openai.constraint import Constraint, Kind
 
@@ -31,9 +31,6 @@ class SGLangDialect(Dialect):
         if _KEEP_STOP in given and _decode(keep := given.pop(_KEEP_STOP)) is True:
             given.setdefault(_OWN_KEEP_STOP, keep)
         return given
-
-    def translation(self, path: str, members: dict[str, Raw], model: str, request_id: str) -> Translation | None:
-        return None
 
 
 def _written(name: str, form: Constraint) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from msgspec import Raw
 
-from headwater.backends.dialects.base import Dialect, Translation
+from headwater.backends.dialects.base import Dialect
 from headwater.backends.dialects.fields import keep_known
 from headwater.backends.dialects.forms import as_ebnf, as_regex, as_response_format, put, take_form
 from headwater.openai.constraint import Constraint, Kind
@@ -49,9 +49,6 @@ class TensorRTLLMDialect(Dialect):
         if "tools" in given:
             given.setdefault("tool_choice", Raw(b'"auto"'))
         return keep_known(given, _KNOWN[path])
-
-    def translation(self, path: str, members: dict[str, Raw], model: str, request_id: str) -> Translation | None:
-        return None
 
 
 def _written(name: str, form: Constraint) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import ClassVar, Final
 
 from msgspec import Raw
 
-from headwater.backends.dialects.base import Dialect, Translation
+from headwater.backends.dialects.base import Dialect
 from headwater.backends.dialects.fields import keep_known, without_tools_not_to_be_called
 from headwater.backends.dialects.forms import take_form
 from headwater.openai.constraint import Kind
@@ -34,6 +34,3 @@ class TransformersDialect(Dialect):
         take_form(given, _NONE, self.kinds)
         without_tools_not_to_be_called(given)
         return keep_known(given, _KNOWN[path])
-
-    def translation(self, path: str, members: dict[str, Raw], model: str, request_id: str) -> Translation | None:
-        return None

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from msgspec import Raw
 
-from headwater.backends.dialects.base import Dialect, Translation
+from headwater.backends.dialects.base import Dialect
 from headwater.backends.dialects.forms import put, take_form
 from headwater.openai.constraint import Constraint, Kind
 
@@ -25,9 +25,6 @@ class VLLMDialect(Dialect):
         if (asked := take_form(given, _OWN, self.kinds)) is not None:
             put(given, _written(asked[1]))
         return given
-
-    def translation(self, path: str, members: dict[str, Raw], model: str, request_id: str) -> Translation | None:
-        return None
 
 
 def _written(form: Constraint) -> dict[str, Any]:

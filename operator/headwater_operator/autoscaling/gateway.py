@@ -16,6 +16,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from headwater.kubernetes import ADMIN_PORT_NAME, HTTP_PORT_NAME
+from headwater_operator.asking import EndlessError, ask
 from headwater_operator.cluster.kinds import Object, name_of
 
 Deployment = tuple[str, str]
@@ -112,19 +113,13 @@ async def ask_gateways(client: httpx.AsyncClient, urls: Sequence[str], seconds: 
 
 async def _read(client: httpx.AsyncClient, url: str, seconds: float) -> "RouterPage | str":
     """What one router says, or why it does not."""
-    page = bytearray()
     try:
-        async with asyncio.timeout(seconds), client.stream("GET", f"{url}/metrics") as response:
-            response.raise_for_status()
-            async for piece in response.aiter_bytes():
-                page += piece
-                if len(page) > _LARGEST_PAGE:
-                    return "its metrics page has no end"
-        return parse(page.decode())
-    except TimeoutError:
+        told = await ask(client, f"{url}/metrics", seconds=seconds, most=_LARGEST_PAGE)
+        return parse(told.body.decode()) if told.is_success else f"answered {told.status}"
+    except EndlessError:
+        return "its metrics page has no end"
+    except (TimeoutError, httpx.TimeoutException):
         return f"no answer within {seconds:g} s"
-    except httpx.HTTPStatusError as error:
-        return f"answered {error.response.status_code}"
     except httpx.HTTPError as error:
         return str(error) or type(error).__name__
     except (ValueError, ArithmeticError) as error:

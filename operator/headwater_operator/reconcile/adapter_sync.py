@@ -4,6 +4,7 @@ Nothing is remembered of what was loaded once. Each time the engine is asked wha
 it is asked again; so a container that was restarted gets its adapters back, and none is called loaded that is not.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -12,11 +13,14 @@ import httpx
 
 from headwater.backends.base import Backend
 from headwater.resource import ModelDeployment
+from headwater_operator.asking import EndlessError, ask
 from headwater_operator.render.storage import MODELS
 
 _LIST_SECONDS: Final = 5.0
 _LOAD_SECONDS: Final = 120.0
 """For one adapter: the engine may have to download it."""
+_LARGEST: Final = 1024 * 1024
+"""Bytes of an answer; a list of a thousand adapters has a third of that."""
 _LONGEST_MESSAGE: Final = 300
 
 
@@ -165,18 +169,21 @@ async def _ask(
     """The JSON of a good answer. Raises _RefusedError."""
     headers = {"authorization": f"Bearer {key}"} if key is not None else None
     try:
-        response = await client.request(method, url, json=body, timeout=seconds, headers=headers)
-    except httpx.TimeoutException:
+        told = await ask(client, url, seconds=seconds, most=_LARGEST, method=method, json=body, headers=headers)
+    except EndlessError:
+        raise _RefusedError("the engine's answer has no end") from None
+    except (TimeoutError, httpx.TimeoutException):
         raise _RefusedError(f"the engine did not answer within {seconds:g} s") from None
     except httpx.HTTPError as error:
         raise _RefusedError(f"the engine cannot be reached: {error or type(error).__name__}") from None
     try:
-        content = response.json()
-    except ValueError:
+        content = json.loads(told.body)
+    except (ValueError, RecursionError):
         content = None
-    if response.is_success:
+    if told.is_success:
         return content
-    raise _RefusedError(f"the engine answered {response.status_code}: {_reason(content, response.text)}")
+    text = told.body.decode(errors="replace")
+    raise _RefusedError(f"the engine answered {told.status}: {_reason(content, text)}")
 
 
 def _reason(content: Any, text: str) -> str:

@@ -11,11 +11,14 @@ import httpx
 import msgspec
 
 from headwater.kubernetes import FETCH_PORT
+from headwater_operator.asking import EndlessError, ask
 from headwater_operator.cluster.kinds import Object, uid_of
 
 ASKED_AGAIN: Final = 15.0
 """Seconds between two questions, and so between two states of what people are told."""
 _TIMEOUT: Final = 1.0
+_LARGEST: Final = 4096
+"""Bytes of an answer."""
 _REMEMBERED: Final = 1000
 
 
@@ -66,9 +69,9 @@ class FetchProgress:
     async def _ask(self, address: str) -> Figures | None:
         host = f"[{address}]" if ":" in address else address
         try:
-            answer = await self._client.get(f"http://{host}:{FETCH_PORT}/", timeout=_TIMEOUT)
-            return msgspec.json.decode(answer.raise_for_status().content, type=Figures)
-        except (httpx.HTTPError, msgspec.MsgspecError, UnicodeDecodeError):
+            told = await ask(self._client, f"http://{host}:{FETCH_PORT}/", seconds=_TIMEOUT, most=_LARGEST)
+            return msgspec.json.decode(told.body, type=Figures) if told.is_success else None
+        except (TimeoutError, EndlessError, httpx.HTTPError, msgspec.MsgspecError, UnicodeDecodeError):
             return None  # it lists the files, or counts what is there, or its image is older than the question
 
 

@@ -55,7 +55,8 @@ def _shape(hub: str, entry: dict[str, Any], source: str, found: dict[str, Shape]
     if "kept" in entry:
         values["kept"] = tuple(Kept(*each) for each in entry["kept"])
     if alike := entry.get("like"):
-        return replace(found[names.base(alike)], name=name, hub=hub, **values)
+        model = found[names.base(alike)]
+        return replace(model, name=name, hub=hub, source=f"{source}; else as {model.name}: {model.source}", **values)
     if "kept" not in entry:  # what is known is its size, and whether it has experts
         return replace(
             estimate(float(entry["parameters"]), entry.get("family"), entry.get("active")),

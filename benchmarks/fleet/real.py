@@ -27,8 +27,9 @@ from benchmarks.fleet.memory import BYTES
 from benchmarks.fleet.requests import Request, arrivals, fresh
 from benchmarks.fleet.router import Record
 from benchmarks.fleet.simulation import Workload, simulate
-from benchmarks.load import Answer, complete
+from benchmarks.load import complete
 from benchmarks.servers import free_port, server
+from headwater.cli.load import Answer
 
 _MODEL: Final = "bench"
 _FIRST_TOKEN_ID, _VOCABULARY = 100, 40_000
@@ -94,7 +95,7 @@ def compare(answers: Sequence[Answer], records: Sequence[Record]) -> bool:
     """Prints the table. Returns whether they agree."""
     sides = {
         "TTFT": ([each.ttft for each in answers], [each.ttft for each in records]),
-        "between two tokens": ([each.inter_token for each in answers], [each.per_token for each in records]),
+        "between two tokens": ([each.tpot for each in answers], [each.per_token for each in records]),
         "end to end": ([each.ended - each.started for each in answers], [each.duration for each in records]),
     }
     print("| median, ms | engine | model | model / engine |\n|---|---|---|---|")

@@ -5,6 +5,7 @@ import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from socket import socket as tcp_socket
 
 import pytest
 import zmq
@@ -42,6 +43,19 @@ async def publisher(address: str = "tcp://127.0.0.1:*") -> AsyncIterator[tuple[z
         socket.setsockopt(zmq.LINGER, 0)
         socket.bind(address)
         yield socket, socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+
+def two_addresses() -> tuple[str, str]:
+    """With ports that follow one another, and both are free."""
+    while True:
+        with tcp_socket() as one, tcp_socket() as other:
+            one.bind(("127.0.0.1", 0))
+            port = one.getsockname()[1]
+            try:
+                other.bind(("127.0.0.1", port + 1))
+            except (OSError, OverflowError):
+                continue
+            return f"tcp://127.0.0.1:{port}", f"tcp://127.0.0.1:{port + 1}"
 
 
 def depth(index: PrefixIndex) -> int:
@@ -175,22 +189,21 @@ async def test_an_engine_that_does_not_answer_is_followed_all_the_same(monkeypat
 
 async def test_ranks_have_ports_of_their_own_and_all_must_be_heard() -> None:
     index = PrefixIndex()
-    async with publisher() as (first, address), asyncio.TaskGroup() as group:
-        base, port = address.rsplit(":", 1)
-        async with publisher(f"{base}:{int(port) + 1}") as (second, _):
-            subscriber = EventSubscriber(index, "pod", Publisher(address))
-            task = group.create_task(subscriber.run())
-            await first.recv()
-            await first.send_multipart(message(0, 0, None))
-            await until(lambda: index.complete("pod"))
-            subscriber.ranks = 2
-            await second.recv()
-            assert not index.complete("pod")
-            batch = decode(from_frames(message(0, 1, None)).payload)
-            events = [event for event in batch.events if event is not None]
-            await second.send_multipart(to_frames(b"", 0, encode(EventBatch(0.0, events, dp_rank=1))))
-            await until(lambda: index.complete("pod"))
-            task.cancel()
+    address, next_one = two_addresses()
+    async with publisher(address) as (first, _), asyncio.TaskGroup() as group, publisher(next_one) as (second, _):
+        subscriber = EventSubscriber(index, "pod", Publisher(address))
+        task = group.create_task(subscriber.run())
+        await first.recv()
+        await first.send_multipart(message(0, 0, None))
+        await until(lambda: index.complete("pod"))
+        subscriber.ranks = 2
+        await second.recv()
+        assert not index.complete("pod")
+        batch = decode(from_frames(message(0, 1, None)).payload)
+        events = [event for event in batch.events if event is not None]
+        await second.send_multipart(to_frames(b"", 0, encode(EventBatch(0.0, events, dp_rank=1))))
+        await until(lambda: index.complete("pod"))
+        task.cancel()
 
 
 async def test_a_socket_of_the_machine_has_one_rank_whatever_its_metrics_say(tmp_path: Path) -> None:

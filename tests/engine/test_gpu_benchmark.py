@@ -43,7 +43,10 @@ def test_percentiles_are_measured_values() -> None:
     values = [float(n) for n in range(100, 0, -1)]
     assert [percentile(values, share) for share in (0.01, 0.5, 0.99, 1)] == [1, 50, 99, 100]
     assert percentile([], 0.5) == 0
-    answers = [Answer(0.0, [1.0, 1.5, 4.0], 3, 0, 4.0), Answer(0.0, [2.0], 1, 5, 2.0)]
+    answers = [
+        Answer(0.0, [1.0, 1.5, 4.0], output_tokens=3, cached_tokens=0, ended=4.0),
+        Answer(0.0, [2.0], output_tokens=1, cached_tokens=5, ended=2.0),
+    ]
     found = Summary.of(answers, 10)
     assert (found.ttft, found.ttft_p99) == (1.5, 2.0)
     assert (found.gap_p50, found.gap_p99) == (0.5, 2.5)

@@ -3,14 +3,14 @@ gone from some moment on."""
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 from headwater_router.replicas.replica import Replica
+from headwater_router.replicas.turns import GATHER, Turns
 
-_GATHER: Final = 0.02
-"""Seconds in which a router gathers what it says next, as in `replicas.sharing`."""
 _WAY: Final = 0.002
 """Seconds from one router through Redis to another one."""
 
@@ -25,7 +25,7 @@ class Link:
 
 class Channel:
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, replicas: Sequence[Replica], link: Link, rng: random.Random
+        self, loop: asyncio.AbstractEventLoop, replicas: Mapping[Replica, Turns], link: Link, rng: random.Random
     ) -> None:
         self._loop = loop
         self._replicas = replicas
@@ -34,23 +34,23 @@ class Channel:
 
     async def run(self) -> None:
         """Until it is gone, or cancelled."""
-        for place, replica in enumerate(self._replicas):
-            replica.joined(self._loop.time())
-            self._loop.call_later(_GATHER * place / len(self._replicas), self._speak, replica)
-        if self._link.gone_at < float("inf"):
-            await asyncio.sleep(self._link.gone_at)
-            for replica in self._replicas:
-                replica.left()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._link.gone_at), asyncio.TaskGroup() as group:
+                for place, (replica, turns) in enumerate(self._replicas.items()):
+                    replica.joined(self._loop.time())
+                    group.create_task(self._talk(replica, turns, GATHER * place / len(self._replicas)))
+        for replica in self._replicas:
+            replica.left()
 
-    def _speak(self, speaker: Replica) -> None:
-        now = self._loop.time()
-        if now >= self._link.gone_at:
-            return
-        if (outgoing := speaker.outgoing(now)) is not None:
-            for replica in self._replicas:
-                if replica is not speaker and self._rng.random() >= self._link.loss:
-                    self._loop.call_later(_WAY, self._hear, replica, outgoing.data)
-        self._loop.call_later(_GATHER, self._speak, speaker)
+    async def _talk(self, speaker: Replica, turns: Turns, after: float) -> None:
+        await asyncio.sleep(after)
+        while True:
+            outgoing = speaker.outgoing(self._loop.time())
+            if outgoing is not None:
+                for replica in self._replicas:
+                    if replica is not speaker and self._rng.random() >= self._link.loss:
+                        self._loop.call_later(_WAY, self._hear, replica, outgoing.data)
+            await turns.next(outgoing is not None)
 
     def _hear(self, replica: Replica, data: bytes) -> None:
         if self._loop.time() < self._link.gone_at:

@@ -34,6 +34,7 @@ from headwater_router.outcome import Outcome
 from headwater_router.picker.base import Prompt
 from headwater_router.picker.policies import Policies
 from headwater_router.replicas.replica import Replica
+from headwater_router.replicas.turns import Turns
 
 MODEL: Final = "m"
 PROBE_SECONDS: Final = 1.0
@@ -103,6 +104,8 @@ class Router:
             rng=rng,
             clock=loop.time,
         )
+        self.turns = Turns()
+        self.dispatcher.on_sent = self.turns.sent
         self.replica = Replica(
             name,
             lambda: ((endpoint.incarnation, endpoint.target) for endpoint in self.endpoints),

@@ -100,7 +100,9 @@ def play(
     """Let the clients of a workload send to these routers, in front of the engines of `result`."""
     channel = None
     if link is not None:
-        channel = Channel(loop, [router.replica for router in routers], link, random.Random(f"link {seed}"))
+        channel = Channel(
+            loop, {router.replica: router.turns for router in routers}, link, random.Random(f"link {seed}")
+        )
     faults: list[dict[str, Any]] = []
     loop.set_exception_handler(lambda _, fault: faults.append(fault))
     run(_Play(loop, result, routers, channel, probe_seconds, random.Random(seed)).play(), loop)

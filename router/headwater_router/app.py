@@ -98,6 +98,8 @@ class Router:
             answer_timeout=settings.answer_timeout,
             refuses_slo=settings.slo_admission == "attainable",
         )
+        if self.sharing is not None:
+            self.dispatcher.on_sent = self.sharing.turns.sent
         self.forwarder = Forwarder(
             self.dispatcher,
             self.metrics,

@@ -1,10 +1,11 @@
 """The modelled engines of benchmarks/fleet do what they say, and the router's own dispatcher drives them."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from statistics import mean
 
 import pytest
 
@@ -27,8 +28,8 @@ def few(count: int, generate: Callable[[random.Random], Iterator[Request]]) -> C
     return lambda rng: islice(generate(rng), count)
 
 
-def run(workload: Workload, policy: str = "prefix", routers: int = 1, link: Link | None = None) -> Run:
-    return simulate(workload, partial(policies, policy), routers=routers, link=link)
+def run(workload: Workload, policy: str = "prefix", routers: int = 1, link: Link | None = None, seed: int = 1) -> Run:
+    return simulate(workload, partial(policies, policy), routers=routers, link=link, seed=seed)
 
 
 def times(result: Run) -> list[tuple[float, float | None, float | None]]:
@@ -146,12 +147,16 @@ GROUPS = Workload("groups of few", shared_by_groups, speeds=(1.0,) * 4)
 
 @pytest.mark.parametrize("loss", [0.0, 0.1])
 def test_eight_routers_that_talk_are_about_as_good_as_one(loss: float) -> None:
-    one, eight = (figures_of(run(GROUPS, routers=count, link=Link(loss))) for count in (1, 8))
+    """Of three courses of chance together, since one of them moves by a point and a tenth of a second."""
+    seeds = (1, 2, 3)
+    one, eight = ([figures_of(run(GROUPS, routers=n, link=Link(loss), seed=seed)) for seed in seeds] for n in (1, 8))
     apart = figures_of(run(GROUPS, routers=8))
-    assert eight.cached >= one.cached - 0.02 > apart.cached
-    assert one.ttft_p99 is not None
-    assert eight.ttft_p99 is not None
-    assert eight.ttft_p99 <= 1.05 * one.ttft_p99
+    assert mean(each.cached for each in eight) >= mean(each.cached for each in one) - 0.02 > apart.cached
+    assert first_tokens(eight) <= 1.05 * first_tokens(one)
+
+
+def first_tokens(figures: Sequence[Figures]) -> float:
+    return mean(each.ttft_p99 for each in figures if each.ttft_p99 is not None)
 
 
 def test_routers_that_hear_nothing_of_one_another_do_as_routers_that_do_not_talk() -> None:

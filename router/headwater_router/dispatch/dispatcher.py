@@ -91,6 +91,8 @@ class Dispatcher:
         self.decisions: deque[Dispatch] = deque(maxlen=_REMEMBERED)
         self.failures: deque[tuple[float, Dispatch]] = deque(maxlen=_REMEMBERED)
         """With the time of the day, in seconds since the epoch."""
+        self.on_sent: Callable[[], None] | None = None
+        """Is called for every request that an endpoint was chosen for."""
         self._policies = policies
         self._metrics = metrics
         self._max_attempts = max_attempts
@@ -175,6 +177,8 @@ class Dispatcher:
         call.stays.append(dispatch)
         call.tried.add(target.id)
         self.decisions.append(dispatch)
+        if self.on_sent is not None:
+            self.on_sent()
         self._metrics.decisions[decision.label].inc()
         if why is not Why.ALONE:
             self._metrics.deployments.sent(lineup.deployment, call.kind, why)

@@ -30,12 +30,11 @@ from headwater_router.gateway.metrics import RouterMetrics
 from headwater_router.index import PrefixIndex
 from headwater_router.replicas.message import encode
 from headwater_router.replicas.replica import Outgoing, Replica
+from headwater_router.replicas.turns import Turns
 
 log = structlog.get_logger(__name__)
 
 CHANNEL: Final = "headwater:prefixes"
-_GATHER: Final = 0.02
-"""Seconds in which answers come together for one message."""
 _SILENCE: Final = 15.0
 """Seconds without any message, be it one's own, after which the connection counts as lost."""
 _PATIENCE: Final = 5.0
@@ -73,6 +72,7 @@ class Sharing:
             metrics.shared_prefixes,
             metrics.shared_malformed,
         )
+        self.turns = Turns()
         self._connected: bool | None = None
         self._failures = 0
 
@@ -127,9 +127,10 @@ class Sharing:
 
     async def _send(self, redis: Redis) -> None:
         while True:
-            await asyncio.sleep(_GATHER)
-            if (outgoing := self.replica.outgoing(time.monotonic())) is not None:
+            outgoing = self.replica.outgoing(time.monotonic())
+            if outgoing is not None:
                 await self._publish(redis, outgoing)
+            await self.turns.next(outgoing is not None)
 
     async def _publish(self, redis: Redis, outgoing: Outgoing) -> None:
         sent = 0

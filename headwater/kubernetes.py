@@ -41,6 +41,16 @@ ADMIN_PORT_NAME: Final = "admin"
 """Of the routers: where they tell their metrics."""
 CONTAINER: Final = "engine"
 """The container of the server, as `spec.template` refers to it."""
+LOAD_METRICS: Final = frozenset(
+    {
+        "headwater_router_deployment_in_flight",
+        "headwater_router_deployment_held",
+        "headwater_router_deployment_ready_endpoints",
+        "headwater_router_deployment_share",
+        "headwater_router_endpoint_in_flight",
+    }
+)
+"""Of the routers' metrics those that replicas are scaled by, and that tell what can be reached."""
 ADMIN_SECRET_KEY: Final = "key"
 """Where in a ModelDeployment's `admin_secret` the key is."""
 

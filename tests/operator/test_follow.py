@@ -85,7 +85,8 @@ class Gateway:
         return self.metrics.registry.get_sample_value("headwater_operator_gateway_complete")
 
     def _answer(self, request: httpx.Request) -> httpx.Response:
-        self.asked.append(str(request.url))
+        assert request.url.params.get_list("name[]"), "not for all that they know"
+        self.asked.append(str(request.url.copy_with(query=None)))
         text = self.pages[request.url.host]
         if text is None:
             raise httpx.ConnectError("refused")

@@ -113,19 +113,26 @@ async def test_a_router_that_tells_only_half_of_a_deployment_did_not_report_it()
     assert not (await ask(page(3), half)).deployments[CHAT].complete
 
 
-def test_a_page_that_says_what_it_said_before_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_that_says_what_it_said_before_is_the_same_and_a_series_is_read_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def page(other: int, held: int) -> str:
         kinds = ("in_flight", "held", "ready_endpoints")
-        lines = [f'headwater_router_deployment_{kind}{{deployment="d",namespace="n"}} {held}' for kind in kinds]
+        lines = [f'headwater_router_deployment_{kind}{{deployment="a b",namespace="n"}} {held}' for kind in kinds]
         return "\n".join([f"headwater_router_requests_total {other}", *lines, ""])
 
     read: list[str] = []
     families = gateway.text_string_to_metric_families
     monkeypatch.setattr(gateway, "text_string_to_metric_families", lambda text: read.append(text) or families(text))
     first = gateway.parse(page(1, 71))
-    assert gateway.parse(page(2, 71)) == first
-    assert len(read) == 1, "what differs is nothing that is needed"
-    assert gateway.parse(page(2, 72)).deployments["n", "d"].held == 72
+    assert gateway.parse(page(2, 71)) is first, "what differs is nothing that is needed"
+    assert gateway.parse(page(2, 72)).deployments["n", "a b"].held == 72
+    assert len(read) == 3, "of series with another value only that is read"
+
+
+async def test_at_rest_the_report_is_the_one_that_it_was() -> None:
+    assert await ask(page(3), page(4)) is await ask(page(3), page(4))
+    assert await ask(page(3), page(4)) is not await ask(page(3), page(5))
 
 
 async def test_no_router_is_no_report() -> None:

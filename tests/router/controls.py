@@ -47,6 +47,9 @@ class FakePages:
     def prometheus(self) -> FakePage:
         return FakePage(200, "text/plain; version=1.0.0", b"headwater_router_redis_connected 0.0\n")
 
+    def load(self) -> FakePage:
+        return FakePage(200, "text/plain; version=1.0.0", b"headwater_router_deployment_held 0.0\n")
+
     def version(self) -> FakePage:
         return FakePage(200, "application/json", b'{"version":"1.2.3"}')
 

@@ -293,6 +293,9 @@ async def test_probes_are_answered(admin: httpx.AsyncClient, monkeypatch: pytest
     metrics = await admin.get("/metrics")
     assert metrics.headers["content-type"] == "text/plain; version=1.0.0"
     assert metrics.content == PAGES.prometheus().body
+    load, more = "headwater_router_deployment_held", "headwater_router_redis_connected"
+    assert (await admin.get("/metrics", params={"name[]": [load]})).content == PAGES.load().body
+    assert (await admin.get("/metrics", params={"name[]": [load, more]})).content == PAGES.prometheus().body
     monkeypatch.setattr(PAGES, "status", 503)
     assert (await admin.get("/ready")).status_code == 503
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from prometheus_client import generate_latest
 
+from headwater.kubernetes import LOAD_METRICS
 from headwater_router.gateway import pages
 from headwater_router.gateway.metrics import RouterMetrics
 from tests.router.gateway import STREAM, RunningGateway, gateway, until
@@ -36,6 +37,16 @@ async def test_a_page_that_is_asked_for_all_the_time_takes_a_tenth_of_it(monkeyp
             clock += 1
     assert 2 * made <= 30
     assert made > 10, "it is made anew, too"
+
+
+async def test_a_page_of_the_load_has_what_the_whole_one_says_of_it_and_nothing_else() -> None:
+    async with upstream() as engine, gateway(engine) as router:
+        await router.post(STREAM)
+        whole, load = router.router.pages.prometheus(), router.router.pages.load()
+    wanted = tuple(LOAD_METRICS)
+    found = [line for line in load.body.decode().splitlines() if not line.startswith("#")]
+    assert found
+    assert found == [line for line in whole.body.decode().splitlines() if line.startswith(wanted)]
 
 
 async def test_the_series_of_an_endpoint_that_is_gone_go(tmp_path: Path) -> None:

@@ -120,11 +120,7 @@ class Scaling:
 
     def _take(self, report: GatewayReport) -> set[Key]:
         """Take in a report. Returns who has to be reconciled."""
-        before = {key: self.routable(key, None) for key in self._known(self._report)}
-        self._report = report
-        moved = self._take_shares(report)
-        known = self._known(report) | before.keys()
-        changed = moved | {key for key in known if before.get(key) != self.routable(key, None)}
+        changed = self._take_news(report) if report is not self._report else set()
         now = time.time()
         for key, rule in self._rules.items():
             old = self._decisions[key]
@@ -132,6 +128,14 @@ class Scaling:
             if new.desired != old.desired or new.memory.written() != old.memory.written():
                 changed.add(key)
         return changed
+
+    def _take_news(self, report: GatewayReport) -> set[Key]:
+        """Returns for whom it says something else than the last one."""
+        before = {key: self.routable(key, None) for key in self._known(self._report)}
+        self._report = report
+        moved = self._take_shares(report)
+        known = self._known(report) | before.keys()
+        return moved | {key for key in known if before.get(key) != self.routable(key, None)}
 
     def _take_shares(self, report: GatewayReport) -> set[Key]:
         """Returns whose have moved. Small moves are not told: each would be a write."""

@@ -5,6 +5,7 @@ touched from another one. None of them reads a body, so none can be made to hold
 """
 
 import asyncio
+from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
 import structlog
@@ -15,6 +16,7 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.exceptions import HTTPException
 
 from headwater import __version__
+from headwater.kubernetes import LOAD_METRICS
 from headwater.openai.errors import (
     APIError,
     BadRequestError,
@@ -40,6 +42,14 @@ _LOOK_EVERY: Final = 0.1
 """Seconds between two looks at an endpoint that is drained."""
 
 Name = Annotated[str, Path(description="An endpoint's name, or its id.", max_length=512)]
+Names = Annotated[
+    Sequence[str],
+    Query(
+        alias="name[]",
+        description="Metrics that will do. Where all of them are of those that replicas are scaled by, the page has no "
+        "others.",
+    ),
+]
 Limit = Annotated[int, Query(ge=1, le=MOST_RECORDS, description="How many of the last ones.")]
 
 
@@ -78,9 +88,9 @@ def _plain_routes(pages: Pages) -> APIRouter:
         return _page(pages.version())
 
     @plain.get("/metrics", response_class=Response)
-    async def metrics() -> Response:
+    async def metrics(names: Names = ()) -> Response:
         """For Prometheus."""
-        return _page(pages.prometheus())
+        return _page(pages.load() if names and LOAD_METRICS.issuperset(names) else pages.prometheus())
 
     return plain
 

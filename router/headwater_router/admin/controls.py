@@ -27,6 +27,9 @@ class Pages(Protocol):
 
     def prometheus(self) -> Page: ...
 
+    def load(self) -> Page:
+        """Of the metrics those that replicas are scaled by."""
+
     def version(self) -> Page: ...
 
 

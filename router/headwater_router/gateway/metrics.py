@@ -265,6 +265,12 @@ class RouterMetrics:
         self.index_gaps.set(size.gaps)
         self.index_unusable.set(size.unusable)
 
+    def collect_in_flight(self, fleet: Fleet) -> None:
+        """That gauge alone."""
+        self.endpoint_in_flight.clear()
+        for endpoint in fleet:
+            self.endpoint_in_flight.labels(endpoint.name).set(endpoint.target.load.in_flight)
+
     def _collect_endpoint(self, endpoint: Endpoint, now: float) -> None:
         load, name = endpoint.target.load, endpoint.name
         breaker = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}

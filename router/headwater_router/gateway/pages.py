@@ -2,7 +2,8 @@
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
@@ -11,6 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from headwater import __version__
 from headwater.http.bodies import BodyBudget
 from headwater.http.descriptors import Descriptors
+from headwater.kubernetes import LOAD_METRICS
 from headwater.lag import LoopLag
 from headwater_router.dispatch.dispatcher import Dispatcher
 from headwater_router.endpoints.fleet import Fleet
@@ -18,7 +20,7 @@ from headwater_router.gateway.metrics import RouterMetrics
 from headwater_router.index import PrefixIndex
 
 _SHARE: Final = 10
-"""The metrics page is made anew at most so often that it takes one part of so many of the time."""
+"""A page of metrics takes at most one part of so many of the time."""
 _MOST_REASONS: Final = 20
 
 
@@ -27,6 +29,22 @@ class Page:
     status: int
     content_type: str
     body: bytes
+
+
+@dataclass(slots=True, eq=False)
+class _Paced:
+    """A page that is made anew at most so often that it takes one part of `_SHARE` of the time."""
+
+    page: Page | None = None
+    fresh_until: float = -math.inf
+
+    def get(self, render: Callable[[float], bytes]) -> Page:
+        now = time.monotonic()
+        if self.page is None or now >= self.fresh_until:
+            self.page = Page(200, CONTENT_TYPE_LATEST, render(now))
+            end = time.monotonic()
+            self.fresh_until = end + _SHARE * (end - now)
+        return self.page
 
 
 @dataclass(slots=True, eq=False)
@@ -39,8 +57,8 @@ class Pages:
     descriptors: Descriptors
     lag: LoopLag
     draining: bool = False
-    _metrics_page: Page | None = None
-    _fresh_until: float = -math.inf
+    _all: _Paced = field(default_factory=_Paced)
+    _load: _Paced = field(default_factory=_Paced)
 
     def ready(self) -> Page:
         """Whether requests should come here: the router can tell where they go, and is not about to end.
@@ -57,16 +75,16 @@ class Pages:
         return _json(content, 200 if status == "ready" else 503)
 
     def prometheus(self) -> Page:
-        now = time.monotonic()
-        if self._metrics_page is None or now >= self._fresh_until:
-            self._metrics_page = Page(200, CONTENT_TYPE_LATEST, self._render(now))
-            end = time.monotonic()
-            self._fresh_until = end + _SHARE * (end - now)
-        return self._metrics_page
+        return self._all.get(self._render)
+
+    def load(self) -> Page:
+        """Of these metrics those that the operator asks for every two seconds: of a thousand deployments all the others
+        are most of the work."""
+        return self._load.get(self._render_load)
 
     def forget(self) -> None:
-        """Make the metrics page anew the next time."""
-        self._metrics_page = None
+        """Make the pages of metrics anew the next time."""
+        self._all.page = self._load.page = None
 
     def version(self) -> Page:
         return _json({"version": __version__})
@@ -84,6 +102,12 @@ class Pages:
         self.metrics.waits.collect(self.dispatcher.room.waiting())
         self.metrics.deployments.collect(self.fleet, self.dispatcher.room.waiting_for, self.dispatcher.spread)
         return generate_latest(self.metrics.registry)
+
+    def _render_load(self, now: float) -> bytes:
+        self.dispatcher.settle(now)
+        self.metrics.collect_in_flight(self.fleet)
+        self.metrics.deployments.collect(self.fleet, self.dispatcher.room.waiting_for, self.dispatcher.spread)
+        return generate_latest(self.metrics.registry.restricted_registry(LOAD_METRICS))
 
 
 def _json(content: Any, status: int = 200) -> Page:

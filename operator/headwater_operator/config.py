@@ -4,7 +4,7 @@ import json
 import re
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from headwater import __version__, backends
@@ -52,6 +52,22 @@ def _shared(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
+def _cache(value: dict[str, Any]) -> dict[str, Any]:
+    if not value:
+        return value
+    texts = [value.get("namespace"), *([value["secret"]] if "secret" in value else [])]
+    models, volume = value.get("models"), value.get("volume")
+    if value.keys() - set(_CACHE_FIELDS) or not all(isinstance(each, str) for each in texts):
+        raise ValueError(f"must have namespace, volume and models, and may have secret; found {', '.join(value)}")
+    if not isinstance(models, list) or not models or not all(isinstance(each, str) for each in models):
+        raise ValueError('models must be a list of patterns of SOURCE@REVISION, such as "hf://Qwen/*@main"')
+    if not isinstance(volume, dict) or volume.keys() & set(_OURS_OF_A_VOLUME):
+        raise ValueError(f"volume must be of a PersistentVolume's spec, without {', '.join(_OURS_OF_A_VOLUME)}")
+    return value
+
+
+_CACHE_FIELDS: Final = ("namespace", "volume", "models", "secret")
+_OURS_OF_A_VOLUME: Final = ("accessModes", "claimRef", "persistentVolumeReclaimPolicy", "storageClassName")
 _PEER_FIELDS: Final = ("namespaceSelector", "podSelector", "ipBlock")
 
 NamespacedName = Annotated[str, AfterValidator(_namespaced)]
@@ -61,6 +77,7 @@ Template = Annotated[dict[str, Any], BeforeValidator(_from_text), AfterValidator
 Variables = Annotated[dict[str, str], BeforeValidator(_from_text)]
 Images = Annotated[dict[str, str], BeforeValidator(_from_text), AfterValidator(_known)]
 Shared = Annotated[dict[str, str], BeforeValidator(_from_text), AfterValidator(_shared)]
+Cache = Annotated[dict[str, Any], BeforeValidator(_from_text), AfterValidator(_cache)]
 KVEvents = Literal["never", "prefix"]
 
 
@@ -145,6 +162,12 @@ class OperatorSettings(BaseSettings):
         '{"hf://Qwen/Qwen3-8B@main": "models/qwen3-8b"} has who asks for them mount that folder of the '
         "PersistentVolumeClaim `models`, read-only, and fetch nothing. Counts for revisions made from then on.",
     )
+    weights_cache: Cache = Field(
+        {},
+        description="A share that weights are fetched into once, for all namespaces, as JSON: "
+        '{"namespace": "models", "models": ["hf://Qwen/*@main"], "volume": {"nfs": {"server": "nas", "path": "/m"}}}. '
+        "Takes the right to make PersistentVolumes. Counts for revisions made from then on.",
+    )
     max_replicas: int = Field(
         100,
         ge=1,
@@ -155,3 +178,12 @@ class OperatorSettings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address that metrics and probes are served at.")
     port: int = Field(8090, ge=0, le=65535, description="Port that metrics and probes are served at.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+
+    @model_validator(mode="after")
+    def _one_cache_for_all(self) -> "OperatorSettings":
+        if self.weights_cache and self.namespaces:
+            # It makes PersistentVolumes, which are the whole cluster's.
+            raise ValueError(
+                "--weights-cache is for an operator that looks after all namespaces: leave out --namespaces"
+            )
+        return self

@@ -36,6 +36,7 @@ from headwater_operator.reconcile.loop import ReconcileLoop
 from headwater_operator.reconcile.prerequisites import Prerequisites
 from headwater_operator.reconcile.reconciler import Reconciler
 from headwater_operator.reconcile.sweep import Sweep
+from headwater_operator.reconcile.weights_cache import WeightsCache
 from headwater_operator.watch.store import Store
 from headwater_operator.watch.watches import watch
 
@@ -107,13 +108,15 @@ def _build(
     recorder = EventRecorder(cluster, identity)
     applier = Applier(cluster, store, metrics)
     sweep = Sweep(cluster, store, applier)
-    prerequisites = Prerequisites(settings, store, applier, sweep, FetchProgress(engines))
+    progress = FetchProgress(engines)
+    cache = WeightsCache(settings, cluster, store, applier, progress)
+    prerequisites = Prerequisites(settings, store, applier, sweep, progress, cache)
     keys = AdminKeys(settings, cluster)
     adapters = Adapters(engines, keys)
     healing = Healing(cluster, store, recorder)
     children = Children(settings, cluster, store, applier, recorder, scaling, prerequisites, adapters, keys, healing)
     reconciler = Reconciler(
-        settings, cluster, store, healing, children, sweep, recorder, scaling, metrics, applier.contests
+        settings, cluster, store, healing, children, sweep, cache, recorder, scaling, metrics, applier.contests
     )
     return ReconcileLoop(settings, cluster, store, reconciler, scaling, metrics)
 

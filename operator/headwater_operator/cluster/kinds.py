@@ -27,7 +27,7 @@ class Kind:
     plural: str
 
     def path(self, namespace: str | None, name: str | None = None, subresource: str | None = None) -> str:
-        """`namespace` None: all of them."""
+        """`namespace` None: all of them, or what belongs to none."""
         root = f"/apis/{self.api_version}" if "/" in self.api_version else f"/api/{self.api_version}"
         parts = [root, *(("namespaces", namespace) if namespace else ()), self.plural, name, subresource]
         return "/".join(part for part in parts if part)
@@ -40,6 +40,7 @@ SERVICE: Final = Kind("Service", "v1", "services")
 POD: Final = Kind("Pod", "v1", "pods")
 JOB: Final = Kind("Job", "batch/v1", "jobs")
 CLAIM: Final = Kind("PersistentVolumeClaim", "v1", "persistentvolumeclaims")
+VOLUME: Final = Kind("PersistentVolume", "v1", "persistentvolumes")
 BUDGET: Final = Kind("PodDisruptionBudget", "policy/v1", "poddisruptionbudgets")
 NETWORK_POLICY: Final = Kind("NetworkPolicy", "networking.k8s.io/v1", "networkpolicies")
 SECRET: Final = Kind("Secret", "v1", "secrets")
@@ -50,7 +51,9 @@ EVENT: Final = Kind("Event", "v1", "events")
 CHILDREN: Final = (DEPLOYMENT, STATEFUL_SET, SERVICE, POD, JOB, CLAIM, BUDGET, NETWORK_POLICY)
 """What is made for a ModelDeployment, by us or, as with Pods, by the controllers of what we made."""
 
-_BY_NAME: Final = {kind.name: kind for kind in (MODEL_DEPLOYMENT, *CHILDREN, SECRET, ENDPOINT_SLICE, LEASE, EVENT)}
+_BY_NAME: Final = {
+    kind.name: kind for kind in (MODEL_DEPLOYMENT, *CHILDREN, VOLUME, SECRET, ENDPOINT_SLICE, LEASE, EVENT)
+}
 
 
 def kind_of(manifest: Object) -> Kind:
@@ -62,7 +65,8 @@ def name_of(manifest: Object) -> str:
 
 
 def namespace_of(manifest: Object) -> str:
-    return str(manifest["metadata"]["namespace"])
+    """Empty for what belongs to none."""
+    return str(manifest["metadata"].get("namespace", ""))
 
 
 def labels_of(manifest: Object) -> dict[str, str]:

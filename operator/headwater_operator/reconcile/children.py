@@ -178,7 +178,8 @@ class Children:
                 return pin
         backend = resolve_auto(work.deployment) if spec.backend.type == "auto" else spec.backend.type
         one_node = self._prerequisites.reaches_one_node(work.key.namespace, work.deployment)
-        return render.wanted_pin(work.deployment, backend, self._settings, one_node=one_node)
+        shared = self._prerequisites.shared(work.deployment)
+        return render.wanted_pin(work.deployment, backend, self._settings, one_node=one_node, shared=shared)
 
     def _out_of_reach(self, work: Reconciliation, pin: Pin) -> Problem | None:
         """Replicas that the volume with their weights does not reach."""

@@ -92,6 +92,8 @@ class ReconcileLoop:
         # A volume of weights, its Job and the pods of that belong to no one alone. They are called alike.
         owners = manifest["metadata"].get("ownerReferences") or []
         volume = next((owner["name"] for owner in owners if owner["kind"] == JOB.name), name_of(manifest))
+        if namespace_of(manifest) == self._settings.weights_cache.get("namespace"):
+            return sorted(self._store.specs.users_everywhere(volume))
         return sorted(self._store.specs.users(namespace_of(manifest), volume))
 
     def _keys(self) -> list[Key]:

@@ -16,10 +16,12 @@ from headwater_operator.reconcile.applier import Applier
 from headwater_operator.reconcile.fetch_progress import FetchProgress
 from headwater_operator.reconcile.reconciliation import Reconciliation
 from headwater_operator.reconcile.sweep import Sweep
-from headwater_operator.reconcile.weights import WeightsPhase
+from headwater_operator.reconcile.weights import WeightsPhase, WeightsPlan
+from headwater_operator.reconcile.weights_cache import WeightsCache
 from headwater_operator.render import Context, Pin, WeightsVolume
 from headwater_operator.render.storage import MODELS
-from headwater_operator.render.weights import volume
+from headwater_operator.render.weights import key, volume
+from headwater_operator.render.weights_cache import Cache
 from headwater_operator.watch.store import Store
 
 
@@ -29,9 +31,16 @@ class PrerequisiteMissingError(Exception):
 
 class Prerequisites:
     def __init__(
-        self, settings: OperatorSettings, store: Store, applier: Applier, sweep: Sweep, progress: FetchProgress
+        self,
+        settings: OperatorSettings,
+        store: Store,
+        applier: Applier,
+        sweep: Sweep,
+        progress: FetchProgress,
+        cache: WeightsCache,
     ) -> None:
         self._progress = progress
+        self._cache = cache
         self._settings = settings
         self._store = store
         self._applier = applier
@@ -42,23 +51,32 @@ class Prerequisites:
         if not weights.needs_volume(work.deployment):
             return None
         if pin.shared:
-            shared, _, path = pin.shared.partition("/")
-            message = "shared by the platform, not fetched"
-            work.situation.extra["weights"] = {"phase": str(WeightsPhase.FILLED), "claim": shared, "message": message}
-            return WeightsVolume(shared, f"{MODELS}/{path}".rstrip("/"), read_only=True)
+            cache = self._cache.holds(pin.shared)
+            return await self._carry_out(work, await self._cache.plan(cache, work) if cache else _shared(pin))
         namespace = work.key.namespace
         self._check_reach(namespace, work.deployment)
         observed = weights.observe(self._store, namespace, work.deployment)
         observed = replace(observed, figures=await self._progress.of(observed.pods))
         users = self._store.specs.sharing(namespace, volume(work.deployment).claim)
         plan = weights.plan(work.deployment, users, self._settings, namespace, observed, work.now)
+        if (claim := observed.claim) is not None and LABEL_UNUSED in labels_of(claim):
+            await self._sweep.run(namespace)
+        return await self._carry_out(work, plan)
+
+    def shared(self, deployment: ModelDeployment) -> str:
+        """Claim and path, for the pin; empty where the platform does not share these weights."""
+        if not weights.needs_volume(deployment):
+            return ""
+        cache = Cache.of(self._settings)
+        return self._settings.weights_shared.get(key(deployment)) or (cache and cache.place(deployment)) or ""
+
+    async def _carry_out(self, work: Reconciliation, plan: WeightsPlan) -> WeightsVolume | None:
+        """Raises PrerequisiteMissingError."""
         for manifest in plan.delete:
             await self._applier.delete(manifest)
         for manifest in plan.manifests:
             await self._applier.apply(manifest, None)
         work.requeue_after(plan.again)
-        if (claim := observed.claim) is not None and LABEL_UNUSED in labels_of(claim):
-            await self._sweep.run(namespace)
         if shown := plan.shown():
             work.situation.extra["weights"] = shown
         match plan.phase:
@@ -111,6 +129,13 @@ class Prerequisites:
                 message = f"Job {name} builds the engine, which may take half an hour"
                 work.situation.preparing = "Building", message
         raise PrerequisiteMissingError
+
+
+def _shared(pin: Pin) -> WeightsPlan:
+    """Weights that the platform has put into every namespace itself."""
+    claim, _, path = pin.shared.partition("/")
+    there = WeightsVolume(claim, f"{MODELS}/{path}".rstrip("/"), read_only=True)
+    return WeightsPlan(WeightsPhase.FILLED, "shared by the platform, not fetched", there, claim)
 
 
 def _ended(job: Object | None) -> str | None:

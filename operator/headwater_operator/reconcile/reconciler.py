@@ -39,6 +39,7 @@ from headwater_operator.reconcile.prerequisites import PrerequisiteMissingError
 from headwater_operator.reconcile.reconciliation import Reconciliation
 from headwater_operator.reconcile.status import Situation, news, status_of
 from headwater_operator.reconcile.sweep import Sweep
+from headwater_operator.reconcile.weights_cache import WeightsCache
 from headwater_operator.watch.store import Store
 
 log = structlog.get_logger(__name__)
@@ -59,6 +60,7 @@ class Reconciler:
         healing: Healing,
         children: Children,
         sweep: Sweep,
+        cache: WeightsCache,
         recorder: EventRecorder,
         scaling: Scaling,
         metrics: OperatorMetrics,
@@ -71,6 +73,7 @@ class Reconciler:
         self._healing = healing
         self._children = children
         self._sweep = sweep
+        self._cache = cache
         self._recorder = recorder
         self._scaling = scaling
         self._metrics = metrics
@@ -140,6 +143,7 @@ class Reconciler:
     async def sweep(self) -> None:
         """What belongs to no ModelDeployment alone, now and then. Raises ApiError."""
         await self._sweep.run()
+        await self._cache.sweep()
 
     async def _report(self, resource: Object, situation: Situation, now: datetime) -> None:
         labels = resource["metadata"]["namespace"], situation.name

@@ -137,7 +137,7 @@ def plan(
         message = f"the volume {there.claim} is made"
         return WeightsPlan(WeightsPhase.PENDING, message, None, there.claim, [manifest], again=_SOON)
     wanted = render_job(speaker, settings, claim)
-    return _filling(wanted, manifest, observed, now)
+    return filling(wanted, [manifest], observed, now)
 
 
 def _owners(users: Mapping[str, ModelDeployment], claim: Object | None, *, filled: bool) -> dict[str, str]:
@@ -158,34 +158,38 @@ def _spokesman(users: Mapping[str, ModelDeployment], deployment: ModelDeployment
     return ranked[0] if ranked else deployment
 
 
-def _filling(wanted: Manifest, claim_manifest: Manifest, observed: Observed, now: datetime) -> WeightsPlan:
-    """The volume is there, and not filled."""
+def filling(wanted: Manifest, before: Sequence[Manifest], observed: Observed, now: datetime) -> WeightsPlan:
+    """The volume is there, and not filled. `wanted`: the Job; `before`: what to apply whatever becomes of that."""
     job, name = observed.job, name_of(wanted)
     assert observed.claim is not None, "there is a volume"
     if job is None or "deletionTimestamp" in job["metadata"]:
-        manifests = [claim_manifest] if job else [claim_manifest, wanted]
+        manifests = before if job else [*before, wanted]
         return WeightsPlan(WeightsPhase.FILLING, "the Job that fetches the weights is made", None, name, manifests)
     failed = _is(job, "Failed")
     tried = (job.get("status") or {}).get("failed") or 0
     if (failed or tried) and not made_alike(job, wanted):
         # What made it fail may be mended: a Secret, a size, an image.
         message = "the Job that fetches the weights is made anew"
-        return WeightsPlan(WeightsPhase.FILLING, message, None, name, [claim_manifest], [job])
+        return WeightsPlan(WeightsPhase.FILLING, message, None, name, before, [job])
     if failed:
         waited = _unbound(observed.claim, now)
         message = waited or (
             f"{_failure(job, observed.pods)}. It is tried again in ten minutes, or at once if you delete Job {name}"
         )
-        return WeightsPlan(WeightsPhase.FAILED, message, None, name, [claim_manifest])
+        return WeightsPlan(WeightsPhase.FAILED, message, None, name, before)
     if (waiting := _unbound(observed.claim, now)) is not None:
-        return WeightsPlan(WeightsPhase.PENDING, waiting, None, name, [claim_manifest], again=_PATIENCE)
+        return WeightsPlan(WeightsPhase.PENDING, waiting, None, name, before, again=_PATIENCE)
     again = _PATIENCE if _phase(observed.claim) == "Pending" else ASKED_AGAIN if observed.pods else None
     told = _progress(wanted, tried, observed)
-    return WeightsPlan(WeightsPhase.FILLING, told, None, name, [claim_manifest], again=again, figures=observed.figures)
+    return WeightsPlan(WeightsPhase.FILLING, told, None, name, before, again=again, figures=observed.figures)
 
 
 def is_filled(claim: Object, job: Object | None) -> bool:
-    return annotations_of(claim).get(FILLED) == "true" or _is(job, "Complete")
+    return annotations_of(claim).get(FILLED) == "true" or is_complete(job)
+
+
+def is_complete(job: Object | None) -> bool:
+    return _is(job, "Complete")
 
 
 def _is(job: Object | None, condition: str) -> bool:
@@ -250,8 +254,13 @@ def _failure(job: Object, pods: Sequence[Object]) -> str:
 def _verified(observed: Observed) -> str:
     """What the fetcher said at its good end: from the volume, or from the pod while that is there."""
     kept = annotations_of(observed.claim).get(VERIFIED, "") if observed.claim else ""
-    said = [str(ended.get("message") or "").strip() for _, ended in _ends(observed.pods) if ended.get("exitCode") == 0]
-    return kept or next(filter(None, said), "")
+    return kept or verified_by(observed.pods)
+
+
+def verified_by(pods: Sequence[Object]) -> str:
+    """What the one of these that came to a good end said then."""
+    said = [str(ended.get("message") or "").strip() for _, ended in _ends(pods) if ended.get("exitCode") == 0]
+    return next(filter(None, said), "")
 
 
 def _last_words(pods: Sequence[Object]) -> str:

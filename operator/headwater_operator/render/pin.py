@@ -104,11 +104,13 @@ class Defaults:
         return json.dumps(told, sort_keys=True) if told else ""
 
 
-def wanted_pin(deployment: ModelDeployment, backend: str, settings: OperatorSettings, *, one_node: bool = False) -> Pin:
+def wanted_pin(
+    deployment: ModelDeployment, backend: str, settings: OperatorSettings, *, one_node: bool = False, shared: str = ""
+) -> Pin:
     """What this operator chooses for a new revision. Raises UnsupportedError where the image must be named, or where
     the spec says what it may not.
 
-    `backend`: resolved. `one_node`: see Pin.
+    `backend`: resolved. `one_node`, `shared`: see Pin.
     """
     server = backends.get(backend)
     server.refuse_own_flags(deployment)
@@ -116,10 +118,6 @@ def wanted_pin(deployment: ModelDeployment, backend: str, settings: OperatorSett
     publishes = server.publishes_kv_events and settings.kv_events == "prefix" == deployment.spec.routing.policy
     image = _image(deployment, server, settings)
     server.refuse_version(deployment, image)
-    model = deployment.spec.model
-    shared = (
-        settings.weights_shared.get(f"{model.source}@{model.revision}", "") if deployment.spec.weights.cached else ""
-    )
     return Pin(
         CURRENT_RENDER_VERSION,
         backend,

@@ -129,9 +129,15 @@ def _fixed(spec: Mapping[str, Any]) -> Manifest:
     return {name: spec[name] for name in ("accessModes", "resources", "storageClassName") if name in spec}
 
 
-def render_job(deployment: ModelDeployment, settings: OperatorSettings, volume_claim: Object) -> Manifest:
-    """It goes with the volume, so that it can outlive any one of the ModelDeployments that wait for it."""
-    template = _template(deployment, settings, near=reaches_one_node(volume_claim["spec"].get("accessModes") or []))
+def render_job(
+    deployment: ModelDeployment, settings: OperatorSettings, volume_claim: Object, *, secret: str | None = None
+) -> Manifest:
+    """It goes with the volume, so that it can outlive any one of the ModelDeployments that wait for it.
+
+    `secret`: the name of one all of whose keys are variables of it.
+    """
+    near = reaches_one_node(volume_claim["spec"].get("accessModes") or [])
+    template = _template(deployment, settings, name_of(volume_claim), secret, near=near)
     seconds = max(round(deployment.spec.load_timeout.total_seconds()), 1)
     spec = {
         "backoffLimit": _ATTEMPTS - 1,
@@ -156,10 +162,12 @@ def made_alike(one: Object, other: Object) -> bool:
     return annotations_of(one).get(MADE_FROM) == annotations_of(other).get(MADE_FROM)
 
 
-def _template(deployment: ModelDeployment, settings: OperatorSettings, *, near: bool) -> Manifest:
+def _template(
+    deployment: ModelDeployment, settings: OperatorSettings, claim_name: str, secret: str | None, *, near: bool
+) -> Manifest:
     """`near`: the volume is bound to where this pod runs, so it has to be where the engines can be."""
     model, there = deployment.spec.model, volume(deployment)
-    mounts = [claim("weights", there.claim, MODELS, read_only=False), *scratch()]
+    mounts = [claim("weights", claim_name, MODELS, read_only=False), *scratch()]
     container = {
         "name": "fetch",
         "image": settings.weights_image or settings.engine_image,
@@ -172,7 +180,9 @@ def _template(deployment: ModelDeployment, settings: OperatorSettings, *, near: 
         "terminationMessagePolicy": "FallbackToLogsOnError",
     }
     if model.source.startswith("s3://") and model.secret_ref is not None:
-        container["envFrom"] = [{"secretRef": {"name": model.secret_ref.name}}]
+        secret = model.secret_ref.name
+    if secret is not None:
+        container["envFrom"] = [{"secretRef": {"name": secret}}]
     wanted = merge(settings.default_template, deployment.spec.template).get("spec") or {}
     placement = {name: value for name, value in wanted.items() if name in _PLACEMENT}
     return {

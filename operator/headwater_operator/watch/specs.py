@@ -21,8 +21,8 @@ class Specs:
     def __init__(self) -> None:
         self._resources: dict[Key, Object] = {}
         self._read: dict[Key, ModelDeployment | ValidationError] = {}
-        self._users: defaultdict[tuple[str, str], set[Key]] = defaultdict(set)
-        """By namespace and name of the volume that holds their weights."""
+        self._users: defaultdict[str, defaultdict[str, set[Key]]] = defaultdict(lambda: defaultdict(set))
+        """By name of the volume that holds their weights, and by namespace."""
         self._sharing: dict[tuple[str, str], dict[str, ModelDeployment]] = {}
         """What was made of these since one of them changed."""
 
@@ -31,7 +31,7 @@ class Specs:
         self.remove(key)
         self._resources[key] = resource
         if (volume := _volume(resource)) is not None:
-            self._users[key.namespace, volume].add(key)
+            self._users[volume][key.namespace].add(key)
             self._sharing.pop((key.namespace, volume), None)
 
     def remove(self, key: Key) -> None:
@@ -39,11 +39,12 @@ class Specs:
         self._read.pop(key, None)
         volume = _volume(resource) if resource is not None else None
         if volume is not None:
-            place = key.namespace, volume
-            self._users[place].discard(key)
-            self._sharing.pop(place, None)
-            if not self._users[place]:
-                del self._users[place]
+            self._users[volume][key.namespace].discard(key)
+            self._sharing.pop((key.namespace, volume), None)
+            if not self._users[volume][key.namespace]:
+                del self._users[volume][key.namespace]
+            if not self._users[volume]:
+                del self._users[volume]
 
     def read(self, key: Key) -> ModelDeployment:
         """Of one that is there. Raises ValidationError: the API server's own checks are the same but for a few that CEL
@@ -61,13 +62,17 @@ class Specs:
 
     def users(self, namespace: str, volume: str) -> set[Key]:
         """Whose weights are in it, or are to be."""
-        return set(self._users.get((namespace, volume), ()))
+        return set(self._users.get(volume, {}).get(namespace, ()))
+
+    def users_everywhere(self, volume: str) -> set[Key]:
+        """Who asks for the same weights, in whatever namespace."""
+        return {key for keys in self._users.get(volume, {}).values() for key in keys}
 
     def sharing(self, namespace: str, volume: str) -> Mapping[str, ModelDeployment]:
         """The same by UID, but for those that go, or make no sense."""
         place = namespace, volume
         if place not in self._sharing:
-            self._sharing[place] = dict(self._valid(self._users.get(place, ())))
+            self._sharing[place] = dict(self._valid(self.users(namespace, volume)))
         return self._sharing[place]
 
     def _valid(self, keys: Iterable[Key]) -> Iterator[tuple[str, ModelDeployment]]:

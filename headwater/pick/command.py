@@ -3,8 +3,9 @@
 import argparse
 import json
 import types
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Final, Literal, Union, get_args, get_origin
 
 from pydantic.alias_generators import to_camel
 from pydantic.fields import FieldInfo
@@ -16,12 +17,13 @@ from headwater.pick.checkpoint import read_model
 from headwater.pick.choice import Part, Pick, pick_kinds
 from headwater.pick.config import ConfigError
 from headwater.pick.interactive import as_flags, ask
+from headwater.pick.measured import Measured, MeasuredError, read_measured
 from headwater.pick.plot import write_plot
 from headwater.pick.ranking import Candidate
 from headwater.pick.render import deployments, missing, to_yaml
 from headwater.pick.shape import Shape
 from headwater.pick.speed import Range, speed_of
-from headwater.pick.workload import Workload, WorkloadError
+from headwater.pick.workload import Workload, WorkloadError, workload
 
 # Flags
 
@@ -39,6 +41,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     shown.add_argument("--json", action="store_true", help="Print everything as JSON")
     shown.add_argument("--explain", action="store_true", help="Print the arithmetic of every backend, not the first's")
     parser.add_argument("--config", metavar="PATH", help="The model's config.json, its folder, or hf://OWNER/NAME")
+    parser.add_argument(
+        "--measure", metavar="URL|FILE", help="Take speeds from a replica at URL, or from what bench --json printed"
+    )
     parser.add_argument("--interactive", action="store_true", help="Ask for what no flag says")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="Write requests at once by length, as SVG")
 
@@ -66,7 +71,11 @@ def _kind(name: str, field: FieldInfo) -> dict[str, Any]:
 # The command
 
 
-def run(arguments: argparse.Namespace) -> int:
+Bench = Callable[[str, Workload], str]
+"""Measures a URL under the load of a workload, and gives what `headwater bench --json` prints."""
+
+
+def run(arguments: argparse.Namespace, bench: Bench) -> int:
     """Print what was picked. Raises WorkloadError, and ImpossibleError where nothing can be."""
     given = {name: value for name, value in vars(arguments).items() if name in Workload.model_fields}
     if arguments.config and "://" in arguments.config:
@@ -74,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.interactive:
         given = ask(given, _answer, print)
         print(f"\nheadwater pick {as_flags(given)}\n")
-    picked = pick_kinds(given, _read(arguments.config))
+    picked = pick_kinds(given, _read(arguments.config), _measured(arguments.measure, given, bench))
     if arguments.plot is not None:
         _plot(picked, arguments.plot)
     if arguments.yaml:
@@ -102,6 +111,22 @@ def _read(place: str | None) -> Shape | None:
         raise WorkloadError(f"--config: {error}") from None
 
 
+_TRAFFIC: Final = ("concurrency", "input_tokens", "output_tokens", "shared_prefix")
+
+
+def _measured(place: str | None, given: Mapping[str, Any], bench: Bench) -> Measured | None:
+    if place is None:
+        return None
+    traffic = workload({name: given[name] for name in _TRAFFIC if name in given})
+    try:
+        is_url = place.startswith(("http://", "https://"))
+        return read_measured(bench(place, traffic) if is_url else Path(place).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise WorkloadError(f"--measure: {place}: cannot be read: {error.strerror}") from None
+    except (MeasuredError, UnicodeDecodeError) as error:
+        raise WorkloadError(f"--measure: {place}: {error}") from None
+
+
 def _plot(picked: Pick, path: Path) -> None:
     try:
         write_plot(picked, path)
@@ -122,6 +147,7 @@ def to_json(picked: Pick) -> dict[str, Any]:
             "source": picked.shape.source,
             "quantization": picked.workload.known_quantization,
         },
+        "measured": None if picked.workload.measured is None else picked.workload.measured.model_dump(),
         "places": [_place(number, candidate) for number, candidate in enumerate(picked.places, 1)],
         "excluded": [{"backend": each.backend, "obstacles": list(each.obstacles)} for each in picked.excluded],
         "parts": [_part(part, picked.shape) for part in picked.parts],

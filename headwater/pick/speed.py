@@ -48,8 +48,17 @@ class Range:
     high: float
 
     @classmethod
-    def around(cls, value: float) -> "Range":
-        return cls(value / SPREAD, value * SPREAD)
+    def around(cls, value: float, spread: float = SPREAD) -> "Range":
+        return cls(value / spread, value * spread)
+
+    @classmethod
+    def carried(cls, measured: float, here: float, there: float) -> "Range":
+        """A figure that was measured under another load, by the roofline of this one and that one.
+
+        Under the same load it is what was measured; the further from it, the less sure, up to what the roofline is.
+        """
+        factor = here / there
+        return cls.around(measured * factor, min(SPREAD, max(factor, 1 / factor)))
 
     @property
     def middle(self) -> float:
@@ -126,16 +135,41 @@ def throughput(shape: Shape, work: Workload, machine: Machine, batch: float) -> 
     return batch * work.output_tokens / (prompts + steps)
 
 
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Of one replica."""
+
+    tokens: float
+    """A second, of all its requests."""
+    first: float
+    """Seconds to the first token of a request that finds a place at once."""
+    each: float
+    """Seconds between two tokens of a request, whose steps are held up by the prompts of the others."""
+
+
+def pace(shape: Shape, work: Workload, machine: Machine, batch: float) -> Pace:
+    """By the roofline, of a replica that always has `batch` requests."""
+    tokens = throughput(shape, work, machine, batch)
+    first = prompt_seconds(shape, work, machine, max(work.input_tokens - work.shared_tokens, 1))
+    return Pace(tokens, first + batch / tokens, batch / tokens)
+
+
 def speed_of(shape: Shape, work: Workload, plan: Plan) -> Speed:
     machine = Machine(work.accelerator, plan.tensor)
     batch = plan.requests if work.offline else running(work, plan.requests, plan.replicas)
     context = work.input_tokens + work.output_tokens / 2
-    tokens = plan.replicas * throughput(shape, work, machine, batch)
-    # Each request's steps are held up by the prompts of the others.
-    each = plan.replicas * batch / tokens
-    first = prompt_seconds(shape, work, machine, max(work.input_tokens - work.shared_tokens, 1)) + each
     floor = read_bytes(shape, work, machine, batch, context) / (plan.tensor * work.accelerator.bandwidth_gbs * 1e9)
-    return Speed(Range.around(tokens), Range.around(first), Range.around(each), floor)
+    here = pace(shape, work, machine, batch)
+    if (measured := work.measured) is None:
+        tokens = Range.around(plan.replicas * here.tokens)
+        return Speed(tokens, Range.around(here.first), Range.around(here.each), floor)
+    there = pace(shape, work.as_measured(measured), machine, measured.concurrency)
+    return Speed(
+        Range.carried(plan.replicas * measured.output_tokens_per_s, here.tokens, there.tokens),
+        Range.carried(measured.ttft_p50 / 1000, here.first, there.first),
+        Range.carried(measured.tpot_p50 / 1000, here.each, there.each),
+        floor,
+    )
 
 
 def _operations(shape: Shape) -> float:

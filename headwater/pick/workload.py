@@ -25,6 +25,7 @@ from pydantic_core import PydanticCustomError
 
 from headwater.pick import models, names
 from headwater.pick.hardware import ACCELERATORS, Accelerator, accelerator
+from headwater.pick.measured import Measured
 from headwater.pick.precision import Precision, precision_in
 from headwater.pick.shape import Kept, Shape
 from headwater.resource import Duration, Source
@@ -204,6 +205,8 @@ class Workload(BaseModel):
     )
     read: Shape | None = Field(default=None, exclude=True, repr=False)
     """The model, where its config.json was read. No flag."""
+    measured: Measured | None = Field(default=None, exclude=True, repr=False)
+    """How fast a replica was, where that was measured. No flag of its own: `--measure` says where."""
 
     @field_validator("budget")
     @classmethod
@@ -298,6 +301,11 @@ class Workload(BaseModel):
         """Of one request at its end."""
         return self.input_tokens + self.output_tokens
 
+    def as_measured(self, measured: Measured) -> "Workload":
+        """The same with the traffic that was measured."""
+        traffic = {"input_tokens": round(measured.prompt_tokens), "output_tokens": round(measured.output_tokens)}
+        return self.model_copy(update=traffic | {"shared_prefix": measured.cached_share})
+
     @property
     def shape(self) -> Shape | None:
         """Of the model, known or estimated; None where neither its name nor anything else tells its size."""
@@ -340,10 +348,10 @@ class Workload(BaseModel):
         return replace(shape, layers=layers, kept=tuple(kept), estimated=shape.estimated and not exact)
 
 
-def workload(values: Mapping[str, Any], read: Shape | None = None) -> Workload:
+def workload(values: Mapping[str, Any], read: Shape | None = None, measured: Measured | None = None) -> Workload:
     """Read a workload, whose values may be text; `read`: its model. Raises WorkloadError, which names the flag."""
     try:
-        return Workload.model_validate({**values, "read": read})
+        return Workload.model_validate({**values, "read": read, "measured": measured})
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]
         raise WorkloadError(f"--{str(detail['loc'][0]).replace('_', '-')}: {finding(detail)}") from None

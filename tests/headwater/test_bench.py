@@ -25,16 +25,17 @@ def test_a_summary_counts_what_was_whole() -> None:
     fast = Answer(0.0, [0.1, 0.2, 0.3], prompt_tokens=10, cached_tokens=5, output_tokens=3, ended=0.3)
     slow = Answer(0.0, [2.0, 2.5, 3.0], prompt_tokens=10, cached_tokens=0, output_tokens=3, ended=4.0)
     lost = Answer(0.0, [], ended=1.0, error="503")
-    summary = Summary.of([fast, slow, lost], ttft_objective=1000, tpot_objective=200)
+    summary = Summary.of("m", 2, [fast, slow, lost], ttft_objective=1000, tpot_objective=200)
     assert (summary.requests, summary.failed, summary.seconds) == (3, 1, 4.0)
-    assert summary.output_tokens_per_s == 1.5
+    assert (summary.model, summary.concurrency, summary.output_tokens_per_s) == ("m", 2, 1.5)
+    assert (summary.prompt_tokens, summary.output_tokens) == (10, 3), "of a whole answer"
     assert summary.cached_share == 0.25
     assert summary.goodput == 0.25
     assert (round(summary.ttft_p50), round(summary.ttft_p99), round(summary.tpot_p99)) == (100, 2000, 500)
 
 
 def test_a_summary_of_failures_alone_is_one() -> None:
-    assert Summary.of([Answer(0.0, ended=1.0, error="x")], 1, 1).output_tokens_per_s == 0
+    assert Summary.of("m", 1, [Answer(0.0, ended=1.0, error="x")], 1, 1).output_tokens_per_s == 0
 
 
 def answering(request: httpx.Request) -> httpx.Response:

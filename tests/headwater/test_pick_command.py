@@ -50,7 +50,7 @@ def test_yaml_says_why_in_comments(capsys: pytest.CaptureFixture[str]) -> None:
 def test_json_holds_all_that_was_found(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*LLAMA, "--build-time", "1h", "--image", "lab/trt:1", "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    assert found.keys() == {"workload", "model", "places", "excluded", "parts", "deployments", "notes"}
+    assert found.keys() == {"workload", "model", "measured", "places", "excluded", "parts", "deployments", "notes"}
     assert found["workload"]["inputTokens"] == 1000
     assert found["parts"][0]["kvBytesPerToken"] == 131072
     assert found["deployments"][0]["spec"]["backend"] == {

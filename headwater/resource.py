@@ -153,12 +153,24 @@ class Backend(_Part):
 
 
 class Parallelism(_Part):
-    bound_by = (rules.TENSOR_IS_DIVIDED, rules.KIND_STAYS)
+    bound_by = (rules.ACCELERATORS_ARE_DIVIDED, rules.KIND_STAYS)
 
     tensor: int = Field(default=1, ge=1, le=1024)
     """Accelerators that share each layer of one replica, over all its nodes. Without any: processes of our engine."""
+    pipeline: int = Field(default=1, ge=1, le=128)
+    """Stages that its layers are cut into, one after the other. Each has `tensor` x `data` accelerators."""
+    data: int = Field(default=1, ge=1, le=1024)
+    """Groups of `tensor` accelerators that each compute the attention of requests of their own. Experts they share."""
+    expert: bool = False
+    """Whether each accelerator of a stage has some experts whole, and not a part of every expert."""
     nodes: int = Field(default=1, ge=1, le=1024)
-    """Machines that these are spread over, one pod on each; must divide `tensor`. Cannot change between 1 and more."""
+    """Machines that these are spread over, one pod on each; must divide `tensor` x `pipeline` x `data`. Cannot change
+    between 1 and more."""
+
+    @property
+    def accelerators(self) -> int:
+        """Of one replica."""
+        return self.tensor * self.pipeline * self.data
 
 
 class Context(_Part):
@@ -290,7 +302,7 @@ class _PodTemplate(_Part):
 
 
 class Spec(_Part):
-    bound_by = (rules.ONE_SAYS_HOW_MANY, rules.WEIGHTS_REACH_ALL_NODES, rules.GPUS_ARE_FOR_TENSOR)
+    bound_by = (rules.ONE_SAYS_HOW_MANY, rules.WEIGHTS_REACH_ALL_NODES, rules.GPUS_ARE_USED)
 
     model: Model
     """The model, and the names under which it is served."""

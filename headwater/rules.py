@@ -7,11 +7,11 @@ from headwater.values import DURATION, Rule
 
 # Of spec.parallelism
 
-TENSOR_IS_DIVIDED: Final = Rule(
-    "must divide `tensor`",
-    "self.nodes < 1 || self.tensor % self.nodes == 0",
+ACCELERATORS_ARE_DIVIDED: Final = Rule(
+    "must divide `tensor` x `pipeline` x `data`",
+    "self.nodes < 1 || self.tensor * self.pipeline * self.data % self.nodes == 0",
     "nodes",
-    lambda it: it.tensor % it.nodes == 0,
+    lambda it: it.accelerators % it.nodes == 0,
 )
 KIND_STAYS: Final = Rule(
     "cannot change between 1 and more, which needs other kinds of objects: make a second ModelDeployment that serves "
@@ -71,19 +71,21 @@ def _gpus_fit(spec: Any) -> bool:
 def _fits(limit: str, spec: Any) -> bool:
     if not re.fullmatch("[0-9]{1,6}", limit):
         return False
-    total, tensor = int(limit) * int(spec.parallelism.nodes), int(spec.parallelism.tensor)
-    return total % tensor == 0 if spec.backend.args else total in (0, tensor)
+    total, used = int(limit) * int(spec.parallelism.nodes), int(spec.parallelism.accelerators)
+    return total % used == 0 if spec.backend.args else total in (0, used)
 
 
-GPUS_ARE_FOR_TENSOR: Final = Rule(
-    "GPUs must be `parallelism.tensor` / `parallelism.nodes`, or 0 for none; a multiple of it only where "
+_USED: Final = "self.parallelism.tensor * self.parallelism.pipeline * self.parallelism.data"
+
+GPUS_ARE_USED: Final = Rule(
+    "GPUs must be `parallelism.tensor` x `pipeline` x `data` / `nodes`, or 0 for none; a multiple of it only where "
     "`backend.args` make use of more",
     "!has(self.resources) || !has(self.resources.limits) || "
     f"{list(_GPUS)}.all(gpu, !(gpu in self.resources.limits) || "
     "[string(self.resources.limits[gpu])].all(n, n.matches('^[0-9]{1,6}$') && ("
     "has(self.backend.args) && size(self.backend.args) > 0 "
-    "? self.parallelism.tensor < 1 || int(n) * self.parallelism.nodes % self.parallelism.tensor == 0 "
-    ": int(n) == 0 || int(n) * self.parallelism.nodes == self.parallelism.tensor)))",
+    f"? {_USED} < 1 || int(n) * self.parallelism.nodes % ({_USED}) == 0 "
+    f": int(n) == 0 || int(n) * self.parallelism.nodes == {_USED})))",
     "resources.limits",
     _gpus_fit,
 )

@@ -246,6 +246,10 @@ class Backend(ABC):
                 known = " and ".join("none" if choice == [] else found(choice) for choice in choices)
                 raise self.unsupported(deployment, field, f"knows only {known} here; found {found(value)}")
 
+    def refuse_all_but_tensor(self, deployment: ModelDeployment) -> None:
+        """Raise UnsupportedError where a replica is spread in another way than by parts of its layers."""
+        self.refuse_all_but(deployment, parallelism__pipeline=1, parallelism__data=1, parallelism__expert=False)
+
     def refuse_own_flags(self, deployment: ModelDeployment) -> None:
         """Raise UnsupportedError where `spec.backend.args` hold one of `own_flags`."""
         for argument in deployment.spec.backend.args:

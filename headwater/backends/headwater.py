@@ -82,6 +82,7 @@ class Headwater(Backend):
         return Launch(argv + deployment.spec.backend.args)
 
     def _flags(self, deployment: ModelDeployment, source: str) -> list[str]:
+        self.refuse_all_but_tensor(deployment)
         self.refuse_all_but(
             deployment, quantization="none", cache__host_gib=0.0, cache__dtype=_CACHE_DTYPES, adapters=[]
         )

@@ -23,7 +23,7 @@ from headwater.backends.base import (
     hub_name_or_path,
 )
 from headwater.backends.dialects.sglang import SGLangDialect
-from headwater.resource import ModelDeployment, Spec
+from headwater.resource import ModelDeployment, Parallelism, Spec
 
 _INIT_PORT = 5000
 _MAX_LORA_RANK = 64
@@ -110,7 +110,7 @@ class SGLang(Backend):
         spec = deployment.spec
         argv = ["python3", "-m", "sglang.launch_server", "--model-path", hub_name_or_path(source)]
         argv += ["--host", host, "--port", str(port), "--served-model-name", deployment.name]
-        argv += ["--tp-size", str(spec.parallelism.tensor), "--enable-metrics", "--enable-cache-report"]
+        argv += [*_parallelism(spec.parallelism), "--enable-metrics", "--enable-cache-report"]
         if source.startswith("hf://"):
             argv += ["--revision", spec.model.revision]
         if spec.context.max_tokens is not None:
@@ -118,6 +118,19 @@ class SGLang(Backend):
         if spec.quantization != "none":
             argv += ["--quantization", spec.quantization]
         return argv + _cache_flags(spec)
+
+
+def _parallelism(wanted: Parallelism) -> list[str]:
+    """What SGLang calls tensor parallelism are all GPUs of a stage, which it divides into groups for attention."""
+    together = wanted.tensor * wanted.data
+    flags = ["--tp-size", str(together)]
+    if wanted.pipeline > 1:
+        flags += ["--pp-size", str(wanted.pipeline)]
+    if wanted.data > 1:
+        flags += ["--dp-size", str(wanted.data), "--enable-dp-attention"]
+    if wanted.expert:
+        flags += ["--ep-size", str(together)]
+    return flags
 
 
 def _cache_flags(spec: Spec) -> list[str]:

@@ -63,7 +63,7 @@ class TensorRTLLM(Backend):
     def command(self, deployment: ModelDeployment, *, port: int, events: str | None = None) -> list[str]:
         if events is not None:
             raise self.unsupported(deployment, "spec.backend.type", "publishes no KV events")
-        self.refuse_all_but(deployment, cache__dtype="auto", cache__host_gib=0.0)
+        self.refuse_all_but(deployment, cache__dtype="auto", cache__host_gib=0.0, parallelism__data=1)
         source = self.local_source(deployment, "hf://", "file://")
         argv = self._serve(deployment, source, "127.0.0.1", port)
         argv += ["--kv_cache_free_gpu_memory_fraction", str(deployment.spec.cache.fraction)]
@@ -98,7 +98,12 @@ class TensorRTLLM(Backend):
         self._refuse(deployment)
         spec = deployment.spec
         argv = ["trtllm-serve", hub_name_or_path(source), "--host", host, "--port", str(port)]
-        argv += ["--tp_size", str(spec.parallelism.tensor)]
+        together = spec.parallelism.tensor * spec.parallelism.data
+        argv += ["--tp_size", str(together)]
+        if spec.parallelism.pipeline > 1:
+            argv += ["--pp_size", str(spec.parallelism.pipeline)]
+        if spec.parallelism.expert:
+            argv += ["--ep_size", str(together)]
         if source.startswith("hf://") and (spec.model.revision != "main" or not guarded):
             argv += ["--revision", spec.model.revision]
         if spec.context.max_tokens is not None:
@@ -113,6 +118,10 @@ class TensorRTLLM(Backend):
             cache__dtype=("auto", "fp8"),
             adapters=[],
         )
+        if deployment.spec.parallelism.data > 1:
+            self.refuse_all_but(deployment, parallelism__tensor=1)  # attention is shared by all GPUs or by none
+        if self._wants_engine(deployment):
+            self.refuse_all_but_tensor(deployment)
         self.refuse_sampling(deployment)
 
     def _config(self, deployment: ModelDeployment) -> str:
@@ -124,6 +133,8 @@ class TensorRTLLM(Backend):
         if cache.host_gib:
             kv["host_cache_size"] = int(cache.host_gib * 2**30)
         config: dict[str, Any] = {"return_perf_metrics": True, "kv_cache_config": kv}
+        if deployment.spec.parallelism.data > 1:
+            config["enable_attention_dp"] = True
         if not self._wants_engine(deployment):
             config["enable_iter_perf_stats"] = True  # an engine always counts, and does not know the field
         text: str = yaml.safe_dump(config)

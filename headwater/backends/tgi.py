@@ -74,6 +74,7 @@ class TGI(Backend):
 
     def _serve(self, deployment: ModelDeployment, source: str, host: str, port: int) -> list[str]:
         self.refuse_all_but(deployment, parallelism__nodes=1, cache__host_gib=0.0, cache__dtype=tuple(_CACHE_DTYPES))
+        self.refuse_all_but_tensor(deployment)
         self.refuse_sampling(deployment)
         spec = deployment.spec
         argv = ["text-generation-launcher", "--model-id", hub_name_or_path(source)]

@@ -51,6 +51,7 @@ class Transformers(Backend):
             cache__dtype="auto",
             adapters=[],
         )
+        self.refuse_all_but_tensor(deployment)
         self.refuse_sampling(deployment)
         if model not in deployment.served_names:
             message = f"answers to no name but {found(model)}: it must be among them"

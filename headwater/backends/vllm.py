@@ -20,10 +20,11 @@ from headwater.backends.base import (
     hub_name_or_path,
 )
 from headwater.backends.dialects.vllm import VLLMDialect
-from headwater.resource import ModelDeployment
+from headwater.resource import ModelDeployment, Parallelism
 
 _CACHE_DTYPES = ("auto", "bfloat16", "float16", "fp8")
 _MASTER_PORT = 29501
+_DATA_PORT = 29502
 _MAX_LORA_RANK = 64
 _MAX_LORAS = 4
 _MAX_CPU_LORAS = 128
@@ -92,13 +93,25 @@ class VLLM(Backend):
                 argv += ["--max-cpu-loras", str(_MAX_CPU_LORAS)]
             env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"
         if pod.leader is not None:
-            argv += ["--nnodes", str(spec.parallelism.nodes), "--node-rank", f"$({GROUP_RANK})"]
-            argv += ["--master-addr", pod.leader, "--master-port", str(_MASTER_PORT)]
+            argv += self._group(deployment, pod.leader)
             argv += ["--distributed-executor-backend", "mp"]
             argv += ["--config", f"{FILES}/rank-$({GROUP_RANK}).yaml"]  # the pods of a group have the same arguments
-            files = {f"rank-{rank}.yaml": _rank_config(rank) for rank in range(spec.parallelism.nodes)}
+            ranks = range(spec.parallelism.nodes)
+            files = {f"rank-{rank}.yaml": _rank_config(rank, spec.parallelism) for rank in ranks}
             env["VLLM_HOST_IP"] = "$(POD_IP)"
         return Launch(argv + spec.backend.args, env, files)
+
+    def _group(self, deployment: ModelDeployment, leader: str) -> list[str]:
+        """Layers over all nodes; or, where attention is apart, a part of its groups on each."""
+        wanted = deployment.spec.parallelism
+        if wanted.data == 1:
+            argv = ["--nnodes", str(wanted.nodes), "--node-rank", f"$({GROUP_RANK})"]
+            return [*argv, "--master-addr", leader, "--master-port", str(_MASTER_PORT)]
+        if wanted.data % wanted.nodes:
+            message = f"has as many groups on each of {wanted.nodes} nodes: a multiple of that; found {wanted.data}"
+            raise self.unsupported(deployment, "spec.parallelism.data", message)
+        argv = ["--data-parallel-size-local", str(wanted.data // wanted.nodes)]
+        return [*argv, "--data-parallel-address", leader, "--data-parallel-rpc-port", str(_DATA_PORT)]
 
     def _flags(self, deployment: ModelDeployment, source: str) -> list[str]:
         self.refuse_all_but(
@@ -110,6 +123,12 @@ class VLLM(Backend):
         spec = deployment.spec
         flags = ["--served-model-name", *deployment.served_names]
         flags += ["--tensor-parallel-size", str(spec.parallelism.tensor)]
+        if spec.parallelism.pipeline > 1:
+            flags += ["--pipeline-parallel-size", str(spec.parallelism.pipeline)]
+        if spec.parallelism.data > 1:
+            flags += ["--data-parallel-size", str(spec.parallelism.data)]
+        if spec.parallelism.expert:
+            flags += ["--enable-expert-parallel"]
         flags += ["--gpu-memory-utilization", str(spec.cache.fraction)]
         flags += ["--enable-prompt-tokens-details"]  # else usage never tells the cached tokens
         if source.startswith("hf://"):
@@ -133,5 +152,8 @@ def _events_config(address: str, replay_port: int | None = None) -> str:
     return json.dumps(config)
 
 
-def _rank_config(rank: int) -> str:
-    return f"headless: {'true' if rank else 'false'}\n"
+def _rank_config(rank: int, wanted: Parallelism) -> str:
+    text = f"headless: {'true' if rank else 'false'}\n"
+    if rank and wanted.data > 1:
+        text += f"data-parallel-start-rank: {rank * wanted.data // wanted.nodes}\n"
+    return text

@@ -44,7 +44,7 @@ spec:
     secretRef: {name: hub, key: hf}
     aliases: [small, HuggingFaceTB/SmolLM2-135M-Instruct]
   backend: {type: vllm, image: "vllm:1", version: "0.32", args: [--x], env: {A: b}}
-  parallelism: {tensor: 4, nodes: 2}
+  parallelism: {tensor: 4, pipeline: 1, data: 1, expert: false, nodes: 2}
   resources: {limits: {nvidia.com/gpu: 2}}
   context: {maxTokens: 4096}
   sampling: {temperature: 0, topP: 0.9, topK: 40, minP: 0.05, repetitionPenalty: 1.1, presencePenalty: 0.5,
@@ -122,7 +122,7 @@ def test_every_scheme_of_a_source_is_known(tmp_path, source):
         ({"parallelism": {"tensor": 0}}, "spec.parallelism.tensor: must be greater than or equal to 1, found 0"),
         (
             {"parallelism": {"tensor": 3, "nodes": 2}},
-            "spec.parallelism.nodes: must divide `tensor`; found 2",
+            "spec.parallelism.nodes: must divide `tensor` x `pipeline` x `data`; found 2",
         ),
         ({"replica": 2}, "spec.replica: unknown field; did you mean `replicas`? Allowed: model, backend, replicas,"),
         ({"cache": {"host_gib": 2}}, "spec.cache.host_gib: unknown field; did you mean `hostGiB`?"),
@@ -196,6 +196,9 @@ def test_a_field_that_is_null_counts_as_left_out(tmp_path):
         (0, {"parallelism": {"tensor": 2}}, True),
         (4, {"parallelism": {"tensor": 4, "nodes": 2}}, False),
         (4, {}, False),
+        (8, {"parallelism": {"tensor": 4, "pipeline": 2}}, True),
+        (4, {"parallelism": {"data": 16, "pipeline": 2, "expert": True, "nodes": 8}}, True),
+        (4, {"parallelism": {"data": 8}}, False),
         (4, {"parallelism": {"tensor": 2}, "backend": {"args": ["--data-parallel-size", "2"]}}, True),
         (3, {"parallelism": {"tensor": 2}, "backend": {"args": ["--data-parallel-size", "2"]}}, False),
         ("2k", {"parallelism": {"tensor": 2}}, False),
@@ -206,7 +209,7 @@ def test_the_gpus_of_a_pod_are_those_that_its_model_is_split_over(tmp_path, gpus
     if allowed:
         assert load(path)
     else:
-        assert "spec.resources.limits: GPUs must be `parallelism.tensor` /" in error_of(path)
+        assert "spec.resources.limits: GPUs must be `parallelism.tensor` x `pipeline` x `data` /" in error_of(path)
 
 
 def test_a_duration_is_written_as_it_is_read(tmp_path):

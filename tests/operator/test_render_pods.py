@@ -204,6 +204,8 @@ def test_only_our_engine_knows_packages_and_random_weights(source: str) -> None:
         ),
         ({"parallelism": {"tensor": 8}}, "8"),
         ({"parallelism": {"tensor": 8, "nodes": 2}}, "4"),
+        ({"parallelism": {"tensor": 8, "pipeline": 2, "nodes": 2}}, "8"),
+        ({"parallelism": {"data": 16, "nodes": 2}}, "8"),
         ({"resources": {"requests": {"cpu": "2"}, "limits": {"memory": "9Gi"}}}, "1"),
         ({"resources": {"limits": {"amd.com/gpu": 1}}}, None),
         ({"resources": {"limits": {"nvidia.com/mig-1g.10gb": "1"}}}, None),

@@ -31,7 +31,7 @@ def render_build(deployment: ModelDeployment, context: Context) -> list[Manifest
         return []
     spec, name = deployment.spec, build_name(deployment, context.pin)
     mounts = [
-        storage.shared_memory(spec.parallelism.tensor),
+        storage.shared_memory(spec.parallelism.accelerators),
         *storage.scratch(),
         *pod.model_mounts(deployment, replace(context, build_claim=None), launch),
         storage.claim("engine", name, storage.ENGINE, read_only=False),

@@ -45,7 +45,7 @@ def _with_gpus(given: Mapping[str, Any], spec: Spec, backend: Backend) -> dict[s
     everything = _everything(spec)
     if not backend.needs_gpu or everything["claims"] or accelerators(everything):
         return {**given}
-    count = spec.parallelism.tensor // spec.parallelism.nodes
+    count = spec.parallelism.accelerators // spec.parallelism.nodes
     return {**given, "limits": {**given.get("limits", {}), GPU: str(count)}}
 
 

@@ -45,7 +45,7 @@ def template(deployment: ModelDeployment, context: Context, group: int | None) -
     grouped = group is not None
     launch = backend.launch(deployment, describe(deployment, context, group))
     mounts = [
-        storage.shared_memory(spec.parallelism.tensor // spec.parallelism.nodes),
+        storage.shared_memory(spec.parallelism.accelerators // spec.parallelism.nodes),
         *storage.scratch(),
         *model_mounts(deployment, context, launch),
         *storage.files(launch.files),

@@ -11,7 +11,7 @@ from headwater import quantities
 from headwater.pick.capabilities import BackendName
 from headwater.pick.ranking import HEAVY_SHARE, HEAVY_TOKENS, loads, rank
 from headwater.pick.workload import MAX_GPUS, Workload
-from headwater.resource import ModelDeployment, Sampling, Spec
+from headwater.resource import ModelDeployment, Parallelism, Sampling, Spec
 
 _GPUS: Final = {"nvidia.com/gpu": "nvidia", "amd.com/gpu": "amd"}
 
@@ -33,23 +33,28 @@ def workload_of(deployment: ModelDeployment) -> Workload:
     """What a resource says of its workload."""
     spec = deployment.spec
     vendor, gpus = _accelerators(spec)
-    tensor, nodes = spec.parallelism.tensor, spec.parallelism.nodes
-    if tensor > MAX_GPUS:  # more than any workload has; what counts is that there are many, and on how many machines
-        tensor, nodes = MAX_GPUS, min(nodes, 2)
+    wanted = spec.parallelism
+    if wanted.accelerators > MAX_GPUS:  # more than any workload has; what counts is which of them are several
+        wanted = Parallelism(
+            **{name: min(getattr(wanted, name), 2) for name in ("tensor", "pipeline", "data", "nodes")}
+        )
     comes_again = spec.cache.host_gib > 0
     return Workload(
         model=spec.model.source,
         gpu=vendor,
-        gpus=min(max(gpus, tensor), MAX_GPUS),
+        gpus=min(max(gpus, wanted.accelerators), MAX_GPUS),
         quantization=spec.quantization,
         adapters=len(spec.adapters),
-        tensor=tensor,
+        tensor=wanted.tensor,
+        pipeline=wanted.pipeline,
+        data=wanted.data,
+        expert=spec.parallelism.expert,
         host_cache_gib=spec.cache.host_gib,
         input_tokens=max(1000, round(HEAVY_TOKENS / HEAVY_SHARE)),
         shared_prefix=HEAVY_SHARE if comes_again else 0.0,
         agentic=spec.routing.policy == "session",
         sampling=spec.sampling != Sampling(),
-        nodes=nodes,
+        nodes=wanted.nodes,
     )
 
 
@@ -62,7 +67,7 @@ def _accelerators(spec: Spec) -> tuple[str, int]:
                 count = _count(given[resource])
                 return (vendor, count) if count else ("cpu", 1)
     # Layers are shared between GPUs only, so a resource that wants that means some, if only in its template.
-    return ("nvidia", spec.parallelism.tensor) if spec.parallelism.tensor > 1 else ("cpu", 1)
+    return ("nvidia", spec.parallelism.accelerators) if spec.parallelism.accelerators > 1 else ("cpu", 1)
 
 
 def _count(quantity: Any) -> int:

@@ -7,11 +7,15 @@ machines), the row says no. A release that changes this changes a line here, and
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final, Literal
 
 from headwater.pick.hardware import Vendor
 
 BackendName = Literal["headwater", "vllm", "sglang", "tgi", "tensorrt-llm", "transformers"]
+
+BUILD: Final = timedelta(minutes=30)
+"""What TensorRT-LLM's engine needs before the first start. Its PyTorch backend, the default, needs nothing."""
 
 Strength = Literal["breadth", "prefix", "hugging face", "peak", "cpu", "default"]
 """What a backend is chosen for."""
@@ -28,6 +32,10 @@ class Capability:
     """Devices of which several can share a layer. Of CPUs only where a workload asks for it: a network is slow."""
     nodes: bool
     """Whether these may be in several machines."""
+    pipeline: bool
+    """Whether layers can be cut into stages."""
+    data: bool
+    """Whether GPUs of one replica can compute the attention of requests of their own."""
     adapters: bool
     structured: bool
     sampling: bool
@@ -78,6 +86,8 @@ CAPABILITIES: Final = (
         online=frozenset({"fp8"}),
         tensor=_GPUS | {"intel", "gaudi", "tpu"},
         nodes=True,
+        pipeline=True,
+        data=True,
         adapters=True,
         structured=True,
         sampling=True,
@@ -97,6 +107,8 @@ CAPABILITIES: Final = (
         online=frozenset({"fp8"}),
         tensor=_GPUS,
         nodes=True,
+        pipeline=True,
+        data=True,
         adapters=True,
         structured=True,
         sampling=False,
@@ -116,6 +128,8 @@ CAPABILITIES: Final = (
         online=_NONE,
         tensor=frozenset({"nvidia"}),
         nodes=False,
+        pipeline=True,
+        data=True,
         adapters=False,
         structured=True,
         sampling=False,
@@ -135,6 +149,8 @@ CAPABILITIES: Final = (
         online=frozenset({"fp8"}),
         tensor=_GPUS,
         nodes=False,
+        pipeline=False,
+        data=False,
         adapters=True,
         structured=True,
         sampling=False,
@@ -154,6 +170,8 @@ CAPABILITIES: Final = (
         online=_NONE,
         tensor=frozenset({"nvidia", "cpu"}),
         nodes=True,
+        pipeline=False,
+        data=False,
         adapters=False,
         structured=True,
         sampling=True,
@@ -174,6 +192,8 @@ CAPABILITIES: Final = (
         online=_NONE,
         tensor=_NOWHERE,
         nodes=False,
+        pipeline=False,
+        data=False,
         adapters=False,
         structured=False,
         sampling=False,

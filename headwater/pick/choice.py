@@ -7,8 +7,9 @@ from typing import Any, Final
 
 from headwater.pick import models, names
 from headwater.pick.arithmetic import explain, shortfall
+from headwater.pick.layout import layouts
 from headwater.pick.measured import Measured
-from headwater.pick.memory import Plan, degrees
+from headwater.pick.memory import Plan
 from headwater.pick.ranking import Candidate, Excluded, Ranking, rank
 from headwater.pick.shape import Shape
 from headwater.pick.sizing import find_plan
@@ -187,7 +188,8 @@ def _refusal(workload: Workload, shape: Shape, ranking: Ranking) -> str:
         reason = f"{slow[0].backend} {slow[0].obstacles[-1]}"
     elif short:
         # Of those that only lack memory, the arithmetic of the one that can use the most GPUs together.
-        reason = shortfall(workload, shape, max(short, key=lambda able: max(degrees(workload, shape, able), default=0)))
+        most = max(short, key=lambda able: max((each.gpus for each in layouts(workload, shape, able)), default=0))
+        reason = shortfall(workload, shape, most)
     else:
         reason = "; ".join(f"{each.backend} {each.obstacles[0]}" for each in ranking.excluded)
     ways = " or ".join(_ways_out(workload))

@@ -4,6 +4,7 @@ import argparse
 import json
 import types
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, Literal, Union, get_args, get_origin
 
@@ -167,8 +168,7 @@ def _part(part: Part, shape: Shape) -> dict[str, Any]:
         "backend": part.candidate.backend,
         "weight": part.weight,
         "replicas": plan.replicas,
-        "tensor": plan.tensor,
-        "nodes": plan.nodes,
+        **asdict(plan.layout),
         "gpus": plan.gpus,
         "weightsGiB": round(plan.weights_gib, 2),
         "kvGiB": round(plan.kv_gib, 2),
@@ -223,7 +223,7 @@ def _ranked(picked: Pick) -> Table:
 
 def _size_text(candidate: Candidate) -> str:
     """Replicas times GPUs of each."""
-    return f"{candidate.plan.replicas} x {candidate.plan.tensor}" if candidate.plan else ""
+    return f"{candidate.plan.replicas} x {candidate.plan.layout.gpus}" if candidate.plan else ""
 
 
 def _pairs(lines: list[tuple[str, str]]) -> Table:

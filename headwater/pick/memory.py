@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from headwater.pick.capabilities import Capability
-from headwater.pick.hardware import GPUS_PER_NODE
+from headwater.pick.layout import Layout
 from headwater.pick.precision import PRECISIONS, bytes_of
 from headwater.pick.reserve import GIB, Limits, cache_gib, limits, reserve_gib
 from headwater.pick.shape import Shape
@@ -21,22 +21,18 @@ ADAPTER_RANK: Final = 64
 ADAPTER_SLOTS: Final = {"vllm": 4, "sglang": 8}
 """Adapters that a server keeps room for on its GPUs, however many there are; the others keep all of them."""
 
-LARGEST_TENSOR: Final = 32
+ALONE: Final = Layout()
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """How a backend would serve a workload, as far as memory decides."""
 
-    tensor: int
-    """GPUs of a replica."""
-    nodes: int
-    """Machines of a replica."""
+    layout: Layout
+    """How the GPUs of a replica share the model."""
     replicas: int
-    experts: bool
-    """Whether experts are spread over the GPUs whole, not each cut into so many parts."""
     weights_gib: float
-    """Of a replica, with its adapters."""
+    """Of a replica, with its adapters, and what several of its GPUs keep."""
     reserve_gib: float
     """What the server takes for itself on each GPU."""
     kv_gib: float
@@ -54,7 +50,7 @@ class Plan:
 
     @property
     def gpus(self) -> int:
-        return self.tensor * self.replicas
+        return self.layout.gpus * self.replicas
 
 
 def step_of(workload: Workload, able: Capability) -> Limits:
@@ -97,8 +93,16 @@ def adapter_bytes(workload: Workload, shape: Shape, backend: str) -> float:
     return slots * ADAPTER_RANK * shape.layers * (8 * shape.hidden + dense) * 2
 
 
-def weights_gib(workload: Workload, shape: Shape, able: Capability) -> float:
-    return (weight_bytes(shape, workload) + adapter_bytes(workload, shape, able.backend)) / GIB
+def copied_bytes(workload: Workload, shape: Shape, able: Capability) -> float:
+    """Of all but the experts: what each group keeps that computes the attention of its own requests."""
+    each = bytes_of(workload.known_quantization, workload.model or "") * padding(shape, workload)
+    whole = weight_bytes(shape, workload) + adapter_bytes(workload, shape, able.backend)
+    return max(whole - shape.experts * each, 0.0)
+
+
+def weights_gib(workload: Workload, shape: Shape, able: Capability, layout: Layout = ALONE) -> float:
+    once = weight_bytes(shape, workload) + adapter_bytes(workload, shape, able.backend)
+    return (once + (layout.data - 1) * copied_bytes(workload, shape, able)) / GIB
 
 
 # KV
@@ -125,53 +129,24 @@ def shared_tokens(workload: Workload, able: Capability) -> int:
 # Plans
 
 
-def shares_layers(workload: Workload, able: Capability) -> bool:
-    return workload.accelerator.vendor in able.tensor
-
-
-def degrees(workload: Workload, shape: Shape, able: Capability) -> list[int]:
-    """Over how many GPUs the backend could spread a layer: powers of two, unless the workload wants another number."""
-    largest = LARGEST_TENSOR if able.nodes else GPUS_PER_NODE
-    slices = workload.accelerator.slice is not None  # of one GPU, with no link between them
-    alone = workload.accelerator.vendor == "cpu" and not workload.tensor
-    if not shares_layers(workload, able) or alone or slices:
-        largest = 1
-    wanted = [workload.tensor] if workload.tensor else [2**n for n in range(largest.bit_length())]
-    return [
-        tensor
-        for tensor in wanted
-        if tensor <= min(largest, workload.gpus)
-        and shape.divides(tensor)
-        and (not cuts_blocks(workload, shape, tensor) or (able.experts and shape.expert_count % tensor == 0))
-    ]
-
-
-def cuts_blocks(workload: Workload, shape: Shape, tensor: int) -> bool:
-    """Whether a GPU's part of an expert would end within a block of rows that share a scale, which servers refuse."""
-    block = PRECISIONS[workload.known_quantization].block
-    if block == 1 or not shape.expert_width or not workload.in_blocks:
-        return False
-    return shape.expert_width % (tensor * block) != 0
-
-
-def plan_with(workload: Workload, shape: Shape, able: Capability, tensor: int) -> Plan | None:
+def plan_with(workload: Workload, shape: Shape, able: Capability, layout: Layout) -> Plan | None:
     """How so many GPUs would hold the workload's requests; None where not even one fits."""
     step = step_of(workload, able)
-    weights = weights_gib(workload, shape, able)
-    reserve = reserve_gib(able.backend, workload.accelerator, shape, tensor, step)
-    room = room_gib(workload, able, tensor, weights, reserve)
-    whole = request_bytes(workload, shape, tensor, workload.tokens)
-    if room * GIB < whole:
-        return None
-    token = kv_token_bytes(workload, shape, tensor)
+    weights = weights_gib(workload, shape, able, layout)
+    reserve = reserve_gib(able.backend, workload.accelerator, shape, layout, step)
+    room = room_gib(workload, shape, able, layout, weights, reserve)
+    whole = request_bytes(workload, shape, layout.tensor, workload.tokens)
+    token = kv_token_bytes(workload, shape, layout.tensor)
     once = shared_tokens(workload, able) * token
-    fits = int((room * GIB - once) / max(whole - once, 1.0))
-    requests = min(fits, step.sequences) if workload.accelerator.vendor != "cpu" else fits
+    each = room * GIB / layout.data  # of one group, which keeps whole requests
+    if each < whole:
+        return None
+    fits = layout.data * int((each - once) / max(whole - once, 1.0))
+    most = step.sequences * (1 if able.backend == "sglang" else layout.data)
+    requests = min(fits, most) if workload.accelerator.vendor != "cpu" else fits
     return Plan(
-        tensor=tensor,
-        nodes=workload.nodes or (tensor if workload.accelerator.vendor == "cpu" else math.ceil(tensor / GPUS_PER_NODE)),
-        replicas=min(math.ceil(workload.concurrency / requests), workload.gpus // tensor),
-        experts=cuts_blocks(workload, shape, tensor),
+        layout=layout,
+        replicas=min(math.ceil(workload.concurrency / requests), workload.gpus // layout.gpus),
         weights_gib=weights,
         reserve_gib=reserve,
         kv_gib=room,
@@ -183,11 +158,15 @@ def plan_with(workload: Workload, shape: Shape, able: Capability, tensor: int) -
     )
 
 
-def room_gib(workload: Workload, able: Capability, tensor: int, weights: float, reserve: float) -> float:
-    """For KV in a replica; below 0 where the weights alone are too much."""
+def room_gib(
+    workload: Workload, shape: Shape, able: Capability, layout: Layout, weights: float, reserve: float
+) -> float:
+    """For KV in a replica, as far as its fullest stage goes; below 0 where the weights alone are too much."""
     assert workload.accelerator_gib is not None
-    own = cache_gib(able.backend, workload.accelerator_gib, workload.fraction, weights / tensor, reserve)
-    return tensor * own
+    fullest = layout.fullest(shape)
+    part = weights / layout.gpus * fullest
+    own = cache_gib(able.backend, workload.accelerator_gib, workload.fraction, part, reserve)
+    return layout.gpus * own / fullest
 
 
 def running(workload: Workload, requests: int, replicas: int) -> int:

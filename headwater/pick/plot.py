@@ -7,6 +7,7 @@ from xml.sax.saxutils import escape
 
 from headwater.pick.capabilities import Capability
 from headwater.pick.choice import Pick
+from headwater.pick.layout import Layout
 from headwater.pick.memory import plan_with
 from headwater.pick.workload import Workload
 
@@ -28,14 +29,14 @@ def lines(picked: Pick) -> dict[str, Points]:
         if place.plan is None:
             continue
         lengths = [2**n for n in range(9, 21) if 2**n <= most]
-        points = [(tokens, _requests(work, picked, place.able, place.plan.tensor, tokens)) for tokens in lengths]
+        points = [(tokens, _requests(work, picked, place.able, place.plan.layout, tokens)) for tokens in lengths]
         found[place.backend] = [point for point in points if point[1]]
     return found
 
 
-def _requests(work: Workload, picked: Pick, able: Capability, tensor: int, tokens: int) -> int:
+def _requests(work: Workload, picked: Pick, able: Capability, layout: Layout, tokens: int) -> int:
     longer = work.model_copy(update={"input_tokens": tokens - 1, "output_tokens": 1, "shared_prefix": 0.0})
-    plan = plan_with(longer, picked.shape, able, tensor)
+    plan = plan_with(longer, picked.shape, able, layout)
     return plan.requests if plan else 0
 
 

@@ -11,14 +11,12 @@ from datetime import timedelta
 from typing import Final
 
 from headwater.pick import models
-from headwater.pick.capabilities import CAPABILITIES, BackendName, Capability, Strength
+from headwater.pick.capabilities import BUILD, CAPABILITIES, BackendName, Capability, Strength
 from headwater.pick.hardware import Vendor
-from headwater.pick.memory import Plan, shares_layers
+from headwater.pick.layout import shares_layers
+from headwater.pick.memory import Plan
 from headwater.pick.sizing import find_plan, lack
 from headwater.pick.workload import Workload
-
-BUILD: Final = timedelta(minutes=30)
-"""What TensorRT-LLM's engine needs before the first start. Its PyTorch backend, the default, needs nothing."""
 
 HEAVY_SHARE: Final = 0.5
 HEAVY_TOKENS: Final = 256
@@ -200,6 +198,16 @@ def _traffic_obstacles(workload: Workload, able: Capability) -> Iterator[str]:
         yield "keeps no KV cache in host memory"
     if (workload.tensor or 1) > 1 and not shares_layers(workload, able):
         yield f"shares no layer between devices, and --tensor is {workload.tensor}"
+    elif workload.spread > 1 and not shares_layers(workload, able):
+        yield f"spreads no model over devices, and {workload.spread} are to have one"
+    if workload.pipeline > 1 and not able.pipeline:
+        yield f"cuts no model into stages, and --pipeline is {workload.pipeline}"
+    if workload.data > 1 and not able.data:
+        yield f"computes no attention apart, and --data is {workload.data}"
+    if workload.data > 1 and (workload.tensor or 1) > 1 and able.backend == "tensorrt-llm":
+        yield "computes attention apart on single GPUs alone"
+    if workload.expert and not able.experts:
+        yield "spreads no experts whole"
     if (workload.nodes or 1) > 1 and not able.nodes:
         yield f"spreads no replica over machines, and --nodes is {workload.nodes}"
 
@@ -251,7 +259,7 @@ def _fit(workload: Workload, able: Capability) -> tuple[Plan | None, str | None]
     shape = workload.shape
     if shape is None or workload.accelerator_gib is None or workload.accelerator.vendor not in able.quantizations:
         return None, None
-    if (workload.tensor or 1) > 1 and not shares_layers(workload, able):
+    if workload.spread > 1 and not shares_layers(workload, able):
         return None, None  # an obstacle already
     if plan := find_plan(workload, shape, able):
         return plan, None

@@ -6,16 +6,16 @@ Only fields that differ from their defaults are written, so that the file shows 
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any, Final
 
 import yaml
 
 from headwater import backends
-from headwater.pick.capabilities import BackendName
+from headwater.pick.capabilities import BUILD, BackendName
 from headwater.pick.choice import Part, Pick
 from headwater.pick.hardware import Vendor
-from headwater.pick.memory import running
-from headwater.pick.ranking import BUILD
+from headwater.pick.memory import ALONE, running
 from headwater.pick.reserve import CPU_GIB, GIB
 from headwater.pick.workload import Workload, WorkloadError
 from headwater.resource import API_VERSION, KIND
@@ -133,18 +133,12 @@ _SEQUENCES: Final = {
 
 
 def _args(part: Part, cpu_gib: str | None) -> Iterator[str]:
-    plan, name = part.plan, part.candidate.backend
+    name = part.candidate.backend
     if name == "headwater":
         yield from ["--kv-cache-gib", cpu_gib] if cpu_gib else []
         yield from _sequences(part)
     if part.workload.sequences and name in _SEQUENCES:
         yield from [_SEQUENCES[name], str(part.workload.sequences)]
-    if plan.experts:
-        yield from {
-            "vllm": ["--enable-expert-parallel"],
-            "sglang": ["--ep-size", str(plan.tensor)],
-            "tensorrt-llm": ["--ep_size", str(plan.tensor)],
-        }[name]
     if name == "tensorrt-llm" and part.workload.build_time >= BUILD:
         yield from ["--backend", "tensorrt"]
 
@@ -164,14 +158,13 @@ def _sequences(part: Part) -> list[str]:
 def _size(part: Part) -> dict[str, Any]:
     plan, workload = part.plan, part.workload
     size: dict[str, Any] = {"replicas": plan.replicas}
-    if plan.tensor > 1:
-        size["parallelism"] = {"tensor": plan.tensor}
-        if plan.nodes > 1:
-            size["parallelism"]["nodes"] = plan.nodes
+    layout = {name: value for name, value in asdict(plan.layout).items() if value != getattr(ALONE, name)}
+    if layout:
+        size["parallelism"] = layout
     if (resource := workload.accelerator.resource) is not None:
-        size["resources"] = {"limits": {resource: plan.tensor // plan.nodes}}
+        size["resources"] = {"limits": {resource: plan.layout.gpus // plan.layout.nodes}}
     else:
-        memory = f"{math.ceil((plan.weights_gib + _cpu_cache_gib(part)) / plan.nodes + CPU_GIB)}Gi"
+        memory = f"{math.ceil((plan.weights_gib + _cpu_cache_gib(part)) / plan.layout.nodes + CPU_GIB)}Gi"
         size["resources"] = {"requests": {"memory": memory}, "limits": {"memory": memory}}
     return size
 

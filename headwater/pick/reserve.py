@@ -12,6 +12,7 @@ from typing import Final
 
 from headwater.pick.capabilities import BackendName
 from headwater.pick.hardware import Accelerator
+from headwater.pick.layout import Layout
 from headwater.pick.shape import Shape
 
 GIB: Final = 2**30
@@ -58,22 +59,32 @@ def _sglang_chunk(accelerator: Accelerator) -> int:
     return 2048 if memory < 35 else 4096 if memory < 60 else 8192 if memory < 160 else 16384
 
 
-def reserve_gib(backend: BackendName, accelerator: Accelerator, shape: Shape, tensor: int, step: Limits) -> float:
+def reserve_gib(backend: BackendName, accelerator: Accelerator, shape: Shape, layout: Layout, step: Limits) -> float:
     """Of each accelerator; `step`: the most that the server takes at once."""
     if accelerator.vendor == "cpu":
         return CPU_GIB
-    outside = TOGETHER_GIB if tensor > 1 else ALONE_GIB
-    if backend == "sglang":  # sets so much aside by itself: for a chunk of a prompt, for graphs, for ranks
-        graphs = 2 * (512 if tensor >= 4 and accelerator.large else 256 if accelerator.large else 32)
-        return (1.5 * step.tokens + graphs + 128 * tensor * (tensor > 1)) / 1024
+    outside = TOGETHER_GIB if layout.gpus > 1 else ALONE_GIB
+    if backend == "sglang":
+        return _sglang_gib(accelerator, layout, step)
     # What comes in and goes out of a layer, and what its matrices make of it, which GPUs share.
-    each = 2 * shape.hidden + shape.active / (shape.layers * shape.hidden) / tensor
+    each = 2 * shape.hidden + shape.active / (shape.layers * shape.hidden) / layout.tensor
     layers = step.tokens * each * 2 / GIB
     if shape.vision:
         return outside + max(VISION_GIB, layers)
     if backend == "tensorrt-llm":
         outside += TENSORRT_GIB
     return outside + max(layers, SAMPLING * step.sequences * shape.vocabulary * 4 / GIB)
+
+
+def _sglang_gib(accelerator: Accelerator, layout: Layout, step: Limits) -> float:
+    """It sets so much aside by itself: for a chunk of a prompt, for graphs, for ranks, and for attention apart."""
+    recorded = 512 if layout.stage >= 4 and accelerator.large else 256 if accelerator.large else 32
+    mib = 1.5 * step.tokens + 2 * recorded
+    if layout.gpus > 1:
+        mib += 128 * layout.gpus
+    if layout.data > 1:
+        mib += recorded * layout.data * (4.5 if recorded > 300 else 3)
+    return mib / 1024
 
 
 def cache_gib(backend: BackendName, memory: float, fraction: float | None, weights: float, reserve: float) -> float:

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from headwater.pick.arithmetic import lack as lack_of_memory
 from headwater.pick.capabilities import Capability
-from headwater.pick.memory import Plan, degrees, plan_with
+from headwater.pick.layout import layouts
+from headwater.pick.memory import Plan, plan_with
 from headwater.pick.shape import Shape
 from headwater.pick.speed import speed_of
 from headwater.pick.workload import Workload
@@ -26,13 +27,13 @@ def find_plan(workload: Workload, shape: Shape, able: Capability) -> Plan | None
         return max(plans, key=lambda plan: speed_of(shape, workload, plan).tokens.middle, default=None)
     enough = [plan for plan in plans if plan.replicas >= wanted_replicas(workload, shape, plan)]
     if enough:
-        return min(enough, key=lambda plan: (plan.gpus, plan.tensor))
-    return max(plans, key=lambda plan: (plan.requests * plan.replicas, -plan.tensor), default=None)
+        return min(enough, key=lambda plan: (plan.gpus, plan.layout.gpus, plan.layout.data))
+    return max(plans, key=lambda plan: (plan.requests * plan.replicas, -plan.layout.gpus), default=None)
 
 
 def _by_memory(workload: Workload, shape: Shape, able: Capability) -> Iterator[Plan]:
-    for tensor in degrees(workload, shape, able):
-        if tensor <= affordable_gpus(workload) and (plan := plan_with(workload, shape, able, tensor)):
+    for layout in layouts(workload, shape, able):
+        if layout.gpus <= affordable_gpus(workload) and (plan := plan_with(workload, shape, able, layout)):
             yield plan
 
 
@@ -44,7 +45,7 @@ def affordable_gpus(workload: Workload) -> int:
 
 def _within_goals(workload: Workload, shape: Shape, plan: Plan) -> Plan | None:
     """With as many requests at once as leave each as fast as is wanted, and as many replicas as that takes."""
-    most = affordable_gpus(workload) // plan.tensor
+    most = affordable_gpus(workload) // plan.layout.gpus
     requests = plan.requests
     while requests >= 1:
         tried = replace(plan, requests=requests)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from headwater.pick.hardware import GPUS_PER_NODE, Accelerator
+from headwater.pick.layout import Layout
 from headwater.pick.memory import Plan, kv_token_bytes, quantized_parameters, running
 from headwater.pick.precision import bytes_of
 from headwater.pick.shape import Shape
@@ -82,9 +83,17 @@ class Machine:
     """The GPUs of a replica and how they share a model."""
 
     accelerator: Accelerator
-    tensor: int
-    whole_attention: bool = False
-    """Whether each GPU computes the attention of requests of its own (attention DP)."""
+    layout: Layout
+
+    @property
+    def gpus(self) -> int:
+        """That compute a layer together."""
+        return self.layout.stage
+
+    @property
+    def bandwidth(self) -> float:
+        """Of their memories, in bytes a second."""
+        return self.gpus * self.accelerator.bandwidth_gbs * 1e9
 
 
 def prompt_seconds(shape: Shape, work: Workload, machine: Machine, tokens: int) -> float:
@@ -96,9 +105,7 @@ def prompt_seconds(shape: Shape, work: Workload, machine: Machine, tokens: int) 
 
 def step_seconds(shape: Shape, work: Workload, machine: Machine, batch: float, context: float) -> float:
     """Of one token for each of `batch` requests that have `context` tokens each."""
-    reading = read_bytes(shape, work, machine, batch, context) / (
-        machine.tensor * machine.accelerator.bandwidth_gbs * 1e9 * READING
-    )
+    reading = read_bytes(shape, work, machine, batch, context) / (machine.bandwidth * READING)
     computing = _operations(shape) * batch / _rate(work, machine)
     return (
         max(reading, computing)
@@ -120,14 +127,13 @@ def read_bytes(shape: Shape, work: Workload, machine: Machine, batch: float, con
         touched = min(1.0, batch * (shape.active / shape.parameters))
     dense = shape.parameters - shape.experts - shape.embedding / 2
     dense_bytes = dense * (2.0 if quantized == shape.experts and shape.experts else each)
-    copies = machine.tensor if machine.whole_attention else 1
-    tensor = 1 if machine.whole_attention else machine.tensor
+    tensor = machine.layout.tensor
     cache = batch * (context * kv_token_bytes(work, shape, tensor) + 2 * shape.fixed_elements(tensor, int(context)))
-    return dense_bytes * copies + shape.experts * experts_bytes * touched / EXPERTS + cache
+    return dense_bytes * machine.layout.data + shape.experts * experts_bytes * touched / EXPERTS + cache
 
 
 def throughput(shape: Shape, work: Workload, machine: Machine, batch: float) -> float:
-    """Output tokens a second of a replica that always has `batch` requests."""
+    """Output tokens a second of a replica of one stage that always has `batch` requests."""
     prompt = work.input_tokens - work.shared_tokens
     prompts = batch * prompt_seconds(shape, work, machine, max(prompt, 1))
     context = work.input_tokens + work.output_tokens / 2
@@ -148,17 +154,18 @@ class Pace:
 
 
 def pace(shape: Shape, work: Workload, machine: Machine, batch: float) -> Pace:
-    """By the roofline, of a replica that always has `batch` requests."""
-    tokens = throughput(shape, work, machine, batch)
+    """By the roofline, of a replica that always has `batch` requests, of which each stage computes its part."""
+    stages = machine.layout.pipeline
+    tokens = stages * throughput(shape, work, machine, batch / stages)
     first = prompt_seconds(shape, work, machine, max(work.input_tokens - work.shared_tokens, 1))
     return Pace(tokens, first + batch / tokens, batch / tokens)
 
 
 def speed_of(shape: Shape, work: Workload, plan: Plan) -> Speed:
-    machine = Machine(work.accelerator, plan.tensor)
+    machine = Machine(work.accelerator, plan.layout)
     batch = plan.requests if work.offline else running(work, plan.requests, plan.replicas)
     context = work.input_tokens + work.output_tokens / 2
-    floor = read_bytes(shape, work, machine, batch, context) / (plan.tensor * work.accelerator.bandwidth_gbs * 1e9)
+    floor = read_bytes(shape, work, machine, batch / plan.layout.pipeline, context) / machine.bandwidth
     here = pace(shape, work, machine, batch)
     if (measured := work.measured) is None:
         tokens = Range.around(plan.replicas * here.tokens)
@@ -185,14 +192,14 @@ def _rate(work: Workload, machine: Machine) -> float:
         bits = 16
     if work.known_quantization == "mxfp4" and machine.accelerator.tflops4 is None:
         bits = 16
-    return machine.tensor * machine.accelerator.operations(bits) * 1e12 * COMPUTING
+    return machine.gpus * machine.accelerator.operations(bits) * 1e12 * COMPUTING
 
 
 def _telling(shape: Shape, machine: Machine, tokens: float) -> float:
     """What GPUs tell one another: all tokens, twice in a layer."""
-    if machine.tensor == 1:
+    if machine.gpus == 1:
         return 0.0
-    part = 2 * (machine.tensor - 1) / machine.tensor
-    link = machine.accelerator.link_gbs if machine.tensor <= GPUS_PER_NODE else 50.0
+    part = 2 * (machine.gpus - 1) / machine.gpus
+    link = machine.accelerator.link_gbs if machine.gpus <= GPUS_PER_NODE else 50.0
     each = HOP_SECONDS + part * tokens * shape.hidden * 2 / (link * 1e9 * TELLING)
     return 2 * shape.layers * each

@@ -190,6 +190,11 @@ class Workload(BaseModel):
     tensor: int | None = Field(
         default=None, ge=1, description="GPUs that share each layer; without it: as few as will do"
     )
+    pipeline: int = Field(default=1, ge=1, le=128, description="Stages that the layers are cut into")
+    data: int = Field(
+        default=1, ge=1, description="Groups of --tensor GPUs that each compute the attention of their own requests"
+    )
+    expert: bool = Field(default=False, description="Each GPU of a stage has some experts whole")
     nodes: int | None = Field(
         default=None, ge=1, description="Machines that a replica is spread over; without it: one for each 8 GPUs"
     )
@@ -222,13 +227,30 @@ class Workload(BaseModel):
             raise _rule(f"must be at most --gpus, which is {info.data['gpus']}; found {tensor}")
         return tensor
 
+    @field_validator("data")
+    @classmethod
+    def within_gpus_together(cls, data: int, info: ValidationInfo) -> int:
+        together = (info.data.get("tensor") or 1) * info.data.get("pipeline", 1) * data
+        if together > info.data.get("gpus", together):
+            raise _rule(
+                f"times --tensor and --pipeline must be at most --gpus, which is {info.data['gpus']}; found {data}"
+            )
+        return data
+
     @field_validator("nodes")
     @classmethod
-    def divide_tensor(cls, nodes: int | None, info: ValidationInfo) -> int | None:
+    def divide_gpus(cls, nodes: int | None, info: ValidationInfo) -> int | None:
         tensor = info.data.get("tensor")
-        if nodes and nodes > 1 and (tensor is None or tensor % nodes):
-            raise _rule(f"must divide --tensor, which is {tensor or 'not given'}; found {nodes}")
+        together = (tensor or 1) * info.data.get("pipeline", 1) * info.data.get("data", 1)
+        if nodes and nodes > 1 and (together == 1 or together % nodes):
+            said = f"{together}" if together > 1 else "not given"
+            raise _rule(f"must divide --tensor x --pipeline x --data, which is {said}; found {nodes}")
         return nodes
+
+    @property
+    def spread(self) -> int:
+        """GPUs of a replica that are asked for; 1: none in particular, or one."""
+        return (self.tensor or 1) * self.pipeline * self.data
 
     @property
     def accelerator(self) -> Accelerator:

@@ -97,7 +97,7 @@ def test_our_engine_has_a_place_on_nvidia_gpus_and_no_rule_speaks_for_it_there()
 
 def test_a_model_is_spread_over_cpus_where_that_is_asked_for() -> None:
     work = {"model": "meta-llama/Llama-3.1-8B-Instruct", "gpu": "cpu", "gpus": 4, "concurrency": 8}
-    assert pick(workload(work)).parts[0].plan.tensor == 1
+    assert pick(workload(work)).parts[0].plan.layout.gpus == 1
     result = pick(workload(work | {"tensor": 2}))
     assert [each.backend for each in result.places] == ["headwater"]
     (made,) = (ModelDeployment.model_validate(each) for each in yaml.safe_load_all(to_yaml(result)))
@@ -222,15 +222,16 @@ def test_a_pick_fits_the_memory_there_is(work: Workload) -> None:
     for part in result.parts:
         plan, memory = part.plan, part.workload.accelerator_gib
         assert memory is not None
-        assert plan.weights_gib + plan.kv_gib + plan.tensor * plan.reserve_gib <= plan.tensor * memory * 1.000001
+        gpus = plan.layout.gpus
+        assert plan.weights_gib + plan.kv_gib + gpus * plan.reserve_gib <= gpus * memory * 1.000001
         assert (
             plan.fits * (plan.request_bytes - part.workload.shared_tokens * plan.kv_token_bytes) <= plan.kv_gib * 2**30
         )
         assert plan.kv_tokens >= work.tokens
         assert plan.requests >= 1
-        assert plan.tensor % plan.nodes == 0
+        assert gpus % plan.layout.nodes == 0
         enough = plan.replicas * plan.requests >= part.workload.concurrency
-        assert enough or plan.replicas == part.workload.gpus // plan.tensor
+        assert enough or plan.replicas == part.workload.gpus // gpus
 
 
 @given(workloads)
@@ -294,7 +295,10 @@ def test_the_same_workload_gets_the_same_pick(work: Workload) -> None:
         ({"model": "8b", "gpu": "nvidia"}, "--memory-gib: is required"),
         ({"model": "8b", "build_time": "long"}, "--build-time: must be a duration"),
         ({"model": "8b", "tensor": 2}, "--tensor: must be at most --gpus, which is 1; found 2"),
-        ({"model": "8b", "nodes": 2}, "--nodes: must divide --tensor, which is not given; found 2"),
+        (
+            {"model": "8b", "nodes": 2},
+            "--nodes: must divide --tensor x --pipeline x --data, which is not given; found 2",
+        ),
         ({"params": "eight"}, "--params: must be a number of parameters such as 8b, 70.6b or 135m"),
     ],
 )

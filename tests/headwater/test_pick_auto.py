@@ -33,6 +33,8 @@ def deployment(source: str = "hf://meta-llama/Llama-3.1-8B-Instruct", **spec: An
         ({"resources": {"limits": {"nvidia.com/gpu": "0"}}}, "headwater"),
         ({"resources": {"limits": {"amd.com/gpu": "1"}}, "quantization": "fp8"}, "vllm"),
         ({"parallelism": {"tensor": 4}}, "vllm"),
+        ({"parallelism": {"pipeline": 2, "nodes": 2}}, "vllm"),
+        ({"parallelism": {"data": 1024, "pipeline": 128, "expert": True}}, "vllm"),
         ({"parallelism": {"tensor": 4}, "resources": {"limits": {"nvidia.com/gpu": 0}}}, "headwater"),
         ({"parallelism": {"tensor": 4, "nodes": 2}, "source": "random:tiny"}, "headwater"),
         (

@@ -12,6 +12,7 @@ import pytest
 
 from headwater.pick import names
 from headwater.pick.capabilities import CAPABILITIES
+from headwater.pick.layout import Layout
 from headwater.pick.memory import kv_token_bytes, request_bytes, room_gib, weights_gib
 from headwater.pick.models import catalog, named
 from headwater.pick.ranking import rank
@@ -68,11 +69,11 @@ def room_ratio(case: Case) -> float:
     """Said over measured."""
     work = work_of(case)
     assert work.shape
-    tensor, step = work.gpus, limits("vllm", work.accelerator)
+    layout, step = Layout(work.gpus), limits("vllm", work.accelerator)
     if case["step"]:
         step = replace(step, tokens=int(case["step"]))
-    reserve = reserve_gib("vllm", work.accelerator, work.shape, tensor, step)
-    room = room_gib(work, VLLM, tensor, weights_gib(work, work.shape, VLLM), reserve)
+    reserve = reserve_gib("vllm", work.accelerator, work.shape, layout, step)
+    room = room_gib(work, work.shape, VLLM, layout, weights_gib(work, work.shape, VLLM), reserve)
     measured = re.match(r"KV ([\d.]+) GiB", case["documented_fact"])
     assert measured
     return room / float(measured[1])
@@ -121,7 +122,7 @@ def test_what_does_not_start_is_refused(case: Case) -> None:
     work = work_of(case).model_copy(update={"tensor": int(case["count"])})
     assert work.shape
     plan = find_plan(work, work.shape, VLLM)
-    assert plan is None or plan.experts, "with experts spread whole, it would start"
+    assert plan is None or plan.layout.expert, "with experts spread whole, it would start"
 
 
 def test_no_backend_is_said_to_do_with_fewer_gpus_what_is_documented() -> None:

@@ -103,7 +103,7 @@ def test_our_engine_is_told_how_large_its_cache_is(capsys: pytest.CaptureFixture
 def test_a_replica_over_machines_gets_its_gpus_in_each(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--model", "deepseek-ai/DeepSeek-R1", "--gpus", "16", "--json") == 0
     spec = json.loads(capsys.readouterr().out)["deployments"][0]["spec"]
-    assert spec["parallelism"] == {"tensor": 16, "nodes": 2}
+    assert spec["parallelism"] == {"tensor": 8, "pipeline": 2, "nodes": 2}
     assert spec["resources"] == {"limits": {"nvidia.com/gpu": 8}}
 
 

@@ -65,7 +65,7 @@ def test_a_workload_gets_what_the_table_says(
     assert status == 0
     found: dict[str, Any] = json.loads(out)
     assert [each["backend"] for each in found["places"]] == codes(places)
-    sizes = [f"{part['replicas']} x {part['tensor']}" for part in found["parts"]]
+    sizes = [f"{part['replicas']} x {part['gpus'] // part['replicas']}" for part in found["parts"]]
     weights = [str(part["weight"]) for part in found["parts"] if len(sizes) > 1]
     assert codes(size) == sizes + weights
 
@@ -205,6 +205,8 @@ def test_the_backends_are_those_of_the_code() -> None:
             ),
             ("nodes" if able.nodes else "GPUs of a node" if able.tensor else "–")
             + "; CPUs where asked" * ("cpu" in able.tensor),
+            yes(able.pipeline),
+            yes(able.data),
             yes(able.experts),
             yes(able.adapters),
             yes(able.structured),

@@ -122,7 +122,7 @@ def plan_gpus(work: Workload) -> tuple[int, int]:
     assert work.shape
     plan = find_plan(work, work.shape, VLLM)
     assert plan
-    return plan.replicas, plan.tensor
+    return plan.replicas, plan.layout.gpus
 
 
 def test_as_few_gpus_as_hold_all_requests() -> None:

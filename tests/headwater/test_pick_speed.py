@@ -10,6 +10,7 @@ import pytest
 from headwater.pick.capabilities import CAPABILITIES
 from headwater.pick.choice import ImpossibleError, pick
 from headwater.pick.hardware import accelerator
+from headwater.pick.layout import Layout
 from headwater.pick.memory import request_bytes, weights_gib
 from headwater.pick.reserve import GIB
 from headwater.pick.speed import Machine, throughput
@@ -44,7 +45,9 @@ def _ratio(row: dict[str, str]) -> float:
     free = gpus * (work.accelerator_gib - 3) * 0.95 - weights_gib(work, shape, VLLM)
     fits = free * GIB / request_bytes(work, shape, 1 if whole else gpus, work.tokens)
     batch = min(fits, REQUESTS[work.input_tokens, work.output_tokens], BATCH * gpus)
-    made = throughput(shape, work, Machine(work.accelerator, gpus, whole), batch) / gpus
+    made = (
+        throughput(shape, work, Machine(work.accelerator, Layout(data=gpus) if whole else Layout(gpus)), batch) / gpus
+    )
     return made / float(row["tokens_per_gpu"])
 
 

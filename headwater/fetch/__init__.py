@@ -7,7 +7,8 @@ A kind of source (`hub`, `s3`, `oci` with `registry`, `local`) does two things: 
 of each (`promise`: size, digest, or a state such as an ETag), and says how to ask for one. The rest is the same:
 
 - `choice` is the one rule of what is taken; `Wish` is what somebody wants instead.
-- `transport` believes status, Content-Range and validator of an answer, not what was asked for.
+- `client` is HTTP, by threads; `transport` believes status, Content-Range and validator of an answer, not what was
+  asked for.
 - `download` brings one file: on from the byte, in several ranges at once, anew where an answer is of other bytes.
 - `growing` counts digests while the bytes come; a file that does not keep its promise never gets its name.
 - `patience` counts failures without progress, over all requests together: a busy server is asked less, and later.
@@ -29,13 +30,14 @@ import structlog
 
 from headwater.extras import missing
 from headwater.fetch.choice import Wish
+from headwater.fetch.client import make_client
 from headwater.fetch.errors import ChangedError, FetchError
 from headwater.fetch.manifest import Manifest, read
 from headwater.fetch.partial import Partial, locked
 from headwater.fetch.patience import Lines
 from headwater.fetch.source import Asking, Source
 from headwater.fetch.taking import Taking
-from headwater.fetch.transport import Transport, make_client
+from headwater.fetch.transport import Transport
 from headwater.validation import found
 
 log = structlog.get_logger(__name__)
@@ -86,19 +88,18 @@ def _there(folder: Path, wanted: Manifest) -> Manifest:
 
 async def _fetch(module: Source, folder: Path, wanted: Manifest, progress_port: int | None) -> Manifest:
     wish, lines = Wish(wanted.include, wanted.exclude), Lines()
-    async with make_client() as client:
-        asking = Asking(Transport(client), lines, wish)
-        for last in (False,) * (_LISTINGS - 1) + (True,):
-            listing = await module.list_files(wanted.source, wanted.revision, asking)
-            partial = Partial(folder)
-            taking = Taking(partial, lines, listing, wish, progress_port)
-            try:
-                await taking.take()
-                break
-            except ChangedError as error:
-                if last:
-                    raise FetchError(f"{error}, again and again") from None
-                log.warning("listed anew", reason=str(error))
+    asking = Asking(Transport(make_client()), lines, wish)
+    for last in (False,) * (_LISTINGS - 1) + (True,):
+        listing = await module.list_files(wanted.source, wanted.revision, asking)
+        partial = Partial(folder)
+        taking = Taking(partial, lines, listing, wish, progress_port)
+        try:
+            await taking.take()
+            break
+        except ChangedError as error:
+            if last:
+                raise FetchError(f"{error}, again and again") from None
+            log.warning("listed anew", reason=str(error))
     manifest = replace(wanted, state=listing.state, files=partial.records(), left_out=taking.left_out)
     partial.complete(manifest)
     if manifest.left_out:

@@ -93,17 +93,8 @@ class Download:
         return True
 
     async def _append(self, answer: Answer) -> None:
-        waiting: list[bytes] = []
-        size = 0
-        try:
-            async for chunk in answer.chunks:
-                waiting.append(chunk)
-                size += len(chunk)
-                if size >= _CHUNK:
-                    data, waiting, size = waiting, [], 0
-                    await self._add(data)
-        finally:  # also where the line broke
-            await self._add(waiting)
+        while data := await answer.read(_CHUNK):
+            await self._add(data)
 
     async def _add(self, data: list[bytes]) -> None:
         size = sum(map(len, data))
@@ -164,9 +155,9 @@ class Download:
                 self._compare(answer)
                 if not answer.partial:
                     raise DifferentError(f"{self._file.name}: all of it came where a range was asked for")
-                async for chunk in answer.chunks:
-                    data.append(chunk)
-                    at += len(chunk)
+                while came := await answer.read(PIECE):
+                    data.extend(came)
+                    at += sum(map(len, came))
                     if at > stop:
                         raise DifferentError(f"{self._file.name}: more came than the range that was asked for")
                     self._lines.progressed()

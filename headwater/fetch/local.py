@@ -6,15 +6,13 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO
 
 from headwater.fetch.download import File
 from headwater.fetch.errors import FetchError
 from headwater.fetch.promise import Promise
 from headwater.fetch.source import Asking, Listing
 from headwater.fetch.transport import Answer
-
-_CHUNK: Final = 4 * 1024 * 1024
 
 
 class _Copy:
@@ -27,7 +25,7 @@ class _Copy:
             state = os.fstat(file.fileno())
             file.seek(start)
             left = (state.st_size if stop is None else stop) - start
-            yield Answer(start, state.st_size, str(state.st_mtime_ns), True, _chunks(file, left))
+            yield Answer(start, state.st_size, str(state.st_mtime_ns), True, _Reading(file, left).read)
 
 
 async def list_files(source: str, revision: str, asking: Asking) -> Listing:
@@ -52,10 +50,15 @@ def _promise(path: Path) -> Promise:
     return Promise(state.st_size, None, f"{path} {state.st_mtime_ns} {state.st_ino}")
 
 
-async def _chunks(file: BinaryIO, left: int) -> AsyncIterator[bytes]:
-    while data := await asyncio.to_thread(file.read, min(left, _CHUNK)):
-        yield data
-        left -= len(data)
+class _Reading:
+    def __init__(self, file: BinaryIO, left: int) -> None:
+        self._file = file
+        self._left = left
+
+    async def read(self, most: int) -> list[bytes]:
+        data = await asyncio.to_thread(self._file.read, min(most, self._left))
+        self._left -= len(data)
+        return [data] if data else []
 
 
 def _package(source: str) -> Path:

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
-
-import httpx
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from headwater.fetch.errors import FetchError
 from headwater.fetch.promise import Digest
@@ -117,7 +116,7 @@ class Registry:
         """Do what the registry asks for first."""
         if refused.status != 401:
             return False
-        asked = challenges(refused.headers.get_list("www-authenticate"))
+        asked = challenges(refused.headers.getlist("www-authenticate"))
         bearer = next((fields for scheme, fields in asked if scheme == "bearer" and "realm" in fields), None)
         if bearer is not None:
             self._authorization = f"Bearer {await self._token(bearer)}"
@@ -162,9 +161,7 @@ class _Realm:
     def __init__(self, registry: Registry, url: str, wanted: Mapping[str, str], basic: str | None) -> None:
         self.name = registry.name
         self._registry = registry
-        self._asked = Asked(
-            str(httpx.URL(url).copy_merge_params(dict(wanted))), {"Authorization": f"Basic {basic}"} if basic else {}
-        )
+        self._asked = Asked(_with_query(url, wanted), {"Authorization": f"Basic {basic}"} if basic else {})
 
     def ask(self, key: str) -> Asked:
         return self._asked
@@ -174,6 +171,14 @@ class _Realm:
 
     def refusal(self, refused: Document) -> FetchError:
         return self._registry.refusal(refused)
+
+
+def _with_query(url: str, wanted: Mapping[str, str]) -> str:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise FetchError(f"the registry sends for a token to {url!r}, which is no address") from None
+    return parts._replace(query=urlencode(dict(parse_qsl(parts.query)) | dict(wanted))).geturl()
 
 
 def challenges(headers: list[str]) -> list[tuple[str, dict[str, str]]]:

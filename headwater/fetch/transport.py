@@ -7,23 +7,27 @@ import json
 import re
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from functools import partial
+from typing import Any, Final, Protocol, TypeVar
+from urllib.parse import urlencode
 
-import httpcore
-import httpx
+import anyio.to_thread
+from urllib3 import HTTPHeaderDict
+from urllib3.exceptions import DecodeError, HTTPError, InvalidHeader, LocationValueError, ProxyError
 
+from headwater.fetch.client import Client, RedirectsError, Response, UnsendableError
 from headwater.fetch.errors import ChangedError, DifferentError, FetchError, TransientError
 from headwater.fetch.patience import retry_after, transient
 
-httpcore.AsyncHTTP11Connection.READ_NUM_BYTES = 256 * 1024
-"""What asyncio reads at once; cut into the 64 KiB of before, a fetch takes a third more CPU time."""
-_TIMEOUT: Final = httpx.Timeout(30.0, read=60.0)
-"""Seconds in which something must have happened."""
+T = TypeVar("T")
+
 _LARGEST_DOCUMENT: Final = 128 * 1024 * 1024
 _PART: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_REFUSED: Final = re.compile(r"Tunnel connection failed: (\d+)")
+"""How urllib3 says that a proxy does."""
 _TELLING: Final = (412, 416)
 """Failures that say something of the file."""
 
@@ -39,7 +43,7 @@ class Document:
     """An answer that has been read."""
 
     status: int
-    headers: httpx.Headers
+    headers: HTTPHeaderDict
     body: bytes
 
 
@@ -71,7 +75,8 @@ class Answer:
     """What `If-Range` takes."""
     partial: bool
     """Whether it is of the range that was asked for, or of all."""
-    chunks: AsyncIterator[bytes]
+    read: Callable[[int], Awaitable[list[bytes]]]
+    """Up to so many more, as they come; nothing at the end."""
 
 
 class Content(Protocol):
@@ -84,39 +89,30 @@ class Content(Protocol):
         """
 
 
-def make_client() -> httpx.AsyncClient:
-    """Proxies and SSL_CERT_FILE are taken from the environment. Raises FetchError."""
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)  # `Lines` counts them
-    try:
-        return httpx.AsyncClient(timeout=_TIMEOUT, limits=limits, follow_redirects=True)
-    except (OSError, ValueError, httpx.InvalidURL) as error:
-        raise FetchError(f"SSL_CERT_FILE, or the variable of a proxy, cannot be used: {error}") from None
-
-
 class Transport:
     """Calls raise TransientError and FetchError."""
 
-    def __init__(self, client: httpx.AsyncClient) -> None:
+    def __init__(self, client: Client) -> None:
         self._client = client
 
     @asynccontextmanager
-    async def request(self, site: Site, key: str, headers: Mapping[str, str]) -> AsyncIterator[httpx.Response]:
+    async def request(self, site: Site, key: str, headers: Mapping[str, str]) -> AsyncIterator[Response]:
         """An answer that is a success, or that says something of the file."""
         for first in (True, False):
             async with self.send(site, site.ask(key), headers) as answer:
-                if answer.is_success or answer.status_code in _TELLING:
+                if answer.success or answer.status in _TELLING:
                     yield answer
                     return
-                refused = Document(answer.status_code, answer.headers, await _read(answer))
+                refused = await _read(answer)
                 if transient(refused.status):
                     after = retry_after(refused.headers.get("retry-after"))
-                    raise TransientError(f"{site.name}: {answer.url.host} answered {refused.status}", after)
+                    raise TransientError(f"{site.name}: {answer.host} answered {refused.status}", after)
                 if not (first and await site.admitted(refused)):
                     raise site.refusal(refused)
 
     async def document(self, site: Site, key: str, headers: Mapping[str, str]) -> Document:
         async with self.request(site, key, headers) as answer:
-            return Document(answer.status_code, answer.headers, await _read(answer))
+            return await _read(answer)
 
     async def fields(self, site: Site, key: str, headers: Mapping[str, str]) -> tuple[dict[str, Any], Document]:
         """A document that is an object in JSON."""
@@ -124,16 +120,23 @@ class Transport:
         return parsed(site.name, document), document
 
     @asynccontextmanager
-    async def send(self, site: Site, asked: Asked, headers: Mapping[str, str]) -> AsyncIterator[httpx.Response]:
+    async def send(self, site: Site, asked: Asked, headers: Mapping[str, str]) -> AsyncIterator[Response]:
         plain = {"Accept-Encoding": "identity"}  # sizes and ranges are those of the file
         with _translated(site):
-            async with self._client.stream("GET", asked.url, headers={**plain, **headers, **asked.headers}) as answer:
+            answer = await in_thread(self._client.get, asked.url, {**plain, **headers, **asked.headers})
+            try:
                 yield answer
+            finally:
+                answer.close()
 
     async def post(self, site: Site, url: str, data: Mapping[str, str]) -> Document:
+        kind = {"Content-Type": "application/x-www-form-urlencoded"}
         with _translated(site):
-            answer = await self._client.post(url, data=dict(data))
-            return Document(answer.status_code, answer.headers, answer.content)
+            answer = await in_thread(self._client.post, url, urlencode(data).encode(), kind)
+            try:
+                return await _read(answer)
+            finally:
+                answer.close()
 
 
 class Remote:
@@ -154,36 +157,36 @@ class Remote:
                 headers["If-Range"] = validator
         if self._elsewhere is not None:
             async with self._transport.send(self._site, Asked(self._elsewhere), headers) as answer:
-                if answer.is_success or answer.status_code in _TELLING:
+                if answer.success or answer.status in _TELLING:
                     yield self._read(answer, start)
                     return
             self._elsewhere = None
         async with self._transport.request(self._site, self._key, headers) as answer:
-            if answer.history and _origin(answer.url) != _origin(answer.history[0].url):
-                self._elsewhere = str(answer.url)
+            if answer.moved:
+                self._elsewhere = answer.url
             yield self._read(answer, start)
 
-    def _read(self, answer: httpx.Response, start: int) -> Answer:
+    def _read(self, answer: Response, start: int) -> Answer:
         """What it is, by what it says. Nothing is taken for the bytes that were asked for since they were asked for."""
         name, headers = f"{self._site.name}: {self._key}", answer.headers
-        if answer.status_code == 412:
+        if answer.status == 412:
             raise ChangedError(f"{name} was changed while it was fetched")
         if headers.get("content-encoding", "identity") != "identity":
             raise FetchError(f"{name} comes compressed, although it was asked for as it is")
-        match answer.status_code:
+        match answer.status:
             case 200:
                 length = headers.get("content-length", "")
                 size = int(length) if length.isdecimal() else None
-                return Answer(0, size, _validator(headers), False, answer.aiter_raw())
+                return Answer(0, size, _validator(headers), False, partial(in_thread, answer.some))
             case 206:
                 part = _PART.fullmatch(headers.get("content-range", ""))
                 if part is None or int(part[1]) != start:
                     raise DifferentError(f"{name}: another range came than the one asked for")
                 size = None if part[3] == "*" else int(part[3])
-                return Answer(start, size, _validator(headers), True, answer.aiter_raw())
+                return Answer(start, size, _validator(headers), True, partial(in_thread, answer.some))
             case 416:
                 raise DifferentError(f"{name} does not go on at byte {start}")
-        raise TransientError(f"{name}: {answer.url.host} answered {answer.status_code}")
+        raise TransientError(f"{name}: {answer.host} answered {answer.status}")
 
 
 def parsed(name: str, document: Document) -> dict[str, Any]:
@@ -198,48 +201,54 @@ def parsed(name: str, document: Document) -> dict[str, Any]:
     return content
 
 
-async def _read(answer: httpx.Response) -> bytes:
-    body = bytearray()
-    async for chunk in answer.aiter_bytes():
-        body += chunk
-        if len(body) > _LARGEST_DOCUMENT:
-            raise FetchError(f"{answer.url.host} sends more than a list of files can be")
-    return bytes(body)
+async def in_thread(call: Callable[..., T], *arguments: Any) -> T:
+    """One that nobody waits for, and that does not keep the program from its end, where this is cancelled.
+
+    What it brings then is dropped, and closed with that.
+    """
+    return await anyio.to_thread.run_sync(partial(call, *arguments), abandon_on_cancel=True)
 
 
-def _validator(headers: httpx.Headers) -> str | None:
+async def _read(answer: Response) -> Document:
+    body = await in_thread(answer.whole, _LARGEST_DOCUMENT + 1)
+    if len(body) > _LARGEST_DOCUMENT:
+        raise FetchError(f"{answer.host} sends more than a list of files can be")
+    return Document(answer.status, answer.headers, body)
+
+
+def _validator(headers: HTTPHeaderDict) -> str | None:
     """A weak ETag says that two contents mean the same, not that they have the same bytes."""
     etag: str = headers.get("etag", "")
     return etag if etag.startswith('"') else headers.get("last-modified") or None
 
 
-def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
-    return url.scheme, url.host, url.port
-
-
 @contextmanager
 def _translated(site: Site) -> Iterator[None]:
     """The client's errors become ours here, and nowhere else."""
-    name = site.name
     try:
         yield
-    except httpx.TooManyRedirects:
-        raise FetchError(f"{name}: one redirect leads to another without end") from None
-    except httpx.ProxyError as error:
+    except RedirectsError:
+        raise FetchError(f"{site.name}: one redirect leads to another without end") from None
+    except UnsendableError:  # which may hold a token
         raise FetchError(
-            f"{name}: the proxy refuses: {error}; HTTPS_PROXY and NO_PROXY say which one is asked"
+            f"{site.name}: an address or a header cannot be sent; is a token more than one line?"
         ) from None
-    except httpx.UnsupportedProtocol as error:
-        raise FetchError(f"{name}: {error}") from None
-    except httpx.TransportError as error:
-        if (reason := _untrusted(error)) is not None:
-            raise FetchError(
-                f"{name}: the certificate is not trusted ({reason}); SSL_CERT_FILE names a file with the CA's"
-            ) from None
-        reason, nameless = str(error) or type(error).__name__, _has_no_name(error)
-        raise TransientError(f"{name} cannot be reached; {site.advice}: {reason}", nameless=nameless) from None
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise FetchError(f"{name}: {error}") from None
+    except HTTPError as error:
+        raise _ours(site, error) from None
+
+
+def _ours(site: Site, error: HTTPError) -> FetchError:
+    name, reason = site.name, str(error) or type(error).__name__
+    if (untrusted := _untrusted(error)) is not None:
+        return FetchError(
+            f"{name}: the certificate is not trusted ({untrusted}); SSL_CERT_FILE names a file with the CA's"
+        )
+    if isinstance(error, ProxyError) and (refused := _REFUSED.search(str(error))) and not transient(int(refused[1])):
+        return FetchError(f"{name}: the proxy refuses: {reason}; HTTPS_PROXY and NO_PROXY say which one is asked")
+    if isinstance(error, (LocationValueError, DecodeError, InvalidHeader)):
+        return FetchError(f"{name}: {reason}")
+    nameless = _has_no_name(error)
+    return TransientError(f"{name} cannot be reached; {site.advice}: {reason}", nameless=nameless)
 
 
 def _untrusted(error: BaseException) -> str | None:

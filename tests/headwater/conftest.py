@@ -30,6 +30,7 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
         return call(*arguments)
 
     monkeypatch.setattr("asyncio.to_thread", to_thread)
+    monkeypatch.setattr("headwater.fetch.transport.in_thread", to_thread)
 
 
 @pytest.fixture

@@ -5,10 +5,11 @@ the connection breaks.
 """
 
 import hashlib
+import io
 import json
 import ssl
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,8 +17,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import httpx
+import urllib3
 
+from headwater.fetch.client import Client
 from headwater.fetch.manifest import MANIFEST
 
 Answer = tuple[int, dict[str, str], bytes]
@@ -130,24 +132,31 @@ def serving(store: Store, answering: Answering, tls: ssl.SSLContext | None = Non
             http.shutdown()
 
 
-class InProcess(httpx.AsyncBaseTransport):
-    """The same without sockets."""
+class InProcess:
+    """The same without sockets: a pool of urllib3's, as far as it is asked for."""
 
     def __init__(self, store: Store, answering: Answering) -> None:
         self._store = store
         self._answering = answering
         store.url = "http://127.0.0.1"
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        target = request.url.raw_path.decode()
-        status, headers, body, cut = respond(self._store, self._answering, request.method, target, request.headers)
+    def client(self) -> Client:
+        return Client(lambda url: self)
 
-        async def come() -> AsyncIterator[bytes]:
-            yield body[:cut]
-            if cut is not None and cut < len(body):
-                raise httpx.ReadError("the line broke", request=request)
+    def urlopen(self, method: str, url: str, **options: Any) -> urllib3.BaseHTTPResponse:
+        parts, asked = urlsplit(url), urllib3.HTTPHeaderDict(options["headers"])
+        target = parts._replace(scheme="", netloc="").geturl()
+        status, headers, body, cut = respond(self._store, self._answering, method, target, asked)
+        coming: io.BytesIO = io.BytesIO(body) if cut is None or cut >= len(body) else Breaking(body[:cut])
+        return urllib3.HTTPResponse(coming, headers, status, preload_content=False)
 
-        return httpx.Response(status, headers=headers, content=come())
+
+class Breaking(io.BytesIO):
+    def read1(self, size: int | None = -1, /) -> bytes:
+        data = super().read1(size)
+        if not data:
+            raise ConnectionResetError("the line broke")
+        return data
 
 
 def respond(

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import httpx
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -86,7 +85,7 @@ def test_no_answers_make_a_file_of_two_contents(
         patch.setenv("HF_ENDPOINT", "http://127.0.0.1")
         patch.setattr("headwater.fetch.download.PIECE", piece)
         patch.setattr("os.fsync", lambda _: None)
-        patch.setattr("headwater.fetch.make_client", lambda: httpx.AsyncClient(transport=transport))
+        patch.setattr("headwater.fetch.make_client", transport.client)
         try:
             fetch("hf://owner/model", Path(folder) / "m")
         except FetchError:

@@ -7,12 +7,14 @@ import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping
+import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 import httpx
 import pytest
 import trustme
+import urllib3
 from rich.console import Console
 
 from headwater.fetch import fetch
@@ -23,7 +25,6 @@ from tests.headwater.fake_stores import (
     WEIGHTS,
     Answer,
     Break,
-    InProcess,
     Refuse,
     Store,
     Twist,
@@ -53,25 +54,43 @@ def test_a_refusal_ends_it_at_once(
     assert not waits
 
 
+def half(answer: Answer) -> Answer:
+    """Of an answer that never ends: the line stays."""
+    status, headers, body = answer
+    return status, headers | {"Content-Length": str(len(body))}, body[: len(body) // 2]
+
+
+@pytest.mark.parametrize("stage", ["before it answers", "in the middle"])
 def test_a_refusal_of_one_file_does_not_wait_for_the_others(
-    tmp_path: Path, alone: None, monkeypatch: pytest.MonkeyPatch
+    stage: str, the_hub: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Stalling(InProcess):
-        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-            if request.url.path.endswith("model.safetensors"):
-                return httpx.Response(200, headers={"Content-Length": str(len(WEIGHTS))}, content=never())
-            return await super().handle_async_request(request)
+    monkeypatch.setattr("headwater.fetch.client.TIMEOUT", None)
+    over = threading.Event()
 
-    async def never() -> AsyncIterator[bytes]:
-        await asyncio.Event().wait()
-        yield b""
+    def stalled(answer: Answer) -> Answer:
+        over.wait()
+        return answer
 
-    store = Store(dict(FILES), {"vocab.txt": [Refuse(403)]})
-    transport = Stalling(store, hub)
-    monkeypatch.setenv("HF_ENDPOINT", store.url)
-    monkeypatch.setattr("headwater.fetch.make_client", lambda: httpx.AsyncClient(transport=transport))
-    with pytest.raises(FetchError, match="HF_TOKEN"):
-        fetch("hf://owner/model", tmp_path / "m")
+    the_hub.trouble = {
+        "model.safetensors": [Twist(half if stage == "in the middle" else stalled)],
+        "vocab.txt": [Refuse(403)],
+    }
+    try:
+        with pytest.raises(FetchError, match="HF_TOKEN"):
+            fetch("hf://owner/model", tmp_path / "m")
+    finally:
+        over.set()
+
+
+def test_a_line_on_which_nothing_comes_is_given_up(
+    the_hub: Store, tmp_path: Path, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headwater.fetch.client.TIMEOUT", urllib3.Timeout(read=0.2))
+    the_hub.trouble = {"model.safetensors": [Twist(half)]}
+    fetch("hf://owner/model", tmp_path / "m")
+    assert names_in(tmp_path / "m") == FILES
+    assert the_hub.ranges("model.safetensors") == [None, f"bytes={len(WEIGHTS) // 2}-"]
+    assert len(waits) == 1
 
 
 def test_a_file_of_another_size_than_was_listed_ends_it_soon(the_hub: Store, tmp_path: Path) -> None:
@@ -248,10 +267,6 @@ def test_a_bar_is_drawn_on_a_terminal_and_lines_are_written_elsewhere(capsys: py
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_ends_it_at_once(the_hub: Store, tmp_path: Path, number: int) -> None:
     """Whatever the store does: this one never ends its answer."""
-
-    def half(answer: Answer) -> Answer:
-        status, headers, body = answer
-        return status, headers | {"Content-Length": str(len(body))}, body[:1000]
 
     the_hub.trouble = {"model.safetensors": [Twist(half)] * 10}
     command = [sys.executable, "-m", "headwater", "fetch", "hf://owner/model", str(tmp_path / "m")]

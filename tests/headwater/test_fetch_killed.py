@@ -12,7 +12,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import httpx
 import pytest
 
 from headwater.fetch import fetch
@@ -92,7 +91,7 @@ def test_whoever_is_killed_at_any_step_ends_as_if_he_had_not_been(
     store, answering, source = made()
     transport = InProcess(store, answering)
     monkeypatch.setenv("HF_ENDPOINT", store.url)
-    monkeypatch.setattr("headwater.fetch.make_client", lambda: httpx.AsyncClient(transport=transport))
+    monkeypatch.setattr("headwater.fetch.make_client", transport.client)
     monkeypatch.setattr("headwater.fetch.download.PIECE", 3000)
     chance, runs = random.Random(20), 0
     with TemporaryDirectory(dir=MEMORY) as folder:

@@ -116,7 +116,7 @@ class Client:
                 return Response(answer, url, _origin(url) != _origin(first))
             answer.drain_conn()
             to = urljoin(url, to)
-            if not _may_know(to, url):
+            if not may_know(to, url):
                 headers = {name: value for name, value in headers.items() if name.lower() not in _OURS_ALONE}
             url = to
         raise RedirectsError
@@ -171,7 +171,7 @@ def _proxy(url: str, options: Mapping[str, Any]) -> urllib3.ProxyManager:
     return urllib3.ProxyManager(url, proxy_headers=headers, **options)
 
 
-def _may_know(to: str, url: str) -> bool:
+def may_know(to: str, url: str) -> bool:
     """The same server, also where it only wants to be spoken to in secret from now on."""
     there, here = urlsplit(to), urlsplit(url)
     secret = (there.scheme, here.scheme) == ("https", "http") and _origin(to)[1:] == (here.hostname, 443)

@@ -1,6 +1,7 @@
 """A fetch ends, and at once where there is nothing to wait for; it says what to do, and never as a traceback."""
 
 import asyncio
+import base64
 import io
 import signal
 import socket
@@ -18,6 +19,7 @@ import urllib3
 from rich.console import Console
 
 from headwater.fetch import fetch
+from headwater.fetch.client import may_know
 from headwater.fetch.errors import FetchError
 from headwater.fetch.progress import Watch
 from tests.headwater.fake_stores import (
@@ -30,6 +32,7 @@ from tests.headwater.fake_stores import (
     Twist,
     hub,
     names_in,
+    plain,
     s3,
     serving,
 )
@@ -145,6 +148,91 @@ def test_a_proxy_is_asked_for_all(the_hub: Store, tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("HF_ENDPOINT", "http://hub.example")
     fetch("hf://owner/model", tmp_path / "m")
     assert names_in(tmp_path / "m") == FILES
+
+
+def test_who_asks_no_proxy_is_settled_for_each_server_anew(
+    tmp_path: Path, alone: None, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub is asked by the proxy, and what it sends to without."""
+    files = {"model.safetensors": WEIGHTS}
+    with serving(Store(files), plain) as near, serving(Store(files), hub) as proxy:
+        moved = 302, {"Location": f"{near.url}/model.safetensors"}, b""
+        proxy.trouble = {"model.safetensors": [Twist(lambda _: moved)]}
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        monkeypatch.setenv("NO_PROXY", "other.example,127.0.0.1")
+        monkeypatch.setenv("HF_ENDPOINT", "http://hub.example")
+        fetch("hf://owner/model", tmp_path / "m")
+        assert near.ranges("model.safetensors") == [None]
+        assert len(proxy.requests) == 2
+    assert names_in(tmp_path / "m") == files
+
+
+@pytest.mark.parametrize(("status", "tries"), [(403, 1), (407, 1), (503, 8)])
+def test_a_proxy_that_refuses_is_named(
+    status: int, tries: int, tmp_path: Path, alone: None, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def refuse(listening: socket.socket) -> None:
+        for _ in range(tries):
+            line, _ = listening.accept()
+            with line:
+                asked.append(line.recv(9000).decode())
+                line.sendall(f"HTTP/1.1 {status} No\r\nContent-Length: 0\r\n\r\n".encode())
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=refuse, args=(listening,), daemon=True).start()
+        monkeypatch.setenv("HTTPS_PROXY", f"user:p%40ss@127.0.0.1:{listening.getsockname()[1]}")
+        monkeypatch.setenv("HF_ENDPOINT", "https://hub.example")
+        with pytest.raises(FetchError, match="HTTPS_PROXY and NO_PROXY" if tries == 1 else f"{status}.*after 8"):
+            fetch("hf://owner/model", tmp_path / "m")
+    assert len(asked) == tries and len(waits) == tries - 1
+    assert asked[0].startswith("CONNECT hub.example:443")
+    assert base64.b64encode(b"user:p@ss").decode() in asked[0]
+
+
+def test_a_proxy_variable_that_is_no_address_is_one_sentence(
+    tmp_path: Path, alone: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "ftp://proxy")
+    with pytest.raises(FetchError, match="the variable of a proxy, cannot be used"):
+        fetch("hf://owner/model", tmp_path / "m")
+
+
+@pytest.mark.parametrize("variable", ["HF_TOKEN", "HF_ENDPOINT"])
+def test_what_cannot_be_sent_is_said_without_the_token(
+    variable: str, the_hub: Store, tmp_path: Path, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, {"HF_TOKEN": "secret\n", "HF_ENDPOINT": "http://127.0.0.1:x"}[variable])
+    with pytest.raises(FetchError) as told:
+        fetch("hf://owner/model", tmp_path / "m")
+    assert "secret" not in str(told.value) and not waits
+
+
+def test_a_token_goes_to_the_hub_alone(the_hub: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "good")
+    with serving(Store({"moved": WEIGHTS}), plain) as elsewhere:
+        the_hub.trouble = {"model.safetensors": [Twist(lambda _: (302, {"Location": f"{elsewhere.url}/moved"}, b""))]}
+        fetch("hf://owner/model", tmp_path / "m")
+        assert elsewhere.authorizations == [None]
+    assert set(the_hub.authorizations) == {"Bearer good"}
+
+
+@pytest.mark.parametrize(
+    ("to", "known"),
+    [
+        ("http://a/y", True),
+        ("http://a:80/", True),
+        ("https://a/", True),
+        ("https://a:8443/", False),
+        ("http://a:81/", False),
+        ("http://b/", False),
+        ("ftp://a/", False),
+    ],
+)
+def test_what_is_for_one_server_is_for_it_also_in_secret(to: str, known: bool) -> None:
+    assert may_know(to, "http://a/x") is known
+    assert not may_know("http://a/", "https://a/x"), "but never back into the open"
 
 
 # S3

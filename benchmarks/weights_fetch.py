@@ -5,7 +5,7 @@ all into an empty folder of the same disk, in turn; a run ends when all of it is
 itself. Wall clock, CPU seconds of the program, and of the store meanwhile. `line` reads the same bytes over eight
 connections and keeps none of them; `disk` writes as many, and has them on the disk.
 
-    python -m benchmarks.weights_fetch FOLDER [--gib 2] [--rounds 3] [--line 2.5gbit] [--copies 10]
+    python -m benchmarks.weights_fetch FOLDER [--gib 2] [--rounds 3] [--line 2.5gbit] [--copies 10] [--only hf]
 
 `--line` has it all happen in a network namespace of its own, whose loopback is as slow as that (as root, by tc).
 `--copies`: each file is there under so many names, so that the store needs less room than what is fetched from it.
@@ -267,6 +267,7 @@ def main() -> None:
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--line", metavar="RATE", help="as tc writes it")
     parser.add_argument("--copies", type=int, default=1)
+    parser.add_argument("--only", metavar="PROGRAM", default="", help="whose name has this in it")
     arguments = parser.parse_args()
     source, target = arguments.folder / "source", arguments.folder / "target"
     if arguments.serve:
@@ -326,7 +327,8 @@ def compare(server: int, port: int, files: dict[str, int], target: Path, argumen
         note("disk", lambda: timed(lambda: disk(target, size)))
         note("line", lambda: timed(lambda: line(port, files)))
         for name, command, environment in programs(port, target, arguments.folder / "home"):
-            note(name, partial(fetch, command, environment, target, size))
+            if arguments.only in name:
+                note(name, partial(fetch, command, environment, target, size))
     print("| what | MiB/s, median | of all rounds | CPU s | of the store |\n|---|---|---|---|---|")
     for name, runs in found.items():
         rates = sorted((size / MIB / seconds for seconds, _, _ in runs), reverse=True)

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from headwater.fetch.errors import DamagedError
 from headwater.fetch.partial import write_all
@@ -51,7 +51,7 @@ class Growing:
             await self._update(pieces)
         else:
             # All of these let other threads run.
-            await asyncio.gather(asyncio.to_thread(self._write, pieces), self._update(pieces))
+            await _to_its_end(asyncio.gather(asyncio.to_thread(self._write, pieces), self._update(pieces)))
         self.size += size
         self._unflushed += size
         if self._unflushed >= _FLUSHED and (self._flushing is None or self._flushing.done()):
@@ -95,6 +95,15 @@ class Growing:
                 _update(each, pieces)
         else:
             await asyncio.gather(*(asyncio.to_thread(_update, each, pieces) for each in self._hashing.hashes))
+
+
+async def _to_its_end(work: "asyncio.Future[Any]") -> None:
+    """Also where this is cancelled: a thread that still wrote would do so by a descriptor that is another file's."""
+    try:
+        await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait([work])
+        raise
 
 
 def _update(counted: Hash, pieces: Sequence[bytes]) -> None:

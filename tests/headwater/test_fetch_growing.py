@@ -1,7 +1,9 @@
 """A file on its way to the disk: the disk is busy while bytes come, and what it refuses is never lost."""
 
+import asyncio
 import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -41,4 +43,33 @@ async def test_what_the_disk_refused_meanwhile_is_no_whole_file(
     await file.append([MIB, MIB])
     with pytest.raises(OSError, match="broken"):
         await file.finish("model")
+    file.close()
+
+
+async def test_nothing_is_written_any_more_once_it_is_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would go to whichever file has the descriptor by then."""
+    file, begun, go_on = Growing(tmp_path / "part", Promise(None)), threading.Event(), threading.Event()
+    write, written = os.write, 0
+
+    def slow(descriptor: int, data: memoryview) -> int:
+        nonlocal written
+        begun.set()
+        go_on.wait()
+        written += 1
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", slow)
+    growing = asyncio.create_task(file.append([MIB, MIB]))
+    await asyncio.to_thread(begun.wait)
+    growing.cancel()
+    try:
+        await asyncio.sleep(0.01)
+        assert not growing.done()
+    finally:
+        go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await growing
+    assert written == 2
     file.close()

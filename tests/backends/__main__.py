@@ -17,6 +17,7 @@ import httpx
 
 from tests.backends import phases
 from tests.backends.contract import ask_all, summary
+from tests.backends.flags import write_flags
 from tests.backends.model import make_model
 from tests.backends.requests import MODEL
 from tests.backends.servers import PATIENCE, Server
@@ -38,6 +39,8 @@ async def see(backend: str, recipe: str, folder: Path) -> Column:
     try:
         await server.until_ready()
         tape = Tape(backend, await server.version(), datetime.date.today().isoformat())
+        if backend != "headwater":
+            write_flags(backend, tape.version, server.help())
         rows = await _requests(server, tape)
         tape.write(FIXTURES / f"{backend}.jsonl")
         rows |= await _phases(server, folder)
@@ -47,10 +50,12 @@ async def see(backend: str, recipe: str, folder: Path) -> Column:
 
 
 async def _requests(server: Server, tape: Tape) -> dict[str, str]:
-    async with upstream(MODEL) as stand_in, httpx.AsyncClient(timeout=PATIENCE) as http:
+    # A connection for each: some servers close theirs behind an error, and say nothing of it.
+    limits = httpx.Limits(max_keepalive_connections=0)
+    async with upstream(MODEL) as stand_in, httpx.AsyncClient(timeout=_LONGEST_ANSWER, limits=limits) as http:
         stand_in.pages[b"/model_info"] = stand_in.pages[b"/info"] = (200, b"{}")
         tap(tape, stand_in, server.url, http)
-        async with gateway(stand_in, backend=server.backend, answer_timeout=_LONGEST_ANSWER) as router:
+        async with gateway(stand_in, backend=server.backend, answer_timeout=PATIENCE) as router:
             router.client.timeout = httpx.Timeout(PATIENCE)
             seen = await ask_all(router)
     for name, each in seen.items():

@@ -23,20 +23,19 @@ from tests.backends.requests import CONTEXT, MODEL
 PATIENCE: Final = 900
 """Seconds until a server answers; the first start of some compiles."""
 LIMIT: Final = 4
-"""Requests that a server with such a limit is to take at once, beside as many that wait."""
-_ARGUMENTS: Final[Mapping[str, list[str]]] = {
-    "headwater": ["--threads", "1", "--kv-cache-gib", "0.25", "--kv-events", "tcp://127.0.0.1:{events}"],
-    "vllm": [
-        *("--dtype", "float32", "--enforce-eager", "--max-num-seqs", str(LIMIT), "--kv-events-config", "{config}"),
-        *("--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--shutdown-timeout", "60"),
-    ],
-    "sglang": [
-        *("--max-running-requests", str(LIMIT), "--max-queued-requests", str(LIMIT), "--kv-events-config", "{config}"),
-        *("--max-total-tokens", "16384", "--tool-call-parser", "qwen25"),
-    ],
-    "tgi": ["--max-concurrent-requests", str(2 * LIMIT), "--max-batch-prefill-tokens", str(CONTEXT)],
-    # Else it takes as much memory for its cache as there is.
-    "transformers": ["--device", "cpu", "--dtype", "float32", "--cb-num-blocks", "64", "--cb-max-batch-tokens", "512"],
+"""Requests that a server with such a limit is to take at once. SGLang has as many wait."""
+_ARGUMENTS: Final[Mapping[str, str]] = {
+    "headwater": "--threads 1 --kv-cache-gib 0.25 --kv-events tcp://127.0.0.1:{events}",
+    "vllm": (
+        "--dtype float32 --enforce-eager --max-num-seqs {limit} --kv-events-config {config} "
+        "--enable-auto-tool-choice --tool-call-parser hermes --shutdown-timeout 60"
+    ),
+    "sglang": (
+        "--max-running-requests {limit} --max-queued-requests {limit} --kv-events-config {config} "
+        "--max-total-tokens 16384 --tool-call-parser qwen25"
+    ),
+    "tgi": "--max-concurrent-requests {limit} --max-batch-prefill-tokens {context}",
+    "transformers": "--device cpu --dtype float32",
 }
 """Beside Headwater's own; `config` is that of KV events."""
 _SOURCE: Final = {"vllm": "serve", "sglang": "--model-path", "tgi": "--model-id"}
@@ -52,6 +51,9 @@ class Server:
     """Empty: our own engine, and transformers of this environment."""
     folder: Path
     """Of the model; its name is the model's."""
+    name: str = ""
+    """Among others of the same backend."""
+    limit: int = LIMIT
     port: int = 0
     events: int = 0
     replay: int = 0
@@ -60,7 +62,8 @@ class Server:
 
     def __post_init__(self) -> None:
         self.port, self.events, self.replay = free_ports(3)
-        self.log = self.folder.parent / f"{self.backend}.log"
+        self.name = self.name or self.backend
+        self.log = self.folder.parent / f"{self.name}.log"
 
     @property
     def url(self) -> str:
@@ -69,7 +72,7 @@ class Server:
     @property
     def endpoint(self) -> str:
         """As a flag of the router."""
-        flag = f"{self.url},name={self.backend},backend={self.backend}"
+        flag = f"{self.url},name={self.name},backend={self.backend}"
         if not backends.get(self.backend).publishes_kv_events:
             return flag
         flag += f",kv_events=tcp://127.0.0.1:{self.events}"
@@ -88,7 +91,7 @@ class Server:
         async with asyncio.timeout(PATIENCE), httpx.AsyncClient(base_url=self.url, timeout=PATIENCE) as http:
             while True:
                 if self.process is None or self.process.poll() is not None:
-                    raise RuntimeError(f"{self.backend} ended: {self.log.read_text(errors='replace')[-2000:]}")
+                    raise RuntimeError(f"{self.name} ended: {self.log.read_text(errors='replace')[-2000:]}")
                 try:
                     if (await http.post("/v1/completions", json=body)).status_code == 200:
                         return
@@ -105,6 +108,12 @@ class Server:
         async with httpx.AsyncClient(timeout=PATIENCE) as http:
             return str((await http.get(self.url + path)).json()["version"])
 
+    def help(self) -> str:
+        """What its launcher says of its flags."""
+        start = [self.recipe, "serve", str(self.folder)] if self.recipe else [_transformers(), "serve"]
+        flag = "--help=all" if self.backend == "vllm" else "-h"
+        return subprocess.check_output([*start, flag], text=True, stderr=subprocess.DEVNULL, env=self._environment())
+
     def kill(self) -> None:
         """With all its children, and without a word."""
         if self.process is not None:
@@ -119,12 +128,13 @@ class Server:
     def _deployment(self) -> ModelDeployment:
         told = {"publisher": "zmq", "endpoint": f"tcp://*:{self.events}", "replay_endpoint": f"tcp://*:{self.replay}"}
         config = json.dumps(told | ({"enable_kv_cache_events": True} if self.backend == "vllm" else {}))
-        given = [each.replace("{events}", str(self.events)) for each in _ARGUMENTS[self.backend]]
+        words = {"events": self.events, "limit": self.limit, "context": CONTEXT, "config": config}
+        given = [each.format_map(words) for each in _ARGUMENTS[self.backend].split()]
         context = {} if self.backend == "transformers" else {"maxTokens": CONTEXT}
         spec = {
             "model": {"source": f"file://{MODEL if self.backend == 'transformers' else self.folder}"},
             "context": context,
-            "backend": {"type": self.backend, "args": [config if each == "{config}" else each for each in given]},
+            "backend": {"type": self.backend, "args": given},
         }
         described = {"apiVersion": "headwater.dev/v1alpha1", "kind": "ModelDeployment", "metadata": {"name": MODEL}}
         return ModelDeployment.model_validate(described | {"spec": spec})

@@ -63,11 +63,14 @@ def play(tape: Tape, engine: Upstream) -> None:
 
 
 def tap(tape: Tape, engine: Upstream, url: str, http: httpx.AsyncClient) -> None:
-    """Have the engine ask the server at `url`, and write down what it answers."""
+    """Have the engine ask the server at `url`, and write down what it answers; nothing at all is a 504."""
 
     async def answer(exchange: Exchange) -> None:
         path = _path(exchange)
-        got = await http.post(url + path, content=exchange.body, headers={"content-type": "application/json"})
+        try:
+            got = await http.post(url + path, content=exchange.body, headers={"content-type": "application/json"})
+        except httpx.ReadTimeout:
+            got = httpx.Response(504, json={"error": "no answer, as long as was waited for it"})
         kind = got.headers.get("content-type", "")
         tape.record(path, exchange.body, got.status_code, kind, got.content)
         await exchange.whole(got.content, got.status_code, b"content-type: %b\r\n" % kind.encode())

@@ -88,10 +88,10 @@ def what_next(url: str) -> str:
     body = '{"model": "smollm2", "messages": [{"role": "user", "content": "What is a river?"}]}'
     return f"""\
 curl {url}/v1/chat/completions -H 'content-type: application/json' -d '{body}'
-curl {url}/v1/models            # what is served
-.venv/bin/headwater ps          # the processes, and how they do
-.venv/bin/headwater logs -f     # what they write
-.venv/bin/headwater --help      # all commands; README.md and docs/ say more"""
+{url}            in a browser: what is served, and where to read on
+.venv/bin/headwater top{"" if url.endswith(":8080") else f" {url}"}          # live: load, caches, models
+.venv/bin/headwater ps           # the processes, and how they do; logs -f shows what they write
+.venv/bin/headwater --help       # all commands; README.md and docs/ say more"""
 
 
 if __name__ == "__main__":

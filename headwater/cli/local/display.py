@@ -43,7 +43,10 @@ class Display(Protocol):
 
 
 class Text:
-    """For people: on a terminal what is told of processes moves."""
+    """For people: on a terminal what is told of processes moves, until all are ready.
+
+    From then on the terminal may be somebody else's, too, as `make demo`'s, whose lines a moving table would wipe out.
+    """
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
@@ -65,7 +68,6 @@ class Text:
     def update(self, processes: Sequence[Shown]) -> None:
         if self._live is not None:
             self._live.update(_table(processes))
-            return
         for process in processes:
             line = f"{process.name}: {process.state}"
             if 0 < process.fraction < 1:
@@ -73,9 +75,13 @@ class Text:
                 line += f" {int(process.fraction * 4) * 25}%"
             if self._said.get(process.name) != line:
                 self._said[process.name] = line
-                self.say(line)
+                if self._live is None:
+                    self.say(line)
 
     def ready(self, url: str, models: Sequence[str]) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
         self.say(f"ready: {url} serves {', '.join(models)}   (Ctrl-C stops)")
 
 

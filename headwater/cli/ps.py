@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([_told(each, states[each.name]) for each in found], indent=2))
     elif found:
-        Console().print(_table(found, states))
+        Console().print(table(found, states))
     else:
         print(f"nothing is up here ({arguments.state}); headwater up FILE starts what is in a file", file=sys.stderr)
     return 0
@@ -51,12 +51,13 @@ def _told(run: Run, states: list[str]) -> dict[str, object]:
     return told | {"parts": parts}
 
 
-def _table(found: list[Run], states: dict[str, list[str]]) -> Table:
-    table = Table(box=None, pad_edge=False)
+def table(found: list[Run], states: dict[str, list[str]]) -> Table:
+    """`states`: of each run's parts, in their order."""
+    shown = Table(box=None, pad_edge=False)
     for column in ("run", "process", "state", "url", "serves"):
-        table.add_column(column, overflow="fold")
+        shown.add_column(column, overflow="fold")
     for run in found:
         for part, state in zip(run.parts, states[run.name], strict=True):
             gateway = part.url == run.url
-            table.add_row(run.name, part.name, state, part.url, ", ".join(run.models) if gateway else "")
-    return table
+            shown.add_row(run.name, part.name, state, part.url, ", ".join(run.models) if gateway else "")
+    return shown

@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/.set-up
 PORT ?= 8080
 
-.PHONY: help setup demo test test-backends test-clients chaos gpu-test e2e lint format bench-engine bench-router bench-gpu clean
+.PHONY: help setup demo test test-backends test-clients chaos gpu-test e2e lint format bench-engine bench-router bench-gpu docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -50,6 +50,10 @@ chaos: $(STAMP) ## damaged input, then random faults under load; CASES=50000 SEE
 e2e: $(STAMP) ## the whole product on a real cluster: KUBECONFIG's, or one of its own; TESTS=e2e/test_chat.py
 	@e2e/run $(TESTS)
 
+docs: $(STAMP) ## the documentation as a site, in site/, and the pictures in it
+	$(BIN)/python -m docs.pictures
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
 format: $(STAMP) ## put the code into shape
 	$(BIN)/ruff format --quiet .
 	$(BIN)/ruff check --quiet --fix .
@@ -64,4 +68,4 @@ bench-gpu: $(STAMP) ## kernels, steps and serving on an NVIDIA GPU, beside its c
 	PYTHON=$(BIN)/python benchmarks/gpu/run kernels step serve
 
 clean: ## remove .venv and what runs left behind
-	rm -rf .venv .headwater .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .headwater site .pytest_cache .mypy_cache .ruff_cache .hypothesis

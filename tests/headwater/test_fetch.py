@@ -1,6 +1,7 @@
 """`headwater fetch` from stores that answer over HTTP: whole or not at all, on from where it was, patient, in words."""
 
 import json
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -204,6 +205,16 @@ def test_a_folder_or_a_file_of_this_machine_is_copied(tmp_path: Path) -> None:
     assert names_in(tmp_path / "one") == {"config.json": b"{}"}
 
 
+def test_code_of_a_model_is_taken_from_a_folder_as_from_the_hub(tmp_path: Path, the_hub: Store) -> None:
+    the_hub.files = {"config.json": b"{}", "modeling.py": b"code"}
+    (tmp_path / "from").mkdir()
+    for name, content in the_hub.files.items():
+        (tmp_path / "from" / name).write_bytes(content)
+    fetch("hf://owner/model", tmp_path / "m")
+    fetch(f"file://{tmp_path}/from", tmp_path / "n")
+    assert names_in(tmp_path / "m") == names_in(tmp_path / "n") == the_hub.files
+
+
 def test_a_package_is_copied_without_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_model").mkdir()
     (tmp_path / "my_model" / "__init__.py").write_text("raise RuntimeError('imported')")
@@ -234,6 +245,30 @@ def test_a_volume_that_is_too_small_is_told_before_it_is_full(
     with pytest.raises(FetchError, match=r"a larger spec\.weights\.size"):
         fetch("s3://bucket/llm/base", tmp_path / "m")
     assert the_store.ranges("config.json") == []
+
+
+def test_what_gets_its_name_is_on_the_disk_before(
+    the_hub: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files and the names in folders: else a crash of the machine leaves names without bytes."""
+    synced: set[int] = set()
+    rename, fsync = os.rename, os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def held(source: Path, target: Path) -> None:
+        inside = [Path(source), *Path(source).rglob("*")]
+        late = [path.name for path in inside if path.stat().st_ino not in synced]
+        assert not late, "these may be lost"
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(os, "rename", held)
+    fetch("hf://owner/model", tmp_path / "m")
+    assert names_in(tmp_path / "m") == FILES
+    assert tmp_path.stat().st_ino in synced
 
 
 def test_a_second_fetcher_waits_and_finds_it_there(the_store: Store, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from headwater.fetch.choice import Wish, below, choose
 from headwater.fetch.errors import FetchError, TransientError
 from headwater.fetch.manifest import MANIFEST
 from headwater.fetch.partial import inside
-from headwater.fetch.patience import Lines, at_once, retry_after
+from headwater.fetch.patience import MOST, Lines, at_once, retry_after
 
 
 @given(
@@ -106,6 +106,22 @@ async def test_a_busy_server_is_asked_less_and_less(waits: list[float]) -> None:
         await at_once(lines.patiently(refused) for _ in range(16))
     assert len(waits) == 7 and min(waits) >= 30
     assert asked <= 8 + 4 + 2 + 8, "halved each time"
+
+
+async def test_a_server_that_answers_is_asked_more_and_more() -> None:
+    lines, running, most = Lines(), 0, 0
+
+    async def answered() -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+
+    await at_once(lines.patiently(answered) for _ in range(8))
+    assert most == 8
+    await at_once(lines.patiently(answered) for _ in range(300))
+    assert most == MOST
 
 
 async def test_progress_forgives_the_failures_before(waits: list[float]) -> None:

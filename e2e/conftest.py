@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -92,10 +93,17 @@ def client(release: None) -> Client:
 def namespace(request: pytest.FixtureRequest) -> Iterator[str]:
     """A namespace of the test's own. Where the test fails, what is in it is shown before it goes."""
     name = "e2e-" + re.sub(r"[^a-z0-9]+", "-", request.node.originalname.removeprefix("test_"))[:40].strip("-")
+    with fresh_namespace(name, request.node):
+        yield name
+
+
+@contextmanager
+def fresh_namespace(name: str, node: pytest.Item | pytest.Collector) -> Iterator[None]:
+    """For a test, or for a file of tests. Where one fails, what is in it is shown before it goes."""
     kubectl("delete", "namespace", name, "--ignore-not-found", "--wait=true", timeout=180)
     kubectl("create", "namespace", name)
-    yield name
-    if getattr(request.node, "failed", False):
+    yield
+    if getattr(node, "failed", False):
         print(explain([name, SYSTEM]))
         print(operator_log())
     kubectl("delete", "namespace", name, "--wait=false")
@@ -104,8 +112,9 @@ def namespace(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     report = yield
-    if report.when == "call":
-        item.failed = report.failed  # type: ignore[attr-defined]
+    if report.when == "call" and report.failed:
+        for node in item.listchain():
+            node.failed = True  # type: ignore[attr-defined]
     return report
 
 

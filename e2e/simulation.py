@@ -18,23 +18,24 @@ SIMULATED: Object = {
 
 def add_nodes(*names: str) -> None:
     room = {"cpu": "64", "memory": "1Ti", "pods": "110", "ephemeral-storage": "2Ti", "nvidia.com/gpu": str(GPUS)}
-    for name in names:
-        apply(
-            {
-                "apiVersion": "v1",
-                "kind": "Node",
-                "metadata": {
-                    "name": name,
-                    "annotations": {"kwok.x-k8s.io/node": "fake"},
-                    "labels": {"kubernetes.io/hostname": name, "kubernetes.io/os": "linux", "type": "kwok"},
-                },
-                "spec": {"taints": [{"key": "kwok.x-k8s.io/node", "value": "fake", "effect": "NoSchedule"}]},
-            }
-        )
-        patch = {"status": {"capacity": room, "allocatable": room}}
-        kubectl("patch", "node", name, "--subresource=status", "--type=merge", "-p", json.dumps(patch))
+    apply(*map(_node, names))
+    patch = {"status": {"capacity": room, "allocatable": room}}
+    kubectl("patch", "node", *names, "--subresource=status", "--type=merge", "-p", json.dumps(patch))
     # Not kubectl wait, which gives up on a node that has no conditions yet.
     eventually("the nodes are ready", _all_ready, timeout=60)
+
+
+def _node(name: str) -> Object:
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {
+            "name": name,
+            "annotations": {"kwok.x-k8s.io/node": "fake"},
+            "labels": {"kubernetes.io/hostname": name, "kubernetes.io/os": "linux", "type": "kwok"},
+        },
+        "spec": {"taints": [{"key": "kwok.x-k8s.io/node", "value": "fake", "effect": "NoSchedule"}]},
+    }
 
 
 def _all_ready() -> bool:

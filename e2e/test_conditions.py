@@ -1,9 +1,11 @@
 """What the API server cannot refuse ends in a condition that says what to do, and in a Warning event."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from e2e.conftest import fresh_namespace
 from e2e.harness import Object, apply, condition, eventually, find, get
 from e2e.models import model
 from e2e.simulation import on_gpus
@@ -40,25 +42,32 @@ def wrong(name: str, namespace: str) -> Object:
     return resource
 
 
+CASES = [
+    ("image", "Degraded", "ImagePullFailed", "spec.backend.image"),
+    ("secret", "Degraded", "ConfigMissing", "there-is-none"),
+    ("flag", "Degraded", "CrashLoop", "kubectl logs"),
+    ("backend", "Degraded", "Unsupported", "spec.backend.image"),
+    ("node", "Ready", "Unschedulable", "affinity/selector"),
+    ("claim", "Degraded", "VolumeMissing", "there-is-none"),
+    ("typo", "Degraded", "Refused", "nodeSelektor"),
+    ("mount", "Degraded", "FailedMount", "there-is-none"),
+    ("container", "Degraded", "Unsupported", "called `engine`"),
+]
+
+
+@pytest.fixture(scope="module")
+def namespace(release: None, request: pytest.FixtureRequest) -> Iterator[str]:
+    """With all of the mistakes: to wait for one of them is to wait for all."""
+    with fresh_namespace("e2e-mistakes", request.node):
+        apply(*(wrong(name, "e2e-mistakes") for name, *_ in CASES))
+        yield "e2e-mistakes"
+
+
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize(
-    ("name", "kind", "reason", "words"),
-    [
-        ("image", "Degraded", "ImagePullFailed", "spec.backend.image"),
-        ("secret", "Degraded", "ConfigMissing", "there-is-none"),
-        ("flag", "Degraded", "CrashLoop", "kubectl logs"),
-        ("backend", "Degraded", "Unsupported", "spec.backend.image"),
-        ("node", "Ready", "Unschedulable", "affinity/selector"),
-        ("claim", "Degraded", "VolumeMissing", "there-is-none"),
-        ("typo", "Degraded", "Refused", "nodeSelektor"),
-        ("mount", "Degraded", "FailedMount", "there-is-none"),
-        ("container", "Degraded", "Unsupported", "called `engine`"),
-    ],
-)
+@pytest.mark.parametrize(("name", "kind", "reason", "words"), CASES)
 def test_a_mistake_ends_in_a_condition_that_says_what_to_do(
-    release: None, namespace: str, name: str, kind: str, reason: str, words: str
+    namespace: str, name: str, kind: str, reason: str, words: str
 ) -> None:
-    apply(wrong(name, namespace))
     found = eventually(
         f"{kind} says {reason}",
         lambda: said if (said := condition(get("md", name, namespace), kind)).get("reason") == reason else None,
@@ -67,4 +76,5 @@ def test_a_mistake_ends_in_a_condition_that_says_what_to_do(
     assert words in found["message"]
     if kind == "Degraded":
         events = [event for event in find("events", namespace) if event["type"] == "Warning"]
-        assert any(event["reason"] == reason and words in event["message"] for event in events)
+        about = [event for event in events if event["involvedObject"]["name"] == name]
+        assert any(event["reason"] == reason and words in event["message"] for event in about)

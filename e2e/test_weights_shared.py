@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from e2e.conftest import install
+from e2e.conftest import install, operator_pods
 from e2e.harness import (
     Client,
     CommandError,
@@ -46,11 +46,17 @@ def shared(client: Client) -> Iterator[None]:
         "default_env": {"HF_ENDPOINT": hub},
     }
     install(*(each for name, value in given.items() for each in set_json(f"operator.settings.{name}", value)))
+    # One that is about to end may still act, as it was told before.
+    eventually("the former operator is gone", lambda: not any(map(ends, operator_pods())), timeout=120)
     yield
     kubectl("delete", "md", "--all", "-n", TEAMS[0], "--wait=false")
     kubectl("delete", "namespace", *names, "--wait=false")
     install()
     kubectl("delete", "pv", "-l", "app.kubernetes.io/component=weights-cache", "--wait=false")
+
+
+def ends(pod: Object) -> bool:
+    return "deletionTimestamp" in pod["metadata"]
 
 
 def set_json(name: str, value: object) -> list[str]:

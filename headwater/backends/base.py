@@ -146,8 +146,8 @@ class Backend(ABC):
 
     image: ClassVar[str | None] = None
     """For pods that name none. None: there is none to be had without the host of a registry."""
-    image_hint: ClassVar[str] = ""
-    """What to look for where there is no default image."""
+    published: ClassVar[str | None] = None
+    """Name and tag of the image where `image` is None; the host of its registry is the operator's matter."""
     needs_gpu: ClassVar[bool] = True
     pod_sources: ClassVar[tuple[str, ...]] = ("hf://", "file://")
     """Beginnings of sources that the server loads by itself in a pod."""

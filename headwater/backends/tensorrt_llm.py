@@ -56,7 +56,7 @@ class TensorRTLLM(Backend):
         "--revision": "spec.model.revision",
         "--tp-size": "spec.parallelism.tensor",
     }
-    image_hint = "it is called tensorrt-llm/release; name it with its registry, and a tag"
+    published = "nvidia/tensorrt-llm/release:1.2.0"
     revisions_since = (1, 2)  # its issue 9463
     drains = 0  # nothing says that it waits
 

@@ -27,7 +27,7 @@ class TGI(Backend):
     metrics = LoadMetrics(running=(Reading("tgi_batch_current_size"),), waiting=(Reading("tgi_queue_size"),))
     reports_cached_tokens = False
     publishes_kv_events = False
-    image_hint = "it is called text-generation-inference; name it with its registry, and a tag of version 3"
+    published = "huggingface/text-generation-inference:3.3.7"
     drains = 90  # fixed in its launcher
     loads_adapters = "start"
     answers_to_any_name = True

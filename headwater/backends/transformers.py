@@ -18,7 +18,7 @@ class Transformers(Backend):
     reports_cached_tokens = False
     publishes_kv_events = False
     streams_usage = False  # Its last piece of content tells it anyway.
-    image_hint = "give one that holds transformers[serving] of version 5 or newer"
+    published = "headwater-transformers:5.24.0"  # images/Containerfile.transformers
     needs_gpu = False
     dialect = TransformersDialect()
     apis = NO_API  # its responses know neither `text` nor `previous_response_id`

@@ -11,13 +11,12 @@ from typing import Any, Final
 
 import yaml
 
-from headwater import backends
-from headwater.pick.capabilities import BUILD, BackendName
+from headwater.pick.capabilities import BUILD
 from headwater.pick.choice import Part, Pick
-from headwater.pick.hardware import Vendor
+from headwater.pick.images import image, missing_image
 from headwater.pick.memory import ALONE, running
 from headwater.pick.reserve import CPU_GIB, GIB
-from headwater.pick.workload import Workload, WorkloadError
+from headwater.pick.workload import WorkloadError
 from headwater.resource import API_VERSION, KIND
 
 _LONGEST_NAME: Final = 36
@@ -33,7 +32,7 @@ def missing(pick: Pick) -> str | None:
     """What has to be said before the deployments can be written; None: nothing."""
     if pick.workload.source is None:
         return "--model: must say where the weights are, such as hf://OWNER/NAME: a size alone does not"
-    return next((lack for part in pick.parts if (lack := _missing_image(part))), None)
+    return next((lack for part in pick.parts if (lack := missing_image(part.workload, part.candidate.backend))), None)
 
 
 def deployments(pick: Pick) -> list[dict[str, Any]]:
@@ -89,39 +88,13 @@ def _aliases(source: str, part: Part) -> list[str]:
 def _backend(part: Part) -> dict[str, Any]:
     workload, name = part.workload, part.candidate.backend
     backend: dict[str, Any] = {"type": name}
-    backend |= _image(workload, name)
+    backend |= image(workload, name)
     # On a CPU servers do not take what memory there is: they are told.
     gib = str(_cpu_cache_gib(part)) if workload.accelerator.vendor == "cpu" else None
     args = list(_args(part, gib))
     if name == "vllm" and gib:
         backend["env"] = {"VLLM_CPU_KVCACHE_SPACE": gib}
     return backend | ({"args": args} if args else {})
-
-
-def _missing_image(part: Part) -> str | None:
-    """Without an image nothing would start; our own engine's is the operator's matter."""
-    name, vendor = part.candidate.backend, part.workload.accelerator.vendor
-    known = backends.get(name)
-    if part.workload.image or name == "headwater" or (name, vendor) in _IMAGES or (known.image and vendor == "nvidia"):
-        return None
-    hint = f"; {known.image_hint}" if known.image_hint else f" on {part.workload.accelerator.title}"
-    return f"--image: must say which container image runs {name}{hint}"
-
-
-def _image(workload: Workload, name: BackendName) -> dict[str, str]:
-    if workload.image:
-        return {"image": workload.image}
-    if built := _IMAGES.get((name, workload.accelerator.vendor)):
-        return {"image": f"{built}:{(backends.get(name).image or '').rpartition(':')[2]}"}
-    return {}
-
-
-_IMAGES: Final[dict[tuple[BackendName, Vendor], str]] = {
-    ("vllm", "amd"): "vllm/vllm-openai-rocm",
-    ("vllm", "cpu"): "vllm/vllm-openai-cpu",
-    ("vllm", "intel"): "vllm/vllm-openai-xpu",
-}
-"""Builds of a server for other devices than its own image is for, at the same version."""
 
 
 _SEQUENCES: Final = {

@@ -205,6 +205,10 @@ class Workload(BaseModel):
     image: str | None = Field(
         default=None, description="The server's container image, where it is not the backend's own"
     )
+    registry: str | None = Field(
+        default=None,
+        description="Host of the registry of images that Docker Hub has not: TGI, TensorRT-LLM, transformers",
+    )
     node_selector: Labels = Field(
         default={}, description="Labels of the nodes to run on, such as nvidia.com/gpu.product=NVIDIA-L4"
     )

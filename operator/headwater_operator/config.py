@@ -109,6 +109,11 @@ class OperatorSettings(BaseSettings):
         description="Images of the servers, for pods that name none, as JSON: "
         '{"vllm": "registry.example.com/vllm:v0.32.0"}. Counts for revisions that are made from then on.',
     )
+    backend_registries: Images = Field(
+        {},
+        description="Registries of servers whose image is at one of its own, as JSON: "
+        '{"tgi": "registry.example.com"}; name and tag are ours. backend_images wins. Counts likewise.',
+    )
     default_env: Variables = Field(
         {},
         description='Variables of all servers, and of the Jobs that fetch weights, as JSON: {"HF_ENDPOINT": '

@@ -1,5 +1,6 @@
 """What pick writes starts: each document passes the resource's rules, has an image, and its backend takes it."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -45,10 +46,12 @@ def written(found: Pick) -> list[ModelDeployment]:
         if place.plan is None:
             continue
         own = replace(found, parts=(Part(place, place.plan, found.workload, 100, ""),))
-        if missing(own):
-            assert "--image" in str(missing(own))
-            own_work = found.workload.model_copy(update={"image": "lab/server:1"})
+        if lack := missing(own):
+            said = re.match(r"--(image|registry): must say", lack)
+            assert said, "what has to be set"
+            own_work = found.workload.model_copy(update={said[1]: "mirror.internal"})
             own = replace(own, workload=own_work, parts=(Part(place, place.plan, own_work, 100, ""),))
+            assert missing(own) is None, "and no more than that"
         documents += [ModelDeployment.model_validate(each) for each in yaml.safe_load_all(to_yaml(own))]
     return documents
 
@@ -64,7 +67,8 @@ def test_every_document_that_can_be_written_starts(gpu: str) -> None:
                 continue
             for deployment in written(found):
                 server = backends.get(deployment.spec.backend.type)
-                assert deployment.spec.backend.image or server.image or server.name == "headwater"
+                own = server.image if "cpu" not in gpu and "mi" not in gpu else None
+                assert deployment.spec.backend.image or own or server.name == "headwater"
                 leader = "leader" if deployment.spec.parallelism.nodes > 1 else None
                 cached = deployment.spec.weights.cached
                 source = "/models/m" if cached else deployment.spec.model.source
@@ -80,6 +84,38 @@ def test_a_quantized_checkpoint_names_its_own_method() -> None:
         assert made.spec.quantization == "none", "an explicit one would choose a slower kernel, or stop the server"
     (made,) = written(pick(workload({"model": "Qwen/Qwen3-32B", "quantization": "fp8"})))[:1]
     assert made.spec.quantization == "fp8"
+
+
+@pytest.mark.parametrize(
+    ("gpu", "backend", "image"),
+    [
+        ("h100", "vllm", ""),
+        ("h100", "sglang", ""),
+        ("h100", "tensorrt-llm", "mirror.internal/nvidia/tensorrt-llm/release:"),
+        ("h100", "tgi", "mirror.internal/huggingface/text-generation-inference:"),
+        ("h100", "transformers", "mirror.internal/headwater-transformers:"),
+        ("mi300x", "vllm", "vllm/vllm-openai-rocm:v"),
+        ("mi300x", "sglang", "lmsysorg/sglang:v0.5.18-rocm700-mi30x"),
+        ("mi355x", "sglang", "lmsysorg/sglang-rocm:v0.5.17-rocm720-mi35x"),
+        ("mi300x", "tgi", "mirror.internal/huggingface/text-generation-inference:3.3.5-rocm"),
+        ("mi300x", "transformers", "mirror.internal/headwater-transformers:5.24.0-rocm"),
+        ("cpu", "vllm", "vllm/vllm-openai-cpu:v"),
+        ("cpu", "transformers", "mirror.internal/headwater-transformers:5.24.0"),
+    ],
+)
+def test_an_image_is_pinned_for_each_backend_on_each_kind_of_device(gpu: str, backend: str, image: str) -> None:
+    work = {"model": "Qwen/Qwen3-0.6B", "gpu": gpu, "concurrency": 4, "registry": "mirror.internal"}
+    (made,) = (each for each in written(pick(workload(work))) if each.spec.backend.type == backend)
+    assert (made.spec.backend.image or "").startswith(image)
+    assert bool(made.spec.backend.image) == bool(image), "what the operator has itself is left to it"
+
+
+def test_what_is_at_another_registry_is_refused_with_what_to_say() -> None:
+    found = pick(workload({"model": "Qwen/Qwen3-0.6B", "hugging_face": True}))
+    with pytest.raises(
+        WorkloadError, match=r"--registry: must say where huggingface/text-generation-inference:3\.3\.7 is"
+    ):
+        to_yaml(found)
 
 
 def test_a_slice_of_a_gpu_is_asked_for_by_its_name() -> None:

@@ -1,6 +1,7 @@
 """What restarts an engine: a change of the spec that shapes its pod, and nothing else."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -199,7 +200,9 @@ def test_a_default_image_names_a_version_and_no_registry(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", ["tgi", "tensorrt-llm", "transformers"])
 def test_an_image_that_cannot_be_known_is_asked_for(backend: str) -> None:
-    with pytest.raises(UnsupportedError, match=r"spec\.backend\.image: .* has no default image: \w+"):
+    with pytest.raises(
+        UnsupportedError, match=r"spec\.backend\.image: .* has no default image: it is [\w/.-]+:[\w.]+, of a registry"
+    ):
         wanted_pin(deployment(backend), backend, settings())
 
 
@@ -235,6 +238,14 @@ def test_the_images_that_a_platform_has_pinned_are_below_those_of_a_resource() -
     own = deployment("vllm", backend={"image": "own:1"})
     assert wanted_pin(own, "vllm", pinned_images).image == "own:1"
     assert wanted_pin(deployment("vllm", backend={"version": "v2"}), "vllm", pinned_images).image == "mirror/vllm:v2"
+
+
+@pytest.mark.parametrize("backend", ["tgi", "tensorrt-llm", "transformers"])
+def test_a_platform_says_a_registry_and_gets_the_pinned_image_of_it(backend: str) -> None:
+    made = wanted_pin(deployment(backend), backend, settings(backend_registries={backend: "mirror.internal:5000/all"}))
+    assert re.fullmatch(r"mirror\.internal:5000/all/[\w/-]+:\d+\.\d+\.\d+", made.image)
+    pinned = settings(backend_registries={backend: "mirror"}, backend_images={backend: "own:1"})
+    assert wanted_pin(deployment(backend), backend, pinned).image == "own:1"
 
 
 def test_a_version_beside_a_digest_is_refused() -> None:

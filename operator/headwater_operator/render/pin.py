@@ -190,9 +190,12 @@ def _named_at_start(spec: Spec) -> bool:
 def _image(deployment: ModelDeployment, backend: Backend, settings: OperatorSettings) -> str:
     wanted = deployment.spec.backend
     own = settings.engine_image if backend.name == "headwater" else backend.image
+    if own is None and (registry := settings.backend_registries.get(backend.name)) is not None:
+        own = f"{registry}/{backend.published}"
     image = wanted.image or settings.backend_images.get(backend.name) or own
     if image is None:
-        raise backend.unsupported(deployment, "spec.backend.image", f"has no default image: {backend.image_hint}")
+        hint = f"it is {backend.published}, of a registry that --backend-registries names"
+        raise backend.unsupported(deployment, "spec.backend.image", f"has no default image: {hint}")
     if wanted.version is None:
         return image
     if "@" in image:

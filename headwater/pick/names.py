@@ -8,7 +8,7 @@ _TUNED: Final = (
     r"retrieval|text-matching|classification|clustering"
 )
 _PACKED: Final = (
-    r"fp8|dynamic|block|static|pertensor|per-tensor|per-channel|awq|gptq|int[248]|[48]bits?|w\d+a\d+|nvfp4(?:a16)?|fp4|"
+    r"fp8|kv|dynamic|block|static|pertensor|per-tensor|per-channel|awq|gptq|int[248]|[48]bits?|w\d+a\d+|nvfp4(?:a16)?|fp4|"
     r"mxfp[468]|qat|qad|bnb|bitsandbytes|nf4|gguf|i?q\d_(?:k(?:_[sml])?|0|xs)|quantized|autoround|modelopt|bf16|fp16|"
     r"w-mxfp4-a-fp8|tensorwise|mlx|marlin|gs?128|g32|unquantized|mobile"
 )

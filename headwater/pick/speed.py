@@ -98,9 +98,9 @@ class Machine:
 
 def prompt_seconds(shape: Shape, work: Workload, machine: Machine, tokens: int) -> float:
     """To compute a prompt of so many tokens that no cache has."""
-    attention = 2 * shape.layers * shape.hidden * tokens**2  # half of all pairs, for scores and for values
-    arithmetic = (_operations(shape) * tokens + attention) / _rate(work, machine)
-    return arithmetic + _telling(shape, machine, tokens)
+    products = _operations(shape) * tokens / _rate(work, machine)
+    attention = _attention(shape, tokens) / _rate_of(machine, 16)  # whatever the weights are in
+    return products + attention + _telling(shape, machine, tokens)
 
 
 def step_seconds(shape: Shape, work: Workload, machine: Machine, batch: float, context: float) -> float:
@@ -185,6 +185,20 @@ def _operations(shape: Shape) -> float:
     return 2 * (shape.active - routed + routed / EXPERTS)
 
 
+_EXPANDED: Final = 320
+"""Elements of a head's query and value where a latent is expanded to them, as in DeepSeek's models."""
+
+
+def _attention(shape: Shape, tokens: int) -> float:
+    """Of a prompt: each token with all before it, or with those of the window, for scores and for values."""
+    operations = 0.0
+    for kept in shape.kept:
+        near = min(tokens, kept.window or tokens)
+        width = kept.width if kept.heads > 1 else min(kept.width, _EXPANDED)
+        operations += 2 * kept.layers * shape.heads * width * (tokens * near - near**2 / 2)
+    return operations
+
+
 def _rate(work: Workload, machine: Machine) -> float:
     bits = math.ceil(8 * bytes_of(work.known_quantization, work.model or "") - 1)
     # Weights in 4 bits with 16-bit activations are computed in 16; only the float formats have arithmetic of their own.
@@ -192,6 +206,12 @@ def _rate(work: Workload, machine: Machine) -> float:
         bits = 16
     if work.known_quantization == "mxfp4" and machine.accelerator.tflops4 is None:
         bits = 16
+    if work.known_quantization in ("fp8", "mxfp8") and machine.accelerator.generation in ("ampere", "turing"):
+        bits = 16  # which have fast integers of 8 bits, and no such floats
+    return _rate_of(machine, bits)
+
+
+def _rate_of(machine: Machine, bits: int) -> float:
     return machine.gpus * machine.accelerator.operations(bits) * 1e12 * COMPUTING
 
 

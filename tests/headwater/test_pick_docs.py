@@ -169,6 +169,10 @@ def test_the_table_of_speeds_is_what_is_predicted() -> None:
     assert [row[6] for row in rows] == [f"{ratio:.2f}" for ratio in speeds.ratios().values()]
     near = sum(1 / 1.5 <= float(row[6]) <= 1.5 for row in rows)
     assert f"{near} of {len(rows)} are within 1.5 times" in " ".join(page.split())
+    held_out = table_after("## Held out", page)
+    assert [row[8] for row in held_out] == [f"{ratio:.2f}" for ratio in speeds.held_out().values()]
+    near = sum(1 / 1.5 <= float(row[8]) <= 1.5 for row in held_out)
+    assert f"{near} of {len(held_out)} are within 1.5 times, all within 2" in " ".join(page.split())
     for share in (speed.READING, speed.COMPUTING, speed.EXPERTS, speed.TELLING):
         assert f"{100 * share:g} %" in page
 

@@ -11,9 +11,9 @@ from headwater.pick.capabilities import CAPABILITIES
 from headwater.pick.choice import ImpossibleError, pick
 from headwater.pick.hardware import accelerator
 from headwater.pick.layout import Layout
-from headwater.pick.memory import request_bytes, weights_gib
+from headwater.pick.memory import plan_with, request_bytes, weights_gib
 from headwater.pick.reserve import GIB
-from headwater.pick.speed import Machine, throughput
+from headwater.pick.speed import Machine, pace, prompt_seconds, throughput
 from headwater.pick.workload import workload
 
 FIXTURES = Path(__file__).parents[1] / "fixtures/pick"
@@ -57,6 +57,50 @@ def test_throughput_is_within_half_as_much_again_of_what_was_published() -> None
     assert len(near) / len(ratios()) >= 0.85
     assert all(1 / 2 <= ratio <= 2 for ratio in ratios().values()), ratios()
     assert abs(math.log(sorted(ratios().values())[len(ratios()) // 2])) < math.log(1.1), "as often too high as too low"
+
+
+@cache
+def held_out() -> dict[str, float]:
+    """The same for servers that nothing was fitted to, with as many requests at once as they had and as fit."""
+    with (FIXTURES / "throughput_held_out.csv").open() as file:
+        return {" ".join(list(row.values())[:8]): _of_server(row) for row in csv.DictReader(file)}
+
+
+def _of_server(row: dict[str, str]) -> float:
+    work = workload(
+        {key: row[key] for key in ("model", "gpu", "gpus")}
+        | {"input_tokens": row["input"], "output_tokens": row["output"], "concurrency": row["requests"]}
+    )
+    able = next(each for each in CAPABILITIES if each.backend == row["server"].split()[0])
+    layout = Layout(data=work.gpus, expert=True) if row["attention"] == "whole" else Layout(work.gpus)
+    assert work.shape
+    plan = plan_with(work, work.shape, able, layout)
+    assert plan
+    batch = min(plan.requests, int(row["requests"]))
+    return pace(work.shape, work, Machine(work.accelerator, layout), batch).tokens / float(row["tokens"])
+
+
+def test_throughput_of_vllm_and_sglang_which_nothing_was_fitted_to_is_as_near() -> None:
+    assert len(held_out()) >= 14
+    near = [ratio for ratio in held_out().values() if 1 / 1.5 <= ratio <= 1.5]
+    assert len(near) / len(held_out()) >= 10 / 14, held_out()
+    assert all(1 / 2 <= ratio <= 2 for ratio in held_out().values()), held_out()
+
+
+def test_attention_to_a_window_is_cheaper_and_no_faster_for_weights_in_8_bits() -> None:
+    def seconds(name: str, tokens: int, **flags: str) -> float:
+        work = workload({"model": name} | flags)
+        assert work.shape
+        return prompt_seconds(work.shape, work, Machine(work.accelerator, Layout()), tokens)
+
+    def growth(name: str, **flags: str) -> float:
+        return seconds(name, 64_000, **flags) / seconds(name, 1000, **flags)
+
+    assert growth("google/gemma-3-27b-it") < growth("Qwen/Qwen3-32B"), "five of six layers see 1,024 tokens"
+    assert growth("Qwen/Qwen3-32B", quantization="fp8") > growth("Qwen/Qwen3-32B")
+    ampere = {quantization: seconds("Qwen/Qwen3-32B", 1000, gpu="a100-80", quantization=quantization)
+              for quantization in ("none", "fp8")}  # fmt: skip
+    assert ampere["fp8"] == ampere["none"], "Ampere has no arithmetic in FP8"
 
 
 def test_a_rate_takes_as_many_replicas_as_compute_it() -> None:

@@ -38,7 +38,10 @@ def top_screen() -> str:
             "key_running": {"team-a": 15.0, "team-b": 8.0},
             "key_requests_total": {"team-a": 800.0 + 41 * answered, "team-b": 400.0 + 21 * answered},
         }
-    return _shown("headwater top", top.view(before, now), 88)
+    for prefix, count, cached in (("9d1f03c2aa5b7e10", 120, 960), ("41c7be0d5529f1e8", 44, 512)):
+        alike = {"prefix": prefix, "model": "smollm2", "attempt": 1, "prompt_tokens": 1200, "endpoint": "smollm2-0"}
+        now.decisions += [alike | {"candidates": [{"cached_tokens": cached}]}] * count
+    return _shown("headwater top http://127.0.0.1:9090", top.view(before, now), 88)
 
 
 def ps_screen() -> str:

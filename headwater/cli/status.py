@@ -101,7 +101,8 @@ async def _list(namespace: str | None) -> list[dict[str, Any]]:
                 answer = objects.list_cluster_custom_object(*_GROUP, _PLURAL, _request_timeout=_PATIENCE)
             return sorted((await answer)["items"], key=lambda each: str(each["metadata"].get("namespace")))
         except client.ApiException as error:
-            reason = "Headwater's CRD is not installed" if error.status == 404 else f"{error.status} {error.reason}"
+            missing = "Headwater's CRD is not installed; helm install headwater charts/headwater brings it"
+            reason = missing if error.status == 404 else f"{error.status} {error.reason}"
             raise CommandError(f"the API server does not list ModelDeployments: {reason}") from None
         except (OSError, TimeoutError) as error:
             raise CommandError(f"the API server cannot be reached: {error or 'no answer'}") from None

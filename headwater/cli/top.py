@@ -2,10 +2,10 @@
 
 import argparse
 import time
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import httpx
 from rich.console import Console, Group
@@ -17,6 +17,9 @@ from headwater.cli.parts import part
 
 _ROUTER: Final = "headwater_router_"
 _PATIENCE: Final = 5.0
+_DECISIONS: Final = 200
+_PREFIXES: Final = 5
+"""Most that are shown."""
 
 
 @dataclass(slots=True)
@@ -27,6 +30,8 @@ class Reading:
     """Seconds, of a clock that only goes forward."""
     values: dict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
     """By metric without its beginning, then by the first label's value; empty where it has none."""
+    decisions: list[dict[str, Any]] = field(default_factory=list)
+    """The router's last ones, where it tells them."""
 
     def total(self, metric: str) -> float:
         return sum(self.values[metric].values())
@@ -35,11 +40,12 @@ class Reading:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Shows what a router does: its endpoints with their load and cache, models and keys. Reads /metrics, which is "
-        "on the admin port where there is one."
+        "on the admin port where there is one; the admin API there tells the prefixes that are asked for most, too."
     )
     parser.add_argument(
         "url", metavar="URL", nargs="?", default="http://127.0.0.1:8080", help="default: http://127.0.0.1:8080"
     )
+    parser.add_argument("--api-key", metavar="KEY", default="none", help="what the admin API wants to see")
     parser.add_argument("--interval", type=float, default=1.0, metavar="NUMBER", help="seconds (default: 1)")
     parser.add_argument("--once", action="store_true", help="show it once, after one interval, and end")
 
@@ -49,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"URL must begin with http:// or https://; did you mean http://{arguments.url}?")
     if arguments.interval <= 0:
         raise UsageError(f"--interval must be above 0, found {arguments.interval:g}")
-    with httpx.Client(timeout=_PATIENCE) as client:
+    with httpx.Client(timeout=_PATIENCE, headers={"authorization": f"Bearer {arguments.api_key}"}) as client:
         before = look(client, arguments.url)
         if arguments.once:
             time.sleep(arguments.interval)
@@ -74,7 +80,7 @@ def look(client: httpx.Client, url: str) -> Reading:
         raise CommandError(f"{url}/metrics answers {status}; with --admin-port it is on that port alone") from None
     except httpx.HTTPError as error:
         raise CommandError(f"{url} cannot be reached: {error}") from None
-    reading = Reading(time.monotonic())
+    reading = Reading(time.monotonic(), decisions=_decisions(client, url))
     for sample in (sample for family in parse(page) for sample in family.samples):
         if sample.name.startswith(_ROUTER):
             label = next(iter(sample.labels.values()), "")
@@ -83,6 +89,16 @@ def look(client: httpx.Client, url: str) -> Reading:
     if not reading.values:
         raise CommandError(f"{url}/metrics has nothing of a router: is it another server's?")
     return reading
+
+
+def _decisions(client: httpx.Client, url: str) -> list[dict[str, Any]]:
+    """The last ones; none where there is no admin API, or not for us."""
+    try:
+        answer = client.get(f"{url.rstrip('/')}/admin/decisions?limit={_DECISIONS}")
+        told = answer.json() if answer.status_code == 200 else []
+    except (httpx.HTTPError, ValueError):
+        return []
+    return told if isinstance(told, list) else []
 
 
 def view(before: Reading, now: Reading) -> Group:
@@ -128,7 +144,22 @@ def view(before: Reading, now: Reading) -> Group:
             for name in sorted(now.values["key_requests_total"])
         ),
     )
-    return Group(summary, "", *(each for table in (endpoints, models, keys) if table.row_count for each in (table, "")))
+    prefixes = _table(("prefix", "model", f"of the last {len(now.decisions)}", "cached", "at"), _hot(now.decisions))
+    tables = (endpoints, models, keys, prefixes)
+    return Group(summary, "", *(each for table in tables if table.row_count for each in (table, "")))
+
+
+def _hot(decisions: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
+    """Beginnings of prompts that more than one request has, by how many have them."""
+    requests = Counter(each["prefix"] for each in decisions if each.get("prefix") and each["attempt"] == 1)
+    for prefix, count in requests.most_common(_PREFIXES):
+        if count > 1:
+            alike = [each for each in decisions if each.get("prefix") == prefix]
+            prompt = sum(each["prompt_tokens"] for each in alike)
+            cached = sum(each["candidates"][0]["cached_tokens"] for each in alike if each["candidates"])
+            endpoints = sorted({each["endpoint"] for each in alike})
+            share = f"{min(1.0, cached / prompt):.0%}" if prompt else ""
+            yield prefix[:8], alike[0]["model"], f"{count}", share, ", ".join(endpoints)
 
 
 def _number(reading: Reading, metric: str, label: str, times: float = 1, unit: str = "") -> str:

@@ -138,6 +138,8 @@ class DecisionInfo(_Model):
     """The class of the request; null where nobody asked for it."""
     why: Why
     """It went to that deployment."""
+    prefix: str
+    """Requests whose prompts begin alike have the same: a hash of the first block. Empty without a whole one."""
 
 
 class FailureInfo(_Model):

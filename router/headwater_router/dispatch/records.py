@@ -47,6 +47,8 @@ class DecisionRecord:
     """Its class; None where nobody asked for it."""
     why: Why = Why.ALONE
     """It went to that deployment."""
+    prefix: str = ""
+    """Requests whose prompts begin alike have the same: a hash of the first block. Empty without a whole one."""
 
 
 @dataclass(slots=True)

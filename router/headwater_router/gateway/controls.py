@@ -154,6 +154,7 @@ class RouterControls:
             dispatch.endpoint.spec.whose,
             call.kind,
             dispatch.why,
+            f"{call.prompt.text_chain[0]:016x}" if call.prompt.text_chain else "",
         )
 
 

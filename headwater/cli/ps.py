@@ -6,11 +6,11 @@ import sys
 
 import httpx
 import msgspec
-from rich.console import Console
 from rich.table import Table
 
 from headwater.cli.flags import add_json, add_state
 from headwater.cli.local.runs import Part, Run, runs
+from headwater.cli.tables import make_table, print_table
 
 _PATIENCE = 2.0
 """Seconds for an answer."""
@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([_told(each, states[each.name]) for each in found], indent=2))
     elif found:
-        Console().print(table(found, states))
+        print_table(table(found, states))
     else:
         print(f"nothing is up here ({arguments.state}); headwater up FILE starts what is in a file", file=sys.stderr)
     return 0
@@ -53,9 +53,7 @@ def _told(run: Run, states: list[str]) -> dict[str, object]:
 
 def table(found: list[Run], states: dict[str, list[str]]) -> Table:
     """`states`: of each run's parts, in their order."""
-    shown = Table(box=None, pad_edge=False)
-    for column in ("run", "process", "state", "url", "serves"):
-        shown.add_column(column, overflow="fold")
+    shown = make_table(("run", "process", "state", "url", "serves"))
     for run in found:
         for part, state in zip(run.parts, states[run.name], strict=True):
             gateway = part.url == run.url

@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from rich.console import Console
@@ -12,6 +12,7 @@ from rich.table import Table
 from headwater.cli.flags import add_json
 from headwater.cli.parser import CommandError
 from headwater.cli.parts import part
+from headwater.cli.tables import make_table, print_table
 
 _GROUP: Final = ("headwater.dev", "v1alpha1")
 _PLURAL: Final = "modeldeployments"
@@ -38,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
         where = f"namespace {arguments.namespace}" if arguments.namespace else "the cluster"
         console.print(f"there is no ModelDeployment in {where}", highlight=False)
     else:
-        console.print(_table(items))
+        print_table(_table(items))
     for each in map(summary, items):
         for reason in each["reasons"]:
             console.print(
@@ -59,8 +60,16 @@ def summary(resource: Mapping[str, Any]) -> dict[str, Any]:
         "serving": status.get("readyReplicas", 0),
         "wanted": resource["spec"].get("replicas"),
         "url": status.get("url", ""),
-        "reasons": [_sentence(each) for each in status.get("conditions", []) if _is_news(each)],
+        "reasons": _reasons(status.get("conditions", [])),
     }
+
+
+def _reasons(conditions: Iterable[Mapping[str, str]]) -> list[str]:
+    """A sentence each. What is on its way is not ready, either: that is not said twice."""
+    news = [each for each in conditions if _is_news(each)]
+    if any(each["type"] == "Progressing" for each in news):
+        news = [each for each in news if each["type"] != "Ready"]
+    return [_sentence(each) for each in news]
 
 
 def _is_news(condition: Mapping[str, str]) -> bool:
@@ -75,9 +84,7 @@ def _sentence(condition: Mapping[str, str]) -> str:
 
 
 def _table(items: list[dict[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for column in ("namespace", "name", "phase", "serving", "backend", "model", "url"):
-        table.add_column(column, overflow="fold")
+    table = make_table(("namespace", "name", "phase", "serving", "backend", "model", "url"))
     for each in map(summary, items):
         serving = f"{each['serving']}" if each["wanted"] is None else f"{each['serving']}/{each['wanted']}"
         name = (each["namespace"], each["name"], each["phase"], serving)

@@ -83,6 +83,25 @@ def test_each_is_told_with_what_is_not_as_wanted(server: dict[str, Any], capsys,
     ]
 
 
+def test_in_a_file_each_is_a_line_however_long_its_names_are(server: dict[str, Any], capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    metadata = {"name": "n" * 63, "namespace": "s" * 63}
+    server[f"{PATH}/modeldeployments"] = [GOOD | {"metadata": metadata}]
+    assert main(["status"]) == 0
+    _, line = capsys.readouterr().out.splitlines()
+    assert line.split() == ["s" * 63, "n" * 63, "Ready", "2/2", "vllm", "hf://o/n", "http://g/v1"]
+
+
+def test_what_is_on_its_way_is_told_once(server: dict[str, Any], capsys) -> None:
+    conditions = [
+        {"type": "Ready", "status": "False", "message": "0 of 1 replicas are ready"},
+        {"type": "Progressing", "status": "True", "message": "replicas are starting"},
+    ]
+    server[f"{PATH}/modeldeployments"] = [GOOD | {"status": {"phase": "Progressing", "conditions": conditions}}]
+    assert main(["status"]) == 0
+    assert capsys.readouterr().out.splitlines()[2:] == ["a/good: progressing: replicas are starting"]
+
+
 def test_programs_get_the_same_as_json(server: dict[str, Any], capsys) -> None:
     server[f"{PATH}/namespaces/a/modeldeployments"] = [GOOD]
     assert main(["status", "--namespace", "a", "--json"]) == 0

@@ -1,8 +1,11 @@
 """`transformers serve`, from version 5 on: the widest choice of models, and the barest server.
 
 It has no metrics page, tells neither cached tokens nor KV events, answers 422 to fields it does not know, and answers
-only to the model's own name.
+only to the model's own name. With --continuous-batching it would have whoever comes first choose temperature, top_p and
+seed for all, know no stop strings, and take 60 to 90 % of all memory for its cache, the node's where it has no GPU.
 """
+
+from collections.abc import Sequence
 
 from headwater.backends.base import ADDRESS_FLAGS, NO_API, Backend, Launch, Pod
 from headwater.backends.dialects.transformers import TransformersDialect
@@ -32,15 +35,18 @@ class Transformers(Backend):
         return self._serve(deployment, model, "127.0.0.1", port)
 
     def launch(self, deployment: ModelDeployment, pod: Pod) -> Launch:
+        batching = [] if pod.guarded else ["--continuous-batching"]
         if not pod.mounted:
             self.refuse_all_but(deployment, model__revision="main")
-            return Launch(self._serve(deployment, pod.model.removeprefix("hf://"), "0.0.0.0", pod.port))
+            return Launch(self._serve(deployment, pod.model.removeprefix("hf://"), "0.0.0.0", pod.port, batching))
         # A folder of that name in the working directory: the only way to choose the one name that it answers to.
         self.refuse_all_but(deployment, model__aliases=[])
-        argv = self._serve(deployment, deployment.name, "0.0.0.0", pod.port)
+        argv = self._serve(deployment, deployment.name, "0.0.0.0", pod.port, batching)
         return Launch(argv, model_folder=f"{_MODELS}/{deployment.name}")
 
-    def _serve(self, deployment: ModelDeployment, model: str, host: str, port: int) -> list[str]:
+    def _serve(
+        self, deployment: ModelDeployment, model: str, host: str, port: int, further: Sequence[str] = ()
+    ) -> list[str]:
         self.refuse_all_but(
             deployment,
             parallelism__tensor=1,
@@ -56,5 +62,5 @@ class Transformers(Backend):
         if model not in deployment.served_names:
             message = f"answers to no name but {found(model)}: it must be among them"
             raise self.unsupported(deployment, "spec.model.aliases", message)
-        argv = ["transformers", "serve", model, "--host", host, "--port", str(port), "--continuous-batching"]
+        argv = ["transformers", "serve", model, "--host", host, "--port", str(port), *further]
         return argv + deployment.spec.backend.args

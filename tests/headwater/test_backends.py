@@ -79,9 +79,7 @@ def test_vllm_gets_all_that_the_deployment_says():
 
 def test_transformers_serves_under_the_models_own_name():
     command = backends.get("transformers").command(deployment(model={"aliases": ["owner/model"]}), port=8001)
-    assert command == [
-        *("transformers", "serve", "owner/model", "--host", "127.0.0.1", "--port", "8001", "--continuous-batching")
-    ]
+    assert command == ["transformers", "serve", "owner/model", "--host", "127.0.0.1", "--port", "8001"]
 
 
 def test_sglang_reports_the_deployments_name_and_loads_its_adapters():

@@ -13,11 +13,10 @@ from msgspec import Raw
 
 from headwater.backends.dialects.base import Dialect, Translation, UnsupportedRequestError
 from headwater.backends.dialects.forms import as_regex, put, take_form, unsupported
+from headwater.backends.dialects.stops import StopStrings, stops_in
 from headwater.openai.constraint import Constraint, Kind
 
 _MOST_STOPS: Final = 4
-_LONGEST_STOP: Final = 256
-"""Characters. The end of a text is held back for as long as one may begin there, and looked at anew with each token."""
 _CHAT, _COMPLETIONS, _TOKENIZE = "/v1/chat/completions", "/v1/completions", "/tokenize"
 _OWN: Final = frozenset(("response_format",))
 _NONE: Final[frozenset[Any]] = frozenset()
@@ -56,8 +55,7 @@ class TGIDialect(Dialect):
         return given
 
     def translation(self, path: str, members: dict[str, Raw], model: str, request_id: str) -> Translation:
-        stops = _value(members, "stop") if "stop" in members else []
-        return _TGITranslation(model, request_id, [stop for stop in stops if isinstance(stop, str) and stop])
+        return _TGITranslation(model, request_id, StopStrings(stops_in(members)))
 
 
 def _value(members: dict[str, Raw], name: str) -> Any:
@@ -91,14 +89,11 @@ def _check_completion(members: dict[str, Raw]) -> None:
 def _write_stop(members: dict[str, Raw]) -> None:
     if "stop" not in members:
         return
-    stop = _value(members, "stop")
-    if isinstance(stop, str):
-        members["stop"] = Raw(_encode([stop]))
-        stop = [stop]
+    stop = stops_in(members)
     if isinstance(stop, list) and len(stop) > _MOST_STOPS:
         raise UnsupportedRequestError("stop", f"can be {_MOST_STOPS} with the server of this model, not {len(stop)}")
-    if any(isinstance(each, str) and len(each) > _LONGEST_STOP for each in stop):
-        raise UnsupportedRequestError("stop", f"can have {_LONGEST_STOP} characters with the server of this model")
+    if bytes(members["stop"]).lstrip().startswith(b'"'):
+        put(members, {"stop": stop})
 
 
 def _write_format(members: dict[str, Raw]) -> None:
@@ -134,12 +129,10 @@ def _no_properties(name: str) -> UnsupportedRequestError:
 
 
 class _TGITranslation(Translation):
-    def __init__(self, model: str, request_id: str, stops: list[str]) -> None:
+    def __init__(self, model: str, request_id: str, stops: StopStrings) -> None:
         self._model = model
         self._id = request_id
         self._stops = stops
-        self._held: dict[int, str] = {}
-        """By choice, the end of its text, with which a stop string may begin."""
         self._called: set[int] = set()
         """Choices that call a tool, and have not ended."""
         self._told: set[tuple[int, int]] = set()
@@ -158,9 +151,9 @@ class _TGITranslation(Translation):
             calls = isinstance(message, dict) and bool(message.get("tool_calls"))
             if choice.get("finish_reason") == "stop_sequence":
                 if isinstance(text, str):
-                    choice["text"] = self._cut(text)[0]
+                    choice["text"] = self._stops.before(choice["index"], text)
                 if isinstance(message, dict) and isinstance(message.get("content"), str):
-                    message["content"] = self._cut(message["content"])[0]
+                    message["content"] = self._stops.before(choice["index"], message["content"])
             choice["finish_reason"] = _reason(choice.get("finish_reason"), calls=calls)
         return said
 
@@ -192,23 +185,13 @@ class _TGITranslation(Translation):
             self._called.add(index)
             _tell_once(self._told, index, part["tool_calls"])
         if isinstance(part.get(field), str) and self._stops:
-            part[field], self._held[index] = self._cut(self._held.get(index, "") + part[field])
+            part[field] = self._stops.piece(index, part[field])
         if reason is not None:
-            if held := self._held.pop(index, ""):  # None, where a stop string was found.
+            if held := self._stops.rest(index):  # None, where a stop string was found.
                 part[field] = (part.get(field) or "") + held
             choice["finish_reason"] = _reason(reason, calls=index in self._called)
             self._called.discard(index)
         return reason is not None or calls or bool(part.get(field))
-
-    def _cut(self, text: str) -> tuple[str, str]:
-        """What comes before the first stop string, and the end of the text that may be the beginning of one."""
-        if places := [place for stop in self._stops if (place := text.find(stop)) >= 0]:
-            return text[: min(places)], ""
-        longest = max((len(stop) - 1 for stop in self._stops), default=0)
-        for size in range(min(longest, len(text)), 0, -1):
-            if any(stop.startswith(text[-size:]) for stop in self._stops):
-                return text[:-size], text[-size:]
-        return text, ""
 
 
 def _tell_once(told: set[tuple[int, int]], choice: int, calls: Any) -> None:

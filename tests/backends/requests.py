@@ -233,7 +233,6 @@ REQUESTS: tuple[Asked, ...] = (
     _chat("errors", "a temperature below 0", refused, temperature=-1),
     _chat("errors", "a prompt too long", refused, messages=[{"role": "user", "content": LONG}]),
     _chat("errors", "a prompt too long, streamed", refused, messages=[{"role": "user", "content": LONG}], stream=True),
-    _chat("errors", "too many tokens asked for", refused, max_tokens=CONTEXT + 1),
     _chat("errors", "a negative limit", refused, max_tokens=-1),
     _chat("errors", "an unknown model", refused, model="nobody"),
     _chat("constraints", "a schema", in_form, response_format=_FORM, max_tokens=96),
@@ -244,5 +243,7 @@ REQUESTS: tuple[Asked, ...] = (
     Asked("tools", "a call by name", CHAT, _TOOLS | {"tool_choice": _NAMED}, called(by_name=True)),
     Asked("tools", "a required call, streamed", CHAT, _TOOLS | {"tool_choice": "required", "stream": True}, called()),
     Asked("tools", "tools that are not to be called", CHAT, _TOOLS | {"tool_choice": "none", "max_tokens": 8}, said()),
+    # Last, for who does not refuse it is at it for minutes.
+    _chat("errors", "too many tokens asked for", refused, max_tokens=CONTEXT + 1),
 )
 KINDS = tuple(dict.fromkeys(each.kind for each in REQUESTS))

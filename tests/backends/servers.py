@@ -38,8 +38,12 @@ _ARGUMENTS: Final[Mapping[str, str]] = {
     "transformers": "--device cpu --dtype float32",
 }
 """Beside Headwater's own; `config` is that of KV events."""
-_SOURCE: Final = {"vllm": "serve", "sglang": "--model-path", "tgi": "--model-id"}
-"""What stands before the model in their commands."""
+_LAUNCHERS: Final = {
+    "vllm": ("vllm", "serve"),
+    "sglang": ("python3", "-m", "sglang.launch_server", "--model-path"),
+    "tgi": ("text-generation-launcher", "--model-id"),
+}
+"""What a recipe stands in for: all before the model. A view of the model's folder is written before that."""
 _VERSIONS: Final = {"vllm": "/version", "sglang": "/server_info", "tgi": "/info"}
 """Where a server tells its own."""
 
@@ -145,7 +149,10 @@ class Server:
             return [_transformers(), *command[1:]]
         if not self.recipe:
             return command
-        return [self.recipe, "serve", str(self.folder), *command[command.index(_SOURCE[self.backend]) + 2 :]]
+        launcher = _LAUNCHERS[self.backend]
+        place = command.index(launcher[0])
+        assert tuple(command[place : place + len(launcher)]) == launcher
+        return [*command[:place], self.recipe, "serve", *command[place + len(launcher) :]]
 
     def _environment(self) -> dict[str, str]:
         own = backends.get(self.backend).environment(self._deployment())

@@ -18,6 +18,8 @@ class Tape:
         self.version = version
         self.date = date
         """When it was recorded."""
+        self.unanswered = 0
+        """Requests that no answer came to while it was recorded."""
         self._answers: dict[tuple[str, str], list[tuple[int, str, str]]] = {}
         """Status, content type and body of each, by path and the body of the request."""
         self._played: Counter[tuple[str, str]] = Counter()
@@ -70,6 +72,7 @@ def tap(tape: Tape, engine: Upstream, url: str, http: httpx.AsyncClient) -> None
         try:
             got = await http.post(url + path, content=exchange.body, headers={"content-type": "application/json"})
         except httpx.ReadTimeout:
+            tape.unanswered += 1
             got = httpx.Response(504, json={"error": "no answer, as long as was waited for it"})
         kind = got.headers.get("content-type", "")
         tape.record(path, exchange.body, got.status_code, kind, got.content)

@@ -57,6 +57,16 @@ class EngineSettings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    runner: Literal["auto", "generate", "pooling"] = Field(
+        "auto",
+        description="What the model makes. generate: text; pooling: vectors (embeddings), or scores where it has a "
+        "head for them; auto: as its folder says.",
+    )
+    pooling: Literal["auto", "last", "mean", "cls"] = Field(
+        "auto",
+        description="How a vector is made of those of a text's tokens: of the last one, of all, of the first one. "
+        "auto: as the folder says (1_Pooling), else the mean of encoders and the last one of others.",
+    )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto", description="Of the weights. auto: the checkpoint's own, where this machine computes it fast."
     )

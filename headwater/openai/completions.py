@@ -19,7 +19,7 @@ def _is_token_ids(value: Any) -> bool:
     return isinstance(value, list) and all(type(each) is int and 0 <= each <= MAX_TOKEN_ID for each in value)
 
 
-def _read_prompt(value: Any) -> Prompt:
+def read_prompt(value: Any) -> Prompt:
     match value:
         case str():
             return value
@@ -40,8 +40,19 @@ def _read_prompt(value: Any) -> Prompt:
             )
 
 
+def prompts_of(prompt: Prompt) -> list[str] | list[list[int]]:
+    """One entry for each prompt."""
+    match prompt:
+        case str():
+            return [prompt]
+        case [int(), *_]:
+            return [cast("list[int]", prompt)]
+        case _:
+            return cast("list[str] | list[list[int]]", prompt)
+
+
 class CompletionRequest(SamplingRequest, Unsupported):
-    prompt: Annotated[Prompt, PlainValidator(_read_prompt)]
+    prompt: Annotated[Prompt, PlainValidator(read_prompt)]
     echo: bool = False
     """The answer begins with the prompt."""
     max_tokens: Integer | None = Field(None, ge=0)
@@ -74,13 +85,7 @@ class CompletionRequest(SamplingRequest, Unsupported):
     @property
     def prompts(self) -> list[str] | list[list[int]]:
         """One entry for each prompt of the request."""
-        match self.prompt:
-            case str():
-                return [self.prompt]
-            case [int(), *_]:
-                return [cast("list[int]", self.prompt)]
-            case _:
-                return cast("list[str] | list[list[int]]", self.prompt)
+        return prompts_of(self.prompt)
 
 
 # Answer

@@ -60,7 +60,7 @@ class StreamOptions(RequestModel):
     """Send the usage so far in each chunk, too."""
 
 
-def _one_as_list(value: Any) -> Any:
+def one_as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
@@ -125,7 +125,7 @@ class SamplingRequest(Sampling):
     min_tokens: Integer = Field(0, ge=0)
     seed: Integer | None = None
     logit_bias: Annotated[dict[int, float], PlainValidator(_read_logit_bias)] = {}
-    stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_one_as_list), Field(max_length=16)] = []
+    stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(one_as_list), Field(max_length=16)] = []
     """Always a list, also where the client sent one string."""
     stop_token_ids: list[TokenId] = []
     include_stop_str_in_output: bool = False

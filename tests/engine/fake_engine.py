@@ -1,6 +1,7 @@
 """An engine process without an engine: it says what a test tells it to say, and tells the test what it hears."""
 
 import os
+import struct
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,7 +12,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from headwater_engine.core.messages import Abort, FinishReason, Generate, Output, Outputs, Ready, Reply, Request
+from headwater_engine.core.messages import Abort, Embed, FinishReason, Generate, Output, Outputs, Ready, Reply, Request
 
 EXIT = b"exit "
 
@@ -80,6 +81,17 @@ class FakeEngine:
         message = await self.hear()
         assert isinstance(message, Generate)
         return message
+
+    async def hear_embed(self) -> Embed:
+        message = await self.hear()
+        assert isinstance(message, Embed)
+        return message
+
+    async def give(self, question: Embed, *numbers: float, cached_tokens: int = 0) -> None:
+        """Its vector."""
+        vector = struct.pack(f"={len(numbers)}f", *numbers)
+        output = Output(id=question.id, vector=vector, cached_tokens=cached_tokens, finish_reason=FinishReason.STOP)
+        await self.say(Outputs([output]))
 
     async def hear_abort(self) -> list[str]:
         message = await self.hear()

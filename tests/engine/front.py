@@ -25,10 +25,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def settings_of(**changes: Any) -> EngineSettings:
+    return EngineSettings(**({"model": "random:tiny", "port": free_port()} | changes))
+
+
 @asynccontextmanager
 async def serving(engine: FakeEngine, **changes: Any) -> AsyncIterator[httpx.AsyncClient]:
     """The server, in this process, around the fake engine. Listens; the engine has not said anything yet."""
-    settings = EngineSettings(model="random:tiny", port=free_port(), **changes)
+    settings = settings_of(**changes)
     server = asyncio.create_task(EngineServer(settings, command=engine.command).run())
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{settings.port}", timeout=HANG) as http:
         try:

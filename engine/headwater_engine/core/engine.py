@@ -11,7 +11,7 @@ from itertools import count
 import structlog
 
 from headwater_engine.core.grammars import Grammars
-from headwater_engine.core.messages import FinishReason, Generate, Output, Refusal, Stats, Tokenizer
+from headwater_engine.core.messages import Embed, FinishReason, Generate, Output, Refusal, Stats, Tokenizer
 from headwater_engine.core.request import Request
 from headwater_engine.core.scheduler import Flight, Scheduler
 from headwater_engine.core.step import Pending, Result, Span, TokenMasks, Worker
@@ -65,15 +65,17 @@ class Engine:
         """Nobody steps any more."""
         self._grammars.close()
 
-    def add(self, message: Generate) -> Output | None:
+    def add(self, message: Generate | Embed) -> Output | None:
         """Queue a request. An Output means that it was refused at once, since it could never run."""
         if not message.prompt:
             return _refused(message.id, "The prompt has no tokens.", code="empty_prompt")
-        if len(message.prompt) >= self._max_model_len:
+        answer = int(isinstance(message, Generate))
+        if len(message.prompt) + answer > self._max_model_len:
             return _refused(
                 message.id,
-                f"The prompt has {len(message.prompt)} tokens, and at most {self._max_model_len - 1} fit "
-                f"into the context of {self._max_model_len} tokens beside one token of the answer.",
+                f"The prompt has {len(message.prompt)} tokens, and at most {self._max_model_len - answer} fit "
+                f"into the context of {self._max_model_len} tokens"
+                f"{' beside one token of the answer' if answer else ''}.",
                 code="context_length_exceeded",
             )
         if not 0 <= min(message.prompt) <= max(message.prompt) < self._vocab_size:
@@ -82,6 +84,9 @@ class Engine:
             )
         if message.id in self.scheduler or message.id in self._grammars:
             return _error(message.id, f"A request with the id {message.id!r} is running already.")
+        if isinstance(message, Embed):
+            self.scheduler.add(Request.of_vector(message, next(self._orders), self.scheduler.number))
+            return None
         if message.constraint is None:
             self._queue(message)
             return None
@@ -177,6 +182,12 @@ class Engine:
             return
         tokens = result.tokens[place]
         request.settle(span, len(tokens))
+        if (vector := result.vectors.get(place)) is not None:
+            self.scheduler.remove(request.id)
+            cached = request.cached_tokens or 0
+            self._prompt_tokens_cached += cached
+            outputs.append(Output(id=request.id, vector=vector, cached_tokens=cached, finish_reason=FinishReason.STOP))
+            return
         if request.wants_prompt_logprobs:
             request.prompt_logprobs += [None] if span.start == 0 else []
             request.prompt_logprobs += result.prompt_logprobs.get(place, [])

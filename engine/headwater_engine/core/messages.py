@@ -42,6 +42,17 @@ class Generate(msgspec.Struct, tag="generate", kw_only=True):
     """The form that the answer is to have."""
 
 
+class Embed(msgspec.Struct, tag="embed", kw_only=True):
+    """Of an engine that makes vectors."""
+
+    id: str
+    prompt: list[int]
+    """As of `Generate`. In a pair, tokens of the second text are the vocabulary's size larger, where a model tells them
+    apart."""
+    priority: int = 0
+    cache_salt: str = ""
+
+
 class Tokenizer(msgspec.Struct, tag="tokenizer"):
     """Once, before any request with a constraint."""
 
@@ -59,7 +70,7 @@ class Shutdown(msgspec.Struct, tag="shutdown"):
     """Leave at once; the HTTP process has drained already."""
 
 
-Request = Generate | Tokenizer | Abort | Shutdown
+Request = Generate | Embed | Tokenizer | Abort | Shutdown
 
 
 # From the engine process
@@ -113,6 +124,8 @@ class Output(msgspec.Struct, tag="output", kw_only=True, omit_defaults=True):
     """Once, with the first token; None for the first prompt token."""
     cached_tokens: int = 0
     """Prompt tokens that came from the prefix cache; said with the first token."""
+    vector: bytes | None = None
+    """What an `Embed` asks for: numbers of float32, in this machine's order."""
     finish_reason: FinishReason | None = None
     stop_reason: int | None = None
     """The token id out of `stop_token_ids` that ended it."""

@@ -25,6 +25,7 @@ from headwater_engine.core.engine import Engine
 from headwater_engine.core.heartbeat import Heartbeat
 from headwater_engine.core.messages import (
     Abort,
+    Embed,
     Failed,
     Generate,
     Loading,
@@ -98,7 +99,7 @@ class EngineLoop:
         while parent_lives():
             for message in self._channel.receive(self._patience()):
                 match message:
-                    case Generate():
+                    case Generate() | Embed():
                         self._add(message)
                     case Tokenizer():
                         self._engine.know(message)
@@ -122,7 +123,7 @@ class EngineLoop:
             return 0.0
         return GRAMMAR_INTERVAL if self._engine.awaits_grammars else IDLE_INTERVAL
 
-    def _add(self, message: Generate) -> None:
+    def _add(self, message: Generate | Embed) -> None:
         refusal = self._engine.add(message)
         if refusal is not None:
             self._channel.send(Outputs([refusal]))
@@ -156,13 +157,15 @@ def build(
         channel.send(Loading(1.0, "other ranks"))
         worker = lead(place, loaded)
     event_log = EventLog(loaded.block_size) if settings.kv_events else None
-    cache = PrefixCache(loaded.blocks, loaded.block_size, reuse=settings.prefix_cache, listener=event_log)
+    reuse = settings.prefix_cache and loaded.reuses_prompts
+    cache = PrefixCache(loaded.blocks, loaded.block_size, reuse=reuse, listener=event_log)
     objective = settings.itl_objective_ms
     scheduler = Scheduler(
         cache,
         max_num_seqs=settings.max_num_seqs,
         max_batched_tokens=settings.max_batched_tokens,
         itl_objective=None if objective is None else objective / 1e3,
+        whole_prompts=loaded.whole_prompts,
     )
     engine = Engine(
         scheduler,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from headwater_engine.cache.prefix_cache import Lease
-from headwater_engine.core.messages import FinishReason, Generate, TokenLogprobs
+from headwater_engine.core.messages import Embed, FinishReason, Generate, TokenLogprobs
 from headwater_engine.core.step import Span
 from headwater_engine.grammar.matcher import Matcher
 from headwater_engine.sampling.params import SamplingParams
@@ -76,6 +76,18 @@ class Request:
             limit=min(len(message.prompt) + message.params.max_tokens, max_model_len),
             matcher=matcher,
         )
+
+    @classmethod
+    def of_vector(cls, message: Embed, order: int, step: int) -> "Request":
+        """As if one token were to come behind the prompt: what would give it gives the vector."""
+        generate = Generate(
+            id=message.id,
+            prompt=message.prompt,
+            params=SamplingParams(max_tokens=1, temperature=0),
+            priority=message.priority,
+            cache_salt=message.cache_salt,
+        )
+        return cls.of(generate, order, len(message.prompt) + 1, step)
 
     @property
     def rank(self) -> tuple[int, int]:

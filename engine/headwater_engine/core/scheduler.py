@@ -57,8 +57,12 @@ class Scheduler:
         max_batched_tokens: int,
         itl_objective: float | None = None,
         drafter: Drafter | None = None,
+        whole_prompts: bool = False,
     ) -> None:
-        """`itl_objective`: seconds between two tokens of a stream that prompts should leave room for."""
+        """`itl_objective`: seconds between two tokens of a stream that prompts should leave room for.
+
+        `whole_prompts`: none is cut into chunks, and one that is longer than a step may be has a step of its own.
+        """
         if max_batched_tokens < max_num_seqs:
             raise ValueError(
                 f"max_batched_tokens ({max_batched_tokens}) must be at least max_num_seqs ({max_num_seqs}), "
@@ -76,6 +80,7 @@ class Scheduler:
         self.preemptions = 0
         self.pace = Pace(itl_objective, max_batched_tokens)
         self._drafter = drafter
+        self._whole_prompts = whole_prompts
         self._by_id: dict[str, Request] = {}
         self.number = 0
         """Of the step that was planned last."""
@@ -218,6 +223,10 @@ class Scheduler:
         """
         while prompts and budget:
             request = prompts.pop(0)
+            if self._whole_prompts and len(request.tokens) > budget:
+                if flight.requests:
+                    break
+                budget = len(request.tokens)
             if request.lease is None and not self._start(request):
                 break
             if request.uncomputed > budget:

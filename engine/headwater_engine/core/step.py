@@ -79,6 +79,8 @@ class Result:
     """Beside the tokens, where they are asked for."""
     prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
     """`Span.scored` of them."""
+    vectors: dict[int, bytes] = field(default_factory=dict)
+    """Instead of tokens, where a worker makes vectors: of those that are complete, float32."""
     errors: dict[int, str] = field(default_factory=dict)
     """Instead of tokens: what is wrong with this request, and with no other."""
 

@@ -116,6 +116,10 @@ class Linears:
             table = F.pad(table, (0, 0, 0, each - len(table)))
         return Vocabulary(table, scale, self.kernels, self._ranks)
 
+    def table(self, name: str, rows: int, size: int) -> Tensor:
+        """A parameter that is plain numbers to all: [rows, size], of the activations' type."""
+        return self._weights.take(name, rows, size).dense().to(self.kernels.device, self.kernels.dtype)
+
     def vector(self, name: str, size: int, *, offset: float = 0.0) -> Tensor:
         """A parameter for each feature, such as a norm's weights, plus `offset`: [size], of the activations' type."""
         vector = self._weights.take(name, size).dense().to(self.kernels.device)

@@ -113,7 +113,7 @@ class RandomCheckpoint:
     def read(self, name: str, shape: tuple[int, ...]) -> StoredWeight:
         if name.endswith("bias"):
             return StoredWeight(torch.zeros(shape))
-        if "norm" in name:
+        if "norm" in name.lower():
             return StoredWeight(torch.ones(shape))
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
         return StoredWeight(torch.empty(shape).normal_(std=0.02, generator=generator))

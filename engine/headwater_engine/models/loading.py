@@ -24,12 +24,10 @@ __all__ = ["LoadError", "Model", "load_model", "weights_dtype"]
 log = structlog.get_logger(__name__)
 
 
-class Model(Protocol):
-    """What the engine runs. Call it under `torch.inference_mode()`."""
+class HiddenStates(Protocol):
+    """What makes vectors of tokens. Call it under `torch.inference_mode()`."""
 
     config: ModelConfig
-    recordable: bool
-    """Whether a step of one token a sequence always launches the same kernels on the same memory."""
 
     def reach(self, positions: int) -> None:
         """Prepare for sequences of so many tokens, at most `config.max_positions`; before the first `forward`."""
@@ -42,6 +40,13 @@ class Model(Protocol):
         With `rows` [R] int64, ascending, each the last token of its sequence: only their hidden states, [R, H]. A
         prompt needs no others, and what they cost in the last layer is saved.
         """
+
+
+class Model(HiddenStates, Protocol):
+    """What the engine runs, where it generates text."""
+
+    recordable: bool
+    """Whether a step of one token a sequence always launches the same kernels on the same memory."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[R, H] -> [R, vocabulary] float32.
@@ -71,7 +76,7 @@ def load_model(
             f"The checkpoint is quantised ({method}), as quantization_config says, which is not supported yet."
         )
     progress(0.0)
-    family = _native_family(values)
+    family = native_family(values)
     if family is None and ranks.size > 1:
         raise LoadError(f"{values['model_type']} runs through transformers, and cannot be shared among ranks.")
     if family is None:
@@ -88,7 +93,7 @@ def load_model(
     return model
 
 
-def _native_family(values: Mapping[str, Any]) -> Family | None:
+def native_family(values: Mapping[str, Any]) -> Family | None:
     """The family of ours that runs this config: some checkpoints vary the activation or the rotary scaling."""
     family = FAMILIES.get(values["model_type"])
     if family is None:

@@ -231,6 +231,14 @@ def read_object(file: Path) -> dict[str, Any]:
     return _parse_object(_text_of(file), str(file))
 
 
+def read_list(file: Path) -> list[Any]:
+    """The JSON list in a file of a model's folder. Raises LoadError."""
+    values = _read_json(_text_of(file), str(file))
+    if not isinstance(values, list):
+        raise LoadError(f"{file} must be a JSON list.")
+    return values
+
+
 def _text_of(file: Path) -> str:
     try:
         return file.read_text()
@@ -246,10 +254,14 @@ def _parse(text: str, where: str) -> dict[str, Any]:
 
 
 def _parse_object(text: str, where: str) -> dict[str, Any]:
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:  # also of a number with too many digits
-        raise LoadError(f"{where} is not JSON: {error}") from error
+    values = _read_json(text, where)
     if not isinstance(values, dict):
         raise LoadError(f"{where} must be a JSON object.")
     return values
+
+
+def _read_json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # also of a number with too many digits
+        raise LoadError(f"{where} is not JSON: {error}") from error

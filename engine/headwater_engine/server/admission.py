@@ -14,6 +14,7 @@ from prometheus_client import Gauge
 from headwater.memory import memory_limit
 from headwater.openai.errors import BadRequestError, ServiceUnavailableError
 from headwater.openai.request import SamplingRequest
+from headwater.openai.vectors import TextsRequest
 from headwater.tally import Count
 from headwater_engine.config import EngineSettings
 from headwater_engine.server.asking import Question
@@ -43,13 +44,15 @@ class Admission:
         """Prompt tokens of all open answers together: a sixteenth of the memory."""
 
     @contextmanager
-    def of(self, request: SamplingRequest, *, prompts: int = 1) -> Iterator[None]:
-        """Let a request in, for as long as it is answered.
+    def of(self, request: SamplingRequest | TextsRequest, *, prompts: int = 1, field: str = "prompt") -> Iterator[None]:
+        """Let a request in, for as long as it is answered. `field`: of the prompts.
 
         Raises BadRequestError where it could never be, and ServiceUnavailableError where it cannot be now.
         """
-        self._check(request, prompts)
-        answers = prompts * request.n
+        each = request.n if isinstance(request, SamplingRequest) else 1
+        self._check(prompts, each, field)
+        self._check_priority(request.priority)
+        answers = prompts * each
         if self._open + answers > self._room:
             raise self._no_room(f"As many requests wait as may (--max-waiting {self._waiting}).")
         self._open += answers
@@ -64,12 +67,17 @@ class Admission:
 
         Raises as `of` does.
         """
+        with self.holding_tokens(question.n * sum(map(len, question.prompts)), context, "prompt"):
+            yield
+
+    @contextmanager
+    def holding_tokens(self, tokens: int, context: int, field: str) -> Iterator[None]:
+        """The same of so many tokens, in `field`."""
         most = max(self.most_tokens, context)
-        tokens = question.n * sum(map(len, question.prompts))
         if tokens > most:
             raise BadRequestError(
                 f"The prompts have {tokens} tokens for all answers together; this server holds {most} at once.",
-                param="prompt",
+                param=field,
             )
         if self._tokens + tokens > most:
             raise self._no_room(f"As many prompt tokens wait as this server may hold ({most}).")
@@ -87,17 +95,19 @@ class Admission:
         self._turned_away.inc()
         return ServiceUnavailableError(why, code="queue_full", retry_after=_RETRY_AFTER)
 
-    def _check(self, request: SamplingRequest, prompts: int) -> None:
+    def _check(self, prompts: int, each: int, field: str) -> None:
         most = min(MOST_ANSWERS, self._room)
-        if prompts * request.n > most:
-            asked = f"{prompts} prompts with {request.n} answers each" if prompts > 1 else f"{request.n} answers"
+        if prompts * each > most:
+            asked = f"{prompts} prompts with {each} answers each" if prompts > 1 else f"{each} answers"
             raise BadRequestError(
                 f"{asked} are more than the {most} answers that one request may ask for.",
-                param="prompt" if prompts > request.n else "n",
+                param=field if prompts > each else "n",
             )
-        if request.priority and not self._takes_priorities:
+
+    def _check_priority(self, priority: int) -> None:
+        if priority and not self._takes_priorities:
             raise BadRequestError(
-                f"`priority` must be 0, found {request.priority}: this engine goes by the order in which requests "
+                f"`priority` must be 0, found {priority}: this engine goes by the order in which requests "
                 "come, unless it runs with --scheduling-policy priority.",
                 param="priority",
             )

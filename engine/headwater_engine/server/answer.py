@@ -187,7 +187,7 @@ class Choice:
         answer = self._answer
         if output.finish_reason is FinishReason.ERROR:
             self.leave("error")
-            raise _failure(output, engine_is_alive=answer.engine.failure is None)
+            raise failure_of(output, engine_is_alive=answer.engine.failure is None)
         self._timer.tokens(len(output.tokens))
         answer.count(self.index, output)
         piece = self.reader.read(output, self.index)
@@ -319,7 +319,7 @@ class Answer:
             self._client.answer(200, self._form.headers, last)
 
 
-def _failure(output: Output, *, engine_is_alive: bool) -> APIError:
+def failure_of(output: Output, *, engine_is_alive: bool) -> APIError:
     if output.refusal is not None:
         return BadRequestError(output.refusal.message, code=output.refusal.code)
     return InternalServerError(output.error or "", code="engine_error" if engine_is_alive else "engine_dead")

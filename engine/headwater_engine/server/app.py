@@ -32,7 +32,7 @@ from headwater.listening import cannot_listen
 from headwater.logs import configure_logging
 from headwater.openai.chat import ChatCompletionRequest
 from headwater.openai.completions import CompletionRequest
-from headwater.openai.errors import APIError, InternalServerError, MethodNotAllowedError, NotFoundError
+from headwater.openai.errors import APIError, BadRequestError, InternalServerError, MethodNotAllowedError, NotFoundError
 from headwater.openai.errors import ServiceUnavailableError as Unavailable
 from headwater.openai.models import ModelList
 from headwater.openai.tokenize import DetokenizeAnswer, DetokenizeRequest, TokenizeAnswer, TokenizeRequest
@@ -45,6 +45,7 @@ from headwater_engine.server.asking import Question
 from headwater_engine.server.client import EngineClient
 from headwater_engine.server.metrics import ServerMetrics
 from headwater_engine.server.node import NodeServer
+from headwater_engine.server.pooling import PoolingAPI
 from headwater_engine.server.served_model import ServedModel
 from headwater_engine.server.start import shown_start
 
@@ -74,6 +75,7 @@ class EngineApp:
         self.engine = engine
         self.metrics = metrics
         self._admission = Admission(engine.settings, metrics.turned_away, metrics.prompt_tokens_held)
+        self._pooling = PoolingAPI(engine, metrics, self._admission)
         self.model: ServedModel | None = None
         self.draining = False
         self.running = 0
@@ -83,6 +85,9 @@ class EngineApp:
         self.paths: dict[str, tuple[bytes, Handler]] = {
             "/v1/chat/completions": (b"POST", self._chat),
             "/v1/completions": (b"POST", self._completions),
+            "/v1/embeddings": (b"POST", self._embeddings),
+            **dict.fromkeys(("/v1/score", "/score"), (b"POST", self._score)),
+            **dict.fromkeys(("/v1/rerank", "/v2/rerank", "/rerank"), (b"POST", self._rerank)),
             "/v1/models": (b"GET", self._models),
             "/tokenize": (b"POST", self._tokenize),
             "/detokenize": (b"POST", self._detokenize),
@@ -134,7 +139,7 @@ class EngineApp:
     # What clients ask
 
     async def _chat(self, request: Request, client: ClientConnection) -> None:
-        model, context = self._open()
+        model, context = self._generating()
         asked = ChatCompletionRequest.parse(request.body)
         request.drop_body()
         with self._admission.of(asked):
@@ -143,7 +148,7 @@ class EngineApp:
                 await self._ask(model, question, chat.form(model, asked, question), client)
 
     async def _completions(self, request: Request, client: ClientConnection) -> None:
-        model, context = self._open()
+        model, context = self._generating()
         asked = CompletionRequest.parse(request.body)
         request.drop_body()
         with self._admission.of(asked, prompts=len(asked.prompts)):
@@ -153,6 +158,15 @@ class EngineApp:
 
     async def _ask(self, model: ServedModel, question: Question, form: Form, client: ClientConnection) -> None:
         await Answer(self.engine, model, self.metrics, question, form, client).run()
+
+    async def _embeddings(self, request: Request, client: ClientConnection) -> None:
+        await self._pooling.embeddings(*self._open(), request, client)
+
+    async def _score(self, request: Request, client: ClientConnection) -> None:
+        await self._pooling.score(*self._open(), request, client)
+
+    async def _rerank(self, request: Request, client: ClientConnection) -> None:
+        await self._pooling.rerank(*self._open(), request, client)
 
     async def _models(self, request: Request, client: ClientConnection) -> None:
         model, context = self._loaded()
@@ -200,6 +214,16 @@ class EngineApp:
         if self.draining:
             raise Unavailable("This engine is about to end.", code="draining", retry_after=1)
         return loaded
+
+    def _generating(self) -> tuple[ServedModel, int]:
+        """As `_open`, for what asks for text. Raises BadRequestError where the model makes none."""
+        model, context = self._open()
+        if model.plan is not None:
+            paths = "/v1/score and /v1/rerank" if model.plan.scores else "/v1/embeddings, /v1/score and /v1/rerank"
+            raise BadRequestError(
+                f"{model.names[0]} generates no text here; this engine answers {paths}.", code="not_done_here"
+            )
+        return model, context
 
     # What probes ask
 
@@ -288,9 +312,11 @@ class EngineServer:
             return
         self._metrics.vllm.model_name = self._app.model.names[0]
         ready = await self._engine.until_ready()
-        self._engine.tell_tokenizer(self._app.model.backend.to_str(), self._app.model.eos_token_ids)
         self._metrics.ready(ready)
-        self._app.model.vocabulary = ready.vocab_size
+        plan = self._app.model.plan
+        if plan is None:
+            self._engine.tell_tokenizer(self._app.model.backend.to_str(), self._app.model.eos_token_ids)
+        self._app.model.vocabulary = ready.vocab_size if plan is None else plan.second_text or ready.vocab_size
         # What is loaded stays: the collector need not look through it again, while streams wait.
         gc.collect()
         gc.freeze()

@@ -22,6 +22,7 @@ import zmq
 from headwater_engine.config import EngineSettings
 from headwater_engine.core.messages import (
     Abort,
+    Embed,
     Failed,
     FinishReason,
     Generate,
@@ -155,7 +156,7 @@ class EngineClient:
     def open_requests(self) -> int:
         return len(self._open)
 
-    def ask(self, message: Generate, take: Take) -> None:
+    def ask(self, message: Generate | Embed, take: Take) -> None:
         """Have `take`, which raises nothing, called with each of the request's outputs, up to one that finishes it."""
         self._open[message.id] = take
         if self.failure is not None:

@@ -88,6 +88,9 @@ class ServerMetrics:
             "Ended requests, by finish reason: stop, length, abort (the client left) or error.",
             "finish_reason",
         )
+        self.vectors = counter(
+            "vectors", "Vectors and scores in answers, by what they are: embedding or score.", "kind"
+        )
         self.turned_away = count("requests_turned_away", "Requests that got a 503 since too many others waited.")
         self.prompt_tokens_held = gauge("prompt_tokens_held", "Prompt tokens of all requests that run or wait.")
         self._seen = Stats(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+from tokenizers import Encoding
 
 from headwater.openai.chat import Conversation
 from headwater.openai.errors import BadRequestError, ModelNotFoundError
@@ -19,6 +20,7 @@ from headwater_engine.formats.functions import Spelling
 from headwater_engine.formats.reader import Speech
 from headwater_engine.formats.registry import CALL_FORMAT_OF, THINKING_OF, format_that_reads, thinking_in
 from headwater_engine.models.generation import load_generation_config
+from headwater_engine.models.pooling import plan_pooling
 from headwater_engine.models.source import resolve
 from headwater_engine.models.tokenizer import load_tokenizer
 from headwater_engine.sampling.params import SamplingParams
@@ -39,6 +41,8 @@ class ServedModel:
         self.source = settings.model
         self.created = int(time.time())
         self.tokenizer = load_tokenizer(folder)
+        self.plan = plan_pooling(folder, settings.runner, settings.pooling)
+        """Of a model that makes vectors or scores; None: it generates text."""
         self.vocabulary = len(self.tokenizer)
         """Token ids are below. Once the weights are loaded, the model's own rows count."""
         self.backend = self.tokenizer.backend_tokenizer
@@ -53,7 +57,8 @@ class ServedModel:
         self._longest_token = max(map(len, self.backend.get_vocab()))
         self._warned_of_bos = False
         self._cuts_max_tokens = settings.excess_max_tokens == "cut"
-        self._renderer = self._make_renderer(hide_special_tokens=settings.special_tokens_in_messages == "text")
+        hide = settings.special_tokens_in_messages == "text"
+        self._renderer = self._make_renderer(hide_special_tokens=hide) if self.plan is None else None
         self.speech = self._learn_speech(settings)
         added = {token.content: number for number, token in self.backend.get_added_tokens_decoder().items()}
         self.spelling = Spelling(added.get, self.speech.markers)
@@ -85,7 +90,7 @@ class ServedModel:
 
     def check_length(self, text: str, context: int, field: str) -> None:
         """Raises BadRequestError for a text that no `context` tokens can hold, and that need not be tokenized."""
-        longest = context * self._longest_token
+        longest = self.longest_text(context)
         if len(text) > longest:
             raise BadRequestError(
                 f"The prompt is too long: it has {len(text)} characters. This model's maximum context length is "
@@ -93,6 +98,18 @@ class ServedModel:
                 param=field,
                 code="context_length_exceeded",
             )
+
+    def longest_text(self, context: int) -> int:
+        """Characters of so many tokens at most."""
+        return context * self._longest_token
+
+    def told_apart(self, encoding: Encoding) -> list[int]:
+        """Tokens of one text or of two, which an encoder tells apart by their numbers."""
+        if self.plan is None or not self.plan.second_text:
+            return list(encoding.ids)
+        return [
+            token + kind * self.plan.second_text for token, kind in zip(encoding.ids, encoding.type_ids, strict=True)
+        ]
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """`text` is a client's, or what `render` gave. Raises BadRequestError."""

@@ -3,11 +3,13 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 import torch
 
 from headwater_engine.config import EngineSettings
+from headwater_engine.core.step import Worker
 from headwater_engine.distributed.meet import check_alike, find_ranks
 from headwater_engine.distributed.place import Place
 from headwater_engine.distributed.ranks import ALONE
@@ -16,11 +18,15 @@ from headwater_engine.kernels import find_device, select
 from headwater_engine.kernels.interface import BLOCK_SIZE, LayerCache
 from headwater_engine.models.dtypes import weights_dtype
 from headwater_engine.models.loading import load_model
+from headwater_engine.models.pooled import load_pooled
+from headwater_engine.models.pooling import Pooling, plan_pooling
 from headwater_engine.models.source import fingerprint, resolve
 from headwater_engine.worker.device import device_checked
 from headwater_engine.worker.graphs import cuda_recorder, ladder
 from headwater_engine.worker.layers import LayerCaches
 from headwater_engine.worker.memory import GIB, count_blocks, keep_freed_memory, room_on_cpu
+from headwater_engine.worker.pooler import Pooler
+from headwater_engine.worker.pooling import PoolingWorker
 from headwater_engine.worker.trial import measure
 from headwater_engine.worker.worker import ModelWorker
 
@@ -34,7 +40,7 @@ Progress = Callable[[float, str], None]
 class Loaded:
     """A worker that is ready, and what the engine must know of it."""
 
-    worker: ModelWorker
+    worker: Worker
     depth: int
     """How many steps should be under way while the next one is planned."""
     kernels: str
@@ -43,6 +49,10 @@ class Loaded:
     blocks: int
     block_size: int
     """Tokens in one block."""
+    reuses_prompts: bool = True
+    """Whether keys and values are all that a later token needs of a prompt."""
+    whole_prompts: bool = False
+    """Whether none can be cut into chunks."""
 
 
 def load(settings: EngineSettings, progress: Progress, beat: Callable[[], None], place: Place | None = None) -> Loaded:
@@ -70,28 +80,39 @@ def _load(
     progress(0.0, "ranks")
     ranks = ALONE if place is None else find_ranks(place, device)
     folder = resolve(settings.model, settings.revision)
+    plan = plan_pooling(folder, settings.runner, settings.pooling)
     # At first use the C++ kernels are compiled, which takes a minute or two.
     progress(0.0, "kernels")
     kernels = select(weights_dtype(folder, settings.dtype, device), device, settings.kv_cache_dtype)
     if ranks.size > 1:
         check_alike(ranks, device, {"model": fingerprint(folder), "type of activations": str(kernels.dtype)})
-    model = load_model(
-        folder, kernels=kernels, dtype=settings.dtype, ranks=ranks, progress=lambda f: progress(f, "weights")
-    )
+    seats, budget = settings.max_num_seqs, settings.max_batched_tokens
+
+    def weights(fraction: float) -> None:
+        progress(fraction, "weights")
+
+    make: Callable[..., Worker]
+    if plan is None:
+        model = load_model(folder, kernels=kernels, dtype=settings.dtype, ranks=ranks, progress=weights)
+        config, make = model.config, partial(ModelWorker, model, ranks=ranks)
+        records = device.type == "cuda" and model.recordable and not settings.enforce_eager
+    else:
+        pooled, head = load_pooled(folder, plan, kernels=kernels, dtype=settings.dtype, ranks=ranks, progress=weights)
+        config, make = pooled.config, partial(PoolingWorker, pooled, Pooler(plan.pooling, head, seats))
+        records = False
     keep_freed_memory()
-    config = model.config
-    wanted = settings.max_model_len or config.max_positions
+    wanted = settings.max_model_len or min(config.max_positions, (plan and plan.longest) or config.max_positions)
     if wanted > config.max_positions:
         raise LoadError(f"--max-model-len {wanted} is more than the {config.max_positions} positions of this model.")
-    seats, budget = settings.max_num_seqs, settings.max_batched_tokens
-    records = device.type == "cuda" and model.recordable and not settings.enforce_eager
+    if plan is not None and plan.encoder:
+        budget = max(budget, wanted)
 
-    def make_worker(caches: list[LayerCache], longest: int) -> ModelWorker:
-        return ModelWorker(
-            model, LayerCaches(caches, beat), kernels, seats=seats, longest=longest, budget=budget, ranks=ranks
-        )
+    def make_worker(caches: list[LayerCache], longest: int) -> Worker:
+        return make(LayerCaches(caches, beat), kernels, seats=seats, longest=longest, budget=budget)
 
-    if device.type == "cuda":
+    if not config.caches:
+        room = None
+    elif device.type == "cuda":
         progress(0.0, "trial steps")
         room = measure(
             lambda: make_worker([kernels.allocate(1, spec) for spec in config.caches], wanted),
@@ -104,8 +125,11 @@ def _load(
         ).room()
     else:
         room = room_on_cpu(neighbours)
-    bytes_per_block = sum(map(kernels.bytes_per_block, config.caches))
-    blocks = ranks.least(count_blocks(settings, bytes_per_block, wanted, room))
+    if room is None:
+        blocks = seats * (-(-wanted // BLOCK_SIZE) + 1)  # numbers for the scheduler, of nothing
+    else:
+        bytes_per_block = sum(map(kernels.bytes_per_block, config.caches))
+        blocks = ranks.least(count_blocks(settings, bytes_per_block, wanted, room))
     max_model_len = min(wanted, blocks * BLOCK_SIZE)
     if max_model_len < wanted:
         log.warning("the KV cache is smaller than the model's context", blocks=blocks, max_model_len=max_model_len)
@@ -115,7 +139,16 @@ def _load(
         caches.append(kernels.allocate(blocks + 1, spec))  # one that is nobody's
     worker = make_worker(caches, max_model_len)
     if records:
+        assert isinstance(worker, ModelWorker)
         worker.record(cuda_recorder(), ladder(seats), spare_block=blocks, tell=lambda f: progress(f, "recorded steps"))
     return Loaded(
-        worker, int(device.type == "cuda"), kernels.name, config.vocab_size, max_model_len, blocks, BLOCK_SIZE
+        worker,
+        int(device.type == "cuda" and plan is None),
+        kernels.name,
+        config.vocab_size,
+        max_model_len,
+        blocks,
+        BLOCK_SIZE,
+        reuses_prompts=plan is None or (plan.pooling is Pooling.LAST and not plan.encoder),
+        whole_prompts=plan is not None and plan.encoder,
     )

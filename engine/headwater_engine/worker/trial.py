@@ -66,7 +66,7 @@ def run_trial(worker: Worker, *, seats: int, budget: int, longest: int) -> None:
 
 
 def measure(
-    make_worker: Callable[[], ModelWorker],
+    make_worker: Callable[[], Worker],
     device: torch.device,
     *,
     seats: int,
@@ -86,7 +86,10 @@ def measure(
     worker = make_worker()
     run_trial(worker, seats=seats, budget=budget, longest=longest)
     step = torch.cuda.max_memory_reserved(device) - before
-    graphs = 0 if record is None else _measure_graphs(worker, device, record, ladder(seats))
+    graphs = 0
+    if record is not None:
+        assert isinstance(worker, ModelWorker)
+        graphs = _measure_graphs(worker, device, record, ladder(seats))
     del worker, record
     _free(device)
     return Footprint(total, utilization, weights, total - free - weights, step, graphs)

@@ -1,0 +1,139 @@
+"""From a folder to a model that makes vectors: an encoder, or a decoder without its head, and what scores pairs."""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from headwater_engine.distributed.ranks import ALONE, Ranks
+from headwater_engine.errors import LoadError
+from headwater_engine.kernels.interface import Kernels
+from headwater_engine.layers.linears import Linears
+from headwater_engine.layers.weights import Checkpoint, Weights
+from headwater_engine.models.checkpoint import open_checkpoint
+from headwater_engine.models.config import RawConfig
+from headwater_engine.models.encoder import Encoder, read_encoder
+from headwater_engine.models.loading import HiddenStates, load_model, native_family, weights_dtype
+from headwater_engine.models.pooling import PoolingPlan
+from headwater_engine.models.source import ModelFolder, read_config
+from headwater_engine.quantization.stored import StoredWeight
+
+_ROBERTA: Final = ("classifier.dense", "classifier.out_proj")
+_HEADS: Final = {"bert": ("pooler.dense", "classifier"), "roberta": _ROBERTA, "xlm-roberta": _ROBERTA}
+"""Products of encoders' heads that score, by `model_type`."""
+_DECODER_HEAD: Final = ("score",)
+_BESIDE: Final = (
+    "lm_head.",
+    "cls.",
+    "pooler.",
+    "classifier.",
+    "score.",
+    "embeddings.position_ids",
+    "embeddings.token_type_ids",
+)
+"""What else a checkpoint may hold: heads for other ends, and numbers that say nothing."""
+
+Layer = tuple[Tensor, Tensor | None]
+"""Weight [out, in] and bias of a product, float32."""
+
+
+class Head:
+    """Products, and tanh between them: what makes a score of a vector."""
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self._layers = layers
+
+    def __call__(self, x: Tensor) -> Tensor:
+        *inner, (weight, bias) = self._layers
+        for each in inner:
+            x = torch.tanh(F.linear(x, *each))
+        return F.linear(x, weight, bias)
+
+
+def load_pooled(
+    folder: ModelFolder,
+    plan: PoolingPlan,
+    *,
+    kernels: Kernels,
+    dtype: str = "auto",
+    ranks: Ranks = ALONE,
+    progress: Callable[[float], None] = lambda fraction: None,
+) -> tuple[HiddenStates, Head | None]:
+    """The model, and what makes scores of its vectors, where it has that. Raises LoadError."""
+    values = read_config(folder)
+    if plan.encoder and ranks.size > 1:
+        raise LoadError(f"{values['model_type']} is an encoder, and cannot be shared among ranks.")
+    family = None if plan.encoder else native_family(values)
+    if not plan.encoder and family is None:
+        if plan.scores:
+            raise LoadError(f"{values['model_type']} runs through transformers here, and gives no scores.")
+        return load_model(folder, kernels=kernels, dtype=dtype, ranks=ranks, progress=progress), None
+    if values.get("quantization_config"):
+        raise LoadError("The checkpoint is quantised, which is not supported yet for models that make vectors.")
+    raw = RawConfig(values)
+    checkpoint = _as_model(open_checkpoint(folder), plan, values["model_type"])
+    weights = Weights(checkpoint, weights_dtype(folder, dtype, kernels.device))
+    linears = Linears(weights, kernels, ranks)
+    model: HiddenStates
+    if family is None:
+        model = Encoder(read_encoder(raw), linears, progress)
+    else:
+        # The head is not asked for; nobody packs another table for it.
+        model = family.build(RawConfig({**values, "tie_word_embeddings": True}), linears, progress)
+    head = Head(list(_layers(raw, weights, kernels, encoder=plan.encoder))) if plan.scores else None
+    weights.finish()
+    return model, head
+
+
+class _Renamed:
+    """A checkpoint of which some tensors are not there, and the others go by other names."""
+
+    def __init__(self, checkpoint: Checkpoint, stored: dict[str, str]) -> None:
+        """`stored`: what a tensor is called in it, by the name that it is asked for."""
+        self._checkpoint = checkpoint
+        self._stored = stored
+
+    def names(self) -> Collection[str]:
+        return self._stored.keys()
+
+    def read(self, name: str, shape: tuple[int, ...]) -> StoredWeight:
+        return self._checkpoint.read(self._stored.get(name, name), shape)
+
+
+def _as_model(checkpoint: Checkpoint, plan: PoolingPlan, kind: str) -> Checkpoint:
+    """With the names that it would have by itself, whatever it was saved as a part of."""
+    prefix = f"{kind.removeprefix('xlm-')}." if plan.encoder else "model."
+    head = tuple(f"{name}." for name in _head_of(kind)) if plan.scores else ()
+    stored: dict[str, str] = {}
+    for name in checkpoint.names():
+        own = name.removeprefix(prefix)
+        is_head = own.startswith(head)
+        if own.startswith(_BESIDE) and not is_head:
+            continue
+        if plan.encoder:  # as TensorFlow called them, and old checkpoints do
+            own = own.replace(".gamma", ".weight").replace(".beta", ".bias")
+        elif not is_head:
+            own = prefix + own
+        stored[own] = name
+    return _Renamed(checkpoint, stored)
+
+
+def _head_of(kind: str) -> tuple[str, ...]:
+    return _HEADS.get(kind, _DECODER_HEAD)
+
+
+def _layers(raw: RawConfig, weights: Weights, kernels: Kernels, *, encoder: bool) -> Iterator[Layer]:
+    """Of the head: the last product has one output, those before it have as many as inputs."""
+    hidden, names = raw.integer("hidden_size"), _head_of(str(raw.values["model_type"]))
+    for name in names:
+        outputs = 1 if name == names[-1] else hidden
+        weight = weights.take(f"{name}.weight", outputs, hidden)
+        bias = weights.take(f"{name}.bias", outputs) if encoder else None
+        yield _numbers(weight, kernels), None if bias is None else _numbers(bias, kernels)
+
+
+def _numbers(weight: StoredWeight, kernels: Kernels) -> Tensor:
+    """A copy of its own, also where the file is of float32."""
+    return weight.dense().to(kernels.device, torch.float32, copy=True)

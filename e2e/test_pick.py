@@ -1,4 +1,4 @@
-"""What `headwater pick` prints for the workloads in the docs is taken by the API server and rendered by the operator."""
+"""What `headwater pick` prints for the workloads in the docs is taken by the API server, and rendered."""
 
 import contextlib
 import io

@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from rich.console import Console
 from rich.table import Table
 
+from headwater.extras import missing as missing_package
 from headwater.pick.arithmetic import explain
 from headwater.pick.checkpoint import read_model
 from headwater.pick.choice import Part, Pick, pick_kinds
@@ -46,7 +47,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--measure", metavar="URL|FILE", help="Take speeds from a replica at URL, or from what bench --json printed"
     )
     parser.add_argument("--interactive", action="store_true", help="Ask for what no flag says")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="Write requests at once by length, as SVG")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="Write requests at once by length, as .svg or .png")
 
 
 def _default_text(field: FieldInfo) -> str:
@@ -133,6 +134,8 @@ def _plot(picked: Pick, path: Path) -> None:
         write_plot(picked, path)
     except OSError as error:
         raise WorkloadError(f"--plot: {path}: cannot be written: {error.strerror}") from None
+    except ImportError:
+        raise WorkloadError(f"--plot: {path}: {missing_package('matplotlib', 'bench')}; .svg needs nothing") from None
 
 
 def to_json(picked: Pick) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Accelerators: what the arithmetic needs to know of each.
 
-Bandwidth and arithmetic are those of the vendors' public data sheets (dense, of the SXM form where there are several).
+Bandwidth and arithmetic are those of the vendors' public data sheets (dense, of the SXM form where there are several);
+docs/choosing.md says which of them were looked up, and where.
 Memory is what a server sees of it: from their logs (T4, A10G, L4, L40S, A100, H100, H200, B200, RTX 3090 to 5090), else
 97 % of the data sheet's number for HBM and 93 % for GDDR, of which error correction takes a part.
 """
@@ -87,7 +88,7 @@ _TABLE: Final = (
     Accelerator("h100-nvl", "H100 NVL", "nvidia", "hopper", 93.1, 3900, 835, 1671, link_gbs=600),
     Accelerator("h200", "H200", "nvidia", "hopper", 139.8, 4800, 989, 1979, link_gbs=900),
     Accelerator("b200", "B200", "nvidia", "blackwell", 178.4, 8000, 2250, 4500, 9000, link_gbs=1800),
-    Accelerator("b300", "B300", "nvidia", "blackwell", 268, 8000, 2250, 4500, 13500, link_gbs=1800),
+    Accelerator("b300", "B300", "nvidia", "blackwell", 268, 8000, 2250, 4500, 13125, link_gbs=1800),
     Accelerator("gb200", "GB200", "nvidia", "blackwell", 185, 8000, 2500, 5000, 10000, link_gbs=1800),
     Accelerator("gb300", "GB300", "nvidia", "blackwell", 277, 8000, 2500, 5000, 15000, link_gbs=1800),
     Accelerator("mi300x", "MI300X", "amd", "cdna3", 192, 5300, 1307, 2615, link_gbs=896),
@@ -95,7 +96,7 @@ _TABLE: Final = (
     Accelerator("mi355x", "MI355X", "amd", "cdna4", 288, 8000, 2500, 5000, 10000, link_gbs=1075),
     Accelerator("arc-b60", "Arc Pro B60", "intel", "battlemage", 22.3, 456, 98, 197),
     Accelerator("gaudi3", "Gaudi 3", "gaudi", "gaudi3", 124, 3700, 1835, 1835, link_gbs=1200),
-    Accelerator("tpu-v5e", "TPU v5e", "tpu", "tpu", 15.5, 819, 197, 394, link_gbs=200),
+    Accelerator("tpu-v5e", "TPU v5e", "tpu", "tpu", 15.5, 819, 197, 393, link_gbs=400),
     Accelerator("tpu-v5p", "TPU v5p", "tpu", "tpu", 92, 2765, 459, 918, link_gbs=600),
     Accelerator("tpu-v6e", "TPU v6e", "tpu", "tpu", 31, 1640, 918, 1836, link_gbs=448),
     Accelerator("tpu-v7", "TPU v7", "tpu", "tpu", 186, 7370, 2307, 4614, link_gbs=1200),

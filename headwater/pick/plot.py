@@ -1,4 +1,4 @@
-"""Context against requests at once, as an SVG: how many requests of which length a replica of each backend holds."""
+"""Context against requests at once, as SVG or PNG: how many of which length a replica of each backend holds."""
 
 from math import log2
 from pathlib import Path
@@ -41,8 +41,30 @@ def _requests(work: Workload, picked: Pick, able: Capability, layout: Layout, to
 
 
 def write_plot(picked: Pick, path: Path) -> None:
-    """Raises OSError."""
-    path.write_text(svg(lines(picked), f"{picked.shape.name} on {picked.workload.accelerator.title}"), encoding="utf-8")
+    """In the format that the name ends with. Raises OSError; and ImportError where PNG needs what is not there."""
+    title = f"{picked.shape.name} on {picked.workload.accelerator.title}"
+    if path.suffix.lower() == ".png":
+        _png(lines(picked), title, path)
+    else:
+        path.write_text(svg(lines(picked), title), encoding="utf-8")
+
+
+def _png(found: dict[str, Points], title: str, path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_WIDTH / 100, _HEIGHT / 100), dpi=200, layout="constrained")
+    axes = figure.subplots()
+    for number, (name, points) in enumerate(found.items()):
+        axes.plot(*zip(*points, strict=True), color=_COLOURS[number % len(_COLOURS)], label=name)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.set(title=f"{title}: requests at once in a replica", xlabel="tokens of a request")
+    axes.grid(alpha=0.3)
+    if found:
+        axes.legend()
+    figure.savefig(path, format="png")
 
 
 def svg(found: dict[str, Points], title: str) -> str:

@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -234,3 +235,18 @@ def test_a_plot_shows_a_line_for_each_backend(tmp_path: Path, capsys: pytest.Cap
     assert drawn.startswith("<svg")
     assert drawn.count("<polyline") == capsys.readouterr().out.count("1 x 1") - 1
     assert cli.main(["pick", "--model", "8b", "--plot", str(tmp_path / "none" / "x.svg")]) == USAGE_ERROR
+
+
+def test_a_plot_is_a_png_where_its_name_says_so(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    file = tmp_path / "plot.PNG"
+    assert cli.main(["pick", "--model", "Qwen/Qwen3-8B", "--gpu", "l4", "--plot", str(file)]) == 0
+    assert file.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_png_without_what_draws_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert cli.main(["pick", "--model", "8b", "--plot", str(tmp_path / "x.png")]) == USAGE_ERROR
+    assert "matplotlib is missing: " in capsys.readouterr().err

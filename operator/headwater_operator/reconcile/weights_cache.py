@@ -78,18 +78,18 @@ class WeightsCache:
     async def _claim(self, cache: Cache, namespace: str, users: Mapping[str, str]) -> Object | None:
         """Of a namespace; None until it is bound."""
         known = self._store.get(CLAIM, namespace, render.CLAIM)
+        # The volume first: a claim that finds it is bound at once, one that does not is looked at a while later.
+        if known is None or not _is_bound(known):
+            there = await self._cluster.get(VOLUME, "", render.volume_name(namespace))
+            if there is None:
+                await self._cluster.apply(cache.volume(namespace))
+            elif _is_of_another(there, known):
+                await self._cluster.delete(there)
+                return None
         before = {each["uid"]: each["name"] for each in known["metadata"].get("ownerReferences") or []} if known else {}
         claim = await self._applier.apply(cache.claim(namespace, before | dict(users)), None)
-        if "deletionTimestamp" in claim["metadata"]:
-            return None  # whoever still mounts it holds it back
-        if (claim.get("status") or {}).get("phase") == "Bound":
-            return claim
-        there = await self._cluster.get(VOLUME, "", render.volume_name(namespace))
-        if there is None:
-            await self._cluster.apply(cache.volume(namespace))
-        elif _is_of_another(there, claim):
-            await self._cluster.delete(there)
-        return None
+        # Whoever still mounts one that is to go holds it back.
+        return claim if _is_bound(claim) and "deletionTimestamp" not in claim["metadata"] else None
 
     async def sweep(self) -> None:
         """Volumes of claims that are gone say nothing of what is on the share, which stays. Raises ApiError."""
@@ -106,7 +106,11 @@ def _waiting(message: str) -> WeightsPlan:
     return WeightsPlan(WeightsPhase.PENDING, message, claim=render.CLAIM, again=_SOON)
 
 
-def _is_of_another(there: Object, claim: Object) -> bool:
+def _is_bound(claim: Object) -> bool:
+    return (claim.get("status") or {}).get("phase") == "Bound"
+
+
+def _is_of_another(there: Object, claim: Object | None) -> bool:
     """Whether it was bound to an earlier claim of this name, which nothing but a new volume mends."""
     bound = (there["spec"].get("claimRef") or {}).get("uid")
-    return bound is not None and bound != uid_of(claim)
+    return bound is not None and (claim is None or bound != uid_of(claim))

@@ -10,6 +10,7 @@ from headwater.cli.elsewhere import HINTS
 
 USAGE_ERROR: Final = 2
 _CHOICE: Final = re.compile(r"argument (?P<name>\S+): invalid choice: '(?P<found>.*)' \(choose from (?P<allowed>.*)\)")
+_NO_NUMBER: Final = re.compile(r"argument (?P<name>\S+): invalid (?P<kind>int|float) value: (?P<found>.*)")
 _MISSING: Final = "the following arguments are required: "
 
 
@@ -34,6 +35,9 @@ class Parser(argparse.ArgumentParser):
 def _in_our_words(message: str) -> str:
     if message.startswith(_MISSING):
         return f"{message.removeprefix(_MISSING)} is missing"
+    if (wrong := _NO_NUMBER.fullmatch(message)) is not None:
+        kind = "a whole number" if wrong["kind"] == "int" else "a number"
+        return f"{wrong['name']} must be {kind}; found {wrong['found']}"
     if (wrong := _CHOICE.fullmatch(message)) is None:
         return message.removeprefix("argument ")
     allowed = [each.strip("' ") for each in wrong["allowed"].split(",")]

@@ -55,6 +55,8 @@ WRONG: Final = [
     ("fetch hf://a/b", 2, "headwater fetch: it takes SOURCE and FOLDER, or --verify FOLDER"),
     ("fetch a/b folder", 1, "the source must begin with one of hf://, s3://, oci://, file://, package://; found"),
     ("fetch file:///no/such folder", 1, "headwater fetch: "),
+    ("top --interval x", 2, "headwater top: --interval must be a number; found 'x'; see headwater top --help"),
+    ("bench u --requests 1.5", 2, "headwater bench: --requests must be a whole number; found '1.5'; see"),
     ("keys", 2, "headwater keys: new, NAME is missing; see headwater keys --help"),
     ("keys old x", 2, "headwater keys: new must be new; found 'old'"),
     ("pick", 2, "headwater pick: "),

@@ -27,3 +27,7 @@ def named_by_connection(headers: Headers) -> frozenset[bytes]:
     # No sender may claim it, and where a body ends shall not be told twice.
     names.discard(b"content-length")
     return frozenset(names)
+
+
+def is_stream(headers: Headers) -> bool:
+    return any(name == b"content-type" and value.lower().startswith(b"text/event-stream") for name, value in headers)

@@ -19,7 +19,7 @@ from typing import Protocol
 
 import structlog
 
-from headwater.http.connection import ClientConnection
+from headwater.http.answering import Answering
 from headwater.http.headers import Headers
 from headwater.openai.errors import APIError, BadRequestError, InternalServerError
 from headwater.openai.usage import Usage
@@ -219,7 +219,7 @@ class Answer:
         metrics: ServerMetrics,
         question: Question,
         form: Form,
-        client: ClientConnection,
+        client: Answering,
     ) -> None:
         self.engine = engine
         self.metrics = metrics

@@ -22,6 +22,7 @@ import uvloop
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from headwater import __version__
+from headwater.http.answering import Answering
 from headwater.http.bodies import BodyBudget
 from headwater.http.connection import ClientConnection
 from headwater.http.descriptors import Descriptors
@@ -38,13 +39,14 @@ from headwater.openai.models import ModelList
 from headwater.openai.tokenize import DetokenizeAnswer, DetokenizeRequest, TokenizeAnswer, TokenizeRequest
 from headwater_engine.config import EngineSettings
 from headwater_engine.errors import LoadError
-from headwater_engine.server import chat, completions
+from headwater_engine.server import chat, completions, other_apis
 from headwater_engine.server.admission import Admission
 from headwater_engine.server.answer import Answer, Form
 from headwater_engine.server.asking import Question
 from headwater_engine.server.client import EngineClient
 from headwater_engine.server.metrics import ServerMetrics
 from headwater_engine.server.node import NodeServer
+from headwater_engine.server.other_apis import OtherAPIs
 from headwater_engine.server.pooling import PoolingAPI
 from headwater_engine.server.served_model import ServedModel
 from headwater_engine.server.start import shown_start
@@ -76,6 +78,7 @@ class EngineApp:
         self.metrics = metrics
         self._admission = Admission(engine.settings, metrics.turned_away, metrics.prompt_tokens_held)
         self._pooling = PoolingAPI(engine, metrics, self._admission)
+        self._other_apis = OtherAPIs(self._chat, self._tokenize)
         self.model: ServedModel | None = None
         self.draining = False
         self.running = 0
@@ -85,6 +88,7 @@ class EngineApp:
         self.paths: dict[str, tuple[bytes, Handler]] = {
             "/v1/chat/completions": (b"POST", self._chat),
             "/v1/completions": (b"POST", self._completions),
+            **dict.fromkeys(other_apis.PATHS, (b"POST", self._other_apis.ask)),
             "/v1/embeddings": (b"POST", self._embeddings),
             **dict.fromkeys(("/v1/score", "/score"), (b"POST", self._score)),
             **dict.fromkeys(("/v1/rerank", "/v2/rerank", "/rerank"), (b"POST", self._rerank)),
@@ -123,6 +127,8 @@ class EngineApp:
     async def _answer(self, request: Request, client: ClientConnection) -> None:
         if request.error is not None:
             raise request.error
+        if self._other_apis.answers(request, client):
+            return
         method, handler = self._find(request.path)
         # An answer to HEAD is that to GET, and loses its body on the way out.
         if (b"GET" if request.method == b"HEAD" else request.method) != method:
@@ -138,7 +144,7 @@ class EngineApp:
 
     # What clients ask
 
-    async def _chat(self, request: Request, client: ClientConnection) -> None:
+    async def _chat(self, request: Request, client: Answering) -> None:
         model, context = self._generating()
         asked = ChatCompletionRequest.parse(request.body)
         request.drop_body()
@@ -156,7 +162,7 @@ class EngineApp:
             with self._admission.holding(question, context):
                 await self._ask(model, question, completions.form(model, asked, question), client)
 
-    async def _ask(self, model: ServedModel, question: Question, form: Form, client: ClientConnection) -> None:
+    async def _ask(self, model: ServedModel, question: Question, form: Form, client: Answering) -> None:
         await Answer(self.engine, model, self.metrics, question, form, client).run()
 
     async def _embeddings(self, request: Request, client: ClientConnection) -> None:
@@ -182,7 +188,7 @@ class EngineApp:
         model, context = self._loaded()
         answer_json(client, model.tokenizer_info() | {"model_max_length": context})
 
-    async def _tokenize(self, request: Request, client: ClientConnection) -> None:
+    async def _tokenize(self, request: Request, client: Answering) -> None:
         model, context = self._loaded()
         asked = TokenizeRequest.parse(request.body)
         model.check_name(asked.model)

@@ -11,6 +11,8 @@ from headwater.http.clients import too_many_connections
 from headwater.http.connection import ClientConnection
 from headwater.http.replies import answer_json
 from headwater.http.request import Request
+from headwater.http.retelling import Retelling
+from headwater.http.shapes import tell
 from headwater.openai.errors import (
     APIError,
     BadRequestError,
@@ -34,8 +36,6 @@ from headwater_router.gateway.journal import Entry, Journal
 from headwater_router.gateway.other_apis import OtherAPIs, asked_in_chat
 from headwater_router.gateway.pages import Page
 from headwater_router.gateway.paths import FORWARDED, Form, form_of, response_of
-from headwater_router.gateway.retelling import Retelling
-from headwater_router.gateway.shapes import tell
 from headwater_router.gateway.slo import read_slo
 from headwater_router.index import PromptBuilder
 from headwater_router.picker.classes import ORDINARY, traits

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Final
 
 from headwater.backends.dialects import Translation
+from headwater.http.whole_events import SEPARATOR, WholeEvents
 from headwater_router.gateway.translating import StreamTranslator
 from headwater_router.gateway.usage import SEAM, Usage, UsageFinder
-from headwater_router.gateway.whole_events import SEPARATOR, WholeEvents
 
 _AT_ONCE: Final = 4096
 """Bytes that are looked at together: to look for a word in a short piece costs the same again for the call alone."""

@@ -14,9 +14,10 @@ import structlog
 
 from headwater.http.answering import Answering
 from headwater.http.descriptors import Descriptors
-from headwater.http.headers import Headers
+from headwater.http.headers import Headers, is_stream
 from headwater.http.replies import answer_json
 from headwater.http.request import Request
+from headwater.http.shapes import error_in, event_of
 from headwater.openai.errors import APIError, BadRequestError
 from headwater_router.dispatch.call import Call
 from headwater_router.dispatch.dispatch import Dispatch
@@ -25,12 +26,11 @@ from headwater_router.endpoints.endpoint import Endpoint
 from headwater_router.gateway.beginning import Beginning, Fault, Kind, fault_of
 from headwater_router.gateway.events import StreamReader
 from headwater_router.gateway.failures import failure, lost
-from headwater_router.gateway.head import RequestHead, answer_head, is_stream, retry_after
+from headwater_router.gateway.head import RequestHead, answer_head, retry_after
 from headwater_router.gateway.keepalive import KeepAlive
 from headwater_router.gateway.metrics import RouterMetrics
 from headwater_router.gateway.paths import Responses
 from headwater_router.gateway.refusals import LONGEST, Refusal, read_refusal, refusal_of
-from headwater_router.gateway.shapes import error_in, event_of
 from headwater_router.gateway.translating import LONGEST as LONGEST_TRANSLATED
 from headwater_router.gateway.translating import translated_document
 from headwater_router.gateway.usage import UsageFinder

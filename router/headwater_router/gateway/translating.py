@@ -7,8 +7,8 @@ import msgspec
 from msgspec import Raw
 
 from headwater.backends.dialects import Dialect, Translation, UnsupportedRequestError
+from headwater.http.whole_events import SEPARATOR, WholeEvents
 from headwater.openai.errors import BadRequestError
-from headwater_router.gateway.whole_events import SEPARATOR, WholeEvents
 
 LONGEST: Final = 8 * 2**20
 """Bytes of an answer that is translated, of those that are not streamed. Longer ones pass as they come."""

@@ -13,11 +13,10 @@ import structlog
 from headwater.apis import ApiEvent, EventStream, Exchange
 from headwater.apis.base import BrokenAnswerError
 from headwater.http.answering import Answering
-from headwater.http.headers import Headers
+from headwater.http.headers import Headers, is_stream
 from headwater.http.replies import JSON
+from headwater.http.whole_events import SEPARATOR, WholeEvents
 from headwater.openai.errors import BadGatewayError
-from headwater_router.gateway.head import is_stream
-from headwater_router.gateway.whole_events import SEPARATOR, WholeEvents
 
 log = structlog.get_logger(__name__)
 

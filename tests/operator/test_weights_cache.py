@@ -163,6 +163,17 @@ async def test_what_the_platform_does_not_list_stays_in_its_namespace(teams: Tea
     assert teams.cluster.all("PersistentVolume") == []
 
 
+async def test_what_the_platform_has_put_onto_the_share_itself_is_fetched_by_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    teams = Teams(monkeypatch, weights_shared={"hf://elsewhere/x@main": f"{NAME}/x"})
+    teams.create("red", model={"source": "hf://elsewhere/x"})
+    teams.create("blue", model={"source": "hf://elsewhere/x"})
+    await teams.settle()
+    assert teams.cluster.all("Job") == []
+    assert teams.mounted("red") == {"claimName": NAME, "readOnly": True}
+
+
 async def test_a_claim_that_a_tenant_deletes_is_bound_anew(teams: Teams) -> None:
     await filled(teams)
     claim = teams.cluster.objects["PersistentVolumeClaim", "red", NAME]

@@ -51,7 +51,7 @@ class Prerequisites:
         if not weights.needs_volume(work.deployment):
             return None
         if pin.shared:
-            cache = self._cache.holds(pin.shared)
+            cache = self._cache.holds(pin.shared, work.deployment)
             return await self._carry_out(work, await self._cache.plan(cache, work) if cache else _shared(pin))
         namespace = work.key.namespace
         self._check_reach(namespace, work.deployment)

@@ -9,6 +9,7 @@ from typing import Final
 
 import structlog
 
+from headwater.resource import ModelDeployment
 from headwater_operator.cluster.api import Cluster
 from headwater_operator.cluster.kinds import CLAIM, JOB, POD, VOLUME, Object, name_of, uid_of
 from headwater_operator.config import OperatorSettings
@@ -39,9 +40,9 @@ class WeightsCache:
         self._progress = progress
         self._cache = Cache.of(settings)
 
-    def holds(self, shared: str) -> Cache | None:
-        """The cache, if that is where these weights are to be; None: they were put elsewhere, by the platform."""
-        return self._cache if shared.partition("/")[0] == render.CLAIM else None
+    def holds(self, shared: str, deployment: ModelDeployment) -> Cache | None:
+        """The cache, if it is to have these weights; None: the platform has put them there, or elsewhere."""
+        return self._cache if shared == render.place_of(deployment) else None
 
     async def plan(self, cache: Cache, work: Reconciliation) -> WeightsPlan:
         """One step of it is made already, up to what the plan says. Raises NotOursError, ApiError."""

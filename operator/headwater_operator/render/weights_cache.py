@@ -55,7 +55,7 @@ class Cache:
         own = not spec.weights.cached or spec.model.secret_ref is not None
         if own or not any(fnmatchcase(wanted, each) for each in self.models):
             return None
-        return f"{CLAIM}/{_folder(deployment)}"
+        return place_of(deployment)
 
     def volume(self, namespace: str) -> Manifest:
         """The share, as this namespace has it."""
@@ -109,6 +109,11 @@ class Cache:
         metadata = {"name": "cache", "namespace": self.namespace}
         neutral = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": spec}
         return render_job(ModelDeployment.model_validate(neutral), settings, claim, secret=self.secret)
+
+
+def place_of(deployment: ModelDeployment) -> str:
+    """Claim and folder, should the cache have them."""
+    return f"{CLAIM}/{_folder(deployment)}"
 
 
 def filled(claim: Object, deployment: ModelDeployment) -> str | None:

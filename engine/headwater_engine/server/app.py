@@ -39,7 +39,7 @@ from headwater.openai.models import ModelList
 from headwater.openai.tokenize import DetokenizeAnswer, DetokenizeRequest, TokenizeAnswer, TokenizeRequest
 from headwater_engine.config import EngineSettings
 from headwater_engine.errors import LoadError
-from headwater_engine.server import chat, completions, other_apis
+from headwater_engine.server import chat, completions, openapi, other_apis
 from headwater_engine.server.admission import Admission
 from headwater_engine.server.answer import Answer, Form
 from headwater_engine.server.asking import Question
@@ -96,6 +96,8 @@ class EngineApp:
             "/tokenize": (b"POST", self._tokenize),
             "/detokenize": (b"POST", self._detokenize),
             "/tokenizer_info": (b"GET", self._tokenizer_info),
+            "/openapi.json": (b"GET", self._openapi),
+            "/docs": (b"GET", self._docs),
             "/health": (b"GET", self._health),
             "/ready": (b"GET", self._ready),
             "/metrics": (b"GET", self._prometheus),
@@ -266,6 +268,12 @@ class EngineApp:
 
     async def _prometheus(self, request: Request, client: ClientConnection) -> None:
         client.answer(200, [(b"content-type", CONTENT_TYPE_LATEST.encode())], self.metrics.page())
+
+    async def _openapi(self, request: Request, client: ClientConnection) -> None:
+        answer_json(client, openapi.openapi())
+
+    async def _docs(self, request: Request, client: ClientConnection) -> None:
+        client.answer(200, [(b"content-type", b"text/html; charset=utf-8")], openapi.page())
 
     async def _version(self, request: Request, client: ClientConnection) -> None:
         answer_json(client, {"version": __version__})

@@ -20,7 +20,8 @@ WRONG: Final[list[tuple[str, Any, int, str | None, str]]] = [
     # path, body, status, field, answer
     ("/chat/completions", CHAT, 404, None, "nothing at /chat/completions; did you mean /v1/chat/completions?"),
     ("/v1/chat/completion", CHAT, 404, None, "nothing at /v1/chat/completion; did you mean /v1/chat/completions?"),
-    ("/v1/embeddings", {}, 404, None, "There is nothing at /v1/embeddings."),
+    ("/v1/moderations", {}, 404, None, "There is nothing at /v1/moderations."),
+    ("/v1/embeddings", {}, 400, None, "an engine that was started with --runner pooling."),
     ("/health", {}, 405, None, "POST is not allowed for /health."),
     (CHATS, b"", 400, None, "The body is empty; it must be a JSON object."),
     (CHATS, b"{", 400, None, "The body is not valid JSON: "),

@@ -49,10 +49,10 @@ class PoolingAPI:
         self._admission = admission
 
     async def embeddings(self, model: ServedModel, context: int, request: Request, client: ClientConnection) -> None:
+        plan = _plan_of(model)
         asked = EmbeddingRequest.parse(request.body)
         request.drop_body()
         model.check_name(asked.model)
-        plan = _plan_of(model)
         if plan.scores:
             raise BadRequestError(
                 "This model scores pairs of texts, and makes no vectors of them: ask /v1/score or /v1/rerank.",
@@ -66,6 +66,7 @@ class PoolingAPI:
         client.answer(200, JSON, answer)
 
     async def score(self, model: ServedModel, context: int, request: Request, client: ClientConnection) -> None:
+        _plan_of(model)
         asked = ScoreRequest.parse(request.body)
         request.drop_body()
         model.check_name(asked.model)
@@ -76,6 +77,7 @@ class PoolingAPI:
         client.answer(200, JSON, _encode(answer))
 
     async def rerank(self, model: ServedModel, context: int, request: Request, client: ClientConnection) -> None:
+        _plan_of(model)
         asked = RerankRequest.parse(request.body)
         request.drop_body()
         model.check_name(asked.model)

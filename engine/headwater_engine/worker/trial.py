@@ -10,6 +10,7 @@ recorded again for good when the KV cache is there, whose address is in them.
 import gc
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from typing import cast
 
 import torch
 
@@ -77,7 +78,8 @@ def measure(
 ) -> Footprint:
     """What the GPU's memory goes to, once the weights are loaded.
 
-    `make_worker` makes a worker whose caches have one block; `record` records steps, where that is wanted.
+    `make_worker` makes a worker whose caches have one block; `record` records steps, where that is wanted, of
+    a worker of a model that generates.
     """
     weights = torch.cuda.memory_allocated(device)
     free, total = _free(device), torch.cuda.mem_get_info(device)[1]
@@ -86,10 +88,7 @@ def measure(
     worker = make_worker()
     run_trial(worker, seats=seats, budget=budget, longest=longest)
     step = torch.cuda.max_memory_reserved(device) - before
-    graphs = 0
-    if record is not None:
-        assert isinstance(worker, ModelWorker)
-        graphs = _measure_graphs(worker, device, record, ladder(seats))
+    graphs = 0 if record is None else _measure_graphs(cast("ModelWorker", worker), device, record, ladder(seats))
     del worker, record
     _free(device)
     return Footprint(total, utilization, weights, total - free - weights, step, graphs)

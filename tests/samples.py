@@ -64,8 +64,11 @@ def _programs(statement: str) -> Iterator[list[str]]:
     lexer = shlex.shlex(statement, posix=True, punctuation_chars="|&;")
     lexer.whitespace_split = True
     words: list[str] = []
-    for word in [*lexer, ";"]:
-        if word not in _BETWEEN:
+    tokens = iter([*lexer, ";"])
+    for word in tokens:
+        if word == ">":
+            next(tokens)  # where what it prints goes
+        elif word not in _BETWEEN:
             words.append(word)
         elif words:
             yield words

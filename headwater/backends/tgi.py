@@ -47,6 +47,7 @@ class TGI(Backend):
     def command(self, deployment: ModelDeployment, *, port: int, events: str | None = None) -> list[str]:
         if events is not None:
             raise self.unsupported(deployment, "spec.backend.type", "publishes no KV events")
+        self.refuse_all_but(deployment, model__aliases=[])  # the router is told one name
         source = self.local_source(deployment, "hf://", "file://")
         if source.startswith("hf://"):
             return self._serve(deployment, source, "127.0.0.1", port)

@@ -77,6 +77,8 @@ class Server:
     def endpoint(self) -> str:
         """As a flag of the router."""
         flag = f"{self.url},name={self.name},backend={self.backend}"
+        if backends.get(self.backend).answers_to_any_name:
+            flag += f",model={MODEL}"
         if not backends.get(self.backend).publishes_kv_events:
             return flag
         flag += f",kv_events=tcp://127.0.0.1:{self.events}"

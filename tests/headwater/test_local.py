@@ -125,6 +125,16 @@ def test_the_router_reads_where_the_replicas_are(tmp_path) -> None:
     assert json.loads(file.read_text()) == [replica.endpoint for replica in replicas]
 
 
+def test_a_server_that_knows_no_name_is_reached_by_that_of_its_resource(tmp_path) -> None:
+    model = {"source": "file:///models/m"}
+    (replica,) = plan_replicas(
+        deployments(tmp_path, ours("a", 1, backend={"type": "tgi"}, model=model)), tmp_path, cores=2
+    )
+    assert EndpointSpec.of(replica.endpoint).model == "a"
+    (other,) = plan_replicas(deployments(tmp_path, ours("a", 1)), tmp_path, cores=2)
+    assert EndpointSpec.of(other.endpoint).model == ""
+
+
 def test_deployments_of_one_name_share_it_as_they_say(tmp_path) -> None:
     model = {"source": "random:tiny", "aliases": ["both"]}
     routing = {"weight": 30, "share": "Auto"}

@@ -1,6 +1,7 @@
 """Where endpoints come from, and what probes find out about them."""
 
 import asyncio
+import json
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -27,6 +28,23 @@ async def test_the_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
             )
             assert [endpoint.spec.url for endpoint in router.router.fleet] == [second.url]
             assert (await router.post(b'{"model":"n","messages":[]}')).headers["x-headwater-endpoint"] == "new"
+
+
+async def test_a_server_that_goes_by_its_path_is_asked_for_by_the_name_that_it_was_given() -> None:
+    bodies = list[bytes]()
+
+    async def keep(exchange: Exchange) -> None:
+        bodies.append(exchange.body)
+        await exchange.whole(b'{"model": "/tmp/view", "choices": [{}]}')
+
+    async with upstream("/tmp/view") as engine:
+        engine.answer = keep
+        async with gateway(endpoint=[f"{engine.url},backend=vllm,model=m"], ready=1) as router:
+            assert [each["id"] for each in (await router.client.get("/v1/models")).json()["data"]] == ["m"]
+            answer = await router.post(b'{"model":"m","messages":[]}')
+            assert answer.status_code == 200
+            assert (await router.post(b'{"model":"/tmp/view","messages":[]}')).status_code == 404
+    assert [json.loads(body)["model"] for body in bodies] == ["/tmp/view"]
 
 
 async def test_a_file_that_turns_wrong_changes_nothing(tmp_path: Path) -> None:

@@ -93,6 +93,8 @@ def _plan_replica(deployment: ModelDeployment, name: str, folder: Path, threads:
     routing = deployment.spec.routing
     endpoint = {"url": url, "name": name, "backend": backend.name, "deployment": deployment.name}
     endpoint |= {"weight": str(routing.weight), "share": routing.share}
+    if backend.answers_to_any_name:
+        endpoint["model"] = deployment.name
     events = _events_address(deployment, backend, folder / f"{name}.events")
     if events is not None:
         endpoint["kv_events"] = events

@@ -8,7 +8,7 @@
   that they have it, requests for it would go to any of them, so they go to none; `NAMESPACE/NAME` still works.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from headwater.names import Claims, qualified
@@ -38,7 +38,7 @@ def catalogue(endpoints: Collection[Endpoint], deployments: Mapping[str, Deploym
     made = Catalogue()
     for endpoint in endpoints:
         if not endpoint.spec.deployment:
-            for model in endpoint.models:
+            for model in _named(endpoint):
                 _add(made, model.name, endpoint, model)
     made.static = set(made.serving)
     offers = [
@@ -64,6 +64,13 @@ def catalogue(endpoints: Collection[Endpoint], deployments: Mapping[str, Deploym
         if len({endpoint.spec.whose for endpoint, _ in serving}) > 1:
             made.shared.add(name)
     return made
+
+
+def _named(endpoint: Endpoint) -> Sequence[ServedModel]:
+    """What one of no deployment serves: by its own names, or by the one that it was given."""
+    if not (name := endpoint.spec.model):
+        return endpoint.models
+    return served_by(Deployment(name=name, names=(name,)), endpoint.backend, endpoint.models)
 
 
 def _add(made: Catalogue, name: str, endpoint: Endpoint, model: ServedModel) -> None:

@@ -21,7 +21,8 @@ _LONGEST_NAME: Final = 253
 _LONGEST_FILE: Final = 4096
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
 _SETTINGS: Final = (
-    "url", "name", "backend", "kv_events", "kv_replay", "deployment", "weight", "share", "api_key_env", "api_key_file",
+    "url", "name", "backend", "model", "kv_events", "kv_replay", "deployment", "weight", "share", "api_key_env",
+    "api_key_file",
 )  # fmt: skip
 _FIRST_SETTING: Final = re.compile(f",(?:{'|'.join(_SETTINGS)})=")
 
@@ -49,6 +50,8 @@ class EndpointSpec:
     """ZMQ address at which it repeats KV events."""
     group: Group = UNNAMED
     """Its deployment, where flags or a file name it."""
+    model: str = ""
+    """What clients call its model, where it calls that by another name, such as a path. Empty: by its own."""
 
     @property
     def whose(self) -> str:
@@ -77,7 +80,7 @@ class EndpointSpec:
         _check_key(address.url, variable, file)
         return cls(
             address.url, name, backend, events, api_key_env=variable, api_key_file=file, kv_replay=replay,
-            group=Group.of(address.url, settings),
+            group=Group.of(address.url, settings), model=_model(address.url, settings.get("model", "")),
         )  # fmt: skip
 
     @classmethod
@@ -207,6 +210,14 @@ class Endpoint:
         if self.cordoned:
             return "it is cordoned"
         return "" if self.accepting else "its pod is not ready, or ends"
+
+
+def _model(url: str, name: str) -> str:
+    if len(name) > _LONGEST_NAME or not name.isprintable():
+        raise EndpointError(
+            f"endpoint {url}: model must be at most {_LONGEST_NAME} printable characters, found {_cut(name)}"
+        )
+    return name
 
 
 def _texts(fields: Mapping[object, object]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 import httpx
+import psutil
 
 from benchmarks.servers import free_ports
 from headwater import __version__, backends
@@ -121,10 +122,13 @@ class Server:
         return subprocess.check_output([*start, flag], text=True, stderr=subprocess.DEVNULL, env=self._environment())
 
     def kill(self) -> None:
-        """With all its children, and without a word."""
+        """With all its children, which may have groups of their own, and without a word."""
         if self.process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process = psutil.Process(self.process.pid)
+                for each in [process, *process.children(recursive=True)]:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        each.kill()
             self.process.wait()
 
     def terminate(self) -> None:

@@ -13,7 +13,6 @@ SEEN = Path(__file__).parents[1] / "fixtures" / "contract" / "seen.json"
 BEGIN, END = "<!-- seen: written by `make test-backends` -->\n", "<!-- end of seen -->\n"
 _UNSEEN = {
     "tensorrt-llm": "recorded from its published schemas: it does not run without a GPU",
-    "tgi": "not run by this suite yet; what 3.3.7 answered before is read from recordings as clients read it",
 }
 
 

@@ -134,6 +134,9 @@ ERRORS: dict[str, tuple[bytes, int, str]] = {
         b'data: {"choices":[{"delta":{"role":"assistant"}}]}\n\ndata: {"error":"no"}\n\n', 502, "no"),
     "named": (b'event: error\ndata: {"message":"no","code":503}\n\n', 503, "no"),
     "named, in text": (b"event: error\ndata: out of memory\n\n", 502, "out of memory"),
+    "TGI's call that it could not read": (
+        b'data: {"object":"chat.completion.chunk","choices":[],"usage":{"prompt_tokens":5,"completion_tokens":3}}\n\n',
+        502, "The endpoint sent a stream without content."),
     "named, and nothing": (b"event: error\n\n", 502, "The endpoint answered with 502, and did not say why."),
 }  # fmt: skip
 

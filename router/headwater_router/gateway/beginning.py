@@ -67,6 +67,8 @@ class Beginning:
         """The name of the event that is being read says that it is an error; what it says comes behind."""
         self.fault = Fault("a stream without content")
         """Where there is no content: why."""
+        if self._strict:
+            self.fault = Fault("a stream without content", 502, True, "The endpoint sent a stream without content.")
 
     def feed(self, piece: bytes) -> Kind:
         self._size += len(piece)

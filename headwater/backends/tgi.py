@@ -28,7 +28,7 @@ class TGI(Backend):
     reports_cached_tokens = False
     publishes_kv_events = False
     published = "huggingface/text-generation-inference:3.3.7"
-    drains = 90  # fixed in its launcher
+    drains = 90  # its launcher's default
     loads_adapters = "start"
     answers_to_any_name = True
     own_flags: ClassVar[Mapping[str, str]] = {

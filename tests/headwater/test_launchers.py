@@ -21,7 +21,8 @@ OWN_VARIABLES = {"SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION", "VLLM_ALLOW_RUNTIME
 GROUP = {"tensor": 4, "nodes": 2}
 MOST: dict[str, dict[str, Any]] = {
     "sglang-0.5.23": {"cache": {"hostGiB": 1, "fraction": 0.8}, "parallelism": GROUP, "adapters": ADAPTERS},
-    "tgi-3.3.7": {"parallelism": {"tensor": 2}, "adapters": ADAPTERS},
+    # What the sources of 3.3.7 call themselves.
+    "tgi-3.3.6-dev0": {"parallelism": {"tensor": 2}, "adapters": ADAPTERS},
     "vllm-0.32.0": {
         "cache": {"hostGiB": 1, "fraction": 0.8},
         "parallelism": GROUP,

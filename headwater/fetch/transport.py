@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 _LARGEST_DOCUMENT: Final = 128 * 1024 * 1024
 _PART: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_OF_URLLIB3: Final = re.compile(r"HTTPS?Connection(?:Pool)?\([^)]*\): ")
+"""What its messages begin with: the server, which we name in words of our own."""
 _REFUSED: Final = re.compile(r"Tunnel connection failed: (\d+)")
 """How urllib3 says that a proxy does."""
 _TELLING: Final = (412, 416)
@@ -238,7 +240,7 @@ def _translated(site: Site) -> Iterator[None]:
 
 
 def _ours(site: Site, error: HTTPError) -> FetchError:
-    name, reason = site.name, str(error) or type(error).__name__
+    name, reason = site.name, _OF_URLLIB3.sub("", str(error), count=1) or type(error).__name__
     if (untrusted := _untrusted(error)) is not None:
         return FetchError(
             f"{name}: the certificate is not trusted ({untrusted}); SSL_CERT_FILE names a file with the CA's"

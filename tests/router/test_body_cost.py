@@ -134,7 +134,9 @@ async def test_a_body_is_read_once_on_its_whole_way(tmp_path: Path, monkeypatch:
     data = of(b'{"stream":true,"stream_options":null,"cache_salt":"x","messages":[', b'"so it is"', b"]}", 2 * MIB)
 
     async def answer(exchange: Exchange) -> None:
-        await exchange.whole(b"data: [DONE]\n\n", headers=b"content-type: text/event-stream\r\n")
+        await exchange.whole(
+            b'data: {"choices":[{"text":"a"}]}\n\ndata: [DONE]\n\n', headers=b"content-type: text/event-stream\r\n"
+        )
 
     async with upstream() as engine, gateway(engine, api_keys=file, probe_interval=60) as router:
         engine.answer = answer

@@ -1,7 +1,6 @@
 """When a router tells the others what it has to say."""
 
 import asyncio
-from contextlib import suppress
 from typing import Final
 
 GATHER: Final = 0.02
@@ -25,7 +24,10 @@ class Turns:
         if spoke:
             await asyncio.sleep(GATHER)
         else:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(GATHER):
-                    await self._sent.wait()
+            # A timer of our own: a cancellation must not meet that of a timeout, where one of the two could be lost.
+            timer = asyncio.get_running_loop().call_later(GATHER, self._sent.set)
+            try:
+                await self._sent.wait()
+            finally:
+                timer.cancel()
         self._sent.clear()

@@ -64,10 +64,9 @@ class EndpointSpec:
         settings = _texts(fields)
         address = read_url(settings.get("url", ""))
         name = settings.get("name") or address.authority + address.path
-        if len(name) > _LONGEST_NAME or not name.isprintable():
-            raise EndpointError(
-                f"endpoint {address.url}: name must be at most {_LONGEST_NAME} printable characters, found {_cut(name)}"
-            )
+        _check_name(address.url, "name", name)
+        model = settings.get("model", "")
+        _check_name(address.url, "model", model)
         backend = settings.get("backend", "headwater")
         try:
             backends.get(backend)
@@ -80,7 +79,7 @@ class EndpointSpec:
         _check_key(address.url, variable, file)
         return cls(
             address.url, name, backend, events, api_key_env=variable, api_key_file=file, kv_replay=replay,
-            group=Group.of(address.url, settings), model=_model(address.url, settings.get("model", "")),
+            group=Group.of(address.url, settings), model=model,
         )  # fmt: skip
 
     @classmethod
@@ -212,12 +211,12 @@ class Endpoint:
         return "" if self.accepting else "its pod is not ready, or ends"
 
 
-def _model(url: str, name: str) -> str:
+def _check_name(url: str, setting: str, name: str) -> None:
+    """Raises EndpointError."""
     if len(name) > _LONGEST_NAME or not name.isprintable():
         raise EndpointError(
-            f"endpoint {url}: model must be at most {_LONGEST_NAME} printable characters, found {_cut(name)}"
+            f"endpoint {url}: {setting} must be at most {_LONGEST_NAME} printable characters, found {_cut(name)}"
         )
-    return name
 
 
 def _texts(fields: Mapping[object, object]) -> dict[str, str]:

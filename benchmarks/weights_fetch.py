@@ -299,6 +299,8 @@ def limit(rate: str) -> None:
 def make(source: Path, size: int, copies: int) -> None:
     """Half of it in one file, the rest in four; or so many names of these."""
     source.mkdir(parents=True, exist_ok=True)
+    for path in source.glob("copy-*"):  # of a run with more
+        path.unlink()
     size //= copies
     parts = {"model-0.safetensors": size // 2} | {f"model-{number}.safetensors": size // 8 for number in range(1, 5)}
     for name, part in parts.items():
@@ -309,7 +311,6 @@ def make(source: Path, size: int, copies: int) -> None:
                     file.write(os.urandom(MIB))
         for copy in range(1, copies):
             other = source / f"copy-{copy}-{name}"
-            other.unlink(missing_ok=True)
             other.hardlink_to(path)
 
 

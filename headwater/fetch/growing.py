@@ -7,15 +7,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
+from headwater.fetch.appending import Appending
 from headwater.fetch.errors import DamagedError
-from headwater.fetch.partial import write_all
 from headwater.fetch.promise import Hash, Hashing, Promise
 
 _READ: Final = 4 * 1024 * 1024
 _INLINE: Final = 128 * 1024
 """Bytes below which a thread costs more than it saves."""
 _FLUSHED: Final = 64 * 1024 * 1024
-"""Bytes after which the disk is made to begin: else it idles while they come, and all wait for it at the end."""
+"""Bytes in the page cache after which the disk is made to begin: else all wait for it at the end."""
 _flusher: Final = ThreadPoolExecutor(1, "flush")
 """One for all files: a disk does one thing at a time, and the threads that count digests must not wait for it."""
 
@@ -24,43 +24,43 @@ class Growing:
     """Raises OSError where the disk refuses."""
 
     def __init__(self, path: Path, promise: Promise) -> None:
-        self._path = path
         self._promise = promise
         self._hashing = Hashing(promise)
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        self._file = Appending(path)
         self._flushing: Future[None] | None = None
-        self._unflushed = 0
-        self.size = 0
+        self._flushed = 0
+        """Of the bytes in the cache."""
+
+    @property
+    def size(self) -> int:
+        return self._file.size
 
     async def go_on(self) -> None:
         """Count what an earlier run left."""
-        there = os.fstat(self._descriptor).st_size
+        descriptor = self._file.descriptor
+        there = os.fstat(descriptor).st_size
         if not self._promise.lasting or (self._promise.size is not None and there > self._promise.size):
             self.begin_anew()
             return
-        while self.size < there and (data := await asyncio.to_thread(os.pread, self._descriptor, _READ, self.size)):
+        while self.size < there and (data := await asyncio.to_thread(os.pread, descriptor, _READ, self.size)):
             await self._update([data])
-            self.size += len(data)
-        os.lseek(self._descriptor, self.size, os.SEEK_SET)
+            self._file.size += len(data)
 
     async def append(self, pieces: Sequence[bytes]) -> None:
         """Not copied together: that would take longer than to count digests of them."""
         size = sum(map(len, pieces))
         if size < _INLINE:
-            self._write(pieces)
+            self._file.write(pieces)
             await self._update(pieces)
         else:
             # All of these let other threads run.
-            await _to_its_end(asyncio.gather(asyncio.to_thread(self._write, pieces), self._update(pieces)))
-        self.size += size
-        self._unflushed += size
-        if self._unflushed >= _FLUSHED and (self._flushing is None or self._flushing.done()):
+            await _to_its_end(asyncio.gather(asyncio.to_thread(self._file.write, pieces), self._update(pieces)))
+        if self._file.cached - self._flushed >= _FLUSHED and (self._flushing is None or self._flushing.done()):
             self._flush()
 
     def begin_anew(self) -> None:
-        os.ftruncate(self._descriptor, 0)
-        os.lseek(self._descriptor, 0, os.SEEK_SET)
-        self._hashing, self.size = Hashing(self._promise), 0
+        self._file.truncate()
+        self._hashing = Hashing(self._promise)
 
     async def finish(self, name: str) -> str:
         """It is whole and on the disk then; its SHA-256. Raises DamagedError, and begins anew."""
@@ -73,21 +73,18 @@ class Growing:
             raise
         if self._flushing is not None:
             await asyncio.wrap_future(self._flushing)
-        await asyncio.to_thread(os.fsync, self._descriptor)
+        await asyncio.to_thread(os.fsync, self._file.descriptor)
         return self._hashing.sha256
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        self._file.close()
 
     def _flush(self) -> None:
         if self._flushing is not None:
             self._flushing.result()  # what the disk refused is said once, and not again by the last call
         # By a descriptor of its own: this one may be closed before the disk is done.
-        self._flushing, self._unflushed = _flusher.submit(_sync_and_close, os.dup(self._descriptor)), 0
-
-    def _write(self, pieces: Sequence[bytes]) -> None:
-        for piece in pieces:
-            write_all(self._descriptor, piece)
+        self._flushing = _flusher.submit(_sync_and_close, os.dup(self._file.descriptor))
+        self._flushed = self._file.cached
 
     async def _update(self, pieces: Sequence[bytes]) -> None:
         if sum(map(len, pieces)) < _INLINE:

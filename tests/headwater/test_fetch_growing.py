@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from headwater.fetch import growing
+from headwater.fetch import appending, growing
 from headwater.fetch.growing import Growing
 from headwater.fetch.promise import Promise
 
@@ -16,8 +16,10 @@ MIB = b"x" * 2**20
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
+def through_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the file system has no other way."""
     monkeypatch.setattr(growing, "_FLUSHED", 2 * 2**20)
+    monkeypatch.setattr(appending, "_opened_direct", lambda path: None)
 
 
 async def test_the_disk_begins_before_all_has_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,16 +53,16 @@ async def test_nothing_is_written_any_more_once_it_is_cancelled(
 ) -> None:
     """Else it would go to whichever file has the descriptor by then."""
     file, begun, go_on = Growing(tmp_path / "part", Promise(None)), threading.Event(), threading.Event()
-    write, written = os.write, 0
+    write, written = os.pwrite, 0
 
-    def slow(descriptor: int, data: memoryview) -> int:
+    def slow(descriptor: int, data: memoryview, at: int) -> int:
         nonlocal written
         begun.set()
         go_on.wait()
         written += 1
-        return write(descriptor, data)
+        return write(descriptor, data, at)
 
-    monkeypatch.setattr(os, "write", slow)
+    monkeypatch.setattr(os, "pwrite", slow)
     growing = asyncio.create_task(file.append([MIB, MIB]))
     await asyncio.to_thread(begun.wait)
     growing.cancel()

@@ -190,9 +190,9 @@ def test_a_range_that_is_answered_with_all_is_not_appended(the_store: Store, tmp
 def test_an_object_that_is_changed_meanwhile_is_listed_anew(the_store: Store, tmp_path: Path) -> None:
     def change(answer: Answer) -> Answer:
         the_store.files["llm/base/model.safetensors"] = OTHER
-        return answer
+        return 503, {"Content-Length": "0"}, b""
 
-    the_store.trouble = {"model.safetensors": [Twist(change), Break(1000)], "config.json": [Twist(change)]}
+    the_store.trouble = {"model.safetensors": [Break(1000), Twist(change)]}
     manifest = fetch("s3://bucket/llm/base", tmp_path / "m")
     assert names_in(tmp_path / "m") == FILES | {"model.safetensors": OTHER}
     assert verified(manifest)["model.safetensors"] == "md5"

@@ -3,7 +3,7 @@
 import pytest
 
 from headwater.kubernetes import LABEL_UNUSED
-from headwater_operator.cluster.kinds import Object, labels_of, name_of
+from headwater_operator.cluster.kinds import Object, labels_of, name_of, uid_of
 from tests.operator.world import World
 
 HUB = "hf://owner/model"
@@ -46,6 +46,27 @@ async def test_a_half_filled_volume_and_its_job_go_with_their_last_user(world: W
     await gone(world, "a")
     assert len(claims(world)) == len(world.cluster.all("Job")) == 1, "the other one waits for it"
     await gone(world, "b")
+    assert claims(world) == [] and world.cluster.all("Job") == []
+
+
+async def test_a_volume_that_goes_with_its_last_user_is_not_held_back_by_a_job_that_has_ended(world: World) -> None:
+    """Its pod said nothing of what it verified, so the Job is not known to be done with."""
+    world.create(source=HUB, weights={"keep": False})
+    await filled(world)
+    (claim,) = claims(world)
+    (job,) = world.cluster.all("Job")
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "fetch-1", "namespace": "default", "ownerReferences": [{"uid": uid_of(job)}]},
+        "spec": {
+            "volumes": [{"name": "weights", "persistentVolumeClaim": {"claimName": name_of(claim)}}],
+            "nodeName": "node",
+        },
+        "status": {"phase": "Succeeded"},
+    }
+    world.cluster.add(pod)
+    await gone(world)
     assert claims(world) == [] and world.cluster.all("Job") == []
 
 

@@ -143,6 +143,35 @@ def test_the_status_says_what_was_verified_also_when_the_pod_that_said_so_is_gon
     )
 
 
+def test_the_job_goes_once_the_volume_tells_all_that_its_pod_told() -> None:
+    """Its pod would hold back a volume that goes with its last user."""
+    world = cluster(deployment(weights={"keep": False}))
+    world.reconcile()
+    world.reconcile()
+    world.bind()
+    world.end_pod("3 files, verified", exitCode=0)
+    world.end_job("Complete")
+    first = world.reconcile()
+    assert not first.delete and first.again, "the volume is told first"
+    assert world.reconcile().delete and world.job is None
+    last = world.reconcile()
+    assert (last.phase, last.message, last.again) == (WeightsPhase.FILLED, "3 files, verified", None)
+    assert world.made == ["PersistentVolumeClaim", "Job"], "nothing is fetched again"
+
+
+def test_a_job_whose_pod_has_not_been_heard_yet_stays() -> None:
+    world = cluster()
+    world.reconcile()
+    world.reconcile()
+    world.end_job("Complete")
+    for _ in range(3):
+        made = world.reconcile()
+        assert (made.phase, made.delete, made.again) == (WeightsPhase.FILLED, (), None)
+    world.end_pod("3 files, verified", exitCode=0)
+    world.reconcile()
+    assert world.reconcile().delete
+
+
 def test_the_job_fetches_to_where_the_pods_will_look() -> None:
     world = cluster(deployment(model={"secretRef": {"name": "hub"}}, loadTimeout="2h"))
     world.reconcile()
@@ -370,9 +399,24 @@ def test_a_volume_that_goes_or_is_lost_is_told() -> None:
     world.claim["metadata"]["deletionTimestamp"] = START.isoformat()
     made = world.reconcile()
     assert (made.phase, made.manifests) == (WeightsPhase.PENDING, ())
+    assert not made.delete
     world.claim = None
     assert world.reconcile().phase is WeightsPhase.PENDING
     assert world.made == ["PersistentVolumeClaim"] * 2
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_volume_that_is_to_go_is_not_held_back_by_its_job(ended: bool) -> None:
+    """Also when it was deleted to have it fetched again."""
+    world = cluster()
+    world.reconcile()
+    world.reconcile()
+    if ended:
+        world.end_job("Failed")
+    assert world.claim is not None and world.job is not None
+    world.claim["metadata"]["deletionTimestamp"] = START.isoformat()
+    assert world.reconcile().delete and world.job is None
+    assert not world.reconcile().delete
 
 
 # Properties

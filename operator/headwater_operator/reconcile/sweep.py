@@ -8,10 +8,19 @@ import structlog
 
 from headwater.kubernetes import LABEL_COMPONENT, LABEL_UNUSED
 from headwater_operator.cluster.api import Cluster
-from headwater_operator.cluster.kinds import CLAIM, JOB, MODEL_DEPLOYMENT, Object, labels_of, name_of, namespace_of
+from headwater_operator.cluster.kinds import (
+    CLAIM,
+    JOB,
+    MODEL_DEPLOYMENT,
+    Object,
+    annotations_of,
+    labels_of,
+    name_of,
+    namespace_of,
+)
 from headwater_operator.reconcile.applier import Applier
-from headwater_operator.reconcile.weights import is_filled
-from headwater_operator.render.weights import COMPONENT
+from headwater_operator.reconcile.weights import going, is_filled
+from headwater_operator.render.weights import COMPONENT, FILLED
 from headwater_operator.watch.store import Store
 
 log = structlog.get_logger(__name__)
@@ -47,7 +56,12 @@ class Sweep:
             for each in (job, claim):
                 if each is not None and "deletionTimestamp" not in each["metadata"]:
                     await self._applier.delete(each)
-        elif used == (LABEL_UNUSED in labels_of(claim)):
+            return
+        if not used and annotations_of(claim).get(FILLED) == "true":
+            # Its pod, also one that has ended, would hold back a volume that goes with its last user.
+            for each in going(job):
+                await self._applier.delete(each)
+        if used == (LABEL_UNUSED in labels_of(claim)):
             mark = None if used else "true"
             patch = {"metadata": {"labels": {LABEL_UNUSED: mark}}}
             self._store.put(await self._cluster.patch(CLAIM, namespace_of(claim), name_of(claim), patch))

@@ -118,8 +118,10 @@ def plan(
     claim, job = observed.claim, observed.job
     there = volume(deployment)
     if claim is not None and "deletionTimestamp" in claim["metadata"]:
-        # Whoever still mounts it holds it back; a new one of its name can be made only afterwards.
-        return WeightsPlan(WeightsPhase.PENDING, f"the volume {there.claim} is being deleted", claim=there.claim)
+        # Whoever still mounts it holds it back, the Job's pod too, also when it has ended; a new one of its name can be
+        # made only afterwards.
+        message = f"the volume {there.claim} is being deleted"
+        return WeightsPlan(WeightsPhase.PENDING, message, claim=there.claim, delete=going(job))
     filled = claim is not None and is_filled(claim, job)
     verified = _verified(observed) if filled else ""
     speaker, owners = _spokesman(users, deployment), _owners(users, claim, filled=filled)
@@ -127,17 +129,35 @@ def plan(
     if claim is not None and _phase(claim) == "Lost":
         message = f"the volume {there.claim} has lost its storage; delete this PersistentVolumeClaim to fetch again"
         return WeightsPlan(WeightsPhase.FAILED, message, claim=there.claim)
-    if filled and claim is not None and is_copied(claim):
-        copy = render_copy(speaker, settings, claim)
-        return WeightsPlan(WeightsPhase.FILLED, verified, copy_of(there), there.claim, [manifest, copy])
-    if filled:
-        return WeightsPlan(WeightsPhase.FILLED, verified, there, there.claim, [manifest])
+    if filled and claim is not None:
+        copied = is_copied(claim)
+        manifests = [manifest, render_copy(speaker, settings, claim)] if copied else [manifest]
+        mounted = copy_of(there) if copied else there
+        done, again = _done_with(claim, job, verified)
+        return WeightsPlan(WeightsPhase.FILLED, verified, mounted, there.claim, manifests, done, again)
     if claim is None:
         # Making it is our own write, which is no news, and a volume that waits for its first pod does nothing more.
         message = f"the volume {there.claim} is made"
         return WeightsPlan(WeightsPhase.PENDING, message, None, there.claim, [manifest], again=_SOON)
     wanted = render_job(speaker, settings, claim)
     return filling(wanted, [manifest], observed, now)
+
+
+def _done_with(claim: Object, job: Object | None, verified: str) -> tuple[Sequence[Object], float | None]:
+    """The Job, once the volume itself tells all that it and its pod have told; else when to ask again.
+
+    Left alone, its pod would hold back a volume that is to go with its last user, for as long as the Job stays.
+    """
+    if job is None or not verified:
+        return (), None
+    told = annotations_of(claim)
+    written = told.get(FILLED) == "true" and told.get(VERIFIED) == verified
+    return (going(job), None) if written else ((), _SOON)
+
+
+def going(job: Object | None) -> Sequence[Object]:
+    """The Job to delete, unless there is none or it is about to go."""
+    return () if job is None or "deletionTimestamp" in job["metadata"] else (job,)
 
 
 def _owners(users: Mapping[str, ModelDeployment], claim: Object | None, *, filled: bool) -> dict[str, str]:

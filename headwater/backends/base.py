@@ -106,6 +106,8 @@ class Launch:
     """Contents by name, in the folder FILES."""
     model_folder: str | None = None
     """Where the model's volume has to show the model, too. The server is started in the folder above."""
+    drains: float | None = None
+    """Seconds that it waits for running answers after SIGTERM, where it is told so. None: as it does by itself."""
 
 
 class Call(NamedTuple):

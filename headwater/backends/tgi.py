@@ -28,7 +28,7 @@ class TGI(Backend):
     reports_cached_tokens = False
     publishes_kv_events = False
     published = "huggingface/text-generation-inference:3.3.7"
-    drains = 90  # its launcher's default
+    drains = 90  # its launcher's default, by which pods were made before render version 5
     loads_adapters = "start"
     answers_to_any_name = True
     own_flags: ClassVar[Mapping[str, str]] = {
@@ -39,6 +39,7 @@ class TGI(Backend):
         "--revision": "spec.model.revision",
         "--num-shard": "spec.parallelism.tensor",
         "--lora-adapters": "spec.adapters",
+        "--graceful-termination-timeout": "spec.drainTimeout",
     }
     no_statistics: ClassVar[Mapping[str, str]] = {"DO_NOT_TRACK": "1", "USAGE_STATS": "off"}
     dialect = TGIDialect()
@@ -65,9 +66,11 @@ class TGI(Backend):
             argv += self._serve(deployment, _VIEW, "0.0.0.0", pod.port)
         else:
             argv = self._serve(deployment, pod.model, "0.0.0.0", pod.port)
+        if pod.guarded:
+            argv += ["--graceful-termination-timeout", str(pod.drain)]
         # The image sets this one, which would win over HF_HOME, to a folder that is not ours to write to.
         cache = {"HUGGINGFACE_HUB_CACHE": "$(HF_HOME)/hub"}
-        return Launch(argv, cache | self._adapters(deployment))
+        return Launch(argv, cache | self._adapters(deployment), drains=pod.drain if pod.guarded else None)
 
     def meant_status(self, status: int, message: str) -> int:
         # In streams, it says 422 of all that it does not do.

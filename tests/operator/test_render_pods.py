@@ -93,7 +93,7 @@ def test_answers_end_before_the_pod_does(wanted: ModelDeployment) -> None:
 
 @pytest.mark.parametrize(
     ("server", "asleep"),
-    [("headwater", 5), ("vllm", 5), ("sglang", 5), ("transformers", 5), ("tgi", 5 + 210), ("tensorrt-llm", 5 + 300)],
+    [("headwater", 5), ("vllm", 5), ("sglang", 5), ("transformers", 5), ("tgi", 5), ("tensorrt-llm", 5 + 300)],
 )
 def test_a_server_that_does_not_wait_for_its_answers_is_told_late(server: str, asleep: int) -> None:
     pod = template(server, drainTimeout="5m")

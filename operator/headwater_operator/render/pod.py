@@ -44,6 +44,7 @@ def template(deployment: ModelDeployment, context: Context, group: int | None) -
     spec, backend = deployment.spec, context.backend
     grouped = group is not None
     launch = backend.launch(deployment, describe(deployment, context, group))
+    drains = backend.drains if launch.drains is None else launch.drains
     mounts = [
         storage.shared_memory(spec.parallelism.accelerators // spec.parallelism.nodes),
         *storage.scratch(),
@@ -62,7 +63,7 @@ def template(deployment: ModelDeployment, context: Context, group: int | None) -
         "securityContext": container_security(locks_memory=grouped and devices.reaches_memory_of_others(asked)),
         # What a server wrote last: the operator reads it from here, and needs no right to read logs.
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "lifecycle": {"preStop": {"sleep": {"seconds": pre_stop(backend, spec, grouped=grouped)}}},
+        "lifecycle": {"preStop": {"sleep": {"seconds": pre_stop(drains, spec, grouped=grouped)}}},
         **probes(backend, spec, grouped=grouped),
     }
     if launch.model_folder is not None:

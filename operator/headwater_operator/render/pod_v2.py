@@ -54,7 +54,7 @@ def template(deployment: ModelDeployment, context: Context, group: int | None) -
         "resources": resources(spec, backend),
         "volumeMounts": [mount.volume_mount for mount in mounts],
         "securityContext": container_security(),
-        "lifecycle": {"preStop": {"sleep": {"seconds": pre_stop(backend, spec, grouped=grouped)}}},
+        "lifecycle": {"preStop": {"sleep": {"seconds": pre_stop(backend.drains, spec, grouped=grouped)}}},
         **probes(backend, spec, grouped=grouped),
     }
     if launch.model_folder is not None:

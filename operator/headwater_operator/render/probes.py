@@ -55,10 +55,11 @@ def grace(spec: Spec) -> int:
     return PROPAGATION + drain(spec) + _MARGIN
 
 
-def pre_stop(backend: Backend, spec: Spec, *, grouped: bool) -> int:
+def pre_stop(drains: float, spec: Spec, *, grouped: bool) -> int:
     """Seconds that SIGTERM is put off: a server that does not wait for its answers must not get it before they end.
+    `drains`: seconds that it waits.
 
     Neither must a group: its workers know of no answers, and rank 0 can finish none without them.
     """
-    waits = 0 if grouped else backend.drains
+    waits = 0 if grouped else drains
     return PROPAGATION + math.ceil(max(0, drain(spec) - waits))

@@ -104,7 +104,7 @@ async def test_what_failed_is_tried_again_soon(world: World) -> None:
     assert world.condition("Degraded") == ("False", "AsExpected")
 
 
-async def test_an_engine_that_has_them_is_not_asked_with_every_look(world: World) -> None:
+async def test_an_engine_that_has_them_is_not_asked_with_every_reconciliation(world: World) -> None:
     world.create(**SPEC)
     await world.settle()
     calls = engines(world)[0].calls[:]

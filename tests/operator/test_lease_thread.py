@@ -49,7 +49,7 @@ def compute_until(condition: Callable[[], Any]) -> None:
     raise TimeoutError(condition)
 
 
-async def test_it_is_renewed_while_a_look_computes(cluster: FakeCluster) -> None:
+async def test_it_is_renewed_while_a_reconciliation_computes(cluster: FakeCluster) -> None:
     async with held(cluster) as holding:
         await holding.acquired()
         before = int(lease(cluster)["metadata"]["resourceVersion"])

@@ -91,7 +91,7 @@ def it() -> Setup:
     return Setup()
 
 
-def test_at_the_start_everyone_is_looked_at(it: Setup) -> None:
+def test_at_the_start_everyone_is_reconciled(it: Setup) -> None:
     it.cluster.add(resource("a"))
     it.cluster.add(resource("b"))
 
@@ -139,7 +139,7 @@ def test_an_event_of_a_child_leads_to_its_resource_and_no_other(it: Setup, gone:
     it.run(scenario)
 
 
-def test_what_was_known_already_leads_to_no_look(it: Setup) -> None:
+def test_what_was_known_already_leads_to_no_reconciliation(it: Setup) -> None:
     made = it.cluster.add(resource("a"))
 
     async def scenario() -> None:
@@ -178,7 +178,7 @@ def test_a_volume_its_job_and_its_pods_concern_those_whose_weights_it_holds_and_
     it.run(scenario)
 
 
-def test_a_resource_that_goes_is_looked_at_once_more(it: Setup) -> None:
+def test_a_resource_that_goes_is_reconciled_once_more(it: Setup) -> None:
     made = it.cluster.add(resource("a"))
 
     async def scenario() -> None:
@@ -194,7 +194,7 @@ def test_a_resource_that_goes_is_looked_at_once_more(it: Setup) -> None:
     it.run(scenario)
 
 
-def test_no_resource_is_looked_at_by_two_at_once(it: Setup) -> None:
+def test_no_resource_is_reconciled_by_two_at_once(it: Setup) -> None:
     it.cluster.add(resource("a"))
     busy = 0
 
@@ -235,7 +235,7 @@ def test_a_slow_one_does_not_hold_up_the_others(it: Setup) -> None:
     it.run(scenario)
 
 
-def test_one_look_begins_in_each_turn_of_the_loop_so_that_all_else_gets_its_own(it: Setup) -> None:
+def test_one_reconciliation_begins_in_each_turn_of_the_loop_so_that_all_else_gets_its_own(it: Setup) -> None:
     for number in range(50):
         it.cluster.add(resource(f"m{number}"))
     turns: list[int] = []

@@ -96,7 +96,7 @@ async def test_neighbours_that_share_a_name_contest_nothing(world: World) -> Non
 
 
 @pytest.mark.parametrize("how", ["deleted", "renamed", "shared"])
-async def test_who_waited_for_a_name_is_looked_at_as_soon_as_it_may_have_it(world: World, how: str) -> None:
+async def test_who_waited_for_a_name_is_reconciled_as_soon_as_it_may_have_it(world: World, how: str) -> None:
     other = theirs(world, "other", model={"aliases": ["chat"]})
     world.clock.passed += 1
     world.create(model={"aliases": ["chat"]})
@@ -117,7 +117,7 @@ async def test_who_waited_for_a_name_is_looked_at_as_soon_as_it_may_have_it(worl
     assert world.condition("Degraded") == ("False", "AsExpected")
 
 
-async def test_a_status_that_is_written_has_nobody_else_looked_at(world: World) -> None:
+async def test_a_status_that_is_written_has_nobody_else_reconciled(world: World) -> None:
     theirs(world)
     world.create(model={"aliases": ["chat"]})
     await world.settle()

@@ -132,7 +132,7 @@ TestQueue = Queue.TestCase
 TestQueue.settings = settings(max_examples=50, stateful_step_count=40)
 
 
-def test_a_key_that_is_added_often_is_looked_at_once() -> None:
+def test_a_key_that_is_added_often_is_handed_out_once() -> None:
     async def work() -> None:
         queue = WorkQueue()
         for key in (A, B, A, A, B):
@@ -142,7 +142,7 @@ def test_a_key_that_is_added_often_is_looked_at_once() -> None:
     run(work())
 
 
-def test_no_key_is_with_two_workers_and_what_happened_meanwhile_is_looked_at_after() -> None:
+def test_no_key_is_with_two_workers_and_what_happened_meanwhile_is_handed_out_after() -> None:
     async def work() -> None:
         queue = WorkQueue()
         queue.add(A)
@@ -197,7 +197,7 @@ def test_of_several_delays_the_earliest_counts_and_an_add_comes_before_them_all(
     run(work())
 
 
-def test_a_delay_for_a_key_that_waits_anyway_is_no_second_look() -> None:
+def test_a_delay_for_a_key_that_waits_anyway_is_no_second_turn() -> None:
     async def work() -> None:
         queue = WorkQueue()
         queue.add(A)

@@ -355,6 +355,10 @@ def test_a_rollout_adds_a_pod_or_takes_one_first(strategy: Any, surge: tuple[int
     assert (rolling["maxSurge"], rolling["maxUnavailable"]) == surge
 
 
+def test_a_new_pod_must_have_lived_for_a_while_before_an_old_one_goes() -> None:
+    assert kinds(deployment("vllm"))["Deploymentm"]["spec"]["minReadySeconds"] > 0
+
+
 def test_a_load_that_lasts_is_no_failed_rollout() -> None:
     assert kinds(deployment("vllm", loadTimeout="2h"))["Deploymentm"]["spec"]["progressDeadlineSeconds"] == 7800
 

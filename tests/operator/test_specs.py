@@ -37,7 +37,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-async def test_a_look_reads_its_own_spec_and_none_of_its_neighbours(
+async def test_a_reconciliation_reads_its_own_spec_and_none_of_its_neighbours(
     monkeypatch: pytest.MonkeyPatch, reads: list[str]
 ) -> None:
     world = World(monkeypatch)

@@ -9,23 +9,41 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import gettempdir
 
 import pytest
+from filelock import FileLock
 
 from e2e.harness import ROOT, SYSTEM, Client, Object, apply, condition, eventually, explain, get, kubectl, run
+from e2e.models import ENGINE_IMAGE, TAG
 
-ROUTER_IMAGE = os.environ.get("HEADWATER_E2E_ROUTER_IMAGE", "localhost/headwater-router:1")
-OPERATOR_IMAGE = os.environ.get("HEADWATER_E2E_OPERATOR_IMAGE", "localhost/headwater-operator:1")
-ENGINE_IMAGE = os.environ.get("HEADWATER_E2E_ENGINE_IMAGE", "localhost/headwater-engine-e2e:1")
+ROUTER_IMAGE = os.environ.get("HEADWATER_E2E_ROUTER_IMAGE", f"localhost/headwater-router:{TAG}")
+OPERATOR_IMAGE = os.environ.get("HEADWATER_E2E_OPERATOR_IMAGE", f"localhost/headwater-operator:{TAG}")
 RELEASE = "headwater"
 CHART = ROOT / "charts" / "headwater"
 API_KEY = {"name": "headwater-api-keys", "key": "key"}
 """The key that the chart made, in its Secret."""
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     if not os.environ.get("KUBECONFIG"):
         raise pytest.UsageError("KUBECONFIG is not set: run `make e2e`, which starts a cluster where none is given")
+    config.addinivalue_line("markers", "alone: changes what tests share, or counts on being the only one")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where there are several workers, one has all tests of a file, in their order: they may share what they made."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+
+@contextmanager
+def one_at_a_time(run: str) -> Iterator[Path]:
+    """Of all workers of a run. Gives a file for what they are to know of one another."""
+    note = Path(gettempdir()) / f"headwater-e2e-{run}"
+    with FileLock(note.with_suffix(".lock")):
+        yield note
 
 
 def install(*extra: str) -> None:
@@ -49,14 +67,25 @@ def _images() -> list[tuple[str, str]]:
 
 
 @pytest.fixture(scope="session")
-def release() -> None:
+def release(testrun_uid: str) -> None:
     """Operator and routers, by the chart."""
-    install()
+    with one_at_a_time(f"{testrun_uid}-release") as done:
+        if not done.exists():
+            install()
+            done.touch()
 
 
 @pytest.fixture(scope="session")
-def client(release: None) -> Client:
+def client(release: None, testrun_uid: str) -> Client:
     """A pod that asks the gateway."""
+    with one_at_a_time(f"{testrun_uid}-client") as done:
+        if not done.exists():
+            start_client()
+            done.touch()
+    return Client()
+
+
+def start_client() -> None:
     script = (Path(__file__).parent / "client.py").read_text()
     pod = {
         "apiVersion": "v1",
@@ -86,7 +115,6 @@ def client(release: None) -> Client:
     kubectl("delete", "pod", "e2e-client", "-n", SYSTEM, "--ignore-not-found", "--wait=true")
     apply(script_map, pod)
     eventually("the client", lambda: condition(get("pod", "e2e-client", SYSTEM), "Ready").get("status") == "True", 60)
-    return Client()
 
 
 @pytest.fixture

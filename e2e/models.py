@@ -7,7 +7,9 @@ from typing import Any
 
 from e2e.harness import ROOT, Object
 
-ENGINE_IMAGE = os.environ.get("HEADWATER_E2E_ENGINE_IMAGE", "localhost/headwater-engine-e2e:1")
+TAG = os.environ.get("HEADWATER_E2E_TAG", "1")
+"""Of the images that e2e/run has built."""
+ENGINE_IMAGE = os.environ.get("HEADWATER_E2E_ENGINE_IMAGE", f"localhost/headwater-engine-e2e:{TAG}")
 _TINY = {
     "model_type": "llama",
     "vocab_size": 320,

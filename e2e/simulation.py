@@ -1,15 +1,19 @@
 """Nodes that kwok simulates, with GPUs: pods on them start at once and do nothing."""
 
 import json
+import os
 from collections.abc import Sequence
 from typing import Any
 
 from e2e.harness import Object, apply, condition, eventually, find, kubectl
 
 GPUS = 8
+OURS = {"type": "kwok", "e2e-worker": os.environ.get("PYTEST_XDIST_WORKER", "only")}
+"""Labels of the nodes that this process makes: each counts on having them for itself."""
+SELECTOR = ",".join(f"{name}={value}" for name, value in OURS.items())
 SIMULATED: Object = {
     "spec": {
-        "nodeSelector": {"type": "kwok"},
+        "nodeSelector": OURS,
         "tolerations": [{"key": "kwok.x-k8s.io/node", "operator": "Exists", "effect": "NoSchedule"}],
     }
 }
@@ -32,19 +36,19 @@ def _node(name: str) -> Object:
         "metadata": {
             "name": name,
             "annotations": {"kwok.x-k8s.io/node": "fake"},
-            "labels": {"kubernetes.io/hostname": name, "kubernetes.io/os": "linux", "type": "kwok"},
+            "labels": {"kubernetes.io/hostname": name, "kubernetes.io/os": "linux", **OURS},
         },
         "spec": {"taints": [{"key": "kwok.x-k8s.io/node", "value": "fake", "effect": "NoSchedule"}]},
     }
 
 
 def _all_ready() -> bool:
-    nodes = json.loads(kubectl("get", "nodes", "-l", "type=kwok", "-o", "json"))["items"]
+    nodes = json.loads(kubectl("get", "nodes", "-l", SELECTOR, "-o", "json"))["items"]
     return all(condition(node, "Ready").get("status") == "True" for node in nodes)
 
 
 def remove_nodes() -> None:
-    kubectl("delete", "node", "-l", "type=kwok", "--ignore-not-found", "--wait=true")
+    kubectl("delete", "node", "-l", SELECTOR, "--ignore-not-found", "--wait=true")
 
 
 def add_volumes(

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from e2e.conftest import one_at_a_time
 from e2e.harness import eventually
 from e2e.refusals import LEAST, PAGE, Refusal, examples, merged, refusals
 from headwater.resource import ModelDeployment
@@ -55,8 +56,9 @@ def named(name: str, **spec: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def crd() -> Iterator[None]:
-    done("apply", "--server-side", "--force-conflicts", "-f", str(ROOT / "crds" / "modeldeployments.yaml"))
+def crd(testrun_uid: str) -> Iterator[None]:
+    with one_at_a_time(f"{testrun_uid}-release"):  # helm may be about to make it
+        done("apply", "--server-side", "--force-conflicts", "-f", str(ROOT / "crds" / "modeldeployments.yaml"))
     done("wait", "crd/modeldeployments.headwater.dev", "--for=condition=Established", "--timeout=30s")
     done("create", "namespace", NAMESPACE)
     yield

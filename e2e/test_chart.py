@@ -381,6 +381,7 @@ def key_of(release: str, namespace: str) -> str:
     return str(secret["data"]["key"])
 
 
+@pytest.mark.alone  # the CRD is an earlier one meanwhile
 @pytest.mark.timeout(400)
 def test_an_upgrade_from_the_previous_chart_and_a_removal_keep_the_model_deployments(namespace: str) -> None:
     release = "kept"

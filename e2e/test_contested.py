@@ -15,24 +15,28 @@ ENGINE_CLIENTS = "HEADWATER_OPERATOR_ENGINE_CLIENTS"
 
 
 @pytest.fixture
-def rival(release: None) -> Iterator[None]:
-    """The same operator once more, with a Lease of its own, that lets others reach engines."""
+def rival(release: None, namespace: str) -> Iterator[None]:
+    """The same operator once more, for this namespace and with a Lease of its own, that lets others reach engines."""
     ours = get("deployment", "headwater-operator", SYSTEM)
     assert ours is not None
-    apply(*lease_rights(), other_operator(ours))
+    apply(*lease_rights(), other_operator(ours, namespace))
     kubectl("rollout", "status", f"deployment/{RIVAL}", "-n", SYSTEM, "--timeout=120s", timeout=150)
     yield
     kubectl("delete", f"deployment/{RIVAL}", f"role/{RIVAL}", f"rolebinding/{RIVAL}", "-n", SYSTEM, "--timeout=60s")
 
 
-def other_operator(ours: Object) -> Object:
+def other_operator(ours: Object, namespace: str) -> Object:
     spec = copy.deepcopy(ours["spec"])
     labels = {"app": RIVAL}
     spec |= {"replicas": 1, "selector": {"matchLabels": labels}}
     spec["template"]["metadata"] = {"labels": labels}
     (container,) = spec["template"]["spec"]["containers"]
     clients = json.dumps([{"podSelector": {"matchLabels": {"app": "somebody-else"}}}])
-    changed = {"HEADWATER_OPERATOR_LEASE_NAME": RIVAL, ENGINE_CLIENTS: clients}
+    changed = {
+        "HEADWATER_OPERATOR_LEASE_NAME": RIVAL,
+        "HEADWATER_OPERATOR_NAMESPACES": json.dumps([namespace]),
+        ENGINE_CLIENTS: clients,
+    }
     container["env"] = [each for each in container["env"] if each["name"] not in changed]
     container["env"] += [{"name": name, "value": value} for name, value in changed.items()]
     metadata = {"name": RIVAL, "namespace": SYSTEM}

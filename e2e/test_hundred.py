@@ -11,6 +11,7 @@ from e2e.harness import SYSTEM, Object, apply, condition, eventually, find, kube
 from e2e.simulation import add_nodes, on_gpus, remove_nodes
 
 COUNT = 100
+pytestmark = pytest.mark.alone  # it counts what the operator does
 KINDS = ("md", "deployment", "service", "pdb", "networkpolicy")
 
 

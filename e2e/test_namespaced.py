@@ -8,6 +8,8 @@ from e2e.conftest import install
 from e2e.harness import SYSTEM, Client, apply, eventually, get, kubectl, run, wait_ready, wait_routable
 from e2e.models import model
 
+pytestmark = pytest.mark.alone  # other namespaces have no operator meanwhile
+
 
 @pytest.fixture
 def namespaced(client: Client, namespace: str) -> Iterator[str]:

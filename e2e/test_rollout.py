@@ -1,10 +1,11 @@
 """A change of the spec under load: not one request is lost and not one stream is cut, whatever else is restarted."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import pytest
 
-from e2e.conftest import operator_pods
+from e2e.conftest import fresh_namespace, operator_pods
 from e2e.harness import (
     SYSTEM,
     Client,
@@ -20,6 +21,7 @@ from e2e.harness import (
 )
 from e2e.models import model
 
+pytestmark = pytest.mark.alone  # it restarts the operator and the routers, under as much load as there is room for
 STREAMS = 32
 ENGINE = "app.kubernetes.io/component=engine"
 
@@ -43,37 +45,54 @@ def nothing(namespace: str) -> None:
     pass
 
 
+@dataclass(slots=True)
+class Rolling:
+    """Two replicas that all tests here roll, one after the other."""
+
+    namespace: str
+    revision: int = 1
+
+    def resource(self) -> Object:
+        resource = model("rolling", self.namespace, replicas=2)
+        resource["spec"]["backend"]["env"] = {"E2E_REVISION": str(self.revision)}
+        return resource
+
+
+@pytest.fixture(scope="module")
+def rolling(client: Client, request: pytest.FixtureRequest) -> Iterator[Rolling]:
+    with fresh_namespace("e2e-rollout", request.node):
+        yield Rolling("e2e-rollout")
+
+
 @pytest.fixture
-def serving(client: Client, namespace: str) -> Iterator[str]:
-    apply(model("rolling", namespace, replicas=2))
-    wait_ready("rolling", namespace)
-    wait_routable("rolling", namespace)
-    yield namespace
+def serving(rolling: Rolling) -> Rolling:
+    apply(rolling.resource())
+    wait_ready("rolling", rolling.namespace)
+    wait_routable("rolling", rolling.namespace)
+    eventually("two pods are all there are", lambda: len(names(rolling.namespace)) == 2, timeout=120)
+    return rolling
 
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("disturb", [nothing, kill_the_operator, roll_the_routers, delete_a_pod])
-def test_a_rollout_under_load_loses_nothing(client: Client, serving: str, disturb: Callable[[str], None]) -> None:
-    before = {pod["metadata"]["name"] for pod in find("pods", serving, ENGINE)}
+def test_a_rollout_under_load_loses_nothing(client: Client, serving: Rolling, disturb: Callable[[str], None]) -> None:
+    namespace = serving.namespace
+    before = names(namespace)
     load = client.begin_load("rolling", STREAMS, seconds=600)
     eventually("requests at both pods", lambda: in_flight(before) == before, timeout=60)
 
-    apply(model("rolling", serving, replicas=2, backend=changed(model("rolling", serving))))
-    disturb(serving)
-    wait_ready("rolling", serving, timeout=400)
-    eventually("the old pods are gone", lambda: not before & names(serving), timeout=200)
-    eventually("requests at the new pods", lambda: in_flight(names(serving)) == names(serving), timeout=60)
+    serving.revision += 1
+    apply(serving.resource())
+    disturb(namespace)
+    wait_ready("rolling", namespace, timeout=400)
+    eventually("the old pods are gone", lambda: not before & names(namespace), timeout=200)
+    eventually("requests at the new pods", lambda: in_flight(names(namespace)) == names(namespace), timeout=60)
 
     report = load.stop()
     print(report)
     assert report["cut"] == report["refused"] == 0, report["problems"]
     assert report["whole"] == report["requests"] > STREAMS
     assert before < set(report["pods"]), "the old pods answered, and then new ones"
-
-
-def changed(resource: Object) -> Object:
-    backend: Object = resource["spec"]["backend"]
-    return backend | {"env": {"E2E_REVISION": "2"}}
 
 
 def names(namespace: str) -> set[str]:
@@ -94,24 +113,27 @@ def in_flight(pods: set[str]) -> set[str]:
 
 
 @pytest.mark.timeout(600)
-def test_a_failed_revision_stops_and_a_revert_keeps_the_old_pods(serving: str) -> None:
-    before = names(serving)
-    broken = model("rolling", serving, replicas=2)
+def test_a_failed_revision_stops_and_a_revert_keeps_the_old_pods(serving: Rolling) -> None:
+    namespace = serving.namespace
+    before = names(namespace)
+    broken = serving.resource()
     broken["spec"]["backend"]["args"] = ["--no-such-flag"]
     apply(broken)
     eventually(
         "the failure is in the status",
-        lambda: condition(get("md", "rolling", serving), "Degraded").get("reason") == "CrashLoop",
+        lambda: condition(get("md", "rolling", namespace), "Degraded").get("reason") == "CrashLoop",
         timeout=180,
     )
-    resource = get("md", "rolling", serving)
+    resource = get("md", "rolling", namespace)
     assert condition(resource, "Ready")["status"] == "False"
     assert condition(resource, "ModelLoaded")["status"] == "True"
     ready = {
-        pod["metadata"]["name"] for pod in find("pods", serving, ENGINE) if condition(pod, "Ready")["status"] == "True"
+        pod["metadata"]["name"]
+        for pod in find("pods", namespace, ENGINE)
+        if condition(pod, "Ready")["status"] == "True"
     }
     assert ready == before, "all of the old ones serve on"
 
-    apply(model("rolling", serving, replicas=2))
-    wait_ready("rolling", serving)
-    assert before <= names(serving), "a revert must not restart what still runs"
+    apply(serving.resource())
+    wait_ready("rolling", namespace)
+    assert before <= names(namespace), "a revert must not restart what still runs"

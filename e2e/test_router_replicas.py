@@ -12,6 +12,7 @@ from e2e.conftest import ROUTER_IMAGE, install, metrics_of
 from e2e.harness import SYSTEM, Client, Object, apply, condition, eventually, find, get, kubectl, wait_ready
 from e2e.models import model
 
+pytestmark = pytest.mark.alone  # the routers are others meanwhile
 SECRET = "e2e-redis"
 PASSWORD = "e2e-p4ssw0rd"
 TEXT = "The Seine is a river in the north of France. It flows through Paris and into the English Channel. " * 12

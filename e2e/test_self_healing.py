@@ -74,6 +74,7 @@ def test_an_object_of_somebody_else_is_neither_touched_nor_deleted(namespace: st
     assert after["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(300)
 def test_a_deletion_needs_no_operator_and_leaves_nothing(namespace: str) -> None:
     apply(on_gpus("gone", namespace, "vllm", replicas=2))

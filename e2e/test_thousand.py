@@ -27,7 +27,10 @@ RESYNC = 300
 LOOK = 15
 """Seconds between two looks at what it has used. A look costs it a page of some thousand lines."""
 
-pytestmark = pytest.mark.skipif(not os.environ.get("HEADWATER_E2E_THOUSAND"), reason="takes several minutes")
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(not os.environ.get("HEADWATER_E2E_THOUSAND"), reason="takes several minutes"),
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -81,6 +84,9 @@ def test_a_thousand_settle_and_the_loop_is_never_held_up_for_long(namespaces: li
     held_up = max(each.lag for each in looks[1:])
     print(f"a resync took {resync:.1f} s CPU, rest {at_rest * 60:.2f} s a minute, {spent(looks)}")
     print(f"the loop was held up for {held_up * 1000:.0f} ms at most")
+    print(
+        [(round(b.at - a.at), round(b.cpu - a.cpu, 2), round(b.reconciled - a.reconciled)) for a, b in pairwise(looks)]
+    )
     assert resync < 2
     assert held_up < 0.1
     assert restarts() == before
@@ -89,7 +95,8 @@ def test_a_thousand_settle_and_the_loop_is_never_held_up_for_long(namespaces: li
 def cost_of_resync(looks: list[Look]) -> tuple[float, float]:
     """CPU seconds of the one that was, beyond what passes at rest, and of a second at rest."""
     steps = list(pairwise(looks))
-    busy = [number for number, (one, other) in enumerate(steps) if other.reconciled > one.reconciled]
+    # One or another is reconciled at any time, as the figures of its routers change.
+    busy = [number for number, (one, other) in enumerate(steps) if other.reconciled > one.reconciled + COUNT / 10]
     assert busy, "there was no resync"
     # It lists before it reconciles, and what it frees is freed later.
     within = range(busy[0] - 1, busy[-1] + 2)

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from e2e.conftest import ENGINE_IMAGE
-from e2e.harness import Client, Object, apply, condition, eventually, get, kubectl, wait_ready, wait_routable
+from e2e.harness import Client, Object, apply, condition, eventually, find, get, kubectl, wait_ready, wait_routable
 from e2e.models import model, template
 from e2e.simulation import add_volumes, engine_pods
 
+pytestmark = pytest.mark.xdist_group("volumes")  # a claim takes any volume that fits
 VOLUME, COPY = "e2e-weights", "e2e-weights-copy"
-GONE: Object = {"metadata": {"deletionTimestamp": "already"}}
 RATE = 5.0
 """MiB a second: the operator asks every fifteen seconds how far a fetch is."""
 
@@ -137,8 +137,8 @@ def test_replicas_read_a_copy_of_a_volume_that_only_one_node_can_write(namespace
         for pod in pods:
             (mounted,) = (each["persistentVolumeClaim"] for each in pod["spec"]["volumes"] if each["name"] == "weights")
             assert mounted == {"claimName": f"{claim}-copy", "readOnly": True}
+        eventually("the Job is gone, whose pod would hold the volume", lambda: not find("job", namespace), timeout=30)
         kubectl("delete", "md", "read", "-n", namespace, "--timeout=60s")
-        # The Job's pod holds the volume until it goes, ten minutes after its end; the copy goes after that.
-        eventually("it is to go", lambda: "deletionTimestamp" in (get("pvc", claim, namespace) or GONE)["metadata"])
+        eventually("volume and copy are gone", lambda: not find("pvc", namespace), timeout=90)
     finally:
         kubectl("delete", "pv", VOLUME, COPY, "--ignore-not-found", "--wait=false")

@@ -23,6 +23,7 @@ from e2e.models import model
 from e2e.simulation import engine_pods
 from e2e.test_weights import VOLUME, start_store
 
+pytestmark = pytest.mark.alone  # all pods get other variables meanwhile
 MODELS = "e2e-models"
 """The platform's namespace."""
 TEAMS = ("e2e-team-red", "e2e-team-blue")

@@ -132,6 +132,20 @@ load() {
     done
 }
 
+# Images are loaded as NAME:1, each time under the same name.
+tag() {
+    local image tag=${1:-}
+    [[ $tag =~ ^[0-9a-f]+$ && $tag != 1 ]] || die "usage: cluster tag TAG, of digits and the letters a to f"
+    for image in $(images images ls -q | grep '^localhost/headwater-[a-z0-9-]*:[0-9a-f]*$'); do
+        case $image in
+            localhost/headwater-pause:*) ;;
+            *:1) images images tag --force "$image" "${image%:*}:$tag" >/dev/null ;;
+            *:"$tag") ;;
+            *) images images rm "$image" >/dev/null ;;
+        esac
+    done
+}
+
 stop_node() {
     local task mount
     stop kubelet

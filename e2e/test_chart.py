@@ -179,7 +179,7 @@ def test_a_route_of_the_gateway_api_cuts_no_stream() -> None:
 
 
 @pytest.fixture
-def roles(namespace: str) -> Iterator[str]:
+def roles(release: None, namespace: str) -> Iterator[str]:
     """Service accounts that have view and edit, as people would, in a namespace."""
     rendered = helm(
         *("template", "tenants", str(CHART), "--namespace", namespace, "--show-only=templates/user-roles.yaml")
@@ -229,7 +229,7 @@ ALLOWED: list[Object] = [
 ]
 
 
-def test_the_policy_refuses_what_a_tenant_may_not_ask_for_and_nothing_else(namespace: str) -> None:
+def test_the_policy_refuses_what_a_tenant_may_not_ask_for_and_nothing_else(release: None, namespace: str) -> None:
     values = {
         "policy": {"enabled": True, "images": ["registry.example.com/team/"]},
         "operator": {"namespaces": [namespace]},

@@ -46,13 +46,13 @@ def test_the_page_has_its_rows() -> None:
     assert any(outcome.startswith("refused") for _, outcome in ROWS)
 
 
-def test_the_yaml_of_every_workload_in_the_docs_is_accepted() -> None:
+def test_the_yaml_of_every_workload_in_the_docs_is_accepted(release: None) -> None:
     said = kubectl("apply", "--dry-run=server", "-f", "-", input=yaml.safe_dump_all(picked().values()))
     assert said.count("created (server dry run)") == len(picked())
 
 
 @pytest.mark.timeout(120)
-def test_every_workload_in_the_docs_is_rendered_by_the_operator(namespace: str) -> None:
+def test_every_workload_in_the_docs_is_rendered_by_the_operator(release: None, namespace: str) -> None:
     apply(*(placed(name, namespace, document) for name, document in picked().items()))
 
     def seen() -> dict[str, Object]:

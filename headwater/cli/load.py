@@ -74,16 +74,16 @@ def prompts(shape: Shape, seed: int) -> list[list[dict[str, str]]]:
     """Messages of each request: the same for the same seed."""
     chance = random.Random(seed)
     shared = round(shape.prompt_words * shape.shared)
-    beginnings = [_text(chance, shared) for _ in range(_SHARED_GROUPS)]
+    beginnings = [text(chance, shared) for _ in range(_SHARED_GROUPS)]
     made = []
     for number in range(shape.requests):
-        own = {"role": "user", "content": _text(chance, max(1, shape.prompt_words - shared))}
+        own = {"role": "user", "content": text(chance, max(1, shape.prompt_words - shared))}
         beginning = beginnings[number % _SHARED_GROUPS]
         made.append([{"role": "system", "content": beginning}, own] if beginning else [own])
     return made
 
 
-def _text(chance: random.Random, words: int) -> str:
+def text(chance: random.Random, words: int) -> str:
     return " ".join(chance.choices(_WORDS, k=words))
 
 
@@ -94,17 +94,18 @@ async def run(
     waiting = iter(prompts(shape, seed))
     answers: list[Answer] = []
 
-    async def ask() -> None:
+    async def one_after_another() -> None:
         for messages in waiting:
             body = {"model": model, "messages": messages, "max_tokens": shape.max_tokens, "temperature": 0}
-            answers.append(await _ask(client, body))
+            answers.append(await ask(client, body))
             answered(answers[-1])
 
-    await asyncio.gather(*(ask() for _ in range(shape.concurrency)))
+    await asyncio.gather(*(one_after_another() for _ in range(shape.concurrency)))
     return answers
 
 
-async def _ask(client: httpx.AsyncClient, body: dict[str, Any]) -> Answer:
+async def ask(client: httpx.AsyncClient, body: dict[str, Any]) -> Answer:
+    """One request, whose answer is streamed whatever `body` says."""
     answer = Answer(time.perf_counter())
     streamed = body | {"stream": True, "stream_options": {"include_usage": True}}
     try:

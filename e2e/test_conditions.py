@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from e2e.conftest import fresh_namespace
-from e2e.harness import Object, apply, condition, eventually, find, get
+from e2e.harness import Client, CommandError, Object, apply, condition, eventually, find, get
 from e2e.models import model
 from e2e.simulation import on_gpus
 
@@ -22,6 +22,7 @@ def wrong(name: str, namespace: str) -> Object:
         "image": {"backend": {"type": "headwater", "image": "localhost/there-is-none:1"}},
         "secret": {"source": "hf://lab/model", "weights": {"cached": False}, "token": "there-is-none"},
         "flag": {"backend": {"type": "headwater", "args": ["--no-such-flag"]}},
+        "emoji": {"backend": {"type": "headwater", "args": ["--no-such-flag-\U0001f600"]}},
         "typo": {"template": {"spec": {"nodeSelektor": {"there": "is-none"}}}},
         "mount": {"template": {"spec": UNMOUNTABLE}},
         "container": {"template": {"spec": {"containers": [{"name": "vllm", "env": [{"name": "A", "value": "b"}]}]}}},
@@ -46,6 +47,7 @@ CASES = [
     ("image", "Degraded", "ImagePullFailed", "spec.backend.image"),
     ("secret", "Degraded", "ConfigMissing", "there-is-none"),
     ("flag", "Degraded", "CrashLoop", "kubectl logs"),
+    ("emoji", "Degraded", "CrashLoop", "--no-such-flag-\U0001f600"),
     ("backend", "Degraded", "Unsupported", "spec.backend.image"),
     ("node", "Ready", "Unschedulable", "affinity/selector"),
     ("claim", "Degraded", "VolumeMissing", "there-is-none"),
@@ -78,3 +80,23 @@ def test_a_mistake_ends_in_a_condition_that_says_what_to_do(
         events = [event for event in find("events", namespace) if event["type"] == "Warning"]
         about = [event for event in events if event["involvedObject"]["name"] == name]
         assert any(event["reason"] == reason and words in event["message"] for event in about)
+
+
+def test_a_request_for_what_has_failed_is_refused_at_once_with_the_reason(client: Client, namespace: str) -> None:
+    eventually("it has failed", lambda: phase("image", namespace) == "Failed", timeout=120)
+
+    def told() -> Object | None:
+        answer = client.ask("image", "Hello?", timeout=60)  # of the 120 s that a request may be held here
+        return answer if "ImagePullFailed" in str(answer["body"]) else None
+
+    refused = eventually("the routers have heard of it", told, timeout=60)
+    assert refused is not None and refused["status"] == 503
+
+
+def phase(name: str, namespace: str) -> str | None:
+    return ((get("md", name, namespace) or {}).get("status") or {}).get("phase")
+
+
+def test_more_replicas_than_the_platform_allows_are_refused_at_apply(namespace: str) -> None:
+    with pytest.raises(CommandError, match=r"spec\.replicas: must be at most 100, which the platform"):
+        apply(model("many", namespace, replicas=10_000))

@@ -22,8 +22,8 @@ from e2e.test_hundred import Cost, acting
 COUNT = 1000
 NODES = 126
 """Of eight GPUs each."""
-RESYNC = 300
-"""Seconds, as the operator's default."""
+RESYNC = 120
+"""Seconds between two; the operator's default is 300, and they cost as much."""
 LOOK = 15
 """Seconds between two looks at what it has used. A look costs it a page of some thousand lines."""
 
@@ -36,7 +36,14 @@ pytestmark = [
 @pytest.fixture(scope="module", autouse=True)
 def nodes(release: None) -> Iterator[None]:
     # As it is installed by everybody: the other tests have it all a little quicker.
-    install("--set", "operator.settings.gateway_interval=2", "--set", "operator.settings.lease_seconds=15")
+    install(
+        "--set",
+        "operator.settings.gateway_interval=2",
+        "--set",
+        "operator.settings.lease_seconds=15",
+        "--set",
+        f"operator.settings.resync_interval={RESYNC}",
+    )
     add_nodes(*(f"simulated-{number:03}" for number in range(NODES)))
     yield
     remove_nodes()
@@ -80,29 +87,27 @@ def test_a_thousand_settle_and_the_loop_is_never_held_up_for_long(namespaces: li
     while looks[-1].at - looks[0].at < RESYNC + 2 * LOOK:
         time.sleep(LOOK)
         looks.append(look())
-    resync, at_rest = cost_of_resync(looks)
+    resyncs, at_rest = cost_of_resyncs(looks)
     held_up = max(each.lag for each in looks[1:])
-    print(f"a resync took {resync:.1f} s CPU, rest {at_rest * 60:.2f} s a minute, {spent(looks)}")
+    costs = ", ".join(f"{cost:.1f}" for cost in resyncs)
+    print(f"a resync took {costs} s CPU, rest {at_rest * 60:.2f} s a minute, {spent(looks)}")
     print(f"the loop was held up for {held_up * 1000:.0f} ms at most")
-    print(
-        [(round(b.at - a.at), round(b.cpu - a.cpu, 2), round(b.reconciled - a.reconciled)) for a, b in pairwise(looks)]
-    )
-    assert resync < 2
+    assert max(resyncs) < 2
     assert held_up < 0.1
     assert restarts() == before
 
 
-def cost_of_resync(looks: list[Look]) -> tuple[float, float]:
-    """CPU seconds of the one that was, beyond what passes at rest, and of a second at rest."""
+def cost_of_resyncs(looks: list[Look]) -> tuple[list[float], float]:
+    """CPU seconds of each that was, beyond what passes at rest, and of a second at rest."""
     steps = list(pairwise(looks))
     # One or another is reconciled at any time, as the figures of its routers change.
     busy = [number for number, (one, other) in enumerate(steps) if other.reconciled > one.reconciled + COUNT / 10]
-    assert busy, "there was no resync"
-    # It lists before it reconciles, and what it frees is freed later.
-    within = range(busy[0] - 1, busy[-1] + 2)
-    rest = median((b.cpu - a.cpu) / (b.at - a.at) for n, (a, b) in enumerate(steps) if n not in within)
-    resync = sum(b.cpu - a.cpu - rest * (b.at - a.at) for n, (a, b) in enumerate(steps) if n in within)
-    return resync, rest
+    # It lists before it reconciles, and frees memory after. The first may have begun before the first look.
+    begun = [number for number in busy if number and number - 1 not in busy]
+    assert begun, "there was no resync"
+    rest = median((b.cpu - a.cpu) / (b.at - a.at) for a, b in steps)
+    extra = [b.cpu - a.cpu - rest * (b.at - a.at) for a, b in steps]
+    return [sum(extra[number - 1 : number + 3]) for number in begun], rest
 
 
 def spent(looks: list[Look]) -> str:

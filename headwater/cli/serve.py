@@ -31,5 +31,5 @@ def run(arguments: argparse.Namespace) -> int:
         look(settings.model)  # before torch is imported, which takes seconds
     except LoadError as error:
         raise CommandError(str(error)) from None
-    serve: Callable[[EngineSettings], int] = part("headwater_engine.server.app", "engine").run
+    serve: Callable[[EngineSettings], int] = part("headwater_engine.server.serve", "engine").run
     return serve(settings)

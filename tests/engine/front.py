@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from headwater_engine.config import EngineSettings
-from headwater_engine.server.app import EngineServer
+from headwater_engine.server.serve import EngineServer
 from tests.engine.fake_engine import FakeEngine
 
 CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}

@@ -26,7 +26,7 @@ from headwater.openai.chat import ChatCompletionRequest
 from headwater.openai.completions import CompletionRequest
 from headwater.openai.unsupported import UnsupportedInChat
 from headwater_engine.config import EngineSettings
-from headwater_engine.server.app import EngineServer
+from headwater_engine.server.serve import EngineServer
 from tests.engine.front import CHAT, HANG, TEXT, free_port
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "400"))

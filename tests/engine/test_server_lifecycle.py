@@ -22,7 +22,7 @@ from tests.engine.front import CHAT, TEXT, free_port, until
 _SERVE = """
 import json, sys
 from headwater_engine.config import EngineSettings
-from headwater_engine.server.app import run
+from headwater_engine.server.serve import run
 settings, command = json.loads(sys.argv[1])
 sys.exit(run(EngineSettings(**settings), command))
 """

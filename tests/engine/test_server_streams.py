@@ -18,7 +18,7 @@ from headwater_engine.config import EngineSettings
 from headwater_engine.core.messages import Abort, FinishReason, Generate, Output, Outputs, Refusal, TokenLogprobs
 from headwater_engine.formats.parts import Content
 from headwater_engine.server.answer import Piece, Reader
-from headwater_engine.server.app import EngineServer
+from headwater_engine.server.serve import EngineServer
 from headwater_engine.server.served_model import ServedModel
 from tests.engine.fake_engine import FakeEngine, sorted_alphabet
 from tests.engine.front import CHAT, TEXT, events, free_port, post, until

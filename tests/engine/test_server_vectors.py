@@ -302,7 +302,7 @@ async def test_the_real_engine_gives_the_vectors_of_transformers(folders: dict[s
     import torch
     import transformers
 
-    from headwater_engine.server.app import EngineServer
+    from headwater_engine.server.serve import EngineServer
     from tests.engine.front import settings_of
 
     settings = settings_of(model=folders["vectors"], threads=1)

@@ -14,7 +14,7 @@ from headwater.cli.program import COMMANDS
 from headwater.cli.settings import flag, variable
 from headwater.openai.request import SamplingDefaults
 from headwater_engine.config import EngineSettings
-from headwater_engine.server import app as engine_app
+from headwater_engine.server import serve as engine_serve
 from headwater_router import app as router_app
 from headwater_router.config import RouterSettings
 
@@ -31,7 +31,7 @@ def run(*arguments: str) -> int:
 def served(monkeypatch: pytest.MonkeyPatch) -> list[EngineSettings]:
     """What `headwater serve` would have served."""
     seen: list[EngineSettings] = []
-    monkeypatch.setattr(engine_app, "run", lambda settings: seen.append(settings) or 0)
+    monkeypatch.setattr(engine_serve, "run", lambda settings: seen.append(settings) or 0)
     monkeypatch.setattr(serve, "look", lambda source: None)
     return seen
 

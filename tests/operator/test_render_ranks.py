@@ -10,7 +10,7 @@ from headwater import cli
 from headwater.backends.base import UnsupportedError
 from headwater.resource import Cache
 from headwater_engine.config import EngineSettings
-from headwater_engine.server import app as engine_app
+from headwater_engine.server import serve as engine_serve
 from headwater_operator.render import Manifest, render, render_group
 from headwater_operator.render.versions import pod_template
 from tests.operator.rendering import context, deployment, engine, env_of
@@ -62,7 +62,7 @@ def test_a_pod_that_was_given_a_gpu_does_without_only_by_saying_so(resources: An
 @pytest.mark.parametrize("file", sorted((GOLDEN / "v3").glob("headwater-*.yaml")), ids=lambda file: file.stem)
 def test_our_engine_understands_what_its_pods_start_it_with(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     served: list[EngineSettings] = []
-    monkeypatch.setattr(engine_app, "run", lambda settings: served.append(settings) or 0)
+    monkeypatch.setattr(engine_serve, "run", lambda settings: served.append(settings) or 0)
     monkeypatch.setattr("headwater.cli.serve.look", lambda model: None)  # the volume is mounted in the pod alone
     command = engine(yaml.safe_load(file.read_text()))["command"]
     program, *arguments = (argument.replace("$(GROUP_RANK)", "1") for argument in command)

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -37,6 +37,8 @@ from headwater_engine.server.served_model import ServedModel
 from headwater_engine.server.texts import Text, TextEncoder
 from headwater_engine.server.vectors import Found, Vector, Vectors
 
+Asked = TypeVar("Asked", bound=TextsRequest)
+
 _encode = msgspec.json.Encoder().encode
 
 
@@ -49,10 +51,7 @@ class PoolingAPI:
         self._admission = admission
 
     async def embeddings(self, model: ServedModel, context: int, request: Request, client: ClientConnection) -> None:
-        plan = _plan_of(model)
-        asked = EmbeddingRequest.parse(request.body)
-        request.drop_body()
-        model.check_name(asked.model)
+        plan, asked = _begun(EmbeddingRequest, model, request)
         if plan.scores:
             raise BadRequestError(
                 "This model scores pairs of texts, and makes no vectors of them: ask /v1/score or /v1/rerank.",
@@ -66,24 +65,18 @@ class PoolingAPI:
         client.answer(200, JSON, answer)
 
     async def score(self, model: ServedModel, context: int, request: Request, client: ClientConnection) -> None:
-        _plan_of(model)
-        asked = ScoreRequest.parse(request.body)
-        request.drop_body()
-        model.check_name(asked.model)
-        request_id = new_id("score")
-        scores, usage = await self._scores(model, context, asked, asked.pairs, "text_2", request_id)
+        plan, asked = _begun(ScoreRequest, model, request)
+        request_id, encoder = new_id("score"), TextEncoder(model, context, asked)
+        scores, usage = await self._scores(plan, encoder, asked.pairs, "text_2", request_id)
         data = [Score(index=index, score=score) for index, score in enumerate(scores)]
         answer = ScoreList(id=request_id, created=now(), model=asked.model or model.names[0], data=data, usage=usage)
         client.answer(200, JSON, _encode(answer))
 
     async def rerank(self, model: ServedModel, context: int, request: Request, client: ClientConnection) -> None:
-        _plan_of(model)
-        asked = RerankRequest.parse(request.body)
-        request.drop_body()
-        model.check_name(asked.model)
-        request_id = new_id("rerank")
+        plan, asked = _begun(RerankRequest, model, request)
+        request_id, encoder = new_id("rerank"), TextEncoder(model, context, asked)
         pairs = [(asked.query, document) for document in asked.documents]
-        scores, usage = await self._scores(model, context, asked, pairs, "documents", request_id)
+        scores, usage = await self._scores(plan, encoder, pairs, "documents", request_id)
         results = [
             Ranked(
                 index=index,
@@ -96,16 +89,9 @@ class PoolingAPI:
         client.answer(200, JSON, _encode(answer))
 
     async def _scores(
-        self,
-        model: ServedModel,
-        context: int,
-        asked: TextsRequest,
-        pairs: Sequence[tuple[str, str]],
-        field: str,
-        request_id: str,
+        self, plan: PoolingPlan, encoder: TextEncoder, pairs: Sequence[tuple[str, str]], field: str, request_id: str
     ) -> tuple[list[float], TextsUsage]:
         """By the model's head; without one, the cosine of the two texts' vectors."""
-        plan, encoder = _plan_of(model), TextEncoder(model, context, asked)
         if plan.scores:
             found = await self._found(encoder, pairs, field, request_id)
             logits = [float(vector[0]) for vector in found.vectors]
@@ -135,15 +121,18 @@ class PoolingAPI:
                 return await Vectors(self._engine, self._metrics, questions).found()
 
 
-def _plan_of(model: ServedModel) -> PoolingPlan:
-    """Raises BadRequestError where the model generates text."""
+def _begun(kind: type[Asked], model: ServedModel, request: Request) -> tuple[PoolingPlan, Asked]:
+    """How the model pools, and what is asked of it. Raises APIError, also where the model generates text."""
     if model.plan is None:
         raise BadRequestError(
             f"{model.names[0]} generates text here. Vectors of it, and scores by these, come from an engine that was "
             "started with --runner pooling.",
             code="not_done_here",
         )
-    return model.plan
+    asked = kind.parse(request.body)
+    request.drop_body()
+    model.check_name(asked.model)
+    return model.plan, asked
 
 
 def _check_dimensions(asked: EmbeddingRequest, plan: PoolingPlan) -> None:

@@ -53,6 +53,10 @@ class Fault(NamedTuple):
     """The error, where it could be read."""
 
 
+_SILENCE: Final = Fault("a stream without content")
+_SILENCE_OF_API: Final = Fault(_SILENCE.reason, 502, True, "The endpoint sent a stream without content.")
+
+
 class Beginning:
     """Fed with the pieces of a stream until one of them is not `NOTHING`."""
 
@@ -65,10 +69,8 @@ class Beginning:
         self._size = 0
         self._named_error = False
         """The name of the event that is being read says that it is an error; what it says comes behind."""
-        self.fault = Fault("a stream without content")
+        self.fault = _SILENCE_OF_API if self._strict else _SILENCE
         """Where there is no content: why."""
-        if self._strict:
-            self.fault = Fault("a stream without content", 502, True, "The endpoint sent a stream without content.")
 
     def feed(self, piece: bytes) -> Kind:
         self._size += len(piece)

@@ -143,3 +143,11 @@ def test_a_token_that_begins_with_a_space_has_it_and_no_other_is_written_like_it
             texts.setdefault(text, []).append(str(backend.id_to_token(token)))
     # But for bytes, which some vocabularies have beside the characters.
     assert all(len(names) == 1 or any(each.startswith("<0x") for each in names) for names in texts.values())
+
+
+def test_a_token_of_whole_characters_is_not_decoded_behind_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = tokenizer("smollm2")
+    detokenizer = Detokenizer(backend, [1])
+    tokens = backend.encode("What a token costs is paid for each.", add_special_tokens=False).ids
+    monkeypatch.setattr(Detokenizer, "_decode", None)
+    assert "".join(map(detokenizer.add, tokens)) == decode(backend, tokens)

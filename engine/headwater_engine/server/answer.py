@@ -24,7 +24,7 @@ from headwater.http.headers import Headers
 from headwater.openai.errors import APIError, BadRequestError, InternalServerError
 from headwater.openai.usage import Usage
 from headwater_engine.core.messages import FinishReason, Generate, Output, TokenLogprobs
-from headwater_engine.formats.parts import Content, Part, joined
+from headwater_engine.formats.parts import Content, Part, Reasoning, joined
 from headwater_engine.sampling.params import SamplingParams
 from headwater_engine.server.asking import Question, Speaking
 from headwater_engine.server.client import EngineClient
@@ -51,6 +51,14 @@ class Piece:
     @property
     def text(self) -> str:
         return "".join(part.text for part in self.parts if isinstance(part, Content))
+
+    @property
+    def only_text(self) -> Content | Reasoning | None:
+        """All that there is to this piece, where that is one text, as with nearly all."""
+        if len(self.parts) != 1 or self.logprobs or self.finish_reason is not None:
+            return None
+        part = self.parts[0]
+        return part if isinstance(part, (Content, Reasoning)) else None
 
     def append(self, later: "Piece") -> None:
         self.parts = joined([*self.parts, *later.parts])

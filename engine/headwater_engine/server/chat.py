@@ -31,6 +31,7 @@ from headwater_engine.server.answer import Form, Piece
 from headwater_engine.server.asking import Question, max_tokens, new_id, now, truncated
 from headwater_engine.server.detokenizer import TokenText
 from headwater_engine.server.manner import manner_of, wish_of
+from headwater_engine.server.saying import STAND_IN, Saying
 from headwater_engine.server.served_model import ServedModel
 
 TokenTextOf = Callable[[int], tuple[str, list[int]]]
@@ -162,10 +163,15 @@ class _ChatStream:
         """In chunks before the last."""
         self._include_reasoning = request.include_reasoning
         self._begun: set[int] = set()
+        self._sayings: dict[tuple[int, type[Part]], Saying] = {}
+        """How a text of a choice that has begun is said, by what it is."""
         self._called: set[int] = set()
         """Choices that have called a function."""
 
     def piece(self, piece: Piece, usage: Callable[[], Usage]) -> bytes:
+        said = piece.only_text
+        if said is not None and (saying := self._sayings.get((piece.index, type(said)))) is not None:
+            return saying(said.text)
         delta = _delta(piece.parts, whole=False, include_reasoning=self._include_reasoning)
         if delta == _NOTHING and not (piece.logprobs or piece.finish_reason):
             return b""  # reasoning that nobody wants
@@ -189,8 +195,18 @@ class _ChatStream:
         if piece.index in self._begun:
             return written
         self._begun.add(piece.index)
+        if not self._continuous_usage:
+            self._learn_sayings(piece.index)
         first = ChunkChoice(index=piece.index, delta=Delta(role="assistant", content=""), finish_reason=None)
         return self._chunk(first, usage=so_far) + written
+
+    def _learn_sayings(self, index: int) -> None:
+        deltas: dict[type[Part], Delta] = {Content: Delta(content=STAND_IN)}
+        if self._include_reasoning:
+            deltas[Reasoning] = Delta(reasoning_content=STAND_IN)
+        for part, delta in deltas.items():
+            choice = ChunkChoice(index=index, delta=delta, finish_reason=None)
+            self._sayings[index, part] = Saying(self._chunk(choice, usage=self._no_usage))
 
     def end(self, usage: Usage) -> bytes:
         return self._chunk(usage=usage) + DONE if self._include_usage else DONE

@@ -18,6 +18,7 @@ from headwater_engine.server.answer import Form, Piece
 from headwater_engine.server.asking import Question, max_tokens, new_id, now, truncated
 from headwater_engine.server.detokenizer import TokenText
 from headwater_engine.server.echo import Echo, Pieces, echo_of_text, echo_of_tokens
+from headwater_engine.server.saying import STAND_IN, Saying
 from headwater_engine.server.served_model import ServedModel
 
 _encode = msgspec.json.Encoder().encode
@@ -193,9 +194,15 @@ class _CompletionStream:
         self._model = question.model
         self._include_usage = request.include_usage
         self._continuous_usage = request.continuous_usage
+        self._no_usage = None if request.include_usage else UNSET
+        """In chunks before the last."""
+        self._sayings: dict[int, Saying] = {}
+        """How text of a choice is said."""
 
     def piece(self, piece: Piece, usage: Callable[[], Usage]) -> bytes:
         text, logprobs = self._writers[piece.index].write(piece)
+        if logprobs is None and piece.finish_reason is None and not self._continuous_usage:
+            return self._saying(piece.index)(text)
         return self._chunk(
             CompletionChoice(
                 index=piece.index,
@@ -204,8 +211,14 @@ class _CompletionStream:
                 logprobs=logprobs,
                 stop_reason=piece.stop_reason,
             ),
-            usage=usage() if self._continuous_usage else None if self._include_usage else UNSET,
+            usage=usage() if self._continuous_usage else self._no_usage,
         )
+
+    def _saying(self, index: int) -> Saying:
+        if index not in self._sayings:
+            choice = CompletionChoice(index=index, text=STAND_IN, finish_reason=None, logprobs=None)
+            self._sayings[index] = Saying(self._chunk(choice, usage=self._no_usage))
+        return self._sayings[index]
 
     def end(self, usage: Usage) -> bytes:
         return self._chunk(usage=usage) + DONE if self._include_usage else DONE

@@ -2,13 +2,15 @@
 
 A token may hold only some bytes of a character, and some decoders treat the first token of a text in a way of their own
 (a space before it is dropped). So a token is decoded behind a few tokens before it, and what it adds is the difference,
-once that ends in a whole character. (The method of Hugging Face's text-generation-inference.)
+once that ends in a whole character. (The method of Hugging Face's text-generation-inference.) Where tokens are bytes,
+whatever stands around them, as in most vocabularies, one that is whole characters is not decoded again.
 """
 
 from collections.abc import Sequence
 from functools import lru_cache
 
 from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel
 
 _CONTEXT = 6
 """Tokens of the prompt that the first output token is decoded behind."""
@@ -27,9 +29,16 @@ class Detokenizer:
         """Tokens whose text is out, all of it."""
         self._context = self._decode(self._tokens)
         """What the text of all tokens begins with and is out."""
+        self._adds_up = isinstance(tokenizer.decoder, ByteLevel)
+        """Whether a token stands for the same bytes whatever is before it."""
 
     def add(self, token: int) -> str:
         """The text that can be shown now; often that of this token, sometimes none, sometimes of several."""
+        if self._adds_up and len(self._tokens) == self._settled:
+            alone = _alone(self._tokenizer, token, self._skip_special_tokens)
+            if alone and "\ufffd" not in alone:
+                self._tokens, self._settled, self._context = [token], 1, alone
+                return alone
         self._tokens.append(token)
         text = self._decode(self._tokens)
         if not text.endswith("\ufffd"):
@@ -82,7 +91,7 @@ class Detokenizer:
 
 @lru_cache(maxsize=2**16)
 def _alone(tokenizer: Tokenizer, token: int, skip_special_tokens: bool) -> str:
-    """Most contexts are one token, and most tokens come again and again."""
+    """The same tokens come again and again."""
     return str(tokenizer.decode([token], skip_special_tokens=skip_special_tokens))
 
 

@@ -1,5 +1,6 @@
 """Vectors and scores through scheduler, worker and pooler are those of transformers, alone and beside others."""
 
+import json
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -15,10 +16,17 @@ from headwater_engine.config import EngineSettings
 from headwater_engine.core.engine import Engine
 from headwater_engine.core.messages import Embed, FinishReason
 from headwater_engine.core.scheduler import Scheduler
+from headwater_engine.core.step import Worker
+from headwater_engine.distributed.ranks import ALONE, ProcessRanks, Ranks
 from headwater_engine.errors import LoadError
+from headwater_engine.kernels.reference import TorchKernels
+from headwater_engine.models.pooled import load_pooled
 from headwater_engine.models.pooling import Pooling, plan_pooling
 from headwater_engine.models.source import resolve
 from headwater_engine.worker.loading import Loaded, load
+from headwater_engine.worker.pooler import Pooler
+from headwater_engine.worker.pooling import PoolingWorker
+from tests.engine.in_ranks import Session, in_ranks
 from tests.engine.tiny import make_tiny
 from tests.engine.tiny_pooled import make_encoder, pooled_by
 
@@ -158,6 +166,22 @@ def test_a_decoder_that_was_saved_without_its_head_loads_by_the_names_it_then_ha
     assert_alike(vectors(start(folder)[0], [prompt])[0], hidden_states(tmp_path / "whole", prompt)[-1])
 
 
+@pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])
+def test_vectors_go_through_the_products_that_a_folder_has_behind_pooling(tmp_path: Path, family: str) -> None:
+    torch.manual_seed(2)
+    nn, size = torch.nn, 32 if family == "bert" else 64
+    dense = [(nn.Linear(size, 24), nn.Tanh()), (nn.Linear(24, 9, bias=False), nn.Identity())]
+    make_encoder("bert", tmp_path) if family == "bert" else make_tiny(family, tmp_path)
+    engine, _ = start(pooled_by(tmp_path, "mean_tokens", dense=dense), runner="auto", max_batched_tokens=64)
+    prompts = made_up(18, [5, 40, 33])
+    for prompt, vector in zip(prompts, vectors(engine, prompts), strict=True):
+        expected = torch.from_numpy(hidden_states(tmp_path, prompt).mean(0))
+        with torch.inference_mode():
+            for product, activation in dense:
+                expected = activation(product(expected))
+        assert_alike(vector, expected.numpy())
+
+
 @pytest.mark.parametrize("family", ["bert", "roberta"])
 def test_a_cross_encoder_scores_pairs_as_transformers_does(tmp_path: Path, family: str) -> None:
     folder = make_encoder(family, tmp_path, "AutoModelForSequenceClassification", num_labels=1)
@@ -180,6 +204,47 @@ def test_a_decoder_with_a_head_scores_as_transformers_does(tmp_path: Path) -> No
     with torch.inference_mode():
         expected = model(torch.tensor([prompt])).logits[0].numpy()
     np.testing.assert_allclose(vectors(start(tmp_path / "scores", runner="auto")[0], [prompt])[0], expected, atol=1e-4)
+
+
+# Among ranks
+
+
+def pool(folder: Path, kind: str, prompts: list[list[int]], ranks: Ranks, session: Session | None) -> Any:
+    """All vectors at once, on the first rank."""
+    plan, kernels = plan_pooling(resolve(str(folder)), "pooling"), TorchKernels()
+    assert plan is not None and plan.encoder is (kind != "decoder")
+    model, head = load_pooled(resolve(str(folder)), plan, kernels=kernels, ranks=ranks)
+    pooler = Pooler(plan.pooling, head, 8)
+    caches = [kernels.allocate(65, spec) for spec in model.config.caches]
+    worker = PoolingWorker(model, pooler, caches, kernels, seats=8, longest=64, budget=128)
+
+    def ask(worker: Worker) -> list[np.ndarray]:
+        cache = PrefixCache(64, 16, reuse=False)
+        scheduler = Scheduler(cache, max_num_seqs=8, max_batched_tokens=128, whole_prompts=plan.encoder)
+        engine = Engine(scheduler, worker, max_model_len=64, vocab_size=model.config.vocab_size)
+        return vectors(engine, prompts)
+
+    return ask(worker) if session is None else session.run(worker, ask)
+
+
+def pool_among_ranks(folders: dict[str, Path], prompts: dict[str, list[list[int]]], meet: Path) -> list[Any]:
+    session, ranks = Session(meet), ProcessRanks()
+    return [pool(folder, kind, prompts[kind], ranks, session) for kind, folder in folders.items()]
+
+
+def test_a_model_that_is_shared_among_ranks_gives_the_vectors_that_it_gives_alone(tmp_path: Path) -> None:
+    folders = {
+        "vectors": make_encoder("bert", tmp_path / "vectors", num_attention_heads=4),
+        "scores": make_encoder("bert", tmp_path / "scores", "AutoModelForSequenceClassification", num_labels=1),
+        "uneven": make_encoder("roberta", tmp_path / "uneven", num_attention_heads=3, hidden_size=36, pad_token_id=1),
+        "decoder": make_tiny("llama", tmp_path / "decoder"),
+    }
+    prompts = {kind: made_up(320 if kind == "decoder" else 18, LENGTHS[:4]) for kind in folders}
+    first, second = in_ranks(2, tmp_path, pool_among_ranks, folders, prompts, tmp_path)
+    assert second == [None] * len(folders)
+    for (kind, folder), found in zip(folders.items(), first, strict=True):
+        for one, other in zip(found, pool(folder, kind, prompts[kind], ALONE, None), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5, err_msg=kind)
 
 
 # What a folder says
@@ -206,13 +271,38 @@ def test_a_folder_without_such_files_generates_unless_told_otherwise(tmp_path: P
     ("break_it", "message"),
     [
         (lambda folder: pooled_by(folder, "max_tokens"), "pools by"),
-        (lambda folder: (folder / "modules.json").write_text('[{"type": "a.Dense"}]'), "'Dense'"),
+        (lambda folder: (folder / "modules.json").write_text('[{"type": "a.LSTM"}]'), "'LSTM'"),
+        (lambda folder: (folder / "modules.json").write_text('[{"type": "a.Dense"}]'), "in this order"),
+        (lambda folder: dense_of(folder, torch.nn.Linear(32, 8), torch.nn.SiLU()), "SiLU"),
+        (lambda folder: dense_of(folder, torch.nn.Linear(31, 8), torch.nn.ReLU()), "those before it have 32"),
+        (lambda folder: dense_of(folder, use_residual=True), "in whose place"),
+        (lambda folder: dense_of(folder, module_input_name="token_embeddings"), "in whose place"),
+        (lambda folder: dense_of(folder, out_features="8"), "whole numbers"),
+        (lambda folder: (dense_of(folder) / "model.safetensors").unlink(), "no model.safetensors"),
         (lambda folder: (folder / "modules.json").write_text("{}"), "must be a JSON list"),
     ],
 )
 def test_what_is_not_done_here_is_refused_by_name(tmp_path: Path, break_it: Any, message: str) -> None:
     break_it(make_encoder("bert", tmp_path))
     with pytest.raises(LoadError, match=message):
+        plan_pooling(resolve(str(tmp_path)))
+
+
+def dense_of(
+    folder: Path,
+    product: torch.nn.Linear = torch.nn.Linear(32, 8),  # noqa: B008
+    activation: torch.nn.Module = torch.nn.Tanh(),  # noqa: B008
+    **fields: Any,
+) -> Path:
+    """Give the folder such a part, of whose file some fields are others. Returns the part's own folder."""
+    file = pooled_by(folder, "mean_tokens", dense=[(product, activation)]) / "2_Dense" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+    return file.parent
+
+
+def test_a_head_and_a_product_behind_pooling_are_refused_together(tmp_path: Path) -> None:
+    dense_of(make_encoder("bert", tmp_path, "AutoModelForSequenceClassification", num_labels=1))
+    with pytest.raises(LoadError, match="a head and a Dense"):
         plan_pooling(resolve(str(tmp_path)))
 
 

@@ -1,10 +1,12 @@
 """Tiny random models that make vectors or scores, in the form of Hugging Face's and sentence-transformers' folders."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 WORDS = ("the", "river", "is", "long", "a", "stone", "in", "water", "what", "who", "##s", "##ing", "run")
@@ -40,6 +42,23 @@ def make_encoder(family: str, folder: Path, kind: str = "AutoModel", **overrides
     return folder
 
 
+Dense = tuple[torch.nn.Linear, torch.nn.Module]
+"""A product, and what its outputs go through."""
+
+
+def save_dense(folder: Path, product: torch.nn.Linear, activation: torch.nn.Module) -> None:
+    """As sentence-transformers' `Dense.save` does."""
+    folder.mkdir()
+    save_file({f"linear.{name}": tensor for name, tensor in product.state_dict().items()}, folder / "model.safetensors")
+    config = {
+        "in_features": product.in_features,
+        "out_features": product.out_features,
+        "bias": product.bias is not None,
+        "activation_function": f"{type(activation).__module__}.{type(activation).__name__}",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 def word_tokenizer() -> Tokenizer:
     """As BERT's: pieces of words, [CLS] before and [SEP] behind a text, and the second one's type is 1."""
     vocabulary = {word: index for index, word in enumerate((*SPECIALS, *WORDS))}
@@ -53,9 +72,15 @@ def word_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def pooled_by(folder: Path, mode: str, *, normalize: bool = True, longest: int | None = None) -> Path:
+def pooled_by(
+    folder: Path, mode: str, *, normalize: bool = True, longest: int | None = None, dense: Sequence[Dense] = ()
+) -> Path:
     """Make a folder one of sentence-transformers, which pools by `mode`, such as `mean_tokens`."""
-    modules = [("Transformer", ""), ("Pooling", "1_Pooling"), *([("Normalize", "2_Normalize")] if normalize else [])]
+    modules = [("Transformer", ""), ("Pooling", "1_Pooling")]
+    for number, (product, activation) in enumerate(dense, 2):
+        modules.append(("Dense", f"{number}_Dense"))
+        save_dense(folder / f"{number}_Dense", product, activation)
+    modules += [("Normalize", f"{len(modules)}_Normalize")] if normalize else []
     (folder / "modules.json").write_text(
         json.dumps(
             [

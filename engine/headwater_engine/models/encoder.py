@@ -100,8 +100,9 @@ class EncoderBlock:
 
     def __init__(self, config: EncoderConfig, linears: Linears) -> None:
         hidden, attention = config.hidden_size, linears.scope("attention")
-        features, wide = linears.share(hidden), linears.share(config.intermediate_size)
         self._head_dim = hidden // config.heads
+        features = linears.share(config.heads).of_heads(self._head_dim)
+        wide = linears.share(config.intermediate_size)
         names = ("self.query", "self.key", "self.value")
         self._qkv = attention.column(names, hidden, (features,) * 3, bias=True)
         self._o = attention.row("output.dense", features, hidden, bias=True)
@@ -115,7 +116,7 @@ class EncoderBlock:
         return self._mlp_norm(x + self._down(F.gelu(self._up(x, batch)), batch))
 
     def _attend(self, qkv: Tensor, batch: AttentionBatch) -> Tensor:
-        """[T, 3 * hidden] -> [T, hidden]."""
+        """[T, 3 * features] -> [T, features], those of this rank's heads."""
         heads = qkv.view(len(qkv), 3, -1, self._head_dim).transpose(0, 2)  # [heads, 3, T, D]
         attended = torch.empty_like(heads[:, 0])
         for start, end in pairwise(batch.query_starts.tolist()):

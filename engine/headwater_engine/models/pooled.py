@@ -1,7 +1,7 @@
 """From a folder to a model that makes vectors: an encoder, or a decoder without its head, and what scores pairs."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Final
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +12,9 @@ from headwater_engine.errors import LoadError
 from headwater_engine.kernels.interface import Kernels
 from headwater_engine.layers.linears import Linears
 from headwater_engine.layers.weights import Checkpoint, Weights
-from headwater_engine.models.checkpoint import open_checkpoint
+from headwater_engine.models.checkpoint import SafetensorsCheckpoint, open_checkpoint
 from headwater_engine.models.config import RawConfig
+from headwater_engine.models.dense import Activation, Dense
 from headwater_engine.models.encoder import Encoder, read_encoder
 from headwater_engine.models.loading import HiddenStates, load_model, native_family, weights_dtype
 from headwater_engine.models.pooling import PoolingPlan
@@ -35,21 +36,33 @@ _BESIDE: Final = (
 )
 """What else a checkpoint may hold: heads for other ends, and numbers that say nothing."""
 
-Layer = tuple[Tensor, Tensor | None]
-"""Weight [out, in] and bias of a product, float32."""
+_FUNCTIONS: Final[dict[Activation, Callable[[Tensor], Tensor]]] = {
+    Activation.IDENTITY: lambda x: x,
+    Activation.TANH: torch.tanh,
+    Activation.RELU: F.relu,
+    Activation.GELU: F.gelu,
+}
+
+
+class Layer(NamedTuple):
+    """A product in float32, and what its outputs go through."""
+
+    weight: Tensor
+    """[out, in]."""
+    bias: Tensor | None
+    activation: Activation
 
 
 class Head:
-    """Products, and tanh between them: what makes a score of a vector."""
+    """Products one behind the other: what makes a score of a vector, or another vector."""
 
     def __init__(self, layers: Sequence[Layer]) -> None:
         self._layers = layers
 
     def __call__(self, x: Tensor) -> Tensor:
-        *inner, (weight, bias) = self._layers
-        for each in inner:
-            x = torch.tanh(F.linear(x, *each))
-        return F.linear(x, weight, bias)
+        for layer in self._layers:
+            x = _FUNCTIONS[layer.activation](F.linear(x, layer.weight, layer.bias))
+        return x
 
 
 def load_pooled(
@@ -61,15 +74,14 @@ def load_pooled(
     ranks: Ranks = ALONE,
     progress: Callable[[float], None] = lambda fraction: None,
 ) -> tuple[HiddenStates, Head | None]:
-    """The model, and what makes scores of its vectors, where it has that. Raises LoadError."""
+    """The model, and what makes scores or other vectors of its vectors, where it has that. Raises LoadError."""
     values = read_config(folder)
-    if plan.encoder and ranks.size > 1:
-        raise LoadError(f"{values['model_type']} is an encoder, and cannot be shared among ranks.")
     family = None if plan.encoder else native_family(values)
     if not plan.encoder and family is None:
         if plan.scores:
             raise LoadError(f"{values['model_type']} runs through transformers here, and gives no scores.")
-        return load_model(folder, kernels=kernels, dtype=dtype, ranks=ranks, progress=progress), None
+        whole = load_model(folder, kernels=kernels, dtype=dtype, ranks=ranks, progress=progress)
+        return whole, _head(_dense_layers(plan.dense, kernels))
     if values.get("quantization_config"):
         raise LoadError("The checkpoint is quantised, which is not supported yet for models that make vectors.")
     raw = RawConfig(values)
@@ -82,9 +94,24 @@ def load_pooled(
     else:
         # The head is not asked for; nobody packs another table for it.
         model = family.build(RawConfig({**values, "tie_word_embeddings": True}), linears, progress)
-    head = Head(list(_layers(raw, weights, kernels, encoder=plan.encoder))) if plan.scores else None
+    scoring = _layers(raw, weights, kernels, encoder=plan.encoder) if plan.scores else ()
+    head = _head([*scoring, *_dense_layers(plan.dense, kernels)])
     weights.finish()
     return model, head
+
+
+def _head(layers: Iterable[Layer]) -> Head | None:
+    listed = list(layers)
+    return Head(listed) if listed else None
+
+
+def _dense_layers(dense: Sequence[Dense], kernels: Kernels) -> Iterator[Layer]:
+    for each in dense:
+        weights = Weights(SafetensorsCheckpoint(each.folder), torch.float32)
+        weight = weights.take("linear.weight", each.outputs, each.inputs)
+        bias = _numbers(weights.take("linear.bias", each.outputs), kernels) if each.bias else None
+        weights.finish()
+        yield Layer(_numbers(weight, kernels), bias, each.activation)
 
 
 class _Renamed:
@@ -125,13 +152,13 @@ def _head_of(kind: str) -> tuple[str, ...]:
 
 
 def _layers(raw: RawConfig, weights: Weights, kernels: Kernels, *, encoder: bool) -> Iterator[Layer]:
-    """Of the head: the last product has one output, those before it have as many as inputs."""
+    """Of the head: the last product has one output; those before it have as many as inputs, and tanh behind them."""
     hidden, names = raw.integer("hidden_size"), _head_of(str(raw.values["model_type"]))
     for name in names:
-        outputs = 1 if name == names[-1] else hidden
+        outputs, activation = (1, Activation.IDENTITY) if name == names[-1] else (hidden, Activation.TANH)
         weight = weights.take(f"{name}.weight", outputs, hidden)
         bias = weights.take(f"{name}.bias", outputs) if encoder else None
-        yield _numbers(weight, kernels), None if bias is None else _numbers(bias, kernels)
+        yield Layer(_numbers(weight, kernels), None if bias is None else _numbers(bias, kernels), activation)
 
 
 def _numbers(weight: StoredWeight, kernels: Kernels) -> Tensor:

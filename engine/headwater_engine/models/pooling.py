@@ -3,13 +3,14 @@
 Light on purpose (no torch): the HTTP process wants to know it, too.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
 from headwater_engine.errors import LoadError
+from headwater_engine.models.dense import Dense, read_dense
 from headwater_engine.models.source import ModelFolder, WeightsKind, read_config, read_list, read_object
 
 ENCODERS: Final = {"bert", "roberta", "xlm-roberta"}
@@ -17,6 +18,8 @@ ENCODERS: Final = {"bert", "roberta", "xlm-roberta"}
 
 _IDENTITY, _SIGMOID = "torch.nn.modules.linear.Identity", "torch.nn.modules.activation.Sigmoid"
 _CLASSIFIER = "ForSequenceClassification"
+_ORDER: Final = ("Transformer", "Pooling", "Dense", "Normalize")
+"""Parts of sentence-transformers that are done here; of Dense there may be several."""
 
 
 class Pooling(StrEnum):
@@ -57,6 +60,8 @@ class PoolingPlan:
     """Tokens of a text, where the folder says less than the model can."""
     dimensions: tuple[int, ...] = ()
     """To which a vector may be cut; empty: to any."""
+    dense: tuple[Dense, ...] = ()
+    """Products that a vector goes through, one behind the other, before it has the length 1."""
 
 
 def plan_pooling(folder: ModelFolder, runner: str = "auto", pooling: str = "auto") -> PoolingPlan | None:
@@ -82,6 +87,7 @@ def plan_pooling(folder: ModelFolder, runner: str = "auto", pooling: str = "auto
         dimensions=tuple(sorted(each for each in matryoshka if isinstance(each, int)))
         if isinstance(matryoshka, list)
         else (),
+        dense=_dense(folder, modules, values),
     )
     if scores and (labels := _labels(values)) != 1:
         raise LoadError(f"{folder.name} sorts texts into {labels} classes; only heads with one score run here.")
@@ -115,28 +121,43 @@ def _ends_in_sigmoid(values: Mapping[str, Any]) -> bool:
     return bool(name == _SIGMOID)
 
 
-def _modules(folder: ModelFolder) -> dict[str, Path]:
-    """The parts that sentence-transformers puts together, by their names; empty where the folder has no such file.
+def _modules(folder: ModelFolder) -> dict[str, list[Path]]:
+    """The parts that sentence-transformers puts together, by their kinds; empty where the folder has no such file.
 
     Raises LoadError for one that is not done here.
     """
     file = _file(folder, "modules.json")
     if file is None:
         return {}
-    found: dict[str, Path] = {}
+    parts: list[tuple[str, Path]] = []
     for each in read_list(file):
         name = str(each.get("type") if isinstance(each, dict) else each).rpartition(".")[2]
-        if name not in ("Transformer", "Pooling", "Normalize"):
+        if name not in _ORDER:
             raise LoadError(f"{file} has a part of the kind {name!r}, which is not done here.")
-        found[name] = file.parent / str(each.get("path", ""))
+        parts.append((name, file.parent / str(each.get("path", ""))))
+    names = [name for name, _ in parts]
+    if names != sorted(names, key=_ORDER.index) or ("Dense" in names and "Pooling" not in names):
+        raise LoadError(f"{file} has {', '.join(names)}; only {', '.join(_ORDER)}, in this order, are done here.")
+    return {kind: [path for name, path in parts if name == kind] for kind in names}
+
+
+def _dense(folder: ModelFolder, modules: Mapping[str, Sequence[Path]], values: Mapping[str, Any]) -> tuple[Dense, ...]:
+    found = tuple(map(read_dense, modules.get("Dense", ())))
+    if found and _has_classifier(values):
+        raise LoadError(f"{folder.name} has a head and a Dense, too; one of them runs here.")
+    size = _whole(values, "hidden_size", found[0].inputs) if found else 0
+    for each in found:
+        if each.inputs != size:
+            raise LoadError(f"{each.folder} takes vectors of {each.inputs} numbers; those before it have {size}.")
+        size = each.outputs
     return found
 
 
-def _pooling(folder: ModelFolder, modules: Mapping[str, Path], *, encoder: bool, scores: bool) -> Pooling:
+def _pooling(folder: ModelFolder, modules: Mapping[str, Sequence[Path]], *, encoder: bool, scores: bool) -> Pooling:
     if scores or "Pooling" not in modules:
         # As sentence-transformers pools an encoder of which nothing is said; heads stand on the first token.
         return Pooling.LAST if not encoder else Pooling.CLS if scores else Pooling.MEAN
-    file = modules["Pooling"] / "config.json"
+    file = modules["Pooling"][0] / "config.json"
     values = read_object(file)
     modes = [name.removeprefix("pooling_mode_") for name, chosen in values.items() if chosen is True]
     if isinstance(named := values.get("pooling_mode"), str):  # one word, in newer versions

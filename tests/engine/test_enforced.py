@@ -28,6 +28,8 @@ TOKENIZERS = {
     "deepseek_v3": "deepseek_v3",
     "deepseek_v31": "deepseek_v3",
     "deepseek_v32": "deepseek_v3",
+    "deepseek_v4": "deepseek_v3",
+    "deepseek_v41": "deepseek_v3",
     "pythonic": "llama3_1",
     "harmony": "gptoss",
 }

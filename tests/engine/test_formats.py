@@ -50,6 +50,14 @@ WRITTEN = {
     '<｜DSML｜parameter name="city" string="true">Bern, "3)}\'</｜DSML｜parameter>\n'
     '<｜DSML｜parameter name="days" string="false">2</｜DSML｜parameter>\n'
     '</｜DSML｜invoke>\n<｜DSML｜invoke name="clock">\n</｜DSML｜invoke>\n</｜DSML｜function_calls>',
+    "deepseek_v4": '<｜DSML｜tool_calls>\n<｜DSML｜invoke name="weather">\n'
+    '<｜DSML｜parameter name="city" string="true">Bern, "3)}\'</｜DSML｜parameter>\n'
+    '<｜DSML｜parameter name="days" string="false">2</｜DSML｜parameter>\n'
+    '</｜DSML｜invoke>\n<｜DSML｜invoke name="clock">\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>',
+    "deepseek_v41": '<｜DSML｜ calls>\n<｜DSML｜ invoke name="weather">\n'
+    '<｜DSML｜ parameter name="city" string="true">Bern, "3)}\'</｜DSML｜ parameter>\n'
+    '<｜DSML｜ parameter name="days" string="false">2</｜DSML｜ parameter>\n'
+    '</｜DSML｜ invoke>\n<｜DSML｜ invoke name="clock">\n</｜DSML｜ invoke>\n</｜DSML｜ calls>',
     "pythonic": "[weather(city='Bern, \"3)}\\'', days=2), clock()]",
     "harmony": f"<|channel|>commentary to=functions.weather <|constrain|>json<|message|>{BERN}<|call|>"
     "<|start|>assistant<|channel|>commentary to=functions.clock<|message|>{}<|call|>",
@@ -229,6 +237,44 @@ def test_reasoning_stands_before_content_and_calls(thinking: Any) -> None:
     assert read_as(speech, "Well.", is_open=False) == [Content("Well.")]
 
 
+def test_a_call_at_the_beginning_of_a_line_ends_reasoning_that_has_no_end() -> None:
+    speech = Speech(CALL_FORMAT_OF["hermes"], THINKING_OF["think"])
+    text = f"Hm. Not <tool_call> yet.\n{WRITTEN['hermes']}"
+    assert read_as(speech, text, is_open=True) == [Reasoning("Hm. Not <tool_call> yet."), *CALLS]
+    assert read_as(speech, WRITTEN["hermes"], is_open=True) == CALLS
+    reader = Reader(speech, {}, is_open=True)
+    assert joined([*reader.feed(text), *reader.flush()]) == [Reasoning(text)], "where nothing can be called"
+
+
+def test_a_broken_call_takes_no_later_one_with_it() -> None:
+    broken = '<tool_call>\n{"name": "weather", "arguments": {"city": "Bern"\n</tool_call>\n'
+    assert read("hermes", broken + WRITTEN["hermes"].partition("\n<tool_call>")[0]) == [
+        *(Call(0, "weather"), Arguments(0, '{"city": "Bern"\n')),
+        *(Call(1, "weather"), Arguments(1, BERN)),
+    ]
+
+
+def test_what_harmony_says_to_a_tool_that_nobody_offered_is_no_call() -> None:
+    text = (
+        "<|channel|>commentary to=python <|constrain|>code<|message|>print(1)<|end|>"
+        "<|start|>assistant<|channel|>final<|message|>1"
+    )
+    assert read("harmony", text, list(range(len(text)))) == [Content("1")]
+
+
+def test_tags_within_a_line_of_an_argument_are_part_of_it() -> None:
+    def city(inside: str) -> Any:
+        call = f"<tool_call>\n<function=weather>\n<parameter=city>{inside}</function>\n</tool_call>"
+        return json.loads(read("qwen3_coder", call, list(range(len(call))))[1][1])
+
+    assert city("\nA </parameter> </function> <parameter=x>\n</parameter>\n") == {
+        "city": "A </parameter> </function> <parameter=x>"
+    }
+    assert city("\nBern\n<parameter=days>\n2\n</parameter>\n") == {"city": "Bern", "days": 2}
+    assert city("Bern</parameter>") == {"city": "Bern"}
+    assert city("\n</parameter>\n") == {"city": ""}
+
+
 def test_whether_an_answer_begins_within_reasoning_is_seen_in_its_prompt() -> None:
     think, deepseek_r1, *_ = THINKING
     assert think.is_open("...<|im_start|>assistant\n<think>\n")
@@ -292,7 +338,8 @@ def test_each_format_is_registered_and_tried_here() -> None:
     written = {each for each in written if isinstance(each.__dict__.get("names"), tuple)}
     assert {type(each) for each in CALL_FORMATS} == written
     assert sorted(each.names[0] for each in CALL_FORMATS) == sorted(WRITTEN)
-    assert {found for found, _ in FOUND.values() if found} == set(WRITTEN)
+    # DeepSeek has published no template with its latest ones, but a program.
+    assert {found for found, _ in FOUND.values() if found} == set(WRITTEN) - {"deepseek_v4", "deepseek_v41"}
     assert len(CALL_FORMAT_OF) == sum(len(each.names) for each in CALL_FORMATS)
     assert len(THINKING_OF) == sum(len(each.names) for each in THINKING)
 

@@ -19,7 +19,7 @@ from headwater_engine.formats.text import Reading, Text
 
 _START, _CHANNEL, _MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
 _ENDS: Final = ("<|end|>", "<|call|>", "<|return|>")
-_TO: Final = re.compile(r"to=(?:functions\.)?([^\s<]+)")
+_TO: Final = re.compile(r"to=(functions\.)?([^\s<]+)")
 
 
 class Harmony:
@@ -41,8 +41,15 @@ class Harmony:
                 return
             _, _, channel = head.rpartition(_CHANNEL)
             said: type[Content | Reasoning] = Reasoning if channel.strip().startswith("analysis") else Content
-            if (called := _TO.search(head)) is not None:
-                yield from self._call(text, Call(next(calls), called[1]))
+            to = _TO.search(head)
+            if to is not None and (to[1] or to[2] in functions):
+                yield from self._call(text, Call(next(calls), to[2]))
+            elif to is not None and said is Content:
+                # To a tool of OpenAI's own that nobody offered (`python`): not for the user, either.
+                _, end = yield from text.take_until(*_ENDS, _START, _CHANNEL)
+                if end is None:
+                    return
+                continue
             if (yield from text.pass_until(said, *_ENDS, _START, _CHANNEL)) is None:
                 return
 

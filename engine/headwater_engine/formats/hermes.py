@@ -18,7 +18,7 @@ _BEGIN, _END = "<tool_call>", "</tool_call>"
 
 
 class Hermes:
-    names: ClassVar = ("hermes", "qwen", "qwen25", "qwen2_5")
+    names: ClassVar = ("hermes", "qwen", "qwen25", "qwen2_5", "qwen3_json")
     markers: ClassVar = (_BEGIN, _END)
     trigger: ClassVar = _BEGIN
 

@@ -54,10 +54,11 @@ class Reader:
         self.complete = False
 
     def _read(self, speech: Speech, functions: Functions, *, is_open: bool) -> Reading[None]:
+        calls = speech.calls if functions or speech.has_channels else None
         if speech.thinking is not None and not speech.has_channels:
-            yield from speech.thinking.read(self._text, is_open=is_open)
-        if speech.calls is not None and (functions or speech.has_channels):
-            yield from speech.calls.read(self._text, functions)
+            yield from speech.thinking.read(self._text, is_open=is_open, trigger=calls.trigger if calls else "")
+        if calls is not None:
+            yield from calls.read(self._text, functions)
         while not self._text.ended:
             yield Content(self._text.rest())
             yield None

@@ -14,7 +14,7 @@ from headwater_engine.formats.mistral import Mistral
 from headwater_engine.formats.parts import Arguments, Call, joined
 from headwater_engine.formats.pythonic import Pythonic
 from headwater_engine.formats.reader import Reader, Speech
-from headwater_engine.formats.tagged import DSML, Qwen3Coder
+from headwater_engine.formats.tagged import DSML, DSMLOfV4, DSMLOfV41, Qwen3Coder
 from headwater_engine.formats.thinking import DEEPSEEK_R1, MISTRAL, SEED, THINK, Thinking
 
 HARMONY: Final = Harmony()
@@ -26,6 +26,8 @@ CALL_FORMATS: Final[tuple[CallFormat, ...]] = (
     DeepSeekV31(),
     DeepSeekV3(),  # which reads V3.1's, too
     DSML(),
+    DSMLOfV4(),
+    DSMLOfV41(),
     Pythonic(),
     HARMONY,
 )

@@ -1,4 +1,4 @@
-"""Calls whose arguments each stand within tags, without quotes: Qwen3-coder's XML, and DeepSeek V3.2's DSML.
+"""Calls whose arguments each stand within tags, without quotes: Qwen3-coder's XML, and DSML of DeepSeek V3.2 and later.
 
     <tool_call>                          <｜DSML｜function_calls>
     <function=weather>                   <｜DSML｜invoke name="weather">
@@ -60,13 +60,10 @@ class Qwen3Coder:
         function, members = functions.get(name), Members()
         while (yield from text.skip_space()) and (yield from text.begins("<parameter=")):
             key, end = yield from text.take_until(">")
-            value, end = yield from text.take_until("</parameter>", "</function>")
-            if end is None:
+            value = yield from _tagged_value(text)
+            if value is None:
                 return
-            value = value.removeprefix("\n").removesuffix("\n")
             yield Arguments(index, members.member(key, as_json(function, key, value)))
-            if end == "</function>":
-                text.unread(end)
         if (yield from text.begins("</function>")):
             yield Arguments(index, members.end())
 
@@ -80,43 +77,86 @@ class Qwen3Coder:
         return f"calls: call{again}\ncall: {call}\n" + _text_rule("\n</parameter>\n")
 
 
-class DSML:
-    names: ClassVar = ("deepseek_v32", "dsml")
+def _tagged_value(text: Text) -> Reading[str | None]:
+    """An argument up to its end, which is read, too; None where that did not come.
+
+    Of a value on lines of its own only a tag at the beginning of a line is its end: others are part of it. Some models
+    forget that tag; then the next one of the call ends it.
+    """
+    if (yield from text.peek(1)) != "\n":
+        value, end = yield from text.take_until("</parameter>", "</function>")
+        value = value.removesuffix("\n")
+    else:
+        value, end = yield from text.take_until("\n</parameter>", "\n</function>", "\n<parameter=")
+        value = value.removeprefix("\n")
+    if end is not None and "</parameter>" not in end:
+        text.unread(end)
+    return None if end is None else value
+
+
+class _DSML:
+    """Versions differ in what stands within the tags."""
+
     markers: ClassVar = ("｜DSML｜",)
-    trigger: ClassVar = "<｜DSML｜function_calls>"
+    trigger: ClassVar[str]
+    _mark: ClassVar = "｜DSML｜"
 
     def read(self, text: Text, functions: Functions) -> Reading[None]:
         calls = count()
         while (yield from text.pass_until(Content, self.trigger)) is not None:
-            while (yield from text.skip_space()) and (yield from text.begins('<｜DSML｜invoke name="')):
-                name, end = yield from text.take_until('">')
-                if end is not None:
+            while (yield from text.skip_space()) and (yield from text.begins(f'<{self._mark}invoke name="')):
+                name, end = yield from text.take_until('">', '"/>')
+                if end == '">':
                     yield from self._call(text, functions.get(name), Call(next(calls), name))
-            yield from text.begins("</｜DSML｜function_calls>")
+                elif end is not None:
+                    index = next(calls)
+                    yield from (Call(index, name), Arguments(index, "{}"))
+            yield from text.begins(self._end_of_all)
 
     def _call(self, text: Text, function: Function | None, call: Call) -> Reading[None]:
         yield call
         members = Members()
-        while (yield from text.skip_space()) and (yield from text.begins('<｜DSML｜parameter name="')):
+        while (yield from text.skip_space()) and (yield from text.begins(f'<{self._mark}parameter name="')):
             head, _ = yield from text.take_until(">")
-            value, end = yield from text.take_until("</｜DSML｜parameter>")
+            value, end = yield from text.take_until(f"</{self._mark}parameter>")
             if end is None:
                 return
             key, _, kind = head.partition('"')
             is_text = 'string="true"' in kind
             yield Arguments(call.number, members.member(key, written(value) if is_text else as_json(None, key, value)))
-        if (yield from text.begins("</｜DSML｜invoke>")):
+        if (yield from text.begins(f"</{self._mark}invoke>")):
             yield Arguments(call.number, members.end())
 
     def grammar(self, functions: Sequence[Function], spell: Spelling, *, many: bool) -> str:
-        end = "</｜DSML｜parameter>\n"
+        end = f"</{self._mark}parameter>\n"
+        tag = f'<{self._mark}parameter name="{{}}" string="{{}}">'
         each = []
         for function in functions:
-            head = json.dumps(f'<｜DSML｜invoke name="{function.name}">\n', ensure_ascii=False)
-            each.append(" ".join([head, *_arguments(function, '<｜DSML｜parameter name="{}" string="{}">', end)]))
-        call = f'{either(each)} "</｜DSML｜invoke>\\n"'
+            head = json.dumps(f'<{self._mark}invoke name="{function.name}">\n', ensure_ascii=False)
+            each.append(" ".join([head, *_arguments(function, tag, end)]))
+        call = f'{either(each)} "</{self._mark}invoke>\\n"'
         again = " call" + MORE if many else ""
-        return f'calls: "\\n" call{again} "</｜DSML｜function_calls>"\ncall: {call}\n' + _text_rule(end)
+        return f'calls: "\\n" call{again} "{self._end_of_all}"\ncall: {call}\n' + _text_rule(end)
+
+    @property
+    def _end_of_all(self) -> str:
+        return self.trigger.replace("<", "</")
+
+
+class DSML(_DSML):
+    names: ClassVar = ("deepseek_v32", "deepseekv32", "dsml")
+    trigger: ClassVar = "<｜DSML｜function_calls>"
+
+
+class DSMLOfV4(_DSML):
+    names: ClassVar = ("deepseek_v4", "deepseekv4")
+    trigger: ClassVar = "<｜DSML｜tool_calls>"
+
+
+class DSMLOfV41(_DSML):
+    names: ClassVar = ("deepseek_v41", "deepseekv41")
+    trigger: ClassVar = "<｜DSML｜ calls>"
+    _mark: ClassVar = "｜DSML｜ "
 
 
 def _arguments(function: Function, tag: str, end: str) -> Iterator[str]:

@@ -17,7 +17,7 @@ Reading = Generator[Part | None, None, Result]
 As = Callable[[str], Part]
 
 _SPACE: Final = " \t\r\n"
-_STRUCTURE: Final = re.compile(r'["\[\]{}]')
+_STRUCTURE: Final = re.compile(r'["\[\]{}<`]')
 _IN_STRING: Final = re.compile(r'["\\]')
 _SCALAR_ENDS: Final = re.compile(r"[\s,\]}]")
 
@@ -180,6 +180,8 @@ class _Value:
             elif (found := _STRUCTURE.search(text, at)) is None:
                 return None
             else:
+                if found[0] in "<`":  # no JSON: the tag or the block around it ends, though this has not
+                    return found.start()
                 at = found.end()
                 self._in_string = found[0] == '"'
                 self._open += 1 if found[0] in "[{" else -1 if found[0] in "]}" else 0

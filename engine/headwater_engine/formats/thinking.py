@@ -25,8 +25,11 @@ class Thinking:
         end = prompt.rstrip()
         return end.endswith(self.begin) or (self.unsaid and not end.endswith(self.end))
 
-    def read(self, text: Text, *, is_open: bool) -> Reading[None]:
-        """The reasoning, if there is some; the answer is what is not read then."""
+    def read(self, text: Text, *, is_open: bool, trigger: str) -> Reading[None]:
+        """The reasoning, if there is some; the answer is what is not read then.
+
+        `trigger`: of calls, or empty. Some models call without having ended their reasoning; a call begins a line.
+        """
         text.mark()
         yield from text.skip_space()
         if (yield from text.begins(self.begin)):
@@ -36,7 +39,15 @@ class Thinking:
             if not is_open:
                 return
         yield Reasoning("")
-        yield from text.pass_until(Reasoning, self.end)
+        if not trigger:
+            yield from text.pass_until(Reasoning, self.end)
+            return
+        yield from text.skip_space()
+        called = yield from text.begins(trigger)
+        if not called:
+            called = (yield from text.pass_until(Reasoning, self.end, f"\n{trigger}")) == f"\n{trigger}"
+        if called:
+            text.unread(trigger)
 
 
 THINK: Final = Thinking(

@@ -2,11 +2,11 @@
 
     python -m benchmarks.routers_real FOLDER [--peer NAME=COMMAND ...] [--rounds 3]
 
-FOLDER: a small model in Hugging Face's format. All routers stand before the same engines, whose caches hold half of what
-is shared each, and get the same two loads in turns with other words in each turn, so that nobody finds what another
-left. Chats, sampled and streamed. A peer's COMMAND has `{port}`, `{metrics}` and `{engines}` filled in, as in
-router_path.py; without any, `smg` and `vllm-router` are taken from the PATH. Prints Markdown: medians over the rounds,
-and all of them. An answer that is not whole, or not 200, ends it.
+FOLDER: a small model in Hugging Face's format. All routers stand before the same engines, whose caches hold half of
+what is shared each, and get the same two loads in turns with other words in each turn, so that nobody finds what
+another left. Chats, sampled and streamed. A peer's COMMAND has `{port}`, `{metrics}` and `{engines}` filled in, as in
+router_path.py; without any, `smg` and `vllm-router` are taken from the PATH. Prints Markdown: medians over the
+rounds, and all of them. An answer that is not whole, or not 200, ends it.
 """
 
 import argparse

@@ -9,6 +9,7 @@ from typing import Final
 from headwater.cli.bench import measure
 from headwater.cli.load import Shape, Summary
 from headwater.cli.parser import CommandError, UsageError
+from headwater.logs import configure_logging
 from headwater.pick import ImpossibleError, Workload, WorkloadError, command
 
 _LONGEST: Final = 60.0
@@ -27,6 +28,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    configure_logging("error")  # what is tried again while a config is fetched is no part of the answer
     try:
         return command.run(arguments, _bench)
     except WorkloadError as error:

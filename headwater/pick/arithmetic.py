@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 
 from headwater.pick.capabilities import Capability
+from headwater.pick.hardware import FIGURES, Accelerator
 from headwater.pick.layout import Layout, layouts
 from headwater.pick.memory import (
     ALONE,
@@ -67,6 +68,7 @@ def _kept_text(kept: Kept, tensor: int) -> str:
 
 def explain(workload: Workload, shape: Shape, able: Capability, plan: Plan) -> Iterator[tuple[str, str]]:
     """The plan's arithmetic, as lines of what and how."""
+    yield "hardware", hardware_text(workload.accelerator)
     if (layout := plan.layout).expert or layout.pipeline > 1 or layout.data > 1:
         yield "GPUs", layout_text(layout)
     weights = weights_text(workload, shape, able, layout)
@@ -76,6 +78,21 @@ def explain(workload: Workload, shape: Shape, able: Capability, plan: Plan) -> I
     yield "requests", _requests_text(workload, able, plan)
     yield "replicas", _replicas_text(workload, plan)
     yield from _speed_text(workload, shape, plan)
+
+
+def hardware_text(accelerator: Accelerator) -> str:
+    """`H100: 79.2 GiB, 3,350 GB/s, 989 TFLOPS in 16 bits, link 900 GB/s`, and which of them are estimated."""
+    shown = (
+        f"{accelerator.memory_gib:g} GiB",
+        f"{accelerator.bandwidth_gbs:,.0f} GB/s",
+        f"{accelerator.tflops:,.0f} TFLOPS in 16 bits",
+        f"link {accelerator.link_gbs:,.0f} GB/s",
+    )
+    marked = (
+        f"{text} (estimated)" if figure in accelerator.estimated else text
+        for figure, text in zip(FIGURES, shown, strict=True)
+    )
+    return f"{accelerator.title}: {', '.join(marked)}"
 
 
 def layout_text(layout: Layout) -> str:
@@ -130,7 +147,8 @@ def _replicas_text(workload: Workload, plan: Plan) -> str:
         text += "; all GPUs" if workload.offline else f"; for {workload.rate:g} requests a second, {plan.replicas:,}"
     if wanted > plan.replicas:
         held = plan.replicas * plan.requests
-        text += f", but {there} make {plan.replicas}: {held:,} run at once, the others wait"
+        make = "make" if workload.gpus > 1 else "makes"
+        text += f", but {there} {make} {plan.replicas}: {held:,} run at once, the others wait"
     return f"{text}; {plan.replicas} x {plan.layout.gpus} = {plan.gpus} of {there}"
 
 

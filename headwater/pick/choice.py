@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from headwater.pick import models, names
 from headwater.pick.arithmetic import explain, shortfall
+from headwater.pick.contradictions import contradiction
 from headwater.pick.layout import layouts
 from headwater.pick.measured import Measured
 from headwater.pick.memory import Plan
@@ -64,8 +65,8 @@ def pick(workload: Workload) -> Pick:
     shape = workload.shape
     if shape is None:
         raise WorkloadError(_unknown(workload))
-    if workload.accelerator_gib is None:
-        raise WorkloadError(f"--memory-gib: is required: {workload.accelerator.title} may be any")
+    if wrong := contradiction(workload, shape):
+        raise WorkloadError(wrong)
     if shape.positions and workload.tokens > shape.positions:
         raise ImpossibleError(
             f"{workload.input_tokens:,} + {workload.output_tokens:,} tokens = {workload.tokens:,} > "
@@ -209,6 +210,9 @@ def _ways_out(workload: Workload) -> Iterator[str]:
             found = True
             yield f"--quantization {quantization}"
             break
+    for way in (*_enough_money(workload), *_other_layouts(workload)):
+        found = True
+        yield way
     few = max(8, 2 ** math.ceil(math.log2(min(workload.concurrency, 64))))
     if workload.sequences is None and rank(change(workload, sequences=few)).places:
         found = True
@@ -227,6 +231,24 @@ def _ways_out(workload: Workload) -> Iterator[str]:
             yield "--quantization none"
 
 
+def _enough_money(workload: Workload) -> Iterator[str]:
+    price = workload.gpu_price
+    if workload.budget is not None and price and (places := rank(change(workload, budget=None)).places):
+        yield f"--budget {price * min(place.plan.gpus for place in places if place.plan):g}"
+
+
+def _other_layouts(workload: Workload) -> Iterator[str]:
+    """Another number in place of one that the model cannot be cut by: the nearest that it can."""
+    for name in ("tensor", "pipeline", "data"):
+        wanted = getattr(workload, name) or 1
+        nearest = sorted((2**n for n in range(6)), key=lambda number: abs(number - wanted))
+        for number in nearest if wanted > 1 else ():
+            other = change(workload, **{name: number})
+            if number != wanted and other.spread <= workload.gpus and rank(other).places:
+                yield f"--{name} {number}"
+                return
+
+
 def _enough(workload: Workload, gpus: list[int]) -> int | None:
     return next((number for number in gpus if rank(change(workload, gpus=number)).places), None)
 
@@ -236,7 +258,9 @@ def _enough(workload: Workload, gpus: list[int]) -> int | None:
 
 def _notes(workload: Workload, shape: Shape, two: bool) -> Iterator[str]:
     if shape.estimated:
-        yield f"{shape.name}: its shape is estimated, with more KV cache than most; --config gives exact figures."
+        close = models.close_to(workload.source) if workload.source else None
+        exact = f"did you mean {close}? Else --config" if close and shape.hub is None else "--config"
+        yield f"{shape.name}: its shape is estimated, with more KV cache than most; {exact} gives exact figures."
     if workload.mixed and two:
         yield "The traffic is mixed: two deployments serve one name, and the router finds out who gets what."
     if workload.mixed and not two:

@@ -18,6 +18,7 @@ from headwater.pick.arithmetic import explain
 from headwater.pick.checkpoint import read_model
 from headwater.pick.choice import Part, Pick, pick_kinds
 from headwater.pick.config import ConfigError
+from headwater.pick.hardware import SOURCES, Accelerator
 from headwater.pick.interactive import as_flags, ask
 from headwater.pick.measured import Measured, MeasuredError, read_measured
 from headwater.pick.plot import write_plot
@@ -62,7 +63,7 @@ def _kind(name: str, field: FieldInfo) -> dict[str, Any]:
     if get_origin(annotation) in (Union, types.UnionType):
         annotation = next(each for each in get_args(annotation) if each is not type(None))
     if get_origin(annotation) is Literal:
-        return {"choices": get_args(annotation)}
+        return {"choices": get_args(annotation), "type": str.lower}
     if annotation is bool:
         return {"action": "store_true"}
     if annotation in (int, float) and name != "params":
@@ -130,6 +131,8 @@ def _measured(place: str | None, given: Mapping[str, Any], bench: Bench) -> Meas
 
 
 def _plot(picked: Pick, path: Path) -> None:
+    if path.suffix.lower() not in (".svg", ".png"):
+        raise WorkloadError(f"--plot: must end with .svg or .png; found {path}")
     try:
         write_plot(picked, path)
     except OSError as error:
@@ -151,12 +154,25 @@ def to_json(picked: Pick) -> dict[str, Any]:
             "source": picked.shape.source,
             "quantization": picked.workload.known_quantization,
         },
+        "accelerator": _accelerator(picked.workload.accelerator),
         "measured": None if picked.workload.measured is None else picked.workload.measured.model_dump(),
         "places": [_place(number, candidate) for number, candidate in enumerate(picked.places, 1)],
         "excluded": [{"backend": each.backend, "obstacles": list(each.obstacles)} for each in picked.excluded],
         "parts": [_part(part, picked.shape) for part in picked.parts],
         "deployments": [] if missing(picked) else deployments(picked),
         "notes": list(picked.notes),
+    }
+
+
+def _accelerator(device: Accelerator) -> dict[str, Any]:
+    return {
+        "name": device.name,
+        "memoryGiB": device.memory_gib,
+        "bandwidthGBs": device.bandwidth_gbs,
+        "tflops": device.tflops,
+        "linkGBs": device.link_gbs,
+        "sources": {figure: SOURCES.get(source, source) for figure, source in device.sources.items()},
+        "estimated": list(device.estimated),
     }
 
 

@@ -72,6 +72,10 @@ _MIXERS: Final[dict[str, Mixer]] = {
 }
 
 
+_MOST_LAYERS: Final = 10_000
+"""Of any model; more is a slip, and would be counted one by one."""
+
+
 class ConfigError(ValueError):
     """What a config.json lacks; one sentence."""
 
@@ -79,11 +83,23 @@ class ConfigError(ValueError):
 def read_config(config: dict[str, Any], name: str) -> Shape:
     """The shape that a config.json describes. Raises ConfigError."""
     try:
-        return _read(config, name)
+        shape = _read(config, name)
+        sensible = _is_sensible(shape)
     except KeyError as error:
         raise ConfigError(f"{name}: its config.json has no {error.args[0]}") from None
     except (TypeError, ValueError, AttributeError, ArithmeticError, IndexError):
         raise ConfigError(f"{name}: its config.json has a field of an unknown form") from None
+    if not sensible:
+        raise ConfigError(f"{name}: its config.json has a size that is not above 0")
+    return shape
+
+
+def _is_sensible(shape: Shape) -> bool:
+    """Whether all sizes are. Raises TypeError where one is no number."""
+    sizes = (shape.layers, shape.hidden, shape.heads, shape.vocabulary, shape.active, shape.embedding)
+    kept = (part for each in shape.kept for part in (each.heads, each.width))
+    positions = 1 if shape.positions is None else shape.positions
+    return min(*sizes, *kept, positions) > 0 and min(shape.experts, shape.state) >= 0
 
 
 def _read(config: dict[str, Any], name: str) -> Shape:
@@ -160,6 +176,8 @@ def layers_of(text: dict[str, Any]) -> list[Layer]:
         feeds = {"moe": "experts", "mlp": "dense"}
         return [Layer(_MIXERS.get(word, "none"), feeds.get(word, "none")) for word in words]  # type: ignore[arg-type]
     number = int(text["num_hidden_layers"])
+    if not 0 < number <= _MOST_LAYERS:
+        raise ValueError
     return [Layer(mixer) for mixer in _mixers(text, number)]
 
 

@@ -84,7 +84,7 @@ def named(name: str) -> Shape | None:
 def close_to(name: str) -> str | None:
     """A known model whose name is spelled nearly like this one."""
     known = catalog()
-    found = difflib.get_close_matches(names.base(name), known, n=1, cutoff=0.8)
+    found = difflib.get_close_matches(names.without_slip(names.base(name)), known, n=1, cutoff=0.8)
     return known[found[0]].hub if found else None
 
 

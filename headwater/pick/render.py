@@ -13,10 +13,11 @@ import yaml
 
 from headwater.pick.capabilities import BUILD
 from headwater.pick.choice import Part, Pick
+from headwater.pick.contradictions import is_published
 from headwater.pick.images import image, missing_image
 from headwater.pick.memory import ALONE, running
 from headwater.pick.reserve import CPU_GIB, GIB
-from headwater.pick.workload import WorkloadError
+from headwater.pick.workload import Workload, WorkloadError
 from headwater.resource import API_VERSION, KIND
 
 _LONGEST_NAME: Final = 36
@@ -32,7 +33,17 @@ def missing(pick: Pick) -> str | None:
     """What has to be said before the deployments can be written; None: nothing."""
     if pick.workload.source is None:
         return "--model: must say where the weights are, such as hf://OWNER/NAME: a size alone does not"
+    if lack := _missing_weights(pick.workload):
+        return lack
     return next((lack for part in pick.parts if (lack := missing_image(part.workload, part.candidate.backend))), None)
+
+
+def _missing_weights(work: Workload) -> str | None:
+    """Where a format was assumed that no server makes of what the source is known to hold."""
+    wanted = work.known_quantization
+    if wanted == "none" or work.online or work.own_precision != "none" or not is_published(work.source or ""):
+        return None
+    return f"--model: must say where weights in {wanted} are: {work.source} holds 16 bits, and no server packs them"
 
 
 def deployments(pick: Pick) -> list[dict[str, Any]]:

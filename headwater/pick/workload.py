@@ -24,17 +24,20 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from headwater.pick import models, names
-from headwater.pick.hardware import ACCELERATORS, Accelerator, accelerator
+from headwater.pick.hardware import ACCELERATORS, GIVEN, Accelerator, accelerator, close_to
 from headwater.pick.measured import Measured
 from headwater.pick.precision import Precision, precision_in
 from headwater.pick.shape import Kept, Shape
 from headwater.resource import Duration, Source
 from headwater.validation import finding, found
+from headwater.values import ImageName
 
 MAX_GPUS: Final = 10_000
 
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)([mbt])", re.IGNORECASE)
 _SCALES: Final = {"m": 1e6, "b": 1e9, "t": 1e12}
+_SIZES: Final = (1e6, 1e14)
+"""Parameters of the smallest and of the largest model."""
 
 
 class WorkloadError(ValueError):
@@ -56,15 +59,27 @@ def _read_size(value: Any) -> Any:
 
 def _check_model(model: str) -> str:
     if _SIZE.fullmatch(model):
+        if not _SIZES[0] <= _read_size(model) <= _SIZES[1]:
+            raise _rule(f"must be a size from 1m to 100t; found {found(model)}")
         return model
     try:
         TypeAdapter(Source).validate_python(_source(model))
     except ValidationError:
+        close = models.close_to(model)
+        hint = f"; did you mean {close}?" if close else ""
         raise _rule(
             f"must be a size such as 8b, a source such as hf://OWNER/NAME, or a known model such as "
-            f"Llama-3.1-8B; found {found(model)}"
+            f"Llama-3.1-8B; found {found(model)}{hint}"
         ) from None
     return model
+
+
+def _check_family(name: str) -> str:
+    """One that is not known may be a rare one; one that is spelled nearly like a known one is a slip."""
+    known = models.families()
+    if name.lower() not in known and (close := difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.75)):
+        raise _rule(f"is not known; found {found(name)}; did you mean {close[0]}?")
+    return name
 
 
 def _source(model: str) -> str:
@@ -81,14 +96,12 @@ def _check_gpu(name: str) -> str:
         return accelerator(name).name
     except KeyError:
         pass
-    close = difflib.get_close_matches(name.lower(), ACCELERATORS, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    raise _rule(
-        f"must be one of {', '.join(ACCELERATORS)}, or a MIG slice such as h100-2g.20gb; found {found(name)}{hint}"
-    )
+    if close := close_to(name):
+        raise _rule(f"is not known; found {found(name)}; did you mean {' or '.join(close)}?")
+    raise _rule(f"must be one of {', '.join(ACCELERATORS)}, or a MIG slice such as h100-2g.20gb; found {found(name)}")
 
 
-Parameters = Annotated[float, BeforeValidator(_read_size), Field(ge=1e6, le=1e14)]
+Parameters = Annotated[float, BeforeValidator(_read_size), Field(ge=_SIZES[0], le=_SIZES[1])]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -103,12 +116,18 @@ def _read_prices(value: Any) -> Any:
         raise _rule(f"must be prices such as h100=2.5,l40s=1.1; found {found(value)}") from None
 
 
+_LABEL: Final = re.compile(
+    r"([a-z0-9][a-z0-9.-]*/)?[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?=([A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?)?"
+)
+"""As Kubernetes has it."""
+
+
 def _read_labels(value: Any) -> Any:
     """`a=b,c=d` as a mapping."""
     if not isinstance(value, str):
         return value
     pairs = [each.partition("=") for each in value.split(",")]
-    if not all(name.strip() and separator for name, separator, _ in pairs):
+    if not all(separator and _LABEL.fullmatch(f"{name.strip()}={label.strip()}") for name, separator, label in pairs):
         raise _rule(f"must be labels such as nvidia.com/gpu.product=NVIDIA-L4; found {found(value)}")
     return {name.strip(): label.strip() for name, _, label in pairs}
 
@@ -120,7 +139,7 @@ Prices = Annotated[dict[str, Annotated[float, Field(gt=0)]], BeforeValidator(_re
 class Workload(BaseModel):
     """Raises pydantic's ValidationError; `workload` reads one and raises WorkloadError instead."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False)
 
     model: Annotated[str, AfterValidator(_check_model)] | None = Field(
         default=None,
@@ -129,7 +148,9 @@ class Workload(BaseModel):
     params: Parameters | None = Field(
         default=None, description="Its parameters, such as 8b; without it: what the name says"
     )
-    family: str | None = Field(default=None, description="Its family, such as llama; without it: what the name says")
+    family: Annotated[str, AfterValidator(_check_family)] | None = Field(
+        default=None, description="Its family, such as llama; without it: what the name says"
+    )
     active: Parameters | None = Field(
         default=None, description="Parameters that compute one token, of a mixture of experts, such as 3b"
     )
@@ -202,7 +223,7 @@ class Workload(BaseModel):
         default=None, ge=1, description="Most requests that a server runs at once; fewer need less memory of its own"
     )
     host_cache_gib: float = Field(default=0.0, ge=0, description="Host memory in GiB that evicted KV blocks move to")
-    image: str | None = Field(
+    image: ImageName | None = Field(
         default=None, description="The server's container image, where it is not the backend's own"
     )
     registry: str | None = Field(
@@ -261,7 +282,10 @@ class Workload(BaseModel):
         known = accelerator(self.gpu)
         own = {"bandwidth_gbs": self.bandwidth, "tflops": self.flops, "tflops8": self.flops and 2 * self.flops}
         own["memory_gib"] = self.memory_gib
-        return replace(known, **{name: value for name, value in own.items() if value is not None})  # type: ignore[arg-type]
+        said = {"memory": self.memory_gib, "bandwidth": self.bandwidth, "arithmetic": self.flops}
+        sources = {**known.sources, **{figure: GIVEN for figure, value in said.items() if value is not None}}
+        own = {name: value for name, value in own.items() if value is not None}
+        return replace(known, sources=sources, **own)  # type: ignore[arg-type]
 
     @property
     def gpu_price(self) -> float | None:

@@ -18,7 +18,7 @@ from headwater.pick.choice import change
 from headwater.pick.hardware import ACCELERATORS
 from headwater.pick.models import catalog
 from headwater.pick.ranking import Ranking, rank
-from headwater.pick.render import to_yaml
+from headwater.pick.render import missing, to_yaml
 from headwater.pick.workload import workload
 from headwater.resource import ModelDeployment
 
@@ -55,7 +55,7 @@ workloads = st.builds(
 def picked(work: Workload) -> Pick:
     try:
         return pick(work)
-    except ImpossibleError:
+    except (ImpossibleError, WorkloadError):  # the latter: what such a checkpoint cannot be
         assume(False)
         raise
 
@@ -237,6 +237,9 @@ def test_a_pick_fits_the_memory_there_is(work: Workload) -> None:
 @given(workloads)
 def test_the_yaml_of_a_pick_is_a_valid_resource(work: Workload) -> None:
     result = picked(work)
+    if lack := missing(result):
+        assert re.match("--model: must say where weights in (awq|gptq) are", lack)
+        return
     deployments = [ModelDeployment.model_validate(each) for each in yaml.safe_load_all(to_yaml(result))]
     assert [each.spec.backend.type for each in deployments] == [part.candidate.backend for part in result.parts]
     for deployment, part in zip(deployments, result.parts, strict=True):
@@ -260,6 +263,8 @@ def test_what_a_refusal_suggests_is_possible(work: Workload) -> None:
     try:
         pick(work)
         return
+    except WorkloadError:
+        return  # what such a checkpoint cannot be
     except ImpossibleError as error:
         message = str(error)
     assert "\n" not in message
@@ -286,9 +291,42 @@ def test_the_same_workload_gets_the_same_pick(work: Workload) -> None:
         ({"model": "s3://bucket/mine"}, "--params: it is required"),
         ({"model": "mine"}, "--model: must be a size such as 8b, a source such as hf://OWNER/NAME"),
         ({"model": "8b", "shared_prefix": 1.5}, "--shared-prefix: must be less than or equal to 1, found 1.5"),
-        ({"model": "8b", "gpu": "tpu"}, "--gpu: must be one of cpu, t4"),
-        ({"model": "8b", "gpu": "h100s"}, "--gpu: must be one of cpu, t4"),
-        ({"model": "8b", "gpu": "h100-9g.80gb"}, "--gpu: must be one of cpu, t4"),
+        ({"model": "8b", "gpu": "quantum"}, "--gpu: must be one of cpu, t4"),
+        ({"model": "8b", "gpu": "h100s"}, '--gpu: is not known; found "h100s"; did you mean h100?'),
+        (
+            {"model": "8b", "gpu": "h100-9g.80gb"},
+            '--gpu: is not known; found "h100-9g.80gb"; did you mean h100-1g.10gb or h100-1g.20gb',
+        ),
+        ({"model": "8b", "gpu": "a100"}, '--gpu: is not known; found "a100"; did you mean a100-40 or a100-80?'),
+        (
+            {"model": "8b", "gpu": "NVIDIA-H100-80GB-HBM3"},
+            '--gpu: is not known; found "NVIDIA-H100-80GB-HBM3"; did you mean h100?',
+        ),
+        ({"model": "8b", "gpu": "4090"}, '--gpu: is not known; found "4090"; did you mean rtx4090?'),
+        ({"model": "8b", "gpu": "nvidia", "memory_gib": 24}, "--bandwidth: is required: NVIDIA GPU may be any"),
+        ({"model": "8b", "gpu": "nvidia", "memory_gib": 24, "bandwidth": 600}, "--flops: is required"),
+        ({"model": "8b", "memory_gib": "inf"}, "--memory-gib: must be a number that is finite"),
+        ({"model": "0b"}, "--model: must be a size from 1m to 100t"),
+        ({"model": "1000t"}, "--model: must be a size from 1m to 100t"),
+        ({"model": "Lama-3.1-8B"}, "--model: must be a size such as 8b, a source such as hf://OWNER/NAME"),
+        ({"params": "3b", "family": "llma"}, '--family: is not known; found "llma"; did you mean llama?'),
+        ({"params": "8b", "layers": 3, "full_layers": 5}, "--full-layers: must be at most all layers, which are 3"),
+        ({"params": "8b", "layers": 32, "window": 100}, "--window: needs --full-layers"),
+        ({"params": "8b", "heads": 32, "kv_heads": 64}, "--kv-heads: must be at most --heads, which is 32; found 64"),
+        ({"params": "8b", "active": "9b"}, "--active: must be at most --params"),
+        ({"model": LLAMA, "expert": True, "gpus": 2, "tensor": 2}, "--expert: Llama-3.1-8B has no experts to spread"),
+        (
+            {"model": "Qwen/Qwen3-8B-FP8", "quantization": "awq"},
+            "--quantization: Qwen3-8B is a checkpoint in fp8 already",
+        ),
+        (
+            {"model": "openai/gpt-oss-20b", "quantization": "fp8"},
+            "--quantization: gpt-oss-20b is a checkpoint in mxfp4",
+        ),
+        ({"model": LLAMA, "offline": True, "rate": 10}, "--rate: is for requests that somebody waits for"),
+        ({"model": LLAMA, "offline": True, "tpot": 0.1}, "--tpot: is for requests that somebody waits for"),
+        ({"model": LLAMA, "node_selector": "bad key!=x"}, "--node-selector: must be labels such as"),
+        ({"model": LLAMA, "image": "not an image"}, "--image: must be an image such as REGISTRY/NAME:TAG"),
         ({"model": "Qwen/Qwen-mini"}, "--params: it is required, or --config"),
         ({"model": "lab/new-8x7b"}, "--active: it is required, or --config"),
         ({"model": "openai/gpt-os-120"}, "--params: did you mean openai/gpt-oss-120b? Else it is required"),
@@ -322,6 +360,34 @@ def test_gpus_that_cannot_share_a_layer_are_told_why(values: dict[str, Any], mes
     with pytest.raises(ImpossibleError) as error:
         pick(workload({"model": LLAMA} | values))
     assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("values", "way"),
+    [
+        ({"budget": 1, "price": "h100=2"}, "try --budget 2"),
+        ({"tensor": 3, "gpus": 4}, "try --tensor 2"),
+        ({"pipeline": 64, "gpus": 64}, "try --pipeline 32"),
+    ],
+)
+def test_a_refusal_names_the_nearest_that_would_do(values: dict[str, Any], way: str) -> None:
+    with pytest.raises(ImpossibleError, match=f"{way}$"):
+        pick(workload({"model": LLAMA} | values))
+
+
+def test_a_name_that_is_spelled_nearly_right_is_asked_about_even_where_its_size_is_told() -> None:
+    notes = pick(workload({"model": "meta-llama/Llama-3.1-8B-Instuct"})).notes
+    assert "did you mean meta-llama/Llama-3.1-8B-Instruct? Else --config gives exact figures." in notes[0]
+    with pytest.raises(WorkloadError, match=r"did you mean meta-llama/Llama-3\.1-8B-Instruct\?"):
+        workload({"model": "Lama-3.1-8B"})
+
+
+def test_weights_in_a_format_that_no_server_makes_are_assumed_and_not_written() -> None:
+    found = pick(workload({"model": LLAMA, "quantization": "awq"}))
+    assert missing(found) == (
+        f"--model: must say where weights in awq are: hf://{LLAMA} holds 16 bits, and no server packs them"
+    )
+    assert missing(pick(workload({"model": "s3://bucket/mine-8b", "quantization": "awq"}))) is None
 
 
 def test_a_request_longer_than_the_models_positions_is_refused() -> None:

@@ -50,7 +50,17 @@ def test_yaml_says_why_in_comments(capsys: pytest.CaptureFixture[str]) -> None:
 def test_json_holds_all_that_was_found(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*LLAMA, "--build-time", "1h", "--image", "lab/trt:1", "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    assert found.keys() == {"workload", "model", "measured", "places", "excluded", "parts", "deployments", "notes"}
+    assert found.keys() == {
+        "workload",
+        "model",
+        "accelerator",
+        "measured",
+        "places",
+        "excluded",
+        "parts",
+        "deployments",
+        "notes",
+    }
     assert found["workload"]["inputTokens"] == 1000
     assert found["parts"][0]["kvBytesPerToken"] == 131072
     assert found["deployments"][0]["spec"]["backend"] == {
@@ -58,6 +68,24 @@ def test_json_holds_all_that_was_found(capsys: pytest.CaptureFixture[str]) -> No
         "image": "lab/trt:1",
         "args": ["--backend", "tensorrt"],
     }
+
+
+def test_figures_of_an_accelerator_that_are_estimated_are_marked_wherever_they_are_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    said = "L20: 44.5 GiB (estimated), 900 GB/s, 119 TFLOPS in 16 bits (estimated), link 50 GB/s (estimated)"
+    flags = (*LLAMA, "--gpu", "l20", "--bandwidth", "900")
+    for way in ((), ("--explain",), ("--yaml",), ("--json",)):
+        assert run(*flags, *way) == 0
+        shown = capsys.readouterr().out
+        assert said in shown, way
+    assert json.loads(shown)["accelerator"]["estimated"] == ["memory", "arithmetic", "link"]
+    assert json.loads(shown)["accelerator"]["sources"] == {"bandwidth": "flag"}
+    assert run(*LLAMA, "--json") == 0
+    device = json.loads(capsys.readouterr().out)["accelerator"]
+    assert device["estimated"] == []
+    assert all(source.startswith("https://") for source in device["sources"].values())
 
 
 def test_an_impossible_workload_is_refused_with_the_arithmetic(capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,7 +104,7 @@ def test_an_impossible_workload_is_refused_with_the_arithmetic(capsys: pytest.Ca
         ((), "headwater pick: --params: it is required"),
         (("--model", "8b", "--gpus", "0"), 'headwater pick: --gpus: must be greater than or equal to 1, found "0"'),
         (("--model", "8b", "--shared-prefix", "x"), "headwater pick: --shared-prefix: must be a number"),
-        (("--model", "8b", "--gpu", "tpu"), "--gpu: must be one of cpu, t4"),
+        (("--model", "8b", "--gpu", "tpu"), "did you mean tpu-v5e or tpu-v5p or tpu-v6e or tpu-v7?"),
         (("--model", "8b", "--concurency", "3"), "unknown argument --concurency; did you mean --concurrency?"),
         (("--model", "8b", "--yaml", "--json"), "not allowed with argument --yaml"),
     ],

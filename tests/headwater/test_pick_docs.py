@@ -11,7 +11,7 @@ import pytest
 from headwater import cli
 from headwater.pick import speed
 from headwater.pick.capabilities import CAPABILITIES
-from headwater.pick.hardware import ACCELERATORS
+from headwater.pick.hardware import ACCELERATORS, FIGURES, SOURCES, Accelerator
 from headwater.pick.memory import weight_bytes
 from headwater.pick.models import catalog, estimate, named
 from headwater.pick.reserve import GIB
@@ -177,7 +177,40 @@ def test_the_table_of_speeds_is_what_is_predicted() -> None:
         assert f"{100 * share:g} %" in page
 
 
+def latency_cells(number: int) -> list[str]:
+    """Of the row with that number: the load, what was published of it, and what is estimated and possible."""
+    row, (middle, floor) = speeds.latency_rows()[number], speeds.between_tokens()[number]
+    return [
+        f"{int(row['input']):,} + {int(row['output']):,}, {row['requests']}",
+        f"{int(row['tokens']):,}" if row["tokens"] else "–",
+        row["middle"] or "–",
+        row["p99"] or "–",
+        f"{middle / speed.SPREAD:.1f} to {middle * speed.SPREAD:.1f}",
+        f"{floor:.1f}",
+    ]
+
+
+def test_the_table_of_servers_is_what_is_published_and_what_is_possible() -> None:
+    rows = table_after("## Servers", (DOCS / "speed.md").read_text())
+    assert {codes(row[0])[0] for row in rows} == {able.backend for able in CAPABILITIES}
+    for number, published in enumerate(speeds.latency_rows()):
+        assert rows[number][2:8] == latency_cells(number)
+        assert published["source"] in rows[number][9]
+
+
 # Tables
+
+
+def sources_text(device: Accelerator) -> str:
+    """Of its four figures: `[logs], [comparison], [comparison], *estimated*`; once where they are alike."""
+    named = [f"[{device.sources[each]}]" if each in device.sources else "*estimated*" for each in FIGURES]
+    return named[0] if len(set(named)) == 1 else ", ".join(named)
+
+
+def test_every_source_of_an_accelerators_figures_has_an_address() -> None:
+    assert dict(re.findall(r"^\[(.+?)\]: (\S+)$", PAGE, re.MULTILINE)) == SOURCES
+    used = {source for device in ACCELERATORS.values() for source in device.sources.values()}
+    assert used == SOURCES.keys()
 
 
 def test_the_accelerators_are_those_of_the_code() -> None:
@@ -189,6 +222,8 @@ def test_the_accelerators_are_those_of_the_code() -> None:
             f"{each.memory_gib:g}",
             f"{each.bandwidth_gbs:,}",
             " / ".join(f"{of:,}" if of else "–" for of in (each.tflops, each.tflops8, each.tflops4)),
+            f"{each.link_gbs:,.0f}",
+            sources_text(each),
             f"`{each.resource}`" if each.resource else "–",
         ]
         for each in ACCELERATORS.values()

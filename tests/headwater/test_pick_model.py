@@ -164,6 +164,9 @@ def test_an_index_says_them_where_the_files_are_elsewhere(tmp_path: Path) -> Non
         ({"config.json": b"{}"}, "has no num_hidden_layers"),
         ({"config.json": json.dumps(LLAMA).encode(), "a.safetensors": b"\xff" * 9}, "is no safetensors file"),
         ({"config.json": json.dumps(LLAMA).encode(), "a.safetensors": b""}, "is no safetensors file"),
+        ({"config.json": json.dumps(LLAMA | {"hidden_size": -4096}).encode()}, "has a size that is not above 0"),
+        ({"config.json": json.dumps(LLAMA | {"num_hidden_layers": 0}).encode()}, "has a field of an unknown form"),
+        ({"config.json": json.dumps(LLAMA | {"num_hidden_layers": 10**9}).encode()}, "has a field of an unknown form"),
     ],
 )
 def test_broken_files_are_told_in_one_sentence(
@@ -192,6 +195,18 @@ def test_a_repository_is_read_without_its_weights(the_hub: Store, capsys: pytest
     assert "--config: hf://owner/none" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("alone", "waits")
+def test_a_hub_that_is_not_there_is_told_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert cli.main(["pick", "--config", "hf://owner/model"]) == USAGE_ERROR
+    said = capsys.readouterr()
+    assert said.out == "", "it would be taken for the answer"
+    assert "--config: hf://owner/model cannot be reached" in said.err
+    assert said.err.count("\n") == 1
+
+
 # Flags
 
 
@@ -217,7 +232,7 @@ def test_a_person_is_asked_what_no_flag_says_and_again_after_a_wrong_answer() ->
     values = ask({"concurrency": "9"}, lambda question: next(answers), told.append)
     assert set(values) == {question.field for question in QUESTIONS}
     assert len(told) == 1
-    assert told[0].startswith("--gpu: must be one of")
+    assert told[0] == '--gpu: is not known; found "h1000"; did you mean h100?'
     assert workload(values).concurrency == 9
     assert as_flags({"gpu": "l4", "agentic": True, "mixed": False}) == "--gpu l4 --agentic"
 
@@ -235,6 +250,8 @@ def test_a_plot_shows_a_line_for_each_backend(tmp_path: Path, capsys: pytest.Cap
     assert drawn.startswith("<svg")
     assert drawn.count("<polyline") == capsys.readouterr().out.count("1 x 1") - 1
     assert cli.main(["pick", "--model", "8b", "--plot", str(tmp_path / "none" / "x.svg")]) == USAGE_ERROR
+    assert cli.main(["pick", "--model", "8b", "--plot", str(tmp_path / "x.pdf")]) == USAGE_ERROR
+    assert "--plot: must end with .svg or .png" in capsys.readouterr().err
 
 
 def test_a_plot_is_a_png_where_its_name_says_so(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from headwater.pick.hardware import accelerator
 from headwater.pick.layout import Layout
 from headwater.pick.memory import plan_with, request_bytes, weights_gib
 from headwater.pick.reserve import GIB
-from headwater.pick.speed import Machine, pace, prompt_seconds, throughput
+from headwater.pick.speed import Machine, pace, prompt_seconds, speed_of, throughput
 from headwater.pick.workload import workload
 
 FIXTURES = Path(__file__).parents[1] / "fixtures/pick"
@@ -141,3 +141,40 @@ def test_a_budget_bounds_the_gpus() -> None:
 
 def test_offline_work_uses_all_gpus() -> None:
     assert pick(workload(LLAMA | {"offline": True})).parts[0].plan.gpus == 16
+
+
+# Milliseconds between tokens
+
+
+def latency_rows() -> list[dict[str, str]]:
+    with (FIXTURES / "latency.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@cache
+def between_tokens() -> list[tuple[float, float]]:
+    """By the roofline, for each row: the middle of the range, and what is physically possible."""
+    return [_between(row) for row in latency_rows()]
+
+
+def _between(row: dict[str, str]) -> tuple[float, float]:
+    values = {key: row[key] for key in ("model", "gpu", "gpus", "kv_dtype")} | {"concurrency": row["requests"]}
+    values |= {
+        "input_tokens": row["input"],
+        "output_tokens": row["output"],
+        "quantization": row["quantization"] or None,
+    }
+    work = workload(values)
+    plan = work.shape and plan_with(work, work.shape, VLLM, Layout(work.gpus))
+    assert work.shape
+    assert plan
+    speed = speed_of(work.shape, work, plan)
+    return speed.each.middle * 1e3, speed.step_seconds * 1e3
+
+
+def test_times_between_tokens_that_were_published_are_near_the_ranges_and_never_below_what_is_possible() -> None:
+    published = [float(row["middle"].split()[0]) if row["middle"] else None for row in latency_rows()]
+    pairs = [(said, *found) for said, found in zip(published, between_tokens(), strict=True) if said is not None]
+    assert len(pairs) >= 8
+    assert all(floor < said for said, _, floor in pairs)
+    assert all(1 / 2 <= middle / said <= 2 for said, middle, _ in pairs), pairs

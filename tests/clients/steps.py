@@ -1,48 +1,71 @@
 """What published clients do with a gateway. Run by their own Python: nothing of this repository is imported.
 
-    python steps.py URL
+    python steps.py URL [real]
 
-Prints a line of JSON for each step: its name, and what was wrong; empty: nothing. Whoever answers there calls the first
-tool that it is shown, for Bern, says that it is sunny once the tool has answered, and gives Bern where a form is asked
-for.
+Prints a line of JSON for each step: its name, and what was wrong; empty: nothing. `real`: a real model answers, and no
+stand-in (`told.py`).
 """
 
 import asyncio
 import json
-import sys
 import traceback
-from collections.abc import Callable
 from typing import Any
 
-from pydantic import BaseModel
-
-URL = sys.argv[1]
-V1, SUNNY = f"{URL}/v1", "It is sunny."
-ASK = [{"role": "user", "content": "How is the weather in Bern?"}]
+import coding  # noqa: F401  # its steps
+from told import ASK, QUESTION, REAL, STEPS, SUNNY, TOO_LONG, URL, V1, City, equal, step, weather
 
 
-class City(BaseModel):
-    """A place."""
+@step
+def openai_chat() -> None:
+    from openai import OpenAI, pydantic_function_tool
 
-    city: str
+    chats = OpenAI(base_url=V1, api_key="x").chat.completions
+    equal(chats.create(model="m", messages=ASK).choices[0].message.content, SUNNY)
+    with chats.stream(model="m", messages=ASK) as told:
+        equal(told.get_final_completion().choices[0].message.content, SUNNY)
+    asked: dict[str, Any] = {"model": "m", "messages": ASK}
+    equal(chats.parse(**asked, response_format=City).choices[0].message.parsed, City(city="Bern"))
+    with chats.stream(**asked, response_format=City) as told:
+        equal(told.get_final_completion().choices[0].message.parsed, City(city="Bern"))
+    tools = [pydantic_function_tool(City, name="weather")]
+    (call,) = (
+        chats.parse(**asked, tools=tools, tool_choice="required", parallel_tool_calls=False)
+        .choices[0]
+        .message.tool_calls
+    )
+    equal((call.function.name, call.function.parsed_arguments), ("weather", City(city="Bern")))
 
 
-def weather(city: str) -> str:
-    """The weather of a city."""
-    return f"sunny in {city}"
+@step
+def openai_responses() -> None:
+    from openai import OpenAI, pydantic_function_tool
+
+    responses = OpenAI(base_url=V1, api_key="x").responses
+    asked: dict[str, Any] = {"model": "m", "input": ASK}
+    equal(responses.create(**asked).output_text, SUNNY)
+    with responses.stream(**asked) as told:
+        equal(told.get_final_response().output_text, SUNNY)
+    equal(responses.parse(**asked, text_format=City).output_parsed, City(city="Bern"))
+    with responses.stream(**asked, text_format=City) as told:
+        equal(told.get_final_response().output_parsed, City(city="Bern"))
+    function = pydantic_function_tool(City, name="weather")["function"]
+    made = responses.create(**asked, tools=[{"type": "function", **function}], tool_choice="required")
+    equal((made.output[-1].name, json.loads(made.output[-1].arguments)), ("weather", {"city": "Bern"}))
 
 
-STEPS: dict[str, Callable[[], Any]] = {}
+@step
+def anthropic_messages() -> None:
+    from anthropic import Anthropic
 
-
-def step(run: Callable[[], Any]) -> Callable[[], Any]:
-    STEPS[run.__name__] = run
-    return run
-
-
-def equal(found: Any, expected: Any) -> None:
-    if found != expected:
-        raise AssertionError(f"{found!r}, not {expected!r}")
+    messages = Anthropic(base_url=URL, api_key="x").messages
+    asked: dict[str, Any] = {"model": "m", "max_tokens": 50, "messages": ASK}
+    equal(messages.create(**asked).content[-1].text, SUNNY)
+    with messages.stream(**asked) as told:
+        equal("".join(told.text_stream), SUNNY)
+    tool = {"name": "weather", "input_schema": City.model_json_schema()}
+    with messages.stream(**asked, tools=[tool], tool_choice={"type": "tool", "name": "weather"}) as told:
+        call = told.get_final_message().content[-1]
+    equal((call.name, call.input), ("weather", {"city": "Bern"}))
 
 
 @step
@@ -61,7 +84,7 @@ def litellm_chat_and_stream() -> None:
 def litellm_responses() -> None:
     import litellm
 
-    made = litellm.responses(model="openai/m", api_base=V1, api_key="x", input="How is the weather?")
+    made = litellm.responses(model="openai/m", api_base=V1, api_key="x", input=QUESTION)
     equal(made.output[-1].content[0].text, SUNNY)
 
 
@@ -79,9 +102,7 @@ def litellm_sees_a_full_context_for_what_it_is() -> None:
     import litellm
 
     try:
-        litellm.completion(
-            model="openai/m", api_base=V1, api_key="x", messages=[{"role": "user", "content": "too long"}]
-        )
+        litellm.completion(model="openai/m", api_base=V1, api_key="x", messages=[{"role": "user", "content": TOO_LONG}])
     except litellm.ContextWindowExceededError:
         return
     raise AssertionError("no ContextWindowExceededError")
@@ -90,9 +111,9 @@ def litellm_sees_a_full_context_for_what_it_is() -> None:
 def langchain(model: Any) -> None:
     from langchain_core.tools import tool
 
-    equal(model.invoke("How is the weather?").text, SUNNY)
-    equal("".join(chunk.text for chunk in model.stream("How is the weather?")), SUNNY)
-    (call,) = model.bind_tools([tool(weather)]).invoke("How is the weather?").tool_calls
+    equal(model.invoke(QUESTION).text, SUNNY)
+    equal("".join(chunk.text for chunk in model.stream(QUESTION)), SUNNY)
+    (call,) = model.bind_tools([tool(weather)], tool_choice="weather").invoke(QUESTION).tool_calls
     equal((call["name"], call["args"]), ("weather", {"city": "Bern"}))
     equal(model.with_structured_output(City).invoke("Where?"), City(city="Bern"))
 
@@ -125,12 +146,9 @@ def instructor_in_each_mode() -> None:
     import openai
 
     client = openai.OpenAI(base_url=V1, api_key="x")
-    for mode in (
-        instructor.Mode.TOOLS,
-        instructor.Mode.JSON,
-        instructor.Mode.JSON_SCHEMA,
-        instructor.Mode.RESPONSES_TOOLS,
-    ):
+    modes = [instructor.Mode.TOOLS, instructor.Mode.JSON_SCHEMA, instructor.Mode.RESPONSES_TOOLS]
+    # Any JSON object is what this one asks for, so that it lies with the model which one it is.
+    for mode in modes if REAL else [*modes, instructor.Mode.JSON]:
         asked = instructor.from_openai(client, mode=mode)
         found = asked.chat.completions.create(model="m", messages=ASK, response_model=City, max_retries=0)
         equal(found.city, "Bern")  # It makes a class of its own of ours.
@@ -147,11 +165,34 @@ async def pydantic_ai_in_each_way() -> None:
 
     provider = OpenAIProvider(base_url=V1, api_key="x")
     for model in (OpenAIChatModel("m", provider=provider), OpenAIResponsesModel("m", provider=provider)):
-        for output in (ToolOutput(City), NativeOutput(City), PromptedOutput(City)):
+        held = [ToolOutput(City), NativeOutput(City)]
+        for output in held if REAL else [*held, PromptedOutput(City)]:
             equal((await Agent(model, output_type=output).run("Where?")).output, City(city="Bern"))
-        equal((await Agent(model, tools=[weather]).run("How is the weather?")).output, SUNNY)
-        async with Agent(model, tools=[weather]).run_stream("How is the weather?") as told:
+        equal((await Agent(model, tools=[weather]).run(QUESTION)).output, SUNNY)
+        async with Agent(model, tools=[weather]).run_stream(QUESTION) as told:
             equal(await told.get_output(), SUNNY)
+
+
+@step
+def outlines_as_of_vllm_and_of_sglang() -> None:
+    from typing import Literal
+
+    import outlines
+    from openai import OpenAI
+    from outlines.types import CFG, Regex
+
+    client = OpenAI(base_url=V1, api_key="x")
+    for model in (outlines.from_vllm(client, "m"), outlines.from_sglang(client, "m")):
+        equal(model(QUESTION), SUNNY)
+        equal("".join(model.stream(QUESTION)), SUNNY)
+        equal(City.model_validate_json(model("Where?", City)), City(city="Bern"))
+        if REAL:
+            choice, number = model("Which?", Literal["Bern", "Basel"]), model("When?", Regex("[0-9]{4}"))
+            if choice not in ("Bern", "Basel") or not (number.isdecimal() and len(number) == 4):
+                raise AssertionError(f"{choice!r}, {number!r}")
+    grammar = CFG('start: "Bern" | "Basel"')
+    if REAL and (said := outlines.from_vllm(client, "m")("Where?", grammar)) not in ("Bern", "Basel"):
+        raise AssertionError(said)
 
 
 @step
@@ -170,8 +211,8 @@ async def openai_agents_loop() -> None:
     client = AsyncOpenAI(base_url=V1, api_key="x")
     for kind in (OpenAIResponsesModel, OpenAIChatCompletionsModel):
         agent = Agent(name="a", instructions="Be brief.", tools=[function_tool(weather)], model=kind("m", client))
-        equal((await Runner.run(agent, "How is the weather?")).final_output, SUNNY)
-        told = Runner.run_streamed(agent, "How is the weather?")
+        equal((await Runner.run(agent, QUESTION)).final_output, SUNNY)
+        told = Runner.run_streamed(agent, QUESTION)
         async for _ in told.stream_events():
             pass
         equal(told.final_output, SUNNY)

@@ -119,7 +119,9 @@ some_params = st.builds(
     logit_bias=st.sampled_from([{}, {0: 3.5}, {0: -100.0}]),
     min_tokens=st.sampled_from([0, 50]),
     eos_token_ids=st.sampled_from([(), (0,), (0, 5)]),
-    allowed_token_ids=st.sampled_from([None, (5,), (0, 3, 31, 32, 64)]),
+    allowed_token_ids=st.sampled_from(
+        [None, (5,), (0, 3, 31, 32, 64), tuple(range(192)), tuple(n for n in range(4100) if n % 7 and n // 64 % 3)]
+    ),
 )
 asked_of_a_batch = st.lists(some_params, min_size=1, max_size=4)
 seen_tokens = st.lists(st.integers(0, 300), max_size=20)

@@ -348,8 +348,8 @@ class Kernels(Protocol):
         """
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
-        """Logits [R, V] float32, contiguous, which it may change -> tokens [R] int64. -1: the row has no finite logit,
-        or one that is NaN or infinite.
+        """Logits [R, V] float32, contiguous, which it may change -> tokens [R] int64. -1: of what a mask leaves, the
+        row has no finite logit, or one that is NaN or infinite.
 
         Each row by itself: penalties, masks, biases, then the largest logit (of equals the lowest token), or a draw:
         temperature, top-k, top-p, min-p, and what is left by Gumbel-max. All kernels give the same tokens. Nothing is

@@ -41,7 +41,7 @@ def maxima(logits: Tensor, batch: SamplingBatch) -> Maxima:
     if batch.penalties is not None:
         _penalize(logits, batch.penalties)
     if batch.masks is not None:
-        logits += _not_allowed(batch.masks, logits.shape[1])
+        logits.masked_fill_(~_allowed(batch.masks, logits.shape[1]), float("-inf"))
     if batch.biases is not None:
         logits.view(-1).index_add_(0, batch.biases.places, batch.biases.values)
     best = logits.amax(dim=-1, keepdim=True)  # NaN is the largest; where all are -inf, so is the best
@@ -115,12 +115,11 @@ def _penalize(logits: Tensor, penalties: Penalties) -> None:
         logits[row] = torch.where(counts > 1, values - shift, values)
 
 
-def _not_allowed(masks: Masks, vocabulary: int) -> Tensor:
-    """[R, V] float32: -inf for tokens that must not come, else 0."""
+def _allowed(masks: Masks, vocabulary: int) -> Tensor:
+    """[R, V] bool"""
     tokens = torch.arange(vocabulary, device=masks.bits.device)
     words = masks.bits[masks.rows.clamp(min=0).long()][:, tokens // 32]
-    allowed = ((words >> (tokens % 32)) & 1).bool() | (masks.rows < 0).unsqueeze(1)
-    return torch.where(allowed, 0.0, float("-inf"))
+    return ((words >> (tokens % 32)) & 1).bool() | (masks.rows < 0).unsqueeze(1)
 
 
 def kept_tokens(logits: Tensor, best: Tensor, batch: SamplingBatch) -> Tensor:

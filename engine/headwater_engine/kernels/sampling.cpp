@@ -123,8 +123,22 @@ void penalize(float* logits, const int32_t* counts, N size, float repetition, fl
     }
 }
 
-// Penalties, masks and biases of one row, and the largest of each group of its logits then. Returns the largest of all, or
-// NaN where one is NaN or infinite.
+// Bits of a group's tokens that may come; behind the vocabulary stands anything.
+inline uint64_t allowed_in(const int32_t* bits, int64_t size) {
+    return uint32_t(bits[0]) | uint64_t(size > 32 ? uint32_t(bits[1]) : 0) << 32;
+}
+
+// Takes the logits of those that must not come away.
+template <typename N> void mask(float* logits, uint64_t allowed, N size) {
+    for (int32_t first = 0; first < int32_t(size); first += 32, allowed >>= 32) {
+        const uint32_t bits = uint32_t(allowed);
+        for (int32_t i = 0; i < std::min(32, int32_t(size) - first); i++)
+            logits[first + i] = bits >> i & 1 ? logits[first + i] : -INFINITE;
+    }
+}
+
+// Penalties, masks and biases of one row, and the largest of each group of its logits then. A group of which nothing may
+// come keeps its logits, and nobody reads them. Returns the largest of all, or NaN where one is NaN or infinite.
 float shift(float* logits, int64_t row, const SamplingRows& b, std::vector<float>& tops) {
     const int32_t* counts = b.counts && b.lines[row] >= 0 ? b.counts + b.lines[row] * b.vocabulary : nullptr;
     const int32_t* bits = b.bits && b.bit_lines[row] >= 0 ? b.bits + b.bit_lines[row] * b.words : nullptr;
@@ -134,10 +148,14 @@ float shift(float* logits, int64_t row, const SamplingRows& b, std::vector<float
     tops.clear();
     in_groups_of(b.vocabulary, [&](int64_t first, auto size) {
         float* own = logits + first;
+        const uint64_t allowed = bits ? allowed_in(bits + first / 32, size) : ~0ull;
+        if (!allowed) {
+            while (bias < end && *bias < start + first + size) bias++;
+            tops.push_back(-INFINITE);
+            return;
+        }
         if (counts) penalize(own, counts + first, size, b.repetition[row], b.presence[row], b.frequency[row]);
-        if (bits)
-            for (int32_t i = 0; i < int32_t(size); i++)
-                own[i] += uint32_t(bits[(first + i) / 32]) >> (first + i) % 32 & 1 ? 0.0f : -INFINITE;
+        if (~allowed) mask(own, allowed, size);
         for (; bias < end && *bias < start + first + size; bias++) logits[*bias - start] += b.bias_values[bias - b.bias_places];
         float top = -INFINITE;
 #pragma omp simd reduction(max : top) reduction(| : broken)
@@ -164,8 +182,9 @@ struct Row {
         const int64_t group = std::find(tops.begin(), tops.end(), best) - tops.begin();
         return std::find(logits + group * GROUP, logits + vocabulary, best) - logits;
     }
-    // Calls f(first, size) for the groups that have a logit from `lowest` on.
+    // Calls f(first, size) for the groups that have a logit from `lowest` on, and any that may come.
     template <typename F> void for_groups(float lowest, F f) const {
+        lowest = std::max(lowest, -FLT_MAX);
         in_groups_of(vocabulary, [&](int64_t first, auto size) {
             if (tops[first / GROUP] >= lowest) f(first, size);
         });

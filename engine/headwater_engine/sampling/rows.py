@@ -69,7 +69,7 @@ class _Lines:
         if device.type == "cpu":
             self.tensor.numpy()[lines] = values  # torch would share this among threads, which costs more than it takes
         else:
-            self.tensor.index_copy_(0, to_device(lines, device).long(), to_device(values, device))
+            self.tensor.index_copy_(0, to_device(lines, device).long(), to_device(values.copy(), device))
 
     def give_back(self, line: int) -> None:
         """-1: there was none."""

@@ -187,7 +187,7 @@ def _read_kernel(
         mask = tl.load(mask_lines + row).to(tl.int64)
         if mask >= 0:
             word = tl.load(bits + mask * words + token // 32, mask=token < size, other=0)
-            value += tl.where(((word >> (token % 32)) & 1) != 0, 0.0, float("-inf"))
+            value = tl.where(((word >> (token % 32)) & 1) != 0, value, float("-inf"))
         if writes != 0:
             tl.store(changed + row * size + token, value, mask=token < size)
     broken = tl.max((value != value).to(tl.int32), 0) != 0

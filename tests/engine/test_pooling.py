@@ -277,7 +277,7 @@ def test_a_folder_without_such_files_generates_unless_told_otherwise(tmp_path: P
         (lambda folder: dense_of(folder, torch.nn.Linear(31, 8), torch.nn.ReLU()), "those before it have 32"),
         (lambda folder: dense_of(folder, use_residual=True), "in whose place"),
         (lambda folder: dense_of(folder, module_input_name="token_embeddings"), "in whose place"),
-        (lambda folder: dense_of(folder, out_features="8"), "whole numbers"),
+        (lambda folder: dense_of(folder, out_features="8"), "out_features must be a whole number"),
         (lambda folder: (dense_of(folder) / "model.safetensors").unlink(), "no model.safetensors"),
         (lambda folder: (folder / "modules.json").write_text("{}"), "must be a JSON list"),
     ],

@@ -3,10 +3,11 @@
 Light on purpose (no torch), as pooling.py is.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from headwater_engine.errors import LoadError
 from headwater_engine.models.source import read_object
@@ -40,9 +41,7 @@ def read_dense(folder: Path) -> Dense:
     """Raises LoadError."""
     file = folder / "config.json"
     values = read_object(file)
-    sizes = [values.get(name) for name in ("in_features", "out_features")]
-    if not all(type(size) is int and size > 0 for size in sizes):
-        raise LoadError(f"{file}: in_features and out_features must be whole numbers above 0, found {sizes}.")
+    inputs, outputs = _size(file, values, "in_features"), _size(file, values, "out_features")
     activation = values.get("activation_function", Activation.TANH)
     if activation not in list(Activation):
         allowed = ", ".join(each.rpartition(".")[2] for each in Activation)
@@ -52,4 +51,11 @@ def read_dense(folder: Path) -> Dense:
         raise LoadError(f"{file}: only products of a text's vector, in whose place they put another, are done here.")
     if not (folder / "model.safetensors").is_file():
         raise LoadError(f"{folder} has no model.safetensors; other formats of weights are not read.")
-    return Dense(folder, *sizes, bias=values.get("bias") is not False, activation=Activation(activation))
+    return Dense(folder, inputs, outputs, values.get("bias") is not False, Activation(activation))
+
+
+def _size(file: Path, values: Mapping[str, Any], name: str) -> int:
+    size = values.get(name)
+    if type(size) is not int or size < 1:
+        raise LoadError(f"{file}: {name} must be a whole number above 0, found {size!r}.")
+    return size

@@ -1,6 +1,7 @@
 """What is documented in public against what pick says: counts of GPUs, room for KV, bytes of a token, refusals.
 
-`fixtures/pick/cases.csv` holds the cases with their sources. The misses are in docs/choosing.md, with their causes.
+`fixtures/pick/cases.csv` holds the cases with their sources. The misses are in docs/choosing.md, with their causes. The
+page also says which test holds which line of the issue (23) that asked for all this.
 """
 
 import csv
@@ -83,6 +84,11 @@ def test_room_for_kv_is_within_a_tenth_of_four_of_five_logs_and_within_a_quarter
     ratios = [room_ratio(case) for case in ROOMS]
     assert sum(0.9 <= ratio <= 1.1 for ratio in ratios) / len(ratios) >= 0.8
     assert all(0.75 <= ratio <= 1.25 for ratio in ratios)
+
+
+def test_room_for_kv_is_as_near_in_logs_that_are_not_among_the_cases() -> None:
+    """The issue keeps 19 of its 77 cases to itself. These are other rows of a report that it cites."""
+    assert all(0.9 <= room_ratio(case) <= 1.1 for case in read("held_out.csv"))
 
 
 # Bytes of a token

@@ -153,6 +153,17 @@ def test_the_misses_are_those_that_the_page_tells() -> None:
     assert f"{len(counts) - len([name for name in wrong if name in counts])} of {len(counts)} counts are right" in text
 
 
+def test_every_line_of_the_issue_is_held_by_tests_that_are_there() -> None:
+    rows = table_after("### Held by")
+    assert {row[0] for row in rows} == {"1", "2", "3", "4"}
+    root = DOCS.parent
+    written = "".join(
+        file.read_text() for file in (*root.glob("tests/headwater/test_pick*.py"), root / "e2e/test_pick.py")
+    )
+    for name in (name for row in rows for name in codes(row[2])):
+        assert re.search(rf"^def {name}\(", written, re.MULTILINE), name
+
+
 def documented(name: str) -> int:
     case = next(case for case in cases.COUNTS if cases.name_of(case) == name)
     return int(case["documented_fact"].rpartition(" ")[2])

@@ -77,7 +77,7 @@ CAPABILITIES: Final = (
         backend="vllm",
         quantizations={
             "nvidia": _ALL,
-            "amd": _AMD,
+            "amd": _AMD | {"mxfp8"},
             "cpu": frozenset({"awq", "gptq", "int8"}),
             "intel": frozenset({"fp8", "awq", "gptq"}),
             "gaudi": frozenset({"fp8", "awq", "gptq"}),

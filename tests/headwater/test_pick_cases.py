@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from headwater.pick import names
-from headwater.pick.capabilities import CAPABILITIES
+from headwater.pick.capabilities import CAPABILITIES, Capability
 from headwater.pick.layout import Layout
 from headwater.pick.memory import kv_token_bytes, request_bytes, room_gib, weights_gib
 from headwater.pick.models import catalog, named
-from headwater.pick.ranking import rank
+from headwater.pick.ranking import obstacles, rank
 from headwater.pick.reserve import limits, reserve_gib
 from headwater.pick.sizing import find_plan
 from headwater.pick.workload import Workload, workload
@@ -143,6 +143,22 @@ def test_no_backend_is_said_to_do_with_fewer_gpus_what_is_documented() -> None:
 @pytest.mark.parametrize("case", [case for case in REFUSED if "start" in case["documented_fact"]], ids=name_of)
 def test_no_backend_is_said_to_start_what_does_not(case: Case) -> None:
     assert not rank(work_of(case)).places
+
+
+def test_what_is_measured_in_public_has_a_place() -> None:
+    """InferenceX's configurations of one machine, with 8,192 + 1,024 tokens: none of them is refused, or unknown."""
+    running = read("running.csv")
+    refused = []
+    for each in running:
+        work = workload(dict(each) | {"concurrency": 1, "input_tokens": 8192, "output_tokens": 1024})
+        if not work.shape or not any(find_plan(work, work.shape, able) for able in CAPABILITIES if serves(work, able)):
+            refused.append(tuple(each.values()))
+    assert len(running) >= 140
+    assert not refused
+
+
+def serves(work: Workload, able: Capability) -> bool:
+    return not list(obstacles(work, able))
 
 
 # vLLM's recipes

@@ -31,14 +31,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "alone: changes what tests share, or counts on being the only one")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where there are several workers, one has all tests of a file, in their order: they may share what they made."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
-
-
 @contextmanager
 def one_at_a_time(run: str) -> Iterator[Path]:
     """Of all workers of a run. Gives a file for what they are to know of one another."""

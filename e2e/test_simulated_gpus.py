@@ -7,7 +7,6 @@ import pytest
 from e2e.harness import Object, apply, eventually, find, get, kubectl, wait_ready
 from e2e.simulation import add_nodes, add_volumes, engine_pods, on_gpus, remove_nodes, remove_volumes
 
-pytestmark = pytest.mark.xdist_group("volumes")  # a claim takes any volume that fits
 NODES = ("simulated-a", "simulated-b", "simulated-c")
 
 

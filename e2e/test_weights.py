@@ -11,7 +11,7 @@ from e2e.harness import Client, Object, apply, condition, eventually, find, get,
 from e2e.models import model, template
 from e2e.simulation import add_volumes, engine_pods
 
-pytestmark = pytest.mark.xdist_group("volumes")  # a claim takes any volume that fits
+pytestmark = pytest.mark.alone  # a claim takes any volume that fits, also one of another test
 VOLUME, COPY = "e2e-weights", "e2e-weights-copy"
 RATE = 5.0
 """MiB a second: the operator asks every fifteen seconds how far a fetch is."""

@@ -14,6 +14,7 @@ from enum import StrEnum
 from itertools import accumulate
 
 import msgspec
+import numpy as np
 
 from headwater_engine.core.messages import Generate, TokenLogprobs
 from headwater_engine.core.step import Result, Seat, Span, Step, TokenMasks
@@ -68,6 +69,33 @@ def generate(request_id: str, prompt: list[int], *, priority: int = 0, salt: str
         priority=priority,
         cache_salt=salt,
     )
+
+
+class StubMatcher:
+    """Of a grammar that allows what a request's answer must be, and leaves one way now and then."""
+
+    ended = False
+
+    def __init__(self, message: Generate) -> None:
+        self._message = message
+        self._tokens = list(message.prompt)
+
+    def fill(self, row: np.ndarray) -> None:
+        row[:] = -1
+
+    def forced(self) -> list[int]:
+        count = max(0, hash((1, *self._tokens)) % 16 - 6)
+        tokens = list(self._tokens)
+        for _ in range(count):
+            tokens.append(self._next(tokens))
+        return tokens[len(self._tokens) :]
+
+    def advance(self, token: int) -> None:
+        assert token == self._next(self._tokens)
+        self._tokens.append(token)
+
+    def _next(self, tokens: list[int]) -> int:
+        return answered(tokens, len(tokens) - len(self._message.prompt), self._message.params)
 
 
 class Place(StrEnum):
@@ -138,15 +166,17 @@ class CheckedWorker:
         self.fail_at(Place.LAUNCH, step)
 
     def sample(self, masks: TokenMasks | None = None) -> Later:
-        assert masks is None
         step = self.under_way[-1]
+        silent = step.silent(masks)
+        assert (masks is None) == (not step.masked)
+        assert masks is None or set(masks.seats) <= set(step.masked)
         self.fail_at(Place.SAMPLE, step)
         result = Result([])
         for place, span in enumerate(step.spans):
             self._check(span)
             if span.scored:
                 result.prompt_logprobs[place] = self._scores(span)
-            result.tokens.append(self._answer(span))
+            result.tokens.append([] if span.seat in silent else self._answer(span))
         return Later(self, step, result)
 
     def fail_at(self, place: Place, step: Step) -> None:
@@ -173,6 +203,9 @@ class CheckedWorker:
             self.rows[seat.index] = Row(seat)
         for index, blocks in step.blocks:
             self.rows[index].table += blocks
+        for index, tokens in step.given:
+            self.rows[index].seat.tokens += tokens
+            self.rows[index].seat.outputs += len(tokens)
         for index, drafts in step.drafts:
             self.rows[index].drafts = drafts
 

@@ -7,6 +7,7 @@ mask may let through.
 import json
 import random
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import jsonschema
@@ -19,6 +20,7 @@ from headwater.openai.constraint import MOST_BYTES, Constraint, Kind
 from headwater_engine.grammar.compiler import Compiler
 from headwater_engine.grammar.matcher import GrammarError, Matcher
 from headwater_engine.models.tokenizer import BYTE_LEVEL_EOS, byte_level_tokenizer
+from tests.engine import chat_models
 
 ROWS = 320
 TEXT = byte_level_tokenizer(ROWS).backend_tokenizer
@@ -35,8 +37,8 @@ def begin(compiler: Compiler, kind: Kind, text: str, *, lenient: bool = False) -
     return compiler.compile(Constraint(kind, text, lenient)).result(60).begin()
 
 
-def allowed(matcher: Matcher) -> list[int]:
-    row = np.zeros(-(-ROWS // 32), dtype=np.int32)
+def allowed(matcher: Matcher, rows: int = ROWS) -> list[int]:
+    row = np.zeros(-(-rows // 32), dtype=np.int32)
     matcher.fill(row)
     bits = np.unpackbits(row.view(np.uint8), bitorder="little")
     return [int(token) for token in np.flatnonzero(bits)]
@@ -106,6 +108,50 @@ def test_a_finished_answer_is_valid_by_another_library(compiler: Compiler, schem
     text = walked(begin(compiler, Kind.JSON_SCHEMA, json.dumps(schema)), random.Random(seed))
     if text is not None:
         jsonschema.validate(json.loads(text), schema)
+
+
+@pytest.fixture(scope="module", params=["smollm2", "qwen3"])
+def real(request: pytest.FixtureRequest) -> Iterator[tuple[Compiler, int, int]]:
+    """Of a model's own tokenizer; its end of answers, and how many tokens it has."""
+    tokenizer = chat_models.tokenizer(request.param)
+    end, rows = tokenizer.eos_token_id, len(tokenizer)
+    compiler = Compiler(tokenizer.backend_tokenizer.to_str(), (end,), rows)
+    yield compiler, end, rows
+    compiler.close()
+
+
+@settings(max_examples=60, deadline=None)
+@given(schema=SCHEMAS, seed=st.integers(0, 2**32))
+def test_what_is_forced_is_all_that_masks_allow_token_by_token(
+    real: tuple[Compiler, int, int], schema: dict[str, Any], seed: int
+) -> None:
+    """So an answer is the same whether its forced tokens are drawn or not, whatever is drawn beside them."""
+    compiler, end, rows = real
+    rng, matcher = random.Random(seed), begin(compiler, Kind.JSON_SCHEMA, json.dumps(schema))
+    ahead: list[int] = []
+    for _ in range(60):
+        if matcher.ended:
+            break
+        ahead = ahead or matcher.forced()
+        tokens = allowed(matcher, rows)
+        if ahead:
+            assert tokens == [ahead.pop(0)], "the mask allows no other"
+        matcher.advance(end if end in tokens else rng.choice(tokens))
+
+
+def test_a_long_name_is_forced(real: tuple[Compiler, int, int]) -> None:
+    compiler, _, rows = real
+    matcher = begin(compiler, Kind.REGEX, "[ab](a_very_long_name_of_a_member_that_has_no_other){2}")
+    assert matcher.forced() == []
+    matcher.advance(allowed(matcher, rows)[0])
+    assert len(matcher.forced()) > 10
+
+
+def test_a_token_that_the_model_has_no_row_for_is_not_forced() -> None:
+    letters = [TEXT.token_to_id(letter) for letter in "abz"]
+    assert letters == sorted(letters)
+    compiler = Compiler(TEXT.to_str(), (BYTE_LEVEL_EOS,), letters[-1])
+    assert begin(compiler, Kind.REGEX, "abz").forced() == letters[:2]
 
 
 def test_answers_do_finish(compiler: Compiler) -> None:

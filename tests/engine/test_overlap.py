@@ -48,8 +48,12 @@ ASKED: list[dict[str, Any]] = [
 FORMS: dict[int, Constraint] = {
     len(ASKED): Constraint(Kind.REGEX, "(ab|cd)*"),
     len(ASKED) + 1: Constraint(Kind.JSON_SCHEMA, '{"type":"array","items":{"enum":[1,20,"x"]}}'),
+    len(ASKED) + 2: Constraint(Kind.REGEX, "([ab]long|[cd] and longer than a step is)*"),
+    len(ASKED) + 3: Constraint(Kind.REGEX, "(a[ab]lo|b[ab])*"),
+    len(ASKED) + 4: Constraint(Kind.REGEX, "([ab]lon)*"),
 }
-"""For those that ask like the first two, and for a form."""
+"""For those that ask like the first five, and for a form. Tokens that it leaves no choice of are not drawn, but where
+their log-probabilities are asked for."""
 ASKED += ASKED[: len(FORMS)]
 TOKENIZER = Tokenizer(byte_level_tokenizer(VOCAB_SIZE).backend_tokenizer.to_str(), (BYTE_LEVEL_EOS,))
 
@@ -60,8 +64,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return load_model(resolve(str(folder)), kernels=RecordableKernels())
 
 
-def engine_of(model: Model, *, blocks: int = BLOCKS, depth: int = 1, worker: ModelWorker | None = None) -> Engine:
-    options = {"max_num_seqs": SEATS, "max_batched_tokens": BUDGET, "reuse": True}
+def engine_of(
+    model: Model, *, blocks: int = BLOCKS, depth: int = 1, worker: ModelWorker | None = None, jumps: bool = True
+) -> Engine:
+    options = {"max_num_seqs": SEATS, "max_batched_tokens": BUDGET, "reuse": True, "jumps": jumps}
     engine = make_engine(model, RecordableKernels(), blocks, **options, depth=depth, worker=worker)
     engine.know(TOKENIZER)
     return engine
@@ -130,10 +136,10 @@ class Overlapped(RuleBasedStateMachine):
         assert self.ended.keys() == self.asked.keys()
 
     def expected(self, name: str) -> list[int]:
-        """By an engine for this request alone, step by step, without recordings."""
+        """By an engine for this request alone, token by token, without recordings."""
         case = self.asked[name]
         if case not in self.alone:
-            engine = engine_of(self.model, blocks=40, depth=0)
+            engine = engine_of(self.model, blocks=40, depth=0, jumps=False)
             self.alone[case] = list(answer_of(engine, message("alone", *case)))
         return self.alone[case]
 

@@ -4,6 +4,7 @@ The model's place is taken by `CheckedWorker`, which says what each answer must 
 """
 
 import random
+from typing import cast
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -15,12 +16,14 @@ from headwater_engine.core.engine import Engine
 from headwater_engine.core.messages import FinishReason, Generate, Output
 from headwater_engine.core.request import Request
 from headwater_engine.core.scheduler import Drafter, Scheduler
+from headwater_engine.grammar.matcher import Matcher
 from tests.engine.checked_worker import (
     EOS,
     POISON,
     SIZE,
     CheckedWorker,
     Place,
+    StubMatcher,
     expected_output,
     expected_prompt_logprobs,
     generate,
@@ -41,6 +44,7 @@ def make_engine(
     poisoned: Place = Place.LAUNCH,
     drafter: Drafter | None = None,
     itl_objective: float | None = None,
+    jumps: bool = True,
 ) -> tuple[Engine, CheckedWorker]:
     worker = CheckedWorker(blocks, poisoned)
     scheduler = Scheduler(
@@ -50,7 +54,12 @@ def make_engine(
         itl_objective=itl_objective,
         drafter=drafter,
     )
-    return Engine(scheduler, worker, max_model_len=max_model_len, vocab_size=100, depth=depth), worker
+    return Engine(scheduler, worker, max_model_len=max_model_len, vocab_size=100, depth=depth, jumps=jumps), worker
+
+
+def add_with_form(engine: Engine, message: Generate) -> None:
+    """As if its grammar had been made a moment ago."""
+    engine._queue(message, cast("Matcher", StubMatcher(message)))
 
 
 def drain(engine: Engine) -> dict[str, list[int]]:
@@ -111,6 +120,7 @@ class Life(RuleBasedStateMachine):
         salt=st.sampled_from(["", "", "tenant"]),
         prompt_logprobs=st.sampled_from([None, None, 1]),
         poison=st.sampled_from([False, False, False, False, True]),
+        form=st.booleans(),
     )
     def add(
         self,
@@ -122,6 +132,7 @@ class Life(RuleBasedStateMachine):
         salt: str,
         prompt_logprobs: int | None,
         poison: bool,
+        form: bool,
     ) -> None:
         self.count += 1
         message = generate(
@@ -136,7 +147,10 @@ class Life(RuleBasedStateMachine):
         )
         self.requests[message.id] = message
         self.answers[message.id] = []
-        assert self.engine.add(message) is None
+        if form:
+            add_with_form(self.engine, message)
+        else:
+            assert self.engine.add(message) is None
 
     @rule()
     @precondition(lambda self: self.engine.has_work)
@@ -256,6 +270,42 @@ def test_with_a_drafter_a_step_waits_for_what_became_of_the_last_drafts() -> Non
         engine.add(generate(str(n), [n + 1], max_tokens=8, ignore_eos=True))
     sizes = [len(outputs) for _ in range(8) if (outputs := engine.step())]
     assert sizes and set(sizes) == {3}
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_what_a_form_leaves_no_choice_of_is_computed_at_once(depth: int) -> None:
+    """And not drawn. So there are fewer steps for the same answers, and no position is computed twice."""
+    steps = {}
+    for jumps in (False, True):
+        engine, worker = make_engine(40, max_batched_tokens=32, depth=depth, jumps=jumps)
+        messages = [generate(str(n), [n + 1] * 3, max_tokens=24, ignore_eos=True) for n in range(4)]
+        for message in messages:
+            add_with_form(engine, message)
+        assert drain(engine) == {m.id: expected_output(m.prompt, m.params, 40) for m in messages}
+        assert worker.computed <= 4 * (3 + 23)
+        steps[jumps] = worker.steps
+    assert steps[True] < 0.7 * steps[False]
+
+
+def test_what_is_forced_leaves_half_of_a_step_to_prompts() -> None:
+    engine, worker = make_engine(60, max_num_seqs=5, max_batched_tokens=15)
+    for n in range(4):
+        add_with_form(engine, generate(str(n), [n + 1], max_tokens=30, ignore_eos=True))
+    while len(engine.step()) < 4:
+        pass
+    engine.add(generate("prompt", [9] * 38, max_tokens=1))
+    before = engine.stats().prompt_tokens_computed
+    engine.step()
+    assert engine.stats().prompt_tokens_computed - before >= 5
+    assert worker.largest_batch <= 15
+
+
+def test_log_probabilities_are_of_tokens_that_were_drawn() -> None:
+    engine, worker = make_engine(40)
+    message = generate("a", [1], max_tokens=24, ignore_eos=True, logprobs=0)
+    add_with_form(engine, message)
+    assert drain(engine) == {"a": expected_output(message.prompt, message.params, 40)}
+    assert worker.steps == 24
 
 
 def test_a_long_prompt_does_not_hold_up_those_that_decode() -> None:

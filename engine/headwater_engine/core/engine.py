@@ -6,7 +6,7 @@ A step is four verbs: plan, launch, settle, sample. It knows no socket and no pr
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import count
+from itertools import chain, count
 
 import structlog
 
@@ -25,18 +25,27 @@ class Engine:
     """Not thread-safe: one loop owns it."""
 
     def __init__(
-        self, scheduler: Scheduler, worker: Worker, *, max_model_len: int, vocab_size: int, depth: int = 0
+        self,
+        scheduler: Scheduler,
+        worker: Worker,
+        *,
+        max_model_len: int,
+        vocab_size: int,
+        depth: int = 0,
+        jumps: bool = True,
     ) -> None:
         """`depth` steps may be under way while the next is planned and launched.
 
         0 where the worker computes as it is told; 1 where it only queues work for a device, which then need not wait
-        for what the host does between two steps.
+        for what the host does between two steps. `jumps`: tokens that a grammar leaves no choice of are not drawn;
+        answers are the same without.
         """
         self.scheduler = scheduler
         self._worker = worker
         self._max_model_len = max_model_len
         self._vocab_size = vocab_size
         self._depth = depth
+        self._jumps = jumps
         self._grammars = Grammars(vocab_size)
         self._pending: tuple[Flight, Pending] | None = None
         self._orders = count()
@@ -132,7 +141,9 @@ class Engine:
         """What may come next, made while the device computes how likely it is."""
         if not flight.step.masked:
             return None
-        masks, failed = self._grammars.masks(flight, [self.scheduler.knows(each) for each in flight.requests])
+        pairs = zip(flight.requests, flight.step.spans, strict=True)
+        going = [self.scheduler.knows(request) and request.gives(span) for request, span in pairs]
+        masks, failed = self._grammars.masks(flight, going)
         for request, error in failed:
             self._fail(request, error, outputs)
         return masks
@@ -205,7 +216,7 @@ class Engine:
             if request.params.prompt_logprobs is not None:
                 output.prompt_logprobs = request.prompt_logprobs
             self._prompt_tokens_cached += output.cached_tokens
-        for token in tokens:
+        for token in chain(tokens, request.force() if self._jumps else ()):
             output.finish_reason, output.stop_reason = request.append(token)
             output.tokens.append(token)
             if output.finish_reason is not None:
@@ -224,8 +235,11 @@ class Engine:
         spans = flight.step.spans
         size = sum(span.count for span in spans)
         self._batch_sizes.append(size)
-        streams = [span.count for span in spans if span.sampled == span.count]
-        self.scheduler.pace.learn(len(streams), size - sum(streams), seconds)
+        streams = sum(
+            span.sampled > 0 and span.start >= len(request.prompt)
+            for request, span in zip(flight.requests, spans, strict=True)
+        )
+        self.scheduler.pace.learn(streams, size - streams, seconds)
         # What a preempted request computes again counts again: it is work that was done.
         self._prompt_tokens_computed += sum(
             max(0, min(span.start + span.count, len(request.prompt)) - span.start)

@@ -61,13 +61,13 @@ class Grammars:
     def masks(self, flight: Flight, going: Sequence[bool]) -> tuple[TokenMasks, list[tuple[Request, GrammarError]]]:
         """What may come next in each answer that has a form; and those for which it cannot be said any more.
 
-        `going`: of each of the step's requests, whether it still runs.
+        `going`: of each of the step's requests, whether it still wants a token of this step.
         """
         seats: list[int] = []
         failed: list[tuple[Request, GrammarError]] = []
         bits = np.zeros((len(flight.step.masked), -(-self._vocab_size // 32)), dtype=np.int32)
-        for request, span, goes in zip(flight.requests, flight.step.spans, going, strict=True):
-            if request.matcher is None or not goes or not span.sampled:
+        for request, goes in zip(flight.requests, going, strict=True):
+            if request.matcher is None or not goes:
                 continue
             try:
                 request.matcher.fill(bits[len(seats)])

@@ -1,5 +1,6 @@
 """One request inside the engine process."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from headwater_engine.cache.prefix_cache import Lease
@@ -58,6 +59,10 @@ class Request:
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
     matcher: Matcher | None = None
     """Where the answer has a form: as far as the output has come."""
+    forced: int = 0
+    """Tokens at the end of the answer that nobody drew, since its form left no choice."""
+    untold: int = 0
+    """How many of them the workers have to be told."""
 
     @classmethod
     def of(
@@ -104,6 +109,11 @@ class Request:
         return min(len(self.tokens) + self.awaited, self.limit - 1) - self.planned
 
     @property
+    def decodes(self) -> bool:
+        """Whether there is but the last token to compute, and those that were forced behind it."""
+        return 0 < self.uncomputed <= 1 + self.forced
+
+    @property
     def wants_prompt_logprobs(self) -> bool:
         """Whether prompt log-probabilities are still owed; they go out with the first output token."""
         return self.params.prompt_logprobs is not None and not self.output
@@ -121,14 +131,18 @@ class Request:
         """A planned span has run and gave so many tokens, which `append` takes next."""
         if self.cached_tokens is None:
             self.cached_tokens = span.start
-        if span.sampled:
+        if self.gives(span):
             self.awaited -= 1
             self.planned -= span.sampled - given  # drafts that proved wrong
+
+    def gives(self, span: Span) -> bool:
+        """Whether a planned span gives tokens: not where some were forced while it was under way."""
+        return span.sampled > 0 and span.start + span.count >= len(self.tokens)
 
     def retract(self, span: Span) -> None:
         """A planned span has failed, and all that were planned behind it are retracted already."""
         self.planned = span.start
-        self.awaited -= span.sampled > 0
+        self.awaited -= self.gives(span)
         self.told = -1
 
     def append(self, token: int) -> tuple[FinishReason | None, int | None]:
@@ -151,3 +165,18 @@ class Request:
         if len(self.tokens) >= self.limit:
             return FinishReason.LENGTH, None
         return None, None
+
+    def force(self) -> Iterator[int]:
+        """Tokens that follow the one that was drawn, where the form leaves no choice: for `append`, one by one.
+
+        None where log-probabilities are asked for, which are of tokens that were drawn: there, masks leave no others.
+        A step that is under way was to give the first of them, which is no news then.
+        """
+        self.forced = self.untold = 0
+        if self.matcher is None or self.params.logprobs is not None:
+            return
+        for token in self.matcher.forced():
+            self.awaited = 0
+            self.forced += 1
+            self.untold += 1
+            yield token

@@ -179,10 +179,10 @@ class Scheduler:
         for request in self.running:
             left = request.uncomputed
             if left > 0 and (only is None or request in only):
-                (decoding if left == 1 else reading).append(request)
+                (decoding if request.decodes else reading).append(request)
         budget = min(self.max_batched_tokens, self.pace.prompt_tokens_alone)
         if decoding:
-            budget = min(self.max_batched_tokens - self._decode(flight, decoding), self.pace.prompt_tokens)
+            budget = self._decode(flight, decoding)
         reading = [request for request in reading if request.lease is not None]  # and was not preempted just now
         waiting = [request for request in self.waiting[: self.max_num_seqs] if only is None or request in only]
         self._read(flight, reading + waiting, budget)
@@ -193,17 +193,29 @@ class Scheduler:
         return flight
 
     def _decode(self, flight: Flight, decoding: Sequence[Request]) -> int:
-        spare = self.max_batched_tokens - len(decoding)
+        """One token each, and behind some of them drafts, or what was forced. Returns what is left for prompts."""
+        most = min(self.max_batched_tokens - len(decoding), self.pace.prompt_tokens)
         used = 0
         for request in decoding:
             if request.lease is None:
                 continue  # preempted by an older one a moment ago
             if self._make_room(request):
+                spare = most // 2 - used  # prompts go on, too
+                forced = self._forced(request, spare)
                 drafts = self._draft(request, spare)
-                self._plan(flight, request, 1, drafts)
-                spare -= len(drafts)
-                used += 1 + len(drafts)
-        return used
+                self._plan(flight, request, 1 + forced, drafts)
+                used += forced + len(drafts)
+        # Kernels have sequences of one token first.
+        pairs = sorted(zip(flight.step.spans, flight.requests, strict=True), key=lambda pair: pair[0].count > 1)
+        flight.step.spans, flight.requests = [span for span, _ in pairs], [request for _, request in pairs]
+        return most - used
+
+    def _forced(self, request: Request, most: int) -> int:
+        """How many of the forced tokens are computed at once: there is room in the step and, without anybody's
+        preemption, in memory."""
+        assert request.lease is not None
+        forced = min(request.uncomputed - 1, most)
+        return forced if self.cache.grow(request.lease, request.planned + 1 + forced) else 0
 
     def _draft(self, request: Request, most: int) -> list[int]:
         """Guesses of the next tokens, as many as there is room for: in the step, in the answer and in memory."""
@@ -335,6 +347,9 @@ class Scheduler:
             masked = request.matcher is not None
             step.seated.append(Seat(request.seat, list(request.tokens), len(request.output), request.params, masked))
             request.told = 0
+        elif request.untold:
+            step.given.append((request.seat, request.tokens[-request.untold :]))
+        request.untold = 0
         if request.told < len(lease.table):
             step.blocks.append((request.seat, lease.table[request.told :]))
             request.told = len(lease.table)

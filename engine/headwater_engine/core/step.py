@@ -59,10 +59,17 @@ class Step(msgspec.Struct, tag="step"):
     spans: list[Span]
     masked: list[int] = []
     """Seats that give tokens in this step, of which `sample` is told which ones may come."""
+    given: list[tuple[int, list[int]]] = []
+    """(seat, tokens of its answer behind those that it has, which a grammar left no choice of: nobody drew them)."""
+
+    def silent(self, masks: "TokenMasks | None") -> set[int]:
+        """Of `masked`, the seats that give no token after all."""
+        return set(self.masked).difference(masks.seats if masks is not None else ())
 
 
 class TokenMasks(msgspec.Struct, tag="masks"):
-    """Which tokens may come next. A seat of `Step.masked` that has none here belongs to a request that is gone."""
+    """Which tokens may come next. A seat of `Step.masked` that has none here gives no token: its request is gone, or
+    what follows is known meanwhile."""
 
     seats: list[int]
     bits: bytes

@@ -34,13 +34,14 @@ _SPACE: Final = r"[\x20\x0A\x0D\x09]{1,32}"
 class Grammar:
     """What a constraint has become. Any number of answers may be held to it."""
 
-    def __init__(self, matcher: LLMatcher, words: int) -> None:
+    def __init__(self, matcher: LLMatcher, words: int, rows: int) -> None:
         self._matcher = matcher
         self._words = words
+        self._rows = rows
 
     def begin(self) -> Matcher:
         """For one answer, of which there is nothing yet."""
-        return Matcher(self._matcher.deep_copy(), self._words)
+        return Matcher(self._matcher.deep_copy(), self._words, self._rows)
 
 
 class Compiler:
@@ -51,6 +52,7 @@ class Compiler:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="grammar")
         self._kept: OrderedDict[Constraint, Future[Grammar]] = OrderedDict()
         self._lock = threading.Lock()
+        self._rows = vocabulary
         self._tokenizer = self._threads.submit(_read_tokenizer, tokenizer, eos_token_ids, vocabulary)
 
     def compile(self, constraint: Constraint) -> "Future[Grammar]":
@@ -75,7 +77,7 @@ class Compiler:
         matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=_LIMITS)
         if matcher.is_error():
             raise GrammarError(short(matcher.get_error()))
-        compiled = Grammar(matcher, words=-(-tokenizer.vocab_size // 32))
+        compiled = Grammar(matcher, words=-(-tokenizer.vocab_size // 32), rows=self._rows)
         # The first mask is the dearest one, and there is none where no text is of this form.
         compiled.begin().fill(np.zeros(0, dtype=np.int32))
         return compiled

@@ -6,6 +6,9 @@ grammar needs no table of all its states beforehand.
 
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import takewhile
 from typing import Final
 
 import numpy as np
@@ -25,9 +28,10 @@ class GrammarError(Exception):
 class Matcher:
     """Not thread-safe. After a GrammarError it is of no use."""
 
-    def __init__(self, matcher: LLMatcher, words: int) -> None:
-        """`words`: 32-bit words of a mask as llguidance writes it."""
+    def __init__(self, matcher: LLMatcher, words: int, rows: int) -> None:
+        """`words`: 32-bit words of a mask as llguidance writes it. `rows`: of the model, which has no tokens behind."""
         self._matcher = matcher
+        self._rows = rows
         self._row = np.zeros(words, dtype=np.int32)
         self._seconds = 0.0
 
@@ -41,18 +45,32 @@ class Matcher:
 
         Raises GrammarError.
         """
-        began = time.thread_time()
-        self._matcher.unsafe_compute_mask_ptr(self._row.ctypes.data, self._row.nbytes)
-        self._seconds += time.thread_time() - began
-        self._check()
-        if self._seconds > _MOST_SECONDS:
-            raise GrammarError(f"it took more than {_MOST_SECONDS:.0f} seconds to say which tokens may come next")
+        with self._counted():
+            self._matcher.unsafe_compute_mask_ptr(self._row.ctypes.data, self._row.nbytes)
         row[:] = self._row[: len(row)]
+
+    def forced(self) -> list[int]:
+        """What comes next where only one text may: as the tokenizer writes it, as far as what follows changes nothing.
+
+        `fill` allows the first of them only, so they are the tokens that would be drawn. Raises GrammarError.
+        """
+        with self._counted():
+            tokens = self._matcher.compute_ff_tokens()
+        return list(takewhile(lambda token: token < self._rows, tokens))
 
     def advance(self, token: int) -> None:
         """The answer goes on with `token`, which the mask allowed. Raises GrammarError."""
         self._matcher.consume_token(token)
         self._check()
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        began = time.thread_time()
+        yield
+        self._seconds += time.thread_time() - began
+        self._check()
+        if self._seconds > _MOST_SECONDS:
+            raise GrammarError(f"it took more than {_MOST_SECONDS:.0f} seconds to say which tokens may come next")
 
     def _check(self) -> None:
         if self._matcher.is_error():

@@ -1,6 +1,6 @@
 """What came home of a step, as its result."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -32,11 +32,12 @@ class Outcome:
             draws.append((rows, Drawn(next(rest), None if draw.scores is None else _scores(rest), draw.wanted)))
         return Outcome(draws, [(place, _scores(rest)) for place, _ in self.scores])
 
-    def result(self, step: Step) -> Result:
+    def result(self, step: Step, silent: Set[int]) -> Result:
+        """`silent`: seats that give no token."""
         sampled: dict[int, Sampled] = {}
         for rows, draw in self.draws:
             sampled.update(zip(rows, draw.results(), strict=True))
-        result = accept(step.spans, dict(step.drafts), [sampled[row] for row in range(len(sampled))])
+        result = accept(step.spans, dict(step.drafts), [sampled[row] for row in range(len(sampled))], silent)
         for place, scores in self.scores:
             result.prompt_logprobs.setdefault(place, []).extend(listed(scores))
         return result
@@ -46,7 +47,9 @@ def _scores(tensors: Iterator[Tensor]) -> Scores:
     return Scores(*(next(tensors) for _ in Scores._fields))
 
 
-def accept(spans: Sequence[Span], drafts: dict[int, list[int]], sampled: Sequence[Sampled]) -> Result:
+def accept(
+    spans: Sequence[Span], drafts: dict[int, list[int]], sampled: Sequence[Sampled], silent: Set[int] = frozenset()
+) -> Result:
     """Drafts hold as long as they are what is sampled in their place; behind them comes one token more.
 
     So an answer is the same with drafts and without.
@@ -56,6 +59,8 @@ def accept(spans: Sequence[Span], drafts: dict[int, list[int]], sampled: Sequenc
     for place, span in enumerate(spans):
         tokens: list[int] = []
         rows, at = sampled[at : at + span.sampled], at + span.sampled
+        if span.seat in silent:
+            rows = []
         for row, guess in zip(rows, [*drafts.get(span.seat, ()), None], strict=False):
             if row.error is not None:
                 result.errors[place] = row.error

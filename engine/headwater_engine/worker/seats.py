@@ -61,6 +61,10 @@ class Seats:
             self._tables[index, self._blocks[index] : end] = blocks
             self._blocks[index] = end
             self._grown.add(index)
+        for index, tokens in step.given:
+            length = self.lengths[index]
+            self.lengths[index] += len(tokens)
+            self.tokens[index, length : length + len(tokens)] = tokens
         for index, drafts in step.drafts:
             length = self.lengths[index]
             self.tokens[index, length : length + len(drafts)] = drafts

@@ -6,7 +6,7 @@ Nothing here waits for the device, so that the next step can be queued while thi
 Every feature of an engine wants a line here. Let it have one elsewhere: this file has at most 250, and a test counts.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -99,18 +99,21 @@ class ModelWorker:
         launched, self._launched = self._launched, None
         assert launched is not None, "one sample for each launch"
         step = launched.step
+        silent = step.silent(masks)
         with device_checked(self._device):
             if masks is not None and masks.seats:
-                bits = np.frombuffer(bytearray(masks.bits), np.int32)  # a copy, which torch may call its own
+                bits = np.frombuffer(masks.bits, np.int32)
                 self._rows.mask(masks.seats, bits.reshape(len(masks.seats), -1))
-            outcome = Outcome(self._draw(launched), list(self._score(step.spans, launched.hidden)))
+            outcome = Outcome(self._draw(launched, silent), list(self._score(step.spans, launched.hidden)))
             parcel = self._home.send(outcome.tensors())
         sitters = [self._seats.sitter(span.seat) for span in step.spans]
-        return Coming(parcel, self._device, partial(self._read, step, outcome, sitters))
+        return Coming(parcel, self._device, partial(self._read, step, silent, outcome, sitters))
 
-    def _read(self, step: Step, outcome: Outcome, sitters: Sequence[Sitter], arrived: list[Tensor]) -> Result:
+    def _read(
+        self, step: Step, silent: Set[int], outcome: Outcome, sitters: Sequence[Sitter], arrived: list[Tensor]
+    ) -> Result:
         """The result, now that it is here; the host knows the tokens from now on."""
-        result = outcome.at_home(arrived).result(step)
+        result = outcome.at_home(arrived).result(step, silent)
         self._seats.append([span.seat for span in step.spans], sitters, result.tokens)
         if step.drafts:  # and only now it is known how many there are
             news = [
@@ -128,6 +131,8 @@ class ModelWorker:
             prompt = len(seat.tokens) - seat.outputs
             said, answer = seat.tokens[:prompt], seat.tokens[prompt:]
             self._rows.seat(seat.index, seat.sampling, said, answer, masked=seat.masked)
+        for index, tokens in step.given:
+            self._rows.append([index] * len(tokens), tokens)
 
     def _forward(self, batch: Batch, spans: Sequence[Span]) -> tuple[Tensor, Tensor | None]:
         """Hidden states of the rows to sample from, and of all rows where prompts are scored."""
@@ -139,7 +144,7 @@ class ModelWorker:
             return hidden if len(rows) == len(tokens) else hidden[rows], hidden if scored else None
         return self._model.forward(tokens, attention, self._caches, rows), None
 
-    def _draw(self, launched: Launched) -> list[tuple[Sequence[int], Drawn]]:
+    def _draw(self, launched: Launched, silent: Set[int]) -> list[tuple[Sequence[int], Drawn]]:
         """Rows of logits, and what is drawn from them."""
         batch, step = launched.batch, launched.step
         seats = [span.seat for span in step.spans if span.sampled]
@@ -157,7 +162,11 @@ class ModelWorker:
             drawn = self._choose(launched.rows, batch, sampling, wanted)
         count = len(seats)
         drawn = Drawn(drawn.tokens[:count], drawn.scores, drawn.wanted[:count])
-        self._rows.append(seats, drawn.tokens)
+        heard, said = seats, drawn.tokens
+        if silent:
+            places = [place for place, seat in enumerate(seats) if seat not in silent]
+            heard, said = [seats[place] for place in places], said[to_device(np.array(places, dtype=int), self._device)]
+        self._rows.append(heard, said)
         return [(range(count), drawn)]
 
     def _choose(self, hidden: Tensor, batch: Batch, sampling: SamplingBatch, wanted: np.ndarray) -> Drawn:

@@ -1,0 +1,204 @@
+"""What grammars cost on CPU, with 0, 8 and 32 of 32 rows constrained, and what jumps save.
+
+    python benchmarks/constrained.py FOLDER [--dtype bfloat16] [--steps 150] [--rounds 3]
+
+FOLDER is a Hugging Face folder. Several engines share one model and its weights, each with the same prompts and a KV
+cache of its own; they take turns step by step, in another order each time, so that a machine that is slower for a
+while is slower for all. Steps are compared without jumps, so that all compute 32 tokens: medians, and what a step takes
+beside the one without grammars that was next to it. Then 32 constrained requests are answered from their prompts to
+their ends with jumps and without, in turns, and it is counted how many answers are the same. Prints Markdown.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+from headwater.openai.constraint import Constraint, Kind
+from headwater_engine.cache.prefix_cache import PrefixCache
+from headwater_engine.core.engine import Engine
+from headwater_engine.core.messages import Generate, Tokenizer
+from headwater_engine.core.scheduler import Scheduler
+from headwater_engine.kernels import select
+from headwater_engine.kernels.interface import BLOCK_SIZE, Kernels
+from headwater_engine.models.generation import load_generation_config
+from headwater_engine.models.loading import Model, load_model
+from headwater_engine.models.source import resolve
+from headwater_engine.models.tokenizer import load_tokenizer
+from headwater_engine.sampling.params import SamplingParams
+from headwater_engine.worker.memory import keep_freed_memory
+from headwater_engine.worker.worker import ModelWorker
+
+ROWS = 32
+CONSTRAINED = (0, 8, 32)
+PROMPT = 256
+"""Tokens."""
+ASKED: dict[str, dict[str, float]] = {
+    "greedy": {"temperature": 0},
+    "temperature 0.7, top_p 0.9": {"temperature": 0.7, "top_p": 0.9},
+}
+
+
+RECORDS: tuple[dict[str, Any], ...] = (
+    {
+        "name": {"type": "string", "maxLength": 40},
+        "age": {"type": "integer", "minimum": 0, "maximum": 130},
+        "email": {"type": "string", "maxLength": 40},
+        "married": {"type": "boolean"},
+    },
+    {
+        "title": {"type": "string", "maxLength": 60},
+        "category": {"enum": ["politics", "sports", "science", "culture"]},
+        "confidence": {"type": "number", "minimum": 0, "maximum": 1},
+        "keywords": {"type": "array", "items": {"type": "string", "maxLength": 20}, "maxItems": 5},
+    },
+    {
+        "order_id": {"type": "string", "pattern": "^[A-Z]{2}-[0-9]{6}$"},
+        "shipping_address": {"type": "string", "maxLength": 60},
+        "delivery_date": {"type": "string", "format": "date"},
+        "quantity": {"type": "integer", "minimum": 1},
+    },
+)
+"""To be found in a text, as users ask for them."""
+ENDLESS = 500
+"""Records in a list that has no end before the answer's last token."""
+
+
+def form(number: int, records: int) -> Constraint:
+    properties = RECORDS[number % len(RECORDS)]
+    item = {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+    schema = {"type": "array", "items": item, "minItems": records, "maxItems": records}
+    return Constraint(Kind.JSON_SCHEMA, json.dumps(schema))
+
+
+class Bench:
+    """A model, and what engines need to be made of it."""
+
+    def __init__(self, folder: str, dtype: str, longest: int) -> None:
+        source = resolve(folder)
+        tokenizer = load_tokenizer(source)
+        self._kernels: Kernels = select(getattr(torch, dtype))
+        self._model: Model = load_model(source, kernels=self._kernels, dtype=dtype)  # type: ignore[arg-type]
+        ends = tuple(load_generation_config(source)["eos_token_id"])
+        self._tokenizer = Tokenizer(tokenizer.backend_tokenizer.to_str(), ends)
+        self._longest = longest
+        words = tokenizer("Anna, 31, writes to the office in Riga about order LV-204118. ")["input_ids"]
+        rng = random.Random(0)
+        self._prompts = [(rng.sample(words, len(words)) * PROMPT)[:PROMPT] for _ in range(ROWS)]
+
+    def engine(self, *, jumps: bool) -> Engine:
+        blocks = ROWS * (-(-self._longest // BLOCK_SIZE) + 1) + 8
+        cache = PrefixCache(blocks, BLOCK_SIZE, reuse=False)
+        caches = [self._kernels.allocate(blocks, spec) for spec in self._model.config.caches]
+        worker = ModelWorker(self._model, caches, self._kernels, seats=ROWS, longest=self._longest, budget=512)
+        scheduler = Scheduler(cache, max_num_seqs=ROWS, max_batched_tokens=512)
+        vocabulary = self._model.config.vocab_size
+        engine = Engine(scheduler, worker, max_model_len=self._longest, vocab_size=vocabulary, jumps=jumps)
+        engine.know(self._tokenizer)
+        return engine
+
+    def add(self, engine: Engine, constrained: int, records: int, asked: Mapping[str, float]) -> None:
+        """ROWS requests."""
+        for number, prompt in enumerate(self._prompts):
+            constraint = form(number, records) if number < constrained else None
+            params = SamplingParams(max_tokens=self._longest, ignore_eos=True, seed=number, **asked)  # type: ignore[arg-type]
+            assert engine.add(Generate(id=str(number), prompt=prompt, params=params, constraint=constraint)) is None
+
+    def begin(self, engine: Engine, constrained: int, asked: Mapping[str, float]) -> None:
+        """ROWS requests, as far as all prompts are read, and all grammars made."""
+        self.add(engine, constrained, ENDLESS, asked)
+        while len(engine.step()) < ROWS:
+            pass
+
+    def answer(self, engine: Engine, records: int, asked: Mapping[str, float]) -> "Run":
+        """ROWS constrained requests, from their prompts to their ends."""
+        answers: dict[str, list[int]] = {}
+        begun, steps = time.perf_counter(), 0
+        self.add(engine, ROWS, records, asked)
+        while engine.has_work or engine.awaits_grammars:
+            outputs = engine.step()
+            steps += bool(outputs)
+            for output in outputs:
+                assert output.error is None and output.refusal is None
+                answers.setdefault(output.id, []).extend(output.tokens)
+        return Run(time.perf_counter() - begun, steps, answers)
+
+
+class Run(NamedTuple):
+    seconds: float
+    steps: int
+    answers: dict[str, list[int]]
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.answers.values()))
+
+
+def take_turns(bench: Bench, asked: Mapping[str, float], steps: int) -> dict[int, list[float]]:
+    """Seconds of each step, by how many rows are constrained."""
+    engines = {constrained: bench.engine(jumps=False) for constrained in CONSTRAINED}
+    for constrained, engine in engines.items():
+        bench.begin(engine, constrained, asked)
+    taken: dict[int, list[float]] = {constrained: [] for constrained in CONSTRAINED}
+    order = random.Random(0)
+    for _ in range(steps):
+        for constrained in order.sample(CONSTRAINED, len(CONSTRAINED)):
+            begun = time.perf_counter()
+            outputs = engines[constrained].step()
+            taken[constrained].append(time.perf_counter() - begun)
+            assert len(outputs) == ROWS and not any(output.finish_reason for output in outputs)
+    for engine in engines.values():
+        engine.close()
+    return taken
+
+
+def compare_jumps(bench: Bench, asked: Mapping[str, float], rounds: int) -> Iterator[tuple[Run, Run]]:
+    """Of each round: without jumps, and with them."""
+    without, jumping = bench.engine(jumps=False), bench.engine(jumps=True)
+    for engine in (without, jumping):
+        bench.answer(engine, 1, asked)  # both learn what their steps take
+    for number in range(rounds):
+        order = (without, jumping) if number % 2 else (jumping, without)
+        found = {engine: bench.answer(engine, 3, asked) for engine in order}
+        yield found[without], found[jumping]
+    without.close()
+    jumping.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", help="Hugging Face folder of the model")
+    parser.add_argument("--dtype", default="bfloat16", help="of the weights")
+    parser.add_argument("--steps", type=int, default=150, help="of each engine")
+    parser.add_argument("--rounds", type=int, default=3, help="of answers with and without jumps; 0: none")
+    options = parser.parse_args()
+    keep_freed_memory()
+    # Each engine's prompts take one token the longer the later its turn to begin: none may come to its end.
+    bench = Bench(options.folder, options.dtype, max(PROMPT + 2 * ROWS + options.steps, 768))
+    print("| asked | constrained of 32 | ms a step | least | beside 0 constrained |\n|---|---|---|---|---|")
+    for name, asked in ASKED.items():
+        taken = take_turns(bench, asked, options.steps)
+        for constrained, seconds in taken.items():
+            ratio = statistics.median(one / other for one, other in zip(seconds, taken[0], strict=True))
+            median, least = 1e3 * statistics.median(seconds), 1e3 * min(seconds)
+            print(f"| {name} | {constrained} | {median:.2f} | {least:.2f} | {100 * (ratio - 1):+.1f} % |", flush=True)
+    if not options.rounds:
+        return
+    print("\n| asked | tokens | tokens/s, without jumps | with | ratio | steps, without | with | the same |", end="\n|")
+    print("---|" * 8)
+    for name, asked in ASKED.items():
+        for before, after in compare_jumps(bench, asked, options.rounds):
+            speeds = f"{before.tokens / before.seconds:.0f} | {after.tokens / after.seconds:.0f}"
+            ratio = before.seconds / after.seconds
+            same = sum(answer == after.answers[each] for each, answer in before.answers.items())
+            steps = f"{before.steps} | {after.steps} | {same} of {ROWS}"
+            print(f"| {name} | {before.tokens} | {speeds} | {ratio:.2f} | {steps} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -159,11 +159,8 @@ def between_tokens() -> list[tuple[float, float]]:
 
 def _between(row: dict[str, str]) -> tuple[float, float]:
     values = {key: row[key] for key in ("model", "gpu", "gpus", "kv_dtype")} | {"concurrency": row["requests"]}
-    values |= {
-        "input_tokens": row["input"],
-        "output_tokens": row["output"],
-        "quantization": row["quantization"] or None,
-    }
+    values |= {"input_tokens": row["input"], "output_tokens": row["output"]}
+    values |= {"quantization": row["quantization"]} if row["quantization"] else {}
     work = workload(values)
     plan = work.shape and plan_with(work, work.shape, VLLM, Layout(work.gpus))
     assert work.shape

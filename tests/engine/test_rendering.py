@@ -1,6 +1,9 @@
 """Whatever a chat template does, it is stopped, others are rendered meanwhile, and nothing is left of it."""
 
 import asyncio
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,7 +12,7 @@ import pytest
 
 from headwater.openai.errors import BadRequestError, InternalServerError, ServiceUnavailableError
 from headwater_engine.errors import LoadError
-from headwater_engine.server import rendering
+from headwater_engine.server import rendering, template_process
 from headwater_engine.server.rendering import Renderer
 
 # What goes wrong does so with certain messages only: Jinja computes what is constant as it reads a template.
@@ -173,3 +176,13 @@ def test_a_template_that_cannot_be_used_is_said_at_the_start(
 def own_processes() -> list[psutil.Process]:
     children = psutil.Process().children(recursive=True)
     return [child for child in children if "headwater_engine.server.template_process" in " ".join(child.cmdline())]
+
+
+def test_a_process_whose_server_has_ended_ends_without_a_word() -> None:
+    ours, its = socket.socketpair()
+    command = [sys.executable, "-m", "headwater_engine.server.template_process", str(its.fileno()), "5"]
+    process = subprocess.Popen(command, pass_fds=[its.fileno()], stderr=subprocess.PIPE)
+    its.close()
+    ours.sendall(template_process.LENGTH.pack(2) + b"{}")
+    ours.close()  # nobody is there for the answer
+    assert (process.communicate()[1], process.returncode) == (b"", 0)

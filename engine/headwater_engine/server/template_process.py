@@ -7,6 +7,7 @@ memory and a timer on the CPU time of each conversation; `rendering.py` starts a
 It imports nothing but Jinja, so that it is there in a moment and small.
 """
 
+import contextlib
 import json
 import resource
 import signal
@@ -37,10 +38,14 @@ def main() -> None:
 
     Arguments: the socket's number, and the seconds of CPU time that a conversation may take.
     """
-    cpu_seconds = float(sys.argv[2])
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with socket.socket(fileno=int(sys.argv[1])) as link, link.makefile("rwb") as stream:
+    with contextlib.suppress(ConnectionError):  # whoever asked has ended
+        _answer(int(sys.argv[1]), float(sys.argv[2]))
+
+
+def _answer(link_number: int, cpu_seconds: float) -> None:
+    with socket.socket(fileno=link_number) as link, link.makefile("rwb") as stream:
         templates: Templates | None = None
         while (order := _read(stream)) is not None:
             signal.setitimer(signal.ITIMER_PROF, cpu_seconds)

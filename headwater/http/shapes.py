@@ -1,4 +1,4 @@
-"""What the router itself says of a failure, in the shape that the clients of a path know."""
+"""What a server itself says of a failure, in the shape that the clients of a path know."""
 
 from typing import Any, Final
 

@@ -6,7 +6,9 @@ from typing import Any
 
 import httpx
 import openai
+import pytest
 
+from headwater.http.exchanges import Exchanges
 from headwater_engine.core.messages import FinishReason
 from tests.engine.fake_engine import FakeEngine
 from tests.engine.front import CHAT, post
@@ -102,6 +104,21 @@ async def test_tokens_of_a_message_are_those_of_the_chat(http: httpx.AsyncClient
     asked = {"model": "tiny", "messages": MESSAGE["messages"]}
     chat = (await http.post("/tokenize", json=CHAT)).json()
     assert (await http.post("/v1/messages/count_tokens", json=asked)).json() == {"input_tokens": chat["count"]}
+
+
+async def test_what_the_server_refuses_before_a_message_is_read_is_in_its_shape_too(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = {"content-encoding": "gzip"}
+    for answer, status in (
+        (await http.get("/v1/messages"), 405),
+        (await http.post("/v1/messages", content=b"{}", headers=broken), 400),
+        (await http.post("/v1/messages/count_tokens", content=b"{}", headers=broken), 400),
+    ):
+        assert (answer.status_code, answer.json()["type"]) == (status, "error"), answer.text
+    monkeypatch.setattr(Exchanges, "read", None)
+    answer = await http.post("/v1/messages", json=MESSAGE)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (500, "api_error")
 
 
 async def test_errors_are_in_the_shape_of_the_path(http: httpx.AsyncClient, engine: FakeEngine) -> None:

@@ -12,8 +12,9 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from headwater import __version__
 from headwater.http.answering import Answering
 from headwater.http.connection import ClientConnection
-from headwater.http.replies import answer_error, answer_json
+from headwater.http.replies import answer_json
 from headwater.http.request import Request
+from headwater.http.shapes import tell
 from headwater.openai.chat import ChatCompletionRequest
 from headwater.openai.completions import CompletionRequest
 from headwater.openai.errors import APIError, BadRequestError, InternalServerError, MethodNotAllowedError, NotFoundError
@@ -80,13 +81,13 @@ class EngineApp:
         try:
             await self._answer(request, client)
         except APIError as error:
-            answer_error(client, error)
+            tell(client, request.path, error)
         except asyncio.CancelledError:
             if not client.left:
                 raise
         except BaseException:  # A panic within the tokenizer is no Exception.
             log.exception("request failed", path=request.path, request_id=request.id.decode("latin-1"))
-            answer_error(client, InternalServerError("The server failed on this request; its log says why."))
+            tell(client, request.path, InternalServerError("The server failed on this request; its log says why."))
         finally:
             self.running -= 1
             if not self.running:

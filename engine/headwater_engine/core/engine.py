@@ -236,7 +236,7 @@ class Engine:
         size = sum(span.count for span in spans)
         self._batch_sizes.append(size)
         streams = sum(
-            span.sampled > 0 and span.start >= len(request.prompt)
+            span.sampled == span.count or (span.sampled > 0 and span.start >= len(request.prompt))
             for request, span in zip(flight.requests, spans, strict=True)
         )
         self.scheduler.pace.learn(streams, size - streams, seconds)

@@ -1,8 +1,9 @@
-"""Calls by a real model that was not made for them: held to their schemas, streamed or not."""
+"""Calls by a real model that was not made for them: held to their schemas, in each API, streamed or not."""
 
 import json
 from typing import Any
 
+import anthropic
 import jsonschema
 import pytest
 
@@ -63,3 +64,33 @@ def test_several_calls_are_each_of_their_schema(stack: Stack) -> None:
     # The last one may have been cut off.
     for call in calls if whole.finish_reason == "tool_calls" else calls[:-1]:
         jsonschema.validate(json.loads(call.function.arguments), SCHEMAS[call.function.name])
+
+
+def test_the_same_call_is_made_in_each_api(stack: Stack) -> None:
+    asked = CHAT | {"tool_choice": named("weather")}
+    (call,) = stack.client.chat.completions.create(**asked).choices[0].message.tool_calls
+    expected = json.loads(call.function.arguments)
+    made = stack.client.responses.create(
+        model=MODEL,
+        input=QUESTION,
+        tools=[{"type": "function", **each} for each in FUNCTIONS],
+        tool_choice={"type": "function", "name": "weather"},
+        temperature=0,
+        max_output_tokens=120,
+    )
+    (item,) = made.output
+    assert (item.name, json.loads(item.arguments)) == ("weather", expected)
+    with anthropic.Anthropic(base_url=stack.router.url, api_key="none", max_retries=0) as client:
+        message = client.messages.create(
+            model=MODEL,
+            max_tokens=120,
+            messages=[{"role": "user", "content": QUESTION}],
+            tools=[
+                {"name": name, "description": f"The {name} of a place.", "input_schema": of}
+                for name, of in SCHEMAS.items()
+            ],
+            tool_choice={"type": "tool", "name": "weather"},
+            extra_body={"temperature": 0},
+        )
+    (block,) = message.content
+    assert (block.name, block.input, message.stop_reason) == ("weather", expected, "tool_use")

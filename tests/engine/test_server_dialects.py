@@ -112,3 +112,14 @@ async def test_special_tokens_have_their_names_among_log_probabilities(
     assert [each["token"].startswith("<|") for each in content] == [False, True]
     assert all(each["top_logprobs"][0]["token"].startswith("<|") for each in content)
     assert all(bytes(each["bytes"]).decode() == each["token"] for each in content)
+
+
+async def test_tokens_that_came_with_a_stop_string_and_behind_it_are_not_counted(
+    http: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    """As those that a form leaves no choice of do."""
+    answer = post(http, "/v1/completions", TEXT | {"stop": ["ll"]})
+    await engine.answer(await engine.hear_question(), SAID)
+    told = (await answer).json()
+    assert told["choices"][0]["text"] == "He"
+    assert told["usage"]["completion_tokens"] == len("Hell")

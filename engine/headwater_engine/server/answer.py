@@ -91,7 +91,8 @@ class Reader:
         self._text_of = self._shown if self._markers else self._detokenizer.add
         self._stops = StopStrings(params.stop, show=params.include_stop_str_in_output)
         self._min_tokens = params.min_tokens
-        self._tokens = 0
+        self.tokens = 0
+        """That were read: none of those behind a stop string."""
         self.reasoning_tokens = 0
         self._hidden = set() if params.ignore_eos else set(params.eos_token_ids)
         self._hidden |= set(params.stop_token_ids)
@@ -101,10 +102,10 @@ class Reader:
     def read(self, output: Output, index: int) -> Piece:
         piece = Piece(index, [], output.logprobs or [], output.prompt_logprobs)
         for token in output.tokens:
-            self._tokens += 1
+            self.tokens += 1
             ended_by_token = output.finish_reason is FinishReason.STOP and token in self._hidden
             text = "" if ended_by_token else self._text_of(token)
-            if self._tokens <= self._min_tokens:
+            if self.tokens <= self._min_tokens:
                 piece.parts += self._parts(text)
             elif self._show(piece, text):
                 self._finish(piece, "stop")
@@ -196,9 +197,10 @@ class Choice:
         if output.finish_reason is FinishReason.ERROR:
             self.leave("error")
             raise failure_of(output, engine_is_alive=answer.engine.failure is None)
-        self._timer.tokens(len(output.tokens))
-        answer.count(self.index, output)
+        before = self.reader.tokens
         piece = self.reader.read(output, self.index)
+        self._timer.tokens(self.reader.tokens - before)
+        answer.count(self.index, self.reader.tokens - before, output.cached_tokens)
         if self.held is not None:
             self.held.append(piece)
             piece, self.held = self.held, None
@@ -271,12 +273,12 @@ class Answer:
 
     # What the choices call
 
-    def count(self, index: int, output: Output) -> None:
+    def count(self, index: int, tokens: int, cached: int) -> None:
         """For the usage. Of the answers to one prompt the first tells how much of it was cached."""
         if not self._echo_only:
-            self._completion_tokens += len(output.tokens)
+            self._completion_tokens += tokens
         if index % self._n == 0:
-            self._cached_tokens += output.cached_tokens
+            self._cached_tokens += cached
 
     def show(self, choice: Choice, piece: Piece) -> None:
         """Write it now, if the client keeps up. The last one goes out together with what comes behind it."""

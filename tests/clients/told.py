@@ -19,8 +19,8 @@ ASK = [{"role": "user", "content": QUESTION}]
 TOO_LONG = "too long " * 4000
 
 
-class City(BaseModel):
-    """A place."""
+class City(BaseModel, extra="forbid"):
+    """A place, and nothing more of it: a small model would go on until its answer is cut off."""
 
     city: Annotated[str, Field(max_length=12)]
 

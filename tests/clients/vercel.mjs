@@ -3,10 +3,11 @@
 //     node vercel.mjs NODE_MODULES URL [real]
 
 import { createRequire } from "node:module";
+import { resolve } from "node:path";
 import { pathToFileURL } from "node:url";
 
 const [folder, url, real] = process.argv.slice(2);
-const require = createRequire(`${folder}/`);
+const require = createRequire(`${resolve(folder)}/`);
 const load = (name) => import(pathToFileURL(require.resolve(name)));
 const { generateObject, generateText, stepCountIs, streamObject, streamText, tool } = await load("ai");
 const { createOpenAICompatible } = await load("@ai-sdk/openai-compatible");

@@ -15,7 +15,7 @@ RULE = {
 }
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_scale_by_real_traffic_to_four_to_zero_and_back(client: Client, namespace: str) -> None:
     resource = model("elastic", namespace, autoscaling={**RULE, "min": 1}, drainTimeout="20s")
     apply(resource)
@@ -23,17 +23,17 @@ def test_scale_by_real_traffic_to_four_to_zero_and_back(client: Client, namespac
     wait_routable("elastic", namespace)
     assert replicas(namespace) == 1
 
-    load = client.begin_load("elastic", 32, seconds=400, tokens=400)
-    eventually("four replicas are wanted", lambda: replicas(namespace) == 4, timeout=120)
-    eventually("four replicas serve", lambda: status(namespace).get("readyReplicas") == 4, timeout=180)
+    load = client.begin_load("elastic", 32, seconds=900, tokens=400)
+    eventually("four replicas are wanted", lambda: replicas(namespace) == 4, timeout=300)
+    eventually("four replicas serve", lambda: status(namespace).get("readyReplicas") == 4, timeout=600)
     report = load.stop()
     print("1 -> 4:", report)
     assert report["cut"] == report["refused"] == 0, report["problems"]
 
     apply(model("elastic", namespace, autoscaling=RULE, drainTimeout="20s"))
-    eventually("no replica is wanted", lambda: replicas(namespace) == 0, timeout=180)
-    eventually("scaled to zero", lambda: status(namespace).get("phase") == "ScaledToZero", timeout=120)
-    eventually("no pod is left", lambda: not find("pods", namespace, "app.kubernetes.io/component=engine"), timeout=120)
+    eventually("no replica is wanted", lambda: replicas(namespace) == 0, timeout=300)
+    eventually("scaled to zero", lambda: status(namespace).get("phase") == "ScaledToZero", timeout=300)
+    eventually("no pod is left", lambda: not find("pods", namespace, "app.kubernetes.io/component=engine"), timeout=300)
 
     answer = client.ask("elastic", "Are you there?", timeout=180)
     assert answer["status"] == 200, "the request that wakes it is held and answered"

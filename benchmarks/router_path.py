@@ -13,7 +13,6 @@ answer that is not whole, or not 200, ends it.
 """
 
 import argparse
-import shutil
 import statistics
 import sys
 import tempfile
@@ -26,10 +25,7 @@ from typing import NamedTuple
 import http_load
 import psutil
 import uvloop
-from servers import cpu_seconds, free_port, free_ports, server
-
-_PEER = "--worker-urls {engines} --policy cache_aware --host 127.0.0.1 --port {port} --prometheus-port {metrics}"
-PEERS = {"smg": f"smg launch {_PEER}", "vllm-router": f"vllm-router {_PEER}"}
+from servers import cpu_seconds, free_port, free_ports, peer_routers, server
 
 
 class Load(NamedTuple):
@@ -134,8 +130,7 @@ def main() -> None:
         help="that runs our router: a distribution's own is built with profile-guided optimization, as our image's is",
     )
     options = parser.parse_args()
-    peers = dict(peer.split("=", 1) for peer in options.peer)
-    peers = peers or {name: command for name, command in PEERS.items() if shutil.which(name)}
+    peers = peer_routers(options.peer)
     engines = free_ports(options.engines)
     urls = " ".join(f"http://127.0.0.1:{engine}" for engine in engines)
     ready = lambda: all(answers(port) for port in engines)  # noqa: E731

@@ -12,7 +12,6 @@ rounds, and all of them. An answer that is not whole, or not 200, ends it.
 import argparse
 import asyncio
 import random
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -23,15 +22,13 @@ from typing import Any, Final
 
 import httpx
 
-from benchmarks.servers import free_port, free_ports, server
+from benchmarks.servers import free_port, free_ports, peer_routers, server
 from headwater.cli.load import Answer, Summary, ask, text
 
 MODEL: Final = "bench"
 ENGINES: Final = 3
 BLOCKS: Final = 240
 """Of 16 tokens, of each engine."""
-_PEER = "--worker-urls {engines} --policy cache_aware --host 127.0.0.1 --port {port} --prometheus-port {metrics}"
-PEERS: Final = {"smg": f"smg launch {_PEER}", "vllm-router": f"vllm-router {_PEER}"}
 SAMPLING: Final = {"temperature": 0.7, "max_tokens": 16, "ignore_eos": True}
 AT_ONCE: Final = 6
 
@@ -143,8 +140,7 @@ def main() -> None:
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=COMMAND", help="repeat it for several")
     parser.add_argument("--rounds", type=int, default=3, help="alternations")
     options = parser.parse_args()
-    peers = dict(peer.split("=", 1) for peer in options.peer)
-    peers = peers or {name: command for name, command in PEERS.items() if shutil.which(name)}
+    peers = peer_routers(options.peer)
     rounds: dict[tuple[str, str], list[Summary]] = {}
     with ExitStack() as running:
         routers = list(started(running, options.folder, peers))

@@ -2,19 +2,22 @@
 
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 
 import psutil
 
 _SCHEDULED = 2
 """Linux: of the clocks of a process, the one with the time that it was run for."""
+_PEER = "--worker-urls {engines} --policy cache_aware --host 127.0.0.1 --port {port} --prometheus-port {metrics}"
+_PEER_ROUTERS = {"smg": f"smg launch {_PEER}", "vllm-router": f"vllm-router {_PEER}"}
 
 
 @contextmanager
@@ -77,3 +80,12 @@ def free_ports(count: int) -> list[int]:
         for probe in probes:
             probe.bind(("127.0.0.1", 0))
         return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def peer_routers(given: Sequence[str]) -> dict[str, str]:
+    """Commands by name, of `NAME=COMMAND`; where none is given, those of the routers that are in the PATH.
+
+    In a command `{port}`, `{metrics}` (another port) and `{engines}` (URLs, apart by spaces) are to be filled in.
+    """
+    peers = dict(peer.split("=", 1) for peer in given)
+    return peers or {name: command for name, command in _PEER_ROUTERS.items() if shutil.which(name)}

@@ -28,15 +28,13 @@ def base(name: str) -> str:
     return _OWNERS.sub("", last)
 
 
-_SIZE: Final = re.compile(r"(?<![a-z\d.])(?:(\d+)x)?(\d+(?:\.\d+)?)([mbt])(?![a-z\d])")
-
-
 def without_slip(base: str) -> str:
     """The same without a last word that is spelled nearly like one that may follow a name: `llama-3.1-8b-instuct`."""
     model, _, word = base.rpartition("-")
     return model if model and difflib.get_close_matches(word, _TUNED.split("|"), n=1, cutoff=0.75) else base
 
 
+_SIZE: Final = re.compile(r"(?<![a-z\d.])(?:(\d+)x)?(\d+(?:\.\d+)?)([mbt])(?![a-z\d])")
 _ACTIVE: Final = re.compile(r"(?<![a-z\d])a(\d+(?:\.\d+)?)b(?![a-z\d])")
 _OTHER: Final = re.compile(r"(?<![a-z\d])(?:e\d+(?:\.\d+)?b|\d+e)(?![a-z\d])")
 """`E2B` says what a model is worth, and the `17B-16E` of Llama 4 what one token uses: neither is its size."""

@@ -205,9 +205,9 @@ class Scheduler:
                 drafts = self._draft(request, spare)
                 self._plan(flight, request, 1 + forced, drafts)
                 used += forced + len(drafts)
-        # Kernels have sequences of one token first.
-        pairs = sorted(zip(flight.step.spans, flight.requests, strict=True), key=lambda pair: pair[0].count > 1)
-        flight.step.spans, flight.requests = [span for span, _ in pairs], [request for _, request in pairs]
+        if used:  # kernels have sequences of one token first
+            pairs = sorted(zip(flight.step.spans, flight.requests, strict=True), key=lambda pair: pair[0].count > 1)
+            flight.step.spans, flight.requests = [span for span, _ in pairs], [request for _, request in pairs]
         return most - used
 
     def _forced(self, request: Request, most: int) -> int:

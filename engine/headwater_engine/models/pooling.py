@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from headwater_engine.errors import LoadError
-from headwater_engine.models.dense import Dense, read_dense
+from headwater_engine.models.dense import Activation, Dense, read_dense
 from headwater_engine.models.source import ModelFolder, WeightsKind, read_config, read_list, read_object
 
 ENCODERS: Final = {"bert", "roberta", "xlm-roberta"}
 """`model_type`s in which tokens see those behind them, too."""
 
-_IDENTITY, _SIGMOID = "torch.nn.modules.linear.Identity", "torch.nn.modules.activation.Sigmoid"
+_SIGMOID = "torch.nn.modules.activation.Sigmoid"
 _CLASSIFIER = "ForSequenceClassification"
 _ORDER: Final = ("Transformer", "Pooling", "Dense", "Normalize")
 """Parts of sentence-transformers that are done here; of Dense there may be several."""
@@ -116,7 +116,7 @@ def _ends_in_sigmoid(values: Mapping[str, Any]) -> bool:
     own = values.get("sentence_transformers")
     name = own.get("activation_fn") if isinstance(own, Mapping) else None
     name = name or values.get("sbert_ce_default_activation_function") or _SIGMOID
-    if name not in (_IDENTITY, _SIGMOID):
+    if name not in (Activation.IDENTITY, _SIGMOID):
         raise LoadError(f"config.json: the model's scores go through {name!r}, which is not done here.")
     return bool(name == _SIGMOID)
 

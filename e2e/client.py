@@ -100,7 +100,8 @@ async def load(url: str, model: str, count: int, tokens: int, seconds: float) ->
         for number in range(count):
             group.create_task(streams.keep(client, number))
         try:
-            await asyncio.wait_for(streams.stopping.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await streams.stopping.wait()
         except TimeoutError:
             streams.stopping.set()
     report = {"requests": 0, "whole": 0, "cut": 0, "refused": 0} | dict(streams.counts)

@@ -119,7 +119,8 @@ class Server:
         if self.clients.open:
             self._all_left.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._all_left.wait(), _LAST_BYTES)
+                async with asyncio.timeout(_LAST_BYTES):
+                    await self._all_left.wait()
         for connection in list(self.clients.open):
             connection.abort()
 

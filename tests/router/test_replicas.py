@@ -201,6 +201,19 @@ async def test_it_ends_when_it_is_told_to_also_where_redis_is_lost_in_that_momen
         assert running.cancelled()
 
 
+async def test_it_ends_in_whatever_moment_it_is_told_to(redis: RedisServer) -> None:
+    """Also where what it waited for has just come true, which hides the end of a task from `asyncio.wait_for`."""
+    async with upstream() as engine, gateway(engine) as one:
+        for turns in range(300):
+            sharing = Sharing(redis.url, one.router.fleet, one.router._index, one.router.metrics)
+            running = asyncio.create_task(sharing.run())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            running.cancel()
+            await asyncio.wait([running], timeout=60)
+            assert running.cancelled(), f"it goes on when it is told to end {turns} turns of the loop after it began"
+
+
 async def test_a_large_message_is_taken_over_in_pieces_between_which_an_endpoint_may_go() -> None:
     settings = {"policy": "prefix", "redis_url": "redis://127.0.0.1:1"}
     async with upstream() as a, upstream() as b:

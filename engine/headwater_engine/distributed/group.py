@@ -148,7 +148,8 @@ class Group:
             if self._first_machine is not None and not self._first_machine_gone:
                 self._first_machine.say(Failed(self._worst.message, self._worst.cause))
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._told.wait(), _VERDICT)
+                    async with asyncio.timeout(_VERDICT):
+                        await self._told.wait()
             reason = self._worst.message
             await self.end(reason)
             return reason

@@ -120,5 +120,6 @@ class Line:
     async def close(self) -> None:
         """Once all that was said has left, which takes a second at most."""
         with contextlib.suppress(OSError, TimeoutError):
-            await asyncio.wait_for(self._writer.drain(), 1)
+            async with asyncio.timeout(1):
+                await self._writer.drain()
         self._writer.close()

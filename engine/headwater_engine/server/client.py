@@ -137,8 +137,8 @@ class EngineClient:
         """Have the engine process end by itself, if it does in time."""
         if self._send(Shutdown()):
             with contextlib.suppress(TimeoutError):
-                leaves = self.group.processes[0].wait()
-                await asyncio.wait_for(leaves, min(_TO_LEAVE, self.leaves_by - self._loop.time()))
+                async with asyncio.timeout(min(_TO_LEAVE, self.leaves_by - self._loop.time())):
+                    await self.group.processes[0].wait()
 
     async def watch(self) -> None:
         """Until the engine process or another rank ends. Then every open request has got an error."""

@@ -98,7 +98,8 @@ class NodeServer:
         await self._told_to_end.wait()
         if self._started:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._told_again.wait(), self._settings.shutdown_timeout)
+                async with asyncio.timeout(self._settings.shutdown_timeout):
+                    await self._told_again.wait()
 
     async def _answer(self, request: Request, client: ClientConnection) -> None:
         try:

@@ -145,7 +145,8 @@ class EngineServer:
         await self._signalled.wait()
         log.info("draining", open_requests=self._app.running, timeout=self._settings.shutdown_timeout)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._app.until_quiet(), self._settings.shutdown_timeout)
+            async with asyncio.timeout(self._settings.shutdown_timeout):
+                await self._app.until_quiet()
         self._ending.set()
 
     async def _end_open_requests(self) -> None:
@@ -154,7 +155,8 @@ class EngineServer:
             self._app.model.close()
         self._engine.fail_open_requests(_ENDED)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._app.until_quiet(), _LAST_WORDS)
+            async with asyncio.timeout(_LAST_WORDS):
+                await self._app.until_quiet()
         await self._server.close()
 
 

@@ -98,7 +98,8 @@ class Process:
             return
         self.running.terminate()
         try:
-            await asyncio.wait_for(self.until_end(), _KILL_AFTER)
+            async with asyncio.timeout(_KILL_AFTER):
+                await self.until_end()
         except TimeoutError:
             self.kill()
             await self.until_end()

@@ -91,15 +91,21 @@ class Sharing:
 
     async def _talk(self) -> None:
         """Until Redis is lost: raises an error that says how."""
+        # The limits of time are ours: the client's own one for sending is asyncio.wait_for, in which the end of a task
+        # may get lost, and this one would send for ever.
         connection = Redis.from_url(
-            self._url, protocol=2, retry=Retry(NoBackoff(), 0), socket_connect_timeout=_PATIENCE
+            self._url,
+            protocol=2,
+            retry=Retry(NoBackoff(), 0),
+            socket_timeout=None,
+            socket_connect_timeout=_PATIENCE,
         )
         async with connection as redis, redis.pubsub() as pubsub:
             async with asyncio.timeout(_PATIENCE):
                 await pubsub.subscribe(CHANNEL)
                 await pubsub.get_message(timeout=None)  # that it is subscribed, or why not
-            # Heard by ourselves, too: it shows that the way is open.
-            await redis.publish(CHANNEL, encode(self.replica.name, []))
+                # Heard by ourselves, too: it shows that the way is open.
+                await redis.publish(CHANNEL, encode(self.replica.name, []))
             self._joined()
             both = [asyncio.create_task(each) for each in (self._receive(pubsub), self._send(redis))]
             # No TaskGroup: one that is cancelled in the moment in which a task of it fails tells of the failure alone

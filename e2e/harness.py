@@ -69,6 +69,21 @@ def eventually(what: str, check: Callable[[], T], timeout: float = 120, every: f
         time.sleep(every)
 
 
+def eventually_told(namespace: str, reason: str, words: str = "", *, of: str = "") -> Object:
+    """The event with `reason` and `words`, of the object `of`: it comes a moment later than what it tells of."""
+
+    def told() -> Object | None:
+        for event in find("events", namespace):
+            said = event["reason"] == reason and words in event["message"]
+            if said and of in ("", event["involvedObject"]["name"]):
+                return event
+        return None
+
+    event = eventually(f"an event says {reason} {words}".rstrip(), told)
+    assert event is not None
+    return event
+
+
 def condition(resource: Object | None, kind: str) -> Object:
     conditions = ((resource or {}).get("status") or {}).get("conditions") or []
     return next((each for each in conditions if each["type"] == kind), {})

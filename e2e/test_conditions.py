@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from e2e.conftest import fresh_namespace
-from e2e.harness import Client, CommandError, Object, apply, condition, eventually, find, get
+from e2e.harness import Client, CommandError, Object, apply, condition, eventually, eventually_told, get
 from e2e.models import model
 from e2e.simulation import on_gpus
 
@@ -77,9 +77,7 @@ def test_a_mistake_ends_in_a_condition_that_says_what_to_do(
     )
     assert words in found["message"]
     if kind == "Degraded":
-        events = [event for event in find("events", namespace) if event["type"] == "Warning"]
-        about = [event for event in events if event["involvedObject"]["name"] == name]
-        assert any(event["reason"] == reason and words in event["message"] for event in about)
+        assert eventually_told(namespace, reason, words, of=name)["type"] == "Warning"
 
 
 def test_a_request_for_what_has_failed_is_refused_at_once_with_the_reason(client: Client, namespace: str) -> None:

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from e2e.harness import Client, Object, apply, eventually, find, kubectl, wait_ready, wait_routable
+from e2e.harness import Client, Object, apply, eventually, eventually_told, find, kubectl, wait_ready, wait_routable
 from e2e.models import model
 
 TEXT = "The Seine is a river in the north of France. It flows through Paris and into the English Channel. " * 4
@@ -41,7 +41,7 @@ def test_a_group_of_two_pods_answers_and_is_restarted_as_one_when_a_worker_is_ki
     eventually("both pods are new ones", lambda: len(uids("group", namespace) - before) == 2, timeout=120)
     wait_ready("group", namespace)
     print(f"group: ready {time.monotonic() - killed:.0f} s after its worker was killed")
-    assert [event for event in find("events", namespace) if event["reason"] == "GroupRestarted"], "a person sees why"
+    eventually_told(namespace, "GroupRestarted")
     answers_a_conversation("group", namespace, client)
 
 

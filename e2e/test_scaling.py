@@ -2,7 +2,7 @@
 
 import pytest
 
-from e2e.harness import Client, apply, eventually, find, get, wait_ready, wait_routable
+from e2e.harness import Client, apply, eventually, eventually_told, find, get, wait_ready, wait_routable
 from e2e.models import model
 
 RULE = {
@@ -38,10 +38,8 @@ def test_scale_by_real_traffic_to_four_to_zero_and_back(client: Client, namespac
     answer = client.ask("elastic", "Are you there?", timeout=180)
     assert answer["status"] == 200, "the request that wakes it is held and answered"
     assert replicas(namespace) == 1
-    reasons = [each["message"] for each in find("events", namespace) if each["reason"] == "Scaled"]
-    print("\n".join(reasons))
-    assert any("to 4 replicas" in reason for reason in reasons)
-    assert any("from 0 to 1 replicas" in reason for reason in reasons)
+    for words in ("to 4 replicas", "from 0 to 1 replicas"):
+        print(eventually_told(namespace, "Scaled", words)["message"])
 
 
 def replicas(namespace: str) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import yaml
 
-from e2e.harness import SYSTEM, apply, condition, eventually, find, get, kubectl, wait_ready
+from e2e.harness import SYSTEM, apply, condition, eventually, eventually_told, get, kubectl, wait_ready
 from e2e.simulation import add_nodes, engine_pods, on_gpus, remove_nodes
 
 
@@ -67,7 +67,7 @@ def test_an_object_of_somebody_else_is_neither_touched_nor_deleted(namespace: st
     )
     message = condition(get("md", "taken", namespace), "Degraded")["message"]
     assert "taken-engine" in message
-    assert any(event["reason"] == "NameTaken" and event["type"] == "Warning" for event in find("events", namespace))
+    assert eventually_told(namespace, "NameTaken")["type"] == "Warning"
     kubectl("delete", "md", "taken", "-n", namespace, "--timeout=30s")
     after = get("service", "taken-engine", namespace)
     assert before is not None and after is not None

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from e2e.harness import Object, apply, eventually, find, get, kubectl, wait_ready
+from e2e.harness import Object, apply, eventually, eventually_told, find, get, kubectl, wait_ready
 from e2e.simulation import add_nodes, add_volumes, engine_pods, on_gpus, remove_nodes, remove_volumes
 
 NODES = ("simulated-a", "simulated-b", "simulated-c")
@@ -148,8 +148,7 @@ def test_two_nodes_are_a_group_that_restarts_together_when_one_is_lost(namespace
 
     eventually("both pods are new ones", both_are_new, timeout=180)
     wait_ready("large", namespace)
-    events = [event for event in find("events", namespace) if event["reason"] == "GroupRestarted"]
-    assert events, "a person sees why"
+    eventually_told(namespace, "GroupRestarted")
 
 
 @pytest.mark.timeout(300)
@@ -160,9 +159,5 @@ def test_a_rollout_without_room_for_a_surge_replaces_instead(namespace: str) -> 
     wait_ready("tight", namespace)
     changed = resource | {"spec": resource["spec"] | {"context": {"maxTokens": 2048}}}
     apply(changed)
-    eventually(
-        "an event says that there is no room",
-        lambda: [event for event in find("events", namespace) if event["reason"] == "NoRoomForSurge"],
-        timeout=60,
-    )
+    eventually_told(namespace, "NoRoomForSurge")
     wait_ready("tight", namespace)

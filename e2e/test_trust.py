@@ -14,6 +14,7 @@ from e2e.harness import (
     apply,
     condition,
     eventually,
+    eventually_told,
     find,
     get,
     kubectl,
@@ -84,7 +85,7 @@ def test_a_name_stays_with_the_namespace_that_had_it_first(client: Client, names
     apply(taker)
     told = eventually("the other is told", lambda: degraded("taker", other, "NameTaken"))
     assert namespace in told["message"] and f"{other}/taker" in told["message"]
-    assert any(event["reason"] == "NameTaken" for event in find("events", other))
+    eventually_told(other, "NameTaken")
     wait_ready("taker", other)
     wait_routable("taker", other)
     assert client.ask(f"{other}/taker", "Hello?")["status"] == 200

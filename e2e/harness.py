@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 ROOT = Path(__file__).parents[1]
 SYSTEM = "headwater-system"
 """Namespace of operator and routers."""
@@ -37,7 +35,7 @@ def kubectl(*arguments: str, input: str | None = None, timeout: float = 120) -> 
 
 
 def apply(*objects: Object, dry_run: bool = False) -> None:
-    text = yaml.safe_dump_all(objects)
+    text = "\n---\n".join(map(json.dumps, objects))  # in PyYAML's words a text such as 1e5 would be a number to others
     kubectl(
         "apply", "--server-side", "--force-conflicts", *(["--dry-run=server"] if dry_run else []), "-f", "-", input=text
     )

@@ -97,7 +97,7 @@ FOREIGN = {
 
 def helm(*arguments: str, values: Object | None = None, timeout: float = 240) -> str:
     given = () if values is None else ("--values", "-")
-    text = None if values is None else yaml.safe_dump(values)
+    text = None if values is None else json.dumps(values)
     return run("helm", *arguments, *given, input=text, timeout=timeout)
 
 

@@ -61,8 +61,18 @@ def to_yaml(pick: Pick) -> str:
         lines += [f"{what}: {how}" for what, how in part.arithmetic()]
         lines += pick.notes
         comment = "".join(f"# {line}\n" for line in lines)
-        documents.append(comment + yaml.safe_dump(deployment, sort_keys=False, allow_unicode=True))
+        documents.append(comment + yaml.dump(deployment, Dumper=Dumper, sort_keys=False, allow_unicode=True))
     return "---\n".join(documents)
+
+
+class Dumper(yaml.SafeDumper):
+    """For kubectl's reader, too: what that takes for a number or a truth value, and PyYAML for a text, is in quotes."""
+
+
+Dumper.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("[yYnN]$"), list("yYnN"))
+Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"([-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?|0o[0-7]+)$"), list("-+.0123456789")
+)
 
 
 def _deployment(pick: Pick, part: Part) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from headwater.backends.base import Pod
 from headwater.pick import ImpossibleError, Pick, WorkloadError, pick
 from headwater.pick.choice import Part
 from headwater.pick.hardware import ACCELERATORS
-from headwater.pick.render import missing, to_yaml
+from headwater.pick.render import Dumper, missing, to_yaml
 from headwater.pick.workload import workload
 from headwater.resource import ModelDeployment
 
@@ -136,3 +136,10 @@ def test_a_small_model_has_a_place_on_every_accelerator(name: str) -> None:
     found = pick(workload({"model": "Qwen/Qwen3-0.6B", "gpu": name.upper(), "concurrency": 4}))
     assert found.places[0].backend == "vllm"
     assert found.workload.accelerator.resource
+
+
+@pytest.mark.parametrize("text", ["1e5", "9185857692e8", ".5e3", "08", "0o17", "y", "N"])
+def test_a_text_stays_one_for_every_reader(text: str) -> None:
+    """Go's readers of YAML take more for numbers than PyYAML does, which would leave these without quotes."""
+    written = yaml.dump({"name": text, "count": 8, "share": 0.5}, Dumper=Dumper, sort_keys=False)
+    assert written == f"name: '{text}'\ncount: 8\nshare: 0.5\n"

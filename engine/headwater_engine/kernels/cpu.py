@@ -12,6 +12,7 @@ from torch import Tensor
 
 from headwater_engine.kernels import reference_inputs, reference_sampling
 from headwater_engine.kernels.build import build
+from headwater_engine.kernels.huge_pages import Arena, taken_zeros
 from headwater_engine.kernels.interface import (
     BLOCK_SIZE,
     AttentionBatch,
@@ -28,7 +29,7 @@ from headwater_engine.kernels.interface import (
     Told,
 )
 from headwater_engine.kernels.parts import AttentionInParts, GatedInParts
-from headwater_engine.kernels.reference import of_part, taken_zeros
+from headwater_engine.kernels.reference import of_part
 from headwater_engine.quantization.stored import StoredWeight, join
 
 _TILE: Final = 16
@@ -57,6 +58,7 @@ class CppKernels(AttentionInParts, GatedInParts):
         `kv_dtype`: of keys and values, bfloat16 where it is not the weights' own.
         """
         self._kernels = build()
+        self._arena = Arena()
         self._storage = weights
         self._kv_dtype = kv_dtype or weights
         self.dtype = torch.float32 if products == Products.FLOAT32 else torch.bfloat16
@@ -126,14 +128,14 @@ class CppKernels(AttentionInParts, GatedInParts):
 
     def linear(self, parts: Sequence[StoredWeight], bias: Tensor | None = None, *, wide: bool = False) -> Product:
         weight = join(parts, self._storage, self.device)
-        return self._product(self._kernels.pack(weight), weight.shape, bias, wide=wide)
+        return self._product(self.pack(weight), weight.shape, bias, wide=wide)
 
     def gated(self, gate: StoredWeight, up: StoredWeight, bias: Tensor | None = None) -> Product:
         outputs, inputs = gate.shape
         if self.dtype != torch.bfloat16 or not self._kernels.takes_gated(inputs, outputs):
             return super().gated(gate, up, bias)
         whole = [join([each], self._storage, self.device).view(-1, 1, _TILE, inputs) for each in (gate, up)]
-        packed = self._kernels.pack(torch.cat(whole, dim=1).view(-1, inputs))
+        packed = self.pack(torch.cat(whole, dim=1).view(-1, inputs))
         wide_bias = None if bias is None else bias.float().contiguous()
         gated_linear = self._kernels.gated_linear
         return lambda x: gated_linear(x, packed, wide_bias, inputs, outputs)
@@ -142,11 +144,16 @@ class CppKernels(AttentionInParts, GatedInParts):
         return of_part(lambda rows: F.embedding(rows, table).to(self.dtype), len(table))
 
     def tied(self, table: StoredWeight) -> tuple[Lookup, Product]:
-        packed = self._kernels.pack(join([table], self._storage, self.device))
+        packed = self.pack(join([table], self._storage, self.device))
         outputs, inputs = table.shape
         unpack_rows, dtype = self._kernels.unpack_rows, self.dtype
         product = self._product(packed, table.shape, None, wide=True)
         return of_part(lambda rows: unpack_rows(packed, rows, inputs, outputs, dtype), outputs), product
+
+    def pack(self, weight: Tensor) -> Tensor:
+        """A weight [outputs, inputs] as `gemm.cpp` reads it, in huge pages."""
+        packed = self._kernels.pack(weight)
+        return self._arena.take(packed.numel(), packed.dtype).copy_(packed)
 
     def _product(self, packed: Tensor, shape: tuple[int, ...], bias: Tensor | None, *, wide: bool) -> Product:
         outputs, inputs = shape

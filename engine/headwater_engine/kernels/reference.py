@@ -3,9 +3,6 @@
 Written to be read, not to be fast. The tests hold every other implementation against this one.
 """
 
-import contextlib
-import math
-import mmap
 from collections.abc import Callable, Sequence
 
 import torch
@@ -13,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from headwater_engine.kernels import reference_inputs, reference_sampling
+from headwater_engine.kernels.huge_pages import taken_zeros
 from headwater_engine.kernels.interface import (
     BLOCK_SIZE,
     AttentionBatch,
@@ -167,19 +165,6 @@ def of_part(rows_of: Callable[[Tensor], Tensor], count: int) -> Lookup:
         return rows_of(rows.masked_fill(elsewhere, 0)).masked_fill_(elsewhere.unsqueeze(1), 0)
 
     return look_up
-
-
-def taken_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros whose memory the process has from the start, in huge pages where the kernel has them.
-
-    Memory that is only reserved, as torch.zeros does it, is found and cleared by the kernel page by page as it is first
-    written. For a KV cache that is in the middle of prefills, and where there is too little, in the middle of traffic.
-    """
-    memory = mmap.mmap(-1, max(1, math.prod(shape) * dtype.itemsize), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel that is built without them
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=dtype, count=math.prod(shape)).view(shape).zero_()
 
 
 def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:

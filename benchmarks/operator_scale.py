@@ -143,22 +143,25 @@ class Loop(asyncio.SelectorEventLoop):
 
 
 class Measured:
-    def __init__(self, what: str, lag: LoopLag, server: Server) -> None:
-        self._what, self._lag, self._server = what, lag, server
+    def __init__(self, what: str, server: Server) -> None:
+        self._what, self._server = what, server
+        self._lag = LoopLag(window=float("inf"))
         loop = asyncio.get_running_loop()
         assert isinstance(loop, Loop)
         self._loop = loop
 
-    def __enter__(self) -> None:
-        self._lag.take()
+    async def __aenter__(self) -> None:
+        self._measuring = asyncio.create_task(self._lag.run())
+        await asyncio.sleep(0)
         self._loop.longest = 0.0
         self._calls, self._cpu, self._began = self._server.calls, time.process_time(), time.monotonic()
 
-    def __exit__(self, *_: object) -> None:
+    async def __aexit__(self, *_: object) -> None:
         cpu, took = time.process_time() - self._cpu, time.monotonic() - self._began
+        self._measuring.cancel()
         print(
             f"{self._what}: {cpu:.2f} s CPU, {took:.1f} s, {self._server.calls - self._calls} calls, "
-            f"loop held up for {self._lag.take() * 1000:.0f} ms at most, {self._loop.longest * 1000:.0f} ms of CPU"
+            f"loop held up for {self._lag.longest * 1000:.0f} ms at most, {self._loop.longest * 1000:.0f} ms of CPU"
         )
 
 
@@ -168,12 +171,12 @@ async def idle(controller: main.ReconcileLoop) -> None:
 
 
 async def measure(count: int, namespaces: int, weights: bool) -> None:
-    server, metrics, lag = Server(), OperatorMetrics(), LoopLag()
+    server, metrics = Server(), OperatorMetrics()
     settings = OperatorSettings(engine_image="engine:1", resync_interval=1e6)
     controller = main._build(settings, server, metrics, "operator", httpx.AsyncClient())
     server.observed = controller.observed
-    tasks = [asyncio.create_task(lag.run()), asyncio.create_task(controller.run())]
-    with Measured(f"{count} over {namespaces} namespaces settle", lag, server):
+    working = asyncio.create_task(controller.run())
+    async with Measured(f"{count} over {namespaces} namespaces settle", server):
         for number in range(count):
             server.put(resource(f"model-{number:04}", f"team-{number % namespaces}", weights))
             await asyncio.sleep(0)
@@ -184,11 +187,10 @@ async def measure(count: int, namespaces: int, weights: bool) -> None:
             await asyncio.sleep(2 * _STARTS)
     ready = sum(_ready(json.loads(text)) for place, text in server._objects.items() if place[0] == "ModelDeployment")
     assert ready == count, f"{ready} of {count} are ready"
-    with Measured("a resync at rest", lag, server):
+    async with Measured("a resync at rest", server):
         await controller.load()
         await idle(controller)
-    for task in tasks:
-        task.cancel()
+    working.cancel()
 
 
 async def _fill(server: Server, count: int, namespaces: int) -> None:

@@ -33,6 +33,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """Seconds since the loop was made."""
         return self._jump.passed
 
+    def hold_up(self, seconds: float) -> None:
+        """As code does that takes so long and lets nobody else have a turn."""
+        self._jump.passed += seconds
+
 
 def run(work: Coroutine[Any, Any, T], loop: VirtualLoop | None = None) -> T:
     """To its end, which takes what it computes and not what it waits for. `loop`: one that others know already."""

@@ -220,7 +220,8 @@ async def _run(chaos: Chaos, count: int, seconds: float, router: psutil.Process,
     print(f"faults: {sum(faults.result().values())} {dict(sorted(faults.result().items()))}")
     print(f"requests: {tally.total}, answered {tally.answered}, broken off {tally.broken}, left {tally.left}")
     print(f"refused: {dict(sorted(tally.refused.items()))}")
-    print(f"memory: {before:.0f} MiB before, {after:.0f} after; longest stretch {_longest(metrics):.3f} s")
+    print(f"memory: {before:.0f} MiB before, {after:.0f} after")
+    print(f"longest stretch of the last minute: {_longest(metrics):.3f} s")
     return problems
 
 

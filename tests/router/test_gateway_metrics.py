@@ -80,10 +80,11 @@ def test_models_without_end_do_not_make_series_without_end() -> None:
     assert b'headwater_router_output_tokens_total{model="other"} 2000.0' in shown
 
 
-async def test_a_loop_that_is_held_up_is_seen_once() -> None:
+async def test_a_loop_that_is_held_up_is_seen_by_all_who_ask() -> None:
     async with upstream() as engine, gateway(engine) as router:
         time.sleep(0.3)  # noqa: ASYNC251  # which is what is to be noticed
-        assert await router.metric("headwater_router_loop_lag_seconds") >= 0.1
+        for _ in range(2):
+            assert await router.metric("headwater_router_loop_lag_seconds") >= 0.29
 
 
 @pytest.mark.parametrize("told", [True, False])

@@ -154,7 +154,8 @@ class RouterMetrics:
         self.body_bytes = self._gauge("body_bytes", "Bytes of request bodies that are held in memory.")
         self.bodies_waiting = self._gauge("bodies_waiting", "Requests whose body waits for memory to be read on.")
         self.loop_lag = self._gauge(
-            "loop_lag_seconds", "Longest time that the router did nothing else, since this was last asked for."
+            "loop_lag_seconds",
+            "Longest time of the last minute that the router did nothing else, or had no CPU; at most 10 ms too low.",
         )
         self.endpoint_ready = self._gauge("endpoint_ready", "1 where an endpoint takes requests.", "endpoint")
         self.endpoint_in_flight = self._gauge(

@@ -1,0 +1,128 @@
+"""A loop that is held up is told of truly, for a minute, and to everybody who asks."""
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.virtual_clock import VirtualLoop, run
+from headwater.lag import EVERY, WINDOW, LoopLag
+
+
+class World:
+    """A loop in virtual time whose lag is measured."""
+
+    def __init__(self) -> None:
+        self.loop = VirtualLoop()
+        self.lag = LoopLag(clock=self.loop.time)
+
+    async def block(self, after: float, seconds: float) -> None:
+        """Measured from the beginning, whatever the moment it comes at."""
+        measuring = asyncio.create_task(self.lag.run())
+        await asyncio.sleep(after)
+        self.loop.hold_up(seconds)
+        await asyncio.sleep(3 * EVERY)
+        measuring.cancel()
+
+
+@given(st.floats(0, 0.05), st.floats(EVERY, 20))
+def test_a_block_reads_as_long_as_it_was_but_for_ten_milliseconds(after: float, seconds: float) -> None:
+    world = World()
+    run(world.block(after, seconds), world.loop)
+    assert seconds - EVERY - 1e-9 <= world.lag.longest <= seconds + 1e-9
+
+
+@pytest.mark.parametrize("after", [0.0, 0.001, 0.0055, 0.0099, 0.09, 0.0999])
+def test_a_block_of_a_tenth_of_a_second_reads_as_ninety_milliseconds_at_least(after: float) -> None:
+    world = World()
+    run(world.block(after, 0.1), world.loop)
+    assert world.lag.longest >= 0.09 - 1e-9
+
+
+def test_a_loop_that_nothing_holds_up_has_no_lag() -> None:
+    world = World()
+    run(world.block(0.5, 0.0), world.loop)
+    assert world.lag.longest < 1e-9
+
+
+def test_two_works_in_one_turn_are_one_block() -> None:
+    world = World()
+
+    async def work() -> None:
+        world.loop.hold_up(0.05)
+
+    async def both() -> None:
+        measuring = asyncio.create_task(world.lag.run())
+        await asyncio.sleep(0.005)
+        await asyncio.gather(work(), work())
+        await asyncio.sleep(3 * EVERY)
+        measuring.cancel()
+
+    run(both(), world.loop)
+    assert world.lag.longest >= 0.09 - 1e-9
+
+
+def test_who_reads_takes_it_from_nobody_and_it_is_told_for_a_minute() -> None:
+    world = World()
+
+    async def readings() -> list[float]:
+        measuring = asyncio.create_task(world.lag.run())
+        await asyncio.sleep(0.001)
+        world.loop.hold_up(2.0)
+        await asyncio.sleep(1)
+        world.loop.hold_up(0.5)
+        told = []
+        for _ in range(4):
+            await asyncio.sleep(WINDOW / 2 - 2)
+            told += [world.lag.longest, world.lag.longest]
+        measuring.cancel()
+        return told
+
+    first, again, second, _, third, _, last, _ = run(readings(), world.loop)
+    assert first == again == second >= 1.99 - 1e-9, "it was within the minute"
+    assert third < 1e-9 and last < 1e-9, "both are over"
+
+
+def test_the_longest_is_followed_by_the_next_longest_once_it_is_over() -> None:
+    world = World()
+
+    async def readings() -> tuple[float, float]:
+        measuring = asyncio.create_task(world.lag.run())
+        await asyncio.sleep(0.001)
+        world.loop.hold_up(2.0)
+        await asyncio.sleep(WINDOW / 2)
+        world.loop.hold_up(0.5)
+        await asyncio.sleep(1)
+        both = world.lag.longest
+        await asyncio.sleep(WINDOW / 2)
+        measuring.cancel()
+        return both, world.lag.longest
+
+    both, one = run(readings(), world.loop)
+    assert both >= 1.99 - 1e-9 and 0.49 - 1e-9 <= one <= 0.5 + 1e-9
+
+
+def test_a_block_is_seen_by_what_has_its_turn_right_behind_it() -> None:
+    world = World()
+
+    async def reading() -> float:
+        measuring = asyncio.create_task(world.lag.run())
+        await asyncio.sleep(0.001)
+        world.loop.hold_up(0.3)
+        told = world.lag.longest
+        measuring.cancel()
+        return told
+
+    assert run(reading(), world.loop) >= 0.29 - 1e-9
+
+
+def test_time_that_passes_after_it_has_ended_is_no_lag() -> None:
+    world = World()
+
+    async def later() -> float:
+        await world.block(0.0, 0.0)
+        await asyncio.sleep(5)
+        return world.lag.longest
+
+    assert run(later(), world.loop) < 1e-9

@@ -147,7 +147,7 @@ class Backend(_Part):
     version: ImageTag | None = None
     """Tag of the image, or its digest (sha256:...), in place of the one that `image` or the backend's own has."""
     args: list[Annotated[str, Field(max_length=8192)]] = Field(default=[], max_length=256)
-    """Further flags of the server, behind our own, which they override."""
+    """Further flags of the server, behind our own. Those that fields stand for or that we set ourselves are refused."""
     env: Annotated[dict[str, Annotated[str, Field(max_length=32768)]], Variables()] = Field(default={}, max_length=128)
     """Environment variables of the server. Secrets belong into `model.secretRef` or the template."""
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Literal, NamedTuple
 
 from headwater.backends.dialects.base import Dialect
+from headwater.backends.flags import meant
 from headwater.resource import ModelDeployment, ResourceError, Sampling
 from headwater.validation import found
 
@@ -165,8 +166,11 @@ class Backend(ABC):
     """How its API differs from OpenAI's. None: it takes all ways to ask for what it can do."""
     apis: ClassVar[frozenset[str]]
     """Of `APIS`, those that it has itself, as they are meant. The others the gateway makes of chat completions."""
-    own_flags: ClassVar[Mapping[str, str]] = {}
-    """Flags that say what the gateway or other fields rely on, with dashes, and which field says it instead."""
+    own_flags: ClassVar[Mapping[str, str]]
+    """Flags that `spec.backend.args` may not hold, with dashes, under all of their names: those that we start the
+    server with, those that other fields stand for, and what says it instead."""
+    free_flags: ClassVar[Mapping[str, str]] = {}
+    """Flags that `launch` may write and that arguments may say otherwise, nevertheless, and why."""
     no_statistics: ClassVar[Mapping[str, str]] = {"DO_NOT_TRACK": "1"}
     """Variables by which the server, and the libraries below it, tell nobody what it is used for."""
     revisions_since: ClassVar[tuple[int, int]] = (0, 0)
@@ -253,11 +257,13 @@ class Backend(ABC):
         self.refuse_all_but(deployment, parallelism__pipeline=1, parallelism__data=1, parallelism__expert=False)
 
     def refuse_own_flags(self, deployment: ModelDeployment) -> None:
-        """Raise UnsupportedError where `spec.backend.args` hold one of `own_flags`."""
+        """Raise UnsupportedError where `spec.backend.args` hold one of `own_flags`, in whatever form."""
         for argument in deployment.spec.backend.args:
-            flag = argument.partition("=")[0]
-            if (instead := self.own_flags.get(flag.replace("_", "-"))) is not None:
-                raise self.unsupported(deployment, "spec.backend.args", f"gets {flag} from {instead}; leave it out")
+            if (flag := meant(argument, self.own_flags)) is not None:
+                given = argument.partition("=")[0]
+                told = given if given.replace("_", "-") == flag else f"{found(given)}, which is {flag},"
+                message = f"gets {told} from {self.own_flags[flag]}; leave it out"
+                raise self.unsupported(deployment, "spec.backend.args", message)
 
     def refuse_version(self, deployment: ModelDeployment, image: str) -> None:
         """Raise UnsupportedError where the version that the image's tag tells of cannot do what the spec asks for."""
@@ -280,6 +286,9 @@ WHERE: Final = "Headwater, since the gateway looks for it there"
 ADDRESS_FLAGS: Final = {"--host": WHERE, "--port": WHERE}
 MODEL_FLAGS: Final = {"--model": "spec.model.source", "--revision": "spec.model.revision"}
 NAME_FLAGS: Final = {"--served-model-name": "metadata.name and spec.model.aliases"}
+EVENTS: Final = "spec.routing.policy and the operator's --kv-events"
+COUNTED: Final = "Headwater, which counts by it"
+A_FILE: Final = "Headwater, since a file of flags would go past all that is checked here: write them as args"
 
 
 def generation_config(sampling: Sampling) -> list[str]:

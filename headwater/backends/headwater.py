@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from headwater.backends.base import (
+    A_FILE,
     ADDRESS_FLAGS,
+    EVENTS,
     GROUP_RANK,
     MODEL_FLAGS,
     NAME_FLAGS,
@@ -46,10 +48,19 @@ class Headwater(Backend):
         **ADDRESS_FLAGS,
         **MODEL_FLAGS,
         **NAME_FLAGS,
+        "--config": A_FILE,
         "--tensor-parallel-size": "spec.parallelism.tensor",
-        "--nodes": "spec.parallelism.nodes",
-        "--node-rank": "spec.parallelism.nodes",
-        "--leader": "spec.parallelism.nodes",
+        **dict.fromkeys(("--nodes", "--node-rank", "--leader"), "spec.parallelism.nodes"),
+        "--max-model-len": "spec.context.maxTokens",
+        "--override-generation-config": "spec.sampling",
+        "--gpu-memory-utilization": "spec.cache.fraction",
+        "--kv-cache-dtype": "spec.cache.dtype",
+        "--kv-events": EVENTS,
+        "--shutdown-timeout": "spec.drainTimeout",
+    }
+    free_flags: ClassVar[Mapping[str, str]] = {
+        "--device": "spec.resources say it on clusters alone, and know nothing of a GPU that comes by a claim",
+        "--threads": "spec.resources say it on clusters alone, and a limit is more than what may be busy",
     }
 
     def command(self, deployment: ModelDeployment, *, port: int, events: str | None = None) -> list[str]:

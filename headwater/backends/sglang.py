@@ -9,9 +9,12 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from headwater.backends.base import (
+    A_FILE,
     ADDRESS_FLAGS,
     ADMIN_KEY,
     APIS,
+    COUNTED,
+    EVENTS,
     GROUP_RANK,
     MODEL_FLAGS,
     NAME_FLAGS,
@@ -62,13 +65,27 @@ class SGLang(Backend):
         **MODEL_FLAGS,
         **NAME_FLAGS,
         "--model-path": "spec.model.source",
-        "--tp-size": "spec.parallelism.tensor",
-        "--tp": "spec.parallelism.tensor",
-        "--tensor-parallel-size": "spec.parallelism.tensor",
-        "--nnodes": "spec.parallelism.nodes",
-        "--node-rank": "spec.parallelism.nodes",
-        "--dist-init-addr": "spec.parallelism.nodes",
+        "--config": A_FILE,
+        **dict.fromkeys(("--tp-size", "--tensor-parallel-size"), "spec.parallelism.tensor"),
+        **dict.fromkeys(("--pp-size", "--pipeline-parallel-size"), "spec.parallelism.pipeline"),
+        **dict.fromkeys(("--dp-size", "--data-parallel-size", "--enable-dp-attention"), "spec.parallelism.data"),
+        **dict.fromkeys(("--attn-dp-size", "--attention-data-parallel-size"), "spec.parallelism.data"),
+        **dict.fromkeys(("--ep-size", "--expert-parallel-size", "--ep"), "spec.parallelism.expert"),
+        **dict.fromkeys(("--nnodes", "--node-rank", "--dist-init-addr", "--nccl-init-addr"), "spec.parallelism.nodes"),
+        "--context-length": "spec.context.maxTokens",
+        "--quantization": "spec.quantization",
+        "--mem-fraction-static": "spec.cache.fraction",
+        "--kv-cache-dtype": "spec.cache.dtype",
+        **dict.fromkeys(("--enable-hierarchical-cache", "--enable-hicache"), "spec.cache.hostGiB"),
+        **dict.fromkeys(("--hicache-size", "--hicache-ratio"), "spec.cache.hostGiB"),
+        **dict.fromkeys(("--enable-lora", "--lora-paths"), "spec.adapters"),
+        "--kv-events-config": EVENTS,
+        **dict.fromkeys(("--enable-metrics", "--enable-cache-report"), COUNTED),
         "--admin-api-key": "the operator, which has to know it",
+    }
+    free_flags: ClassVar[Mapping[str, str]] = {
+        "--max-lora-rank": "it depends on the adapters",
+        "--lora-target-modules": "it depends on the adapters",
     }
 
     def command(self, deployment: ModelDeployment, *, port: int, events: str | None = None) -> list[str]:

@@ -12,8 +12,10 @@ from typing import Any, ClassVar
 import yaml
 
 from headwater.backends.base import (
+    A_FILE,
     ADDRESS_FLAGS,
     FILES,
+    MODEL_FLAGS,
     NAME_FLAGS,
     NO_API,
     Backend,
@@ -53,8 +55,16 @@ class TensorRTLLM(Backend):
     own_flags: ClassVar[Mapping[str, str]] = {
         **ADDRESS_FLAGS,
         **NAME_FLAGS,
-        "--revision": "spec.model.revision",
-        "--tp-size": "spec.parallelism.tensor",
+        **MODEL_FLAGS,
+        "--tokenizer": "spec.model.source",
+        **dict.fromkeys(("--extra-llm-api-options", "--config"), A_FILE),
+        **dict.fromkeys(("--tp-size", "--tensor-parallel-size"), "spec.parallelism.tensor"),
+        **dict.fromkeys(("--pp-size", "--pipeline-parallel-size"), "spec.parallelism.pipeline"),
+        "--enable-attention-dp": "spec.parallelism.data",
+        **dict.fromkeys(("--ep-size", "--moe-expert-parallel-size"), "spec.parallelism.expert"),
+        "--max-seq-len": "spec.context.maxTokens",
+        **dict.fromkeys(("--kv-cache-free-gpu-memory-fraction", "--free-gpu-memory-fraction"), "spec.cache.fraction"),
+        "--kv-cache-dtype": "spec.cache.dtype",
     }
     published = "nvidia/tensorrt-llm/release:1.2.0"
     revisions_since = (1, 2)  # its issue 9463

@@ -37,9 +37,13 @@ class TGI(Backend):
         "-p": WHERE,
         "--model-id": "spec.model.source",
         "--revision": "spec.model.revision",
-        "--num-shard": "spec.parallelism.tensor",
+        **dict.fromkeys(("--num-shard", "--sharded"), "spec.parallelism.tensor"),
+        **dict.fromkeys(("--max-input-tokens", "--max-input-length", "--max-total-tokens"), "spec.context.maxTokens"),
+        "--quantize": "spec.quantization",
+        "--cuda-memory-fraction": "spec.cache.fraction",
+        "--kv-cache-dtype": "spec.cache.dtype",
         "--lora-adapters": "spec.adapters",
-        "--graceful-termination-timeout": "spec.drainTimeout",
+        **dict.fromkeys(("--graceful-termination-timeout", "-g"), "spec.drainTimeout"),
     }
     no_statistics: ClassVar[Mapping[str, str]] = {"DO_NOT_TRACK": "1", "USAGE_STATS": "off"}
     dialect = TGIDialect()

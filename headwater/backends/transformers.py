@@ -5,7 +5,8 @@ only to the model's own name. With --continuous-batching it would have whoever c
 seed for all, know no stop strings, and take 60 to 90 % of all memory for its cache, the node's where it has no GPU.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from headwater.backends.base import ADDRESS_FLAGS, NO_API, Backend, Launch, Pod
 from headwater.backends.dialects.transformers import TransformersDialect
@@ -26,6 +27,9 @@ class Transformers(Backend):
     dialect = TransformersDialect()
     apis = NO_API  # its responses know neither `text` nor `previous_response_id`
     own_flags = ADDRESS_FLAGS
+    free_flags: ClassVar[Mapping[str, str]] = {
+        "--continuous-batching": "we leave it out; who knows its price may have it"
+    }
 
     def command(self, deployment: ModelDeployment, *, port: int, events: str | None = None) -> list[str]:
         if events is not None:

@@ -5,12 +5,16 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from headwater.backends.base import (
+    A_FILE,
     ADDRESS_FLAGS,
     APIS,
+    COUNTED,
+    EVENTS,
     FILES,
     GROUP_RANK,
     MODEL_FLAGS,
     NAME_FLAGS,
+    WHERE,
     Backend,
     Launch,
     LoadMetrics,
@@ -29,6 +33,15 @@ _MAX_LORA_RANK = 64
 _MAX_LORAS = 4
 _MAX_CPU_LORAS = 128
 """All that a resource can have: in memory they stay, where else each would be read anew for whoever asks for it."""
+_DATA_FLAGS = (
+    *("--data-parallel-size", "-dp", "--data-parallel-rank", "-dpn", "--data-parallel-external-lb", "-dpe"),
+    *("--data-parallel-hybrid-lb", "-dph", "--data-parallel-multi-port-external-lb", "-dpm"),
+)
+_NODE_FLAGS = (
+    *("--nnodes", "-n", "--node-rank", "-r", "--master-addr", "--master-port", "--headless"),
+    *("--data-parallel-size-local", "-dpl", "--data-parallel-address", "-dpa"),
+    *("--data-parallel-rpc-port", "-dpp", "--data-parallel-start-rank", "-dpr", "--distributed-executor-backend"),
+)
 _NO_DOMAIN = "none.invalid"
 """A name that is reserved for being none. An empty list would let all hosts in."""
 
@@ -52,14 +65,32 @@ class VLLM(Backend):
     apis = APIS
     own_flags: ClassVar[Mapping[str, str]] = {
         **ADDRESS_FLAGS,
+        "--uds": WHERE,
         **MODEL_FLAGS,
         **NAME_FLAGS,
-        "--tensor-parallel-size": "spec.parallelism.tensor",
-        "-tp": "spec.parallelism.tensor",
-        "--nnodes": "spec.parallelism.nodes",
-        "--node-rank": "spec.parallelism.nodes",
-        "--master-addr": "spec.parallelism.nodes",
-        "--headless": "spec.parallelism.nodes",
+        "--config": A_FILE,
+        "--hf-token": "spec.model.secretRef",
+        **dict.fromkeys(("--tensor-parallel-size", "-tp"), "spec.parallelism.tensor"),
+        **dict.fromkeys(("--pipeline-parallel-size", "-pp"), "spec.parallelism.pipeline"),
+        **dict.fromkeys(_DATA_FLAGS, "spec.parallelism.data"),
+        **dict.fromkeys(("--enable-expert-parallel", "-ep"), "spec.parallelism.expert"),
+        **dict.fromkeys(_NODE_FLAGS, "spec.parallelism.nodes"),
+        "--max-model-len": "spec.context.maxTokens",
+        "--override-generation-config": "spec.sampling",
+        **dict.fromkeys(("--quantization", "-q"), "spec.quantization"),
+        **dict.fromkeys(("--gpu-memory-utilization", "--device-memory-utilization"), "spec.cache.fraction"),
+        "--kv-cache-dtype": "spec.cache.dtype",
+        "--kv-offloading-size": "spec.cache.hostGiB",
+        **dict.fromkeys(("--enable-lora", "--lora-modules"), "spec.adapters"),
+        "--kv-events-config": EVENTS,
+        "--shutdown-timeout": "spec.drainTimeout",
+        "--enable-prompt-tokens-details": COUNTED,
+    }
+    free_flags: ClassVar[Mapping[str, str]] = {
+        "--allowed-media-domains": "which hosts may be asked depends on who asks the model",
+        "--max-loras": "how many adapters compute at once depends on the GPU's memory",
+        "--max-lora-rank": "it depends on the adapters",
+        "--max-cpu-loras": "it depends on the node's memory",
     }
 
     def command(self, deployment: ModelDeployment, *, port: int, events: str | None = None) -> list[str]:

@@ -107,9 +107,10 @@ def test_what_a_server_publishes_is_for_this_user_alone(server: str, tmp_path) -
     assert "tcp://" not in command
 
 
-@pytest.mark.parametrize(("args", "folder"), [(["--data-parallel-size", "2"], "."), ([], "f" * 100)])
-def test_where_there_can_be_no_socket_nothing_is_published(args: list[str], folder: str, tmp_path) -> None:
-    plan = deployments(tmp_path, ours("a", 1, backend={"type": "headwater", "args": args}))
+@pytest.mark.parametrize(("groups", "folder"), [(2, "."), (1, "f" * 100)])
+def test_where_there_can_be_no_socket_nothing_is_published(groups: int, folder: str, tmp_path) -> None:
+    many = {"backend": {"type": "vllm"}, "model": {"source": "hf://owner/model"}, "parallelism": {"data": groups}}
+    plan = deployments(tmp_path, ours("a", 1, **many))
     (replica,) = plan_replicas(plan, tmp_path / folder, cores=2)
     assert "kv_events" not in replica.endpoint
     assert "--kv-events" not in replica.process.command

@@ -199,8 +199,8 @@ def test_a_field_that_is_null_counts_as_left_out(tmp_path):
         (8, {"parallelism": {"tensor": 4, "pipeline": 2}}, True),
         (4, {"parallelism": {"data": 16, "pipeline": 2, "expert": True, "nodes": 8}}, True),
         (4, {"parallelism": {"data": 8}}, False),
-        (4, {"parallelism": {"tensor": 2}, "backend": {"args": ["--data-parallel-size", "2"]}}, True),
-        (3, {"parallelism": {"tensor": 2}, "backend": {"args": ["--data-parallel-size", "2"]}}, False),
+        (4, {"parallelism": {"tensor": 2}, "backend": {"args": ["-pcp", "2"]}}, True),
+        (3, {"parallelism": {"tensor": 2}, "backend": {"args": ["-pcp", "2"]}}, False),
         ("2k", {"parallelism": {"tensor": 2}}, False),
     ],
 )

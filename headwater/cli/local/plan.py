@@ -27,8 +27,6 @@ from headwater.resource import ModelDeployment, ResourceError, load
 _ANY_ADDRESS = ("0.0.0.0", "::")
 _LONGEST_SOCKET = 103
 """Bytes of a Unix socket's path, on any system."""
-_DATA_PARALLEL = ("--data-parallel", "-dp", "--dp")
-"""Beginnings of vLLM's and SGLang's flags."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +114,7 @@ def _events_address(deployment: ModelDeployment, backend: Backend, path: Path) -
     ranks, which publish over TCP only, on all addresses.
     """
     read = backend.publishes_kv_events and deployment.spec.routing.policy == "prefix"
-    ranks = any(arg.startswith(_DATA_PARALLEL) for arg in deployment.spec.backend.args)
+    ranks = deployment.spec.parallelism.data > 1
     path = path.absolute()
     return f"ipc://{path}" if read and not ranks and len(os.fsencode(path)) <= _LONGEST_SOCKET else None
 

@@ -1,6 +1,6 @@
 """/v1/models: what is served here, and under which names."""
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 
 class ModelCard(Struct, kw_only=True, tag_field="object", tag="model"):
@@ -14,6 +14,8 @@ class ModelCard(Struct, kw_only=True, tag_field="object", tag="model"):
     """The base model of an adapter."""
     max_model_len: int | None = None
     """Prompt and output tokens of one request, together."""
+    ready: bool | UnsetType = UNSET
+    """Extension, of the router: whether an engine takes requests for it now. An engine that answers does."""
 
 
 class ModelList(Struct, tag_field="object", tag="list"):

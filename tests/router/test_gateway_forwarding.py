@@ -4,6 +4,7 @@ import asyncio
 import json
 
 import httpx
+import openai
 import pytest
 
 from tests.router.gateway import BODY, CHAT, STREAM, gateway, until
@@ -260,6 +261,19 @@ async def test_the_models_of_all_endpoints_are_listed() -> None:
         assert [(card["id"], card["parent"]) for card in cards["data"]] == [("lora", "n"), ("m", None), ("n", None)]
         assert (await router.client.get("/v1/models/lora")).json()["parent"] == "n"
         assert (await router.client.get("/v1/models/no")).status_code == 404
+
+
+async def test_the_list_says_which_models_an_engine_takes_requests_for() -> None:
+    async with upstream("alive") as one, upstream("dead") as two, gateway(one, two) as router:
+        two.pages[b"/health"] = (503, b"{}")
+        await router.until_ready(1)
+        listed = openai.types.Model.model_validate
+        cards = [listed(card) for card in (await router.client.get("/v1/models")).json()["data"]]
+        assert [(card.id, card.model_extra and card.model_extra["ready"]) for card in cards] == [
+            ("alive", True),
+            ("dead", False),
+        ]
+        assert (await router.client.get("/v1/models/dead")).json()["ready"] is False
 
 
 async def test_ready_says_whether_requests_should_come() -> None:

@@ -38,8 +38,8 @@ def main(gateway: str) -> str | None:
         models = call(f"{gateway}/v1/models")["data"]
     except OSError as error:
         return f"{gateway}: {error}"
-    # Those without a replica are listed, too. What an engine says of its model is there once one has served it.
-    ready = [model["id"] for model in models if model.get("root")]
+    # Those without a replica, and those whose replicas have died, are listed, too.
+    ready = [model["id"] for model in models if model.get("ready")]
     if not ready:
         print(f"{len(models)} models, and none is Ready: apply a ModelDeployment, wait until it is, then test again.")
         return None

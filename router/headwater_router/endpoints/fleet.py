@@ -223,6 +223,7 @@ class Fleet:
             root=next((each.root for each in served if each.root), None),
             parent=identity.base if identity.adapter else None,
             max_model_len=min(lengths, default=None),
+            ready=self.ready(model),
         )
 
     def several(self, model: str) -> bool:

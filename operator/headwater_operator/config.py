@@ -176,7 +176,8 @@ class OperatorSettings(BaseSettings):
     max_replicas: int = Field(
         100,
         ge=1,
-        description="Most replicas of one ModelDeployment. One that asks for more gets these, and is Degraded.",
+        description="Most replicas of one ModelDeployment, counted in pods: replicas, times parallelism.nodes. One "
+        "that asks for more gets as many whole replicas as are allowed, and is Degraded.",
     )
     resync_interval: float = Field(300, gt=0, description="Seconds after which everything is reconciled again.")
     workers: int = Field(8, ge=1, description="ModelDeployments that are reconciled at once.")

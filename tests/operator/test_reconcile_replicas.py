@@ -3,8 +3,10 @@
 import pytest
 
 from headwater_operator.cluster.kinds import Object, annotations_of, name_of
+from headwater_operator.diagnose.ceiling import beyond, capped, most_replicas
 from headwater_operator.metrics import CONDITIONS
 from headwater_operator.reconcile.applier import AUTOSCALER
+from tests.operator.rendering import deployment
 from tests.operator.world import World
 
 RULE: Object = {"min": 1, "max": 9, "inFlightPerReplica": 1}
@@ -274,6 +276,29 @@ async def test_no_more_replicas_are_made_than_the_platform_allows(monkeypatch: p
     world.edit(replicas=2)
     await world.settle()
     assert world.condition("Degraded") == ("False", "AsExpected")
+
+
+@pytest.mark.parametrize(("nodes", "most", "made"), [(2, 5, 2), (4, 3, 0)])
+async def test_the_pods_of_a_group_count_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, nodes: int, most: int, made: int
+) -> None:
+    world = World(monkeypatch, max_replicas=most)
+    parallelism = {"tensor": nodes, "nodes": nodes}
+    world.create(replicas=4, backend={"type": "headwater"}, parallelism=parallelism)
+    await world.settle()
+    assert len(world.cluster.all("StatefulSet")) == made
+    assert world.condition("Degraded") == ("True", "ReplicasCapped")
+    told = f"spec.replicas: 4 of {nodes} pods each are more than the {most} pods that the platform allows"
+    assert told in world.message("Degraded") and f"there will be {made} at most" in world.message("Degraded")
+
+
+def test_the_load_of_groups_makes_no_more_pods_than_the_platform_allows() -> None:
+    spec = deployment(parallelism={"tensor": 2, "nodes": 2}, autoscaling={"min": 2, "max": 50}).spec
+    assert spec.autoscaling is not None
+    rule = capped(spec.autoscaling, most_replicas(spec, 3))
+    assert (rule.min, rule.max) == (1, 1)
+    problem = beyond(spec, 3)
+    assert problem is not None and "spec.autoscaling.max: 50 of 2 pods each" in problem.message
 
 
 async def test_the_load_makes_no_more_replicas_than_the_platform_allows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ from headwater_operator.cluster.kinds import (
 )
 from headwater_operator.config import OperatorSettings
 from headwater_operator.diagnose import reach
-from headwater_operator.diagnose.ceiling import beyond, capped
+from headwater_operator.diagnose.ceiling import beyond, capped, most_replicas
 from headwater_operator.diagnose.pods import EnginePod, Problem
 from headwater_operator.diagnose.startup import Startup
 from headwater_operator.reconcile import group_plan, rollout
@@ -92,9 +92,9 @@ class Children:
         workloads = self._workloads(work)
         situation.autoscaled = spec.autoscaling is not None
         decision = self._decision(work, workloads)
-        most = self._settings.max_replicas
+        most = most_replicas(spec, self._settings.max_replicas)
         situation.wanted = decision.desired if decision else min(spec.first_replicas, most)
-        situation.flaw = situation.flaw or beyond(spec, most)
+        situation.flaw = situation.flaw or beyond(spec, self._settings.max_replicas)
         self._count(work, workloads)  # for the status, should the spec be refused from here on
         pin = self._pin(work, workloads)
         revision = render.revision(work.deployment, pin)
@@ -152,7 +152,7 @@ class Children:
         if rule is None:
             self._scaling.forget(work.key)
             return None
-        rule = capped(rule, self._settings.max_replicas)
+        rule = capped(rule, most_replicas(work.deployment.spec, self._settings.max_replicas))
         known: dict[str, Any] = (work.resource.get("status") or {}).get("autoscaling") or {}
         current = known.get("desired")
         if current is None:

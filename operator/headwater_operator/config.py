@@ -111,7 +111,7 @@ class OperatorSettings(BaseSettings):
     )
     backend_registries: Images = Field(
         {},
-        description="Registries of servers whose image is at one of its own, as JSON: "
+        description="Registries or mirrors that the servers' own images are taken from, as JSON: "
         '{"tgi": "registry.example.com"}; name and tag are ours. backend_images wins. Counts likewise.',
     )
     default_env: Variables = Field(

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 
+from headwater import backends
 from headwater.backends.base import UnsupportedError
 from headwater.resource import ModelDeployment, ResourceError
 from headwater_operator.config import KVEvents, OperatorSettings
@@ -240,12 +241,27 @@ def test_the_images_that_a_platform_has_pinned_are_below_those_of_a_resource() -
     assert wanted_pin(deployment("vllm", backend={"version": "v2"}), "vllm", pinned_images).image == "mirror/vllm:v2"
 
 
-@pytest.mark.parametrize("backend", ["tgi", "tensorrt-llm", "transformers"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_platform_says_a_registry_and_gets_the_pinned_image_of_it(backend: str) -> None:
     made = wanted_pin(deployment(backend), backend, settings(backend_registries={backend: "mirror.internal:5000/all"}))
-    assert re.fullmatch(r"mirror\.internal:5000/all/[\w/-]+:\d+\.\d+\.\d+", made.image)
+    assert re.fullmatch(r"mirror\.internal:5000/all/[\w/-]+:v?[\d.]+", made.image)
+    plain = settings(backend_registries={other: "mirror" for other in BACKENDS if other != backend})
+    known = backends.get(backend).image if backend != "headwater" else "headwater-engine:1"
+    if known is not None:
+        assert made.image == f"mirror.internal:5000/all/{known}"
+        assert wanted_pin(deployment(backend), backend, plain).image == known
     pinned = settings(backend_registries={backend: "mirror"}, backend_images={backend: "own:1"})
     assert wanted_pin(deployment(backend), backend, pinned).image == "own:1"
+    named = deployment(backend, backend={"image": "mine:2"})
+    assert wanted_pin(named, backend, settings(backend_registries={backend: "mirror"})).image == "mine:2"
+
+
+@pytest.mark.parametrize(
+    "image", ["registry.example.com/team/engine:9", "localhost/team/engine:9", "r:5000/team/engine:9"]
+)
+def test_a_mirror_takes_the_place_of_the_registry_that_an_image_names(image: str) -> None:
+    mirrored = settings(engine_image=image, backend_registries={"headwater": "mirror"})
+    assert wanted_pin(deployment(), "headwater", mirrored).image == "mirror/team/engine:9"
 
 
 def test_a_version_beside_a_digest_is_refused() -> None:

@@ -189,10 +189,7 @@ def _named_at_start(spec: Spec) -> bool:
 
 def _image(deployment: ModelDeployment, backend: Backend, settings: OperatorSettings) -> str:
     wanted = deployment.spec.backend
-    own = settings.engine_image if backend.name == "headwater" else backend.image
-    if own is None and (registry := settings.backend_registries.get(backend.name)) is not None:
-        own = f"{registry}/{backend.published}"
-    image = wanted.image or settings.backend_images.get(backend.name) or own
+    image = wanted.image or settings.backend_images.get(backend.name) or _own_image(backend, settings)
     if image is None:
         hint = f"it is {backend.published}, of a registry that --backend-registries names"
         raise backend.unsupported(deployment, "spec.backend.image", f"has no default image: {hint}")
@@ -201,6 +198,18 @@ def _image(deployment: ModelDeployment, backend: Backend, settings: OperatorSett
     if "@" in image:
         raise backend.unsupported(deployment, "spec.backend.version", "has an image with a digest: give one of the two")
     return f"{_without_tag(image)}{'@' if is_digest(wanted.version) else ':'}{wanted.version}"
+
+
+def _own_image(backend: Backend, settings: OperatorSettings) -> str | None:
+    """Of the registry that the platform names for it, whichever it is at else."""
+    image = settings.engine_image if backend.name == "headwater" else backend.image
+    registry = settings.backend_registries.get(backend.name)
+    return image if registry is None else f"{registry}/{_without_host(str(image or backend.published))}"
+
+
+def _without_host(image: str) -> str:
+    first, slash, rest = image.partition("/")
+    return rest if slash and (first == "localhost" or "." in first or ":" in first) else image
 
 
 def _without_tag(image: str) -> str:

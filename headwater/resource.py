@@ -54,6 +54,7 @@ class ResourceError(Exception):
 
 BackendType = Literal["headwater", "vllm", "sglang", "tgi", "tensorrt-llm", "transformers", "auto"]
 Quantization = Literal["none", "fp8", "awq", "gptq"]
+# One for each file of a policy in router/headwater_router/picker/: what else names policies follows from here.
 RoutingPolicy = Literal["prefix", "round_robin", "least_loaded", "session"]
 RoutingObjective = Literal["latency", "first-token", "throughput"]
 RoutingShare = Literal["Weight", "Auto"]

@@ -7,6 +7,8 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from headwater.resource import RoutingObjective, RoutingPolicy
+
 
 class RouterSettings(BaseSettings):
     """`headwater route`. Each field is a flag (`--max-attempts`) and a variable (`HEADWATER_ROUTER_MAX_ATTEMPTS`)."""
@@ -72,10 +74,8 @@ class RouterSettings(BaseSettings):
         description="Seconds that such a request waits; then it gets a 503. One whose turn would come later gets it at "
         "once.",
     )
-    policy: Literal["prefix", "round_robin", "least_loaded", "session"] = Field(
-        "prefix", description="How an endpoint is chosen for a request."
-    )
-    objective: Literal["latency", "first-token", "throughput"] = Field(
+    policy: RoutingPolicy = Field("prefix", description="How an endpoint is chosen for a request.")
+    objective: RoutingObjective = Field(
         "latency",
         description="What the prefix policy makes short: all answers to their ends, each one's first token, or all "
         "work together.",

@@ -1,16 +1,19 @@
-"""The scheduling policies: which endpoint a request goes to. `make` knows them by name; each is one file."""
+"""The scheduling policies: which endpoint a request goes to. Each is the file of its name beside this one."""
 
 import random
+from collections.abc import Callable
+from importlib import import_module
+from typing import Final, get_args
 
+from headwater.resource import RoutingPolicy
 from headwater_router.index.prefixes import PrefixIndex
 from headwater_router.picker.base import Picker
-from headwater_router.picker.least_loaded import LeastLoadedPicker
 from headwater_router.picker.objective import Objective
-from headwater_router.picker.prefix import PrefixPicker
-from headwater_router.picker.round_robin import RoundRobinPicker
-from headwater_router.picker.session import SessionPicker
 
-POLICIES = ("prefix", "round_robin", "least_loaded", "session")
+POLICIES: Final[tuple[str, ...]] = get_args(RoutingPolicy)
+_MAKERS: Final[dict[str, Callable[[PrefixIndex, random.Random, Objective], Picker]]] = {
+    policy: import_module(f"{__name__}.{policy}").make for policy in POLICIES
+}
 
 
 def make(
@@ -25,15 +28,6 @@ def make(
     `objective`: of `prefix`; the others have none.
     `rng`: breaks ties; pass a seeded one for decisions that repeat.
     """
-    rng = rng or random.Random()
-    match policy:
-        case "prefix":
-            return PrefixPicker(index if index is not None else PrefixIndex(), rng, objective)
-        case "round_robin":
-            return RoundRobinPicker(rng)
-        case "least_loaded":
-            return LeastLoadedPicker(rng)
-        case "session":
-            return SessionPicker(rng)
-        case _:
-            raise ValueError(f"policy: found {policy!r}, allowed are {', '.join(POLICIES)}")
+    if policy not in _MAKERS:
+        raise ValueError(f"policy: found {policy!r}, allowed are {', '.join(POLICIES)}")
+    return _MAKERS[policy](index if index is not None else PrefixIndex(), rng or random.Random(), objective)

@@ -1,9 +1,12 @@
 """The endpoint with the fewest requests, of several at random."""
 
+import random
 from collections.abc import Collection
 
+from headwater_router.index.prefixes import PrefixIndex
 from headwater_router.picker.base import Prompt, Target
 from headwater_router.picker.counting import CountingPicker
+from headwater_router.picker.objective import Objective
 from headwater_router.picker.targets import Targets, one_of
 
 
@@ -17,3 +20,7 @@ class LeastLoadedPicker(CountingPicker):
         fewest = min(counts)
         best = [target for target, count in zip(compared, counts, strict=True) if count == fewest]
         return best[0] if len(best) == 1 else one_of(self.rng, best)
+
+
+def make(index: PrefixIndex, rng: random.Random, objective: Objective) -> LeastLoadedPicker:
+    return LeastLoadedPicker(rng)

@@ -430,3 +430,7 @@ def cache_blocks(load: Load, text_block_tokens: float) -> int:
     """Units of text, of so many tokens each, that the endpoint's cache has room for."""
     tokens = load.total_blocks * load.block_size if load.total_blocks and load.block_size else DEFAULT_CAPACITY_TOKENS
     return max(1, int(tokens / text_block_tokens))
+
+
+def make(index: PrefixIndex, rng: random.Random, objective: Objective) -> PrefixPicker:
+    return PrefixPicker(index, rng, objective)

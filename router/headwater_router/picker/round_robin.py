@@ -6,8 +6,10 @@ from typing import Final
 
 from xxhash import xxh3_64_intdigest
 
+from headwater_router.index.prefixes import PrefixIndex
 from headwater_router.picker.base import Prompt, Target
 from headwater_router.picker.counting import CountingPicker
+from headwater_router.picker.objective import Objective
 from headwater_router.picker.targets import Targets
 
 _MODELS: Final = 1024
@@ -36,3 +38,7 @@ class RoundRobinPicker(CountingPicker):
                 self._turns[model] = turn + passed + 1
                 return target
         raise ValueError("there is no target to pick, or all are excluded")
+
+
+def make(index: PrefixIndex, rng: random.Random, objective: Objective) -> RoundRobinPicker:
+    return RoundRobinPicker(rng)

@@ -10,14 +10,17 @@ eighth of a request, no more: both so that a decision does not cost more the mor
 """
 
 import math
+import random
 from bisect import bisect
 from collections.abc import Collection, Iterator
 from typing import Final
 
 from xxhash import xxh3_64_intdigest
 
+from headwater_router.index.prefixes import PrefixIndex
 from headwater_router.picker.base import Prompt, Target
 from headwater_router.picker.least_loaded import LeastLoadedPicker
+from headwater_router.picker.objective import Objective
 from headwater_router.picker.targets import Targets
 
 LOAD_BOUND: Final = 1.25
@@ -82,3 +85,7 @@ class SessionPicker(LeastLoadedPicker):
         if not asked:
             raise ValueError("there is no target to pick, or all are excluded")
         return min(asked, key=lambda target: target.load.in_flight + target.load.penalty)
+
+
+def make(index: PrefixIndex, rng: random.Random, objective: Objective) -> SessionPicker:
+    return SessionPicker(rng)

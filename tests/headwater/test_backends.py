@@ -11,6 +11,7 @@ from headwater import backends
 from headwater.backends import UnknownBackendError, metrics
 from headwater.backends.base import UnsupportedError, generation_config
 from headwater.backends.metrics import LoadReport, read_load
+from headwater.cli.local.plan import plan_replicas
 from headwater.openai.request import SamplingDefaults
 from headwater.resource import ModelDeployment, Sampling
 
@@ -162,6 +163,15 @@ def test_what_a_server_is_started_with_says_what_no_argument_may(server: str):
 @pytest.mark.parametrize("server", backends.names())
 def test_no_server_tells_anybody_what_it_is_used_for(server: str):
     assert backends.get(server).no_statistics["DO_NOT_TRACK"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("server", "variable", "off"), [("vllm", "VLLM_NO_USAGE_STATS", "1"), ("tgi", "USAGE_STATS", "off")]
+)
+def test_a_server_with_a_word_of_its_own_for_statistics_is_told_it(server: str, variable: str, off: str, tmp_path):
+    assert backends.get(server).no_statistics[variable] == off
+    (replica,) = plan_replicas([deployment(backend={"type": server})], tmp_path, cores=2)
+    assert replica.process.environment[variable] == off
 
 
 @pytest.mark.parametrize("name", ["headwater", "vllm"])

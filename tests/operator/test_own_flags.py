@@ -6,17 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from headwater import backends
 from headwater.backends.base import Pod, UnsupportedError
-from headwater.resource import ModelDeployment
+from headwater.resource import ModelDeployment, load
 from headwater_operator.render import RENDERERS
 from headwater_operator.render.versions import pod_template
 from tests.headwater.test_launchers import FIXTURES, MOST, PLAIN, known_flags
 from tests.operator.rendering import BACKENDS, deployment, engine
 from tests.operator.test_render_golden import shaped, shapes
 
-DOCS = Path(__file__).parents[2] / "docs" / "backends.md"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs" / "backends.md"
 PARALLEL: dict[str, list[dict[str, Any]]] = {
     "vllm": [{"data": 4, "nodes": 2, "expert": True}, {"tensor": 2, "pipeline": 2}],
     "sglang": [{"data": 4, "nodes": 2, "expert": True}, {"tensor": 2, "pipeline": 2}],
@@ -126,3 +128,14 @@ def test_the_docs_name_what_may_be_given_though_we_write_it() -> None:
     docs = DOCS.read_text()
     for backend in BACKENDS:
         assert [flag for flag in backends.get(backend).free_flags if f"`{flag}`" not in docs] == []
+
+
+def test_what_docs_and_examples_give_is_not_refused() -> None:
+    pages = " ".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))
+    told = [yaml.safe_load(args) for args in re.findall(r"`?(?:backend\.)?args: (\[-[^\]]*\])", pages)]
+    assert len(told) >= 4
+    for backend in BACKENDS:
+        assert [args for args in told if any(refused(backend, argument) for argument in args)] == []
+    for path in (ROOT / "examples").glob("*.yaml"):
+        for each in load(path):
+            backends.get(each.spec.backend.type).refuse_own_flags(each)

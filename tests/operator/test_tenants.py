@@ -98,6 +98,45 @@ async def test_our_own_labels_are_not_to_be_had(monkeypatch: pytest.MonkeyPatch)
     assert {labels_of(each)["app.kubernetes.io/managed-by"] for each in children(world)} == {"headwater"}
 
 
+QUEUE = {"kueue.x-k8s.io/queue-name": "gpus", "kueue.x-k8s.io/priority-class": "prod"}
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+async def test_kueue_and_the_scheduler_find_queue_and_priority_where_they_look(
+    monkeypatch: pytest.MonkeyPatch, nodes: int
+) -> None:
+    """Kueue at the workload's own labels, the scheduler in its pods."""
+    world = World(monkeypatch, inherited_labels=list(QUEUE))
+    template = {"spec": {"priorityClassName": "serving"}}
+    weights = {"accessMode": "ReadWriteMany"}
+    world.create(source=HUB, parallelism={"tensor": nodes, "nodes": nodes}, template=template, weights=weights)
+    world.cluster.merge("ModelDeployment", "m", {"metadata": {"labels": QUEUE}})
+    await world.settle()
+    (job,) = world.cluster.all("Job")
+    assert labels_of(job).items() >= QUEUE.items()
+    world.kube.finish(name_of(job))
+    await world.settle()
+    (workload,) = world.cluster.all("Deployment" if nodes == 1 else "StatefulSet")
+    assert labels_of(workload).items() >= QUEUE.items()
+    pod = workload["spec"]["template"]
+    assert pod["spec"]["priorityClassName"] == "serving"
+    assert not pod["metadata"]["labels"].keys() & QUEUE.keys(), "a queue that changes restarts nothing"
+
+
+@pytest.mark.parametrize(
+    ("backend", "told"),
+    [
+        ({"type": "vllm"}, {"DO_NOT_TRACK": "1", "VLLM_NO_USAGE_STATS": "1"}),
+        ({"type": "tgi", "image": "tgi:3"}, {"DO_NOT_TRACK": "1", "USAGE_STATS": "off"}),
+    ],
+)
+async def test_no_engine_tells_its_maker_what_it_is_used_for(world: World, backend: Any, told: dict[str, str]) -> None:
+    world.create(source=HUB, backend=backend, weights={"cached": False})
+    await world.settle()
+    env = {each["name"]: each.get("value") for each in container(world)["env"]}
+    assert env.items() >= told.items()
+
+
 # Warned
 
 

@@ -86,6 +86,7 @@ def test_a_name_stays_with_the_namespace_that_had_it_first(client: Client, names
     told = eventually("the other is told", lambda: degraded("taker", other, "NameTaken"))
     assert namespace in told["message"] and f"{other}/taker" in told["message"]
     eventually_told(other, "NameTaken")
+    eventually_told(namespace, "NameWanted", f"{other}/taker asks for owner", of="owner")
     wait_ready("taker", other)
     wait_routable("taker", other)
     assert client.ask(f"{other}/taker", "Hello?")["status"] == 200
@@ -96,6 +97,16 @@ def test_a_name_stays_with_the_namespace_that_had_it_first(client: Client, names
     shared = json.dumps({"spec": {"routing": {"sharedWith": [other]}}})
     kubectl("patch", "md", "owner", "-n", namespace, "--type=merge", "-p", shared)
     eventually("it is shared", lambda: degraded("taker", other, "AsExpected"))
+    kubectl("scale", "md", "taker", "-n", other, "--replicas=1")
+    wait_ready("taker", other)
+    theirs = [pod["metadata"]["name"] for pod in find("pods", other, "headwater.dev/deployment=taker")]
+
+    def taken() -> bool:
+        answer = client.ask("owner", "Hello?")
+        assert answer["status"] == 200
+        return answer["headers"]["x-headwater-endpoint"].rpartition("/")[2] in theirs
+
+    eventually("who it is shared with answers by its weight", taken, timeout=60)
 
 
 def claimed(name: str, namespace: str) -> list[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final, Literal
 
-from headwater.pick.hardware import Vendor
+from headwater.pick.hardware import Accelerator, Vendor
 
 BackendName = Literal["headwater", "vllm", "sglang", "tgi", "tensorrt-llm", "transformers"]
 
@@ -43,7 +43,7 @@ class Capability:
     experts: bool
     """Whether experts can be spread over GPUs whole."""
     kv_fp8: bool
-    """Whether the KV cache can be in FP8."""
+    """Whether the KV cache can be in FP8, on GPUs of `kv_fp8_on`."""
     host_cache: bool
     """Whether evicted KV blocks can move to host memory."""
     prefix_cache: bool
@@ -59,9 +59,15 @@ class Capability:
     strengths: frozenset[Strength]
     strong_on: frozenset[Vendor] | None = None
     """Devices on which that counts; None: all that it runs on."""
+    kv_fp8_on: tuple[str, ...] | None = None
+    """Generations of GPUs; None: all that it runs on."""
 
     def is_strong(self, strength: Strength, vendor: Vendor) -> bool:
         return strength in self.strengths and (self.strong_on is None or vendor in self.strong_on)
+
+    def keeps_fp8(self, accelerator: Accelerator) -> bool:
+        """Whether its KV cache can be in FP8 there; of a GPU whose generation is not known it is taken for granted."""
+        return self.kv_fp8 and (self.kv_fp8_on is None or accelerator.generation in (None, *self.kv_fp8_on))
 
 
 _ALL: Final = frozenset({"fp8", "int8", "mxfp8", "awq", "gptq", "int4", "nvfp4", "mxfp4", "gguf", "bnb"})
@@ -176,15 +182,16 @@ CAPABILITIES: Final = (
         structured=True,
         sampling=True,
         experts=False,
-        kv_fp8=False,
+        kv_fp8=True,
         host_cache=False,
         prefix_cache=True,
         generations=("ampere", "ada", "hopper", "blackwell"),
-        families=frozenset({"llama", "mistral", "qwen", "smollm"}),
+        families=frozenset({"gemma", "llama", "mistral", "qwen", "smollm"}),
         vision=False,
         packaged=True,
         strengths=frozenset({"prefix", "cpu"}),
         strong_on=frozenset({"cpu"}),
+        kv_fp8_on=("ada", "hopper", "blackwell"),
     ),
     Capability(
         backend="transformers",

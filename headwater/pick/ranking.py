@@ -177,8 +177,8 @@ def obstacles(workload: Workload, able: Capability) -> Iterator[str]:
         yield f"is deployed on {', '.join(others)} and {last} GPUs only; {accelerator.title} is {own}"
     if workload.online and workload.known_quantization not in able.online:
         yield f"makes no {workload.known_quantization} of weights in 16 bits: it takes a checkpoint that is so already"
-    if workload.kv_dtype == "fp8" and not able.kv_fp8:
-        yield "keeps no KV cache in FP8"
+    if workload.kv_dtype == "fp8" and not able.keeps_fp8(accelerator):
+        yield f"keeps no KV cache in FP8{f' on {accelerator.title}' if able.kv_fp8 else ''}"
     yield from _traffic_obstacles(workload, able)
     yield from _model_obstacles(workload, able)
 

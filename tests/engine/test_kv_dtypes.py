@@ -1,13 +1,21 @@
 """Keys and values may be kept in fewer bits than the rest (`--kv-cache-dtype`): all kernels round them alike."""
 
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
 
+from headwater import backends
+from headwater.backends.base import UnsupportedError
+from headwater.pick.capabilities import CAPABILITIES
+from headwater.pick.hardware import ACCELERATORS, Accelerator
+from headwater.resource import API_VERSION, KIND, Cache, ModelDeployment
 from headwater_engine.config import EngineSettings
 from headwater_engine.errors import LoadError
-from headwater_engine.kernels import CPU, select
+from headwater_engine.kernels import CPU, KV_DTYPES, select
 from headwater_engine.kernels.cpu import CppKernels, Products
 from headwater_engine.kernels.interface import (
     BLOCK_SIZE,
@@ -69,6 +77,38 @@ def test_a_gpu_without_such_numbers_is_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
     with pytest.raises(LoadError, match="--kv-cache-dtype fp8: NVIDIA A100 has no numbers of 8 bits"):
         select(torch.bfloat16, torch.device("cuda", 0), "fp8")
+
+
+CAPABILITY = {"turing": (7, 5), "ampere": (8, 0), "ada": (8, 9), "hopper": (9, 0), "blackwell": (10, 0)}
+"""Compute capability of each generation of NVIDIA's GPUs; of Ampere's the least."""
+
+
+def test_whoever_names_types_of_kv_names_those_of_the_engine() -> None:
+    """A resource knows more of them than our engine, which says so."""
+    assert set(get_args(EngineSettings.model_fields["kv_cache_dtype"].annotation)) == KV_DTYPES.keys()
+    for dtype in get_args(Cache.model_fields["dtype"].annotation):
+        spec = {"model": {"source": "random:tiny"}, "cache": {"dtype": dtype}}
+        resource = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "m"}, "spec": spec}
+        refused = nullcontext() if dtype in KV_DTYPES else pytest.raises(UnsupportedError)
+        with refused:
+            backends.get("headwater").command(ModelDeployment.model_validate(resource), port=1)
+
+
+@pytest.mark.parametrize(
+    "gpu", [each for each in ACCELERATORS.values() if each.vendor in ("nvidia", "cpu")], ids=lambda x: x.name
+)
+def test_pick_knows_where_8_bits_are_kept(gpu: Accelerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = CPU
+    if gpu.vendor == "nvidia":
+        pytest.importorskip("triton", reason="torch for CPUs comes without Triton")
+        device = torch.device("cuda", 0)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: CAPABILITY[str(gpu.generation)])
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: gpu.title)
+        properties = SimpleNamespace(multi_processor_count=1, shared_memory_per_block_optin=1)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    ours = next(each for each in CAPABILITIES if each.backend == "headwater")
+    with nullcontext() if ours.keeps_fp8(gpu) else pytest.raises(LoadError, match="--kv-cache-dtype fp8"):
+        select(torch.bfloat16, device, "fp8")
 
 
 def test_the_engine_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from headwater.pick.capabilities import CAPABILITIES
+from headwater.pick.config import family_of
 from headwater_engine.kernels.reference import TorchKernels
 from headwater_engine.models.families import FAMILIES
 from headwater_engine.models.loading import load_model
@@ -110,3 +112,7 @@ def test_every_family_is_tested_and_told_of() -> None:
     assert set(tiny.FAMILIES) == families, "through the whole engine, in tests/engine/tiny.py"
     text = (Path(__file__).parents[2] / "docs/engine.md").read_text()
     assert {family for family in families if f"| `{family}` |" in text} == families, "in the table of docs/engine.md"
+    ours = next(each for each in CAPABILITIES if each.backend == "headwater")
+    assert ours.families == {family_of(family) for family in families} | {"smollm"}, (
+        "in headwater/pick/capabilities.py; SmolLM's model_type is llama"
+    )

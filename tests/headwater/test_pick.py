@@ -91,8 +91,14 @@ def test_our_engine_has_a_place_on_nvidia_gpus_and_no_rule_speaks_for_it_there()
     assert places() == ["vllm", "sglang", "tensorrt-llm", "tgi", "headwater", "transformers"]
     assert places(shared_prefix=0.8)[:2] == ["sglang", "vllm"]
     assert "headwater" in places(model="meta-llama/Llama-3.1-70B-Instruct", gpus=4)
+    assert "headwater" in places(model="google/gemma-2-9b-it")
+    assert "headwater" in places(kv_dtype="fp8", gpu="l4", gpus=2)
     for more in ({"quantization": "fp8"}, {"adapters": 1}, {"gpu": "t4"}, {"gpu": "mi300x"}):
         assert "headwater" not in places(**more, gpus=2)
+    for gpu, title in (("a10", "A10"), ("cpu", "CPU")):
+        ranking = rank(workload({"model": LLAMA, "kv_dtype": "fp8", "gpu": gpu}))
+        (ours,) = (each for each in ranking.excluded if each.backend == "headwater")
+        assert f"keeps no KV cache in FP8 on {title}" in ours.obstacles
 
 
 def test_a_model_is_spread_over_cpus_where_that_is_asked_for() -> None:

@@ -262,7 +262,7 @@ def test_the_backends_are_those_of_the_code() -> None:
             yes(able.structured),
             yes(able.sampling),
             yes(able.host_cache),
-            yes(able.kv_fp8),
+            ", ".join(able.kv_fp8_on) if able.kv_fp8_on else yes(able.kv_fp8),
             yes(able.vision),
             ", ".join(sorted(able.families)) if able.families else "any",
         ]

@@ -1,7 +1,7 @@
 """The local runtime behind `headwater up`: a ModelDeployment as processes on this machine.
 
-What is planned here, the supervisor runs: each replica with a share of the CPU cores and a free port, and the router,
-which reads where they are from a file.
+What is planned here, the supervisor runs: each replica with a share of the CPU cores, GPUs of its own and a free port,
+and the router, which reads where they are from a file.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ from pathlib import Path
 from headwater import backends
 from headwater.backends.base import Backend
 from headwater.cli.local.display import Display
+from headwater.cli.local.gpus import share_out, visible_gpus
 from headwater.cli.local.process import Process
 from headwater.cli.local.runs import BusyError, Part, Run, alone, record
 from headwater.cli.local.supervisor import Supervisor
@@ -46,7 +47,8 @@ def up(file: Path, *, host: str, port: int, state: Path, display: Display) -> in
         try:
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(alone(folder))
-            replicas = plan_replicas(deployments, folder, cores=len(os.sched_getaffinity(0)))
+            cores = len(os.sched_getaffinity(0))
+            replicas = plan_replicas(deployments, folder, cores=cores, gpus=visible_gpus())
             router = plan_router(deployments, replicas, folder, host=host, port=port)
             processes = [replica.process for replica in replicas]
             run = _written_down(file, router, processes, _names(deployments))
@@ -70,24 +72,30 @@ def _written_down(file: Path, router: Process, engines: Sequence[Process], model
     return Run(file.stem, str(file.absolute()), os.getpid(), router.url, models, parts)
 
 
-def plan_replicas(deployments: Sequence[ModelDeployment], folder: Path, *, cores: int) -> list[Replica]:
-    """The engines to start. Raises ResourceError."""
+def plan_replicas(
+    deployments: Sequence[ModelDeployment], folder: Path, *, cores: int, gpus: Sequence[str] = ()
+) -> list[Replica]:
+    """The engines to start; `gpus`: the names of those that they are given, each to one. Raises ResourceError."""
     numbered = [(each, number) for each in deployments for number in range(each.spec.first_replicas)]
     if not numbered:
         raise ResourceError("there is nothing to run: all deployments have 0 replicas")
     threads = threads_each(cores, len(numbered))
+    cpus = {"OMP_NUM_THREADS": str(threads), "HEADWATER_ENGINE_THREADS": str(threads)}
+    seen = share_out([(each, _backend(each)) for each, _ in numbered], gpus)
     ports = _free_ports(len(numbered))
     return [
-        _plan_replica(deployment, f"{deployment.name}-{number}", folder, threads, port)
-        for (deployment, number), port in zip(numbered, ports, strict=True)
+        _plan_replica(deployment, f"{deployment.name}-{number}", folder, {**cpus, **own}, port)
+        for (deployment, number), own, port in zip(numbered, seen, ports, strict=True)
     ]
 
 
-def _plan_replica(deployment: ModelDeployment, name: str, folder: Path, threads: int, port: int) -> Replica:
+def _plan_replica(
+    deployment: ModelDeployment, name: str, folder: Path, environment: dict[str, str], port: int
+) -> Replica:
+    """`environment`: what it gets of the machine."""
     backend = _backend(deployment)
     backend.refuse_own_flags(deployment)
     url = f"http://127.0.0.1:{port}"
-    environment = {"OMP_NUM_THREADS": str(threads), "HEADWATER_ENGINE_THREADS": str(threads)}
     routing = deployment.spec.routing
     endpoint = {"url": url, "name": name, "backend": backend.name, "deployment": deployment.name}
     endpoint |= {"weight": str(routing.weight), "share": routing.share}

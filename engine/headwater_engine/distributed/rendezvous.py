@@ -29,7 +29,7 @@ PATIENCE: Final = 600.0
 """Seconds until all must be there: images are pulled and machines are found meanwhile."""
 _AGAIN: Final = 0.5
 """Seconds between two attempts to join."""
-_SILENCE: Final = 5.0
+_SILENCE: Final = 4.0
 """Seconds without a word after which somebody who waits is not there any more."""
 _STRANGERS: Final = 64
 """Connections that have not said yet who they are."""

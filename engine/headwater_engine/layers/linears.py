@@ -114,6 +114,8 @@ class Linears:
         table = stored.dense().to(self.kernels.device, self._weights.dtype)
         if len(table) < each:
             table = F.pad(table, (0, 0, 0, each - len(table)))
+        elif self._ranks.size > 1:
+            table = table.clone()  # it may be a view, which would keep the parts of all ranks in memory
         return Vocabulary(table, scale, self.kernels, self._ranks)
 
     def table(self, name: str, rows: int, size: int) -> Tensor:

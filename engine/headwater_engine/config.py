@@ -1,7 +1,7 @@
 """The engine's settings: one table that feeds flags, environment variables, help and docs."""
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import from_json
@@ -48,6 +48,16 @@ class EngineSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="HEADWATER_ENGINE_", extra="forbid")
 
+    groups: ClassVar[dict[str, str]] = {
+        "model": "model",
+        "device": "where it runs",
+        "max_model_len": "requests and steps",
+        "kv_cache_gib": "KV cache",
+        "chat_template": "chats and sampling",
+        "host": "server",
+    }
+    """Headings of the help, each before a field: what is declared from there on is under it."""
+
     model: str = Field(description="A folder, a .gguf file, hf://OWNER/NAME, package://PACKAGE, or random:CONFIG.")
     revision: str = Field("main", description="Branch, tag or commit of an hf:// source.")
     served_model_name: list[str] = Field(
@@ -55,8 +65,6 @@ class EngineSettings(BaseSettings):
         description="Names that clients may send as `model`; the first is reported. Default: the source's last part, "
         "without `llm_`.",
     )
-    host: str = Field("127.0.0.1", description="Address to listen on.")
-    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     runner: Literal["auto", "generate", "pooling"] = Field(
         "auto",
         description="What the model makes. generate: text; pooling: vectors (embeddings), or scores where it has a "
@@ -89,6 +97,9 @@ class EngineSettings(BaseSettings):
     )
     enforce_eager: bool = Field(
         False, description="Launch each kernel of each step, instead of steps that were recorded as CUDA graphs."
+    )
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads, of all ranks here together. Default: all cores of this process."
     )
     max_model_len: int | None = Field(
         None,
@@ -157,14 +168,13 @@ class EngineSettings(BaseSettings):
     override_generation_config: Annotated[
         SamplingDefaults | None, NoDecode, BeforeValidator(_read_sampling_defaults)
     ] = Field(None, description="Sampling defaults as JSON, which win over the model's; a request's own win over both.")
-    threads: int | None = Field(
-        None, ge=1, description="CPU threads, of all ranks here together. Default: all cores of this process."
-    )
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    max_body_mib: float = Field(32, gt=0, description="Largest request body in MiB; a larger one gets a 413.")
     metrics_names: Literal["headwater", "vllm,headwater"] = Field(
         "headwater",
         description="Names of the metrics. vllm,headwater: those that vLLM has, too, for pickers made for it.",
     )
-    max_body_mib: float = Field(32, gt=0, description="Largest request body in MiB; a larger one gets a 413.")
     shutdown_timeout: float = Field(30, ge=0, description="Seconds that running streams get to finish after SIGTERM.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
 

@@ -26,10 +26,16 @@ def page(parser: argparse.ArgumentParser) -> Iterator[str]:
     for name, command in commands.choices.items():
         usage = " ".join(command.format_usage().partition("usage: ")[2].split())
         yield f".SS {name}\n{_text(command.description or '')}\n.PP\n.B {_text(usage)}"
-        for action in command._actions:
-            if action.help != argparse.SUPPRESS and not isinstance(action, argparse._HelpAction):
+        for group in command._action_groups:
+            if (flags := [action for action in group._group_actions if _is_told(action)]) and group.title:
+                yield f".PP\n.I {_text(group.title)}"
+            for action in flags:
                 yield from _flag(action)
     yield f".SH EXIT STATUS\n{_text('0: done; 1: failed; 2: asked for in a wrong way, which one sentence says.')}"
+
+
+def _is_told(action: argparse.Action) -> bool:
+    return action.help != argparse.SUPPRESS and not isinstance(action, argparse._HelpAction)
 
 
 def _flag(action: argparse.Action) -> Iterator[str]:

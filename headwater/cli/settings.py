@@ -29,13 +29,17 @@ def add_settings(parser: argparse.ArgumentParser, settings: type[BaseSettings], 
         help="YAML with the same settings, by their flags' names; flags and variables win over it",
     )
     config.complete = shtab.FILE  # type: ignore[attr-defined]
+    headings: dict[str, str] = getattr(settings, "groups", {})
+    group: argparse._ActionsContainer = parser
     for name, field in settings.model_fields.items():
+        if name in headings:
+            group = parser.add_argument_group(headings[name])
         text = f"{field.description}{_default_text(field)} [{variable(settings, name)}]".replace("%", "%%")
         if name == positional:
             added = parser.add_argument(name, nargs="?", default=argparse.SUPPRESS, metavar=name.upper(), help=text)
             added.complete = shtab.FILE | {"bash": "_headwater_models"}  # type: ignore[attr-defined]
             continue
-        added = parser.add_argument(
+        added = group.add_argument(
             f"--{flag(name)}", dest=name, default=argparse.SUPPRESS, help=text, **_kind(name, field)
         )
         if Path in (field.annotation, *get_args(field.annotation)):

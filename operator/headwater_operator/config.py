@@ -2,7 +2,7 @@
 
 import json
 import re
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -86,14 +86,28 @@ class OperatorSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="HEADWATER_OPERATOR_", extra="forbid")
 
+    groups: ClassVar[dict[str, str]] = {
+        "namespaces": "ModelDeployments",
+        "gateway_url": "gateway",
+        "engine_image": "pods of servers",
+        "kv_events": "who reaches engines",
+        "weights_image": "weights",
+        "lease_namespace": "lease",
+        "host": "server",
+    }
+    """Headings of the help, each before a field: what is declared from there on is under it."""
+
     namespaces: list[str] = Field(
         [], description="Namespaces to look after. Repeat the flag for each. Default: all of them."
     )
-    lease_namespace: str = Field("default", description="Namespace of the Lease that the acting operator holds.")
-    lease_name: str = Field("headwater-operator", description="Name of that Lease.")
-    lease_seconds: float = Field(
-        15, ge=3, description="Seconds after which a Lease that is not renewed may be taken by another operator."
+    max_replicas: int = Field(
+        100,
+        ge=1,
+        description="Most replicas of one ModelDeployment, counted in pods: replicas, times parallelism.nodes. One "
+        "that asks for more gets as many whole replicas as are allowed, and is Degraded.",
     )
+    resync_interval: float = Field(300, gt=0, description="Seconds after which everything is reconciled again.")
+    workers: int = Field(8, ge=1, description="ModelDeployments that are reconciled at once.")
     gateway_url: str | None = Field(None, description="The gateway as clients see it; shown in status.url.")
     gateway_service: NamespacedName | None = Field(
         None,
@@ -173,14 +187,11 @@ class OperatorSettings(BaseSettings):
         '{"namespace": "models", "models": ["hf://Qwen/*@main"], "volume": {"nfs": {"server": "nas", "path": "/m"}}}. '
         "Takes the right to make PersistentVolumes. Counts for revisions made from then on.",
     )
-    max_replicas: int = Field(
-        100,
-        ge=1,
-        description="Most replicas of one ModelDeployment, counted in pods: replicas, times parallelism.nodes. One "
-        "that asks for more gets as many whole replicas as are allowed, and is Degraded.",
+    lease_namespace: str = Field("default", description="Namespace of the Lease that the acting operator holds.")
+    lease_name: str = Field("headwater-operator", description="Name of that Lease.")
+    lease_seconds: float = Field(
+        15, ge=3, description="Seconds after which a Lease that is not renewed may be taken by another operator."
     )
-    resync_interval: float = Field(300, gt=0, description="Seconds after which everything is reconciled again.")
-    workers: int = Field(8, ge=1, description="ModelDeployments that are reconciled at once.")
     host: str = Field("127.0.0.1", description="Address that metrics and probes are served at.")
     port: int = Field(8090, ge=0, le=65535, description="Port that metrics and probes are served at.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")

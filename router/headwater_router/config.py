@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -15,8 +15,18 @@ class RouterSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="HEADWATER_ROUTER_", extra="forbid")
 
-    host: str = Field("127.0.0.1", description="Address to listen on.")
-    port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    groups: ClassVar[dict[str, str]] = {
+        "endpoint": "endpoints",
+        "policy": "choice of an endpoint",
+        "hold_requests": "requests that wait",
+        "max_attempts": "attempts and their times",
+        "probe_interval": "probes and failures",
+        "api_keys": "clients",
+        "admin_host": "admin API",
+        "host": "server",
+    }
+    """Headings of the help, each before a field: what is declared from there on is under it."""
+
     endpoint: list[str] = Field(
         [],
         description="An engine's URL, with optional settings behind it: http[s]://HOST[:PORT][/PATH][,name=N]"
@@ -33,46 +43,6 @@ class RouterSettings(BaseSettings):
     )
     kubernetes_namespaces: list[str] = Field(
         [], description="Namespaces to look for them in. Repeat the flag for each. Default: all of them."
-    )
-    api_keys: Path | None = Field(
-        None,
-        description="A YAML file with the keys of clients, read again whenever it changes. Without it everybody may "
-        "ask.",
-    )
-    access_log: str = Field(
-        "off", description="Where to write a JSON line for each request: a file, - for stdout, or off."
-    )
-    admin_host: str = Field("127.0.0.1", description="Address of the admin port.")
-    admin_port: int | None = Field(
-        None,
-        ge=0,
-        le=65535,
-        description="Port of metrics, readiness and the admin API; 0 takes a free one. The clients' port has then "
-        "/health and the API only.",
-    )
-    admin_keys: Path | None = Field(
-        None,
-        description="A YAML file with the keys of the admin API. Without it the API is there on a loopback address "
-        "only.",
-    )
-    hold_requests: int = Field(
-        256,
-        ge=0,
-        description="Requests of a ModelDeployment that are held while none of its endpoints is ready; 0 holds none, "
-        "and wakes no model that was scaled to zero.",
-    )
-    hold_seconds: float = Field(300, gt=0, description="Seconds that a request is held; then it gets a 503.")
-    queue_requests: int = Field(
-        1024,
-        ge=0,
-        description="Requests that wait in the router while all endpoints of their model have as many as they run, for "
-        "each of these endpoints; 0: none waits, all are sent at once.",
-    )
-    queue_seconds: float = Field(
-        60,
-        gt=0,
-        description="Seconds that such a request waits; then it gets a 503. One whose turn would come later gets it at "
-        "once.",
     )
     policy: RoutingPolicy = Field("prefix", description="How an endpoint is chosen for a request.")
     objective: RoutingObjective = Field(
@@ -96,24 +66,30 @@ class RouterSettings(BaseSettings):
         description="A folder with the tokenizers of further models, each in a folder of the model's name; read when "
         "the model is first asked for.",
     )
-    max_body_mib: float = Field(32, gt=0, description="Largest request body in MiB; a larger one gets a 413.")
-    max_bodies_mib: float | None = Field(
+    redis_url: str | None = Field(
         None,
+        repr=False,
+        description="redis://[[USER]:PASSWORD@]HOST[:PORT], or rediss:// for TLS: where routers tell one another which "
+        "prompts their endpoints have answered, and how busy these are.",
+    )
+    hold_requests: int = Field(
+        256,
+        ge=0,
+        description="Requests of a ModelDeployment that are held while none of its endpoints is ready; 0 holds none, "
+        "and wakes no model that was scaled to zero.",
+    )
+    hold_seconds: float = Field(300, gt=0, description="Seconds that a request is held; then it gets a 503.")
+    queue_requests: int = Field(
+        1024,
+        ge=0,
+        description="Requests that wait in the router while all endpoints of their model have as many as they run, for "
+        "each of these endpoints; 0: none waits, all are sent at once.",
+    )
+    queue_seconds: float = Field(
+        60,
         gt=0,
-        description="Most MiB of request bodies that are held at once. From half of it on, bodies wait for memory; who "
-        "waits too long, or finds none left at all, gets a 503. Default: a quarter of the memory that the container, "
-        "or else the machine, has.",
-    )
-    max_header_kib: int = Field(64, ge=1, description="Largest request head in KiB; a larger one gets a 431.")
-    max_connections_per_address: int | None = Field(
-        None,
-        ge=1,
-        description="Most connections of one client address. Default: nine tenths of those that there can be.",
-    )
-    cors_origin: list[str] = Field(
-        [],
-        description="An origin such as https://chat.example whose pages may ask here from a browser; * is all. Repeat "
-        "the flag for each.",
+        description="Seconds that such a request waits; then it gets a 503. One whose turn would come later gets it at "
+        "once.",
     )
     max_attempts: int = Field(
         3, ge=1, description="Endpoints that a request is tried on, before the first content of an answer."
@@ -134,17 +110,6 @@ class RouterSettings(BaseSettings):
         description="Seconds between the comment lines that a stream gets while it waits for its first content; 0 "
         "sends none. With them its status goes out before it is known.",
     )
-    expose_endpoint: bool = Field(
-        False,
-        description="Tell clients which endpoint answered and what the choice knew: x-headwater-endpoint and "
-        "x-headwater-decision.",
-    )
-    redis_url: str | None = Field(
-        None,
-        repr=False,
-        description="redis://[[USER]:PASSWORD@]HOST[:PORT], or rediss:// for TLS: where routers tell one another which "
-        "prompts their endpoints have answered, and how busy these are.",
-    )
     probe_interval: float = Field(1, gt=0, description="Seconds between two looks at an endpoint's health and load.")
     probe_timeout: float = Field(3, gt=0, description="Seconds that a probe may take.")
     probe_failures: int = Field(
@@ -161,6 +126,53 @@ class RouterSettings(BaseSettings):
         gt=0,
         description="Seconds that an ejected endpoint gets nothing, then until a probe succeeds; twice that the second "
         "time, and so on.",
+    )
+    api_keys: Path | None = Field(
+        None,
+        description="A YAML file with the keys of clients, read again whenever it changes. Without it everybody may "
+        "ask.",
+    )
+    cors_origin: list[str] = Field(
+        [],
+        description="An origin such as https://chat.example whose pages may ask here from a browser; * is all. Repeat "
+        "the flag for each.",
+    )
+    expose_endpoint: bool = Field(
+        False,
+        description="Tell clients which endpoint answered and what the choice knew: x-headwater-endpoint and "
+        "x-headwater-decision.",
+    )
+    max_connections_per_address: int | None = Field(
+        None,
+        ge=1,
+        description="Most connections of one client address. Default: nine tenths of those that there can be.",
+    )
+    max_body_mib: float = Field(32, gt=0, description="Largest request body in MiB; a larger one gets a 413.")
+    max_bodies_mib: float | None = Field(
+        None,
+        gt=0,
+        description="Most MiB of request bodies that are held at once. From half of it on, bodies wait for memory; who "
+        "waits too long, or finds none left at all, gets a 503. Default: a quarter of the memory that the container, "
+        "or else the machine, has.",
+    )
+    max_header_kib: int = Field(64, ge=1, description="Largest request head in KiB; a larger one gets a 431.")
+    admin_host: str = Field("127.0.0.1", description="Address of the admin port.")
+    admin_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Port of metrics, readiness and the admin API; 0 takes a free one. The clients' port has then "
+        "/health and the API only.",
+    )
+    admin_keys: Path | None = Field(
+        None,
+        description="A YAML file with the keys of the admin API. Without it the API is there on a loopback address "
+        "only.",
+    )
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    access_log: str = Field(
+        "off", description="Where to write a JSON line for each request: a file, - for stdout, or off."
     )
     shutdown_timeout: float = Field(30, ge=0, description="Seconds that running answers get to finish after SIGTERM.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")

@@ -1,5 +1,6 @@
 """The commands: help that is quick and whole, errors in one sentence, one table behind flags and variables."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from headwater.cli.settings import flag, variable
 from headwater.openai.request import SamplingDefaults
 from headwater_engine.config import EngineSettings
 from headwater_engine.server import serve as engine_serve
+from headwater_operator.config import OperatorSettings
 from headwater_router import app as router_app
 from headwater_router.config import RouterSettings
 
@@ -67,6 +69,29 @@ def test_every_setting_is_a_flag_and_a_variable_with_help(
         if (command, name) != ("serve", "model"):
             entry = options.partition(f" --{flag(name)}")[2]
             assert 0 <= entry.find(field.description) < entry.find(f"[{variable(settings, name)}]")
+
+
+@pytest.mark.parametrize(
+    ("command", "settings"), [("serve", EngineSettings), ("route", RouterSettings), ("operate", OperatorSettings)]
+)
+def test_help_and_manual_have_settings_under_headings(
+    command: str, settings: type[EngineSettings | RouterSettings | OperatorSettings], capsys
+) -> None:
+    assert run(command, "--help") == 0
+    parts = re.split(r"^(\S.*):$", capsys.readouterr().out, flags=re.MULTILINE)
+    texts = zip(parts[1::2], parts[2::2], strict=True)
+    flags = {title: re.findall(r"^  --([a-z-]+)", text, re.MULTILINE) for title, text in texts}
+    expected: dict[str, list[str]] = {}
+    for name in settings.model_fields:
+        expected.setdefault(settings.groups.get(name) or list(expected)[-1], []).append(flag(name))
+    assert len(expected) > 5
+    assert {title: flags[title] for title in expected} == {
+        title: [each for each in names if each != "model"] for title, names in expected.items()
+    }
+    assert run("man") == 0
+    page = capsys.readouterr().out.replace("\\", "").partition(f".SS {command}\n")[2].partition("\n.SS ")[0]
+    places = [page.index(f".I {title}\n") for title in expected]
+    assert places == sorted(places)
 
 
 def test_flags_become_settings(served) -> None:
@@ -268,4 +293,4 @@ def test_the_manual_page_names_every_flag_and_no_text_is_a_command_of_roff(capsy
         for name in settings.model_fields.keys() - {"model"}:
             assert f"--{flag(name)}".replace("-", "\\-") in page
     macros = {line.split()[0] for line in page.splitlines() if line.startswith((".", "'"))}
-    assert macros == {".TH", ".SH", ".SS", ".PP", ".TP", ".B"}
+    assert macros == {".TH", ".SH", ".SS", ".PP", ".TP", ".B", ".I"}

@@ -26,6 +26,7 @@ from typing import Any, ClassVar
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from headwater.openai.absent import absence
 from headwater.validation import field_path, finding
 
 
@@ -94,8 +95,11 @@ class NotFoundError(APIError):
     type = "invalid_request_error"
 
     @classmethod
-    def at(cls, path: str, known: Iterable[str]) -> "NotFoundError":
-        """Names the path that was meant, where one is like it: a base URL without its /v1 is what happens most."""
+    def at(cls, path: str, known: Iterable[str], who: str) -> "NotFoundError":
+        """Names the path that was meant, where one is like it: a base URL without its /v1 is what happens most; or what
+        `who`, "engine" or "router", does not do."""
+        if (missing := absence(path, who)) is not None:
+            return cls(missing)
         ends = [each for each in known if each.endswith(path) and path.strip("/")]
         close = ends or difflib.get_close_matches(path, list(known), n=1, cutoff=0.8)
         return cls(f"There is nothing at {path}{f'; did you mean {close[0]}?' if close else '.'}")

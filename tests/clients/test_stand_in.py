@@ -4,8 +4,10 @@ from typing import Any
 
 import openai
 import pytest
+from openai.types.chat import ChatCompletion
 
-from tests.clients.__main__ import answer
+from tests.clients.__main__ import answer, answer_to
+from tests.clients.compliance import failures
 from tests.router.gateway import gateway
 from tests.router.upstream import upstream
 
@@ -32,3 +34,17 @@ async def test_it_calls_a_tool_then_says_what_that_said_and_keeps_to_forms() -> 
                 )
             with pytest.raises(openai.BadRequestError, match="prompt is too long"):
                 await client.responses.create(model="m", input="too long")
+
+
+def test_its_answers_have_all_that_the_schema_requires() -> None:
+    said = answer_to({"messages": [{"role": "user", "content": "hi"}]})
+    assert ChatCompletion.model_validate(said).choices[0].message.refusal is None
+    assert {"content", "refusal", "role"} <= said["choices"][0]["message"].keys()
+
+
+def test_of_the_checker_only_images_may_fail() -> None:
+    wrong = {"id": "chat-tool-calling", "status": "failed", "errors": ["none"]}
+    image = {"id": "chat-image-input", "status": "failed", "errors": ["HTTP 400"]}
+    left_out = {"id": "chat-reasoning-summary", "status": "skipped"}
+    told: dict[str, object] = {"results": [{"id": "chat-multi-turn", "status": "passed"}, wrong, image, left_out]}
+    assert failures(told) == ({"chat-tool-calling": ["none"], "chat-reasoning-summary": []}, 1)

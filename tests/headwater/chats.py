@@ -8,6 +8,7 @@ USAGE = {
     "prompt_tokens": 9, "completion_tokens": 5, "total_tokens": 14, "prompt_tokens_details": {"cached_tokens": 4},
     "completion_tokens_details": {"reasoning_tokens": 2},
 }  # fmt: skip
+_EACH = {"id": "chatcmpl-1", "created": 1_790_000_000, "model": "x"}
 
 
 def chat(
@@ -15,7 +16,7 @@ def chat(
     **choice: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """`calls`: ids, names and arguments."""
-    message: dict[str, Any] = {"role": "assistant", "content": content}
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
     if reasoning is not None:
         message["reasoning_content"] = reasoning
     if calls:
@@ -24,7 +25,7 @@ def chat(
             for one, name, arguments in calls
         ]
     told = {"index": 0, "message": message, "finish_reason": finish, "logprobs": None, **choice}
-    return {"id": "chatcmpl-1", "object": "chat.completion", "model": "x", "choices": [told], "usage": USAGE}
+    return {"object": "chat.completion", **_EACH, "choices": [told], "usage": USAGE}
 
 
 def chunks(document: dict[str, Any], size: int = 3) -> list[dict[str, Any]]:
@@ -51,7 +52,7 @@ def stream(document: dict[str, Any], size: int = 3) -> bytes:
 
 
 def _chunk(choices: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"id": "chatcmpl-1", "object": "chat.completion.chunk", "model": "x", "choices": choices}
+    return {"object": "chat.completion.chunk", **_EACH, "choices": choices}
 
 
 def _cut(text: str, size: int) -> list[str]:

@@ -113,7 +113,7 @@ class EngineApp:
             return found
         if path.startswith(_MODELS):
             return b"GET", self._one_model
-        raise NotFoundError.at(path, self.paths)
+        raise NotFoundError.at(path, self.paths, "engine")
 
     # What clients ask
 

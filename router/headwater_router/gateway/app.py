@@ -109,7 +109,7 @@ class Gateway:
             else:
                 self._model(request, client, path.removeprefix("/v1/models/"))
         else:
-            raise NotFoundError.at(path, (*FORWARDED, *self.local))
+            raise NotFoundError.at(path, (*FORWARDED, *self.local), "router")
 
     async def _forward(self, request: Request, client: ClientConnection, entry: Entry, form: Form) -> None:
         """Raises APIError."""

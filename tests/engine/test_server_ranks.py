@@ -239,7 +239,7 @@ async def test_ranks_end_with_the_process_that_started_them_while_they_load(tmp_
             os.close(writer)
 
 
-async def test_up_has_a_group_back_that_died_as_one(tmp_path: Path) -> None:
+async def test_up_has_a_group_back_of_which_a_rank_is_killed_and_then_one_stopped(tmp_path: Path) -> None:
     spec = {
         "model": {"source": "random:tiny"},
         "parallelism": {"tensor": 2},
@@ -257,15 +257,16 @@ async def test_up_has_a_group_back_that_died_as_one(tmp_path: Path) -> None:
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
         try:
             await until_answered(http, asked)
-            killed = ranks_below(process.pid)
-            assert len(killed) == 2
-            killed[1].kill()
-            for rank in killed:
-                assert await ends(rank)
-            await until_answered(http, asked)
-            again = ranks_below(process.pid)
-            assert len(again) == 2
-            assert not {rank.pid for rank in again} & {rank.pid for rank in killed}
+            for number, rank in ((signal.SIGKILL, 1), (signal.SIGSTOP, 0)):
+                those = ranks_below(process.pid)
+                assert len(those) == 2
+                those[rank].send_signal(number)
+                for each in those:
+                    assert await ends(each)
+                await until_answered(http, asked)
+                again = ranks_below(process.pid)
+                assert len(again) == 2
+                assert not {each.pid for each in again} & {each.pid for each in those}
         finally:
             process.send_signal(signal.SIGINT)
             await asyncio.wait_for(process.wait(), PATIENCE)

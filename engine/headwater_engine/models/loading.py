@@ -11,7 +11,7 @@ from headwater_engine.errors import LoadError
 from headwater_engine.kernels.interface import AttentionBatch, Kernels, LayerCache
 from headwater_engine.layers.linears import Linears
 from headwater_engine.layers.rope import ROPE_TYPES
-from headwater_engine.layers.weights import Weights
+from headwater_engine.layers.weights import Checkpoint, Weights
 from headwater_engine.models.checkpoint import open_checkpoint
 from headwater_engine.models.config import ModelConfig, RawConfig, rope_object, rope_type
 from headwater_engine.models.dtypes import weights_dtype
@@ -63,11 +63,12 @@ def load_model(
     dtype: str = "auto",
     ranks: Ranks = ALONE,
     progress: Callable[[float], None] = lambda fraction: None,
+    checkpoint: Checkpoint | None = None,
 ) -> Model:
     """The model in `folder`, or what this rank has of it. Raises LoadError with a sentence for the user.
 
     `kernels` should be those for `weights_dtype(folder, dtype, kernels.device)`. `progress` is called with the fraction
-    loaded, 0 to 1.
+    loaded, 0 to 1. `checkpoint`: of a native family, weights in place of the folder's own.
     """
     values = read_config(folder)
     if quantisation := RawConfig(values).object("quantization_config").values:
@@ -85,9 +86,9 @@ def load_model(
         adopted = TransformersModel(folder, kernels)
         progress(1.0)
         return adopted
-    if is_text_part(folder):
+    if is_text_part(folder) and checkpoint is None:
         log.info("only the text part of this model runs; messages with images are refused")
-    weights = Weights(open_checkpoint(folder), weights_dtype(folder, dtype, kernels.device))
+    weights = Weights(checkpoint or open_checkpoint(folder), weights_dtype(folder, dtype, kernels.device))
     model = family.build(RawConfig(values), Linears(weights, kernels, ranks), progress)
     weights.finish()
     return model

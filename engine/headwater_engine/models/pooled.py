@@ -73,8 +73,12 @@ def load_pooled(
     dtype: str = "auto",
     ranks: Ranks = ALONE,
     progress: Callable[[float], None] = lambda fraction: None,
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[HiddenStates, Head | None]:
-    """The model, and what makes scores or other vectors of its vectors, where it has that. Raises LoadError."""
+    """The model, and what makes scores or other vectors of its vectors, where it has that. Raises LoadError.
+
+    `checkpoint`: weights in place of the folder's own.
+    """
     values = read_config(folder)
     family = None if plan.encoder else native_family(values)
     if not plan.encoder and family is None:
@@ -85,8 +89,8 @@ def load_pooled(
     if values.get("quantization_config"):
         raise LoadError("The checkpoint is quantised, which is not supported yet for models that make vectors.")
     raw = RawConfig(values)
-    checkpoint = _as_model(open_checkpoint(folder), plan, values["model_type"])
-    weights = Weights(checkpoint, weights_dtype(folder, dtype, kernels.device))
+    own = _as_model(checkpoint or open_checkpoint(folder), plan, values["model_type"])
+    weights = Weights(own, weights_dtype(folder, dtype, kernels.device))
     linears = Linears(weights, kernels, ranks)
     model: HiddenStates
     if family is None:

@@ -21,13 +21,14 @@ from headwater_engine.models.loading import load_model
 from headwater_engine.models.pooled import load_pooled
 from headwater_engine.models.pooling import Pooling, plan_pooling
 from headwater_engine.models.source import fingerprint, resolve
+from headwater_engine.models.weighing import weigh
 from headwater_engine.worker.device import device_checked
 from headwater_engine.worker.graphs import cuda_recorder, ladder
 from headwater_engine.worker.layers import LayerCaches
-from headwater_engine.worker.memory import GIB, count_blocks, keep_freed_memory, room_on_cpu
+from headwater_engine.worker.memory import GIB, check_fits, count_blocks, keep_freed_memory, room_on_cpu
 from headwater_engine.worker.pooler import Pooler
 from headwater_engine.worker.pooling import PoolingWorker
-from headwater_engine.worker.trial import measure
+from headwater_engine.worker.trial import measure, unloaded
 from headwater_engine.worker.worker import ModelWorker
 
 log = structlog.get_logger(__name__)
@@ -86,6 +87,10 @@ def _load(
     kernels = select(weights_dtype(folder, settings.dtype, device), device, settings.kv_cache_dtype)
     if ranks.size > 1:
         check_alike(ranks, device, {"model": fingerprint(folder), "type of activations": str(kernels.dtype)})
+    if device.type == "cuda":
+        weighed, specs = weigh(folder, plan, dtype=kernels.dtype, ranks=ranks)
+        footprint = unloaded(device, weighed, settings.gpu_memory_utilization)
+        check_fits(settings, sum(map(kernels.bytes_per_block, specs)), footprint)
     seats, budget = settings.max_num_seqs, settings.max_batched_tokens
 
     def weights(fraction: float) -> None:

@@ -83,11 +83,15 @@ class Footprint(NamedTuple):
             (self.others, "that CUDA and others have"),
         )
         needed = ", + ".join(f"{size / GIB:.2f} GiB {name}" for size, name in parts if size)
+        way = (
+            "Lower --max-model-len, --max-batched-tokens or --max-num-seqs, raise --gpu-memory-utilization, or record "
+            "no steps (--enforce-eager)."
+        )
+        if self.weights + self.others > self.total * self.utilization:
+            way = "Share it among more GPUs (--tensor-parallel-size), or take larger ones."
         return (
             f"The model does not fit: {needed} = {(self.fixed + kv) / GIB:.2f} GiB > {self.total / GIB:.2f} GiB x "
-            f"{self.utilization:g} = {self.total * self.utilization / GIB:.2f} GiB. Lower --max-model-len, "
-            "--max-batched-tokens or --max-num-seqs, raise --gpu-memory-utilization, or record no steps "
-            "(--enforce-eager)."
+            f"{self.utilization:g} = {self.total * self.utilization / GIB:.2f} GiB. {way}"
         )
 
 
@@ -113,12 +117,29 @@ def count_blocks(settings: EngineSettings, bytes_per_block: int, max_model_len: 
     return blocks
 
 
+def check_fits(settings: EngineSettings, bytes_per_block: int, footprint: Footprint) -> None:
+    """Before weights are loaded, of which `footprint` knows how many there will be, and nothing of steps.
+
+    Raises KVCacheSizeError where they leave no room for one request on a GPU.
+    """
+    least, tokens = _least(settings, bytes_per_block)
+    # Settings that say how much KV there is may go beyond what is to be used, and never beyond what there is.
+    told = settings.num_blocks is not None or settings.kv_cache_gib is not None
+    if footprint.fixed + least > footprint.total * (1 if told else footprint.utilization):
+        raise KVCacheSizeError(footprint.shortfall(least, f"one request of {tokens:,} tokens"))
+
+
+def _least(settings: EngineSettings, bytes_per_block: int) -> tuple[int, int]:
+    """Bytes of one request, and its tokens: what there must be room for."""
+    tokens = settings.max_model_len or BLOCK_SIZE
+    return max(2, -(-tokens // BLOCK_SIZE)) * bytes_per_block, tokens
+
+
 def _blocks_of_budget(settings: EngineSettings, bytes_per_block: int, max_model_len: int, room: Room) -> int:
     ranks = settings.tensor_parallel_size
     budget = room.share if settings.kv_cache_gib is None else int(settings.kv_cache_gib * GIB / ranks)
     if room.footprint is not None and settings.kv_cache_gib is None:
-        tokens = settings.max_model_len or BLOCK_SIZE
-        least = max(2, -(-tokens // BLOCK_SIZE)) * bytes_per_block
+        least, tokens = _least(settings, bytes_per_block)
         if budget < least:
             raise KVCacheSizeError(room.footprint.shortfall(least, f"one request of {tokens:,} tokens"))
     # More than all sequences at their longest, and as much again for reuse, would never be touched.

@@ -94,6 +94,12 @@ def measure(
     return Footprint(total, utilization, weights, total - free - weights, step, graphs)
 
 
+def unloaded(device: torch.device, weights: int, utilization: float) -> Footprint:
+    """What is known of the GPU's memory before there is anything of the model, which will have `weights` bytes."""
+    free, total = torch.cuda.mem_get_info(device)
+    return Footprint(total, utilization, weights, total - free, 0, 0)
+
+
 def _measure_graphs(worker: ModelWorker, device: torch.device, record: Recorder, sizes: list[int]) -> int:
     free: list[int] = []
     worker.record(record, sizes[:2], spare_block=0, tell=lambda _: free.append(_free(device)))

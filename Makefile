@@ -42,7 +42,7 @@ test-clients: $(STAMP) ## published clients through the gateway, in an environme
 	$(BIN)/python -m tests.clients .venv/clients/bin/python $$(! command -v npm >/dev/null || echo .venv/clients/node_modules)
 
 gpu-test: $(STAMP) ## on a machine with an NVIDIA GPU: kernels against references, greedy tokens, serving
-	PYTHON=$(BIN)/python benchmarks/gpu/run tests
+	PYTHON=$(BIN)/python benchmarks/gpu/run tests smollm2
 
 chaos: $(STAMP) ## damaged input, then random faults under load; CASES=50000 SEED=7 FAULTS=1000 DURATION=120
 	$(BIN)/python -m tests.chaos.fuzz --count $(or $(CASES),50000)

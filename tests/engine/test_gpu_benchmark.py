@@ -99,6 +99,17 @@ def test_all_parts_of_a_benchmark_end_within_eight_minutes() -> None:
     assert sum(int(limits[name]) for name in parts[1].split()) <= 480
 
 
+def test_make_gpu_test_runs_all_tests_that_run_on_whichever_device_there_is() -> None:
+    script = (FOLDER / "run").read_text()
+    found = {
+        path.name for path in (ROOT / "tests/engine").glob("test_*.py") if "engine.devices import" in path.read_text()
+    }
+    assert {"test_models.py", "test_overlap.py", "test_smollm2.py"} <= found
+    assert not {name for name in found | {"test_inputs.py"} if f"tests/engine/{name}" not in script}
+    parts = re.search(r"gpu/run (.*)$", (ROOT / "Makefile").read_text().partition("\ngpu-test:")[2], re.MULTILINE)
+    assert parts is not None and parts[1].split() == ["tests", "smollm2"]
+
+
 def test_loads_are_those_that_are_spoken_of(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton", reason="torch for CPUs comes without Triton")
     import serve

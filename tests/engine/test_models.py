@@ -1,4 +1,6 @@
-"""Every native family generates the greedy tokens that transformers generates in float32, however a batch is cut."""
+"""Every native family generates the greedy tokens that transformers generates in float32, however a batch is cut.
+
+On a GPU where there is one (`make gpu-test`), else on the CPU."""
 
 import json
 from pathlib import Path
@@ -14,6 +16,7 @@ from headwater_engine.models.families import FAMILIES
 from headwater_engine.models.loading import load_model
 from headwater_engine.models.source import resolve
 from tests.engine import tiny
+from tests.engine.devices import on_gpu_else
 from tests.engine.tiny import make_tiny, paged_greedy, reference_greedy
 
 GENERATOR = torch.Generator().manual_seed(7)
@@ -71,7 +74,7 @@ def test_greedy_tokens_equal_those_of_transformers(variant: str, tmp_path: Path)
     family, overrides = VARIANTS[variant]
     folder = make_tiny(family, tmp_path, **overrides)
     expected = reference_greedy(folder, PROMPTS, NEW_TOKENS)
-    kernels = TorchKernels(torch.float32)
+    kernels = on_gpu_else(TorchKernels(torch.float32))
     model = load_model(resolve(str(folder)), kernels=kernels)
 
     assert len({token for tokens in expected for token in tokens}) > 10, "a model that repeats itself shows nothing"
@@ -85,7 +88,7 @@ def test_configs_older_than_transformers_5_say_the_same(tmp_path: Path) -> None:
     """Gemma 3's two rotations had names of their own."""
     family, overrides = VARIANTS["gemma3 stretched"]
     folder = make_tiny(family, tmp_path, **overrides)
-    kernels = TorchKernels(torch.float32)
+    kernels = on_gpu_else(TorchKernels(torch.float32))
     answers = []
     for older in (False, True):
         if older:

@@ -26,7 +26,13 @@ PROMPTS = [[7, 201, 33, 9, 58, 140, 22, 6], [91, 4, 250]]
 
 @pytest.mark.parametrize(
     ("family", "overrides"),
-    [("llama", {}), ("mistral", {"sliding_window": 5}), ("qwen3", {"head_dim": 32}), ("olmo2", {})],
+    [
+        ("llama", {}),
+        ("mistral", {"sliding_window": 5}),
+        ("qwen3", {"head_dim": 32}),
+        ("gemma2", {"head_dim": 16, "sliding_window": 5}),
+        ("olmo2", {}),
+    ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_greedy_tokens_are_those_of_transformers(family: str, overrides: dict[str, Any], tmp_path: Path) -> None:

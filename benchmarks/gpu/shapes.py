@@ -4,26 +4,35 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from measure import DEVICE
 from torch import Tensor
 
 from headwater_engine.kernels.gpu import TritonKernels
 from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch, CacheSpec, LayerCache
 from headwater_engine.kernels.prefixes import as_numbers, as_prefixes, find_groups
+from headwater_engine.models.shapes import SHAPES
 
-HEADS, KV_HEADS, DIM, HIDDEN, INTERMEDIATE, LAYERS = 32, 8, 128, 4096, 14336, 32
+MODEL = SHAPES["llama-3.1-8b"]
+HEADS, KV_HEADS, HIDDEN = MODEL["num_attention_heads"], MODEL["num_key_value_heads"], MODEL["hidden_size"]
+INTERMEDIATE, LAYERS, VOCABULARY = MODEL["intermediate_size"], MODEL["num_hidden_layers"], MODEL["vocab_size"]
+DIM = HIDDEN // HEADS
+DTYPE = torch.bfloat16
 KV_BYTES = 2 * KV_HEADS * DIM * 2
-"""Of one token in one layer, in bfloat16."""
-DEVICE = torch.device("cuda")
+"""Of one token in one layer."""
 
 
 def kernels(kv_dtype: torch.dtype | None = None) -> TritonKernels:
-    return TritonKernels(torch.bfloat16, DEVICE, kv_dtype)
+    return TritonKernels(DTYPE, DEVICE, kv_dtype)
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(shape, device=DEVICE, dtype=DTYPE)
 
 
 def random_cache(blocks: int, kv_dtype: torch.dtype | None = None) -> LayerCache:
     cache = kernels(kv_dtype).allocate(blocks, CacheSpec(KV_HEADS, DIM, DIM))
     for tensor in (cache.keys, cache.values):
-        tensor.copy_(torch.randn(tensor.shape, device=DEVICE, dtype=torch.bfloat16))
+        tensor.copy_(random(*tensor.shape))
     return cache
 
 
@@ -62,4 +71,8 @@ def blocks_of(contexts: Sequence[int]) -> int:
 
 
 def random_queries(tokens: int) -> Tensor:
-    return torch.randn(tokens, HEADS, DIM, device=DEVICE, dtype=torch.bfloat16)
+    return random(tokens, HEADS, DIM)
+
+
+def random_tokens(count: int) -> Tensor:
+    return torch.randint(VOCABULARY, (count,), device=DEVICE)

@@ -2,11 +2,13 @@
 
     PYTHONPATH=engine python benchmarks/gpu/step.py
 
-`step` is the engine's own, with recorded decoding steps: schedule, launch, sample, tokens home. `eager` is the same
-without a recording; `host` is what of a step the host takes for itself, planning and launching. `forward` is what the
-kernels take by themselves, and `launching` what Python takes to launch them one by one. The floor is (weights + KV of
-all contexts) / the bandwidth of a copy in this run. Prompts: two operations for each weight and token, over the rate of
-a large product in this run.
+`step` is what is served: from one step's tokens to the next one's, with recorded decoding steps, each planned and
+launched while the one before it runs (depth 1). `host` is what the host takes of it, all but its waiting for tokens: in
+a step that overlaps, what is less than the step costs nothing. `depth 0` is the same step by itself: schedule, launch,
+sample, tokens home; `eager` is what would be served without a recording. `forward` is what the kernels take by
+themselves, and `launching` what Python takes to launch them one by one. The floor is (weights + KV of all contexts) /
+the bandwidth of a copy in this run. Prompts, which are read at depth 0: two operations for each weight and token, over
+the rate of a large product in this run.
 """
 
 import statistics
@@ -19,7 +21,7 @@ import shapes
 import torch
 from floors import decode_bytes
 from measure import Ceilings, Report
-from shapes import DEVICE, KV_BYTES, LAYERS
+from shapes import DTYPE, KV_BYTES, LAYERS, MODEL, VOCABULARY
 from torch import Tensor
 
 from headwater_engine.cache.prefix_cache import PrefixCache
@@ -33,7 +35,6 @@ from headwater_engine.layers.weights import Weights
 from headwater_engine.models.config import RawConfig
 from headwater_engine.models.decoder import Decoder
 from headwater_engine.models.families.llama import FAMILY
-from headwater_engine.models.shapes import SHAPES
 from headwater_engine.quantization.stored import StoredWeight
 from headwater_engine.sampling.params import SamplingParams
 from headwater_engine.worker.graphs import cuda_recorder, ladder
@@ -44,8 +45,10 @@ PROMPT = 1024
 BUDGET = 8192
 """Tokens of a step."""
 STEPS = 24
-"""Decoding steps that are timed, after some to warm up."""
-MOST = 256
+"""Decoding steps that are timed at each depth, the first ones to warm up."""
+WARM = 2
+SEQUENCES = (1, 8, 32, 128, 256)
+MOST = SEQUENCES[-1]
 """Sequences at once."""
 
 
@@ -66,21 +69,30 @@ class MadeOnTheGPU:
         if "lm_head" in name:
             self.head_bytes = 2 * torch.Size(shape).numel()
         if "norm" in name:
-            return StoredWeight(torch.ones(shape, device=DEVICE, dtype=torch.bfloat16))
-        return StoredWeight(torch.empty(shape, device=DEVICE, dtype=torch.bfloat16).normal_(std=0.02))
+            return StoredWeight(torch.ones(shape, device=measure.DEVICE, dtype=DTYPE))
+        return StoredWeight(torch.empty(shape, device=measure.DEVICE, dtype=DTYPE).normal_(std=0.02))
+
+
+class Decoded(NamedTuple):
+    """Of a run of the engine, the steps in which all sequences decode."""
+
+    step: float
+    """Seconds from one to the next, median."""
+    host: float
+    """Of those, seconds in which the host does not wait for the GPU, median."""
+    context: float
+    """Tokens of a sequence then, mean."""
 
 
 class Ran(NamedTuple):
     """What a run of the engine took."""
 
-    step: float
-    """Seconds of a step in which all sequences decode, median."""
-    context: float
-    """Tokens of a sequence then, mean."""
+    alone: Decoded
+    """At depth 0, so that a step's own time is seen."""
+    served: Decoded
+    """At depth 1, as `headwater serve` runs on a GPU."""
     prompt_rate: float
     """Prompt tokens a second."""
-    host: float
-    """Seconds of such a step in which the host does not wait for the GPU, median."""
 
 
 class Timed:
@@ -111,35 +123,48 @@ def worker_of(model: Decoder, caches: list[LayerCache]) -> ModelWorker:
 
 
 def run_engine(worker: ModelWorker, caches: list[LayerCache], sequences: int) -> Ran:
+    """Prompts, then steps at depth 0, then at depth 1: one reading of prompts serves for both."""
     cache = PrefixCache(len(caches[0].keys) - 1, BLOCK_SIZE, reuse=False)
     scheduler = Scheduler(cache, max_num_seqs=MOST, max_batched_tokens=BUDGET)
-    # At depth 0, so that a step's own time is seen.
     timed = Timed(worker)
-    engine = Engine(scheduler, timed, max_model_len=2 * PROMPT, vocab_size=SHAPES["llama-3.1-8b"]["vocab_size"])
+    engine = Engine(scheduler, timed, max_model_len=2 * PROMPT, vocab_size=VOCABULARY)
     # Those that come first decode while the last prompts are read.
-    params = SamplingParams(max_tokens=STEPS + sequences * PROMPT // BUDGET + 3, temperature=0, ignore_eos=True)
+    longest = 2 * STEPS + sequences * PROMPT // BUDGET + 8
+    params = SamplingParams(max_tokens=longest, temperature=0, ignore_eos=True)
     for number in range(sequences):
-        engine.add(Generate(id=str(number), prompt=torch.randint(100_000, (PROMPT,)).tolist(), params=params))
-    steps, contexts, hosts, reading = [], [], [], 0.0
+        engine.add(Generate(id=str(number), prompt=shapes.random_tokens(PROMPT).tolist(), params=params))
+    reading = 0.0
+    while engine.stats().prompt_tokens_computed < sequences * PROMPT:
+        begun = time.perf_counter()
+        engine.step()
+        reading += time.perf_counter() - begun
+    alone = decode(engine, timed, sequences)
+    engine._depth = 1  # nothing is under way
+    served = decode(engine, timed, sequences)
     while engine.has_work:
-        reads = engine.stats().prompt_tokens_computed < sequences * PROMPT
+        engine.step()
+    return Ran(alone, served, sequences * PROMPT / reading)
+
+
+def decode(engine: Engine, timed: Timed, sequences: int) -> Decoded:
+    steps, hosts, contexts = [], [], []
+    for _ in range(STEPS):
+        timed.waited = 0.0
         begun = time.perf_counter()
         outputs = engine.step()
         took = time.perf_counter() - begun
-        if reads:
-            reading += took
-        elif len(outputs) == len(engine.scheduler.running) == sequences:
+        running = engine.scheduler.running
+        if len(outputs) == len(running) == sequences:  # the first one at depth 1 has none yet
             steps.append(took)
             hosts.append(took - timed.waited)
-            contexts.append(statistics.mean(len(request.tokens) for request in engine.scheduler.running))
-    rate = sequences * PROMPT / reading
-    return Ran(statistics.median(steps[2:]), statistics.mean(contexts[2:]), rate, statistics.median(hosts[2:]))
+            contexts.append(statistics.mean(len(request.tokens) for request in running))
+    return Decoded(statistics.median(steps[WARM:]), statistics.median(hosts[WARM:]), statistics.mean(contexts[WARM:]))
 
 
 def forward(model: Decoder, caches: list[LayerCache], sequences: int, context: int) -> tuple[float, float]:
     """Seconds on the GPU of a decoding step's kernels, and seconds in which Python launches them."""
     contexts = [context] * sequences
-    batch, tokens = shapes.batch(contexts, [1] * sequences), torch.randint(100_000, (sequences,), device=DEVICE)
+    batch, tokens = shapes.batch(contexts, [1] * sequences), shapes.random_tokens(sequences)
 
     def run() -> Tensor:
         return model.logits(model.forward(tokens, batch, caches)).argmax(-1)
@@ -163,22 +188,24 @@ def row(
     caches: list[LayerCache],
     recorded_steps: ModelWorker,
 ) -> None:
-    eager = run_engine(worker_of(model, caches), caches, sequences)
+    eager = run_engine(worker_of(model, caches), caches, sequences).served
     ran = run_engine(recorded_steps, caches, sequences)
-    recorded, launching = forward(model, caches, sequences, round(ran.context))
-    size = decode_bytes(checkpoint.bytes_read_a_step, KV_BYTES * LAYERS, sequences, ran.context)
+    recorded, launching = forward(model, caches, sequences, round(ran.served.context))
+    size = decode_bytes(checkpoint.bytes_read_a_step, KV_BYTES * LAYERS, sequences, ran.served.context)
     floor = size / ceiling.bandwidth
     report.row(
         sequences,
         floor * 1e3,
         recorded * 1e3,
         recorded / floor,
-        ran.step * 1e3,
-        ran.step / floor,
+        ran.served.step * 1e3,
+        ran.served.step / floor,
+        ran.served.host * 1e3,
+        ran.alone.step * 1e3,
+        ran.alone.host * 1e3,
         eager.step * 1e3,
         launching * 1e3,
-        ran.host * 1e3,
-        f"{sequences / ran.step:.0f}",
+        f"{sequences / ran.served.step:.0f}",
         f"{ran.prompt_rate:.0f}",
         # two operations for each weight, which has two bytes
         (checkpoint.bytes_read_a_step - checkpoint.head_bytes) * ran.prompt_rate / ceiling.bf16,
@@ -187,8 +214,8 @@ def row(
 
 def model_of() -> tuple[Decoder, MadeOnTheGPU]:
     checkpoint = MadeOnTheGPU()
-    linears = Linears(Weights(checkpoint, torch.bfloat16), shapes.kernels())
-    model = FAMILY.build(RawConfig(SHAPES["llama-3.1-8b"]), linears, lambda fraction: None)
+    linears = Linears(Weights(checkpoint, DTYPE), shapes.kernels())
+    model = FAMILY.build(RawConfig(MODEL), linears, lambda fraction: None)
     model.reach(2 * PROMPT)
     return model, checkpoint
 
@@ -200,7 +227,7 @@ def main() -> None:
     print(f"copy {ceiling.bandwidth / 1e9:.0f} GB/s, bf16 product {ceiling.bf16 / 1e12:.0f} TFLOP/s")
     kernels = shapes.kernels()
     model, checkpoint = model_of()
-    blocks = MOST * (-(-(PROMPT + STEPS + MOST * PROMPT // BUDGET) // BLOCK_SIZE) + 2)
+    blocks = MOST * (-(-(PROMPT + 2 * STEPS + MOST * PROMPT // BUDGET) // BLOCK_SIZE) + 2)
     caches = [kernels.allocate(blocks, spec) for spec in model.config.caches]
     torch.cuda.empty_cache()
     columns = (
@@ -210,9 +237,11 @@ def main() -> None:
         "of floor",
         "step ms",
         "of floor ",
+        "host ms",
+        "depth 0 ms",
+        "host ms at 0",
         "eager ms",
         "launching ms",
-        "host ms",
         "output tok/s",
         "prompt tok/s",
         "of the bf16 rate",
@@ -225,7 +254,7 @@ def main() -> None:
     spare_block = len(caches[0].keys) - 1
     worker.record(cuda_recorder(), ladder(MOST), spare_block=spare_block, tell=lambda fraction: None)
     print(f"compiled and recorded in {time.perf_counter() - begun:.1f} s", flush=True)
-    for sequences in (1, 8, 32, 128, MOST):
+    for sequences in SEQUENCES:
         row(report, ceiling, checkpoint, sequences, model, caches, worker)
     print(f"\nmost memory taken: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
 

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.engine.in_ranks import in_ranks
@@ -18,7 +20,14 @@ pytest.importorskip("triton", reason="torch for CPUs comes without Triton")
 from headwater_engine.distributed import peer_memory
 from headwater_engine.distributed.peer_memory import PeerRanks, share_peers
 from headwater_engine.distributed.ranks import ProcessRanks
-from headwater_engine.kernels.triton.all_reduce import BYTES, LARGEST
+from headwater_engine.kernels.triton.all_reduce import (
+    BYTES,
+    LARGEST,
+    MOST_RANKS,
+    PROGRAMS,
+    Peers,
+    sum_over_peers,
+)
 
 CPU = torch.device("cpu")
 SIZES = [1, 7, 2500, 3, 33_000, 1, LARGEST // 4 + 1, 64, 2500]
@@ -27,6 +36,46 @@ SIZES = [1, 7, 2500, 3, 33_000, 1, LARGEST // 4 + 1, 64, 2500]
 
 def part(rank: int, number: int, size: int, dtype: torch.dtype) -> Tensor:
     return (torch.arange(size) % 97 + 0.37 * rank + number).to(dtype)
+
+
+SIGNALS = PROGRAMS * MOST_RANKS * 8
+"""Bytes before the two places of parts."""
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    count=st.integers(1, 3000) | st.sampled_from([PROGRAMS * 1024, PROGRAMS * 1024 + 1, LARGEST // 4]),
+    size=st.integers(1, 5),
+    turn=st.integers(0, 1),
+    dtype=st.sampled_from([torch.float32, torch.float16]),
+    data=st.data(),
+)
+def test_a_rank_adds_up_any_number_of_numbers(
+    count: int, size: int, turn: int, dtype: torch.dtype, data: st.DataObject
+) -> None:
+    """One rank by itself: what it would wait for is there before."""
+    rank, number = data.draw(st.integers(0, size - 1)), 2**31 + turn
+    memories = [torch.zeros(BYTES, dtype=torch.uint8) for _ in range(size)]
+    parts = [part(peer, number % 7, count, dtype) for peer in range(size)]
+    begin, end = SIGNALS + turn * LARGEST, SIGNALS + turn * LARGEST + parts[0].nbytes
+    for memory, laid in zip(memories, parts, strict=True):
+        memory[begin:end] = laid.view(torch.uint8)
+    memories[rank][begin:end] = 0
+    heard = memories[rank][: PROGRAMS * size * 8].view(torch.int64).view(PROGRAMS, size)
+    heard.fill_(number)
+    heard[:, rank] = 0
+    addresses = torch.tensor([memory.data_ptr() for memory in memories])
+    x = parts[rank].clone()
+    sum_over_peers(x, Peers(rank, size, addresses, torch.tensor([number - 1])))
+    total = torch.zeros(count)
+    for each in parts:
+        total += each.float()
+    assert torch.equal(x, total.to(dtype))
+    assert torch.equal(memories[rank][begin:end].view(dtype), parts[rank]), "for the others to read"
+    programs = min(PROGRAMS, -(-count // 1024))
+    for memory in memories:
+        told = memory[: PROGRAMS * size * 8].view(torch.int64).view(PROGRAMS, size)[:, rank]
+        assert told.tolist() == [number] * programs + [0] * (PROGRAMS - programs)
 
 
 def add_up(folder: Path) -> tuple[list[Tensor], int]:

@@ -37,7 +37,8 @@ def cases(draw: st.DrawFn) -> Case:
     contexts = draw(st.lists(st.integers(1, 50), min_size=1, max_size=3))
     new = [draw(st.one_of(st.just(1), st.integers(1, min(context, 9)))) for context in contexts]
     group, kv_heads = draw(st.integers(1, 16)), draw(st.sampled_from([1, 2]))
-    return Case(contexts, new, group, kv_heads, draw(st.sampled_from(DIMS)), draw(product_dtypes))
+    kv_dtype = draw(st.sampled_from([None, torch.float8_e4m3fn]))
+    return Case(contexts, new, group, kv_heads, draw(st.sampled_from(DIMS)), draw(product_dtypes), kv_dtype)
 
 
 tilings = st.builds(

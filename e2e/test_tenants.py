@@ -66,7 +66,7 @@ def degraded(name: str, namespace: str, reason: str) -> str:
         found = condition(get("md", name, namespace), "Degraded")
         return str(found["message"]) if found.get("reason") == reason else None
 
-    return str(eventually(f"md/{name} is Degraded: {reason}", told, timeout=60))
+    return str(eventually(f"md/{name} is Degraded: {reason}", told, timeout=150))
 
 
 # Warned and refused

@@ -113,6 +113,8 @@ def test_what_to_use_instead_is_a_field_that_there_is(backend: str) -> None:
         ("sglang", "--tool-call-parser"),
         ("tensorrt-llm", "--cp_size"),
         ("tensorrt-llm", "--backend"),
+        ("tensorrt-llm", "--max_batch_size"),
+        ("sglang", "--max-running-requests"),
         ("tgi", "--max-concurrent-requests"),
         ("headwater", "--kv-cache-gib"),
         ("headwater", "--max-num-seqs"),

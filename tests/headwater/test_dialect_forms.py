@@ -13,6 +13,7 @@ from headwater import backends
 from headwater.backends.base import APIS
 from headwater.backends.dialects import UnsupportedRequestError
 from headwater.backends.dialects.forms import as_regex
+from headwater.backends.dialects.vllm import OTHERS_WORDS
 from headwater.openai.constraint import FIELDS, MOST_BYTES, Constraint, Kind
 from headwater.openai.errors import BadRequestError
 from headwater_router.gateway.body import read_body
@@ -150,13 +151,13 @@ def test_a_choice_as_a_regular_expression_takes_its_texts_and_no_other(choices: 
     assert bool(re.fullmatch(form, joined)) == (joined in choices)
 
 
-@pytest.mark.parametrize("field", FIELDS)
-def test_the_gateway_sees_each_field_that_asks_for_a_form(field: str) -> None:
+@pytest.mark.parametrize("field", [*FIELDS, *OTHERS_WORDS])
+def test_the_gateway_sees_each_field_that_vllm_is_to_be_told_otherwise(field: str) -> None:
     """A server that differs in nothing else gets other requests without a look at them."""
     body = read_body(b'{"model":"m","%b":"x"}' % field.encode())
-    assert body.asks_form
-    assert body.outline().asks_form
-    assert not read_body(b'{"model":"m","x":{"%b":1}}' % field.encode()).asks_form
+    assert body.is_to_be_put
+    assert body.outline().is_to_be_put
+    assert not read_body(b'{"model":"m","x":{"%b":1}}' % field.encode()).is_to_be_put
 
 
 # Fields
@@ -182,6 +183,12 @@ def test_fields_that_change_nothing_are_left_out_where_they_would_be_refused(bac
         ("transformers", {"cache_salt": "s"}),
         ("transformers", {"response_format": {"type": "json_object"}}),
         ("transformers", {"unheard": 1}),
+        ("sglang", {"allowed_token_ids": [1]}),
+        ("sglang", {"thinking_token_budget": 5}),
+        ("sglang", {"include_reasoning": False}),
+        ("sglang", {"truncate_prompt_tokens": 5}),
+        ("sglang", {"echo": True}),
+        ("vllm", {"stop_regex": "a+"}),
         ("tensorrt-llm", {"bad_words": ["a"]}),
         ("tensorrt-llm", {"min_p_": 1}),
         ("tensorrt-llm", {"prompt_logprobs": 1}),
@@ -191,6 +198,29 @@ def test_fields_that_would_be_refused_or_ignored_are_named(backend: str, fields:
     with pytest.raises(UnsupportedRequestError) as raised:
         written(backend, model="m", messages=[], **fields)
     assert raised.value.param == next(iter(fields))
+
+
+@pytest.mark.parametrize("backend", ["vllm", "sglang", "tensorrt-llm", "transformers"])
+def test_thinking_is_a_variable_of_the_template_where_a_server_has_no_field_for_it(backend: str) -> None:
+    off = {"enable_thinking": False, "thinking": False}
+    assert written(backend, enable_thinking=False) == {"chat_template_kwargs": off}
+    both = written(backend, enable_thinking=False, chat_template_kwargs={"thinking": True, "a": 1})
+    assert both == {"chat_template_kwargs": off | {"thinking": True, "a": 1}}
+    assert written(backend, enable_thinking=None) == {}
+    for wrong in ({"enable_thinking": "no"}, {"enable_thinking": True, "chat_template_kwargs": []}):
+        with pytest.raises(BadRequestError, match="`enable_thinking` must be true or false"):
+            written(backend, **wrong)
+
+
+def test_what_nobody_knows_and_what_asks_for_nothing_goes_to_servers_that_ignore_it() -> None:
+    fields = {"unheard": 1, "bad_words": [], "include_reasoning": True, "use_beam_search": False, "seed": 1}
+    assert written("sglang", **fields) == fields
+    assert written("vllm", **fields, thinking_token_budget=3) == fields | {"thinking_token_budget": 3}
+
+
+def test_sglangs_word_for_a_kept_stop_string_is_put_in_vllms() -> None:
+    assert written("vllm", no_stop_trim=True) == {"include_stop_str_in_output": True}
+    assert written("vllm", no_stop_trim=True, include_stop_str_in_output=False) == {"include_stop_str_in_output": False}
 
 
 def test_tools_that_shall_not_be_called_are_not_shown_to_a_server_without_a_choice() -> None:

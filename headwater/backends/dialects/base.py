@@ -40,8 +40,9 @@ class Dialect(ABC):
     """Where it differs."""
     kinds: ClassVar[frozenset[Kind]]
     """Forms of an answer that the server can keep, however they are asked for."""
-    forms_alone: ClassVar[bool] = False
-    """Whether it differs in nothing but how a form is asked for: other requests need not be looked at."""
+    in_vllms_words: ClassVar[bool] = False
+    """Whether it differs in nothing but how a form is asked for, and in fields that only others have: a request without
+    any of these need not be looked at."""
 
     @abstractmethod
     def request(self, path: str, members: dict[str, Raw]) -> dict[str, Raw]:

@@ -1,12 +1,14 @@
 """Fields of a request that a server refuses, or passes over in silence: gone where they ask for nothing."""
 
 from collections.abc import Mapping
+from types import NoneType
 from typing import Any, Final
 
 import msgspec
 from msgspec import Raw
 
 from headwater.backends.dialects.base import UnsupportedRequestError
+from headwater.openai.errors import BadRequestError
 
 _IDLE: Final = frozenset(
     ("metadata", "prediction", "priority", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention",
@@ -27,7 +29,10 @@ _USUAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "ignore_eos": (False,),
     "include_reasoning": (True,),
     "include_stop_str_in_output": (False,),
+    "kv_transfer_params": ({},),
     "logit_bias": ({},),
+    "logits_processors": ([],),
+    "logprob_token_ids": ([],),
     "logprobs": (False,),
     "min_p": (0,),
     "min_tokens": (0,),
@@ -37,6 +42,8 @@ _USUAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "presence_penalty": (0,),
     "repetition_penalty": (1,),
     "response_format": ({"type": "text"},),
+    "return_token_offsets": (False,),
+    "return_tokens_as_token_ids": (False,),
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
     "stop_token_ids": ([],),
@@ -47,11 +54,14 @@ _USUAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "top_logprobs": (0,),
     "use_beam_search": (False,),
     "verbosity": ("medium",),
+    "vllm_xargs": ({},),
+    "watermarking": (False,),
 }
 """What any server does that does not know the field."""
 _LONGEST: Final = 64
 """Bytes of a value that may be one of these."""
 _decode: Final = msgspec.json.Decoder().decode
+_encode: Final = msgspec.json.Encoder().encode
 
 
 def keep_known(members: dict[str, Raw], known: frozenset[str]) -> dict[str, Raw]:
@@ -63,6 +73,27 @@ def keep_known(members: dict[str, Raw], known: frozenset[str]) -> dict[str, Raw]
         elif name not in _IDLE and not asks_nothing(name, raw):
             raise UnsupportedRequestError(name, "cannot be done by the server of this model")
     return kept
+
+
+def refuse_ignored(members: dict[str, Raw], ignored: frozenset[str]) -> None:
+    """Raises UnsupportedRequestError for one of these that asks for something: the server would pass over it."""
+    for name in members.keys() & ignored:
+        if not asks_nothing(name, members[name]):
+            raise UnsupportedRequestError(name, "cannot be done by the server of this model")
+
+
+def put_thinking(members: dict[str, Raw]) -> None:
+    """`enable_thinking` as variables of the chat template, under both names that templates have for it. Those that are
+    there win."""
+    if (raw := members.pop("enable_thinking", None)) is None or (thinks := _decode(raw)) is None:
+        return
+    given = _decode(members["chat_template_kwargs"]) if "chat_template_kwargs" in members else None
+    if not isinstance(thinks, bool) or not isinstance(given, dict | NoneType):
+        raise BadRequestError(
+            "`enable_thinking` must be true or false, and `chat_template_kwargs` an object.", param="enable_thinking"
+        )
+    variables = {"enable_thinking": thinks, "thinking": thinks} | (given or {})
+    members["chat_template_kwargs"] = Raw(_encode(variables))
 
 
 def asks_nothing(name: str, raw: Raw) -> bool:

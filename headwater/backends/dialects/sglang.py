@@ -1,7 +1,8 @@
 """SGLang 0.5.23, as recorded from it.
 
 Its API is OpenAI's, but for null, which it refuses where a value cannot be missing. A stop string is kept in the text
-by a field of its own name. What it does not know it ignores, with status 200, other ways to ask for a form among it.
+by a field of its own name. What it does not know it ignores, with status 200: other ways to ask for a form, and much
+that vLLM has.
 """
 
 import json
@@ -11,17 +12,26 @@ import msgspec
 from msgspec import Raw
 
 from headwater.backends.dialects.base import Dialect
+from headwater.backends.dialects.fields import put_thinking, refuse_ignored
 from headwater.backends.dialects.forms import as_ebnf, as_regex, as_response_format, put, take_form
 from headwater.openai.constraint import Constraint, Kind
 
 _OWN: Final = frozenset(("response_format", "regex", "ebnf"))
+_CHAT: Final = "/v1/chat/completions"
+_IGNORED: Final = frozenset(
+    ("allowed_token_ids", "audio", "bad_words", "function_call", "functions", "include_reasoning", "kv_transfer_params",
+     "logits_processors", "logprob_token_ids", "modalities", "prompt_logprobs", "repetition_detection",
+     "return_token_offsets", "return_tokens_as_token_ids", "thinking_token_budget", "truncate_prompt_tokens",
+     "use_beam_search", "verbosity", "vllm_xargs", "watermarking", "web_search_options")
+)  # fmt: skip
+_IGNORED_IN_CHATS: Final = _IGNORED | {"add_generation_prompt", "chat_template", "documents", "echo"}
 _KEEP_STOP, _OWN_KEEP_STOP = "include_stop_str_in_output", "no_stop_trim"
 _decode: Final = msgspec.json.Decoder().decode
 
 
 class SGLangDialect(Dialect):
     server = "SGLang"
-    paths = frozenset(("/v1/chat/completions", "/v1/completions"))
+    paths = frozenset((_CHAT, "/v1/completions"))
     kinds = frozenset(Kind)
 
     def request(self, path: str, members: dict[str, Raw]) -> dict[str, Raw]:
@@ -30,6 +40,9 @@ class SGLangDialect(Dialect):
             put(given, _written(*asked))
         if _KEEP_STOP in given and _decode(keep := given.pop(_KEEP_STOP)) is True:
             given.setdefault(_OWN_KEEP_STOP, keep)
+        if path == _CHAT:
+            put_thinking(given)
+        refuse_ignored(given, _IGNORED_IN_CHATS if path == _CHAT else _IGNORED)
         return given
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 from msgspec import Raw
 
 from headwater.backends.dialects.base import Dialect
-from headwater.backends.dialects.fields import keep_known
+from headwater.backends.dialects.fields import keep_known, put_thinking
 from headwater.backends.dialects.forms import as_ebnf, as_regex, as_response_format, put, take_form
 from headwater.openai.constraint import Constraint, Kind
 
@@ -44,6 +44,8 @@ class TensorRTLLMDialect(Dialect):
         given = {name: raw for name, raw in members.items() if bytes(raw).strip() != b"null"}
         if (asked := take_form(given, _OWN, self.kinds)) is not None:
             put(given, _written(*asked))
+        if path == _CHAT:
+            put_thinking(given)
         if "max_completion_tokens" in given:  # There they are two names of one field.
             given.pop("max_tokens", None)
         if "tools" in given:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Final
 from msgspec import Raw
 
 from headwater.backends.dialects.base import Dialect, Translation
-from headwater.backends.dialects.fields import keep_known, without_tools_not_to_be_called
+from headwater.backends.dialects.fields import keep_known, put_thinking, without_tools_not_to_be_called
 from headwater.backends.dialects.forms import take_form
 from headwater.backends.dialects.stops import StopStrings, stops_in
 from headwater.openai.constraint import Kind
@@ -34,6 +34,8 @@ class TransformersDialect(Dialect):
     def request(self, path: str, members: dict[str, Raw]) -> dict[str, Raw]:
         given = dict(members)
         take_form(given, _NONE, self.kinds)
+        if path == _CHAT:
+            put_thinking(given)
         without_tools_not_to_be_called(given)
         if "stop" in given and not stops_in(given):
             del given["stop"]

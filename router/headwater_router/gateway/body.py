@@ -20,6 +20,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw
 
+from headwater.backends.dialects.vllm import OTHERS_WORDS
 from headwater.openai.constraint import FIELDS
 from headwater.openai.errors import BadRequestError
 
@@ -83,6 +84,9 @@ class Body(msgspec.Struct, gc=False):
     regex: Raw = _NONE
     ebnf: Raw = _NONE
     grammar: Raw = _NONE
+    enable_thinking: Raw = _NONE
+    no_stop_trim: Raw = _NONE
+    stop_regex: Raw = _NONE
 
     @property
     def model(self) -> str | None:
@@ -101,17 +105,18 @@ class Body(msgspec.Struct, gc=False):
         return _text(self.previous_response_id)
 
     @property
-    def asks_form(self) -> bool:
-        """Whether it may say what form the answer is to have, in any dialect's words."""
-        return any(_forms(self))
+    def is_to_be_put(self) -> bool:
+        """Whether it may say what form the answer is to have, in any dialect's words, or has a field that is no word of
+        vLLM's."""
+        return any(_to_be_put(self))
 
     def outline(self) -> "Body":
         """What is to be known of it while it is sent, as copies, which keep nothing of it alive."""
-        form = Raw(_UNCERTAIN) if self.asks_form else _NONE
+        form = Raw(_UNCERTAIN) if self.is_to_be_put else _NONE
         return Body(self.named.copy(), self.streaming.copy(), self.stream_options.copy(), response_format=form)
 
 
-_forms: Final = attrgetter(*FIELDS)
+_to_be_put: Final = attrgetter(*FIELDS, *OTHERS_WORDS)
 _decode: Final = msgspec.json.Decoder(Body).decode
 _name: Final = msgspec.json.Decoder(str | None).decode
 _members: Final = msgspec.json.Decoder(dict[str, Raw]).decode

@@ -84,7 +84,7 @@ class RequestHead:
         data = asking or data
         self.translation = None
         dialect = endpoint.backend.dialect
-        if dialect is not None and (not dialect.forms_alone or self._asks_form):
+        if dialect is not None and (not dialect.in_vllms_words or self._is_to_be_put):
             done = translated(dialect, self._path, data, self._model, self._id)
             if done is not None:
                 data, self.translation = done
@@ -95,8 +95,8 @@ class RequestHead:
         return head, data
 
     @property
-    def _asks_form(self) -> bool:
-        return isinstance(self._body, Body) and self._body.asks_form
+    def _is_to_be_put(self) -> bool:
+        return isinstance(self._body, Body) and self._body.is_to_be_put
 
     def forget_body(self) -> None:
         """What is known of it keeps all of it in memory."""

@@ -98,7 +98,7 @@ async def judge_anew() -> list[Column]:
             seen = summary(await ask_all(router))
         before = known().get(tape.backend)
         more = {row: told for row, told in before.rows.items() if row not in seen} if before else {}
-        columns.append(Column(tape.backend, tape.version, tape.date, seen | more))
+        columns.append(Column(tape.backend, tape.version, tape.date, seen | more, tape.source))
     return columns
 
 

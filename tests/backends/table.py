@@ -11,9 +11,6 @@ DOCS = Path(__file__).parents[2] / "docs" / "backends.md"
 SEEN = Path(__file__).parents[1] / "fixtures" / "contract" / "seen.json"
 """All columns, also of servers that were not there the last time."""
 BEGIN, END = "<!-- seen: written by `make test-backends` -->\n", "<!-- end of seen -->\n"
-_UNSEEN = {
-    "tensorrt-llm": "recorded from its published schemas: it does not run without a GPU",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +19,8 @@ class Column:
     version: str
     date: str
     rows: Mapping[str, str]
+    source: str = ""
+    """What its answers were written from, where nothing of it was seen."""
 
 
 def known() -> dict[str, Column]:
@@ -41,9 +40,10 @@ def table(seen: Mapping[str, Column]) -> str:
     lines = ["| server | what | seen |", "|---|---|---|"]
     for name in backends.names():
         if name not in seen:
-            lines.append(f"| `{name}` | all | {_UNSEEN.get(name, 'not seen here yet')} |")
+            lines.append(f"| `{name}` | all | not seen here yet |")
             continue
         column = seen[name]
-        lines.append(f"| `{name}` {column.version} | | on {column.date} |")
+        when = f"**not seen**: {column.source}; on {column.date}" if column.source else f"on {column.date}"
+        lines.append(f"| `{name}` {column.version} | | {when} |")
         lines += [f"| | {row} | {told.replace('|', '/')} |" for row, told in column.rows.items()]
     return "\n".join(lines) + "\n"

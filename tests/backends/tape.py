@@ -13,8 +13,10 @@ FIXTURES = Path(__file__).parents[1] / "fixtures" / "contract"
 
 
 class Tape:
-    def __init__(self, backend: str, version: str, date: str) -> None:
+    def __init__(self, backend: str, version: str, date: str, source: str = "") -> None:
+        """`source`: what it was written from, where it was not recorded."""
         self.backend = backend
+        self.source = source
         self.version = version
         self.date = date
         """When it was recorded."""
@@ -36,7 +38,8 @@ class Tape:
 
     def write(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [{"backend": self.backend, "version": self.version, "date": self.date}]
+        head = {"backend": self.backend, "version": self.version, "date": self.date}
+        lines = [head | ({"source": self.source} if self.source else {})]
         lines += [
             {"path": where, "body": body, "status": status, "type": kind, "answer": answer}
             for (where, body), answers in self._answers.items()

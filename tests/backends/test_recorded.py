@@ -32,7 +32,7 @@ async def test_what_was_recorded_is_answered_as_it_was_seen(path: Path) -> None:
         play(tape, engine)
         seen = summary(await ask_all(router))
     column = known()[tape.backend]
-    assert (column.version, column.date) == (tape.version, tape.date)
+    assert (column.version, column.date, column.source) == (tape.version, tape.date, tape.source)
     assert seen == {kind: column.rows[kind] for kind in seen}
     assert not [told for told in seen.values() if "broken" in told]
 

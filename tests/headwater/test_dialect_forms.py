@@ -232,3 +232,13 @@ def test_tensorrt_llm_is_told_that_tools_may_be_called() -> None:
     assert written("tensorrt-llm", tools=[{}])["tool_choice"] == "auto"
     assert written("tensorrt-llm", tools=[{}], tool_choice="none")["tool_choice"] == "none"
     assert written("tensorrt-llm", max_tokens=1, max_completion_tokens=2) == {"max_completion_tokens": 2}
+
+
+def test_what_tensorrt_llm_would_tell_in_no_way_that_clients_understand_is_not_asked_of_it() -> None:
+    named = {"type": "function", "function": {"name": "f"}}
+    assert written("tensorrt-llm", tools=[{}], tool_choice=named)["tool_choice"] == named
+    with pytest.raises(UnsupportedRequestError, match="cannot name a function in a stream"):
+        written("tensorrt-llm", tools=[{}], tool_choice=named, stream=True)
+    assert written("tensorrt-llm", COMPLETIONS, echo=False, logprobs=1) == {"echo": False, "logprobs": 1}
+    with pytest.raises(UnsupportedRequestError, match="not those of the prompt"):
+        written("tensorrt-llm", COMPLETIONS, echo=True, logprobs=1)

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from msgspec import Raw
 
-from headwater.backends.dialects.base import Dialect
-from headwater.backends.dialects.fields import keep_known, put_thinking
+from headwater.backends.dialects.base import Dialect, UnsupportedRequestError
+from headwater.backends.dialects.fields import asks_nothing, keep_known, put_thinking
 from headwater.backends.dialects.forms import as_ebnf, as_regex, as_response_format, put, take_form
 from headwater.openai.constraint import Constraint, Kind
 
@@ -23,7 +23,7 @@ _BOTH: Final = frozenset(
      "skip_special_tokens", "spaces_between_special_tokens", "truncate_prompt_tokens", "thinking_token_budget",
      "add_special_tokens", "echo", "disaggregated_params", "conversation_params")
 )  # fmt: skip
-_KNOWN: Final = {
+KNOWN: Final = {
     _CHAT: _BOTH
     | frozenset(
         ("messages", "top_logprobs", "max_completion_tokens", "tools", "tool_choice", "parallel_tool_calls",
@@ -37,7 +37,7 @@ _KNOWN: Final = {
 
 class TensorRTLLMDialect(Dialect):
     server = "TensorRT-LLM"
-    paths = frozenset(_KNOWN)
+    paths = frozenset(KNOWN)
     kinds = frozenset((Kind.JSON_SCHEMA, Kind.REGEX, Kind.CHOICE, Kind.GRAMMAR))
 
     def request(self, path: str, members: dict[str, Raw]) -> dict[str, Raw]:
@@ -48,9 +48,19 @@ class TensorRTLLMDialect(Dialect):
             put_thinking(given)
         if "max_completion_tokens" in given:  # There they are two names of one field.
             given.pop("max_tokens", None)
+        if path == _COMPLETIONS and "echo" in given and "logprobs" in given and not asks_nothing("echo", given["echo"]):
+            raise UnsupportedRequestError("logprobs", "are not those of the prompt with the server of this model")
+        if (
+            bytes(given.get("tool_choice", b"")).lstrip().startswith(b"{")
+            and bytes(given.get("stream", b"")) == b"true"
+        ):
+            # It would say the name with each piece of the arguments, and no id.
+            raise UnsupportedRequestError(
+                "tool_choice", "cannot name a function in a stream of the server of this model"
+            )
         if "tools" in given:
             given.setdefault("tool_choice", Raw(b'"auto"'))
-        return keep_known(given, _KNOWN[path])
+        return keep_known(given, KNOWN[path])
 
 
 def _written(name: str, form: Constraint) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from headwater_engine.distributed.rendezvous import Leader
 
 PROMISED: Final = 5.0
 """Seconds."""
-MOMENTS: Final = [0.01 + 0.071 * n for n in range(8)]
+MOMENTS: Final = [0.01 + 0.033 * n for n in range(16)]
 """Seconds after a second at which a fault comes: over the time from a look to the next, and from a beat to the next."""
 LATENCY: Final = 0.05
 """Seconds between two machines."""
@@ -353,7 +353,7 @@ def test_a_machine_that_is_lost_before_all_are_there_is_missed_in_time(
         assert sorted(lines) == [1, 2]
         assert {joined[0] for joined in await asyncio.gather(first, second)} == {meeting}
 
-    for moment in MOMENTS[::2]:
+    for moment in MOMENTS[::4]:
         run(wait(moment))
 
 

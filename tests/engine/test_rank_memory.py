@@ -59,8 +59,11 @@ def load_and_allocate(folder: ModelFolder, kernels: Kernels, ranks: Ranks) -> tu
     return loaded, [kernels.allocate(BLOCKS, spec) for spec in loaded.config.caches]
 
 
-@pytest.mark.parametrize("kernels", [TorchKernels(), CppKernels(torch.float32, Products.FLOAT32)], ids=["torch", "C++"])
-@pytest.mark.parametrize(("ranks", "keys"), [(1, 4), (2, 4), (4, 2)])
+@pytest.mark.parametrize(
+    ("ranks", "keys", "kernels"),
+    [(1, 4, TorchKernels()), (2, 4, CppKernels(torch.float32, Products.FLOAT32)), (4, 2, TorchKernels())],
+    ids=["alone", "two", "four with two heads of keys"],
+)
 def test_each_rank_keeps_its_share(ranks: int, keys: int, kernels: Kernels) -> None:
     folder, expected = model(512, keys), share_of_one(512, keys, ranks)
     for rank in range(ranks):

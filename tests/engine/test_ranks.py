@@ -49,8 +49,8 @@ class Room(NamedTuple):
 
 LITTLE = Room(4, 3, 13)
 """Too little for all of FIRST: some wait, and some are preempted."""
-SOME = Room(30, 12, 64)
-"""Many of PROMPTS at once, and not all."""
+MUCH = Room(64, 24, 96)
+"""For all of PROMPTS at once, in chunks."""
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{family: (family, options) for family, options in FAMILIES.items()},
@@ -154,7 +154,7 @@ def say(folder: Path, ranks: Ranks, session: Session | None) -> Said:
         logits = bring_together(ranks, logits, model.config.vocab_size)
 
     found = []
-    for room, ask in ((LITTLE, ask_in_little_room), (SOME, ask_in_some_room)):
+    for room, ask in ((LITTLE, ask_in_little_room), (MUCH, ask_in_much_room)):
         worker = make_worker(model, kernels, room.blocks, room.seats, ranks)
         run = partial(ask, model, ranks)
         found.append(run(worker) if session is None else session.run(worker, run))
@@ -179,8 +179,8 @@ def ask_in_little_room(model: Model, ranks: Ranks, worker: Worker) -> list[list[
     return found
 
 
-def ask_in_some_room(model: Model, ranks: Ranks, worker: Worker) -> list[list[int]]:
-    engine = engine_in(SOME, model, worker)
+def ask_in_much_room(model: Model, ranks: Ranks, worker: Worker) -> list[list[int]]:
+    engine = engine_in(MUCH, model, worker)
     with gathers(ranks) as count:
         likeliest, drawn = answers(engine, PROMPTS, temperature=0), answers(engine, PROMPTS, temperature=0.8)
     assert not count, "no logits come together where the largest of the ranks' largest is enough"

@@ -4,7 +4,7 @@ Where kernels would be launched they are compiled, down to what runs on an A100,
 ends with an error where one cannot be, or wants more shared memory than a program has there. Prints kernels by name.
 
 Of attention there are more kinds than anybody wants to wait for. What is compiled are few in which any two properties
-come together once, and all other kernels for an H100. `--all`: every kind, and all for every chip, which takes an hour.
+come together once, and all other kernels for an H100. `--all`: all 4,800 kinds, and all for every chip, for hours.
 """
 
 import sys

@@ -1,5 +1,7 @@
-"""Each script of benchmarks/gpu runs to its end: on a CPU, by Triton's interpreter, with tiny shapes and a clock for a
-timer. What it measures here says nothing; a slip in it would cost minutes of a GPU that is lent for fifteen.
+"""Each script of benchmarks/gpu runs to its end: on a CPU, with tiny shapes and a clock for a timer.
+
+Those that measure kernels run in Triton's interpreter, those that measure steps with plain torch. What they measure
+here says nothing; a slip in one would cost minutes of a GPU that is lent for fifteen.
 """
 
 import argparse
@@ -28,6 +30,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
 from headwater.cli import serve
+from headwater_engine.kernels.reference import TorchKernels
 from headwater_engine.models.shapes import SHAPES
 
 if torch.cuda.is_available():
@@ -126,6 +129,7 @@ def test_kernels(script: Callable[..., ModuleType], tmp_path: Path) -> None:
 
 
 def test_step(script: Callable[..., ModuleType], tmp_path: Path) -> None:
+    script("shapes", kernels=TorchKernels)
     script("step", **STEP, cuda_recorder=lambda: repeated).main()
     found = rows(tmp_path, "step")
     assert [row["sequences"] for row in found] == [1, 2]
@@ -134,6 +138,7 @@ def test_step(script: Callable[..., ModuleType], tmp_path: Path) -> None:
 
 
 def test_breakdown(script: Callable[..., ModuleType], tmp_path: Path) -> None:
+    script("shapes", kernels=TorchKernels)
     script("step", **STEP)
     batches = [("decode", [24, 24], [1, 1]), ("prompts", [24], [24])]
     constants = {"BATCHES": batches, "REPLAYS": 1, "ACTIVITY": ProfilerActivity.CPU, "KIND": DeviceType.CPU}

@@ -152,6 +152,7 @@ class CheckedWorker:
 
     def launch(self, step: Step) -> None:
         step = msgspec.msgpack.decode(msgspec.msgpack.encode(step), type=Step)
+        assert step.under_way == len(self.under_way), "it says what is known otherwise than it is"
         self._take(step)
         self.steps += 1
         size = sum(span.count for span in step.spans)

@@ -3,16 +3,19 @@
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 
 from headwater_engine.core.step import Step, Worker
+from headwater_engine.distributed.lifeline import Lifeline
 from headwater_engine.distributed.place import Meeting
-from headwater_engine.worker.rank import LeadingWorker, StepHearer, StepTeller
+from headwater_engine.worker.rank import LeadingWorker, StepHearer, StepTeller, follow
 
 LONGEST_WAIT = 900  # seconds: a guard, where a rank is missing all others wait
 
@@ -34,6 +37,26 @@ def _join(rank: int, count: int, store: str, run: Callable[..., Any], *args: Any
         dist.destroy_process_group()
 
 
+class _OverError(Exception):
+    """The first rank has no more steps."""
+
+
+class EndingHearer(StepHearer):
+    """To whom a step without spans is the end."""
+
+    def hear(self) -> Step:
+        step = super().hear()
+        if not step.spans:
+            raise _OverError
+        return step
+
+
+def follow_to_the_end(worker: Worker, hearer: EndingHearer) -> None:
+    """What a rank above the first does, until the first one tells a step without spans."""
+    with suppress(_OverError):
+        follow(worker, hearer, cast("Lifeline", SimpleNamespace(working=False)))
+
+
 class Session:
     """Engines one after the other, whose first rank is in one process and whose others are in others."""
 
@@ -41,7 +64,7 @@ class Session:
         meeting = Meeting("", f"ipc://{folder}/steps", "secret")
         self._first = dist.get_rank() == 0
         self._steps = StepTeller(meeting) if self._first else None
-        self._hearer = None if self._first else StepHearer(meeting)
+        self._hearer = None if self._first else EndingHearer(meeting)
         if self._steps is not None:
             self._steps.wait_for(dist.get_world_size() - 1)
 
@@ -52,7 +75,5 @@ class Session:
             self._steps.tell(Step(0, [], [], [], [], []))
             return answer
         assert self._hearer is not None
-        while (step := self._hearer.hear()).spans:
-            worker.launch(step)
-            worker.sample(self._hearer.hear_masks() if step.masked else None).wait()
+        follow_to_the_end(worker, self._hearer)
         return None

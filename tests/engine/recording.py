@@ -52,7 +52,8 @@ class RecordableKernels(TorchKernels):
     def paged_attention(
         self, queries: Tensor, cache: LayerCache, batch: AttentionBatch, *, scale: float, **options: Any
     ) -> Tensor:
-        if batch.longest_query > 1 or any(value is not None for value in options.values()):
+        one_each = batch.longest_query == 1 and len(queries) == len(batch.context_lengths)
+        if not one_each or any(value is not None for value in options.values()):
             return super().paged_attention(queries, cache, batch, scale=scale, **options)
         width = -(-batch.longest_context // BLOCK_SIZE)
         tables = batch.block_tables[:, :width].long().clamp(0, len(cache.keys) - 1)  # behind the context is anything

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from headwater.openai.constraint import Constraint, Kind
 from headwater_engine.core.engine import Engine
 from headwater_engine.core.messages import FinishReason, Generate, Tokenizer
-from headwater_engine.core.step import Seat, Span, Step
+from headwater_engine.core.step import Seat, Span, Step, Worker
 from headwater_engine.kernels.interface import AttentionBatch, FlatBatch, LayerCache, SamplingBatch, SeatTables, Told
 from headwater_engine.kernels.reference import TorchKernels
 from headwater_engine.models.config import ModelConfig
@@ -66,7 +66,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 def engine_of(
-    model: Model, *, blocks: int = BLOCKS, depth: int = 1, worker: ModelWorker | None = None, jumps: bool = True
+    model: Model, *, blocks: int = BLOCKS, depth: int = 1, worker: Worker | None = None, jumps: bool = True
 ) -> Engine:
     options = {"max_num_seqs": SEATS, "max_batched_tokens": BUDGET, "reuse": True, "jumps": jumps}
     engine = make_engine(model, on_gpu_else(RecordableKernels()), blocks, **options, depth=depth, worker=worker)
@@ -87,7 +87,7 @@ class Overlapped(RuleBasedStateMachine):
     """Requests to an engine with all that it has, and what they would be answered alone."""
 
     model: Model
-    worker: ModelWorker
+    worker: Worker
     alone: Answers
 
     def __init__(self) -> None:

@@ -161,15 +161,16 @@ def say(folder: Path, ranks: Ranks, session: Session | None) -> Said:
     return Said(logits.clone(), sum(map(kernels.bytes_per_block, model.config.caches)), sum(read), found)
 
 
-def engine_in(room: Room, model: Model, worker: Worker) -> Engine:
-    options = {"max_num_seqs": room.seats, "max_batched_tokens": room.budget, "worker": worker}
-    engine = make_engine(model, TorchKernels(), room.blocks, reuse=True, **options)
+def engine_in(room: Room, model: Model, ranks: Ranks, worker: Worker) -> Engine:
+    # Ranks have steps that overlap, as on GPUs; who is alone has not.
+    options = {"max_num_seqs": room.seats, "max_batched_tokens": room.budget, "depth": int(ranks.size > 1)}
+    engine = make_engine(model, TorchKernels(), room.blocks, reuse=True, worker=worker, **options)
     engine.know(Tokenizer(TEXT.to_str(), (BYTE_LEVEL_EOS,)))
     return engine
 
 
 def ask_in_little_room(model: Model, ranks: Ranks, worker: Worker) -> list[list[int]]:
-    engine = engine_in(LITTLE, model, worker)
+    engine = engine_in(LITTLE, model, ranks, worker)
     form = Constraint(Kind.REGEX, "[a-z]one way[a-z]{6,}")
     found = scored(engine, temperature=0)
     found += scored(engine, form=form, temperature=0.8, top_p=0.9, repetition_penalty=1.1)
@@ -180,7 +181,7 @@ def ask_in_little_room(model: Model, ranks: Ranks, worker: Worker) -> list[list[
 
 
 def ask_in_much_room(model: Model, ranks: Ranks, worker: Worker) -> list[list[int]]:
-    engine = engine_in(MUCH, model, worker)
+    engine = engine_in(MUCH, model, ranks, worker)
     with gathers(ranks) as count:
         likeliest, drawn = answers(engine, PROMPTS, temperature=0), answers(engine, PROMPTS, temperature=0.8)
     assert not count, "no logits come together where the largest of the ranks' largest is enough"

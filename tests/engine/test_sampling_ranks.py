@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
 
 import pytest
 import torch
@@ -17,43 +16,9 @@ from headwater_engine.sampling.params import SamplingParams
 from headwater_engine.sampling.ranks import sample_among
 from headwater_engine.sampling.rows import SamplingRows
 from tests.engine.sampling_case import KINDS, asked_of_a_batch, made_up, params
+from tests.engine.thread_ranks import Table, ThreadRanks
 
-PATIENCE = 60  # seconds: a guard
 CPP = CppKernels(torch.float32, Products.FLOAT32)
-
-
-class Table:
-    """Where threads that are ranks lay down what they say, and how many bytes of it each has sent."""
-
-    def __init__(self, size: int) -> None:
-        self.said: list[Tensor] = [torch.empty(0)] * size
-        self.bytes = [0] * size
-        self.barrier = Barrier(size)
-
-
-class ThreadRanks:
-    def __init__(self, rank: int, table: Table) -> None:
-        self.rank, self.size, self._table = rank, len(table.said), table
-
-    def _lay_down(self, x: Tensor) -> list[Tensor]:
-        self._table.said[self.rank] = x.clone()
-        self._table.barrier.wait(PATIENCE)
-        everything = list(self._table.said)
-        self._table.barrier.wait(PATIENCE)
-        return everything
-
-    def gather(self, x: Tensor) -> Tensor:
-        self._table.bytes[self.rank] += x.nbytes
-        parts = self._lay_down(x)
-        return x.new_empty(0, x.shape[1] * self.size) if self.rank else torch.cat(parts, dim=1)
-
-    def exchange(self, x: Tensor) -> Tensor:
-        self._table.bytes[self.rank] += x.nbytes
-        return torch.stack(self._lay_down(x))
-
-    def tell(self, x: Tensor) -> Tensor:
-        self._table.bytes[self.rank] += x.nbytes if self.rank == 0 else 0
-        return self._lay_down(x)[0]
 
 
 def chosen(
@@ -71,7 +36,7 @@ def chosen(
         everybody, ranks = range(len(asked)), ThreadRanks(rank, table)
         part = padded[:, rank * each : (rank + 1) * each].clone()
         batch, wanted = rows.batch(everybody), rows.logprobs(everybody)
-        return sample_among(ranks, kernels, part, batch, wanted, vocabulary).tokens.tolist()  # type: ignore[arg-type]
+        return sample_among(ranks, kernels, part, batch, wanted, vocabulary).tokens.tolist()
 
     with ThreadPoolExecutor(size) as pool:
         first, *others = list(pool.map(choose, range(size)))

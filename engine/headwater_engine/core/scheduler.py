@@ -172,7 +172,7 @@ class Scheduler:
         self.number += 1
         if only is None:
             self._make_way()
-        step = Step(self.number, left=[], seated=[], blocks=[], drafts=[], spans=[])
+        step = Step(self.number, left=[], seated=[], blocks=[], drafts=[], spans=[], under_way=len(self.flights))
         flight = Flight(step, [], suspect=only is not None)
         decoding: list[Request] = []
         reading: list[Request] = []

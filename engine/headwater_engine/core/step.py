@@ -61,6 +61,9 @@ class Step(msgspec.Struct, tag="step"):
     """Seats that give tokens in this step, of which `sample` is told which ones may come."""
     given: list[tuple[int, list[int]]] = []
     """(seat, tokens of its answer behind those that it has, which a grammar left no choice of: nobody drew them)."""
+    under_way: int = 0
+    """Steps before this one whose results were not known when it was planned: the last ones. All others must be known
+    to whoever takes it in. Tokens and drafts go behind the known ones, and a seat may pass to somebody else."""
 
     def silent(self, masks: "TokenMasks | None") -> set[int]:
         """Of `masked`, the seats that give no token after all."""

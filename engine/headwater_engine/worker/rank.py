@@ -6,6 +6,7 @@ and nothing else: with the same steps, and the tokens that the first one tells, 
 
 import os
 import signal
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -137,21 +138,26 @@ def lead(place: Place, loaded: Loaded) -> Worker:
     return LeadingWorker(loaded.worker, steps)
 
 
-def follow(worker: Worker, depth: int, steps: StepHearer, lifeline: Lifeline) -> None:
-    """For ever. Raises RankError or DeviceError."""
-    pending: Pending | None = None
+def follow(worker: Worker, steps: StepHearer, lifeline: Lifeline) -> None:
+    """For ever. Raises RankError or DeviceError.
+
+    Waits for results where the engine does, on both sides of a launch, so that both take each step in with the same
+    rows. Which ones were known as a step was planned, only that step can tell.
+    """
+    under_way: deque[Pending] = deque()
+
+    def settle(but: int) -> None:
+        while len(under_way) > but:
+            under_way.popleft().wait()
+
     while True:
         step = steps.hear()
         lifeline.working = True
         with _final():
-            # As the engine does it: what came before is waited for when the next is under way.
+            settle(but=step.under_way)
             worker.launch(step)
-            if pending is not None:
-                pending.wait()
-            pending = worker.sample(steps.hear_masks() if step.masked else None)
-            if depth == 0:
-                pending.wait()
-                pending = None
+            settle(but=0)
+            under_way.append(worker.sample(steps.hear_masks() if step.masked else None))
         lifeline.working = False
 
 
@@ -165,7 +171,7 @@ def main(place: Place, lifeline: Lifeline) -> int:
         loaded = load(settings, lambda fraction, phase: None, lifeline.beat, place)
         lifeline.loaded()
         log.info("loaded", rank=place.rank, blocks=loaded.blocks, kernels=loaded.kernels)
-        follow(loaded.worker, loaded.depth, StepHearer(place.meeting), lifeline)
+        follow(loaded.worker, StepHearer(place.meeting), lifeline)
     except Exception as error:
         if not isinstance(error, LoadError | KVCacheSizeError | DeviceError | RankError | ValueError):
             log.exception("rank failed", rank=place.rank)

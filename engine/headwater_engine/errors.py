@@ -5,6 +5,10 @@ class DeviceError(Exception):
     """The GPU has failed, and no further call to it can work; the message says how. The process must end."""
 
 
+class DeviceMemoryError(DeviceError):
+    """The GPU has no memory for what it is to do; its cause is what torch says of that."""
+
+
 class LoadError(Exception):
     """A model cannot be loaded; the message says what was found, and what to do about it where that is known."""
 

@@ -13,7 +13,7 @@ from headwater_engine.core.step import Worker
 from headwater_engine.distributed.meet import check_alike, find_ranks
 from headwater_engine.distributed.place import Place
 from headwater_engine.distributed.ranks import ALONE
-from headwater_engine.errors import LoadError
+from headwater_engine.errors import DeviceMemoryError, LoadError
 from headwater_engine.kernels import find_device, select
 from headwater_engine.kernels.interface import BLOCK_SIZE, LayerCache
 from headwater_engine.models.dtypes import weights_dtype
@@ -65,11 +65,11 @@ def load(settings: EngineSettings, progress: Progress, beat: Callable[[], None],
     try:
         with device_checked(device):
             return _load(settings, device, progress, beat, place)
-    except torch.OutOfMemoryError as error:
+    except DeviceMemoryError as error:
         taken, total = torch.cuda.memory_allocated(device) / GIB, torch.cuda.mem_get_info(device)[1] / GIB
         raise LoadError(
             f"The model does not fit: {taken:.1f} GiB of it were on the GPU, which has {total:.1f} GiB, when there was "
-            f"no more memory. Lower --max-batched-tokens or --max-num-seqs, or take a larger GPU. {error}"
+            f"no more memory. Lower --max-batched-tokens or --max-num-seqs, or take a larger GPU. {error.__cause__}"
         ) from error
 
 

@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+import msgspec
 import pytest
 import torch
 from hypothesis import settings
@@ -19,16 +21,20 @@ from torch import Tensor
 from headwater.openai.constraint import Constraint, Kind
 from headwater_engine.core.engine import Engine
 from headwater_engine.core.messages import Generate
-from headwater_engine.core.step import Step
+from headwater_engine.core.step import Seat, Span, Step
 from headwater_engine.distributed.ranks import Ranks
+from headwater_engine.errors import RankError
 from headwater_engine.grammar.compiler import Compiler, Grammar
 from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch, LayerCache
 from headwater_engine.kernels.prefixes import Group, find_groups
 from headwater_engine.models.loading import Model, load_model
 from headwater_engine.models.source import resolve
+from headwater_engine.sampling.params import SamplingParams
 from headwater_engine.worker import inputs
 from headwater_engine.worker.graphs import ladder
+from headwater_engine.worker.rank import LeadingWorker, StepTeller
 from headwater_engine.worker.worker import ModelWorker
+from tests.engine.checked_worker import CheckedWorker
 from tests.engine.greedy import make_worker
 from tests.engine.recording import RecordableKernels, record
 from tests.engine.test_overlap import BLOCKS, BUDGET, SEATS, TOKENIZER, Overlapped, engine_of, message
@@ -156,3 +162,16 @@ def test_whatever_comes_ranks_hold_the_same_rows_and_give_the_answers_of_one(
         examples = settings(max_examples=10, stateful_step_count=12, deadline=None)
         run_state_machine_as_test(OverlappedRanks, settings=examples)
     assert any(shared), "no prefix was ever shared"
+
+
+def test_a_step_that_is_given_up_between_its_halves_ends_the_group() -> None:
+    """Say, since no mask could be made. Alone, an engine would try it again; here others are in the middle of it."""
+    told: list[Step] = []
+    worker = LeadingWorker(CheckedWorker(4), cast("StepTeller", SimpleNamespace(tell=told.append)))
+    step = Step(1, [], [Seat(0, [1], 0, SamplingParams(max_tokens=2))], [(0, [0])], [], [Span(0, 0, 1, 1, 0)])
+    worker.launch(step)
+    worker.sample().wait()
+    worker.launch(msgspec.structs.replace(step, number=2))
+    with pytest.raises(RankError, match="was given up"):
+        worker.launch(msgspec.structs.replace(step, number=3))
+    assert [each.number for each in told] == [1, 2]

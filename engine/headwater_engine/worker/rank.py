@@ -97,13 +97,19 @@ class LeadingWorker:
     def __init__(self, worker: Worker, steps: StepTeller) -> None:
         self._worker = worker
         self._steps = steps
+        self._launched = False
+        """A step of which no tokens have been chosen yet."""
 
     def launch(self, step: Step) -> None:
+        if self._launched:
+            raise RankError("the step before was given up, and the other ranks wait to hear which tokens may come.")
+        self._launched = True
         self._steps.tell(step)
         with _final():
             self._worker.launch(step)
 
     def sample(self, masks: TokenMasks | None = None) -> Pending:
+        self._launched = False
         if masks is not None:
             self._steps.tell(masks)
         with _final():

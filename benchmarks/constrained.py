@@ -3,8 +3,9 @@
     python benchmarks/constrained.py FOLDER [--dtype bfloat16] [--steps 150] [--rounds 3]
 
 FOLDER is a Hugging Face folder. Several engines share one model and its weights, each with the same prompts and a KV
-cache of its own; they take turns step by step, in another order each time, so that a machine that is slower for a
-while is slower for all. Steps are compared without jumps, so that all compute 32 tokens: medians, and what a step takes
+cache of its own; they take turns of five steps, in another order each time, so that a machine that is slower for a
+while is slower for all. A turn ends when its threads have no mask left to make, so that none is made in another's
+time. Steps are compared without jumps, so that all compute 32 tokens: medians of the turns, and what a turn takes
 beside the one without grammars that was next to it. Then 32 constrained requests are answered from their prompts to
 their ends with jumps and without, in turns, and it is counted how many answers are the same. Prints Markdown.
 """
@@ -65,6 +66,8 @@ RECORDS: tuple[dict[str, Any], ...] = (
     },
 )
 """To be found in a text, as users ask for them."""
+TURN = 5
+"""Steps."""
 ENDLESS = 500
 """Records in a list that has no end before the answer's last token."""
 
@@ -112,7 +115,7 @@ class Bench:
     def begin(self, engine: Engine, constrained: int, asked: Mapping[str, float]) -> None:
         """ROWS requests, as far as all prompts are read, and all grammars made."""
         self.add(engine, constrained, ENDLESS, asked)
-        while len(engine.step()) < ROWS:
+        while len(engine.step()) < ROWS or engine.awaits_grammars:
             pass
 
     def answer(self, engine: Engine, records: int, asked: Mapping[str, float]) -> "Run":
@@ -140,21 +143,31 @@ class Run(NamedTuple):
 
 
 def take_turns(bench: Bench, asked: Mapping[str, float], steps: int) -> dict[int, list[float]]:
-    """Seconds of each step, by how many rows are constrained."""
+    """Seconds of a step in each turn, by how many rows are constrained."""
     engines = {constrained: bench.engine(jumps=False) for constrained in CONSTRAINED}
     for constrained, engine in engines.items():
         bench.begin(engine, constrained, asked)
     taken: dict[int, list[float]] = {constrained: [] for constrained in CONSTRAINED}
     order = random.Random(0)
-    for _ in range(steps):
+    for _ in range(steps // TURN):
         for constrained in order.sample(CONSTRAINED, len(CONSTRAINED)):
-            begun = time.perf_counter()
-            outputs = engines[constrained].step()
-            taken[constrained].append(time.perf_counter() - begun)
-            assert len(outputs) == ROWS and not any(output.finish_reason for output in outputs)
+            taken[constrained].append(take_turn(engines[constrained]) / TURN)
     for engine in engines.values():
         engine.close()
     return taken
+
+
+def take_turn(engine: Engine) -> float:
+    begun = time.perf_counter()
+    left = TURN * ROWS
+    while left > 0:  # a token whose mask was late comes a step later
+        outputs = engine.step()
+        left -= len(outputs)
+        assert not any(output.finish_reason for output in outputs)
+    for request in engine.scheduler.running:
+        if request.matcher is not None:
+            request.matcher.wait(60)
+    return time.perf_counter() - begun
 
 
 def compare_jumps(bench: Bench, asked: Mapping[str, float], rounds: int) -> Iterator[tuple[Run, Run]]:

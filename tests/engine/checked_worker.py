@@ -75,13 +75,28 @@ class StubMatcher:
     """Of a grammar that allows what a request's answer must be, and leaves one way now and then."""
 
     ended = False
+    late = False
 
-    def __init__(self, message: Generate) -> None:
+    def __init__(self, message: Generate, *, tardy: bool = False) -> None:
+        """`tardy`: some of its masks are late."""
         self._message = message
         self._tokens = list(message.prompt)
+        self._tardy = tardy
+        self._looks = 0
 
-    def fill(self, row: np.ndarray) -> None:
-        row[:] = -1
+    @property
+    def made(self) -> bool:
+        self._looks += 1
+        return not self._tardy or hash((2, *self._tokens, self._looks)) % 3 > 0
+
+    def mask(self) -> np.ndarray:
+        return np.full(1, -1, dtype=np.int32)
+
+    def wait(self, seconds: float) -> None:
+        pass
+
+    def drop(self) -> None:
+        pass
 
     def forced(self) -> list[int]:
         count = max(0, hash((1, *self._tokens)) % 16 - 6)

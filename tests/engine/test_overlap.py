@@ -6,7 +6,7 @@ recorded and nothing else; copies home are read at the last moment. On a GPU (`m
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,14 @@ import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -22,6 +29,7 @@ from headwater.openai.constraint import Constraint, Kind
 from headwater_engine.core.engine import Engine
 from headwater_engine.core.messages import FinishReason, Generate, Tokenizer
 from headwater_engine.core.step import Seat, Span, Step, Worker
+from headwater_engine.grammar.matcher import Matcher
 from headwater_engine.kernels.interface import AttentionBatch, FlatBatch, LayerCache, SamplingBatch, SeatTables, Told
 from headwater_engine.kernels.reference import TorchKernels
 from headwater_engine.models.config import ModelConfig
@@ -80,6 +88,29 @@ def recorded(model: Model) -> ModelWorker:
     return worker
 
 
+class LateMasks:
+    """Makes masks when it is told to, instead of threads that make them soon."""
+
+    def __init__(self) -> None:
+        self.asked: list[Matcher] = []
+
+    def make(self, matchers: Sequence[Matcher]) -> None:
+        for matcher in matchers:
+            matcher.ask()
+        self.asked += matchers
+
+    def wait(self, matchers: Sequence[Matcher]) -> None:
+        pass
+
+    def work(self, is_made: Callable[[], bool]) -> None:
+        for matcher in [matcher for matcher in self.asked if is_made()]:
+            self.asked.remove(matcher)
+            matcher.make()
+
+    def close(self) -> None:
+        pass
+
+
 Answers = dict[tuple[int, int, int], list[int]]
 
 
@@ -96,6 +127,14 @@ class Overlapped(RuleBasedStateMachine):
         self.asked: dict[str, tuple[int, int, int]] = {}
         self.answers: dict[str, list[int]] = {}
         self.ended: dict[str, FinishReason] = {}
+        self.masks = LateMasks()
+        self.engine._grammars._maker = self.masks  # type: ignore[assignment]
+
+    @initialize(seed=st.integers(0, 2**32), share=st.sampled_from([1.0, 0.6]))
+    def begin(self, seed: int, share: float) -> None:
+        """Of the masks that are asked for, so many are made before each step."""
+        rng = random.Random(seed)
+        self.is_made = lambda: rng.random() < share
 
     @rule(prompt=st.integers(0, 7), asked=st.integers(0, len(ASKED) - 1), count=st.integers(1, 14))
     def add(self, prompt: int, asked: int, count: int) -> None:
@@ -108,6 +147,7 @@ class Overlapped(RuleBasedStateMachine):
     @rule(times=st.integers(1, 6))
     def step(self, times: int) -> None:
         for _ in range(times):
+            self.masks.work(self.is_made)
             for output in self.engine.step():
                 assert output.error is None, output.error
                 assert output.id not in self.ended, "it has ended, and nobody waits for more"
@@ -135,6 +175,7 @@ class Overlapped(RuleBasedStateMachine):
         while self.engine.has_work or self.engine.awaits_grammars:
             self.step(1)
         assert self.ended.keys() == self.asked.keys()
+        self.engine.close()
 
     def expected(self, name: str) -> list[int]:
         """By an engine for this request alone, token by token, without recordings."""
@@ -142,6 +183,7 @@ class Overlapped(RuleBasedStateMachine):
         if case not in self.alone:
             engine = engine_of(self.model, blocks=40, depth=0, jumps=False)
             self.alone[case] = list(answer_of(engine, message("alone", *case)))
+            engine.close()
         return self.alone[case]
 
 
@@ -227,6 +269,53 @@ def test_a_form_that_cannot_be_kept_any_more_ends_its_answer_and_no_other(model:
                 assert output.refusal is not None and output.refusal.code == "unsupported_constraint"
     assert 0 < len(said["hard"]) < 20
     assert said["easy"] == list(answer_of(engine_of(model, blocks=40, depth=0), message("alone", 2, 0, 20)))
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_masks_that_are_never_made_hold_up_nobody_else(model: Model, depth: int) -> None:
+    """Not one step more than without them; and when they are made, those answers are what they would have been."""
+    alone = engine_of(model, blocks=40, depth=depth, jumps=False)
+    expected = [list(answer_of(alone, message("alone", 3, asked, 12))) for asked in (0, len(ASKED) - 1)]
+    steps = alone.stats().steps
+    engine = engine_of(model, blocks=40, depth=depth, jumps=False)
+    masks = LateMasks()
+    engine._grammars._maker = masks  # type: ignore[assignment]
+    answers: dict[str, list[int]] = {"easy": []}
+    for number in range(SEATS - 1):
+        answers[f"{number}"] = []
+        engine.add(message(f"{number}", 3, len(ASKED) - 1, 12))
+    while engine.awaits_grammars:
+        engine.step()
+    engine.add(message("easy", 3, 0, 12))
+    before, done = engine.stats().steps, False
+    while not done:
+        for output in engine.step():
+            answers[output.id] += output.tokens
+            done = done or output.finish_reason is not None
+    assert answers == {"easy": expected[0], **{f"{number}": [] for number in range(SEATS - 1)}}
+    assert engine.stats().steps - before <= steps
+    computed = engine.stats().steps
+    for _ in range(3):
+        assert engine.step() == []
+    assert engine.stats().steps - computed <= depth, "there is no use in computing what cannot be drawn"
+    while engine.has_work:
+        masks.work(lambda: True)
+        for output in engine.step():
+            answers[output.id] += output.tokens
+    assert all(answers[f"{number}"] == expected[1] for number in range(SEATS - 1))
+
+
+def test_a_mask_that_nobody_wants_any_more_is_not_made(model: Model) -> None:
+    engine = engine_of(model, blocks=40, depth=0)
+    masks = LateMasks()
+    engine._grammars._maker = masks  # type: ignore[assignment]
+    engine.add(message("a", 3, len(ASKED) - 1, 12))
+    while not masks.asked:
+        engine.step()
+    (matcher,) = masks.asked
+    engine.abort(["a"])
+    masks.work(lambda: True)
+    assert (matcher.seconds, matcher.made) == (0.0, True)
 
 
 class Counting:

@@ -57,9 +57,9 @@ def make_engine(
     return Engine(scheduler, worker, max_model_len=max_model_len, vocab_size=100, depth=depth, jumps=jumps), worker
 
 
-def add_with_form(engine: Engine, message: Generate) -> None:
+def add_with_form(engine: Engine, message: Generate, *, tardy: bool = False) -> None:
     """As if its grammar had been made a moment ago."""
-    engine._queue(message, cast("Matcher", StubMatcher(message)))
+    engine._queue(message, cast("Matcher", StubMatcher(message, tardy=tardy)))
 
 
 def drain(engine: Engine) -> dict[str, list[int]]:
@@ -148,7 +148,7 @@ class Life(RuleBasedStateMachine):
         self.requests[message.id] = message
         self.answers[message.id] = []
         if form:
-            add_with_form(self.engine, message)
+            add_with_form(self.engine, message, tardy=len(prompt) % 2 == 0)
         else:
             assert self.engine.add(message) is None
 

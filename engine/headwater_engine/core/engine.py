@@ -107,6 +107,8 @@ class Engine:
 
     def _queue(self, message: Generate, matcher: Matcher | None = None) -> None:
         step = self.scheduler.number
+        if matcher is not None:
+            self._grammars.want(matcher)
         self.scheduler.add(Request.of(message, next(self._orders), self._max_model_len, step, matcher))
 
     def abort(self, ids: Sequence[str]) -> None:
@@ -135,28 +137,41 @@ class Engine:
                 self._pending = flight, self._worker.sample(self._masks(flight, outputs))
         if self._depth == 0:
             self._settle(outputs)
+        if flight is None and self._pending is None:
+            self._grammars.rest(self.scheduler.running)
         return outputs
 
     def _masks(self, flight: Flight, outputs: list[Output]) -> TokenMasks | None:
-        """What may come next, made while the device computes how likely it is."""
+        """What may come next, which was made while the device computed how likely it is.
+
+        Whose mask is late gives no token in this step.
+        """
         if not flight.step.masked:
             return None
-        pairs = zip(flight.requests, flight.step.spans, strict=True)
-        going = [self.scheduler.knows(request) and request.gives(span) for request, span in pairs]
-        masks, failed = self._grammars.masks(flight, going)
-        for request, error in failed:
+        going = {
+            request: span
+            for request, span in zip(flight.requests, flight.step.spans, strict=True)
+            if request.matcher is not None and self.scheduler.knows(request) and request.gives(span)
+        }
+        masks = self._grammars.masks(list(going))
+        for request in masks.late:
+            request.withhold(going[request])
+        for request, error in masks.failed:
             self._fail(request, error, outputs)
-        return masks
+        return masks.tokens
 
     def _fail(self, request: Request, error: GrammarError, outputs: list[Output]) -> None:
         self.scheduler.remove(request.id)
         outputs.append(_no_grammar(request.id, error))
 
     def _settle(self, outputs: list[Output]) -> None:
-        """Take in what the step gave that was sampled last."""
-        if self._pending is None:
-            return
-        (flight, pending), self._pending = self._pending, None
+        """Take in what the step gave that was sampled last, and have masks made for what is to come."""
+        if self._pending is not None:
+            self._take_in(*self._pending, outputs)
+        self._grammars.make_wanted()
+
+    def _take_in(self, flight: Flight, pending: Pending, outputs: list[Output]) -> None:
+        self._pending = None
         result = None
         with self._isolated(flight, outputs):
             result = pending.wait()
@@ -200,7 +215,8 @@ class Engine:
             outputs.append(Output(id=request.id, vector=vector, cached_tokens=cached, finish_reason=FinishReason.STOP))
             return
         if request.wants_prompt_logprobs:
-            request.prompt_logprobs += [None] if span.start == 0 else []
+            if not request.prompt_logprobs:  # the first one has none
+                request.prompt_logprobs.append(None)
             request.prompt_logprobs += result.prompt_logprobs.get(place, [])
         if not tokens:
             return
@@ -222,6 +238,8 @@ class Engine:
             if output.finish_reason is not None:
                 self.scheduler.remove(request.id)
                 break
+        if request.matcher is not None and output.finish_reason is None:
+            self._grammars.want(request.matcher)
         if place in result.logprobs:
             output.logprobs = result.logprobs[place][: len(output.tokens)]
         return output

@@ -1,22 +1,37 @@
 """Requests whose answers have a form: they wait until it has become a grammar, and get a mask for each token.
 
-Others notice nothing of either: grammars are made on threads, and a step without such a request asks for no mask.
+Others notice nothing of either: grammars and masks are made on threads, and a step without such a request asks for no
+mask.
 """
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from typing import Final, NamedTuple
 
 import numpy as np
 import structlog
 
 from headwater_engine.core.messages import Generate, Tokenizer
 from headwater_engine.core.request import Request
-from headwater_engine.core.scheduler import Flight
 from headwater_engine.core.step import TokenMasks
+from headwater_engine.grammar.ahead import MaskMaker
 from headwater_engine.grammar.compiler import Compiler, Grammar
 from headwater_engine.grammar.matcher import GrammarError, Matcher
 
 log = structlog.get_logger(__name__)
+
+_REST: Final = 0.001
+"""Seconds, after which there may be requests to hear of."""
+
+
+class Masks(NamedTuple):
+    """Of a step."""
+
+    tokens: TokenMasks
+    late: list[Request]
+    """Whose mask is not made yet."""
+    failed: list[tuple[Request, GrammarError]]
+    """Of which it cannot be said any more what may come next."""
 
 
 class Grammars:
@@ -25,7 +40,11 @@ class Grammars:
     def __init__(self, vocab_size: int) -> None:
         self._vocab_size = vocab_size
         self._compiler: Compiler | None = None
+        self._maker: MaskMaker | None = None
         self._waiting: dict[str, tuple[Generate, Future[Grammar]]] = {}
+        self._wanted: list[Matcher] = []
+        self._bits = np.zeros((0, -(-vocab_size // 32)), dtype=np.int32)
+        """Of a step's masks, in memory that is used again."""
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._waiting
@@ -36,11 +55,14 @@ class Grammars:
     def begin(self, tokenizer: Tokenizer) -> None:
         """From now on there can be grammars."""
         self._compiler = Compiler(tokenizer.text, tokenizer.eos_token_ids, self._vocab_size)
+        self._maker = MaskMaker()
 
     def close(self) -> None:
-        """Those that wait to be made are not made any more."""
+        """What waits to be made is not made any more."""
         if self._compiler is not None:
             self._compiler.close()
+        if self._maker is not None:
+            self._maker.close()
 
     def take(self, message: Generate) -> None:
         """A request with a constraint. Raises GrammarError where there are no grammars."""
@@ -49,7 +71,10 @@ class Grammars:
         self._waiting[message.id] = message, self._compiler.compile(message.constraint)
 
     def drop(self, request_id: str) -> None:
-        self._waiting.pop(request_id, None)
+        """Nobody waits for its grammar any more, if it was waited for."""
+        message, _ = self._waiting.pop(request_id, (None, None))
+        if message is not None and message.constraint is not None and self._compiler is not None:
+            self._compiler.forget(message.constraint)
 
     def made(self) -> Iterator[tuple[Generate, Matcher | GrammarError]]:
         """Requests that wait no more, and their matchers, or why there is none."""
@@ -58,23 +83,43 @@ class Grammars:
                 del self._waiting[request_id]
                 yield message, _result(future)
 
-    def masks(self, flight: Flight, going: Sequence[bool]) -> tuple[TokenMasks, list[tuple[Request, GrammarError]]]:
-        """What may come next in each answer that has a form; and those for which it cannot be said any more.
+    def want(self, matcher: Matcher) -> None:
+        """It has come to a new token, for which there is to be a mask."""
+        self._wanted.append(matcher)
 
-        `going`: of each of the step's requests, whether it still wants a token of this step.
-        """
+    def make_wanted(self) -> None:
+        """Begin with all masks that are wanted, when nobody has to be told a token before more can be."""
+        if self._wanted and self._maker is not None:
+            self._maker.make(self._wanted)
+            self._wanted = []
+
+    def masks(self, requests: Sequence[Request]) -> Masks:
+        """What may come next in each of these answers, which have a form."""
+        matchers = [request.matcher for request in requests if request.matcher is not None]
+        if self._maker is not None:
+            self._maker.wait(matchers)
+        if len(self._bits) < len(requests):
+            self._bits = np.zeros((2 * len(requests), self._bits.shape[1]), dtype=np.int32)
         seats: list[int] = []
-        failed: list[tuple[Request, GrammarError]] = []
-        bits = np.zeros((len(flight.step.masked), -(-self._vocab_size // 32)), dtype=np.int32)
-        for request, goes in zip(flight.requests, going, strict=True):
-            if request.matcher is None or not goes:
+        masks = Masks(TokenMasks(seats, memoryview(b"")), [], [])
+        for request, matcher in zip(requests, matchers, strict=True):
+            matcher.late = not matcher.made
+            if matcher.late:
+                masks.late.append(request)
                 continue
             try:
-                request.matcher.fill(bits[len(seats)])
+                self._bits[len(seats)] = matcher.mask()[: self._bits.shape[1]]
                 seats.append(request.seat)
             except GrammarError as error:
-                failed.append((request, error))
-        return TokenMasks(seats, bits[: len(seats)].tobytes()), failed
+                masks.failed.append((request, error))
+        masks.tokens.bits = self._bits[: len(seats)].data
+        return masks
+
+    def rest(self, requests: Sequence[Request]) -> None:
+        """Nothing can be done. Where that is for want of masks, wait a little for one of them."""
+        held = next((request.matcher for request in requests if request.held), None)
+        if held is not None:
+            held.wait(_REST)
 
 
 def _result(future: "Future[Grammar]") -> Matcher | GrammarError:

@@ -63,6 +63,8 @@ class Request:
     """Tokens at the end of the answer that nobody drew, since its form left no choice."""
     untold: int = 0
     """How many of them the workers have to be told."""
+    withheld: Span | None = None
+    """The last one that gives no token after all, since its mask was late."""
 
     @classmethod
     def of(
@@ -114,6 +116,11 @@ class Request:
         return 0 < self.uncomputed <= 1 + self.forced
 
     @property
+    def held(self) -> bool:
+        """Whether there is no use in computing before its mask is made, which was late already."""
+        return self.matcher is not None and self.matcher.late and not self.matcher.made
+
+    @property
     def wants_prompt_logprobs(self) -> bool:
         """Whether prompt log-probabilities are still owed; they go out with the first output token."""
         return self.params.prompt_logprobs is not None and not self.output
@@ -136,8 +143,14 @@ class Request:
             self.planned -= span.sampled - given  # drafts that proved wrong
 
     def gives(self, span: Span) -> bool:
-        """Whether a planned span gives tokens: not where some were forced while it was under way."""
-        return span.sampled > 0 and span.start + span.count >= len(self.tokens)
+        """Whether a planned span gives tokens: not where some were forced while it was under way, or none was drawn."""
+        return span.sampled > 0 and span.start + span.count >= len(self.tokens) and span is not self.withheld
+
+    def withhold(self, span: Span) -> None:
+        """A planned span, and none is planned behind it, gives no token: its last position is computed once more."""
+        self.planned -= span.sampled
+        self.awaited -= 1
+        self.withheld = span
 
     def retract(self, span: Span) -> None:
         """A planned span has failed, and all that were planned behind it are retracted already."""

@@ -111,6 +111,8 @@ class Scheduler:
         request = self._by_id.pop(request_id, None)
         if request is None:
             return
+        if request.matcher is not None:
+            request.matcher.drop()
         if request.lease is None:
             _take_out(self.waiting, request)
         else:
@@ -178,7 +180,7 @@ class Scheduler:
         reading: list[Request] = []
         for request in self.running:
             left = request.uncomputed
-            if left > 0 and (only is None or request in only):
+            if left > 0 and not request.held and (only is None or request in only):
                 (decoding if request.decodes else reading).append(request)
         budget = min(self.max_batched_tokens, self.pace.prompt_tokens_alone)
         if decoding:

@@ -71,12 +71,13 @@ class Step(msgspec.Struct, tag="step"):
 
 
 class TokenMasks(msgspec.Struct, tag="masks"):
-    """Which tokens may come next. A seat of `Step.masked` that has none here gives no token: its request is gone, or
-    what follows is known meanwhile."""
+    """Which tokens may come next. A seat of `Step.masked` that has none here gives no token: its request is gone, what
+    follows is known meanwhile, or the mask is late."""
 
     seats: list[int]
-    bits: bytes
-    """[seats, ceil(vocabulary / 32)] int32, little-endian, as in `kernels.interface.Masks`."""
+    bits: memoryview
+    """[seats, ceil(vocabulary / 32)] int32, little-endian, as in `kernels.interface.Masks`. Valid until the step
+    is sampled."""
 
 
 @dataclass(slots=True)

@@ -1,32 +1,43 @@
 """Constraints become grammars, on threads beside the engine's loop, and are kept for those who ask the same.
 
 Whatever a client sends, its cost is bounded before it is paid: `headwater.openai.constraint` bounds the text, and
-llguidance counts what it builds against the limits here, and gives up. Both hold no lock of Python's meanwhile.
+llguidance counts what it builds against the limits here, and gives up; what was measured takes 0.2 seconds at most. A
+short text goes before long ones that came earlier, and none is begun that nobody waits for any more.
 """
 
 import json
 import re
 import threading
+import time
 from collections import OrderedDict
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Final
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+from heapq import heapify, heappop, heappush
+from itertools import count
+from typing import Any, Final, TypeVar
 
-import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, StructTag, grammar_from
 
-from headwater.openai.constraint import Constraint, Kind
-from headwater_engine.grammar.matcher import GrammarError, Matcher, short
+from headwater.openai.constraint import MOST_BYTES, Constraint, Kind
+from headwater_engine.grammar.matcher import Cost, GrammarError, Matcher, short
 
 THREADS: Final = 2
-"""One that takes seconds does not stop the others; two do, for as long. Running answers wait for none."""
-_KEPT: Final = 256
-"""Grammars; with the limits below, and texts of 64 KiB, most are of some KiB."""
+_PATIENCE: Final = 2.0
+"""Seconds within which shorter texts go before the longest; the others wait by their length."""
+_KEPT_BYTES: Final = 256 << 20
+"""Of grammars, by `Grammar.size`, whether anybody uses them or not, before another one is made."""
+_BASE, _BYTES_A_CHARACTER, _MOST_BYTES_OF_STATES, _BYTES_A_SECOND = 256 << 10, 600, 50 << 20, 120 << 20
+_BYTES_A_REFUSAL: Final = 4096
+"""What grammars take, as far as it was measured: by their text, and by the time of masks that built states."""
 _LIMITS: Final = LLParserLimits(
     max_grammar_size=20_000,
     initial_lexer_fuel=500_000,
     max_lexer_states=25_000,  # of 1 to 2 KB each
     verbose_errors=False,
 )
+T = TypeVar("T")
 _SPACE: Final = r"[\x20\x0A\x0D\x09]{1,32}"
 """Between the parts of a JSON text. A small model that may write spaces without end does."""
 
@@ -34,14 +45,48 @@ _SPACE: Final = r"[\x20\x0A\x0D\x09]{1,32}"
 class Grammar:
     """What a constraint has become. Any number of answers may be held to it."""
 
-    def __init__(self, matcher: LLMatcher, words: int, rows: int) -> None:
+    def __init__(self, matcher: LLMatcher, words: int, rows: int, length: int) -> None:
+        """`length`: characters of the constraint's text."""
+        self.cost = Cost()
         self._matcher = matcher
         self._words = words
         self._rows = rows
+        self._length = length
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes, estimated: nobody counts them."""
+        states = min(_MOST_BYTES_OF_STATES, int(self.cost.grown * _BYTES_A_SECOND))
+        return _BASE + _BYTES_A_CHARACTER * self._length + states
 
     def begin(self) -> Matcher:
         """For one answer, of which there is nothing yet."""
-        return Matcher(self._matcher.deep_copy(), self._words, self._rows)
+        return Matcher(self._matcher.deep_copy(), self.cost, self._words, self._rows)
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A constraint that somebody has asked for."""
+
+    length: int
+    """Characters of its text."""
+    future: Future[Grammar] = field(default_factory=Future)
+    asking: int = 0
+    """How many wait for it."""
+
+    @property
+    def grammar(self) -> Grammar | None:
+        made = self.future.done() and self.future.exception() is None
+        return self.future.result() if made else None
+
+    @property
+    def size(self) -> int:
+        return _BYTES_A_REFUSAL + 4 * self.length if self.grammar is None else self.grammar.size
+
+    @property
+    def broken(self) -> bool:
+        """Whether nobody is served by it any more."""
+        return self.grammar is not None and self.grammar.cost.broken
 
 
 class Compiler:
@@ -49,38 +94,95 @@ class Compiler:
 
     def __init__(self, tokenizer: str, eos_token_ids: tuple[int, ...], vocabulary: int) -> None:
         """`tokenizer`: a tokenizer.json. `vocabulary`: rows of the model, which may be more than it has tokens."""
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="grammar")
-        self._kept: OrderedDict[Constraint, Future[Grammar]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._kept: OrderedDict[Constraint, _Entry] = OrderedDict()
+        """What was asked for last comes last."""
+        self._waiting: list[tuple[float, int, Constraint, _Entry]] = []
+        self._orders = count()
+        self._threads = 0
+        self._closed = False
+        self._changed = threading.Condition()
         self._rows = vocabulary
-        self._tokenizer = self._threads.submit(_read_tokenizer, tokenizer, eos_token_ids, vocabulary)
+        self._tokenizer: Future[LLTokenizer] = Future()
+        read = partial(_read_tokenizer, tokenizer, eos_token_ids, vocabulary)
+        threading.Thread(target=_settle, args=(self._tokenizer, read), name="tokenizer", daemon=True).start()
 
-    def compile(self, constraint: Constraint) -> "Future[Grammar]":
-        """It raises GrammarError for what cannot be enforced."""
-        with self._lock:
-            if constraint not in self._kept:
-                self._kept[constraint] = self._threads.submit(self._compile, constraint)
-                if len(self._kept) > _KEPT:
-                    self._kept.popitem(last=False)
+    def compile(self, constraint: Constraint) -> Future[Grammar]:
+        """It raises GrammarError for what cannot be enforced. Whoever does not wait any more calls `forget`."""
+        with self._changed:
+            entry = self._kept.get(constraint)
+            if entry is None or entry.broken:
+                self._make_room()
+                entry = self._kept[constraint] = _Entry(len(constraint.text))
+                turn = time.monotonic() + _PATIENCE * len(constraint.text) / MOST_BYTES
+                heappush(self._waiting, (turn, next(self._orders), constraint, entry))
+                self._changed.notify()
+                if self._threads < THREADS:
+                    self._threads += 1
+                    threading.Thread(target=self._run, name="grammar", daemon=True).start()
+            entry.asking += not entry.future.done()
             self._kept.move_to_end(constraint)
-            return self._kept[constraint]
+            return entry.future
+
+    def forget(self, constraint: Constraint) -> None:
+        """One of those that asked for it does not wait any more. When none does, it is not begun."""
+        with self._changed:
+            entry = self._kept.get(constraint)
+            if entry is None or entry.future.done():
+                return
+            entry.asking -= 1
+            if entry.asking == 0 and entry.future.cancel():
+                del self._kept[constraint]
+                self._waiting = [each for each in self._waiting if each[3] is not entry]
+                heapify(self._waiting)
 
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """What is not begun by now is not made."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+                if self._closed:
+                    return
+                _, _, constraint, entry = heappop(self._waiting)
+                entry.future.set_running_or_notify_cancel()
+            _settle(entry.future, partial(self._compile, constraint))
+
+    def _make_room(self) -> None:
+        """Forget what nobody has asked for in the longest time."""
+        left = sum(entry.size for entry in self._kept.values())
+        for constraint, entry in list(self._kept.items()):
+            if left <= _KEPT_BYTES:
+                break
+            if entry.future.done():
+                left -= entry.size
+                del self._kept[constraint]
 
     def _compile(self, constraint: Constraint) -> Grammar:
         tokenizer = self._tokenizer.result()
         try:
-            grammar = grammar_of(constraint)
+            text = grammar_of(constraint)
         except (ValueError, RecursionError) as error:
             raise GrammarError(short(str(error))) from None
-        matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=_LIMITS)
+        matcher = LLMatcher(tokenizer, text, log_level=0, limits=_LIMITS)
         if matcher.is_error():
             raise GrammarError(short(matcher.get_error()))
-        compiled = Grammar(matcher, words=-(-tokenizer.vocab_size // 32), rows=self._rows)
+        grammar = Grammar(matcher, -(-tokenizer.vocab_size // 32), self._rows, len(constraint.text))
         # The first mask is the dearest one, and there is none where no text is of this form.
-        compiled.begin().fill(np.zeros(0, dtype=np.int32))
-        return compiled
+        first = grammar.begin()
+        first.make()
+        first.mask()
+        return grammar
+
+
+def _settle(future: Future[T], make: Callable[[], T]) -> None:
+    try:
+        future.set_result(make())
+    except Exception as error:
+        future.set_exception(error)
 
 
 def _read_tokenizer(tokenizer: str, eos_token_ids: tuple[int, ...], vocabulary: int) -> LLTokenizer:

@@ -1,23 +1,36 @@
 """One answer that is held to a grammar: which tokens may come next, and whether it is complete.
 
 llguidance walks the vocabulary's tree of bytes beside an Earley parser, so that a mask costs some microseconds, and a
-grammar needs no table of all its states beforehand.
+grammar needs no table of all its states beforehand. Some cost a thousand times as much, so masks are made on threads
+(`grammar/ahead.py`), and what is left to the engine's loop has a bound of its own.
 """
 
 import re
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Final
 
 import numpy as np
+import structlog
 from llguidance import LLMatcher
 
+log = structlog.get_logger(__name__)
+
 _MOST_SECONDS: Final = 2.0
-"""Of CPU for the masks of one answer: some take a millisecond, most a few microseconds. Others wait meanwhile."""
-
-
+"""Of CPU for the masks of one answer: some take 40 ms, most some microseconds."""
+_MOST_FOLLOWING: Final = 0.02, 1e-4
+"""Seconds of CPU that the loop, and so everybody, may spend on being told an answer's tokens: altogether, and more for
+each of them. Most take 3 to 15 us."""
+_SLOW: Final = 5e-3
+"""Seconds that a mask may take beside those that others wait for."""
+_PROBATION: Final = 256
+"""Masks after a slow one for which a grammar counts as slow."""
+_GROWING: Final = 3e-4
+"""Seconds from which on a mask has, most likely, built states that are kept."""
 _STATE: Final = re.compile("<state>|<non-verbose/>")
 
 
@@ -25,34 +38,123 @@ class GrammarError(Exception):
     """What is wrong with a grammar, or with this answer's way through it, in a sentence for the client."""
 
 
-class Matcher:
-    """Not thread-safe. After a GrammarError it is of no use."""
+@dataclass(slots=True, eq=False)
+class Cost:
+    """What the answers of one grammar have in common. They share what llguidance learns of it, behind one lock."""
 
-    def __init__(self, matcher: LLMatcher, words: int, rows: int) -> None:
+    making: "set[Matcher]" = field(default_factory=set)
+    """Whose masks are being made, or are to be: while there are any, none of the others may be told a token, since
+    that would wait for them."""
+    grown: float = 0.0
+    """Seconds of masks that built states."""
+    broken: bool = False
+    """Whether one has come to a limit of llguidance's, which may be of what they share: then none of them gets on."""
+    _probation: int = 0
+
+    @property
+    def slow(self) -> bool:
+        """Whether others should not wait for its masks."""
+        return self._probation > 0
+
+    def add(self, seconds: float) -> None:
+        """One mask took as long."""
+        self._probation = _PROBATION if seconds > _SLOW else max(0, self._probation - 1)
+        if seconds > _GROWING:
+            self.grown += seconds
+
+
+class Matcher:
+    """Not thread-safe: from `ask` until `made` it belongs to the thread that calls `make`.
+
+    After a GrammarError it is of no use.
+    """
+
+    def __init__(self, matcher: LLMatcher, cost: Cost, words: int, rows: int) -> None:
         """`words`: 32-bit words of a mask as llguidance writes it. `rows`: of the model, which has no tokens behind."""
+        self.cost = cost
+        self.late = False
+        """Whether a step went without its mask, since that was not made yet."""
+        self.seconds = 0.0
+        """Of CPU that its masks have taken."""
+        self.following = 0.0
+        """Of the loop's, that telling it tokens has taken."""
         self._matcher = matcher
         self._rows = rows
         self._row = np.zeros(words, dtype=np.int32)
-        self._seconds = 0.0
+        self._address = self._row.ctypes.data
+        self._told = 0
+        self._made = threading.Event()
+        self._error: GrammarError | None = None
+        self._dropped = False
 
     @property
     def ended(self) -> bool:
         """Whether nothing may follow any more."""
         return bool(self._matcher.is_stopped())
 
-    def fill(self, row: np.ndarray) -> None:
-        """The tokens that may come next, as bits of [words] int32, as in `kernels.interface.Masks`.
+    # The mask
+
+    def ask(self) -> None:
+        """Somebody is going to `make` the mask."""
+        self._made.clear()
+        self.cost.making.add(self)
+
+    def make(self) -> None:
+        """On any thread, which others need not wait for: the GIL is free meanwhile."""
+        try:
+            if not self._dropped:
+                self._fill()
+        except Exception as error:
+            log.exception("a mask could not be made")
+            self._error = GrammarError(f"the engine failed on it: {error}")
+        finally:
+            self.cost.making.discard(self)
+            self._made.set()
+
+    def _fill(self) -> None:
+        began = time.thread_time()
+        self._matcher.unsafe_compute_mask_ptr(self._address, self._row.nbytes)
+        took = time.thread_time() - began
+        self.seconds += took
+        self.cost.add(took)
+        self._error = self._found_wrong()
+
+    def drop(self) -> None:
+        """Nobody wants its mask any more."""
+        self._dropped = True
+
+    def wait(self, seconds: float) -> None:
+        """Until the mask is made, or not any longer than so."""
+        self._made.wait(seconds)
+
+    @property
+    def made(self) -> bool:
+        """Whether the mask is there, and the next token may be told."""
+        return self._made.is_set() and not self.cost.making
+
+    def mask(self) -> np.ndarray:
+        """The tokens that may come next, as bits of int32, as in `kernels.interface.Masks`, once it is `made`.
 
         Raises GrammarError.
         """
-        with self._counted():
-            self._matcher.unsafe_compute_mask_ptr(self._row.ctypes.data, self._row.nbytes)
-        row[:] = self._row[: len(row)]
+        if self._error is not None:
+            raise self._error
+        return self._row
+
+    def _found_wrong(self) -> GrammarError | None:
+        if self._matcher.is_error():
+            self.cost.broken = True
+            return GrammarError(short(self._matcher.get_error()))
+        if self.seconds > _MOST_SECONDS:
+            return GrammarError(f"it took more than {_MOST_SECONDS:.0f} seconds to say which tokens may come next")
+        return None
+
+    # What the loop tells it
 
     def forced(self) -> list[int]:
         """What comes next where only one text may: as the tokenizer writes it, as far as what follows changes nothing.
 
-        `fill` allows the first of them only, so they are the tokens that would be drawn. Raises GrammarError.
+        A mask allows the first of them only, so they are the tokens that would be drawn. Raises GrammarError.
         """
         with self._counted():
             tokens = self._matcher.compute_ff_tokens()
@@ -60,21 +162,21 @@ class Matcher:
 
     def advance(self, token: int) -> None:
         """The answer goes on with `token`, which the mask allowed. Raises GrammarError."""
-        self._matcher.consume_token(token)
-        self._check()
+        self._told += 1
+        with self._counted():
+            self._matcher.consume_token(token)
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
         began = time.thread_time()
         yield
-        self._seconds += time.thread_time() - began
-        self._check()
-        if self._seconds > _MOST_SECONDS:
-            raise GrammarError(f"it took more than {_MOST_SECONDS:.0f} seconds to say which tokens may come next")
-
-    def _check(self) -> None:
+        self.following += time.thread_time() - began
         if self._matcher.is_error():
+            self.cost.broken = True
             raise GrammarError(short(self._matcher.get_error()))
+        altogether, each = _MOST_FOLLOWING
+        if self.following > altogether + each * self._told:
+            raise GrammarError("it takes too long to follow which way the answer goes")
 
 
 def short(error: str) -> str:

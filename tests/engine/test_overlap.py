@@ -1,8 +1,9 @@
 """Steps that are launched on top of one another and replayed from recordings give the answers of steps one by one.
 
-Requests come, are aborted while their tokens are on the way, are preempted for want of blocks, and end while the next
-step is under way; who comes after them sits on their seats. The stand-in for a CUDA graph (recording.py) does what was
-recorded and nothing else; copies home are read at the last moment. On a GPU (`make gpu-test`) they are real graphs.
+Requests come, are aborted while their tokens are on the way, are preempted for want of blocks or for more urgent ones,
+and end while the next step is under way; who comes after them sits on their seats. The stand-in for a CUDA graph
+(recording.py) does what was recorded and nothing else; copies home are read at the last moment. On a GPU
+(`make gpu-test`) they are real graphs.
 """
 
 import random
@@ -136,12 +137,19 @@ class Overlapped(RuleBasedStateMachine):
         rng = random.Random(seed)
         self.is_made = lambda: rng.random() < share
 
-    @rule(prompt=st.integers(0, 7), asked=st.integers(0, len(ASKED) - 1), count=st.integers(1, 14))
-    def add(self, prompt: int, asked: int, count: int) -> None:
+    @rule(
+        prompt=st.integers(0, 7),
+        asked=st.integers(0, len(ASKED) - 1),
+        count=st.integers(1, 14),
+        priority=st.sampled_from([0, 0, -1, 1]),
+    )
+    def add(self, prompt: int, asked: int, count: int, priority: int) -> None:
         name = str(len(self.asked))
         self.asked[name] = prompt, asked, count
         self.answers[name] = []
-        assert self.engine.add(message(name, prompt, asked, count)) is None
+        asking = message(name, prompt, asked, count)
+        asking.priority = priority
+        assert self.engine.add(asking) is None
 
     @precondition(lambda self: self.engine.has_work or self.engine.awaits_grammars)
     @rule(times=st.integers(1, 6))

@@ -69,8 +69,10 @@ async def test_open_requests_get_the_error_and_nothing_is_tried_again(
         for name, outputs in said.items():
             params = SamplingParams(max_tokens=50, temperature=0)
             client.ask(Generate(id=name, prompt=[1], params=params), outputs.append)
-        await watching
+        while client.open_requests:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
         assert client.failure == FAILURES[how][1]
+        await watching
         assert client.group.processes[0].returncode == 1
     for outputs in said.values():
         assert (outputs[-1].finish_reason, outputs[-1].error) == (FinishReason.ERROR, FAILURES[how][1])

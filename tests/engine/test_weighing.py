@@ -62,9 +62,9 @@ def test_it_is_what_the_loaded_model_has(variant: str, ranks: Ranks) -> None:
     """A vocabulary that does not divide, a key head that two ranks have, and biases among it."""
     folder = resolve(VARIANTS[variant])
     before = tensors()
-    model = load_model(folder, kernels=TorchKernels(), dtype="float32", ranks=ranks)
+    model = load_model(folder, kernels=TorchKernels(torch.bfloat16), ranks=ranks)
     found = sum(size for at, size in tensors().items() if at not in before)
-    expected, specs = weigh(folder, None, dtype=torch.float32, ranks=ranks)
+    expected, specs = weigh(folder, None, dtype=torch.bfloat16, ranks=ranks)
     assert expected == pytest.approx(found, rel=0.03), "but for biases, which are counted whole"
     assert tuple(specs) == model.config.caches
 

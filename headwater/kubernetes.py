@@ -41,6 +41,9 @@ ADMIN_PORT_NAME: Final = "admin"
 """Of the routers: where they tell their metrics."""
 CONTAINER: Final = "engine"
 """The container of the server, as `spec.template` refers to it."""
+FETCHER: Final = "fetch"
+BUILDER: Final = "build"
+"""The containers of the Jobs that fetch weights, and that build an engine."""
 LOAD_METRICS: Final = frozenset(
     {
         "headwater_router_deployment_in_flight",

@@ -413,7 +413,8 @@ def test_no_test_fails_since_the_machine_is_busy() -> None:
 
 def reasons_of_problems() -> set[str]:
     """All reasons that the condition Degraded can have."""
-    found = {reason for reason, _ in pods._WAITING.values()} | startup.HELD_UP.keys()
+    found = {reason for reason, _ in pods._WAITING.values()}
+    found |= {each.reason for each in startup.HELD_UP.values()}
     for path in (path for path in tracked("*.py") if name_of(path).startswith("operator/")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Problem":

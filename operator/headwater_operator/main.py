@@ -24,6 +24,7 @@ from headwater_operator.cluster.events import EventRecorder
 from headwater_operator.cluster.lease import LeaseHolder, LeaseLostError
 from headwater_operator.cluster.lease_thread import LEASE_LOST, LeaseThread
 from headwater_operator.config import OperatorSettings
+from headwater_operator.diagnose.startup import Startup
 from headwater_operator.metrics import OperatorMetrics
 from headwater_operator.probes import serve_probes
 from headwater_operator.racing import first
@@ -32,6 +33,7 @@ from headwater_operator.reconcile.applier import Applier
 from headwater_operator.reconcile.children import Children
 from headwater_operator.reconcile.fetch_progress import FetchProgress
 from headwater_operator.reconcile.healing import Healing
+from headwater_operator.reconcile.jobs import Jobs
 from headwater_operator.reconcile.loop import ReconcileLoop
 from headwater_operator.reconcile.prerequisites import Prerequisites
 from headwater_operator.reconcile.reconciler import Reconciler
@@ -109,12 +111,16 @@ def _build(
     applier = Applier(cluster, store, metrics)
     sweep = Sweep(cluster, store, applier)
     progress = FetchProgress(engines)
-    cache = WeightsCache(settings, cluster, store, applier, progress)
-    prerequisites = Prerequisites(settings, store, applier, sweep, progress, cache)
+    startup = Startup(cluster)
+    jobs = Jobs(cluster, store, startup)
+    cache = WeightsCache(settings, cluster, store, applier, progress, jobs)
+    prerequisites = Prerequisites(settings, store, applier, sweep, progress, cache, jobs)
     keys = AdminKeys(settings, cluster)
     adapters = Adapters(engines, keys)
     healing = Healing(cluster, store, recorder)
-    children = Children(settings, cluster, store, applier, recorder, scaling, prerequisites, adapters, keys, healing)
+    children = Children(
+        settings, cluster, store, applier, recorder, scaling, prerequisites, adapters, keys, healing, startup
+    )
     reconciler = Reconciler(
         settings, cluster, store, healing, children, sweep, cache, recorder, scaling, metrics, applier.contests
     )

@@ -30,6 +30,7 @@ def pod(
     *,
     revision: str = "new",
     ready: bool = False,
+    ready_since: datetime | None = None,
     unschedulable: str | None = None,
     created: datetime = NOW,
     deleted: datetime | None = None,
@@ -41,7 +42,7 @@ def pod(
     init_containers: list[Object] | None = None,
     **status: Any,
 ) -> Object:
-    """`deleted`: its deletionTimestamp. `owner`: UID of its controller."""
+    """`ready_since`: if not from the beginning. `deleted`: its deletionTimestamp. `owner`: UID of its controller."""
     labels = {
         LABEL_DEPLOYMENT: "m",
         LABEL_COMPONENT: "engine",
@@ -65,7 +66,8 @@ def pod(
     scheduled: Object = {"type": "PodScheduled", "status": "True"}
     if unschedulable is not None:
         scheduled |= {"status": "False", "reason": "Unschedulable", "message": unschedulable}
-    conditions = [scheduled, {"type": "Ready", "status": str(ready)}]
+    answers = {"type": "Ready", "status": str(ready), "lastTransitionTime": written(ready_since or created)}
+    conditions = [scheduled, answers]
     told = {"phase": "Running", "conditions": conditions, "containerStatuses": containers or []}
     if init_containers is not None:
         told["initContainerStatuses"] = init_containers
@@ -99,7 +101,13 @@ def deployment(replicas: int | None = 2, *, surge: int | str = 1, **status: Any)
 
 
 def stateful_set(
-    revision: str, number: int, *, size: int = 2, uid: str | None = None, annotations: dict[str, str] | None = None
+    revision: str,
+    number: int,
+    *,
+    size: int = 2,
+    uid: str | None = None,
+    created: datetime = NOW,
+    annotations: dict[str, str] | None = None,
 ) -> Object:
     """That of one group, as the operator names it."""
     name = f"m-{revision}-{number}"
@@ -108,6 +116,7 @@ def stateful_set(
         "name": name,
         "uid": uid or f"uid-{name}",
         "resourceVersion": "1",
+        "creationTimestamp": written(created),
         "labels": {LABEL_DEPLOYMENT: "m", LABEL_REVISION: revision, LABEL_GROUP: str(number)},
         "annotations": dict(annotations or {}),
     }

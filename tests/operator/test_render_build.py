@@ -81,6 +81,11 @@ def test_it_is_built_on_the_kind_of_node_that_it_is_for() -> None:
     assert "hostname" not in pod
 
 
+def test_a_build_pulls_its_image_as_the_server_does() -> None:
+    _, job = build(template={"spec": {"imagePullSecrets": [{"name": "registry"}]}})
+    assert job["spec"]["template"]["spec"]["imagePullSecrets"] == [{"name": "registry"}]
+
+
 def test_a_volume_is_as_the_resource_says_else_as_the_operator_does() -> None:
     defaults = ClaimDefaults("7Gi", "slow", "ReadWriteMany")
     wanted = deployment("tensorrt-llm", backend=ASKED)

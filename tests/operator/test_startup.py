@@ -1,13 +1,14 @@
 """A pod that cannot start is told in the words of its node; one that only loads a large image is not."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from headwater_operator.cluster.api import ApiError
-from headwater_operator.cluster.kinds import Object
-from headwater_operator.diagnose.startup import told
-from tests.operator.fake_api import Call
+from headwater_operator.cluster.kinds import Object, name_of
+from headwater_operator.diagnose.startup import Startup, Waiting, told
+from tests.operator.fake_api import Call, FakeCluster
 from tests.operator.objects import NOW, ago, written
 from tests.operator.world import World
 
@@ -34,6 +35,11 @@ def event(reason: str, seconds_ago: float, message: str = "", **more: Any) -> Ob
         ([event("Pulling", 50), event("FailedMount", 40, MOUNT)], "FailedMount"),
         ([event("Pulling", 50), event("BackOff", 10, "whatever")], None),
         ([event("FailedMount", 0, lastTimestamp=None, eventTime=written(NOW))], "FailedMount"),
+        ([event("SuccessfulCreate", 10), event("FailedCreate", 10, "exceeded quota")], "PodsRefused"),
+        ([event("FailedCreate", 20, "exceeded quota"), event("SuccessfulCreate", 10)], None),
+        ([event("ProvisioningFailed", 10, 'storageclass.storage.k8s.io "fast" not found')], "VolumePending"),
+        ([event("ProvisioningFailed", 50, "busy"), event("ExternalProvisioning", 10)], None),
+        ([event("WaitForFirstConsumer", 10)], None),
         ([], None),
     ],
 )
@@ -51,7 +57,7 @@ def hold_back(world: World, *events: Object) -> None:
             world.cluster.merge("Pod", each["metadata"]["name"], {"spec": {"nodeName": "node"}}, manager="scheduler")
             world.kube._told(each, {"phase": "Pending", "conditions": [scheduled]})
             for number, its in enumerate(events):
-                whose = {"kind": "Pod", "name": each["metadata"]["name"]}
+                whose = {"kind": "Pod", "name": each["metadata"]["name"], "uid": each["metadata"]["uid"]}
                 metadata = {"name": f"{whose['name']}.{number}", "namespace": "default"}
                 world.cluster.add(
                     {"apiVersion": "v1", "kind": "Event", "count": 0, "type": "Warning"}
@@ -100,3 +106,30 @@ async def test_where_events_may_not_be_read_all_else_goes_on(monkeypatch: pytest
     await world.settle()
     assert world.condition("Degraded") == ("False", "AsExpected")
     assert world.condition("Ready") == ("False", "Loading")
+
+
+async def test_of_many_that_wait_each_has_its_turn() -> None:
+    cluster = FakeCluster()
+    those = [Waiting(f"uid-{each}", f"pod m-{each}", ago(100 - each)) for each in range(8)]
+    metadata = {"name": "e", "namespace": "default"}
+    told = event("FailedMount", 5, MOUNT) | {"metadata": metadata, "involvedObject": {"uid": "uid-7"}}
+    cluster.add({"apiVersion": "v1", "kind": "Event"} | told)
+    startup, found = Startup(cluster), []
+    for seconds in (0, 1, 30, 31, 60, 90):
+        found.append(await startup.problem("default", those, NOW + timedelta(seconds=seconds)))
+    assert [problem and problem.reason for problem, _ in found] == [None] * 4 + ["FailedMount"] * 2
+    assert {again for _, again in found} == {30}
+    assert len(cluster.calls) == 3 * 4, "three in half a minute, however often it is reconciled"
+
+
+async def test_what_an_earlier_pod_of_the_same_name_was_told_is_not_this_one_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pods of groups are called alike."""
+    world = World(monkeypatch)
+    hold_back(world, event("FailedMount", 0, MOUNT))
+    world.create(backend={"type": "vllm"}, parallelism={"tensor": 2, "nodes": 2})
+    await world.settle()
+    for each in world.cluster.all("Event"):
+        world.cluster.merge("Event", name_of(each), {"involvedObject": {"uid": "an-earlier-one"}})
+    world.clock.passed += 60
+    await world.settle()
+    assert world.condition("Degraded") == ("False", "AsExpected")

@@ -108,7 +108,7 @@ def test_a_pod_that_cannot_run_says_why() -> None:
     world.bind()
     condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes"}
     world.add_pod({"phase": "Pending", "conditions": [condition]})
-    assert "no node for its pod: 0/3 nodes" in world.reconcile().message
+    assert "no node takes pod pod-0: 0/3 nodes" in world.reconcile().message
     waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}
     world.now += timedelta(seconds=1)
     world.add_pod({"phase": "Pending", "containerStatuses": [{"name": "fetch", "state": waiting}]})

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from headwater.kubernetes import CONTAINER, LABEL_GROUP, LABEL_REVISION
+from headwater.kubernetes import BUILDER, CONTAINER, FETCHER, LABEL_GROUP, LABEL_REVISION
 from headwater_operator.cluster.kinds import Object, labels_of, name_of, uid_of
 
 _POD_INDEX: Final = "apps.kubernetes.io/pod-index"
@@ -23,15 +23,21 @@ _NO_CLAIM: Final = re.compile(r'persistentvolumeclaim "([^"]+)" not found')
 """The scheduler's words."""
 
 _WAITING: Final = {
-    "ErrImagePull": ("ImagePullFailed", "check spec.backend.image and version, and the nodes' access to it"),
-    "ImagePullBackOff": ("ImagePullFailed", "check spec.backend.image and version, and the nodes' access to it"),
-    "InvalidImageName": ("ImagePullFailed", "check spec.backend.image and version"),
+    "ErrImagePull": ("ImagePullFailed", "check {image}, and the nodes' access to it"),
+    "ImagePullBackOff": ("ImagePullFailed", "check {image}, and the nodes' access to it"),
+    "InvalidImageName": ("ImagePullFailed", "check {image}"),
     "ErrImageNeverPull": ("ImagePullFailed", "the image is not on the node, and its pull policy is Never"),
     "CreateContainerConfigError": ("ConfigMissing", "a Secret, ConfigMap or key that the pod refers to is not there"),
     "CreateContainerError": ("ContainerRefused", "the node could not make the container"),
     "RunContainerError": ("ContainerRefused", "the node could not start the container"),
 }
 """A container's waiting reason: our reason, and what to do."""
+_IMAGES: Final = {
+    CONTAINER: "spec.backend.image and version",
+    BUILDER: "spec.backend.image and version",
+    FETCHER: "the operator's --weights-image, or where that is not set its --engine-image",
+}
+"""Where the image of a container is from. All other containers are the template's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +70,7 @@ class EnginePod:
     index: int
     """Rank within its group; 0 where there is none."""
     ready: bool
+    ready_since: datetime | None
     terminating: bool
     created: datetime
     deleted: datetime | None
@@ -77,8 +84,10 @@ class EnginePod:
     restarts: int
     address: str | None
     problem: Problem | None
+    begun: bool
+    """One of its containers has."""
     waits_since: datetime | None
-    """Since when it has a node, where none of its containers has begun."""
+    """Since when it has a node, where none has."""
     died: "Death | None"
     ended: str | None
     """How the last container of it that ended did, in words."""
@@ -103,6 +112,9 @@ class EnginePod:
         owners = metadata.get("ownerReferences") or []
         containers = status.get("containerStatuses") or []
         engine: dict[str, Any] = next((each for each in containers if each["name"] == CONTAINER), {})
+        told = conditions.get("Ready", {})
+        ready = told.get("status") == "True" and "deletionTimestamp" not in metadata
+        begun = _begun(status)
         return cls(
             name=name_of(pod),
             uid=uid_of(pod),
@@ -110,7 +122,8 @@ class EnginePod:
             revision=labels.get(LABEL_REVISION, ""),
             group=int(group) if group is not None else None,
             index=int(labels.get(_POD_INDEX, 0)),
-            ready=conditions.get("Ready", {}).get("status") == "True" and "deletionTimestamp" not in metadata,
+            ready=ready,
+            ready_since=parse_time(told.get("lastTransitionTime") or metadata["creationTimestamp"]) if ready else None,
             terminating="deletionTimestamp" in metadata,
             created=parse_time(metadata["creationTimestamp"]),
             deleted=parse_time(metadata["deletionTimestamp"]) if "deletionTimestamp" in metadata else None,
@@ -122,7 +135,8 @@ class EnginePod:
             restarts=sum(each.get("restartCount", 0) for each in containers),
             address=status.get("podIP"),
             problem=_problem(status) or _missing_claim(scheduled),
-            waits_since=_waits_since(metadata, status, scheduled),
+            begun=begun,
+            waits_since=None if begun else _placed_since(metadata, scheduled),
             died=_last_death(containers),
             ended=_last_words(containers),
         )
@@ -142,7 +156,7 @@ def _problem(status: dict[str, Any]) -> Problem | None:
     for each in statuses:
         waiting = (each.get("state") or {}).get("waiting") or {}
         if (known := _WAITING.get(waiting.get("reason", ""))) is not None:
-            reason, advice = known
+            reason, advice = known[0], known[1].format(image=_IMAGES.get(each["name"], "its image in spec.template"))
             return Problem(reason, f"container {each['name']}: {waiting.get('message') or waiting['reason']}; {advice}")
         if waiting.get("reason") == "CrashLoopBackOff":
             return _crash(each)
@@ -193,11 +207,14 @@ def _last_death(containers: Sequence[dict[str, Any]]) -> Death | None:
     return max(deaths, key=lambda death: death.at, default=None)
 
 
-def _waits_since(metadata: Object, status: dict[str, Any], scheduled: dict[str, Any]) -> datetime | None:
-    begun = any(
+def _begun(status: dict[str, Any]) -> bool:
+    return any(
         each.get("restartCount") or (each.get("state") or {}).keys() & {"running", "terminated"}
         for each in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
     )
-    if scheduled.get("status") != "True" or begun:
+
+
+def _placed_since(metadata: Object, scheduled: dict[str, Any]) -> datetime | None:
+    if scheduled.get("status") != "True":
         return None
     return parse_time(scheduled.get("lastTransitionTime") or metadata["creationTimestamp"])

@@ -27,12 +27,14 @@ from headwater_operator.cluster.kinds import (
     labels_of,
     orphaned,
     owned_by,
+    uid_of,
 )
 from headwater_operator.config import OperatorSettings
 from headwater_operator.diagnose import reach
 from headwater_operator.diagnose.ceiling import beyond, capped, most_replicas
 from headwater_operator.diagnose.pods import EnginePod, Problem
-from headwater_operator.diagnose.startup import Startup
+from headwater_operator.diagnose.startup import Startup, pods_without_containers, waiting
+from headwater_operator.diagnose.workloads import of_workload
 from headwater_operator.reconcile import group_plan, rollout
 from headwater_operator.reconcile.adapters import Adapters
 from headwater_operator.reconcile.applier import Applier
@@ -65,6 +67,7 @@ class Children:
         adapters: Adapters,
         keys: AdminKeys,
         healing: Healing,
+        startup: Startup,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -77,7 +80,7 @@ class Children:
         self._endings = rollout.Endings()
         self._replicas = Replicas(cluster, store, applier, recorder, scaling, self._endings)
         self._groups = Groups(applier, healing, scaling, self._endings)
-        self._startup = Startup(cluster)
+        self._startup = startup
         self._dry_run = DryRun(cluster)
         self._claims = render.ClaimDefaults.of(settings)
         self._access = render.Access.of(settings)
@@ -138,7 +141,6 @@ class Children:
         self._scaling.forget(key)
         self._adapters.forget(key)
         self._endings.forget(key)
-        self._startup.forget(key)
         self._dry_run.forget(key)
 
     # What there is
@@ -213,13 +215,15 @@ class Children:
         pods = [pod for pod in work.pods if pod.revision == revision and not pod.terminating]
         for left in filter(None, (pod.unsteady(work.now) for pod in pods)):
             work.requeue_after(left)
-        held_up, again = await self._startup.problem(work.key, pods, work.now)
+        sets = [each for each in workloads if labels_of(each).get(LABEL_REVISION) == revision]
+        those = pods_without_containers(pods) + [waiting(each) for each in sets if _lacks_pods(each, work.pods)]
+        held_up, again = await self._startup.problem(work.key.namespace, those, work.now)
         work.requeue_after(again)
         return (
             next((pod.problem for pod in pods if pod.problem), None)
             or next((pod.died.problem for pod in pods if pod.died and pod.unsteady(work.now)), None)
             or held_up
-            or next(filter(None, (_of_workload(each, pods) for each in workloads)), None)
+            or next(filter(None, (of_workload(each, pods) for each in workloads)), None)
         )
 
     async def _put_key(self, work: Reconciliation, context: Context, workloads: Sequence[Object]) -> None:
@@ -265,18 +269,8 @@ def _replicas(workloads: Sequence[Object]) -> int | None:
     return max(revisions.values(), default=None)
 
 
-def _of_workload(workload: Object, pods: Sequence[EnginePod]) -> Problem | None:
-    """What the Deployment's controller says of pods that are not there, or not ready. `pods`: of this revision."""
-    for condition in (workload.get("status") or {}).get("conditions") or []:
-        match condition["type"], condition["status"], condition.get("reason"):
-            case "ReplicaFailure", "True", _:
-                return Problem("PodsRefused", f"the API server takes no pods: {condition.get('message')}")
-            case "Progressing", "False", "ProgressDeadlineExceeded":
-                if unplaced := next((pod for pod in pods if pod.unschedulable), None):
-                    return Problem("Unschedulable", f"no node takes pod {unplaced.name}: {unplaced.unschedulable}")
-                return Problem(
-                    "LoadTimeout",
-                    "no new replica got ready within spec.loadTimeout; the old ones go on. kubectl logs of the new "
-                    "pods shows what they do; raise loadTimeout if they only need longer",
-                )
-    return None
+def _lacks_pods(workload: Object, pods: Sequence[EnginePod]) -> bool:
+    """Of a StatefulSet: its controller has no condition for what it is refused, as that of Deployments has."""
+    if workload["kind"] != STATEFUL_SET.name or "deletionTimestamp" in workload["metadata"]:
+        return False
+    return sum(pod.owner == uid_of(workload) for pod in pods) < int(workload["spec"]["replicas"])

@@ -3,17 +3,19 @@
 Each is the work of a Job whose result stays. Until it is there, what already runs goes on unchanged.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from headwater.kubernetes import LABEL_UNUSED
 from headwater.resource import ModelDeployment, ResourceError
 from headwater_operator import render
-from headwater_operator.cluster.kinds import CLAIM, JOB, Object, kind_of, labels_of, name_of
+from headwater_operator.cluster.kinds import CLAIM, JOB, POD, Object, kind_of, labels_of, name_of, uid_of
 from headwater_operator.config import OperatorSettings
 from headwater_operator.diagnose.pods import Problem
 from headwater_operator.reconcile import weights
 from headwater_operator.reconcile.applier import Applier
 from headwater_operator.reconcile.fetch_progress import FetchProgress
+from headwater_operator.reconcile.jobs import Jobs, attempts, ended, last_words, noted, out_of_time
 from headwater_operator.reconcile.reconciliation import Reconciliation
 from headwater_operator.reconcile.sweep import Sweep
 from headwater_operator.reconcile.weights import WeightsPhase, WeightsPlan
@@ -38,9 +40,11 @@ class Prerequisites:
         sweep: Sweep,
         progress: FetchProgress,
         cache: WeightsCache,
+        jobs: Jobs,
     ) -> None:
         self._progress = progress
         self._cache = cache
+        self._jobs = jobs
         self._settings = settings
         self._store = store
         self._applier = applier
@@ -56,7 +60,9 @@ class Prerequisites:
         namespace = work.key.namespace
         self._check_reach(namespace, work.deployment)
         observed = weights.observe(self._store, namespace, work.deployment)
-        observed = replace(observed, figures=await self._progress.of(observed.pods))
+        held_up, again = await self._jobs.held_up(observed.job, observed.claim, work.now)
+        work.requeue_after(again)
+        observed = replace(observed, figures=await self._progress.of(observed.pods), held_up=held_up)
         users = self._store.specs.sharing(namespace, volume(work.deployment).claim)
         plan = weights.plan(work.deployment, users, self._settings, namespace, observed, work.now)
         if (claim := observed.claim) is not None and LABEL_UNUSED in labels_of(claim):
@@ -81,10 +87,10 @@ class Prerequisites:
             work.situation.extra["weights"] = shown
         match plan.phase:
             case WeightsPhase.FAILED:
-                work.situation.problem = Problem("WeightsFailed", plan.message)
+                work.situation.problem = plan.problem or Problem("WeightsFailed", plan.message)
                 raise PrerequisiteMissingError
             case WeightsPhase.PENDING | WeightsPhase.FILLING:
-                work.situation.preparing = "Downloading", plan.message
+                _wait(work, "Downloading", plan.message, plan.problem)
                 raise PrerequisiteMissingError
         return plan.volume
 
@@ -119,16 +125,48 @@ class Prerequisites:
             if self._store.get(kind_of(manifest), work.key.namespace, name_of(manifest)) is None:
                 await self._applier.apply(manifest, work.uid)
         name = render.build_name(work.deployment, context.pin)
-        match _ended(self._store.get(JOB, work.key.namespace, name)):
-            case "Complete":
-                return name
-            case "Failed":
-                message = f"the engine cannot be built; kubectl logs job/{name} shows why. Deleting the Job tries again"
-                work.situation.problem = Problem("BuildFailed", message)
-            case _:
-                message = f"Job {name} builds the engine, which may take half an hour"
-                work.situation.preparing = "Building", message
+        job = self._store.get(JOB, work.key.namespace, name)
+        if ended(job) == "Complete":
+            return name
+        await self._tell_of_build(work, name, job)
         raise PrerequisiteMissingError
+
+    async def _tell_of_build(self, work: Reconciliation, name: str, job: Object | None) -> None:
+        pods = self._store.owned(uid_of(job), POD) if job else []
+        if job is not None and ended(job) == "Failed":
+            work.situation.problem = _build_failure(job, pods)
+            return
+        held_up, again = await self._jobs.held_up(job, self._store.get(CLAIM, work.key.namespace, name), work.now)
+        work.requeue_after(again)
+        message = f"Job {name} builds the engine, which may take half an hour"
+        if job is not None and (tried := attempts(job)):
+            message += f", attempt {tried + 1}; the last one ended with: {last_words(job, pods) or 'nothing said'}"
+        if held_up is not None:
+            advice = f"what is changed in spec.template counts once Job {name} is deleted"
+            held_up = Problem(held_up.reason, f"{held_up.message.rstrip('.')}; {advice}")
+            message += f"; {held_up.message}"
+        _wait(work, "Building", message, held_up)
+
+
+def _build_failure(job: Object, pods: Sequence[Object]) -> Problem:
+    name = name_of(job)
+    if out_of_time(job):
+        late = f"the engine was not built after {job['spec'].get('activeDeadlineSeconds')} s"
+        if (held_up := noted(job)) is not None:
+            return Problem(held_up.reason, f"{late}: {held_up.message.rstrip('.')}. Deleting Job {name} tries again")
+        return Problem("BuildFailed", f"{late}; give it longer by spec.loadTimeout, then delete Job {name}")
+    words = last_words(job, pods).rstrip(".") or "nothing said"
+    message = f"the engine cannot be built: {words}; kubectl logs job/{name} shows more. Deleting the Job tries again"
+    return Problem("BuildFailed", message)
+
+
+def _wait(work: Reconciliation, reason: str, message: str, held_up: Problem | None) -> None:
+    it = work.situation
+    it.preparing = reason, message
+    if held_up is not None and held_up.reason == "Unschedulable":
+        it.flaw = it.flaw or held_up  # a node may be on its way, and requests are held for it
+    else:
+        it.problem = it.problem or held_up
 
 
 def _shared(pin: Pin) -> WeightsPlan:
@@ -136,15 +174,3 @@ def _shared(pin: Pin) -> WeightsPlan:
     claim, _, path = pin.shared.partition("/")
     there = WeightsVolume(claim, f"{MODELS}/{path}".rstrip("/"), read_only=True)
     return WeightsPlan(WeightsPhase.FILLED, "shared by the platform, not fetched", there, claim)
-
-
-def _ended(job: Object | None) -> str | None:
-    conditions = (job.get("status") or {}).get("conditions") or [] if job else []
-    return next(
-        (
-            str(each["type"])
-            for each in conditions
-            if each["status"] == "True" and each["type"] in ("Complete", "Failed")
-        ),
-        None,
-    )

@@ -13,7 +13,9 @@ from typing import Any, Final
 from headwater.resource import KIND, ModelDeployment
 from headwater_operator.cluster.kinds import CLAIM, JOB, POD, Object, annotations_of, name_of, uid_of
 from headwater_operator.config import OperatorSettings
-from headwater_operator.diagnose.pods import EnginePod, parse_time
+from headwater_operator.diagnose.pods import EnginePod, Problem, finished, parse_time
+from headwater_operator.diagnose.startup import PATIENCE
+from headwater_operator.reconcile import jobs
 from headwater_operator.reconcile.fetch_progress import ASKED_AGAIN, Figures
 from headwater_operator.render.context import Manifest, WeightsVolume
 from headwater_operator.render.weights import (
@@ -33,8 +35,6 @@ from headwater_operator.render.weights import (
 from headwater_operator.watch.store import Store
 
 _SOON: Final = 0.5
-_PATIENCE: Final = 60.0
-"""Seconds after which it is worth saying why a volume is not there: most take a few."""
 
 
 class WeightsPhase(StrEnum):
@@ -56,6 +56,8 @@ class Observed:
     """Of the Job."""
     figures: Figures | None = None
     """What its pod says of how far it is."""
+    held_up: Problem | None = None
+    """Why it has been doing nothing for a minute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,8 @@ class WeightsPlan:
     again: float | None = None
     """Seconds after which time alone may have changed something."""
     figures: Figures | None = None
+    problem: Problem | None = None
+    """What does not pass by itself; also before it has failed for it."""
 
     def shown(self) -> dict[str, Any]:
         """For `status.weights`; empty where none are needed."""
@@ -185,23 +189,24 @@ def filling(wanted: Manifest, before: Sequence[Manifest], observed: Observed, no
     if job is None or "deletionTimestamp" in job["metadata"]:
         manifests = before if job else [*before, wanted]
         return WeightsPlan(WeightsPhase.FILLING, "the Job that fetches the weights is made", None, name, manifests)
-    failed = _is(job, "Failed")
-    tried = (job.get("status") or {}).get("failed") or 0
-    if (failed or tried) and not made_alike(job, wanted):
-        # What made it fail may be mended: a Secret, a size, an image.
+    failed, tried = jobs.ended(job) == "Failed", jobs.attempts(job)
+    if (failed or tried or observed.held_up) and not made_alike(job, wanted):
+        # What is in its way may be mended: a Secret, a size, an image, a selector.
         message = "the Job that fetches the weights is made anew"
         return WeightsPlan(WeightsPhase.FILLING, message, None, name, before, [job])
     if failed:
-        waited = _unbound(observed.claim, now)
-        message = waited or (
-            f"{_failure(job, observed.pods)}. It is tried again in ten minutes, or at once if you delete Job {name}"
-        )
-        return WeightsPlan(WeightsPhase.FAILED, message, None, name, before)
-    if (waiting := _unbound(observed.claim, now)) is not None:
-        return WeightsPlan(WeightsPhase.PENDING, waiting, None, name, before, again=_PATIENCE)
-    again = _PATIENCE if _phase(observed.claim) == "Pending" else ASKED_AGAIN if observed.pods else None
+        why = _failure(job, observed, now)
+        message = f"{why.message.rstrip('.')}. It is tried again in ten minutes, or at once if you delete Job {name}"
+        return WeightsPlan(WeightsPhase.FAILED, message, None, name, before, problem=Problem(why.reason, message))
+    held_up = observed.held_up
+    waiting = held_up.message if held_up else _unbound(observed.claim, now)
+    if waiting is not None and _phase(observed.claim) == "Pending":
+        return WeightsPlan(WeightsPhase.PENDING, waiting, None, name, before, again=PATIENCE, problem=held_up)
+    again = PATIENCE if _phase(observed.claim) == "Pending" else ASKED_AGAIN if observed.pods else None
     told = _progress(wanted, tried, observed)
-    return WeightsPlan(WeightsPhase.FILLING, told, None, name, before, again=again, figures=observed.figures)
+    return WeightsPlan(
+        WeightsPhase.FILLING, told, None, name, before, again=again, figures=observed.figures, problem=held_up
+    )
 
 
 def is_filled(claim: Object, job: Object | None) -> bool:
@@ -209,12 +214,7 @@ def is_filled(claim: Object, job: Object | None) -> bool:
 
 
 def is_complete(job: Object | None) -> bool:
-    return _is(job, "Complete")
-
-
-def _is(job: Object | None, condition: str) -> bool:
-    conditions = (job.get("status") or {}).get("conditions") or [] if job else []
-    return any(each["type"] == condition and each["status"] == "True" for each in conditions)
+    return jobs.ended(job) == "Complete"
 
 
 def _phase(claim: Object) -> str:
@@ -227,7 +227,7 @@ def _phase(claim: Object) -> str:
 def _unbound(claim: Object, now: datetime) -> str | None:
     """Why there is still no storage behind the volume."""
     waited = (now - parse_time(claim["metadata"]["creationTimestamp"])).total_seconds()
-    if _phase(claim) != "Pending" or waited < _PATIENCE:
+    if _phase(claim) != "Pending" or waited < PATIENCE:
         return None
     name, storage_class = name_of(claim), claim["spec"].get("storageClassName")
     begin = f"the volume {name} has been Pending for {waited / 60:.0f} min"
@@ -250,55 +250,27 @@ _ANEW: Final = (
 def _progress(wanted: Manifest, tried: int, observed: Observed) -> str:
     source, pods = wanted["metadata"]["annotations"][SOURCE], observed.pods
     text = f"fetching {source}" + (f": {observed.figures}" if observed.figures is not None else "")
-    if tried:
-        text += f", attempt {tried + 1}; the last one ended with: {_last_words(pods) or 'nothing said'}"
-    latest = max((EnginePod.of(pod) for pod in pods), key=lambda pod: pod.created, default=None)
-    if latest is not None and latest.unschedulable:
-        text += f"; no node for its pod: {latest.unschedulable}"
-    elif latest is not None and latest.problem:
-        text += f"; {latest.problem.message}"
-    return text
+    if tried and observed.job is not None:
+        words = jobs.last_words(observed.job, pods)
+        text += f", attempt {tried + 1}; the last one ended with: {words or 'nothing said'}"
+    alive = sorted((EnginePod.of(pod) for pod in pods if not finished(pod)), key=lambda pod: pod.created, reverse=True)
+    why = observed.held_up or next(filter(None, map(jobs.of_pod, alive)), None)
+    return f"{text}; {why.message}" if why else text
 
 
-def _failure(job: Object, pods: Sequence[Object]) -> str:
-    conditions = {each["type"]: each for each in job["status"]["conditions"]}
-    if conditions["Failed"].get("reason") == "DeadlineExceeded":
-        seconds = job["spec"].get("activeDeadlineSeconds")
-        return (
-            f"the weights were not there after {seconds} s; give them longer by spec.loadTimeout. What has come is kept"
-        )
-    words = _last_words(pods) or conditions["Failed"].get("message") or "the Job failed"
-    return f"the weights cannot be fetched: {words.rstrip('.')}"
+def _failure(job: Object, observed: Observed, now: datetime) -> Problem:
+    if not jobs.out_of_time(job):
+        words = jobs.last_words(job, observed.pods) or "the Job failed"
+        return Problem("WeightsFailed", f"the weights cannot be fetched: {words.rstrip('.')}")
+    late = f"the weights were not there after {job['spec'].get('activeDeadlineSeconds')} s"
+    if (held_up := jobs.noted(job)) is not None:
+        return Problem(held_up.reason, f"{late}: {held_up.message}")
+    if observed.claim is not None and (unbound := _unbound(observed.claim, now)) is not None:
+        return Problem("VolumePending", f"{late}: {unbound}")
+    return Problem("WeightsFailed", f"{late}; give them longer by spec.loadTimeout. What has come is kept")
 
 
 def _verified(observed: Observed) -> str:
     """What the fetcher said at its good end: from the volume, or from the pod while that is there."""
     kept = annotations_of(observed.claim).get(VERIFIED, "") if observed.claim else ""
-    return kept or verified_by(observed.pods)
-
-
-def verified_by(pods: Sequence[Object]) -> str:
-    """What the one of these that came to a good end said then."""
-    said = [str(ended.get("message") or "").strip() for _, ended in _ends(pods) if ended.get("exitCode") == 0]
-    return next(filter(None, said), "")
-
-
-def _last_words(pods: Sequence[Object]) -> str:
-    """What the pod that ended last said of it."""
-    ends = _ends(pods)
-    if not ends:
-        return ""
-    ended = max(ends, key=lambda each: each[0])[1]
-    if ended.get("reason") == "OOMKilled":
-        return "killed for its memory"
-    return str(ended.get("message") or "").strip() or f"exit code {ended.get('exitCode')}"
-
-
-def _ends(pods: Sequence[Object]) -> list[tuple[str, Object]]:
-    """When and how each container ended."""
-    return [
-        (str(ended.get("finishedAt", "")), ended)
-        for pod in pods
-        for status in (pod.get("status") or {}).get("containerStatuses") or []
-        if (ended := (status.get("state") or {}).get("terminated"))
-    ]
+    return kept or jobs.result(observed.pods)

@@ -15,8 +15,9 @@ from headwater_operator.cluster.kinds import CLAIM, JOB, POD, VOLUME, Object, na
 from headwater_operator.config import OperatorSettings
 from headwater_operator.reconcile.applier import Applier
 from headwater_operator.reconcile.fetch_progress import FetchProgress
+from headwater_operator.reconcile.jobs import Jobs, result
 from headwater_operator.reconcile.reconciliation import Reconciliation
-from headwater_operator.reconcile.weights import Observed, WeightsPhase, WeightsPlan, filling, is_complete, verified_by
+from headwater_operator.reconcile.weights import Observed, WeightsPhase, WeightsPlan, filling, is_complete
 from headwater_operator.render import weights_cache as render
 from headwater_operator.render.context import WeightsVolume
 from headwater_operator.render.weights import volume
@@ -31,13 +32,20 @@ _SOON: Final = 1.0
 
 class WeightsCache:
     def __init__(
-        self, settings: OperatorSettings, cluster: Cluster, store: Store, applier: Applier, progress: FetchProgress
+        self,
+        settings: OperatorSettings,
+        cluster: Cluster,
+        store: Store,
+        applier: Applier,
+        progress: FetchProgress,
+        jobs: Jobs,
     ) -> None:
         self._settings = settings
         self._cluster = cluster
         self._store = store
         self._applier = applier
         self._progress = progress
+        self._jobs = jobs
         self._cache = Cache.of(settings)
 
     def holds(self, shared: str, deployment: ModelDeployment) -> Cache | None:
@@ -68,11 +76,13 @@ class WeightsCache:
         job = self._store.get(JOB, cache.namespace, volume(deployment).claim)
         pods = self._store.owned(uid_of(job), POD) if job is not None else []
         if is_complete(job):
-            verified = verified_by(pods)
+            verified = result(pods)
             patch = {"metadata": {"annotations": {render.filled_annotation(deployment): verified}}}
             self._store.put(await self._cluster.patch(CLAIM, cache.namespace, render.CLAIM, patch))
             return verified
-        observed = Observed(own, job, pods, await self._progress.of(pods))
+        held_up, again = await self._jobs.held_up(job, own, work.now)
+        work.requeue_after(again)
+        observed = Observed(own, job, pods, await self._progress.of(pods), held_up)
         plan = filling(cache.job(deployment, self._settings, own), [], observed, work.now)
         return replace(plan, claim=render.CLAIM)
 

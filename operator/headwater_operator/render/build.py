@@ -6,6 +6,7 @@ Both are named after what shapes the engine, so that a state of the spec which r
 from dataclasses import replace
 from typing import Final
 
+from headwater.kubernetes import BUILDER
 from headwater.resource import ModelDeployment
 from headwater_operator.cluster.kinds import without_absent
 from headwater_operator.render import devices, pod, pod_v4, storage
@@ -15,9 +16,18 @@ from headwater_operator.render.template import merge
 
 _COMPONENT: Final = "build"
 _RETRIES: Final = 2
+_LONGEST: Final = 4 * 3600
+"""Seconds for all attempts: a large engine takes an hour. `spec.loadTimeout` gives more, where it is longer."""
 _OLD_RULES: Final = 4
 """Up to this render version a build has the variables that it had then."""
-_PLACEMENT: Final = {"nodeSelector", "tolerations", "affinity", "runtimeClassName", "priorityClassName"}
+_PLACEMENT: Final = {
+    "nodeSelector",
+    "tolerations",
+    "affinity",
+    "runtimeClassName",
+    "priorityClassName",
+    "imagePullSecrets",
+}
 
 
 def render_build(deployment: ModelDeployment, context: Context) -> list[Manifest]:
@@ -37,13 +47,15 @@ def render_build(deployment: ModelDeployment, context: Context) -> list[Manifest
         storage.claim("engine", name, storage.ENGINE, read_only=False),
     ]
     container: Manifest = {
-        "name": _COMPONENT,
+        "name": BUILDER,
         "image": context.pin.image,
         "command": launch.argv,
         "env": rules.env(deployment, context, launch, grouped=False),
         "resources": devices.resources(spec, context.backend),
         "volumeMounts": [mount.volume_mount for mount in mounts],
         "securityContext": pod.container_security(),
+        # The operator reads why it failed from here, and needs no right to read logs.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
     }
     made: Manifest = {
         "restartPolicy": "Never",
@@ -61,11 +73,16 @@ def render_build(deployment: ModelDeployment, context: Context) -> list[Manifest
 def _job(deployment: ModelDeployment, context: Context, name: str, made: Manifest) -> Manifest:
     own = context.inherited.apply(deployment, {"labels": labels(deployment, _COMPONENT)})
     template = {"metadata": without_absent(own), "spec": merge(made, _placement(deployment, context))}
+    spec = {
+        "backoffLimit": _RETRIES,
+        "activeDeadlineSeconds": max(_LONGEST, round(deployment.spec.load_timeout.total_seconds())),
+        "template": template,
+    }
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": metadata(deployment, context, name, _COMPONENT),
-        "spec": {"backoffLimit": _RETRIES, "template": template},  # kept when done: it says that the claim is filled
+        "spec": spec,  # kept when done: it says that the claim is filled
     }
 
 

@@ -10,7 +10,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from headwater import backends
-from headwater.kubernetes import FETCH_PORT, FETCH_PORT_VARIABLE, GROUP, LABEL_COMPONENT, LABEL_MANAGED_BY, MANAGED_BY
+from headwater.kubernetes import (
+    FETCH_PORT,
+    FETCH_PORT_VARIABLE,
+    FETCHER,
+    GROUP,
+    LABEL_COMPONENT,
+    LABEL_MANAGED_BY,
+    MANAGED_BY,
+)
 from headwater.pick import resolve_auto
 from headwater.resource import API_VERSION, KIND, ModelDeployment
 from headwater_operator.cluster.kinds import Object, annotations_of, name_of, namespace_of, uid_of, without_absent
@@ -169,7 +177,7 @@ def _template(
     model, there = deployment.spec.model, volume(deployment)
     mounts = [claim("weights", claim_name, MODELS, read_only=False), *scratch()]
     container = {
-        "name": "fetch",
+        "name": FETCHER,
         "image": settings.weights_image or settings.engine_image,
         "command": ["headwater", "fetch", model.source, there.path, "--revision", model.revision],
         "env": [*_variables(deployment, settings), *_secret(deployment)],

@@ -58,6 +58,7 @@ class Member:
                 created=self.created,
                 deleted=self.going,
                 ready=self.ready(now),
+                ready_since=self.began and self.began + timedelta(seconds=LOAD),
                 unschedulable=NO_GPU if self.began is None else None,
                 containers=[container(running={}, restarts=self.restarts)] if self.began else [],
             )

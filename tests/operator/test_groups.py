@@ -10,12 +10,15 @@ import pytest
 from headwater_operator.cluster.kinds import name_of
 from headwater_operator.diagnose.pods import EnginePod
 from headwater_operator.reconcile.group_plan import (
+    LOADED,
+    LOADING_SINCE,
     MEMBERS,
     RESTART_BUDGET,
     RESTARTED_AT,
     RESTARTS,
     Group,
     GroupPlan,
+    counted_restart,
     gather,
     heal,
     plan,
@@ -154,10 +157,16 @@ def test_a_restart_that_was_cut_off_is_finished(what: str, which: int) -> None:
 # At one moment
 
 
-def group(revision: str = "a", number: int = 0, *, ready: bool = True, **annotations: str) -> Group:
-    name = f"m-{revision}-{number}"
-    pods = [pod(f"{name}-{each}", revision=revision, group=number, index=each, ready=ready) for each in range(SIZE)]
-    named = {{"members": MEMBERS, "restarts": RESTARTS, "at": RESTARTED_AT}[key]: it for key, it in annotations.items()}
+NAMES = {"members": MEMBERS, "restarts": RESTARTS, "at": RESTARTED_AT, "loading": LOADING_SINCE}
+
+
+def group(
+    revision: str = "a", number: int = 0, *, ready: bool = True, seconds: float = 60, **annotations: str
+) -> Group:
+    """`seconds`: since it got ready."""
+    name, told = f"m-{revision}-{number}", dict[str, Any](ready=ready, ready_since=ago(seconds))
+    pods = [pod(f"{name}-{each}", revision=revision, group=number, index=each, **told) for each in range(SIZE)]
+    named = {NAMES[key]: it for key, it in annotations.items()}
     workload = stateful_set(revision, number, size=SIZE, annotations=named)
     return Group(workload, [EnginePod.of(each) for each in pods])
 
@@ -200,6 +209,26 @@ def test_a_rollout_takes_the_idlest_old_group() -> None:
     assert names(result.delete) == ["m-old-0"]
 
 
+def test_an_old_group_goes_once_a_new_one_has_been_ready_for_a_while() -> None:
+    """It may die of its first request. A Deployment's minReadySeconds are the same."""
+    early = planned(group(seconds=4), group("old"))
+    assert not early.delete and early.requeue_after == 6
+    assert names(planned(group(seconds=10), group("old")).delete) == ["m-old-0"]
+
+
+def test_that_a_group_has_loaded_is_noted_until_it_begins_anew() -> None:
+    known = {"members": "uid-m-a-0-0,uid-m-a-0-1"}
+    well, loading = group(**known), group(ready=False, **known)
+    assert healed(well).notes == [(well, {LOADING_SINCE: LOADED})] and well.loading_since == NOW
+    assert not healed(loading).notes and loading.loading_since == NOW
+    again = group(loading=LOADED, ready=False, members="uid-m-a-0-0,another")
+    assert again.loading_since is None
+    assert counted_restart(again, NOW)[LOADING_SINCE] == NOW.isoformat()
+    assert LOADING_SINCE not in counted_restart(loading, NOW), "its time goes on over its restarts"
+    replaced = group(loading=LOADED, ready=False, members="others")
+    assert healed(replaced).notes == [(replaced, {LOADING_SINCE: NOW.isoformat(), MEMBERS: "uid-m-a-0-0,uid-m-a-0-1"})]
+
+
 def test_new_groups_get_the_lowest_numbers_that_are_free() -> None:
     assert planned(group(number=1), wanted=4).create == [0, 2, 3]
 
@@ -208,7 +237,7 @@ def test_the_members_of_a_group_are_noted_once_all_are_there() -> None:
     whole = group(ready=False)
     assert healed(whole).notes == [(whole, {MEMBERS: "uid-m-a-0-0,uid-m-a-0-1"})]
     assert not healed(Group(whole.workload, whole.pods[:1])).notes
-    assert not healed(group(members="uid-m-a-0-0,uid-m-a-0-1")).notes
+    assert not healed(group(members="uid-m-a-0-0,uid-m-a-0-1", loading=LOADED)).notes
 
 
 def test_a_group_is_ready_when_all_its_pods_are() -> None:

@@ -159,6 +159,18 @@ def test_a_rollout_to_what_never_gets_ready_leaves_the_old_ones() -> None:
         assert world.ready("a") == left
 
 
+def test_new_groups_that_die_of_their_first_request_leave_the_old_ones() -> None:
+    world = World(wanted=2)
+    world.settle()
+    world.revision = "bad"
+    for _ in range(1500):
+        world.step()
+        for member in world.pods.values():
+            if member.revision == "bad" and member.ready(world.now - timedelta(seconds=5)):
+                world.crash(member)
+        assert world.ready("a") == 2
+
+
 def test_to_zero_and_back() -> None:
     world = World()
     world.settle()
@@ -218,7 +230,7 @@ def test_a_lack_of_room_is_found_once_and_told_until_the_rollout_is_over() -> No
         assert world.no_room and world.ready() + 1 == world.wanted
         while world.ready() < world.wanted:
             world.step()
-        world.run(2)
+        world.run(12)
     world.settle()
     world.slots, world.revision = 8, "c"
     missing = 0

@@ -211,10 +211,104 @@ async def test_a_rollout_takes_an_old_group_when_a_new_one_serves(world: World) 
     for _ in range(40):
         await world.reconcile()
         world.kube.step()
+        world.clock.passed += 5
         assert world.status()["readyReplicas"] >= 2
     assert not {uid_of(pod) for pod in world.kube.pods()} & old
     assert world.condition("Ready") == ("True", "ReplicasReady")
     assert len(world.cluster.all("StatefulSet")) == 2
+
+
+def refused(world: World, message: str) -> None:
+    """No group gets pods, as its controller says."""
+
+    def no_pods(it: Object) -> None:
+        if world.cluster.one("Event", f"{name_of(it)}.1") is None:
+            metadata = {"name": f"{name_of(it)}.1", "namespace": "default"}
+            about = {"kind": "StatefulSet", "name": name_of(it), "uid": uid_of(it)}
+            told = {"reason": "FailedCreate", "message": message, "count": 0, "type": "Warning"}
+            world.cluster.add(
+                {"apiVersion": "v1", "kind": "Event", "metadata": metadata, "involvedObject": about} | told
+            )
+
+    world.kube._stateful_set = no_pods  # type: ignore[method-assign]
+
+
+async def test_a_group_whose_pods_a_quota_refuses_is_told_of_after_a_minute(world: World) -> None:
+    quota = 'create Pod m-0-0 in StatefulSet m-0 failed error: pods "m-0-0" is forbidden: exceeded quota: gpus'
+    refused(world, quota)
+    world.create(**SPEC)
+    await world.settle()
+    assert world.condition("Degraded") == ("False", "AsExpected")
+    again = await world.reconcile()
+    assert again is not None and again <= 60
+    world.clock.passed += 60
+    await world.settle()
+    assert world.condition("Degraded") == ("True", "PodsRefused")
+    assert world.condition("Ready") == ("False", "PodsRefused")
+    assert quota in world.message("Degraded") and name_of(group_of(world, 0)) in world.message("Degraded")
+
+
+async def never_ready(world: World, seconds: int) -> None:
+    """In steps, as a group is reconciled at least every five minutes."""
+    for _ in range(seconds // 300):
+        world.clock.passed += 300
+        await world.settle()
+
+
+async def test_a_group_that_does_not_load_in_its_time_is_told_of_as_a_deployment_is(world: World) -> None:
+    world.kube.loads = lambda pod: False
+    world.create(loadTimeout="10m", **SPEC)
+    await world.settle()
+    await never_ready(world, 900)
+    assert world.condition("Degraded") == ("False", "AsExpected")
+    again = await world.reconcile()
+    assert again is not None and again <= 300
+    await never_ready(world, 300)
+    assert world.condition("Degraded") == ("True", "LoadTimeout")
+    assert "raise loadTimeout" in world.message("Degraded")
+    world.kube.loads = lambda pod: True
+    await world.settle()
+    assert world.condition("Degraded") == ("False", "AsExpected")
+
+
+async def test_a_group_that_its_startup_probe_restarts_again_and_again_has_had_its_time_as_well(world: World) -> None:
+    world.kube.loads = lambda pod: False
+    world.create(loadTimeout="10m", **SPEC)
+    await world.settle()
+    for _ in range(3):
+        await never_ready(world, 600)
+        world.kube.restart_container(name_of(world.kube.pods()[0]))
+        await world.settle()
+    assert world.condition("Degraded")[0] == "True"
+    await never_ready(world, 600)
+    world.clock.passed += 1
+    await world.settle()
+    assert world.condition("Degraded") == ("True", "LoadTimeout"), "the pods are ten minutes old"
+
+
+async def test_a_group_that_no_node_takes_is_told_of_in_the_scheduler_s_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, slots=1)
+    world.create(loadTimeout="10m", **SPEC)
+    await world.settle()
+    assert world.condition("Ready") == ("False", "Unschedulable")
+    assert world.condition("Degraded") == ("False", "AsExpected"), "a node may be on its way"
+    await never_ready(world, 1200)
+    assert world.condition("Degraded") == ("True", "Unschedulable")
+    assert "Insufficient nvidia.com/gpu" in world.message("Degraded")
+
+
+async def test_a_group_that_served_for_long_has_all_of_its_time_once_more(world: World) -> None:
+    world.create(loadTimeout="10m", **SPEC)
+    await world.settle()
+    world.clock.passed += 86400
+    world.kube.loads = lambda pod: False
+    world.cluster.remove(world.kube.pods()[1])
+    await world.settle()
+    assert world.status()["readyReplicas"] == 0
+    await never_ready(world, 900)
+    assert world.condition("Degraded") == ("False", "AsExpected")
+    await never_ready(world, 300)
+    assert world.condition("Degraded") == ("True", "LoadTimeout")
 
 
 async def test_an_autoscaled_deployment_counts_in_groups(world: World) -> None:

@@ -136,7 +136,9 @@ async def test_pain_02_a_new_operator_restarts_no_engine(
     assert world.status()["renderVersion"] == version
 
     world.edit(**CHANGE)
-    await world.settle()
+    for _ in range(6):
+        await world.settle()
+        world.clock.passed += 10  # for which a new group must have been ready
     assert world.status()["renderVersion"] == version + 1
     assert all(template["metadata"]["labels"]["v"] == "next" for template in templates(world))
 

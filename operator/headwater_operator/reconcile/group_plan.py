@@ -7,7 +7,8 @@ that is to go, that its successors found no room beside it.
 """
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final, Literal
@@ -17,6 +18,7 @@ from headwater.kubernetes import LABEL_GROUP, LABEL_REVISION
 from headwater_operator.cluster.kinds import Object, annotations_of, labels_of, uid_of
 from headwater_operator.diagnose.pods import STEADY, EnginePod, parse_time
 from headwater_operator.reconcile import rollout
+from headwater_operator.render.deployment import MIN_READY
 
 MEMBERS: Final = "headwater.dev/members"
 """Annotation: UIDs of the group's pods, once all were there, apart by commas."""
@@ -24,6 +26,9 @@ RESTARTS: Final = "headwater.dev/restarts"
 RESTARTED_AT: Final = "headwater.dev/restarted-at"
 LAST_WORDS: Final = "headwater.dev/last-words"
 """Annotation: how the container ended for which the group was last restarted. The pod that told is gone by then."""
+LOADING_SINCE: Final = "headwater.dev/loading-since"
+"""Annotation: `LOADED` once all were ready, the time at which it began anew after that. There is none before."""
+LOADED: Final = "loaded"
 NO_ROOM: Final = "headwater.dev/no-room-for"
 """Annotation of an old group: the revision that found no room beside it, so that all of the rollout goes by Replace."""
 
@@ -64,6 +69,19 @@ class Group:
     @property
     def ready(self) -> bool:
         return self.complete and all(pod.ready for pod in self.pods)
+
+    def proven_in(self, now: datetime) -> float:
+        """Seconds until it has been ready for so long that an old one may go: it may die of its first request."""
+        if not self.ready:
+            return math.inf
+        since = max(pod.ready_since or pod.created for pod in self.pods)
+        return max(MIN_READY - (now - since).total_seconds(), 0.0)
+
+    @property
+    def loading_since(self) -> datetime | None:
+        """Since when it is on its way without having got there, over all of its restarts; None if it has."""
+        noted = annotations_of(self.workload).get(LOADING_SINCE)
+        return None if noted == LOADED else parse_time(noted or self.workload["metadata"]["creationTimestamp"])
 
     @property
     def begun(self) -> bool:
@@ -190,7 +208,12 @@ def plan(
         if stuck or any(annotations_of(group.workload).get(NO_ROOM) == revision for group in serving):
             strategy = "Replace"
             result.no_room = f"there was no room for one more ({stuck})" if stuck else "there was no room for one more"
-    _plan_rollout(kept, serving, wanted, strategy == "Replace", stuck is not None, result)
+    proven = {group.number for group in kept if not group.proven_in(now)}
+    _plan_rollout(kept, proven, serving, wanted, strategy == "Replace", stuck is not None, result)
+    if serving:
+        for group in kept:
+            if group.ready and group.number not in proven:
+                result.again_in(group.proven_in(now))
     if stuck:
         unnoted = [group for group in serving if annotations_of(group.workload).get(NO_ROOM) != revision]
         result.notes += [(group, {NO_ROOM: revision}) for group in unnoted if group not in result.delete]
@@ -198,13 +221,20 @@ def plan(
 
 
 def _plan_rollout(
-    kept: Sequence[Group], serving: Sequence[Group], wanted: int, replace: bool, stuck: bool, result: GroupPlan
+    kept: Sequence[Group],
+    proven: Set[int],
+    serving: Sequence[Group],
+    wanted: int,
+    replace: bool,
+    stuck: bool,
+    result: GroupPlan,
 ) -> None:
-    """`kept`: of the current revision. `serving`: of old ones, in the order in which they may go.
+    """`kept`: of the current revision; `proven`: numbers of those that have been ready for a while. `serving`: of old
+    ones, in the order in which they may go.
 
     `stuck`: some of the kept have no room.
     """
-    ready = sum(group.ready for group in kept)
+    ready = len(proven)
     released = max(len(serving) - max(wanted - ready, 0), 0)  # as many as the new ones make up for
     none_missing = ready + len(serving) >= wanted
     if serving and not released and none_missing and (stuck or (replace and ready == len(kept))):
@@ -227,8 +257,11 @@ def _plan_members(groups: Sequence[Group], now: datetime, result: GroupPlan) -> 
         if not present & known:
             # None is known yet, or all are new ones.
             if group.complete:
-                result.notes.append((group, {MEMBERS: ",".join(sorted(present))}))
+                anew = _begins_anew(group, now) if known else {}
+                result.notes.append((group, anew | {MEMBERS: ",".join(sorted(present))}))
         elif present == known and not (group.begun and any(pod.restarts for pod in group.pods)):
+            if group.ready and group.loading_since is not None:
+                result.notes.append((group, {LOADING_SINCE: LOADED}))
             if group.restarts and group.ready:
                 _forgive(group, now, result)
         elif group.restarts >= RESTART_BUDGET:
@@ -254,11 +287,16 @@ def counted_restart(group: Group, now: datetime) -> Notes:
     what they are, and the group is restarted once more.
     """
     words = next((pod.ended for pod in group.pods if pod.ended), None)
-    return {
+    return _begins_anew(group, now) | {
         RESTARTS: str(group.restarts + 1),
         RESTARTED_AT: now.isoformat(timespec="seconds"),
         LAST_WORDS: words[:_LONGEST_WORDS] if words else None,
     }
+
+
+def _begins_anew(group: Group, now: datetime) -> Notes:
+    """Of one that had loaded; the time of any other goes on."""
+    return {LOADING_SINCE: now.isoformat(timespec="seconds")} if group.loading_since is None else {}
 
 
 def _plan_burials(pods: Sequence[EnginePod], now: datetime, result: GroupPlan) -> None:

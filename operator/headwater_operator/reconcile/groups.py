@@ -6,12 +6,14 @@ from headwater_operator import render
 from headwater_operator.autoscaling.follow import Scaling
 from headwater_operator.cluster.kinds import STATEFUL_SET, Object, name_of
 from headwater_operator.diagnose.pods import Problem
+from headwater_operator.diagnose.workloads import too_late
 from headwater_operator.reconcile import group_plan, rollout
 from headwater_operator.reconcile.applier import Applier
 from headwater_operator.reconcile.group_plan import Group
 from headwater_operator.reconcile.healing import Healing
 from headwater_operator.reconcile.reconciliation import Reconciliation
 from headwater_operator.render import Context
+from headwater_operator.render.deployment import progress_deadline
 
 
 class Groups:
@@ -48,12 +50,14 @@ class Groups:
                 f"StatefulSet {name} was restarted {exhausted.restarts} times and is left as it is; "
                 f"kubectl logs of its pods shows why; deleting it begins anew",
             )
-        it.problem = it.problem or _crash_loop(work, [group for group in found if group.revision == it.revision])
+        current = [group for group in found if group.revision == it.revision]
+        it.problem = it.problem or _crash_loop(work, current) or _too_late(work, current)
         for manifest in render.render(work.deployment, context):
             work.keep(manifest)
             await self._applier.apply(manifest, work.uid)
-        current = [group for group in found if group.revision == it.revision and group not in plan.delete]
         for group in current:
+            if group in plan.delete:
+                continue
             await self._applier.apply(render.render_group(work.deployment, context, group.number), work.uid)
         await self._carry_out(work, context, plan)
 
@@ -64,6 +68,18 @@ class Groups:
             await self._applier.apply(render.render_group(work.deployment, context, number), work.uid)
         for group, notes in plan.notes:
             await self._healing.note(group.workload, notes)
+
+
+def _too_late(work: Reconciliation, current: Sequence[Group]) -> Problem | None:
+    """As the controller of Deployments says it of theirs."""
+    for group in current:
+        if group.ready or (since := group.loading_since) is None:
+            continue
+        left = progress_deadline(work.deployment.spec) - (work.now - since).total_seconds()
+        if left <= 0:
+            return too_late(group.pods)
+        work.requeue_after(left)
+    return None
 
 
 def _crash_loop(work: Reconciliation, current: Sequence[Group]) -> Problem | None:

@@ -3,7 +3,7 @@
 import math
 
 from headwater.kubernetes import LABEL_COMPONENT, LABEL_DEPLOYMENT
-from headwater.resource import ModelDeployment
+from headwater.resource import ModelDeployment, Spec
 from headwater_operator.render.context import Context, Manifest, metadata
 from headwater_operator.render.pin import PIN_ANNOTATION, SPEC_HASH_ANNOTATION, spec_hash
 from headwater_operator.render.versions import pod_template
@@ -11,7 +11,7 @@ from headwater_operator.render.versions import pod_template
 _DEADLINE_MARGIN = 600
 """Seconds beyond the load timeout: for the image, and for a node to come."""
 _HISTORY = 3
-_MIN_READY = 10
+MIN_READY = 10
 """Seconds that a new pod must have been ready before an old one goes: it may die of its first request."""
 
 
@@ -27,6 +27,11 @@ def workload_metadata(deployment: ModelDeployment, context: Context, name: str) 
     return made | {"annotations": made.get("annotations", {}) | annotations}
 
 
+def progress_deadline(spec: Spec) -> int:
+    """Seconds that a new replica gets before it is told of."""
+    return math.ceil(spec.load_timeout.total_seconds()) + _DEADLINE_MARGIN
+
+
 def deployment(resource: ModelDeployment, context: Context) -> Manifest:
     surge = context.strategy == "Surge"
     spec: Manifest = {
@@ -35,8 +40,8 @@ def deployment(resource: ModelDeployment, context: Context) -> Manifest:
             "type": "RollingUpdate",
             "rollingUpdate": {"maxSurge": int(surge), "maxUnavailable": int(not surge)},
         },
-        "progressDeadlineSeconds": math.ceil(resource.spec.load_timeout.total_seconds()) + _DEADLINE_MARGIN,
-        "minReadySeconds": _MIN_READY,
+        "progressDeadlineSeconds": progress_deadline(resource.spec),
+        "minReadySeconds": MIN_READY,
         "revisionHistoryLimit": _HISTORY,
         "paused": context.paused,
         "template": pod_template(resource, context),

@@ -15,6 +15,15 @@ UNMOUNTABLE: Object = {
     "volumes": [{"name": "certs", "secret": {"secretName": "there-is-none"}}],
 }
 
+QUOTA: Object = {
+    "apiVersion": "v1",
+    "kind": "ResourceQuota",
+    "metadata": {"name": "none", "namespace": "e2e-mistakes"},
+    "spec": {"hard": {"requests.example.com/none": "0"}},
+}
+REFUSED: Object = {"containers": [{"name": "engine", "resources": {"limits": {"example.com/none": "1"}}}]}
+"""What that quota has none of; nobody else asks for it."""
+
 
 def wrong(name: str, namespace: str) -> Object:
     """A ModelDeployment with the mistake of that name."""
@@ -27,6 +36,7 @@ def wrong(name: str, namespace: str) -> Object:
         "mount": {"template": {"spec": UNMOUNTABLE}},
         "container": {"template": {"spec": {"containers": [{"name": "vllm", "env": [{"name": "A", "value": "b"}]}]}}},
         "node": {"template": {"spec": {"nodeSelector": {"there": "is-none"}}}},
+        "quota": {"template": {"spec": REFUSED}, "parallelism": {"tensor": 2, "nodes": 2}},
     }
     match name:
         case "backend":
@@ -34,6 +44,8 @@ def wrong(name: str, namespace: str) -> Object:
             del resource["spec"]["backend"]["image"]
         case "claim":
             resource = model(name, namespace, source="pvc://there-is-none/model")
+        case "class":
+            resource = model(name, namespace, source="hf://lab/model", weights={"storageClassName": "there-is-none"})
         case _:
             spec = changes[name]
             resource = model(name, namespace)
@@ -54,6 +66,8 @@ CASES = [
     ("typo", "Degraded", "Refused", "nodeSelektor"),
     ("mount", "Degraded", "FailedMount", "there-is-none"),
     ("container", "Degraded", "Unsupported", "called `engine`"),
+    ("quota", "Degraded", "PodsRefused", "exceeded quota: none"),
+    ("class", "Degraded", "VolumePending", '"there-is-none" not found'),
 ]
 
 
@@ -61,6 +75,10 @@ CASES = [
 def namespace(release: None, request: pytest.FixtureRequest) -> Iterator[str]:
     """With all of the mistakes: to wait for one of them is to wait for all."""
     with fresh_namespace("e2e-mistakes", request.node):
+        apply(QUOTA)
+        eventually(
+            "the quota counts", lambda: "hard" in ((get("quota", "none", "e2e-mistakes") or {}).get("status") or {})
+        )
         apply(*(wrong(name, "e2e-mistakes") for name, *_ in CASES))
         yield "e2e-mistakes"
 

@@ -31,11 +31,13 @@ from headwater_operator.racing import first
 from headwater_operator.reconcile.adapters import Adapters
 from headwater_operator.reconcile.applier import Applier
 from headwater_operator.reconcile.children import Children
+from headwater_operator.reconcile.errands import Errands
 from headwater_operator.reconcile.fetch_progress import FetchProgress
 from headwater_operator.reconcile.healing import Healing
 from headwater_operator.reconcile.jobs import Jobs
 from headwater_operator.reconcile.loop import ReconcileLoop
 from headwater_operator.reconcile.prerequisites import Prerequisites
+from headwater_operator.reconcile.queue import WorkQueue
 from headwater_operator.reconcile.reconciler import Reconciler
 from headwater_operator.reconcile.sweep import Sweep
 from headwater_operator.reconcile.weights_cache import WeightsCache
@@ -116,7 +118,9 @@ def _build(
     cache = WeightsCache(settings, cluster, store, applier, progress, jobs)
     prerequisites = Prerequisites(settings, store, applier, sweep, progress, cache, jobs)
     keys = AdminKeys(settings, cluster)
-    adapters = Adapters(engines, keys)
+    queue = WorkQueue()
+    errands = Errands(queue.add)
+    adapters = Adapters(engines, keys, errands)
     healing = Healing(cluster, store, recorder)
     children = Children(
         settings, cluster, store, applier, recorder, scaling, prerequisites, adapters, keys, healing, startup
@@ -124,7 +128,7 @@ def _build(
     reconciler = Reconciler(
         settings, cluster, store, healing, children, sweep, cache, recorder, scaling, metrics, applier.contests
     )
-    return ReconcileLoop(settings, cluster, store, reconciler, scaling, metrics)
+    return ReconcileLoop(settings, cluster, store, reconciler, scaling, metrics, queue, errands)
 
 
 async def _act(settings: OperatorSettings, loop: ReconcileLoop) -> None:

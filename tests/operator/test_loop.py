@@ -15,7 +15,9 @@ from headwater_operator.cluster.kinds import CHILDREN, MODEL_DEPLOYMENT, Key, Ob
 from headwater_operator.config import OperatorSettings
 from headwater_operator.metrics import OperatorMetrics
 from headwater_operator.reconcile import loop as module
+from headwater_operator.reconcile.errands import Errands
 from headwater_operator.reconcile.loop import ReconcileLoop
+from headwater_operator.reconcile.queue import WorkQueue
 from headwater_operator.reconcile.reconciler import Reconciler
 from headwater_operator.render.weights import volume_of
 from headwater_operator.watch.store import Store
@@ -48,7 +50,11 @@ class Setup:
         self.outcome: Callable[[Key], Awaitable[float | None]] = self.nothing
         reconciler = cast("Reconciler", self)
         scaling = Scaling(self.settings, self.cluster, self.metrics)
-        self.loop = ReconcileLoop(self.settings, self.cluster, self.store, reconciler, scaling, self.metrics)
+        queue = WorkQueue()
+        self.errands = Errands(queue.add)
+        self.loop = ReconcileLoop(
+            self.settings, self.cluster, self.store, reconciler, scaling, self.metrics, queue, self.errands
+        )
 
     async def sweep(self) -> None:
         self.sweeps += 1

@@ -1,5 +1,6 @@
 """The whole operator on an API server in memory, with a clock that a test sets."""
 
+import asyncio
 import json
 from collections.abc import Mapping
 from datetime import datetime, timedelta
@@ -124,8 +125,13 @@ class World:
         self.cluster.news.clear()
 
     async def reconcile(self, name: str = "m", failures: int = 0) -> float | None:
+        """And once more where engines were asked, when they have answered."""
         self.deliver()
-        return await self.reconciler.reconcile(Key("default", name), failures)
+        again = await self.reconciler.reconcile(Key("default", name), failures)
+        if asked := self.controller._errands.under_way:
+            await asyncio.gather(*asked)
+            again = await self.reconciler.reconcile(Key("default", name), failures)
+        return again
 
     async def settle(self, *names: str, rounds: int = 60) -> None:
         """The operator and steps of the cluster by turns, until nothing changes any more."""

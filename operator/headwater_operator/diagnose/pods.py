@@ -108,7 +108,6 @@ class EnginePod:
         metadata, status, labels = pod["metadata"], pod.get("status") or {}, labels_of(pod)
         conditions = {each["type"]: each for each in status.get("conditions") or []}
         scheduled = conditions.get("PodScheduled", {})
-        group = labels.get(LABEL_GROUP)
         owners = metadata.get("ownerReferences") or []
         containers = status.get("containerStatuses") or []
         engine: dict[str, Any] = next((each for each in containers if each["name"] == CONTAINER), {})
@@ -120,8 +119,8 @@ class EnginePod:
             uid=uid_of(pod),
             owner=owners[0]["uid"] if owners else "",
             revision=labels.get(LABEL_REVISION, ""),
-            group=int(group) if group is not None else None,
-            index=int(labels.get(_POD_INDEX, 0)),
+            group=_number(labels.get(LABEL_GROUP)),
+            index=_number(labels.get(_POD_INDEX)) or 0,
             ready=ready,
             ready_since=parse_time(told.get("lastTransitionTime") or metadata["creationTimestamp"]) if ready else None,
             terminating="deletionTimestamp" in metadata,
@@ -140,6 +139,11 @@ class EnginePod:
             died=_last_death(containers),
             ended=_last_words(containers),
         )
+
+
+def _number(label: str | None) -> int | None:
+    """None where it is none: whoever may change a pod may write anything there."""
+    return int(label) if label is not None and re.fullmatch(r"[0-9]{1,9}", label) else None
 
 
 def finished(pod: Object) -> bool:

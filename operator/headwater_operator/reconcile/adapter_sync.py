@@ -4,10 +4,12 @@ Nothing is remembered of what was loaded once. Each time the engine is asked wha
 it is asked again; so a container that was restarted gets its adapters back, and none is called loaded that is not.
 """
 
+import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import httpx
 
@@ -19,6 +21,8 @@ from headwater_operator.render.storage import MODELS
 _LIST_SECONDS: Final = 5.0
 _LOAD_SECONDS: Final = 120.0
 """For one adapter: the engine may have to download it."""
+_ROUND_SECONDS: Final = 120.0
+"""After these nothing further is begun: others wait for their turn, and the next round goes on."""
 _LARGEST: Final = 1024 * 1024
 """Bytes of an answer; a list of a thousand adapters has a third of that."""
 _LONGEST_MESSAGE: Final = 300
@@ -32,6 +36,12 @@ class AdapterState:
     loaded: bool
     message: str = ""
     """Why it is not loaded."""
+    under_way: bool = False
+    """It is being loaded, or is yet to be."""
+
+
+Change = tuple[Literal["unload", "load"], str]
+"""By name."""
 
 
 # What is wanted
@@ -94,12 +104,26 @@ class _RefusedError(Exception):
     """The engine did not do it; the message says why."""
 
 
+def outset(wanted: Wanted) -> list[AdapterState]:
+    """What can be said before the engine has said anything."""
+    return _states(wanted, {}, {}, wanted.paths.keys())
+
+
 async def sync_adapters(
-    backend: Backend, base_url: str, wanted: Wanted, client: httpx.AsyncClient, key: str | None = None
+    backend: Backend,
+    base_url: str,
+    wanted: Wanted,
+    client: httpx.AsyncClient,
+    key: str | None = None,
+    seen: Callable[[Sequence[AdapterState]], None] = lambda states: None,
+    tries: Counter[Change] | None = None,
 ) -> list[AdapterState]:
     """Make one engine have what is wanted of it, and say what it has then. Never raises for what an engine does.
 
+    It may take some minutes, and may not get done with all of it.
+
     `key`: what an engine that was started with an admin key wants to see before it changes anything.
+    `seen`: is told how far it is. `tries`: of earlier rounds; what was tried least comes first.
     """
     try:
         loaded = await _loaded(backend, base_url, client)
@@ -111,25 +135,45 @@ async def sync_adapters(
     unload, load = plan(wanted.paths, loaded)
     if not unload and not load:
         return _states(wanted, loaded, {})
+    tries = Counter() if tries is None else tries
+    changes: list[Change] = [*(("unload", name) for name in unload), *(("load", name) for name in load)]
+    changes.sort(key=tries.__getitem__)
     failures: dict[str, str] = {}
+    until = asyncio.get_running_loop().time() + _ROUND_SECONDS
     # One after the other: servers load under a lock, and what is unloaded first makes room.
-    for name in unload:
-        failures |= await _change(name, backend.unload_adapter(name), base_url, client, key)
-    for name in load:
-        failures |= await _change(name, backend.load_adapter(name, wanted.paths[name]), base_url, client, key)
+    while changes and asyncio.get_running_loop().time() < until:
+        what, name = changes[0]
+        seen(_states(wanted, loaded, failures, load, name))
+        tries[changes[0]] += 1
+        call = backend.unload_adapter(name) if what == "unload" else backend.load_adapter(name, wanted.paths[name])
+        failures |= await _change(name, call, base_url, client, key)
+        del changes[0]
+    left = {name for what, name in changes if what == "load"} - failures.keys()
     try:
         loaded = await _loaded(backend, base_url, client)
     except _RefusedError as error:
         return _states(wanted, {}, dict.fromkeys(wanted.paths, str(error)) | failures)
-    return _states(wanted, loaded, failures)
+    return _states(wanted, loaded, failures, left)
 
 
-def _states(wanted: Wanted, loaded: Mapping[str, str], failures: Mapping[str, str]) -> list[AdapterState]:
-    """The engine's own list decides. A call that timed out may have worked, and one that worked may have not."""
+def _states(
+    wanted: Wanted,
+    loaded: Mapping[str, str],
+    failures: Mapping[str, str],
+    coming: Collection[str] = (),
+    loading: str | None = None,
+) -> list[AdapterState]:
+    """The engine's own list decides. A call that timed out may have worked, and one that worked may have not.
+
+    `coming`: what is yet to be loaded, or to be listed; `loading`: which of them right now.
+    """
     states = [AdapterState(name, loaded=False, message=message) for name, message in wanted.refused.items()]
     for name, path in wanted.paths.items():
         if name in loaded and not _differs(path, loaded[name]):
             states.append(AdapterState(name, loaded=True))
+        elif name in coming and name not in failures:
+            message = f"loading adapter {name}" if name == loading else "waits to be loaded"
+            states.append(AdapterState(name, loaded=False, message=message, under_way=True))
         else:
             message = failures.get(name, "the engine took it, but does not list it")
             states.append(AdapterState(name, loaded=False, message=message))

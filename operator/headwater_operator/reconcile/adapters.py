@@ -1,9 +1,9 @@
 """When the engines of a deployment are asked for their adapters: as they get ready, and again every now and then."""
 
-import asyncio
 import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import httpx
@@ -13,7 +13,16 @@ from headwater.kubernetes import HTTP_PORT
 from headwater_operator.cluster.admin_keys import AdminKeys
 from headwater_operator.cluster.kinds import Key
 from headwater_operator.diagnose.pods import EnginePod, Problem
-from headwater_operator.reconcile.adapter_sync import AdapterState, Wanted, summarize, sync_adapters, wanted
+from headwater_operator.reconcile.adapter_sync import (
+    AdapterState,
+    Change,
+    Wanted,
+    outset,
+    summarize,
+    sync_adapters,
+    wanted,
+)
+from headwater_operator.reconcile.errands import Errands
 from headwater_operator.reconcile.reconciliation import Reconciliation
 
 _TRUSTED_FOR: Final = 60.0
@@ -24,7 +33,7 @@ _TRIED_AGAIN: Final = 10.0
 @dataclass(frozen=True, slots=True)
 class _Answer:
     wanted: Wanted
-    states: list[AdapterState]
+    states: Sequence[AdapterState]
     at: float
 
     def holds(self, wanted: Wanted, now: float) -> bool:
@@ -32,57 +41,102 @@ class _Answer:
         return self.wanted == wanted and now - self.at < (_TRUSTED_FOR if complete else _TRIED_AGAIN)
 
 
+@dataclass(slots=True)
+class _Engine:
+    """One life of an engine's container."""
+
+    wanted: Wanted
+    """What it is being asked for, or was last."""
+    seen: Sequence[AdapterState]
+    """As far as it is."""
+    answer: _Answer | None = None
+    failed: dict[str, AdapterState] = field(default_factory=dict)
+    tries: Counter[Change] = field(default_factory=Counter)
+
+    def states(self, pod: str) -> list[AdapterState]:
+        """What failed stays so until it is loaded: that it is tried again is no news."""
+        return [state if state.loaded else self.failed.get(state.name) or _placed(state, pod) for state in self.seen]
+
+    def ended(self) -> None:
+        """A round did, which need not have tried all of them."""
+        for state in self.seen:
+            if state.loaded:
+                self.failed.pop(state.name, None)
+            elif not state.under_way:
+                self.failed[state.name] = state
+        self.answer = _Answer(self.wanted, self.seen, time.monotonic())
+
+
 class Adapters:
     """Remembers answers for a short while; a restarted container is asked at once."""
 
-    def __init__(self, client: httpx.AsyncClient, keys: AdminKeys) -> None:
+    def __init__(self, client: httpx.AsyncClient, keys: AdminKeys, errands: Errands) -> None:
         self._client = client
         self._keys = keys
-        self._answers: dict[Key, dict[tuple[str, int], _Answer]] = {}
+        self._errands = errands
+        self._engines: dict[Key, dict[tuple[str, int], _Engine]] = {}
 
     async def keep(self, work: Reconciliation, backend: Backend) -> None:
-        """Bring the adapters of all ready replicas to what the resource says, and add to the status what they have.
+        """Have all ready replicas brought to what the resource says, and add to the status how far that is.
 
-        Raises ApiError.
+        Waits for no engine. Raises ApiError.
         """
-        if not work.deployment.spec.adapters and work.key not in self._answers:
+        adapters = work.deployment.spec.adapters
+        if not adapters and work.key not in self._engines:
             return
         want = wanted(work.deployment, backend)
         pods = [pod for pod in work.pods if pod.ready and pod.index == 0 and pod.address]
         if backend.loads_adapters == "start":
             pods = [pod for pod in pods if pod.revision == work.situation.revision]  # older ones were told of others
-        known = self._answers.get(work.key, {})
+        known = self._engines.get(work.key, {})
+        engines = {_life(pod): known.get(_life(pod)) or _Engine(want, outset(want)) for pod in pods}
+        self._engines[work.key] = engines
+        self._errands.stop(work.key, but=[life for life, engine in engines.items() if engine.wanted == want])
         key = await self._keys.of(work.key) if backend.takes_admin_key else None
-        answers = await asyncio.gather(*(self._ask(pod, backend, key, want, known) for pod in pods))
-        self._answers[work.key] = {_life(pod): answer for pod, answer in zip(pods, answers, strict=True)}
-        if not work.deployment.spec.adapters:
-            del self._answers[work.key]
-            return
-        states = [answer.states for answer in answers]
-        work.situation.extra["adapters"] = summarize(states)
-        missing = _missing(states)
-        if missing is not None and work.situation.flaw is None:
-            work.situation.flaw = Problem("AdapterNotLoaded", f"adapter {missing.name}: {missing.message}")
-        work.requeue_after(_TRUSTED_FOR if missing is None else _TRIED_AGAIN)
+        for pod in pods:
+            self._bring(work.key, pod, engines[_life(pod)], backend, want, key)
+        if adapters:
+            self._tell(work, [engines[_life(pod)].states(pod.name) for pod in pods])
+        elif all(engine.answer and engine.answer.wanted == want for engine in engines.values()):
+            self.forget(work.key)
 
     def forget(self, key: Key) -> None:
-        self._answers.pop(key, None)
+        self._engines.pop(key, None)
+        self._errands.stop(key)
 
-    async def _ask(
-        self, pod: EnginePod, backend: Backend, key: str | None, want: Wanted, known: dict[tuple[str, int], _Answer]
-    ) -> _Answer:
-        now = time.monotonic()
-        answer = known.get(_life(pod))
-        if answer is not None and answer.holds(want, now):
-            return answer
+    def _bring(
+        self, resource: Key, pod: EnginePod, engine: _Engine, backend: Backend, want: Wanted, key: str | None
+    ) -> None:
+        if engine.wanted != want:
+            engine.wanted, engine.seen = want, outset(want)
+            engine.failed.clear()
+            engine.tries.clear()
+        if engine.answer is not None and engine.answer.holds(want, time.monotonic()):
+            return
         host = f"[{pod.address}]" if ":" in str(pod.address) else pod.address
-        states = await sync_adapters(backend, f"http://{host}:{HTTP_PORT}", want, self._client, key)
-        return _Answer(want, states, now)
+
+        def seen(states: Sequence[AdapterState]) -> None:
+            engine.seen = states
+
+        async def ask() -> None:
+            url = f"http://{host}:{HTTP_PORT}"
+            seen(await sync_adapters(backend, url, want, self._client, key, seen, engine.tries))
+            engine.ended()
+
+        self._errands.begin(resource, _life(pod), ask)
+
+    def _tell(self, work: Reconciliation, replicas: Sequence[Sequence[AdapterState]]) -> None:
+        work.situation.extra["adapters"] = summarize(replicas)
+        missing = [state for states in replicas for state in states if not state.loaded]
+        failed = next((state for state in missing if not state.under_way), None)
+        if failed is not None and work.situation.flaw is None:
+            work.situation.flaw = Problem("AdapterNotLoaded", f"adapter {failed.name}: {failed.message}")
+        work.requeue_after(_TRIED_AGAIN if missing else _TRUSTED_FOR)
 
 
 def _life(pod: EnginePod) -> tuple[str, int]:
     return pod.uid, pod.restarts
 
 
-def _missing(replicas: Sequence[Sequence[AdapterState]]) -> AdapterState | None:
-    return next((state for states in replicas for state in states if not state.loaded), None)
+def _placed(state: AdapterState, pod: str) -> AdapterState:
+    return replace(state, message=f"{state.message} on pod {pod}") if state.under_way else state

@@ -24,6 +24,7 @@ from headwater_operator.cluster.kinds import (
 )
 from headwater_operator.config import OperatorSettings
 from headwater_operator.metrics import OperatorMetrics
+from headwater_operator.reconcile.errands import Errands
 from headwater_operator.reconcile.queue import WorkQueue
 from headwater_operator.reconcile.reconciler import Reconciler
 from headwater_operator.watch.store import Store
@@ -45,6 +46,8 @@ class ReconcileLoop:
         reconciler: Reconciler,
         scaling: Scaling,
         metrics: OperatorMetrics,
+        queue: WorkQueue,
+        errands: Errands,
     ) -> None:
         self._settings = settings
         self._cluster = cluster
@@ -52,7 +55,8 @@ class ReconcileLoop:
         self._reconciler = reconciler
         self._scaling = scaling
         self._metrics = metrics
-        self._queue = WorkQueue()
+        self._queue = queue
+        self._errands = errands
         self._turn = asyncio.Lock()
         self._since: dict[Key, float] = {}
 
@@ -117,11 +121,14 @@ class ReconcileLoop:
 
     async def run(self) -> None:
         """Work until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            for _ in range(self._settings.workers):
-                group.create_task(self._work())
-            group.create_task(self._resync())
-            group.create_task(self._scaling.run(self._queue.add))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self._settings.workers):
+                    group.create_task(self._work())
+                group.create_task(self._resync())
+                group.create_task(self._scaling.run(self._queue.add))
+        finally:
+            await self._errands.end()
 
     async def _resync(self) -> None:
         """Heal what a watch may have missed."""

@@ -92,10 +92,13 @@ class Reconciler:
             await self._sweep.run(key.namespace)
             return None
         now = datetime.now(UTC)
-        situation, health = self._observe(key, resource, now), GroupPlan()
+        generation, url = resource["metadata"]["generation"], self._settings.gateway_url
+        situation, health = Situation(generation=generation, name=key.name, url=url), GroupPlan()
         try:
+            self._observe(key, resource, situation, now)
             health = await self._healing.heal(key, resource, situation.pods, now)
             again = await self._apply(key, resource, situation, health, now)
+            await self._report(resource, situation, now)
         except Exception as error:
             refused = _refusal(error)
             if refused is None and failures + 1 < _TOLD_AFTER:
@@ -107,23 +110,18 @@ class Reconciler:
             if refused is None:
                 raise
             again = _REFUSED_AGAIN
-        else:
-            await self._report(resource, situation, now)
         return min((each for each in (again, health.requeue_after) if each is not None), default=None)
 
-    def _observe(self, key: Key, resource: Object, now: datetime) -> Situation:
+    def _observe(self, key: Key, resource: Object, situation: Situation, now: datetime) -> None:
         """What can be said whatever the spec is: what runs goes on, also where that cannot be read."""
         pods = [EnginePod.of(pod) for pod in self._store.of(key, POD) if _of_engine(pod) and not finished(pod)]
-        situation = Situation(
-            generation=resource["metadata"]["generation"], name=key.name, url=self._settings.gateway_url, pods=pods
-        )
+        situation.pods = pods
         situation.routable = self._scaling.routable(key, _routable_before(resource))
         serving = [pod for pod in pods if pod.index == 0 and not pod.terminating]
         situation.total, situation.ready = len(serving), sum(pod.ready for pod in serving)
         claimed, situation.flaw = self._store.names.standing(key, now)
         situation.extra["claimedNames"] = claimed or None
         situation.extra["shares"] = self._scaling.shares(key, (resource.get("status") or {}).get("shares"))
-        return situation
 
     async def _apply(
         self, key: Key, resource: Object, situation: Situation, health: GroupPlan, now: datetime

@@ -22,7 +22,7 @@ from headwater_engine.models.tokenizer import BYTE_LEVEL_EOS
 from tests.engine.test_grammar import ROWS, TEXT, allowed, begin, walked
 
 _FIXTURES = Path(__file__).parents[1] / "fixtures" / "json-schema"
-_DOCS = Path(__file__).parents[2] / "docs" / "openai-api.md"
+_DOCS = Path(__file__).parents[2] / "docs" / "structured-output.md"
 SUITE: dict[str, list[dict[str, Any]]] = json.loads(gzip.decompress((_FIXTURES / "draft2020-12.json.gz").read_bytes()))[
     "keywords"
 ]

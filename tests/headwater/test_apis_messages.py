@@ -262,3 +262,14 @@ def test_tokens_are_counted_of_the_conversation_as_a_chat_has_it() -> None:
     assert count.document({"count": 7, "tokens": []}) == {"input_tokens": 7}
     with pytest.raises(BrokenAnswerError):
         count.document({"tokens": []})
+
+
+def test_the_prompts_tokens_are_told_at_once_where_the_server_tells_them_with_the_first_token() -> None:
+    options = {"continuous_usage_stats": True}
+    told = exchange(stream=True, stream_options=options)
+    assert told.chat()["stream_options"] == {"continuous_usage_stats": True, "include_usage": True}
+    first, *_ = chunks(chat("Hi"))
+    (event, *_) = told.events().feed(first | {"usage": USAGE})
+    assert event.name == "message_start"
+    usage = event.data["message"]["usage"]
+    assert (usage["input_tokens"], usage["cache_read_input_tokens"]) == (5, 4)

@@ -42,8 +42,9 @@ class MessageStream(EventStream):
         self._began = False
 
     def feed(self, chunk: Json) -> list[ApiEvent]:
+        changes = list(self._answer.feed(chunk))
         events = self._begin()
-        for change in self._answer.feed(chunk):
+        for change in changes:
             events += _events(change)
         return events
 
@@ -63,7 +64,8 @@ class MessageStream(EventStream):
         if self._began:
             return []
         self._began = True
-        # What the prompt has is known at the end only; there all of the usage is told.
+        # What the prompt has is in the first chunk of servers that tell it all along, else at the end only; there all
+        # of the usage is told.
         message = _head(self._model, self._answer.usage or Usage()) | {"content": []}
         return [ApiEvent("message_start", {"type": "message_start", "message": message})]
 

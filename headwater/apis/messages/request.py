@@ -27,7 +27,8 @@ def chat_of(body: Mapping[str, Any]) -> Json:
     chat["max_tokens"] = body["max_tokens"]
     chat["messages"] = [*_system(body.get("system")), *_messages(body.get("messages"))]
     if flag(body, "stream", default=False):
-        chat |= {"stream": True, "stream_options": {"include_usage": True}}
+        options = an_object(body.get("stream_options") or {}, "stream_options")
+        chat |= {"stream": True, "stream_options": options | {"include_usage": True}}
     if body.get("tools"):
         chat["tools"] = [_tool(each, place) for each, place in objects(body["tools"], "tools")]
         if body.get("tool_choice") is not None:

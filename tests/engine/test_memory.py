@@ -66,8 +66,10 @@ def test_on_a_gpu_settings_may_go_beyond_utilization_but_not_beyond_what_is_free
         count_on_gpu(full, num_blocks=2)
 
 
-@pytest.mark.parametrize("missing", [1, 4 * GIB])
-def test_a_model_that_does_not_fit_is_refused_with_the_arithmetic(missing: int) -> None:
+@pytest.mark.parametrize(
+    ("missing", "way"), [(1, "Lower --max-model-len, "), (4 * GIB, "Share it among more GPUs (--tensor-parallel-size)")]
+)
+def test_a_model_that_does_not_fit_is_refused_with_the_arithmetic(missing: int, way: str) -> None:
     """To the byte, and where weights alone are too much."""
     kv = 32 * MIB  # of 500 tokens
     weights = 72 * GIB - GIB - 3 * GIB - GIB // 2 - kv
@@ -77,7 +79,7 @@ def test_a_model_that_does_not_fit_is_refused_with_the_arithmetic(missing: int) 
     assert str(refused.value).startswith(
         f"The model does not fit: {(weights + missing) / GIB:.2f} GiB of weights, + 0.03 GiB of KV for one request of "
         "500 tokens, + 3.00 GiB for the largest step, + 0.50 GiB for recorded steps, + 1.00 GiB that CUDA and others "
-        f"have = {72 + missing / GIB:.2f} GiB > 80.00 GiB x 0.9 = 72.00 GiB. Lower --max-model-len, "
+        f"have = {72 + missing / GIB:.2f} GiB > 80.00 GiB x 0.9 = 72.00 GiB. {way}"
     )
 
 

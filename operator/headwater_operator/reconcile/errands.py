@@ -69,6 +69,9 @@ class Errands:
             self._done(key)
 
     def _forget(self, key: Key, what: Hashable) -> None:
-        self._tasks[key].pop(what)
-        if not self._tasks[key]:
-            del self._tasks[key]
+        """The present one. It may have been stopped in the moment in which it ended, and another have its place."""
+        tasks = self._tasks.get(key, {})
+        if tasks.get(what) is asyncio.current_task():
+            del tasks[what]
+        if not tasks:
+            self._tasks.pop(key, None)

@@ -35,7 +35,9 @@ def kubectl(*arguments: str, input: str | None = None, timeout: float = 120) -> 
 
 
 def apply(*objects: Object, dry_run: bool = False) -> None:
-    text = "\n---\n".join(map(json.dumps, objects))  # in PyYAML's words a text such as 1e5 would be a number to others
+    # As JSON: in PyYAML's words a text such as 1e5 would be a number to others. The escapes of JSON for an emoji are
+    # none in YAML.
+    text = "\n---\n".join(json.dumps(each, ensure_ascii=False) for each in objects)
     kubectl(
         "apply", "--server-side", "--force-conflicts", *(["--dry-run=server"] if dry_run else []), "-f", "-", input=text
     )

@@ -97,7 +97,7 @@ FOREIGN = {
 
 def helm(*arguments: str, values: Object | None = None, timeout: float = 240) -> str:
     given = () if values is None else ("--values", "-")
-    text = None if values is None else json.dumps(values)
+    text = None if values is None else json.dumps(values, ensure_ascii=False)
     return run("helm", *arguments, *given, input=text, timeout=timeout)
 
 

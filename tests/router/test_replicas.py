@@ -110,8 +110,9 @@ async def test_a_conversation_finds_its_prefix_through_another_router(redis: Red
         assert (shared(both.one, "sent"), shared(both.one, "dropped")) == (8, 0)
         # What a router was told, it does not tell again.
         await until(lambda: shared(both.other, "sent") == 8)
-        assert shared(both.other, "received") == 8
-        await until(lambda: shared(both.one, "received") == 8)
+        # Whoever came later asked what was before, and on a busy machine may be told the first one that way, too.
+        assert shared(both.other, "received") >= 8
+        await until(lambda: shared(both.one, "received") >= 8)
 
 
 async def test_without_redis_requests_are_answered_and_sharing_begins_when_it_comes(

@@ -28,6 +28,7 @@ from headwater_operator.reconcile.reconciliation import Reconciliation
 _TRUSTED_FOR: Final = 60.0
 """Seconds for which an engine that has all its adapters is not asked again."""
 _TRIED_AGAIN: Final = 10.0
+_NOT_LOADED: Final = "AdapterNotLoaded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,8 @@ class _Engine:
     """What it is being asked for, or was last."""
     seen: Sequence[AdapterState]
     """As far as it is."""
+    heard: bool = False
+    """Whether it has said anything, to this operator."""
     answer: _Answer | None = None
     failed: dict[str, AdapterState] = field(default_factory=dict)
     tries: Counter[Change] = field(default_factory=Counter)
@@ -95,7 +98,9 @@ class Adapters:
         key = await self._keys.of(work.key) if backend.takes_admin_key else None
         for pod in pods:
             self._bring(work.key, pod, engines[_life(pod)], backend, want, key)
-        if adapters:
+        if adapters and engines and not any(engine.heard for engine in engines.values()) and _still_told(work):
+            work.requeue_after(_TRIED_AGAIN)
+        elif adapters:
             self._tell(work, [engines[_life(pod)].states(pod.name) for pod in pods])
         elif all(engine.answer and engine.answer.wanted == want for engine in engines.values()):
             self.forget(work.key)
@@ -116,7 +121,7 @@ class Adapters:
         host = f"[{pod.address}]" if ":" in str(pod.address) else pod.address
 
         def seen(states: Sequence[AdapterState]) -> None:
-            engine.seen = states
+            engine.seen, engine.heard = states, True
 
         async def ask() -> None:
             url = f"http://{host}:{HTTP_PORT}"
@@ -130,8 +135,21 @@ class Adapters:
         missing = [state for states in replicas for state in states if not state.loaded]
         failed = next((state for state in missing if not state.under_way), None)
         if failed is not None and work.situation.flaw is None:
-            work.situation.flaw = Problem("AdapterNotLoaded", f"adapter {failed.name}: {failed.message}")
+            work.situation.flaw = Problem(_NOT_LOADED, f"adapter {failed.name}: {failed.message}")
         work.requeue_after(_TRIED_AGAIN if missing else _TRUSTED_FOR)
+
+
+def _still_told(work: Reconciliation) -> bool:
+    """Leave in the status what it says of these adapters, as an operator does that is new and has asked nobody yet."""
+    status = work.resource.get("status") or {}
+    told = status.get("adapters") or []
+    if {each["name"] for each in told} != {each.name for each in work.deployment.spec.adapters}:
+        return False
+    work.situation.extra["adapters"] = told
+    for each in status.get("conditions") or []:
+        if each["type"] == "Degraded" and each.get("reason") == _NOT_LOADED and work.situation.flaw is None:
+            work.situation.flaw = Problem(_NOT_LOADED, each["message"])
+    return True
 
 
 def _life(pod: EnginePod) -> tuple[str, int]:

@@ -45,10 +45,11 @@ def server(command: str, ready: Callable[[], bool], timeout: float = 900) -> Ite
 
 @contextmanager
 def busy_loops(count: int) -> Iterator[None]:
-    """So many processes that take whatever they get of a core each."""
+    """So many processes that take whatever they get of a core each, and end with this one also where it is killed."""
+    loop = "import os, sys\nwhile os.getppid() == int(sys.argv[1]): sum(range(1_000_000))"
     with ExitStack() as running:
         for _ in range(count):
-            process = running.enter_context(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
+            process = running.enter_context(subprocess.Popen([sys.executable, "-c", loop, str(os.getpid())]))
             running.callback(process.kill)
         yield
 

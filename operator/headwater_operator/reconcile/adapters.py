@@ -28,7 +28,6 @@ from headwater_operator.reconcile.reconciliation import Reconciliation
 _TRUSTED_FOR: Final = 60.0
 """Seconds for which an engine that has all its adapters is not asked again."""
 _TRIED_AGAIN: Final = 10.0
-_NOT_LOADED: Final = "AdapterNotLoaded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +134,7 @@ class Adapters:
         missing = [state for states in replicas for state in states if not state.loaded]
         failed = next((state for state in missing if not state.under_way), None)
         if failed is not None and work.situation.flaw is None:
-            work.situation.flaw = Problem(_NOT_LOADED, f"adapter {failed.name}: {failed.message}")
+            work.situation.flaw = Problem("AdapterNotLoaded", f"adapter {failed.name}: {failed.message}")
         work.requeue_after(_TRIED_AGAIN if missing else _TRUSTED_FOR)
 
 
@@ -147,8 +146,8 @@ def _still_told(work: Reconciliation) -> bool:
         return False
     work.situation.extra["adapters"] = told
     for each in status.get("conditions") or []:
-        if each["type"] == "Degraded" and each.get("reason") == _NOT_LOADED and work.situation.flaw is None:
-            work.situation.flaw = Problem(_NOT_LOADED, each["message"])
+        if each["type"] == "Degraded" and each.get("reason") == "AdapterNotLoaded" and work.situation.flaw is None:
+            work.situation.flaw = Problem("AdapterNotLoaded", each["message"])
     return True
 
 

@@ -114,5 +114,7 @@ def phase(name: str, namespace: str) -> str | None:
 
 
 def test_more_replicas_than_the_platform_allows_are_refused_at_apply(namespace: str) -> None:
-    with pytest.raises(CommandError, match=r"spec\.replicas: times parallelism\.nodes must be at most 100, which the platform"):
+    with pytest.raises(
+        CommandError, match=r"spec\.replicas: times parallelism\.nodes must be at most 100, which the platform"
+    ):
         apply(model("many", namespace, replicas=10_000))

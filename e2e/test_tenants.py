@@ -14,6 +14,7 @@ from e2e.harness import (
     apply,
     condition,
     eventually,
+    eventually_told,
     find,
     get,
     kubectl,
@@ -73,12 +74,8 @@ def degraded(name: str, namespace: str, reason: str) -> str:
 
 
 def test_a_token_that_all_can_read_is_warned_of_without_its_value(namespace: str) -> None:
-    def told() -> Object | None:
-        events = [each for each in find("events", namespace) if each["reason"] == "PlainTextToken"]
-        return next((each for each in events if each["involvedObject"]["name"] == "token"), None)
-
-    event = eventually("the warning", told, timeout=60)
-    assert event is not None and event["type"] == "Warning"
+    event = eventually_told(namespace, "PlainTextToken", of="token")
+    assert event["type"] == "Warning"
     assert "spec.backend.env.HF_TOKEN" in event["message"] and TOKEN not in event["message"]
 
 

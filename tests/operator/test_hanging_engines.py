@@ -18,6 +18,7 @@ from headwater_operator.reconcile import adapters, errands, queue
 from headwater_operator.reconcile import loop as looping
 from headwater_operator.reconcile.errands import Errands
 from tests.operator.fake_api import FakeCluster
+from tests.operator.working import while_it_works
 from tests.operator.world import WEIGHTLESS
 
 HANG = "10.9."
@@ -79,16 +80,7 @@ class Tenants:
         self.cluster.news.clear()
 
     def run(self, scenario: Callable[[], Awaitable[None]]) -> None:
-        async def work() -> None:
-            await self.loop.load()
-            working = asyncio.create_task(self.loop.run())
-            try:
-                await scenario()
-            finally:
-                working.cancel()
-                await asyncio.gather(working, return_exceptions=True)
-
-        run(work(), self.time)
+        run(while_it_works(self.loop, scenario), self.time)
 
     async def _answer(self, request: httpx.Request) -> httpx.Response:
         address = request.url.host

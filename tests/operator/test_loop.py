@@ -22,6 +22,7 @@ from headwater_operator.reconcile.reconciler import Reconciler
 from headwater_operator.render.weights import volume_of
 from headwater_operator.watch.store import Store
 from tests.operator.fake_api import FakeCluster
+from tests.operator.working import while_it_works
 
 A, B = Key("default", "a"), Key("default", "b")
 
@@ -77,16 +78,7 @@ class Setup:
         self.loop.observed(manifest, gone)
 
     def run(self, scenario: Callable[[], Awaitable[None]]) -> None:
-        async def work() -> None:
-            await self.loop.load()
-            working = asyncio.create_task(self.loop.run())
-            try:
-                await scenario()
-            finally:
-                working.cancel()
-                await asyncio.gather(working, return_exceptions=True)
-
-        run(work())
+        run(while_it_works(self.loop, scenario))
 
     def reconciles(self, outcome: str) -> float | None:
         return self.metrics.registry.get_sample_value("headwater_operator_reconciles_total", {"outcome": outcome})

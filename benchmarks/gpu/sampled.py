@@ -9,7 +9,7 @@ from torch import Tensor
 from headwater_engine.kernels.interface import Masks, Penalties, SamplingBatch
 from headwater_engine.kernels.triton import sampling
 from headwater_engine.kernels.triton.cut import cut_kernel
-from headwater_engine.sampling.rows import WORDS, numbers_of
+from headwater_engine.sampling.rows import WORDS, numbers_of, plain_batch
 
 ROWS = (1, 32, 256)
 TOP_K, TOP_P = 50, 0.9
@@ -19,7 +19,7 @@ LIKELIEST = 5
 
 def batch_of(rows: int, *, temperature: float = 1.0, filters: bool = False) -> SamplingBatch:
     words = torch.randint(2**30, (WORDS, rows), dtype=torch.int32, device=DEVICE)
-    batch = numbers_of(words, filters=filters)
+    batch = plain_batch(numbers_of(words), filters=filters)
     batch.inverse_temperatures.fill_(temperature)
     batch.top_k.fill_(TOP_K if filters else VOCABULARY)
     batch.top_p.fill_(TOP_P if filters else 1.0)

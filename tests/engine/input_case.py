@@ -129,7 +129,7 @@ class Layouts:
             assert table[:needed] == rows[span.seat].blocks[:needed]
         seats = [seat for _, seat in sampled]
         ours, theirs = (self.sampling.batch(seats, words) for words in (batch.numbers, None))
-        assert batch.numbers.shape == (WORDS, len(seats))
+        assert batch.numbers.words.shape == (WORDS, len(seats))
         for name in ("inverse_temperatures", "keys", "top_k", "top_p", "min_weight"):
             assert torch.equal(getattr(ours, name), getattr(theirs, name))
         assert ours.filters == theirs.filters
@@ -141,7 +141,7 @@ def _tensors(batch: Batch) -> list[torch.Tensor]:
         flat.tokens,
         flat.rows,
         flat.seats,
-        batch.numbers,
+        batch.numbers.words,
         attention.positions,
         attention.slots,
         attention.block_tables,

@@ -70,6 +70,27 @@ def test_it_is_attention_written_out_by_hand(kernels: Kernels, name: str) -> Non
     torch.testing.assert_close(attended(kernels, RULES[name], rows), expected[rows], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize(
+    "kernels",
+    [TorchKernels(), CppKernels(torch.float32, Products.FLOAT32), CppKernels(torch.bfloat16, Products.BFLOAT16)],
+    ids=lambda each: each.name,
+)
+def test_of_a_whole_projection_it_is_the_same_to_the_last_bit(kernels: Kernels, name: str) -> None:
+    rules, batch = RULES[name], ragged([20, 9, 33], [20, 1, 5])
+    if rules.norms is not None:
+        norms = HeadNorms(rules.norms.queries.to(kernels.dtype), rules.norms.keys.to(kernels.dtype), 1e-5)
+        rules = rules._replace(norms=norms)
+    for rows in (None, torch.tensor([19, 20])):
+        queries, keys, values = (x.to(kernels.dtype) for x in views(TorchKernels(), 26, 4, 2, 16))
+        projected = torch.cat([x.flatten(1) for x in (queries, keys, values)], dim=1)
+        caches = [kernels.allocate(12, CacheSpec(2, 16, 16)) for _ in range(2)]
+        expected = kernels.attend(queries, keys, values, caches[0], batch, rules, rows).flatten(1)
+        assert torch.equal(kernels.attend_projected(projected, caches[1], batch, rules, rows), expected)
+        for ours, theirs in zip(caches[1][:2], caches[0][:2], strict=True):
+            assert torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize("spec", [CacheSpec(2, 16, 16), CacheSpec(1, 24, 16), CacheSpec(3, 20, 8)], ids=str)
 @pytest.mark.parametrize(
     "kernels", [TorchKernels(), CppKernels(torch.bfloat16, Products.FLOAT32)], ids=lambda each: each.name

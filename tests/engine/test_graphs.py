@@ -18,7 +18,7 @@ from headwater_engine.errors import LoadError
 from headwater_engine.kernels.interface import BLOCK_SIZE
 from headwater_engine.kernels.reference import TorchKernels
 from headwater_engine.sampling.params import SamplingParams
-from headwater_engine.sampling.rows import SamplingRows, numbers_of
+from headwater_engine.sampling.rows import SamplingRows
 from headwater_engine.worker.graphs import DecodeGraphs, Replay, cuda_recorder, ladder
 from headwater_engine.worker.inputs import Batch, Inputs
 from headwater_engine.worker.seats import Seats
@@ -82,7 +82,7 @@ def test_what_is_recorded_is_a_step_of_nobodys() -> None:
         assert attention.block_tables[:, 0].tolist() == [9] * size
         assert attention.slots.tolist() == [9 * BLOCK_SIZE] * size
         assert batch.flat.seats.tolist() == [MOST] * size
-        assert numbers_of(batch.numbers, filters=False).inverse_temperatures.tolist() == [0] * size
+        assert batch.numbers.inverse_temperatures.tolist() == [0] * size
         if attention.prefixes is not None:
             assert all(not each.any() for each in attention.prefixes)
         batches.append(size)
@@ -145,7 +145,11 @@ def test_what_a_recording_reads_stays_alive() -> None:
 
     def forward(batch: Batch) -> Tensor:
         attention = batch.flat.attention
-        for tensor in (*batch.flat, batch.numbers, *(getattr(attention, field.name) for field in fields(attention))):
+        for tensor in (
+            *batch.flat,
+            batch.numbers.words,
+            *(getattr(attention, field.name) for field in fields(attention)),
+        ):
             if isinstance(tensor, Tensor):
                 read.append(weakref.ref(tensor if tensor._base is None else tensor._base))
         return batch.flat.tokens * 2

@@ -28,7 +28,7 @@ namespace headwater {
 
 constexpr int64_t SPAN_BLOCKS = PART_BLOCKS;
 constexpr int64_t SPAN = SPAN_BLOCKS * TILE;  // keys between two corrections of the softmax
-constexpr int64_t MERGED_TOKENS = 32;   // whose parts one thread puts together at a time
+constexpr int64_t MERGED_TOKENS = 4;    // whose parts one thread puts together at a time
 constexpr float NEVER = -std::numeric_limits<float>::infinity();
 constexpr float LOG2_E = 1.44269504f;
 
@@ -285,14 +285,28 @@ struct Partials {
         std::copy_n(scratch.maxima.data(), rows, &maxima[first]);
         std::copy_n(scratch.sums.data(), rows, &sums[first]);
     }
-    // Adds row `from` to row `to`: each counts by its share of the whole sum.
-    void add(int64_t to, int64_t from) {
-        const float maximum = std::max(maxima[to], maxima[from]);
-        if (maximum == NEVER) return;
-        const float a = std::exp2(maxima[to] - maximum), b = std::exp2(maxima[from] - maximum);
-        maxima[to] = maximum;
-        sums[to] = sums[to] * a + sums[from] * b;
-        for (int64_t d = 0; d < width; d++) output[to * width + d] = output[to * width + d] * a + output[from * width + d] * b;
+};
+
+// The parts of one row, put together.
+struct Merged {
+    Aligned<float> output, shares;
+    float maximum, sum;
+
+    // `rows`: of `partials`, in the order of the context. Each counts by its share of the whole sum. A token sees itself at
+    // least, so that one of its parts has a maximum.
+    void merge(const Partials& partials, const std::vector<int64_t>& rows) {
+        maximum = NEVER, sum = 0;
+        for (const int64_t row : rows) maximum = std::max(maximum, partials.maxima[row]);
+        shares.assign(padded(int64_t(rows.size())), 0.0f);
+        for (size_t n = 0; n < rows.size(); n++) shares[n] = partials.maxima[rows[n]] - maximum;
+        for (size_t n = 0; n < rows.size(); n += LANES) store(&shares[n], exp2(load(&shares[n])));
+        for (size_t n = 0; n < rows.size(); n++) sum += shares[n] * partials.sums[rows[n]];
+        output.resize(partials.width);
+        for (int64_t d = 0; d < partials.width; d += LANES) {
+            Vec total{};
+            for (size_t n = 0; n < rows.size(); n++) total += shares[n] * load(&partials.output[rows[n] * partials.width + d]);
+            store(&output[d], total);
+        }
     }
 };
 
@@ -315,16 +329,16 @@ void paged_attention(const T* queries, int64_t query_stride, const C* key_cache,
                       batch.query(task, row).token, batch.head(task.kv_head, row), output);
     });
     in_ranges(int64_t(plan.merges.size()), MERGED_TOKENS, [&](int64_t first, int64_t last) {
+        static thread_local Merged merged;
+        static thread_local std::vector<int64_t> rows;
         for (int64_t i = first; i < last; i++)
             for (int64_t head = 0; head < shape.heads; head++) {
                 const Merge& merge = plan.merges[i];
-                const auto row = [&](int64_t n) {
-                    const Part& part = plan.parts[merge.first_part + n];
-                    return part.first + head / plan.group * part.stride + head % plan.group;
-                };
-                for (int64_t n = 1; n < merge.parts; n++) partials.add(row(0), row(n));
-                write_row(shape, &partials.output[row(0) * width], partials.maxima[row(0)], partials.sums[row(0)],
-                          merge.token, head, output);
+                rows.clear();
+                for (int64_t n = merge.first_part; n < merge.first_part + merge.parts; n++)
+                    rows.push_back(plan.parts[n].first + head / plan.group * plan.parts[n].stride + head % plan.group);
+                merged.merge(partials, rows);
+                write_row(shape, merged.output.data(), merged.maximum, merged.sum, merge.token, head, output);
             }
     });
 }

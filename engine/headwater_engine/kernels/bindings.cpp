@@ -139,15 +139,22 @@ template <typename T> headwater::Heads<T> heads_of(const Tensor& x) {
     return {data<T>(x), row_stride(x), x.size(1), x.size(2)};
 }
 
+// Whether tokens that have a key and a value, of `heads` heads each, can be written to these places of this cache.
+void check_slots(const Tensor& slots, int64_t tokens, int64_t heads, int64_t key_dim, int64_t value_dim, const Tensor& key_cache,
+                 const Tensor& value_cache) {
+    TORCH_CHECK(slots.numel() == tokens && slots.scalar_type() == at::kLong && slots.is_contiguous(),
+                "keys, values and slots must be of the same tokens");
+    TORCH_CHECK(key_cache.size(1) == heads && key_cache.size(2) >= key_dim && value_cache.size(3) >= value_dim,
+                "the cache has another shape");
+}
+
 // Calls f with the heads of keys and of values, and where their tokens go.
 template <typename F>
 void with_slots(const Tensor& keys, const Tensor& values, const Tensor& key_cache, const Tensor& value_cache,
                 const Tensor& slots, F f) {
-    TORCH_CHECK(keys.dim() == 3 && values.dim() == 3 && values.size(0) == keys.size(0) && values.size(1) == keys.size(1) &&
-                    slots.numel() == keys.size(0) && slots.scalar_type() == at::kLong && slots.is_contiguous(),
+    TORCH_CHECK(keys.dim() == 3 && values.dim() == 3 && values.size(0) == keys.size(0) && values.size(1) == keys.size(1),
                 "keys, values and slots must be of the same tokens");
-    TORCH_CHECK(key_cache.size(1) == keys.size(1) && key_cache.size(2) >= keys.size(2) && value_cache.size(3) >= values.size(2),
-                "the cache has another shape");
+    check_slots(slots, keys.size(0), keys.size(1), keys.size(2), values.size(2), key_cache, value_cache);
     TORCH_CHECK(keys.scalar_type() == values.scalar_type() && (is_bf16(key_cache) || !is_bf16(keys)), "mixed types");
     by_types(keys, key_cache, [&](auto* t, auto* c) {
         using T = std::remove_pointer_t<decltype(t)>;
@@ -163,27 +170,35 @@ void write_cache(const Tensor& keys, const Tensor& values, const Tensor& key_cac
                [&](auto k, auto v, auto to) { headwater::write_cache(k, v, to, keys.size(0)); });
 }
 
-// `norms`: the weights of queries' and keys' norms.
-void place(const Tensor& queries, const Tensor& keys, const Tensor& values, const Tensor& cos, const Tensor& sin,
-           const Tensor& positions, const Tensor& key_cache, const Tensor& value_cache, const Tensor& slots,
-           const std::optional<std::pair<Tensor, Tensor>>& norms, double eps) {
+// The weights of queries' and keys' norms.
+using Norms = std::optional<std::pair<Tensor, Tensor>>;
+
+// Of heads of x, of `dim` numbers each.
+template <typename T>
+headwater::Rotation<T> rotation_of(const Tensor& x, int64_t dim, const Tensor& cos, const Tensor& sin, const Tensor& positions,
+                                   const Norms& norms, double eps) {
     TORCH_CHECK(cos.scalar_type() == at::kFloat && sin.scalar_type() == at::kFloat && cos.is_contiguous() &&
-                    sin.is_contiguous() && cos.sizes() == sin.sizes(),
+                    sin.is_contiguous() && cos.sizes() == sin.sizes() && dim >= 2 * cos.size(1),
                 "cos and sin must be [positions, half] float32");
-    TORCH_CHECK(positions.scalar_type() == at::kLong && positions.is_contiguous() && positions.numel() == queries.size(0),
+    TORCH_CHECK(positions.scalar_type() == at::kLong && positions.is_contiguous() && positions.numel() == x.size(0),
                 "positions must be int64, of the same tokens");
-    for (const Tensor& x : {queries, keys})
-        TORCH_CHECK(x.dim() == 3 && x.size(0) == keys.size(0) && x.size(2) >= 2 * cos.size(1) && x.size(2) == keys.size(2) &&
-                        x.scalar_type() == keys.scalar_type(),
-                    "queries and keys must be [tokens, heads, dim]");
     if (norms)
         for (const Tensor& weight : {norms->first, norms->second})
-            TORCH_CHECK(weight.numel() == keys.size(2) && weight.scalar_type() == keys.scalar_type() && weight.is_contiguous(),
+            TORCH_CHECK(weight.numel() == dim && weight.scalar_type() == x.scalar_type() && weight.is_contiguous(),
                         "norms must be [dim] of the heads' type");
+    const T *of_queries = norms ? data<T>(norms->first) : nullptr, *of_keys = norms ? data<T>(norms->second) : nullptr;
+    return {data<float>(cos), data<float>(sin), cos.size(1), data<int64_t>(positions), of_queries, of_keys, float(eps)};
+}
+
+void place(const Tensor& queries, const Tensor& keys, const Tensor& values, const Tensor& cos, const Tensor& sin,
+           const Tensor& positions, const Tensor& key_cache, const Tensor& value_cache, const Tensor& slots, const Norms& norms,
+           double eps) {
+    for (const Tensor& x : {queries, keys})
+        TORCH_CHECK(x.dim() == 3 && x.size(0) == keys.size(0) && x.size(2) == keys.size(2) &&
+                        x.scalar_type() == keys.scalar_type(),
+                    "queries and keys must be [tokens, heads, dim]");
     with_slots(keys, values, key_cache, value_cache, slots, [&]<typename T>(headwater::Heads<T> k, auto v, auto to) {
-        const T *of_queries = norms ? data<T>(norms->first) : nullptr, *of_keys = norms ? data<T>(norms->second) : nullptr;
-        const headwater::Rotation<T> rotation{data<float>(cos),       data<float>(sin), cos.size(1),
-                                              data<int64_t>(positions), of_queries,       of_keys, float(eps)};
+        const auto rotation = rotation_of<T>(keys, keys.size(2), cos, sin, positions, norms, eps);
         headwater::place(heads_of<T>(queries), k, v, rotation, to, keys.size(0));
     });
 }
@@ -204,19 +219,23 @@ headwater::Plan plan_attention(const Tensor& block_tables, const Tensor& query_s
     return headwater::plan_attention(sequences_of(block_tables, query_starts, context_lengths), heads, kv_heads, window);
 }
 
+headwater::AttentionShape shape_of(const headwater::Plan& plan, int64_t heads, int64_t key_dim, int64_t value_dim, double scale,
+                                   int64_t window, double softcap, const std::optional<Tensor>& sinks, const Tensor& key_cache) {
+    TORCH_CHECK(plan.kv_heads == key_cache.size(1) && plan.group * plan.kv_heads == heads, "a plan for other heads");
+    TORCH_CHECK(!sinks || (sinks->numel() == heads && sinks->scalar_type() == at::kFloat), "sinks must be [heads] float32");
+    return {heads, key_dim, value_dim, float(scale), window, float(softcap), sinks ? data<float>(*sinks) : nullptr};
+}
+
 Tensor paged_attention(const Tensor& queries, const Tensor& key_cache, const Tensor& value_cache,
                        const Tensor& block_tables, const Tensor& query_starts, const Tensor& context_lengths,
                        const headwater::Plan& plan, int64_t value_dim, double scale, int64_t window, double softcap,
                        const std::optional<Tensor>& sinks) {
     TORCH_CHECK(queries.dim() == 3 && key_cache.dim() == 4 && queries.size(2) <= key_cache.size(2),
                 "queries must be [tokens, heads, key dim] of the cache's key dim");
-    const int64_t heads = queries.size(1);
-    TORCH_CHECK(plan.kv_heads == key_cache.size(1) && plan.group * plan.kv_heads == heads, "a plan for other heads");
-    TORCH_CHECK(!sinks || (sinks->numel() == heads && sinks->scalar_type() == at::kFloat), "sinks must be [heads] float32");
     TORCH_CHECK(is_bf16(key_cache) || !is_bf16(queries), "mixed types");
+    const int64_t heads = queries.size(1);
+    const auto shape = shape_of(plan, heads, queries.size(2), value_dim, scale, window, softcap, sinks, key_cache);
     const headwater::Sequences sequences = sequences_of(block_tables, query_starts, context_lengths);
-    const headwater::AttentionShape shape{heads, queries.size(2), value_dim, float(scale), window, float(softcap),
-                                          sinks ? data<float>(*sinks) : nullptr};
     Tensor output = made({queries.size(0), heads, value_dim}, queries.scalar_type());
     Unlocked unlocked;
     unlock_if_long(unlocked, queries.numel() * sequences.max_blocks * headwater::TILE);
@@ -227,6 +246,35 @@ Tensor paged_attention(const Tensor& queries, const Tensor& key_cache, const Ten
                                    sequences, plan, shape, data<T>(output));
     };
     by_types(queries, key_cache, run);
+    return output;
+}
+
+// `place` and `paged_attention` at once, of what one product gave: x [tokens, (heads + 2 * kv heads) * dim] has the queries,
+// keys and values of each token behind one another. Returns [tokens, heads * dim].
+Tensor attend(const Tensor& x, const Tensor& key_cache, const Tensor& value_cache, int64_t dim, const Tensor& cos,
+              const Tensor& sin, const Tensor& positions, const Tensor& slots, const Tensor& block_tables,
+              const Tensor& query_starts, const Tensor& context_lengths, const headwater::Plan& plan, const Norms& norms,
+              double eps, double scale, int64_t window, double softcap, const std::optional<Tensor>& sinks) {
+    const int64_t tokens = x.size(0), kv_heads = plan.kv_heads, heads = plan.group * kv_heads, stride = row_stride(x);
+    TORCH_CHECK(x.dim() == 2 && x.size(1) == (heads + 2 * kv_heads) * dim, "x must be [tokens, (heads + 2 * kv heads) * dim]");
+    TORCH_CHECK(is_bf16(key_cache) || !is_bf16(x), "mixed types");
+    check_slots(slots, tokens, kv_heads, dim, dim, key_cache, value_cache);
+    const auto shape = shape_of(plan, heads, dim, dim, scale, window, softcap, sinks, key_cache);
+    const headwater::Sequences sequences = sequences_of(block_tables, query_starts, context_lengths);
+    Tensor output = made({tokens, heads * dim}, x.scalar_type());
+    Unlocked unlocked;
+    unlock_if_long(unlocked, output.numel() * sequences.max_blocks * headwater::TILE);
+    by_types(x, key_cache, [&](auto* t, auto* c) {
+        using T = std::remove_pointer_t<decltype(t)>;
+        using C = std::remove_pointer_t<decltype(c)>;
+        T* const queries = data<T>(x);
+        const headwater::Heads<T> keys{queries + heads * dim, stride, kv_heads, dim};
+        const headwater::Heads<T> values{keys.data + kv_heads * dim, stride, kv_heads, dim};
+        const headwater::Slots<C> to{data<C>(key_cache), data<C>(value_cache), data<int64_t>(slots)};
+        headwater::place({queries, stride, heads, dim}, keys, values, rotation_of<T>(x, dim, cos, sin, positions, norms, eps), to,
+                         tokens);
+        headwater::paged_attention(queries, stride, to.keys, to.values, sequences, plan, shape, data<T>(output));
+    });
     return output;
 }
 
@@ -343,6 +391,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     py::class_<headwater::Plan>(m, "Plan").def("__len__", [](const headwater::Plan& plan) { return plan.tasks.size(); });
     m.def("plan_attention", &plan_attention);
     m.def("paged_attention", &paged_attention, team);
+    m.def("attend", &attend, team);
     m.def("rms_norm", &rms_norm, team);
     m.def("silu_mul", &silu_mul, team);
     m.def("sample", &sample, team);

@@ -16,6 +16,7 @@ from headwater_engine.kernels.huge_pages import Arena, taken_zeros
 from headwater_engine.kernels.interface import (
     BLOCK_SIZE,
     AttentionBatch,
+    AttentionRules,
     CacheSpec,
     FlatBatch,
     HeadNorms,
@@ -72,6 +73,7 @@ class CppKernels(AttentionInParts, GatedInParts):
         return LayerCache(
             taken_zeros((blocks, spec.heads, _padded(spec.key_dim, 2), BLOCK_SIZE), self._kv_dtype),
             taken_zeros((blocks, spec.heads, BLOCK_SIZE, _padded(spec.value_dim)), self._kv_dtype),
+            spec.heads,
             spec.value_dim,
         )
 
@@ -109,22 +111,61 @@ class CppKernels(AttentionInParts, GatedInParts):
         softcap: float | None = None,
         sinks: Tensor | None = None,
     ) -> Tensor:
-        sequences = (batch.block_tables, batch.query_starts, batch.context_lengths)
-        kind = (queries.shape[1], cache.keys.shape[1], window or 0)
-        if kind not in batch.plans:
-            batch.plans[kind] = self._kernels.plan_attention(*sequences, *kind)
         return self._kernels.paged_attention(
             queries,
             cache.keys,
             cache.values,
-            *sequences,
-            batch.plans[kind],
+            batch.block_tables,
+            batch.query_starts,
+            batch.context_lengths,
+            self._plan(batch, queries.shape[1], cache.heads, window or 0),
             cache.value_dim,
             scale,
             window or 0,
             softcap or 0.0,
             None if sinks is None else sinks.float(),
         )
+
+    def attend_projected(
+        self,
+        projected: Tensor,
+        cache: LayerCache,
+        batch: AttentionBatch,
+        rules: AttentionRules,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """In one call. Python and torch are out of the CPU's caches whenever a step needs them again: each of torch's
+        operations takes some 15 microseconds then, while a second core waits."""
+        if rules.rope is None or rows is not None:
+            return super().attend_projected(projected, cache, batch, rules, rows)
+        dim, window, norms = cache.value_dim, rules.window or 0, rules.norms
+        return self._kernels.attend(
+            projected,
+            cache.keys,
+            cache.values,
+            dim,
+            rules.rope.cos,
+            rules.rope.sin,
+            batch.positions,
+            batch.slots,
+            batch.block_tables,
+            batch.query_starts,
+            batch.context_lengths,
+            self._plan(batch, projected.shape[1] // dim - 2 * cache.heads, cache.heads, window),
+            None if norms is None else (norms.queries, norms.keys),
+            0.0 if norms is None else norms.eps,
+            rules.scale,
+            window,
+            rules.softcap or 0.0,
+            None if rules.sinks is None else rules.sinks.float(),
+        )
+
+    def _plan(self, batch: AttentionBatch, *kind: int) -> object:
+        """What attention does in this step, for layers of so many heads, KV heads, and of this window."""
+        if (plan := batch.plans.get(kind)) is None:
+            sequences = (batch.block_tables, batch.query_starts, batch.context_lengths)
+            batch.plans[kind] = plan = self._kernels.plan_attention(*sequences, *kind)
+        return plan
 
     def linear(self, parts: Sequence[StoredWeight], bias: Tensor | None = None, *, wide: bool = False) -> Product:
         weight = join(parts, self._storage, self.device)

@@ -55,7 +55,7 @@ class TritonKernels(AttentionInParts, GatedInParts):
             torch.zeros(blocks, spec.heads, BLOCK_SIZE, dim, dtype=self._kv_dtype, device=self.device)
             for dim in (spec.key_dim, spec.value_dim)
         )
-        return LayerCache(keys, values, spec.value_dim)
+        return LayerCache(keys, values, spec.heads, spec.value_dim)
 
     def bytes_per_block(self, spec: CacheSpec) -> int:
         return BLOCK_SIZE * spec.heads * (spec.key_dim + spec.value_dim) * self._kv_dtype.itemsize

@@ -37,6 +37,8 @@ class LayerCache(NamedTuple):
 
     keys: Tensor
     values: Tensor
+    heads: int
+    """Of keys, and of values."""
     value_dim: int
     """The values' own size, where the layout pads them."""
 
@@ -315,6 +317,19 @@ class Kernels(Protocol):
         dim]; queries and keys may be overwritten. Heads are grouped: query head h reads KV head h // (heads // kv
         heads). With `rows` [R] int64, ascending, each the last token of its sequence, only they attend: [R, heads,
         value dim]; keys and values are written of all.
+        """
+
+    def attend_projected(
+        self,
+        projected: Tensor,
+        cache: LayerCache,
+        batch: AttentionBatch,
+        rules: AttentionRules,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """The same of one product, [T, (heads + 2 * kv heads) * dim], to [T, heads * dim], or [R, heads * dim].
+
+        It has queries, keys and values of a token behind one another, all of heads of one size, and may be overwritten.
         """
 
     def linear(self, parts: Sequence[StoredWeight], bias: Tensor | None = None, *, wide: bool = False) -> Product:

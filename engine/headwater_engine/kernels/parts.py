@@ -26,7 +26,7 @@ class GatedInParts(ABC):
 
 
 class AttentionInParts(ABC):
-    """`Kernels.attend` out of three operations."""
+    """`Kernels.attend` and `attend_projected` out of three operations."""
 
     def attend(
         self,
@@ -53,6 +53,19 @@ class AttentionInParts(ABC):
             softcap=rules.softcap,
             sinks=rules.sinks,
         )
+
+    def attend_projected(
+        self,
+        projected: Tensor,
+        cache: LayerCache,
+        batch: AttentionBatch,
+        rules: AttentionRules,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        kv_heads, dim = cache.heads, cache.value_dim
+        heads = projected.view(len(projected), -1, dim)
+        queries, keys, values = heads.split_with_sizes((heads.shape[1] - 2 * kv_heads, kv_heads, kv_heads), dim=1)
+        return self.attend(queries, keys, values, cache, batch, rules, rows).flatten(1)
 
     @abstractmethod
     def write_cache(self, keys: Tensor, values: Tensor, cache: LayerCache, slots: Tensor) -> None:

@@ -49,6 +49,7 @@ class TorchKernels(AttentionInParts, GatedInParts):
         return LayerCache(
             taken_zeros((blocks, BLOCK_SIZE, spec.heads, spec.key_dim), self._kv_dtype),
             taken_zeros((blocks, BLOCK_SIZE, spec.heads, spec.value_dim), self._kv_dtype),
+            spec.heads,
             spec.value_dim,
         )
 

@@ -96,8 +96,14 @@ inline void store(bf16* to, Vec v) {
 
 inline Vec spread(float x) { return x - Vec{}; }  // x + 0 would cost an addition: it is not x for -0
 inline Vec select(IntVec where, Vec yes, Vec no) { return where ? yes : no; }
+// Of two, one of which is NaN, the second. GCC 12 does not always find AVX-512's instruction for it.
+#if defined(__AVX512F__)
+inline Vec max(Vec a, Vec b) { return (Vec)_mm512_max_ps((__m512)a, (__m512)b); }
+inline Vec min(Vec a, Vec b) { return (Vec)_mm512_min_ps((__m512)a, (__m512)b); }
+#else
 inline Vec max(Vec a, Vec b) { return select(a > b, a, b); }
 inline Vec min(Vec a, Vec b) { return select(a < b, a, b); }
+#endif
 
 template <int... lane> constexpr IntVec lanes(std::integer_sequence<int, lane...>) { return IntVec{lane...}; }
 constexpr IntVec LANE = lanes(std::make_integer_sequence<int, LANES>{});  // 0, 1, 2 ...
@@ -144,12 +150,12 @@ inline Vec exp(Vec x) {
     return p * power_of_two(n);
 }
 
-// 2^x, as precise, in about half the operations; at least 2^-126. Coefficients of Cephes' exp2f.
+// 2^x of x up to 1, as precise, in half the operations; at least 2^-125. Coefficients of Cephes' exp2f. What rounds x to an
+// integer leaves it in its lowest bits, from where it is added to the exponent of the polynomial.
 inline Vec exp2(Vec x) {
-    x = max(spread(-126.0f), min(spread(127.0f), x));
-    const float shift = 12582912.0f;
-    const Vec n = (x + shift) - shift;
-    const Vec r = x - n;
+    x = max(spread(-125.0f), x);
+    const Vec shifted = x + 12582912.0f;
+    const Vec r = x - (shifted - 12582912.0f);
     Vec p = spread(1.535336188e-4f);
     p = p * r + 1.339887440e-3f;
     p = p * r + 9.618437357e-3f;
@@ -157,7 +163,7 @@ inline Vec exp2(Vec x) {
     p = p * r + 2.402264791e-1f;
     p = p * r + 6.931472029e-1f;
     p = p * r + 1.0f;
-    return p * power_of_two(n);
+    return (Vec)((IntVec)p + ((IntVec)shifted << 23));
 }
 
 using std::exp;  // beside that of vectors

@@ -37,7 +37,7 @@ class AttentionConfig:
 class Attention:
     """Projects, attends, projects back; what the cache needs is between."""
 
-    __slots__ = ("_all_heads", "_head_dim", "_heads", "_kernels", "_o", "_qkv", "_rules", "cache")
+    __slots__ = ("_kernels", "_o", "_qkv", "_rules", "cache")
 
     def __init__(
         self, linears: Linears, hidden: int, config: AttentionConfig, rope: RotaryTable, window: int | None
@@ -45,9 +45,6 @@ class Attention:
         dim = config.head_dim
         heads, kv_heads = linears.share_heads(config.heads, config.kv_heads)
         self.cache = CacheSpec(kv_heads.size, dim, dim)
-        self._heads = (heads.size, kv_heads.size, kv_heads.size)
-        self._all_heads = sum(self._heads)
-        self._head_dim = dim
         names, queries, keys = ("q_proj", "k_proj", "v_proj"), heads.of_heads(dim), kv_heads.of_heads(dim)
         self._qkv = linears.column(names, hidden, (queries, keys, keys), bias=config.qkv_bias)
         self._o = linears.row("o_proj", queries, hidden, bias=config.output_bias)
@@ -65,8 +62,5 @@ class Attention:
 
         With `rows` [R], each the last token of its sequence, only they attend: [R, hidden].
         """
-        # Views of the fused product.
-        heads = self._qkv(x, batch).view(-1, self._all_heads, self._head_dim)
-        queries, keys, values = heads.split_with_sizes(self._heads, dim=1)
-        attended = self._kernels.attend(queries, keys, values, cache, batch, self._rules, rows)
-        return self._o(attended.flatten(1), batch if rows is None else batch.only(rows))
+        attended = self._kernels.attend_projected(self._qkv(x, batch), cache, batch, self._rules, rows)
+        return self._o(attended, batch if rows is None else batch.only(rows))

@@ -97,7 +97,8 @@ class Linears:
         """A projection of the features that a `column` gave, to all `outputs`: of a weight, some columns."""
         part = self._weights.take(f"{name}.weight", outputs, inputs.whole).cut(1, inputs.span)
         biases = self.vector(f"{name}.bias", outputs) if bias else None
-        return _Row(self.kernels.linear([part], biases if self._ranks.rank == 0 else None), self._ranks)
+        product = self.kernels.linear([part], biases if self._ranks.rank == 0 else None)
+        return _Row(product, self._ranks) if self._ranks.size > 1 else _Column(product)
 
     def has(self, name: str) -> bool:
         """Whether the checkpoint itself holds a weight of that name."""

@@ -29,10 +29,32 @@ _ROW = np.dtype(
         ("logprobs", np.int64),  # as `SamplingRows.logprobs` returns them
         ("line", np.int32),  # of the counts; -1: none
         ("mask", np.int32),  # the line of the masks; -1: none
-        ("filtered", np.bool_),
         ("biased", np.bool_),
     ]
 )
+
+
+class Numbers(NamedTuple):
+    """What a batch of R rows has of numbers: words, and views of them, which stay right as others are written there.
+
+    To make the views takes longer than to write the words.
+    """
+
+    words: Tensor
+    """[WORDS, R] int32"""
+    keys: Tensor
+    """[2, R]; these and what follows is as in `SamplingBatch`."""
+    top_k: Tensor
+    min_weight: Tensor
+    lines: Tensor
+    """[R]: as in `Penalties`."""
+    masks: Tensor
+    """[R]: as in `Masks`."""
+    inverse_temperatures: Tensor
+    top_p: Tensor
+    repetition: Tensor
+    presence: Tensor
+    frequency: Tensor
 
 
 class _Shifts(NamedTuple):
@@ -87,6 +109,12 @@ class SamplingRows:
         self._words = np.zeros((0, WORDS - 2), dtype=np.int32)
         """Of each row, those that stay the same from token to token."""
         self._shifts: dict[int, _Shifts] = {}
+        # Most requests want none of these. It is known which do, since to look through the rows takes longer.
+        self._filtered: set[int] = set()
+        self._changed: set[int] = set()
+        """Whose logits may be others before one is drawn."""
+        self._scored: set[int] = set()
+        """Who want log-probabilities."""
         self._counts = _Lines(vocabulary, device)
         """As in `Penalties`."""
         self._masks = _Lines(-(-vocabulary // 32), device)
@@ -117,6 +145,12 @@ class SamplingRows:
             self._words = np.concatenate([self._words, np.zeros((index + 1, WORDS - 2), dtype=np.int32)])
         top_k = params.top_k if 0 < params.top_k < self._vocabulary else self._vocabulary
         min_weight = math.ceil(params.min_p * WEIGHT_ONE)
+        filtered = params.temperature > 0 and (top_k < self._vocabulary or params.top_p < 1 or min_weight > 0)
+        early = params.min_tokens > 0 and len(shifts.tokens) > 0
+        changed = line >= 0 or mask >= 0 or early or bool(params.logit_bias)
+        scored = params.logprobs is not None
+        for kind, belongs in ((self._filtered, filtered), (self._changed, changed), (self._scored, scored)):
+            (kind.add if belongs else kind.discard)(index)
         self._shifts[index] = shifts
         self._rows[index] = (
             params.seed % 2**64,
@@ -125,7 +159,6 @@ class SamplingRows:
             -1 if params.logprobs is None else params.logprobs,
             line,
             mask,
-            params.temperature > 0 and (top_k < self._vocabulary or params.top_p < 1 or min_weight > 0),
             bool(params.logit_bias),
         )
         self._words[index, :4] = top_k, min_weight, line, mask
@@ -163,7 +196,8 @@ class SamplingRows:
 
     def logprobs(self, seats: Sequence[int]) -> np.ndarray:
         """[R] int64: of how many tokens each row wants log-probabilities beside that of its own; -1: of none at all."""
-        return self._rows["logprobs"][list(seats)]
+        seats = list(seats)
+        return np.full(len(seats), -1) if self._scored.isdisjoint(seats) else self._rows["logprobs"][seats]
 
     def pack(self, seats: Sequence[int] | np.ndarray, words: np.ndarray) -> None:
         """What a batch of the rows `seats`, in this order, has of numbers for the next token of each.
@@ -174,22 +208,25 @@ class SamplingRows:
         words[:2] = noise_keys(rows["seed"], rows["outputs"])
         words[2:] = self._words[seats].T
 
-    def batch(self, seats: Sequence[int], words: Tensor | None = None) -> SamplingBatch:
+    def batch(self, seats: Sequence[int], numbers: Numbers | None = None) -> SamplingBatch:
         """The rows `seats`, in this order, for the next token of each.
 
-        `words` [WORDS, R] int32, on the device: what `pack` made of them; None: that is still to do.
+        `numbers`, on the device: what `pack` made of them; None: that is still to do.
         """
         seats = list(seats)
-        if words is None:
+        if numbers is None:
             packed = np.empty((WORDS, len(seats)), dtype=np.int32)
             self.pack(seats, packed)
-            words = to_device(packed, self._device)
+            numbers = numbers_of(to_device(packed, self._device))
+        batch = plain_batch(numbers, filters=not self._filtered.isdisjoint(seats))
+        if self._changed.isdisjoint(seats):
+            return batch
         rows = self._rows[seats]
-        batch = numbers_of(words, filters=bool(rows["filtered"].any()))
         if (rows["line"] >= 0).any():
-            batch.penalties = Penalties(self._counts.tensor, words[4], *words[8:].view(torch.float32))
+            penalties = (numbers.repetition, numbers.presence, numbers.frequency)
+            batch.penalties = Penalties(self._counts.tensor, numbers.lines, *penalties)
         if (rows["mask"] >= 0).any():
-            batch.masks = Masks(self._masks.tensor, words[5])
+            batch.masks = Masks(self._masks.tensor, numbers.masks)
         batch.biases = self._biases(seats, rows)
         return batch
 
@@ -243,15 +280,20 @@ class SamplingRows:
             self._counts.tensor.index_put_((counts, tokens), step, accumulate=True)
 
 
-def numbers_of(words: Tensor, *, filters: bool) -> SamplingBatch:
-    """The batch that [WORDS, R] int32 spell, without penalties, masks and biases; its tensors are parts of `words`."""
-    inverse_temperatures, top_p = words[6:8].view(torch.float32)
+def numbers_of(words: Tensor) -> Numbers:
+    """The parts of [WORDS, R] int32."""
+    keys, floats = words[:2], words[6:].view(torch.float32)
+    return Numbers(words, keys, *words[2:6], *floats)
+
+
+def plain_batch(numbers: Numbers, *, filters: bool) -> SamplingBatch:
+    """Without penalties, masks and biases."""
     return SamplingBatch(
-        inverse_temperatures=inverse_temperatures,
-        keys=words[:2],
-        top_k=words[2],
-        top_p=top_p,
-        min_weight=words[3],
+        inverse_temperatures=numbers.inverse_temperatures,
+        keys=numbers.keys,
+        top_k=numbers.top_k,
+        top_p=numbers.top_p,
+        min_weight=numbers.min_weight,
         filters=filters,
         penalties=None,
         masks=None,

@@ -23,7 +23,7 @@ from torch import Tensor
 from headwater_engine.core.step import Span
 from headwater_engine.errors import LoadError
 from headwater_engine.kernels.interface import SamplingBatch
-from headwater_engine.sampling.rows import SamplingRows, numbers_of
+from headwater_engine.sampling.rows import SamplingRows, plain_batch
 from headwater_engine.worker.inputs import Batch, Inputs
 
 Forward = Callable[[Batch], Tensor]
@@ -73,7 +73,7 @@ class DecodeGraphs:
                     lambda hidden=hidden, batch=shared: hidden.copy_(forward(batch))  # type: ignore[misc]
                 )
             for filters in (False, True):
-                numbers = numbers_of(batch.numbers, filters=filters)
+                numbers = plain_batch(batch.numbers, filters=filters)
                 self._samples[size, filters] = record(
                     lambda hidden=hidden, batch=batch, numbers=numbers: choose(hidden, batch, numbers)  # type: ignore[misc]
                 )

@@ -17,7 +17,7 @@ from torch import Tensor
 from headwater_engine.core.step import Span
 from headwater_engine.kernels.interface import AttentionBatch, FlatBatch, Kernels, Told
 from headwater_engine.kernels.prefixes import Group, as_numbers, as_prefixes, find_groups, size_of
-from headwater_engine.sampling.rows import WORDS, SamplingRows
+from headwater_engine.sampling.rows import WORDS, Numbers, SamplingRows, numbers_of
 from headwater_engine.worker.seats import Seats, ranges
 
 Words = TypeVar("Words", np.ndarray, Tensor)
@@ -36,8 +36,8 @@ class Batch(NamedTuple):
     """A step on the device, in tensors that are the same memory in each step of the same size."""
 
     flat: FlatBatch
-    numbers: Tensor
-    """[WORDS, R] int32, for `SamplingRows.batch`."""
+    numbers: Numbers
+    """For `SamplingRows.batch`."""
 
 
 class Size(NamedTuple):
@@ -79,6 +79,7 @@ class _Views(NamedTuple):
     longs: tuple[Tensor, ...]
     """Tokens, positions, slots; rows, their seats."""
     tables: Tensor
+    numbers: Numbers
 
 
 class Outbox:
@@ -201,14 +202,16 @@ class Inputs:
             decodes=decodes,
             prefixes=as_prefixes(views.there.prefixes, len(views.there.context_lengths)) if shared else None,
         )
-        return Batch(FlatBatch(tokens, attention, rows, seats), views.there.numbers)
+        return Batch(FlatBatch(tokens, attention, rows, seats), views.numbers)
 
     def _cut(self, size: Size) -> _Views:
+        there = _parts(self._outbox.there, size)
         return _Views(
             [_parts(words, size) for words in self._outbox.arenas],
-            _parts(self._outbox.there, size),
+            there,
             (*self._longs[:3, : size.tokens], *self._longs[3:, : size.rows]),
             self._tables[: size.sequences],
+            numbers_of(there.numbers),
         )
 
 

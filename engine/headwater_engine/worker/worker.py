@@ -155,9 +155,9 @@ class ModelWorker:
         everybody = seats + [self._seats.nobody] * (len(launched.rows) - len(seats))
         wanted = self._rows.logprobs(everybody)
         sampling = self._rows.batch(everybody, batch.numbers)
-        recorded = not sampling.changes and wanted.max() < 0
-        if self._graphs is not None and launched.size is not None and recorded:
-            drawn = Drawn(self._graphs.sample(launched.size, filters=sampling.filters), None, wanted)
+        graphs, size = self._graphs, launched.size
+        if graphs is not None and size is not None and not sampling.changes and wanted.max() < 0:
+            drawn = Drawn(graphs.sample(size, filters=sampling.filters), None, wanted)
         else:
             drawn = self._choose(launched.rows, batch, sampling, wanted)
         count = len(seats)

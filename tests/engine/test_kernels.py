@@ -95,6 +95,25 @@ def test_attention_options(options: dict[str, object]) -> None:
     )
 
 
+@pytest.mark.parametrize("slope", [-0.3, 0.01, 0.04, 0.3])
+@pytest.mark.parametrize(
+    ("kernels", "tolerance"), [(FLOAT, 1e-4), (MIXED, 2e-2), (HALF, 3e-2)], ids=["float32", "mixed", "bfloat16"]
+)
+def test_later_keys_may_count_for_more_than_all_before(kernels: CppKernels, tolerance: float, slope: float) -> None:
+    """`slope`: how much more each score is than the one before: the largest so far is outdone, a little or by far."""
+    batch, whole = ragged([900, 700], [40, 1]), ragged([900, 700], [900, 700])
+    cache_type = kernels.allocate(1, CacheSpec(2, 64, 64)).keys.dtype
+    results = []
+    for each in (kernels, TorchKernels(kernels.dtype, kv_dtype=cache_type)):
+        queries, _, _ = views(each, 41, 6, 2, 64)
+        _, keys, values = views(each, 1600, 6, 2, 64)
+        queries[:, :, 0], keys[:, :, 0] = 8, (whole.positions.float() * slope).to(each.dtype).unsqueeze(1)
+        cache = each.allocate(120, CacheSpec(2, 64, 64))
+        each.write_cache(keys, values, cache, whole.slots)
+        results.append(each.paged_attention(queries, cache, batch, scale=0.125))
+    torch.testing.assert_close(*results, rtol=tolerance, atol=tolerance)
+
+
 def test_a_long_context_is_cut_and_put_together() -> None:
     shape = ([5000, 2100, 7], [1, 1, 1], 9, 3, 64)
     torch.testing.assert_close(attend(FLOAT, *shape), attend(TorchKernels(), *shape), rtol=1e-4, atol=1e-5)

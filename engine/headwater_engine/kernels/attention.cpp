@@ -29,6 +29,10 @@ namespace headwater {
 constexpr int64_t SPAN_BLOCKS = PART_BLOCKS;
 constexpr int64_t SPAN = SPAN_BLOCKS * TILE;  // keys between two corrections of the softmax
 constexpr int64_t MERGED_TOKENS = 4;    // whose parts one thread puts together at a time
+constexpr int64_t AT_ONCE = 8;          // rows whose maxima are found before their weights
+// A maximum is raised where weights would be above 2^SLACK, and not for less: what a row has so far is corrected rarely then,
+// and the CPU guesses right that it is not (the idea of FlashAttention-4's softmax).
+constexpr float SLACK = 8;
 constexpr float NEVER = -std::numeric_limits<float>::infinity();
 constexpr float LOG2_E = 1.44269504f;
 
@@ -92,47 +96,41 @@ __attribute__((noinline, flatten)) static void add_values(const T* weights, cons
 // Of values, a head of 64 or 128 dimensions has 4 or 8 tiles.
 constexpr int value_tiles_for(int rows) { return LANES == 8 ? panels_for(rows) : rows <= 6 ? 4 : 2; }
 
-// Masks and softmaxes the scores of a span into weights, and corrects the row's output so far. Maxima are in units of ln 2:
-// powers of two are cheaper than those of e.
-template <typename T>
-static void weigh_row(float* scores, T* weights, int64_t span_start, int64_t keys, int64_t position,
-                      const AttentionShape& shape, float& maximum, float& sum, float* output, int64_t width) {
-    float unit = shape.scale * LOG2_E;
-    if (shape.softcap > 0) {
-        for (int64_t j = 0; j < keys; j++) scores[j] = shape.softcap * std::tanh(scores[j] * shape.scale / shape.softcap);
-        unit = LOG2_E;
+// What a row sees of a span: of its keys, those from `first` to `last`. Up to `whole` they fill vectors.
+struct Sight {
+    int64_t first, whole, last;
+
+    Sight(const AttentionShape& shape, int64_t span_start, int64_t keys, int64_t position) {
+        const int64_t seen = position + 1 - span_start;
+        last = std::clamp<int64_t>(seen, 0, keys);
+        first = shape.window > 0 ? std::clamp<int64_t>(seen - shape.window, 0, last) : 0;
+        whole = first == 0 ? last / LANES * LANES : 0;
     }
-    const int64_t end = padded(keys), seen = position + 1 - span_start, last = std::clamp<int64_t>(seen, 0, keys);
-    const int64_t first = shape.window > 0 ? std::clamp<int64_t>(seen - shape.window, 0, last) : 0;
-    const int64_t whole = first == 0 ? last / LANES * LANES : 0;  // so many are in vectors all of which the token sees
-    const auto sees = [&](int64_t j) {
+    IntVec sees(int64_t j) const {
         const IntVec key = LANE + int32_t(j);
         return (key >= int32_t(first)) & (key < int32_t(last));
-    };
-    Vec most = spread(NEVER);
-    for (int64_t j = 0; j < whole; j += LANES) most = max(most, load(scores + j));
-    for (int64_t j = whole; j < last; j += LANES) most = max(most, select(sees(j), load(scores + j), spread(NEVER)));
-    const float raised = std::max(maximum, max(most) * unit);
-    if (raised == NEVER) {  // nothing visible yet
-        std::fill(weights, weights + end, T{});
-        return;
     }
+    float most(const float* scores) const {
+        Vec most = spread(NEVER);
+        for (int64_t j = 0; j < whole; j += LANES) most = max(most, load(scores + j));
+        for (int64_t j = whole; j < last; j += LANES) most = max(most, select(sees(j), load(scores + j), spread(NEVER)));
+        return max(most);
+    }
+};
+
+// The scores of a row as powers of two, 1 at `maximum`, and 0 where it sees nothing. Returns their sum.
+template <typename T>
+static float weigh(const Sight& sight, const float* scores, float unit, float maximum, T* weights, int64_t end) {
     Vec total{};
     const auto weigh = [&](int64_t j, Vec weight) {
         total += weight;
         store(weights + j, weight);
     };
-    const auto weight = [&](int64_t j) { return exp2(load(scores + j) * unit - raised); };
-    for (int64_t j = 0; j < whole; j += LANES) weigh(j, weight(j));
-    for (int64_t j = whole; j < last; j += LANES) weigh(j, select(sees(j), weight(j), Vec{}));
-    for (int64_t j = (last + LANES - 1) / LANES * LANES; j < end; j += LANES) store(weights + j, Vec{});
-    if (raised > maximum && sum > 0) {
-        const float correction = std::exp2(maximum - raised);
-        sum *= correction;
-        for (int64_t d = 0; d < width; d += LANES) store(output + d, load(output + d) * correction);
-    }
-    maximum = raised;
-    sum += headwater::sum(total);
+    const auto weight = [&](int64_t j) { return exp2(load(scores + j) * unit - maximum); };
+    for (int64_t j = 0; j < sight.whole; j += LANES) weigh(j, weight(j));
+    for (int64_t j = sight.whole; j < sight.last; j += LANES) weigh(j, select(sight.sees(j), weight(j), Vec{}));
+    for (int64_t j = (sight.last + LANES - 1) / LANES * LANES; j < end; j += LANES) store(weights + j, Vec{});
+    return sum(total);
 }
 
 // The blocks of a span, and how many of their tokens there are.
@@ -166,6 +164,43 @@ template <typename T, typename C> struct Batch {
     const Query& query(const Task& task, int64_t row) const { return plan.queries[task.first_query + row / plan.group]; }
     int64_t head(int64_t kv_head, int64_t row) const { return kv_head * plan.group + row % plan.group; }
 };
+
+// Masks and softmaxes the scores of a span into weights, and corrects what the rows have so far. Maxima are in units of ln 2:
+// powers of two are cheaper than those of e. A few rows at a time, since a row's weights wait for its maximum.
+template <typename T, typename C>
+static void weigh_rows(const Batch<T, C>& batch, const Task& task, int64_t span_start, int64_t keys, Scratch<T>& scratch) {
+    const AttentionShape& shape = batch.shape;
+    const int64_t rows = task.queries * batch.plan.group, width = padded(shape.value_dim), end = padded(keys);
+    const float unit = (shape.softcap > 0 ? 1.0f : shape.scale) * LOG2_E;
+    if (shape.softcap > 0)
+        for (int64_t row = 0; row < rows; row++)
+            for (float* score = &scratch.scores[row * SPAN]; score < &scratch.scores[row * SPAN] + keys; score++)
+                *score = shape.softcap * std::tanh(*score * shape.scale / shape.softcap);
+    for (int64_t first = 0; first < rows; first += AT_ONCE) {
+        const int64_t last = std::min(rows, first + AT_ONCE);
+        for (int64_t row = first; row < last; row++) {
+            const Sight sight(shape, span_start, keys, batch.query(task, row).position);
+            const float most = sight.most(&scratch.scores[row * SPAN]) * unit;
+            float &maximum = scratch.maxima[row], &sum = scratch.sums[row];
+            if (!(most > maximum + SLACK)) continue;
+            if (sum > 0) {
+                const float correction = std::exp2(maximum - most);
+                sum *= correction;
+                float* output = &scratch.output[row * width];
+                for (int64_t d = 0; d < width; d += LANES) store(output + d, load(output + d) * correction);
+            }
+            maximum = most;
+        }
+        for (int64_t row = first; row < last; row++) {
+            const Sight sight(shape, span_start, keys, batch.query(task, row).position);
+            T* weights = &scratch.weights[row * SPAN];
+            if (scratch.maxima[row] == NEVER)  // nothing visible yet
+                std::fill(weights, weights + end, T{});
+            else
+                scratch.sums[row] += weigh(sight, &scratch.scores[row * SPAN], unit, scratch.maxima[row], weights, end);
+        }
+    }
+}
 
 // The products of a task. Values are fetched while the scores of their span are computed, and the keys of the next span while
 // values are added: blocks lie anywhere, so that the CPU's own prefetching begins anew with each.
@@ -238,10 +273,7 @@ static void attend(const Batch<T, C>& batch, const Task& task, const Task& next,
             const bool ends = block + SPAN_BLOCKS >= task.last_block;
             coming = batch.span(ends ? next : task, ends ? next.first_block : block + SPAN_BLOCKS);
             score(span);
-            for (int64_t row = 0; row < rows; row++)
-                weigh_row(&scratch.scores[row * SPAN], &scratch.weights[row * SPAN], block * TILE, span.seen,
-                          batch.query(task, row).position, shape, scratch.maxima[row], scratch.sums[row],
-                          &scratch.output[row * width], width);
+            weigh_rows(batch, task, block * TILE, span.seen, scratch);
             add(span, coming);
         }
     };

@@ -150,7 +150,7 @@ inline Vec exp(Vec x) {
     return p * power_of_two(n);
 }
 
-// 2^x of x up to 1, as precise, in half the operations; at least 2^-125. Coefficients of Cephes' exp2f. What rounds x to an
+// 2^x of x up to 100, as precise, in half the operations; at least 2^-125. Coefficients of Cephes' exp2f. What rounds x to an
 // integer leaves it in its lowest bits, from where it is added to the exponent of the polynomial.
 inline Vec exp2(Vec x) {
     x = max(spread(-125.0f), x);

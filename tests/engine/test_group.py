@@ -6,7 +6,9 @@ How soon: test_group_clock.py.
 import asyncio
 import os
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
@@ -35,13 +37,41 @@ match sys.argv[2]:
         lifeline.loaded()
 threading.Event().wait()
 """
+_OFTEN: Final = 0.05
+"""Seconds between beats and looks, where a test waits for many."""
+_BUSY_RANK = f"""
+import os, sys, threading
+from headwater_engine.distributed import lifeline as module
+module.INTERVAL = {_OFTEN}
+lifeline = module.Lifeline(int(sys.argv[1]))
+lifeline.start()
+if sys.argv[2] != "loads":
+    lifeline.loaded()
+match sys.argv[2]:
+    case "waits in its second sum":
+        lifeline.begin_sum()
+        lifeline.end_sum()
+        lifeline.begin_sum()
+    case "has had two sums":
+        for _ in range(2):
+            lifeline.begin_sum()
+            lifeline.end_sum()
+    case "waits in its first sum":
+        lifeline.begin_sum()
+    case "computes":
+        while True:
+            pass
+    case "computes on a thread":
+        threading.Thread(target=lambda: [None for _ in iter(int, 1)]).start()
+threading.Event().wait()
+"""
 
 
 @asynccontextmanager
-async def ranks(*behaviours: str) -> AsyncIterator[Group]:
+async def ranks(*behaviours: str, program: str = _RANK) -> AsyncIterator[Group]:
     group = Group(alone=False)
     for rank, behaviour in enumerate(behaviours):
-        command = [sys.executable, "-c", _RANK, str(rank), behaviour]
+        command = [sys.executable, "-c", program, str(rank), behaviour]
         await group.start(f"Rank {rank}", command, dict(os.environ))
     try:
         yield group
@@ -81,6 +111,62 @@ async def test_a_rank_that_dies_or_stands_still_ends_all(
     assert f"rank {1 - rank} ends: Rank {rank} {words}." in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("other", ["waits in its second sum", "has had two sums"])
+async def test_a_rank_that_beats_and_does_nothing_ends_all_that_are_further(
+    other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_LOOK", _OFTEN)
+    async with ranks(other, "stands still", program=_BUSY_RANK) as group:
+        assert await end_of(group) == "Rank 1 stands still while others wait for it."
+        assert [process.returncode is not None for process in group.processes] == [True, True]
+
+
+@pytest.mark.parametrize("slow", ["computes", "computes on a thread", "loads", "waits in its first sum"])
+async def test_a_rank_that_takes_its_time_is_waited_for(slow: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it takes: here, four times as many beats and looks as it would have if it did nothing."""
+    beats: list[str] = []
+    heard = Peer.heard
+
+    def count(peer: Peer, beat: Beat) -> None:
+        beats.append(peer.name)
+        heard(peer, beat)
+
+    monkeypatch.setattr(Peer, "heard", count)
+    monkeypatch.setattr(module, "_LOOK", _OFTEN)
+    monkeypatch.setattr(module, "_SILENT_AND_IDLE", module._SILENT_AT_WORK)  # a busy machine keeps them from beating
+    async with ranks("waits in its second sum", slow, program=_BUSY_RANK) as group:
+        watching = asyncio.create_task(end_of(group))
+        await until(lambda: min(map(beats.count, ("Rank 0", "Rank 1"))) > 4 * module._LATE)
+        assert not watching.done()
+        watching.cancel()
+
+
+def test_a_rank_that_wants_to_run_and_cannot_is_not_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Process:
+        pid = 1
+
+    for wants, late in ((True, 0), (False, 9)):
+        monkeypatch.setattr(module, "_wants_to_run", lambda pid, wants=wants: wants)
+        peer = Peer("Rank 1", None, Process())  # type: ignore[arg-type]
+        peer.heard(Beat(1, working=True, sums=4, still=True))
+        for _ in range(9):
+            peer.look(furthest=5)
+        assert peer.late == late
+        peer.look(furthest=4)
+        assert peer.late == 0, "nobody waits for it"
+
+
+def test_whether_a_process_wants_to_run() -> None:
+    assert module._wants_to_run(os.getpid()), "it runs as it asks"
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as waits:
+        deadline = time.monotonic() + PATIENCE
+        while module._wants_to_run(waits.pid) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not module._wants_to_run(waits.pid)
+        waits.communicate(b"\n")
+    assert module._wants_to_run(waits.pid), "it is gone, and nobody can tell"
+
+
 async def test_a_rank_that_fails_says_why() -> None:
     async with ranks("serves", "fails", "serves") as group:
         assert await end_of(group) == "Rank 1: There is no model here."
@@ -111,7 +197,7 @@ def test_whoever_works_or_waits_may_be_silent_for_longer(monkeypatch: pytest.Mon
         looks = 0
         for activity in seen:
             monkeypatch.setattr(module, "_activity", lambda pid, activity=activity: activity)
-            peer.look()
+            peer.look(0)
             looks += 1
             if peer.gone:
                 break
@@ -122,11 +208,11 @@ def test_a_rank_is_still_within_one_layer_only() -> None:
     peer = Peer("Rank 1", None)  # type: ignore[arg-type]
     for layers in (1, 1, 1):
         peer.heard(Beat(layers, working=True))
-        peer.look()
+        peer.look(0)
     assert peer.still == 3
     peer.heard(Beat(2, working=True))
     assert peer.still == 0
-    peer.look()
+    peer.look(0)
     peer.heard(Beat(2, working=False))
     assert peer.still == 0
 

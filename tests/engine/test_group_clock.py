@@ -96,6 +96,9 @@ class Rank:
     heard: str | None = None
     """What it was told to end of, and wrote."""
     stands_still: bool = False
+    sums: int = 1
+    still: bool = False
+    """It beats, and does nothing else."""
 
     def __post_init__(self) -> None:
         self._gone = asyncio.Event()
@@ -108,7 +111,7 @@ class Rank:
         if self.phase == "serves":
             self.cable.there.say(Loaded())
         while True:
-            self.cable.there.say(Beat(1, working=self.phase == "serves"))
+            self.cable.there.say(Beat(1, working=self.phase == "serves", sums=self.sums, still=self.still))
             await asyncio.sleep(INTERVAL)
 
     async def _hear(self) -> None:
@@ -202,6 +205,7 @@ def activity_of(ranks: list[Rank]) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_activity", activity)
+        patch.setattr(module, "_wants_to_run", lambda pid: not ranks[pid].still)
         yield
 
 
@@ -259,6 +263,20 @@ def test_a_rank_takes_all_with_it_in_time(what: str, machines: int, rank: int, p
         phase = "loads"  # who says nothing yet cannot say that
     make, sentence = FAULTS[what]
     assert worst_of(machines, phase, make(rank), *[sentence.format(rank)] * machines) <= PROMISED
+
+
+@pytest.mark.parametrize(("machines", "rank"), [(1, 0), (1, 1), (2, 0), (2, 3)])
+def test_a_rank_that_beats_and_does_nothing_takes_all_with_it_in_time(machines: int, rank: int) -> None:
+    """From when the others wait for it."""
+
+    def fault(those: World) -> None:
+        those.ranks[rank].still = True
+        for other in those.ranks:
+            other.sums += other.pid != rank
+
+    assert worst_of(machines, "serves", fault, *[f"Rank {rank} stands still while others wait for it."] * machines) <= (
+        PROMISED
+    )
 
 
 @pytest.mark.parametrize("phase", ["starts", "loads", "serves"])

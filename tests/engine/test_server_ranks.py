@@ -125,6 +125,39 @@ async def test_a_killed_rank_ends_the_group_and_every_open_request() -> None:
             assert await ends(rank)
 
 
+STUCK = """
+import os, sys, threading
+if "headwater_engine.worker" in sys.orig_argv:
+    from headwater_engine.distributed.counted import CountedRanks
+    add_up = CountedRanks.sum
+    def sum_or_never(self, x):
+        while os.path.exists({path!r}):
+            threading.Event().wait()
+        return add_up(self, x)
+    CountedRanks.sum = sum_or_never
+"""
+"""What Python runs first in each process: the model of rank 1 stands still once there is a file."""
+
+
+async def test_a_rank_whose_model_stands_still_while_it_beats_ends_the_group(tmp_path: Path) -> None:
+    still = tmp_path / "still"
+    (tmp_path / "sitecustomize.py").write_text(STUCK.format(path=str(still)))
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    async with serving(environment={"PYTHONPATH": path}) as server:
+        await server.until_ready()
+        assert (await server.http.post("/v1/completions", json=ASKED)).status_code == 200
+        ranks = server.ranks()
+        still.touch()
+        reason = "Rank 1 stands still while others wait for it."
+        answer = await server.http.post("/v1/completions", json=LONG)
+        assert (answer.status_code, answer.json()["error"]["message"]) == (500, reason)
+        status, errors = await server.end()
+        assert status == 1
+        assert f"headwater serve: {reason}" in errors
+        for rank in ranks:
+            assert await ends(rank)
+
+
 async def test_two_nodes_serve_as_one_and_end_as_one() -> None:
     """The second one comes first, and one of its ranks is stopped later."""
     leader = f"127.0.0.1:{free_port()}"

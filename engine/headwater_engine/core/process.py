@@ -148,10 +148,14 @@ class EngineLoop:
 
 
 def build(
-    settings: EngineSettings, channel: Channel, heartbeat: Heartbeat, place: Place | None
+    settings: EngineSettings, channel: Channel, heartbeat: Heartbeat, place: Place | None, lifeline: Lifeline | None
 ) -> tuple[EngineLoop, Ready]:
     """Load the model and lay out the cache. Raises LoadError or KVCacheSizeError with a sentence for the user."""
-    loaded = load(settings, lambda fraction, phase: channel.send(Loading(fraction, phase)), heartbeat.beat, place)
+
+    def tell(fraction: float, phase: str) -> None:
+        channel.send(Loading(fraction, phase))
+
+    loaded = load(settings, tell, heartbeat.beat, place, lifeline)
     worker: Worker = loaded.worker
     if place is not None:
         channel.send(Loading(1.0, "other ranks"))
@@ -196,7 +200,9 @@ def main(place: Place | None = None, lifeline: Lifeline | None = None) -> int:
     requests, replies = sys.argv[1:]
     channel, heartbeat = Channel(requests, replies), Heartbeat(replies)
     try:
-        loop, ready = build(settings, channel, heartbeat, place)
+        loop, ready = build(settings, channel, heartbeat, place, lifeline)
+        if lifeline is not None:
+            lifeline.loaded()
         heartbeat.start()
         channel.send(ready)
         log.debug("ready", **msgspec.structs.asdict(ready))

@@ -6,6 +6,9 @@ them sees that first, and it alone is never busy: a rank whose partner is gone w
 Each rank beats twice a second, and so does each other machine. One that is silent is looked at once more: a rank that
 loads a library or takes memory may be kept from beating, but it works meanwhile, and one that was stopped or hangs does
 not. Silence is counted in our own looks, so that nobody is found dead after a machine has slept.
+
+A rank whose model stands still, say in a deadlock, still beats. It is told from one that takes its time by three things
+at once: others are at a later sum than it, it takes no CPU time, and none of its threads would like to have some.
 """
 
 import asyncio
@@ -23,7 +26,7 @@ import msgspec
 from headwater_engine.config import EngineSettings
 from headwater_engine.core import parent
 from headwater_engine.distributed import lifeline, place
-from headwater_engine.distributed.line import LONGEST, Beat, Cause, End, Failed, Line, Loaded
+from headwater_engine.distributed.line import INTERVAL, LONGEST, Beat, Cause, End, Failed, Line, Loaded
 from headwater_engine.distributed.place import Meeting, places
 
 _LOOK: Final = 0.5
@@ -34,6 +37,8 @@ _SILENT_AND_IDLE: Final = 4
 """As many for a rank that does nothing meanwhile."""
 _SILENT_AT_WORK: Final = 240
 """As many for one that takes CPU time, or waits for some or for a disk: it may load libraries on a busy machine."""
+_LATE: Final = 5
+"""As many for one that beats and does nothing, while others are further."""
 _LAST_WORDS: Final = 0.3
 """Seconds in which others may say what explains it better."""
 _VERDICT: Final = 1.0
@@ -69,6 +74,10 @@ class Peer:
     working: bool = False
     still: int = 0
     """Looks in which it was within a step, and no layer of it was done."""
+    sums: int = 0
+    idle_as_it_says: bool = False
+    late: int = 0
+    """Looks in which it did nothing while others were further."""
     failed: bool = False
     """It has said so itself, or cannot say anything any more."""
 
@@ -78,18 +87,21 @@ class Peer:
             return self.silent >= _SILENT
         return min(self.silent, self.idle) >= _SILENT_AND_IDLE or self.silent >= _SILENT_AT_WORK
 
-    def look(self) -> None:
+    def look(self, furthest: int) -> None:
+        """`furthest`: the sum that any rank of the group has begun."""
         self.silent += 1
         self.still = self.still + 1 if self.working else 0
         if self.process is not None:
             activity = _activity(self.process.pid)
             self.idle = self.idle + 1 if activity.ticks == self.ticks and not activity.waiting else 0
             self.ticks = activity.ticks
+            late = self.idle_as_it_says and self.sums < furthest and not _wants_to_run(self.process.pid)
+            self.late = self.late + 1 if late else 0
 
     def heard(self, beat: Beat) -> None:
         if beat.layers != self.layers or not beat.working:
             self.still = 0
-        self.layers, self.working = beat.layers, beat.working
+        self.layers, self.working, self.sums, self.idle_as_it_says = beat.layers, beat.working, beat.sums, beat.still
 
 
 class Group:
@@ -140,7 +152,7 @@ class Group:
         Empty where the first machine says that it is meant to be so.
         """
         tasks = [asyncio.create_task(self._listen(peer)) for peer in self._peers]
-        tasks += [asyncio.create_task(peer.line.beat()) for peer in self._peers if peer.process is None]
+        tasks += [asyncio.create_task(self._beat(peer.line)) for peer in self._peers if peer.process is None]
         tasks.append(asyncio.create_task(self._look()))
         try:
             await self._trouble.wait()
@@ -206,13 +218,24 @@ class Group:
         if not peer.failed:
             self._suffer(Cause.GONE, f"{peer.name} died with exit status {status}.")
 
+    async def _beat(self, line: Line) -> None:
+        while True:
+            line.say(Beat(sums=self._furthest))
+            await asyncio.sleep(INTERVAL)
+
+    @property
+    def _furthest(self) -> int:
+        return max((peer.sums for peer in self._peers), default=0)
+
     async def _look(self) -> None:
         while not self._alone:
             await asyncio.sleep(_LOOK)
             for peer in self._peers:
-                peer.look()
+                peer.look(self._furthest)
                 if peer.gone:
                     self._suffer(Cause.GONE, f"{peer.name} gives no sign of life.")
+                if peer.late >= _LATE:
+                    self._suffer(Cause.GONE, f"{peer.name} stands still while others wait for it.")
 
     def _suffer(self, cause: Cause, message: str) -> None:
         self._troubles.append(Trouble(cause, message))
@@ -254,7 +277,20 @@ class Activity(NamedTuple):
 
 def _activity(process: int) -> Activity:
     try:
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        fields = _fields(Path(f"/proc/{process}/stat"))
     except OSError:  # another kind of system, or the process is gone
         return Activity(0, False)
     return Activity(int(fields[11]) + int(fields[12]), fields[0] in "RD")
+
+
+def _wants_to_run(process: int) -> bool:
+    """Whether a thread of it runs, would if it got a core, or waits for a disk. True also where nobody can tell."""
+    try:
+        return any(_fields(thread / "stat")[0] in "RD" for thread in Path(f"/proc/{process}/task").iterdir())
+    except OSError:
+        return True
+
+
+def _fields(stat: Path) -> list[str]:
+    """Behind the name, which may have anything in it. Raises OSError."""
+    return stat.read_text().rpartition(")")[2].split()

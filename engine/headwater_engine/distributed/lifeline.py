@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import time
-from typing import Final, NoReturn
+from typing import Final, NamedTuple, NoReturn
 
 from headwater_engine.distributed.line import INTERVAL, Beat, Cause, End, Failed, Loaded, decode, encode
 
@@ -19,6 +19,16 @@ VARIABLE: Final = "HEADWATER_ENGINE_LIFELINE"
 _LONGEST_WORDS: Final = 4000
 _LAST_MOMENT: Final = 2.0
 """Seconds that a rank which has failed stays."""
+_HARDLY_ANY: Final = 0.02
+"""Seconds of CPU time between two beats. This thread takes some, too, and those that listen at sockets."""
+
+
+class Done(NamedTuple):
+    """What a process has done so far."""
+
+    layers: int
+    sums: int
+    cpu: float
 
 
 class Lifeline:
@@ -31,6 +41,11 @@ class Lifeline:
         self._layers = 0
         self.working = False
         """Whether this rank is within a step."""
+        self._sums = 0
+        self._adding = False
+        self._serves = False
+        self._done = Done(0, 0, 0.0)
+        """Before the last beat."""
 
     def start(self) -> None:
         threading.Thread(target=self._live, name="lifeline", daemon=True).start()
@@ -39,7 +54,15 @@ class Lifeline:
         """A layer is done."""
         self._layers += 1
 
+    def begin_sum(self) -> None:
+        self._sums += 1
+        self._adding = True
+
+    def end_sum(self) -> None:
+        self._adding = False
+
     def loaded(self) -> None:
+        self._serves = True
         self._say(Loaded())
 
     def failed(self, message: str) -> None:
@@ -64,7 +87,13 @@ class Lifeline:
                     self._end("the process that started it is gone")
                 if isinstance(message := decode(heard.partition(b"\n")[0]), End):
                     self._end(message.message)
-            self._say(Beat(self._layers, self.working))
+            self._say(Beat(self._layers, self.working, self._sums, self._stands_still()))
+
+    def _stands_still(self) -> bool:
+        """As `Beat.still`. While it loads it may wait for anything."""
+        before, self._done = self._done, Done(self._layers, self._sums, time.process_time())
+        idle = self._done[:2] == before[:2] and self._done.cpu - before.cpu < _HARDLY_ANY
+        return idle and self._serves and not self._adding
 
     def _end(self, reason: str) -> NoReturn:
         if reason:

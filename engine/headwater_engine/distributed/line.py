@@ -33,6 +33,10 @@ class Beat(msgspec.Struct, tag="beat"):
     """That the rank has computed since its start."""
     working: bool = False
     """Whether it is within a step."""
+    sums: int = 0
+    """That it has begun, in steps; of a machine, the most that is known there of any rank."""
+    still: bool = False
+    """It has done nothing since the last beat, and taken hardly any CPU time; nor does it wait for others in a sum."""
 
 
 class Loaded(msgspec.Struct, tag="loaded"):

@@ -10,9 +10,11 @@ import torch
 
 from headwater_engine.config import EngineSettings
 from headwater_engine.core.step import Worker
+from headwater_engine.distributed.counted import CountedRanks
+from headwater_engine.distributed.lifeline import Lifeline
 from headwater_engine.distributed.meet import check_alike, find_ranks
 from headwater_engine.distributed.place import Place
-from headwater_engine.distributed.ranks import ALONE
+from headwater_engine.distributed.ranks import ALONE, Ranks
 from headwater_engine.errors import DeviceMemoryError, LoadError
 from headwater_engine.kernels import find_device, select
 from headwater_engine.kernels.interface import BLOCK_SIZE, LayerCache
@@ -56,15 +58,22 @@ class Loaded:
     """Whether none can be cut into chunks."""
 
 
-def load(settings: EngineSettings, progress: Progress, beat: Callable[[], None], place: Place | None = None) -> Loaded:
-    """`beat` is called as each layer of each step begins. `place`: of this rank, where it is one of several.
+def load(
+    settings: EngineSettings,
+    progress: Progress,
+    beat: Callable[[], None],
+    place: Place | None = None,
+    lifeline: Lifeline | None = None,
+) -> Loaded:
+    """`beat` is called as each layer of each step begins. `place`: of this rank, where it is one of several; and its
+    `lifeline` is told of sums.
 
     Raises LoadError, KVCacheSizeError or DeviceError with a sentence for the user.
     """
     device = find_device(settings.device, 0 if place is None else place.local_rank)
     try:
         with device_checked(device):
-            return _load(settings, device, progress, beat, place)
+            return _load(settings, device, progress, beat, place, lifeline)
     except DeviceMemoryError as error:
         taken, total = torch.cuda.memory_allocated(device) / GIB, torch.cuda.mem_get_info(device)[1] / GIB
         raise LoadError(
@@ -74,12 +83,19 @@ def load(settings: EngineSettings, progress: Progress, beat: Callable[[], None],
 
 
 def _load(
-    settings: EngineSettings, device: torch.device, progress: Progress, beat: Callable[[], None], place: Place | None
+    settings: EngineSettings,
+    device: torch.device,
+    progress: Progress,
+    beat: Callable[[], None],
+    place: Place | None,
+    lifeline: Lifeline | None,
 ) -> Loaded:
     neighbours = 1 if place is None else place.local_size
     torch.set_num_threads(max(1, (settings.threads or len(os.sched_getaffinity(0))) // neighbours))
     progress(0.0, "ranks")
-    ranks = ALONE if place is None else find_ranks(place, device)
+    ranks: Ranks = ALONE if place is None else find_ranks(place, device)
+    if place is not None and lifeline is not None and device.type == "cpu":
+        ranks = CountedRanks(ranks, lifeline)
     folder = resolve(settings.model, settings.revision)
     plan = plan_pooling(folder, settings.runner, settings.pooling)
     # At first use the C++ kernels are compiled, which takes a minute or two.

@@ -174,7 +174,7 @@ def main(place: Place, lifeline: Lifeline) -> int:
     settings = EngineSettings.model_validate_json(os.environ["HEADWATER_ENGINE_SETTINGS"])
     configure_logging(settings.log_level)
     try:
-        loaded = load(settings, lambda fraction, phase: None, lifeline.beat, place)
+        loaded = load(settings, lambda fraction, phase: None, lifeline.beat, place, lifeline)
         lifeline.loaded()
         log.info("loaded", rank=place.rank, blocks=loaded.blocks, kernels=loaded.kernels)
         follow(loaded.worker, StepHearer(place.meeting), lifeline)

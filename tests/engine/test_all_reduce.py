@@ -17,6 +17,7 @@ from tests.engine.in_ranks import in_ranks
 
 pytest.importorskip("triton", reason="torch for CPUs comes without Triton")
 
+import tests.engine.interpreter  # noqa: F401  # bfloat16
 from headwater_engine.distributed import peer_memory
 from headwater_engine.distributed.peer_memory import PeerRanks, share_peers
 from headwater_engine.distributed.ranks import ProcessRanks
@@ -47,7 +48,7 @@ SIGNALS = PROGRAMS * MOST_RANKS * 8
     count=st.integers(1, 3000) | st.sampled_from([PROGRAMS * 1024, PROGRAMS * 1024 + 1, LARGEST // 4]),
     size=st.integers(1, 5),
     turn=st.integers(0, 1),
-    dtype=st.sampled_from([torch.float32, torch.float16]),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
     data=st.data(),
 )
 def test_a_rank_adds_up_any_number_of_numbers(
@@ -115,7 +116,7 @@ def add_up(folder: Path) -> tuple[list[Tensor], int]:
     ranks._peers.number.fill_(2**31 - 4)  # as after some days
     found = []
     for number, count in enumerate(SIZES):
-        dtype = torch.float16 if number % 3 == 1 else torch.float32  # the interpreter cuts bfloat16 off
+        dtype = (torch.float32, torch.float16, torch.bfloat16)[number % 3]
         found.append(ranks.sum(part(ranks.rank, number, count, dtype)))
     ranks.least(0)  # what is mapped stays until all have read it
     return found, over_gloo

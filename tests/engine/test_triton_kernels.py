@@ -20,10 +20,9 @@ from headwater_engine.kernels.gpu import TritonKernels
 from headwater_engine.kernels.triton.tiling import Processors, Tiling, choose_tiling
 from tests.engine.triton_case import DEVICE, TOLERANCE, Case, kernels_of, same
 
-DIMS = [16, 20, 64, 80, 96, 128, 256]
+REAL_DIMS = [64, 80, 96, 128, 256]
 dtypes = st.sampled_from(list(TOLERANCE))
-# The interpreter keeps bfloat16 as integers, and multiplies matrices of those.
-product_dtypes = dtypes if DEVICE.type == "cuda" else st.sampled_from([torch.float32, torch.float16])
+kv_dtypes = st.sampled_from([None, torch.float8_e4m3fn])
 
 
 def rows_of(cache: LayerCache, slots: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,12 +32,12 @@ def rows_of(cache: LayerCache, slots: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> Case:
+def cases(draw: st.DrawFn, dim: int | None = None) -> Case:
     contexts = draw(st.lists(st.integers(1, 50), min_size=1, max_size=3))
     new = [draw(st.one_of(st.just(1), st.integers(1, min(context, 9)))) for context in contexts]
     group, kv_heads = draw(st.integers(1, 16)), draw(st.sampled_from([1, 2]))
-    kv_dtype = draw(st.sampled_from([None, torch.float8_e4m3fn]))
-    return Case(contexts, new, group, kv_heads, draw(st.sampled_from(DIMS)), draw(product_dtypes), kv_dtype)
+    dim = dim or draw(st.sampled_from([16, 20, *REAL_DIMS]))
+    return Case(contexts, new, group, kv_heads, dim, draw(dtypes), draw(kv_dtypes))
 
 
 tilings = st.builds(
@@ -57,19 +56,31 @@ def test_attention_of_odd_batches(case: Case, tiling: Tiling) -> None:
     case.run(tiling)
 
 
-@settings(max_examples=10)
+@pytest.mark.parametrize("dim", REAL_DIMS)
+@settings(max_examples=5)
 @given(
-    case=cases(),
+    data=st.data(),
     tiling=tilings,
     window=st.none() | st.integers(1, 40),
     softcap=st.none() | st.just(2.5),
     sinks=st.booleans(),
 )
-def test_attention_options(case: Case, tiling: Tiling, window: int | None, softcap: float | None, sinks: bool) -> None:
-    case.run(tiling, window=window, softcap=softcap, sinks=sinks)
+def test_attention_options(
+    dim: int, data: st.DataObject, tiling: Tiling, window: int | None, softcap: float | None, sinks: bool
+) -> None:
+    data.draw(cases(dim)).run(tiling, window=window, softcap=softcap, sinks=sinks)
 
 
-@pytest.mark.parametrize("dim", [64, 80, 96, 128, 256])
+@pytest.mark.parametrize("kv_dtype", [None, torch.float8_e4m3fn])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("dim", REAL_DIMS)
+def test_attention_of_every_type(dim: int, dtype: torch.dtype, kv_dtype: torch.dtype | None) -> None:
+    """With groups of 7, and all options at once."""
+    case = Case([37, 20], [1, 3], 7, 1, dim, dtype, kv_dtype)
+    case.run(Tiling(16, 16, 2, 4, 2), window=19, softcap=2.5, sinks=True)
+
+
+@pytest.mark.parametrize("dim", REAL_DIMS)
 @pytest.mark.parametrize("group", [1, 7, 16])
 def test_every_head_size_with_the_tiling_that_is_chosen(dim: int, group: int) -> None:
     for new in ([1, 1], [1, 3]):
@@ -125,21 +136,29 @@ def test_a_programs_tiles_fit_into_its_memory(shared_memory: int, dim: int, dtyp
 @settings(max_examples=15)
 @given(
     dtype=dtypes,
+    kv_dtype=kv_dtypes,
     tokens=st.integers(0, 3),
     kv_heads=st.sampled_from([1, 2, 5]),
-    group=st.sampled_from([1, 3]),
-    dim=st.sampled_from([16, 20, 24]),
+    group=st.sampled_from([1, 3, 7]),
+    dim=st.sampled_from([16, 20, 24, *REAL_DIMS]),
     rotated=st.sampled_from([1.0, 0.5]),
     normed=st.booleans(),
 )
 def test_placing(
-    dtype: torch.dtype, tokens: int, kv_heads: int, group: int, dim: int, rotated: float, normed: bool
+    dtype: torch.dtype,
+    kv_dtype: torch.dtype | None,
+    tokens: int,
+    kv_heads: int,
+    group: int,
+    dim: int,
+    rotated: float,
+    normed: bool,
 ) -> None:
     """Norms of heads, rotation, and writing to the cache."""
     angles = random(64, int(dim * rotated) // 2, seed=4)
     batch = ragged([40], [tokens])
     results = []
-    for kernels in kernels_of(dtype):
+    for kernels in kernels_of(dtype, kv_dtype):
         device = kernels.device
         queries, keys, values = views(kernels, tokens, kv_heads * group, kv_heads, dim)
         cache = kernels.allocate(7, CacheSpec(kv_heads, dim, dim))
@@ -155,23 +174,29 @@ def test_placing(
     written = [cache.flatten(0, 1)[batch.slots] for cache in their_cache[:2]]
     for our_rows, their_rows in zip(rows_of(our_cache, batch.slots.to(DEVICE)), written, strict=True):
         same(our_rows, their_rows)
-    assert our_cache.keys.count_nonzero() <= tokens * kv_heads * dim, "no other row was written"
+    assert our_cache.keys.float().count_nonzero() <= tokens * kv_heads * dim, "no other row was written"
 
 
 @settings(max_examples=10)
 @given(
-    dtype=dtypes, tokens=st.integers(0, 3), kv_heads=st.sampled_from([1, 5]), dims=st.sampled_from([(8, 8), (24, 16)])
+    dtype=dtypes,
+    kv_dtype=kv_dtypes,
+    tokens=st.integers(0, 3),
+    kv_heads=st.sampled_from([1, 5]),
+    dims=st.sampled_from([(8, 8), (24, 16), (80, 80), (256, 96)]),
 )
-def test_writing_the_cache(dtype: torch.dtype, tokens: int, kv_heads: int, dims: tuple[int, int]) -> None:
-    ours = TritonKernels(dtype, DEVICE)
+def test_writing_the_cache(
+    dtype: torch.dtype, kv_dtype: torch.dtype | None, tokens: int, kv_heads: int, dims: tuple[int, int]
+) -> None:
+    ours = TritonKernels(dtype, DEVICE, kv_dtype)
     slots = torch.tensor([3, 40, 17])[:tokens].to(DEVICE)
     keys, values = (random(tokens, kv_heads, dim).to(DEVICE, dtype) for dim in dims)
     cache = ours.allocate(3, CacheSpec(kv_heads, *dims))
     ours.write_cache(keys, values, cache, slots)
     written = rows_of(cache, slots)
-    assert torch.equal(written[0], keys)
-    assert torch.equal(written[1], values)
-    assert cache.values.count_nonzero() <= values.numel()
+    assert torch.equal(written[0].float(), keys.to(kv_dtype or dtype).float())
+    assert torch.equal(written[1].float(), values.to(kv_dtype or dtype).float())
+    assert cache.values.float().count_nonzero() <= values.numel()
 
 
 @settings(max_examples=15)

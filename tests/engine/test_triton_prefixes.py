@@ -16,7 +16,7 @@ pytest.importorskip("triton", reason="torch for CPUs comes without Triton")
 
 from headwater_engine.kernels.triton.attention import paged_attention
 from headwater_engine.kernels.triton.tiling import Processors, Tiling, choose_shared_tiling
-from tests.engine.triton_case import DEVICE, PROCESSORS, kernels_of, same
+from tests.engine.triton_case import DEVICE, PROCESSORS, TOLERANCE, kernels_of, same
 
 
 def filled(batch: AttentionBatch, cache: LayerCache, kv_heads: int, dim: int) -> None:
@@ -42,15 +42,18 @@ def attend_as_the_reference(
     worth: int = BLOCK_SIZE,
     tiling: Tiling | None = None,
     shared: Tiling | None = None,
+    dtypes: tuple[torch.dtype, torch.dtype | None] = (torch.float32, None),
+    dim: int = 16,
     **options: float | None,
 ) -> None:
-    ours, theirs = kernels_of(torch.float32)
-    batch, dim, kv_heads = case.batch(), 16, heads[1]
+    """`dtypes`: of queries, and of keys and values where it is another one."""
+    ours, theirs = kernels_of(*dtypes)
+    batch, kv_heads = case.batch(), heads[1]
     blocks = int(batch.block_tables.max()) + 2
     cache, reference = (each.allocate(blocks, CacheSpec(kv_heads, dim, dim)) for each in (ours, theirs))
     for each in (cache, reference):
         filled(batch, each, kv_heads, dim)
-    queries, sinks = random(sum(case.new), heads[0], dim, seed=5), random(heads[0], seed=6)
+    queries, sinks = random(sum(case.new), heads[0], dim, seed=5).to(dtypes[0]), random(heads[0], seed=6)
     expected = theirs.paged_attention(queries, reference, batch, scale=0.25, sinks=sinks, **options)  # type: ignore[arg-type]
     numbers = torch.from_numpy(as_numbers(case.groups(worth), len(case.contexts))).to(DEVICE)
     moved = replace(
@@ -81,13 +84,20 @@ def attend_as_the_reference(
     st.sampled_from([1, 3]),
     st.sampled_from([1, 2]),
     st.none() | st.just(2.5),
+    st.tuples(st.sampled_from(list(TOLERANCE)), st.sampled_from([None, torch.float8_e4m3fn])),
+    st.sampled_from([16, 64, 80, 96, 128, 256]),
 )
 def test_shared_prefixes_change_no_result(
-    case: Sharing, heads: tuple[int, int], splits: int, shared: int, softcap: float | None
+    case: Sharing,
+    heads: tuple[int, int],
+    splits: int,
+    shared: int,
+    softcap: float | None,
+    dtypes: tuple[torch.dtype, torch.dtype | None],
+    dim: int,
 ) -> None:
-    attend_as_the_reference(
-        case, heads, tiling=Tiling(16, 16, splits, 4, 2), shared=Tiling(16, 16, shared, 4, 2), softcap=softcap
-    )
+    tilings = Tiling(16, 16, splits, 4, 2), Tiling(16, 16, shared, 4, 2)
+    attend_as_the_reference(case, heads, BLOCK_SIZE, *tilings, dtypes, dim, softcap=softcap)
 
 
 def test_groups_of_several_tiles_beside_prompts_and_with_the_tilings_that_are_chosen() -> None:

@@ -21,6 +21,7 @@ from headwater_engine.distributed.place import Meeting, Place
 from headwater_engine.distributed.rendezvous import Leader, join
 from headwater_engine.distributed.store import GroupStore, StoreServer
 from headwater_engine.errors import RankError, RendezvousError
+from headwater_engine.worker.rank import StepTeller
 from tests.engine.front import free_port
 
 PATIENCE = 60  # seconds: a guard
@@ -196,6 +197,8 @@ def test_a_port_of_the_group_that_is_taken_is_named() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(RankError, match=f"cannot listen on port {port}: [Aa]ddress already in use"):
             find_ranks(place(0, port), torch.device("cpu"))
+        with pytest.raises(RankError, match=f"steps cannot be told to other ranks on port {port}: [Aa]ddress already"):
+            StepTeller(Meeting("", f"tcp://127.0.0.1:{port}", "secret"))
 
 
 def place(rank: int, port: int, secret: str = "secret") -> Place:

@@ -43,7 +43,7 @@ from headwater_engine.distributed.lifeline import Lifeline
 from headwater_engine.distributed.place import Place
 from headwater_engine.errors import DeviceError, KVCacheSizeError, LoadError, RankError
 from headwater_engine.worker.loading import load
-from headwater_engine.worker.rank import lead
+from headwater_engine.worker.rank import StepTeller, lead
 
 log = structlog.get_logger(__name__)
 
@@ -155,11 +155,13 @@ def build(
     def tell(fraction: float, phase: str) -> None:
         channel.send(Loading(fraction, phase))
 
+    # Before it loads for minutes: the port may be taken.
+    steps = None if place is None else StepTeller(place.meeting)
     loaded = load(settings, tell, heartbeat.beat, place, lifeline)
     worker: Worker = loaded.worker
-    if place is not None:
-        channel.send(Loading(1.0, "other ranks"))
-        worker = lead(place, loaded)
+    if place is not None and steps is not None:
+        tell(1.0, "other ranks")
+        worker = lead(place, loaded, steps)
     event_log = EventLog(loaded.block_size) if settings.kv_events else None
     reuse = settings.prefix_cache and loaded.reuses_prompts
     cache = PrefixCache(loaded.blocks, loaded.block_size, reuse=reuse, listener=event_log)

@@ -40,13 +40,18 @@ class StepTeller:
     """The first rank's end: every other one gets every step, and behind it the masks that it needs."""
 
     def __init__(self, meeting: Meeting) -> None:
+        """Raises RankError where the port is taken."""
         self._secret = meeting.secret.encode()
         # Who listens says so: what nobody listens to yet would be lost.
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.XPUB)
         self._socket.setsockopt(zmq.XPUB_VERBOSE, 1)
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.setsockopt(zmq.LINGER, 0)
-        meeting.listen(self._socket, meeting.steps, _LONGEST_SUBSCRIPTION)
+        try:
+            meeting.listen(self._socket, meeting.steps, _LONGEST_SUBSCRIPTION)
+        except zmq.ZMQError as error:
+            port = meeting.steps.rpartition(":")[2]
+            raise RankError(f"steps cannot be told to other ranks on port {port}: {error.strerror}.") from error
         self._encoder = msgspec.msgpack.Encoder()
         self._told = 0
 
@@ -137,9 +142,8 @@ def _final() -> Iterator[None]:
         raise RankError(f"a step has failed: {error}") from error
 
 
-def lead(place: Place, loaded: Loaded) -> Worker:
+def lead(place: Place, loaded: Loaded, steps: StepTeller) -> Worker:
     """The worker of the engine process, once all other ranks are as far."""
-    steps = StepTeller(place.meeting)
     steps.wait_for(place.size - 1)
     return LeadingWorker(loaded.worker, steps)
 

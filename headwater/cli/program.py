@@ -42,7 +42,14 @@ class Command(Protocol):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Returns the exit status: 0 done, 1 failed, 2 asked for in a wrong way."""
+    """Run a command. Returns the exit status: 0 done, 1 failed, 2 asked for in a wrong way, 130 interrupted."""
+    try:
+        return _run(argv)
+    except KeyboardInterrupt:  # also while it imports what a command needs
+        return 130
+
+
+def _run(argv: Sequence[str] | None) -> int:
     given = _as_known(sys.argv[1:] if argv is None else argv)
     arguments, unknown = make_parser(given[0]).parse_known_args(given)
     try:
@@ -52,8 +59,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UsageError, CommandError) as error:
         print(f"headwater {arguments.command}: {error}", file=sys.stderr)
         return USAGE_ERROR if isinstance(error, UsageError) else FAILED
-    except KeyboardInterrupt:
-        return 130
 
 
 def _as_known(given: Sequence[str]) -> list[str]:

@@ -45,6 +45,14 @@ def routed(monkeypatch: pytest.MonkeyPatch) -> list[RouterSettings]:
     return seen
 
 
+def test_an_interrupt_while_a_command_is_imported_is_no_traceback(monkeypatch) -> None:
+    def interrupt(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("headwater.cli.program.importlib.import_module", interrupt)
+    assert cli.main(["serve", "random:tiny"]) == 130
+
+
 def test_version(capsys) -> None:
     assert run("--version") == 0
     assert capsys.readouterr().out == f"headwater {__version__}\n"

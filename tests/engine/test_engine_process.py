@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -85,6 +86,20 @@ async def test_an_engine_process_whose_parent_is_killed_as_it_starts_ends() -> N
     async with parent_of_an_engine() as (process, engine):
         process.kill()
         assert await ends(engine)
+
+
+async def test_signals_to_all_processes_do_nothing_to_one_that_has_yet_to_import_the_model() -> None:
+    program = "from headwater_engine.core import parent; parent.end_with_parent(); print(flush=True); input()"
+    environment = {**os.environ, parent.VARIABLE: str(os.getpid())}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    await process.stdout.readline()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        process.send_signal(number)
+    await process.communicate(b"\n")
+    assert process.returncode == 0
 
 
 async def test_an_engine_process_whose_parent_is_killed_while_it_loads_ends(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Final
 
 import pytest
@@ -166,27 +165,6 @@ def test_whether_a_process_wants_to_run() -> None:
         assert not module._wants_to_run(waits.pid)
         waits.communicate(b"\n")
     assert module._wants_to_run(waits.pid), "it is gone, and nobody can tell"
-
-
-async def test_a_rank_does_not_die_of_signals_to_all_processes_before_it_can_ignore_them() -> None:
-    group, program = Group(alone=False), "import time; time.sleep(600)"
-    await group.start("Rank 0", [sys.executable, "-c", program], dict(os.environ))
-    process = group.processes[0]
-    for number in (signal.SIGINT, signal.SIGTERM):
-        process.send_signal(number)
-    pending = (signal.SIGINT, signal.SIGTERM)
-    assert not {*pending} & signal.pthread_sigmask(signal.SIG_BLOCK, ()), "this process still gets them"
-    await until(lambda: waits_for(process.pid) >= {*pending})
-    assert process.returncode is None
-    process.kill()
-    await process.wait()
-
-
-def waits_for(pid: int) -> set[int]:
-    """Signals that a process was sent and has blocked."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    masks = [int(line.split()[1], 16) for line in lines if line.startswith(("SigPnd:", "ShdPnd:"))]
-    return {number for number in range(1, 64) for mask in masks if mask >> (number - 1) & 1}
 
 
 async def test_a_rank_that_fails_says_why() -> None:

@@ -7,7 +7,6 @@ when its parent is gone.
 
 import gc
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -194,9 +193,6 @@ def build(
 
 def main(place: Place | None = None, lifeline: Lifeline | None = None) -> int:
     """`place`: of the first rank, where there are others."""
-    # Ctrl-C goes to the whole process group, but when to stop is the HTTP process's to say.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     settings = EngineSettings.model_validate_json(os.environ["HEADWATER_ENGINE_SETTINGS"])
     configure_logging(settings.log_level)
     requests, replies = sys.argv[1:]

@@ -14,10 +14,9 @@ at once: others are at a later sum than it, it takes no CPU time, and none of it
 import asyncio
 import contextlib
 import os
-import signal
 import socket
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -122,8 +121,7 @@ class Group:
         with theirs:
             number = theirs.fileno()
             environment = {**environment, lifeline.VARIABLE: str(number)}
-            with _unsignalled():
-                process = await asyncio.create_subprocess_exec(*command, env=environment, pass_fds=(number,))
+            process = await asyncio.create_subprocess_exec(*command, env=environment, pass_fds=(number,))
         reader, writer = await asyncio.open_unix_connection(sock=ours, limit=LONGEST)
         self._peers.append(Peer(name, Line(reader, writer), process))
 
@@ -266,20 +264,6 @@ async def start_ranks(group: Group, settings: EngineSettings, meeting: Meeting, 
 
 def ranks_in_words(first: int, count: int) -> str:
     return f"rank {first}" if count == 1 else f"ranks {first} to {first + count - 1}"
-
-
-@contextlib.contextmanager
-def _unsignalled() -> Iterator[None]:
-    """What is started meanwhile never gets the signals that a terminal or a supervisor sends to all processes.
-
-    Ranks ignore them, but before they can say so they would die of one, each with a traceback. This process gets those
-    that come meanwhile afterwards.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Activity(NamedTuple):

@@ -5,7 +5,6 @@ and nothing else: with the same steps, and the tokens that the first one tells, 
 """
 
 import os
-import signal
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -172,9 +171,6 @@ def follow(worker: Worker, steps: StepHearer, lifeline: Lifeline) -> None:
 
 
 def main(place: Place, lifeline: Lifeline) -> int:
-    # When to stop is for those who started it to say, and Ctrl-C goes to the whole process group.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     settings = EngineSettings.model_validate_json(os.environ["HEADWATER_ENGINE_SETTINGS"])
     configure_logging(settings.log_level)
     try:

@@ -214,7 +214,8 @@ class FakeCluster(Cluster):
                     other.pop(path, None)
                 put(changed, path, value)
         for path in sorted(owners.pop(writer, {}).keys() - applied.keys(), key=len):
-            if not any(_touches(other, path) for other in owners.values()):
+            # What was an empty list may have items now.
+            if not any(_touches(other, path) for other in (applied, *owners.values())):
                 drop(changed, path)
         owners[writer] = applied
         return self._commit(changed, live, owners)

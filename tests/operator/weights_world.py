@@ -9,6 +9,7 @@ from headwater_operator.cluster.kinds import Object
 from headwater_operator.config import OperatorSettings
 from headwater_operator.reconcile.weights import Observed, WeightsPlan, needs_volume, plan
 from headwater_operator.render.weights import volume
+from headwater_operator.watch.specs import Sharing
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 SOURCE = "hf://owner/model"
@@ -44,7 +45,7 @@ class Cluster:
         users = {
             uid: each for uid, each in self.deployments.items() if needs_volume(each) and volume(each) == volume(its)
         }
-        return plan(its, users, self.settings, "team", observed, self.now)
+        return plan(its, Sharing(users), self.settings, "team", observed, self.now)
 
     def reconcile(self, uid: str = "u-chat") -> WeightsPlan:
         """As the operator does it."""

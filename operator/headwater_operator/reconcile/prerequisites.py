@@ -63,8 +63,8 @@ class Prerequisites:
         held_up, again = await self._jobs.held_up(observed.job, observed.claim, work.now)
         work.requeue_after(again)
         observed = replace(observed, figures=await self._progress.of(observed.pods), held_up=held_up)
-        users = self._store.specs.sharing(namespace, volume(work.deployment).claim)
-        plan = weights.plan(work.deployment, users, self._settings, namespace, observed, work.now)
+        sharing = self._store.specs.sharing(namespace, volume(work.deployment).claim)
+        plan = weights.plan(work.deployment, sharing, self._settings, namespace, observed, work.now)
         if (claim := observed.claim) is not None and LABEL_UNUSED in labels_of(claim):
             await self._sweep.run(namespace)
         return await self._carry_out(work, plan)

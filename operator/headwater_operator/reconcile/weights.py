@@ -4,7 +4,7 @@
 lasting truth is an annotation on the volume; Job and pods may be gone at any time.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -32,9 +32,13 @@ from headwater_operator.render.weights import (
     render_job,
     volume,
 )
+from headwater_operator.watch.specs import Sharing
 from headwater_operator.watch.store import Store
 
 _SOON: Final = 0.5
+_MOST_OWNERS: Final = 64
+"""Of one volume. Each time that one of them goes, Kubernetes' garbage collector asks for all the others, and each write
+of the volume carries them: with a thousand that is a million questions. A volume that more use is kept."""
 
 
 class WeightsPhase(StrEnum):
@@ -110,13 +114,16 @@ def observe(store: Store, namespace: str, deployment: ModelDeployment) -> Observ
 
 def plan(
     deployment: ModelDeployment,
-    users: Mapping[str, ModelDeployment],
+    sharing: Sharing,
     settings: OperatorSettings,
     namespace: str,
     observed: Observed,
     now: datetime,
 ) -> WeightsPlan:
-    """`users`: the ModelDeployments of the namespace with the same weights by UID, this one among them."""
+    """`sharing`: the ModelDeployments of the namespace with the same weights, this one among them.
+
+    What is rendered is theirs together: the same for each of them, and so made once for all.
+    """
     if not needs_volume(deployment):
         return WeightsPlan(WeightsPhase.NOT_NEEDED)
     claim, job = observed.claim, observed.job
@@ -128,14 +135,21 @@ def plan(
         return WeightsPlan(WeightsPhase.PENDING, message, claim=there.claim, delete=going(job))
     filled = claim is not None and is_filled(claim, job)
     verified = _verified(observed) if filled else ""
-    speaker, owners = _spokesman(users, deployment), _owners(users, claim, filled=filled)
-    manifest = render_claim(speaker, owners, settings, namespace, claim, filled=filled, verified=verified)
+    speaker = sharing.spokesman or deployment
+
+    def rendered() -> Manifest:
+        owners = _owners(sharing, claim, filled=filled)
+        return render_claim(speaker, owners, settings, namespace, claim, filled=filled, verified=verified)
+
+    manifest = sharing.once("claim", (speaker, claim, filled, verified), rendered)
     if claim is not None and _phase(claim) == "Lost":
         message = f"the volume {there.claim} has lost its storage; delete this PersistentVolumeClaim to fetch again"
         return WeightsPlan(WeightsPhase.FAILED, message, claim=there.claim)
     if filled and claim is not None:
         copied = is_copied(claim)
-        manifests = [manifest, render_copy(speaker, settings, claim)] if copied else [manifest]
+        manifests = [manifest]
+        if copied:
+            manifests += [sharing.once("copy", (speaker, claim), lambda: render_copy(speaker, settings, claim))]
         mounted = copy_of(there) if copied else there
         done, again = _done_with(claim, job, verified)
         return WeightsPlan(WeightsPhase.FILLED, verified, mounted, there.claim, manifests, done, again)
@@ -143,7 +157,7 @@ def plan(
         # Making it is our own write, which is no news, and a volume that waits for its first pod does nothing more.
         message = f"the volume {there.claim} is made"
         return WeightsPlan(WeightsPhase.PENDING, message, None, there.claim, [manifest], again=_SOON)
-    wanted = render_job(speaker, settings, claim)
+    wanted = sharing.once("job", (speaker, claim), lambda: render_job(speaker, settings, claim))
     return filling(wanted, [manifest], observed, now)
 
 
@@ -164,22 +178,18 @@ def going(job: Object | None) -> Sequence[Object]:
     return () if job is None or "deletionTimestamp" in job["metadata"] else (job,)
 
 
-def _owners(users: Mapping[str, ModelDeployment], claim: Object | None, *, filled: bool) -> dict[str, str]:
+def _owners(sharing: Sharing, claim: Object | None, *, filled: bool) -> dict[str, str]:
     """Whom the volume goes with: nobody, if one of its users wants it kept and there is something to keep.
 
     One that names another source by now still counts, as long as it is there: going back must not fetch again.
     """
-    if filled and any(user.spec.weights.keep for user in users.values()):
+    if (filled and sharing.keeps) or len(sharing.users) > _MOST_OWNERS:
         return {}
     references = claim["metadata"].get("ownerReferences") or [] if claim else []
     before = {each["uid"]: each["name"] for each in references if each["kind"] == KIND}
-    return before | {uid: user.name for uid, user in users.items()}
-
-
-def _spokesman(users: Mapping[str, ModelDeployment], deployment: ModelDeployment) -> ModelDeployment:
-    """Whose Secret, variables and placement the Job has: the same whoever is reconciled, or they would take turns."""
-    ranked = sorted(users.values(), key=lambda user: (user.spec.model.secret_ref is None, user.name))
-    return ranked[0] if ranked else deployment
+    present = {uid: user.name for uid, user in sharing.users.items()}
+    both = before | present
+    return both if len(both) <= _MOST_OWNERS else present
 
 
 def filling(wanted: Manifest, before: Sequence[Manifest], observed: Observed, now: datetime) -> WeightsPlan:

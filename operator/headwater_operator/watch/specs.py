@@ -1,18 +1,51 @@
 """What ModelDeployments ask for: each read once for each of its versions, and found by the weights that it uses.
 
 To reconcile one takes its own spec, and those of the others with the same weights. To read a spec takes a fifth of a
-millisecond, so nobody may read all of its neighbours: a thousand of them would hold up everybody else.
+millisecond, so nobody may read all of its neighbours: a thousand of them would hold up everybody else. Nor may each of
+a thousand go through all who share its weights: what follows from these is worked out once, until one of them changes.
 """
 
-import contextlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
+from typing import Any, Final, TypeVar
 
 from pydantic import ValidationError
 
 from headwater.resource import ModelDeployment
 from headwater_operator.cluster.kinds import Key, Object, name_of, namespace_of, uid_of
 from headwater_operator.render.weights import FETCHED, volume_of
+
+T = TypeVar("T")
+
+_BESIDE: Final = frozenset({"resourceVersion", "managedFields", "generation"})
+"""Of the metadata, what changes with each status that is written, and says nothing of what is asked for."""
+
+
+class Sharing:
+    """The ModelDeployments that share a volume of weights, while none comes, goes or asks for something else."""
+
+    def __init__(self, users: Mapping[str, ModelDeployment]) -> None:
+        self.users = users
+        """By UID, without those that are about to go, or make no sense."""
+        self._made: dict[str, tuple[tuple[Any, ...], Any]] = {}
+
+    @cached_property
+    def spokesman(self) -> ModelDeployment | None:
+        """Whose Secret, variables and placement the Job has: the same for all, or they would take turns."""
+        return min(self.users.values(), key=lambda user: (user.spec.model.secret_ref is None, user.name), default=None)
+
+    @cached_property
+    def keeps(self) -> bool:
+        """Whether one of them wants the volume kept."""
+        return any(user.spec.weights.keep for user in self.users.values())
+
+    def once(self, what: str, of: tuple[Any, ...], make: Callable[[], T]) -> T:
+        """What is made of all of them, and of `of`: anew only where that is another than the last time."""
+        known = self._made.get(what)
+        if known is None or known[0] != of:
+            known = self._made[what] = of, make()
+        return known[1]
 
 
 class Specs:
@@ -23,11 +56,15 @@ class Specs:
         self._read: dict[Key, ModelDeployment | ValidationError] = {}
         self._users: defaultdict[str, defaultdict[str, set[Key]]] = defaultdict(lambda: defaultdict(set))
         """By name of the volume that holds their weights, and by namespace."""
-        self._sharing: dict[tuple[str, str], dict[str, ModelDeployment]] = {}
+        self._sharing: dict[tuple[str, str], Sharing] = {}
         """What was made of these since one of them changed."""
 
     def put(self, resource: Object) -> None:
         key = Key(namespace_of(resource), name_of(resource))
+        known = self._resources.get(key)
+        if known is not None and _asked(known) == _asked(resource):
+            self._resources[key] = resource
+            return
         self.remove(key)
         self._resources[key] = resource
         if (volume := _volume(resource)) is not None:
@@ -68,23 +105,31 @@ class Specs:
         """Who asks for the same weights, in whatever namespace."""
         return {key for keys in self._users.get(volume, {}).values() for key in keys}
 
-    def sharing(self, namespace: str, volume: str) -> Mapping[str, ModelDeployment]:
-        """The same by UID, but for those that go, or make no sense."""
+    def sharing(self, namespace: str, volume: str) -> Sharing:
         place = namespace, volume
-        if place not in self._sharing:
-            self._sharing[place] = dict(self._valid(self.users(namespace, volume)))
-        return self._sharing[place]
+        known = self._sharing.get(place)
+        if known is None:
+            known = self._sharing[place] = Sharing(dict(self._valid(self.users(namespace, volume))))
+        return known
 
     def _valid(self, keys: Iterable[Key]) -> Iterator[tuple[str, ModelDeployment]]:
         for key in keys:
             resource = self._resources[key]
             if "deletionTimestamp" not in resource["metadata"]:
-                with contextlib.suppress(ValidationError):
+                try:
                     yield uid_of(resource), self.read(key)
+                except ValidationError:
+                    continue
 
 
 def _read(resource: Object) -> ModelDeployment:
     return ModelDeployment.model_validate({name: resource[name] for name in ("apiVersion", "kind", "metadata", "spec")})
+
+
+def _asked(resource: Object) -> tuple[Object, Any]:
+    """What is read of it. Most of its versions differ in the status alone."""
+    metadata = {name: value for name, value in resource["metadata"].items() if name not in _BESIDE}
+    return metadata, resource.get("spec")
 
 
 def _volume(resource: Object) -> str | None:

@@ -104,23 +104,24 @@ class Store:
         self._ends[place] = version
         if len(self._ends) > _ENDS:
             del self._ends[next(iter(self._ends))]
-        return self._drop(place)
+        gone = self._drop(place)
+        if gone is not None and kind_of(gone) is MODEL_DEPLOYMENT:
+            key = Key(namespace_of(gone), name_of(gone))
+            self.names.remove(key)
+            self.specs.remove(key)
+        return gone is not None
 
-    def _drop(self, place: _Place) -> bool:
-        """Says whether it was there."""
+    def _drop(self, place: _Place) -> Object | None:
+        """Returns what was there. The two indexes by spec are not told: to them, another state of it is no end."""
         manifest = self._objects.pop(place, None)
         if manifest is None:
-            return False
+            return None
         del self._by_kind[place[0]][place]
         for mark in _marks(manifest):
             self._by_mark[mark].discard(place)
             if not self._by_mark[mark]:
                 del self._by_mark[mark]
-        if kind_of(manifest) is MODEL_DEPLOYMENT:
-            key = Key(namespace_of(manifest), name_of(manifest))
-            self.names.remove(key)
-            self.specs.remove(key)
-        return True
+        return manifest
 
 
 def _place(manifest: Object) -> _Place:

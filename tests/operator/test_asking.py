@@ -10,8 +10,10 @@ import pytest
 from headwater import backends
 from headwater_operator.asking import EndlessError, ask
 from headwater_operator.autoscaling.gateway import ask_gateways
+from headwater_operator.cluster.kinds import Key
 from headwater_operator.reconcile import adapter_sync, fetch_progress
 from headwater_operator.reconcile.adapter_sync import Wanted, sync_adapters
+from headwater_operator.reconcile.errands import Errands
 
 GUARD = 60.0
 """Seconds after which a test that hangs has failed."""
@@ -40,7 +42,11 @@ def peer(body: Callable[[], AsyncIterator[bytes]], status: int = 200) -> httpx.A
 async def told(client: httpx.AsyncClient) -> str:
     """Of a pod that fetches weights."""
     pod = {"metadata": {"uid": "1"}, "status": {"phase": "Running", "podIP": "10.0.0.9"}}
-    return str(await fetch_progress.FetchProgress(client).of([pod]))
+    errands = Errands(lambda key: None)
+    progress = fetch_progress.FetchProgress(client, errands)
+    progress.of(Key("default", "m"), [pod])
+    await asyncio.gather(*errands.under_way)
+    return str(progress.of(Key("default", "m"), [pod]))
 
 
 async def loaded(client: httpx.AsyncClient) -> str:

@@ -1,6 +1,7 @@
 """What runs in a tenant's pod may hang for as long as it likes: no worker waits for it, and nobody else does."""
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
@@ -9,12 +10,19 @@ import httpx
 import pytest
 
 from benchmarks.virtual_clock import VirtualLoop, run
-from headwater.kubernetes import CONTAINER, LABEL_COMPONENT, LABEL_DEPLOYMENT, LABEL_MANAGED_BY, MANAGED_BY
+from headwater.kubernetes import (
+    CONTAINER,
+    FETCH_PORT,
+    LABEL_COMPONENT,
+    LABEL_DEPLOYMENT,
+    LABEL_MANAGED_BY,
+    MANAGED_BY,
+)
 from headwater_operator import main
-from headwater_operator.cluster.kinds import MODEL_DEPLOYMENT, Key, Object
+from headwater_operator.cluster.kinds import CLAIM, JOB, MODEL_DEPLOYMENT, Key, Object, name_of, namespace_of, uid_of
 from headwater_operator.config import OperatorSettings
 from headwater_operator.metrics import OperatorMetrics
-from headwater_operator.reconcile import adapters, errands, queue
+from headwater_operator.reconcile import adapters, errands, fetch_progress, queue
 from headwater_operator.reconcile import loop as looping
 from headwater_operator.reconcile.errands import Errands
 from tests.operator.fake_api import FakeCluster
@@ -31,29 +39,22 @@ class Tenants:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.time = VirtualLoop()
-        for module in (adapters, looping, queue):
+        for module in (adapters, fetch_progress, looping, queue):
             monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=self.time.time))
         self.cluster, self.metrics = FakeCluster(), OperatorMetrics()
         self.loading: list[tuple[str, str]] = []
         """Loads that have not ended: address and adapter."""
         self.begun: list[str] = []
         self.loaded: dict[str, list[str]] = {}
+        self.asked: list[tuple[float, str]] = []
+        """When pods that fetch weights were asked how far they are, and their addresses."""
         client = httpx.AsyncClient(transport=httpx.MockTransport(self._answer))
         settings = OperatorSettings(engine_image="engine:1", resync_interval=1e6)
         self.loop = main._build(settings, self.cluster, self.metrics, "operator", client)
 
     def create(self, namespace: str, name: str, address: str, *, wanted: list[Object]) -> None:
         """A ModelDeployment with a ready pod."""
-        spec = {"model": {"source": WEIGHTLESS}, "backend": {"type": "vllm"}, "replicas": 1, "adapters": wanted}
-        metadata = {"name": name, "namespace": namespace}
-        self.cluster.add(
-            {
-                "apiVersion": MODEL_DEPLOYMENT.api_version,
-                "kind": MODEL_DEPLOYMENT.name,
-                "metadata": metadata,
-                "spec": spec,
-            }
-        )
+        self.resource(namespace, name, WEIGHTLESS, adapters=wanted)
         labels = {LABEL_MANAGED_BY: MANAGED_BY, LABEL_DEPLOYMENT: name, LABEL_COMPONENT: "engine"}
         status = {
             "phase": "Running",
@@ -63,6 +64,30 @@ class Tenants:
         }
         pod = {"name": f"{name}-pod", "namespace": namespace, "labels": labels}
         self.cluster.add({"apiVersion": "v1", "kind": "Pod", "metadata": pod, "spec": {}, "status": status})
+
+    def resource(self, namespace: str, name: str, source: str, **spec: Any) -> None:
+        self.cluster.add(
+            {
+                "apiVersion": MODEL_DEPLOYMENT.api_version,
+                "kind": MODEL_DEPLOYMENT.name,
+                "metadata": {"name": name, "namespace": namespace},
+                "spec": {"model": {"source": source}, "backend": {"type": "vllm"}, "replicas": 1, **spec},
+            }
+        )
+
+    def start_fetching(self, hanging: int = 1000) -> None:
+        """Give the Jobs pods that run. The first ones hang when they are asked."""
+        for number, job in enumerate(self.cluster.all(JOB.name)):
+            place = {"name": f"{name_of(job)}-pod", "namespace": namespace_of(job)}
+            bound = {"status": {"phase": "Bound"}}
+            self.cluster.merge(CLAIM.name, name_of(job), bound, namespace=namespace_of(job))
+            owner = {"apiVersion": JOB.api_version, "kind": JOB.name, "name": name_of(job), "uid": uid_of(job)}
+            metadata = {**place, "labels": {LABEL_MANAGED_BY: MANAGED_BY}, "ownerReferences": [owner]}
+            status = {"phase": "Running", "podIP": f"{HANG if number < hanging else '10.1.'}0.{number}"}
+            self.cluster.add({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {}, "status": status})
+
+    def progress(self, namespace: str, name: str) -> Object | None:
+        return self.found(namespace, name)["status"]["weights"].get("progress")  # type: ignore[no-any-return]
 
     def found(self, namespace: str, name: str) -> Object:
         return next(
@@ -84,6 +109,11 @@ class Tenants:
 
     async def _answer(self, request: httpx.Request) -> httpx.Response:
         address = request.url.host
+        if request.url.port == FETCH_PORT:
+            self.asked.append((self.time.time(), address))
+            if address.startswith(HANG):
+                await asyncio.Event().wait()
+            return httpx.Response(200, json={"bytes": 100, "percent": 7, "bytes_per_second": 1, "seconds_left": 93})
         loaded = self.loaded.setdefault(address, [])
         if request.method == "GET":
             cards = [{"id": name, "root": f"owner/{name}", "parent": "base"} for name in loaded]
@@ -203,6 +233,53 @@ def test_nothing_is_loaded_any_more_when_the_operator_no_longer_acts(it: Tenants
 
     it.run(scenario)
     assert it.loading == []
+
+
+# Pods that fetch weights
+
+
+def test_pods_that_fetch_and_hang_hold_up_no_worker_and_no_neighbour(it: Tenants) -> None:
+    for number in range(9):
+        it.resource(f"team-{number}", "m", f"hf://lab/model-{number}")
+
+    async def scenario() -> None:
+        for _ in range(3):
+            await asyncio.sleep(1)
+            it.deliver()
+        it.start_fetching(hanging=8)
+        it.deliver()
+        for _ in range(200):
+            await asyncio.sleep(0.1)
+            assert it.loop._since == {}, "no worker waits"
+            it.deliver()
+        hanging = {address for _, address in it.asked if address.startswith(HANG)}
+        assert len(hanging) == 8
+        told = [it.progress(f"team-{number}", "m") for number in range(9)]
+        assert [each for each in told if each] == [{"percent": 7, "bytes": 100, "secondsLeft": 93}]
+
+    it.run(scenario)
+
+
+@pytest.mark.parametrize("hanging", [0, 1])
+def test_one_pod_is_asked_once_in_a_while_however_many_wait_for_it(it: Tenants, hanging: int) -> None:
+    for number in range(20):
+        it.resource("team", f"m{number}", "hf://lab/model")
+
+    async def scenario() -> None:
+        for _ in range(3):
+            await asyncio.sleep(1)
+            it.deliver()
+        it.start_fetching(hanging)
+        it.deliver()
+        await asyncio.sleep(10)
+        it.deliver()
+        assert len(it.asked) == 1
+        assert {bool(it.progress("team", f"m{number}")) for number in range(20)} == {not hanging}
+        await asyncio.sleep(60)
+        times = [at for at, _ in it.asked]
+        assert all(later - earlier >= fetch_progress.ASKED_AGAIN for earlier, later in itertools.pairwise(times))
+
+    it.run(scenario)
 
 
 # So many at once

@@ -1,4 +1,4 @@
-"""What engines are asked, beside the workers: one may take as long as it likes, and holds up nobody but itself.
+"""What pods are asked, beside the workers: one may take as long as it likes, and holds up nobody but itself.
 
 Whoever may create a ModelDeployment chooses what runs in its pods. So no worker waits for one: an errand is begun, and
 the resource is reconciled again when it has ended.

@@ -3,16 +3,20 @@
 A pod's log would say it too, but the right to read one is the right to read all of them.
 """
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Annotated, Final
+from weakref import WeakValueDictionary
 
 import httpx
 import msgspec
 
 from headwater.kubernetes import FETCH_PORT
 from headwater_operator.asking import EndlessError, ask
-from headwater_operator.cluster.kinds import Object, uid_of
+from headwater_operator.cluster.kinds import Key, Object, uid_of
+from headwater_operator.reconcile.errands import Errands
 
 ASKED_AGAIN: Final = 15.0
 """Seconds between two questions, and so between two states of what people are told."""
@@ -44,27 +48,40 @@ class Figures(msgspec.Struct, frozen=True):
 
 
 class FetchProgress:
-    def __init__(self, client: httpx.AsyncClient) -> None:
+    def __init__(self, client: httpx.AsyncClient, errands: Errands) -> None:
         self._client = client
+        self._errands = errands
         self._told: dict[str, tuple[float, Figures | None]] = {}
-        """By the pod's UID, what it said and when: several ModelDeployments may wait for it."""
+        """By the pod's UID, what it said last and when: several ModelDeployments may wait for it."""
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """By the pod's UID: one of those asks, and the others hear of it."""
 
-    async def of(self, pods: Sequence[Object]) -> Figures | None:
-        """What the one says that runs; None where there is none, or where it says nothing."""
+    def of(self, resource: Key, pods: Sequence[Object]) -> Figures | None:
+        """What the one that runs said last; None where there is none, or where it said nothing.
+
+        Nobody waits for it here: it is asked as an errand of `resource`, which is reconciled again afterwards.
+        """
         running = [pod for pod in pods if (pod.get("status") or {}).get("phase") == "Running"]
         address = running[0]["status"].get("podIP") if running else None
         if address is None:
             return None
         uid = uid_of(running[0])
-        asked, known = self._told.get(uid, (float("-inf"), None))
-        if time.monotonic() - asked < ASKED_AGAIN:
-            return known
-        self._told.pop(uid, None)
-        figures = await self._ask(address)
-        self._told[uid] = time.monotonic(), figures
-        if len(self._told) > _REMEMBERED:
-            del self._told[next(iter(self._told))]
-        return figures
+        if not self._is_new(uid):
+            self._errands.begin(resource, uid, partial(self._learn, uid, address))
+        return self._told[uid][1] if uid in self._told else None
+
+    def _is_new(self, uid: str) -> bool:
+        return uid in self._told and time.monotonic() - self._told[uid][0] < ASKED_AGAIN
+
+    async def _learn(self, uid: str, address: str) -> None:
+        async with self._turns.setdefault(uid, asyncio.Lock()):
+            if self._is_new(uid):
+                return
+            figures = await self._ask(address)
+            self._told.pop(uid, None)
+            self._told[uid] = time.monotonic(), figures
+            if len(self._told) > _REMEMBERED:
+                del self._told[next(iter(self._told))]
 
     async def _ask(self, address: str) -> Figures | None:
         host = f"[{address}]" if ":" in address else address

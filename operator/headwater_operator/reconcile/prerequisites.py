@@ -62,7 +62,7 @@ class Prerequisites:
         observed = weights.observe(self._store, namespace, work.deployment)
         held_up, again = await self._jobs.held_up(observed.job, observed.claim, work.now)
         work.requeue_after(again)
-        observed = replace(observed, figures=await self._progress.of(observed.pods), held_up=held_up)
+        observed = replace(observed, figures=self._progress.of(work.key, observed.pods), held_up=held_up)
         sharing = self._store.specs.sharing(namespace, volume(work.deployment).claim)
         plan = weights.plan(work.deployment, sharing, self._settings, namespace, observed, work.now)
         if (claim := observed.claim) is not None and LABEL_UNUSED in labels_of(claim):

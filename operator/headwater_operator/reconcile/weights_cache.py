@@ -82,7 +82,7 @@ class WeightsCache:
             return verified
         held_up, again = await self._jobs.held_up(job, own, work.now)
         work.requeue_after(again)
-        observed = Observed(own, job, pods, await self._progress.of(pods), held_up)
+        observed = Observed(own, job, pods, self._progress.of(work.key, pods), held_up)
         plan = filling(cache.job(deployment, self._settings, own), [], observed, work.now)
         return replace(plan, claim=render.CLAIM)
 

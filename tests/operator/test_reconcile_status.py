@@ -1,10 +1,16 @@
 """The status is written when it changes, an Event once for each change, and metrics follow."""
 
+import itertools
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 from prometheus_client import generate_latest
 
+from headwater_operator.cluster.api import ApiError
 from headwater_operator.cluster.kinds import Key, uid_of
 from headwater_operator.render import CURRENT_RENDER_VERSION
+from tests.operator.fake_api import Call
 from tests.operator.world import World
 
 
@@ -154,3 +160,56 @@ async def test_metrics_follow_and_are_forgotten_with_the_resource(world: World) 
     await world.reconcile()
     page = generate_latest(world.metrics.registry).decode()
     assert 'deployment="m"' not in page
+
+
+class Killed(BaseException):
+    """What ends a process asks nobody."""
+
+
+def killed_before(call: int) -> Callable[[Call], None]:
+    left = itertools.count(call, -1)
+
+    def refuses(_: Call) -> None:
+        if next(left) == 0:
+            raise Killed
+
+    return refuses
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        ({}, {("Normal", "Loading"), ("Normal", "ReplicasReady")}),
+        ({"backend": {"type": "tgi"}}, {("Warning", "Unsupported")}),
+        ({"backend": {"env": {"HF_TOKEN": "hf_abcdefghijklmnop"}}}, {("Warning", "PlainTextToken")}),
+    ],
+)
+async def test_an_event_is_told_whenever_the_operator_is_killed(
+    monkeypatch: pytest.MonkeyPatch, spec: dict[str, Any], told: set[tuple[str, str]]
+) -> None:
+    for number in range(100):
+        world = World(monkeypatch)
+        world.create(**spec)
+        world.cluster.refuses = killed_before(number)
+        try:
+            await world.settle()
+            break  # it makes fewer calls
+        except Killed:
+            await world.restart()
+            await world.settle()
+        assert told <= set(world.events()), f"killed at call {number}"
+    else:
+        raise AssertionError("it never comes to rest")
+    assert number > 1
+
+
+async def test_an_event_is_not_told_again_and_again_of_a_status_that_cannot_be_written(world: World) -> None:
+    world.create(backend={"type": "tgi"})
+    world.cluster.refuses = lambda call: ApiError(500, "InternalError", "no") if call.verb == "apply status" else None
+    for _ in range(3):
+        with pytest.raises(ApiError):
+            await world.reconcile()
+    assert world.events().count(("Warning", "Unsupported")) == 1
+    world.cluster.refuses = lambda call: None
+    await world.settle()
+    assert world.events().count(("Warning", "Unsupported")) == 1

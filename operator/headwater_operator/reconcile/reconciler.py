@@ -77,6 +77,8 @@ class Reconciler:
         self._recorder = recorder
         self._scaling = scaling
         self._metrics = metrics
+        self._announced: dict[Key, list[tuple[str, str, str]]] = {}
+        """What was told of a status that is not written yet."""
 
     async def reconcile(self, key: Key, failures: int = 0) -> float | None:
         """Returns in how many seconds time alone may have changed something.
@@ -89,6 +91,7 @@ class Reconciler:
             # Its children go with it: they say who owns them, and the garbage collector needs no operator.
             self._children.forget(key)
             self._metrics.forget(key.namespace, key.name)
+            self._announced.pop(key, None)
             await self._sweep.run(key.namespace)
             return None
         now = datetime.now(UTC)
@@ -154,6 +157,7 @@ class Reconciler:
         if status == old or self._contests.wait(place, what, uid_of(resource)):
             return
         self._contests.wrote(place, what)
+        await self._announce(resource, status, old)
         written = await self._cluster.apply(
             {
                 "apiVersion": resource["apiVersion"],
@@ -164,13 +168,22 @@ class Reconciler:
             subresource="status",
         )
         self._store.put(written)
-        for kind, reason, message in news(status, old):
+        self._announced.pop(Key(*labels), None)
+
+    async def _announce(self, resource: Object, status: Object, old: Object) -> None:
+        """The Events of a status, before that is written: whoever comes after an operator that ended in between tells
+        them once more. Behind it they would be lost, as only a change is told."""
+        key, events = Key(namespace_of(resource), name_of(resource)), news(status, old)
+        if old.get("observedGeneration") != status["observedGeneration"] and (found := plain_tokens(resource)):
+            message = f"{', '.join(found)}: all who may view this resource can read it; put it into a Secret"
+            events.append(("Warning", "PlainTextToken", message))
+        if self._announced.get(key) == events:
+            return  # the status could not be written then
+        self._announced[key] = events
+        for kind, reason, message in events:
             await self._recorder.record(resource, kind, reason, message)
             if reason == "NameTaken":
                 await self._tell_owners(resource)
-        if old.get("observedGeneration") != status["observedGeneration"] and (found := plain_tokens(resource)):
-            message = f"{', '.join(found)}: all who may view this resource can read it; put it into a Secret"
-            await self._recorder.record(resource, "Warning", "PlainTextToken", message)
 
     async def _tell_owners(self, resource: Object) -> None:
         """Of a name that somebody elsewhere asks for: it may be meant to be shared."""

@@ -117,7 +117,7 @@ def _build(
     progress = FetchProgress(engines, errands)
     startup = Startup(cluster)
     jobs = Jobs(cluster, store, startup)
-    cache = WeightsCache(settings, cluster, store, applier, progress, jobs)
+    cache = WeightsCache(settings, cluster, store, applier, progress, jobs, startup)
     prerequisites = Prerequisites(settings, store, applier, sweep, progress, cache, jobs)
     keys = AdminKeys(settings, cluster)
     adapters = Adapters(engines, keys, errands)

@@ -39,12 +39,13 @@ def event(reason: str, seconds_ago: float, message: str = "", **more: Any) -> Ob
         ([event("FailedCreate", 20, "exceeded quota"), event("SuccessfulCreate", 10)], None),
         ([event("ProvisioningFailed", 10, 'storageclass.storage.k8s.io "fast" not found')], "VolumePending"),
         ([event("ProvisioningFailed", 50, "busy"), event("ExternalProvisioning", 10)], None),
+        ([event("VolumeMismatch", 10, "Cannot bind to requested volume")], "VolumePending"),
         ([event("WaitForFirstConsumer", 10)], None),
         ([], None),
     ],
 )
 def test_the_last_event_that_says_how_far_a_pod_is_decides(events: list[Object], reason: str | None) -> None:
-    found = told("p", events)
+    found = told(Waiting("1", "pod p", NOW), events)
     assert (found.reason if found else None) == reason
 
 

@@ -185,6 +185,69 @@ async def test_a_claim_that_a_tenant_deletes_is_bound_anew(teams: Teams) -> None
     assert teams.weights("red")["phase"] == "Filled"
 
 
+NEVER = "Cannot bind to requested volume: requested PV is too small"
+
+
+def condition(teams: Teams, kind: str, team: str = "red") -> tuple[str, str, str]:
+    conditions = teams.cluster.objects["ModelDeployment", team, "m"]["status"]["conditions"]
+    found = next(each for each in conditions if each["type"] == kind)
+    return found["status"], found["reason"], found["message"]
+
+
+async def pass_by(teams: Teams, seconds: float) -> None:
+    """Without anybody who binds claims."""
+    teams.world.clock.passed += seconds
+    for _ in range(3):
+        teams.world.deliver()
+        await teams.world.reconciler.reconcile(Key("red", "m"))
+
+
+@pytest.mark.parametrize("said", [NEVER, None])
+@pytest.mark.parametrize("where", ["models", "red"])
+async def test_a_claim_that_is_never_bound_is_told_of_after_a_minute(
+    teams: Teams, where: str, said: str | None
+) -> None:
+    teams.create("red")
+    await pass_by(teams, 0)
+    if where == "red":
+        await teams.settle()
+        teams.finish()
+        await pass_by(teams, 0)
+    assert teams.weights("red")["message"] == f"the cache's volume in {where} is made"
+    assert condition(teams, "Degraded")[1] == "AsExpected"
+    claim = teams.cluster.objects["PersistentVolumeClaim", where, NAME]
+    if said is not None:
+        about = {"kind": claim["kind"], "name": NAME, "uid": claim["metadata"]["uid"]}
+        event = {"reason": "VolumeMismatch", "message": said, "type": "Warning", "involvedObject": about, "count": 0}
+        metadata = {"name": "never", "namespace": where}
+        teams.cluster.add({"apiVersion": "v1", "kind": "Event", "metadata": metadata} | event)
+    await pass_by(teams, 61)
+    status, reason, message = condition(teams, "Degraded")
+    assert (status, reason) == ("True", "VolumePending")
+    assert (said or f"in {where} is not bound") in message and "operator.settings.weights_cache" in message
+    assert "spec.weights.storageClassName" not in message, "which would change nothing"
+    assert teams.weights("red")["phase"] == "Pending" and teams.weights("red")["message"] == message
+    assert condition(teams, "Ready")[1] == "VolumePending"
+    await teams.settle()  # with somebody who binds
+    assert condition(teams, "Degraded")[1] == "AsExpected"
+
+
+async def test_a_claim_that_has_lost_its_storage_says_what_to_delete(teams: Teams) -> None:
+    teams.create("red")
+    await pass_by(teams, 0)
+    teams.cluster.merge("PersistentVolumeClaim", NAME, {"status": {"phase": "Lost"}}, namespace="models")
+    await pass_by(teams, 1)
+    _, reason, message = condition(teams, "Degraded")
+    assert reason == "WeightsFailed"
+    assert f"in models has lost its storage; delete PersistentVolumeClaim {NAME} there" in message
+
+
+async def test_that_the_claim_of_a_namespace_is_bound_wakes_its_users(teams: Teams) -> None:
+    await filled(teams)
+    claim = teams.cluster.objects["PersistentVolumeClaim", "red", NAME]
+    assert teams.world.controller._concerned(claim) == [Key("red", "m")]
+
+
 async def test_the_volume_of_a_namespace_goes_with_its_last_user_and_what_is_fetched_stays(teams: Teams) -> None:
     await filled(teams)
     teams.cluster.remove(teams.cluster.objects["ModelDeployment", "red", "m"])

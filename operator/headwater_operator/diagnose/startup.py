@@ -54,6 +54,7 @@ HELD_UP: Final[Mapping[str, _HeldUp]] = {
     "FailedCreate": _HeldUp("PodsRefused", "the API server takes no pods of {}"),
     "FailedBinding": _VOLUME_PENDING,
     "ProvisioningFailed": _VOLUME_PENDING,
+    "VolumeMismatch": _VOLUME_PENDING,
 }
 """An Event's reason: what becomes the condition, and what helps."""
 _FURTHER: Final = frozenset(
@@ -72,6 +73,8 @@ class Waiting:
     what: str
     """Kind and name."""
     since: datetime
+    advice: str = ""
+    """What helps, where it is something else than commonly."""
 
 
 def pods_without_containers(pods: Sequence[EnginePod]) -> list[Waiting]:
@@ -113,7 +116,7 @@ class Startup:
         turn = sorted(due, key=lambda each: (each in asked, asked.get(each, each.since)))
         for each in turn[: max(_AT_ONCE - len(fresh), 0)]:
             self._answers.pop(each.uid, None)
-            self._answers[each.uid] = now, told(each.what, await self._events(namespace, each))
+            self._answers[each.uid] = now, told(each, await self._events(namespace, each))
             if len(self._answers) > _REMEMBERED:
                 del self._answers[next(iter(self._answers))]
 
@@ -125,15 +128,16 @@ class Startup:
             return []
 
 
-def told(what: str, events: Sequence[Object]) -> Problem | None:
+def told(about: Waiting, events: Sequence[Object]) -> Problem | None:
     """By the last one that says how far it is."""
     speaking = [each for each in events if each.get("reason") in HELD_UP or each.get("reason") in _FURTHER]
     last = max(speaking, key=lambda each: (_seen(each), each["reason"] in HELD_UP), default=None)
     if last is None or (held_up := HELD_UP.get(last["reason"])) is None:
         return None
     message = " ".join(str(last.get("message") or "no reason given").split())
-    advice = f"; {held_up.advice}" if held_up.advice else ""
-    return Problem(held_up.reason, f"{held_up.begin.format(what)}: {message}{advice}")
+    advice = about.advice or held_up.advice
+    said = f"{held_up.begin.format(about.what)}: {message}"
+    return Problem(held_up.reason, f"{said}; {advice}" if advice else said)
 
 
 def _seen(event: Object) -> datetime:

@@ -9,6 +9,7 @@ from typing import Final
 import structlog
 
 from headwater.kubernetes import LABEL_DEPLOYMENT, LABEL_MANAGED_BY, MANAGED_BY
+from headwater.resource import KIND
 from headwater_operator.autoscaling.follow import Scaling
 from headwater_operator.cluster.api import ApiError, Cluster
 from headwater_operator.cluster.kinds import (
@@ -27,6 +28,7 @@ from headwater_operator.metrics import OperatorMetrics
 from headwater_operator.reconcile.errands import Errands
 from headwater_operator.reconcile.queue import WorkQueue
 from headwater_operator.reconcile.reconciler import Reconciler
+from headwater_operator.render.weights_cache import CLAIM as CACHE
 from headwater_operator.watch.store import Store
 
 log = structlog.get_logger(__name__)
@@ -95,6 +97,8 @@ class ReconcileLoop:
             return [Key(namespace_of(manifest), name)]
         # A volume of weights, its Job and the pods of that belong to no one alone. They are called alike.
         owners = manifest["metadata"].get("ownerReferences") or []
+        if name_of(manifest) == CACHE:
+            return [Key(namespace_of(manifest), owner["name"]) for owner in owners if owner["kind"] == KIND]
         volume = next((owner["name"] for owner in owners if owner["kind"] == JOB.name), name_of(manifest))
         if namespace_of(manifest) == self._settings.weights_cache.get("namespace"):
             return sorted(self._store.specs.users_everywhere(volume))

@@ -31,7 +31,8 @@ class OperatorMetrics:
         self.queue_oldest = self._gauge("queue_oldest_seconds", "How long the one that waits longest has waited.")
         self.loop_lag = self._gauge(
             "loop_lag_seconds",
-            "Longest time of the last minute that the operator did nothing else, or had no CPU; at most 10 ms too low.",
+            "Longest time of the last minute that the operator did nothing else, or had no CPU; at most 10 ms too low, "
+            "50 after rest.",
         )
         self.leader = self._gauge("leader", "1 while this operator holds the Lease.")
         self.desired_replicas = self._gauge(

@@ -3,11 +3,11 @@
 import asyncio
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.virtual_clock import VirtualLoop, run
-from headwater.lag import EVERY, WINDOW, LoopLag
+from headwater.lag import AT_REST, EVERY, WINDOW, LoopLag
 
 
 class World:
@@ -15,13 +15,23 @@ class World:
 
     def __init__(self) -> None:
         self.loop = VirtualLoop()
-        self.lag = LoopLag(clock=self.loop.time)
+        self.looks, self._computed = 0, 0.0
+        self.lag = LoopLag(clock=self.loop.time, cpu=self._cpu)
+
+    def _cpu(self) -> float:
+        self.looks += 1
+        return self._computed
+
+    def hold_up(self, seconds: float) -> None:
+        """By computing."""
+        self._computed += seconds
+        self.loop.hold_up(seconds)
 
     async def block(self, after: float, seconds: float) -> None:
         """Measured from the beginning, whatever the moment it comes at."""
         measuring = asyncio.create_task(self.lag.run())
         await asyncio.sleep(after)
-        self.loop.hold_up(seconds)
+        self.hold_up(seconds)
         await asyncio.sleep(3 * EVERY)
         measuring.cancel()
 
@@ -50,7 +60,7 @@ def test_two_works_in_one_turn_are_one_block() -> None:
     world = World()
 
     async def work() -> None:
-        world.loop.hold_up(0.05)
+        world.hold_up(0.05)
 
     async def both() -> None:
         measuring = asyncio.create_task(world.lag.run())
@@ -69,9 +79,9 @@ def test_who_reads_takes_it_from_nobody_and_it_is_told_for_a_minute() -> None:
     async def readings() -> list[float]:
         measuring = asyncio.create_task(world.lag.run())
         await asyncio.sleep(0.001)
-        world.loop.hold_up(2.0)
+        world.hold_up(2.0)
         await asyncio.sleep(1)
-        world.loop.hold_up(0.5)
+        world.hold_up(0.5)
         told = []
         for _ in range(4):
             await asyncio.sleep(WINDOW / 2 - 2)
@@ -90,9 +100,9 @@ def test_the_longest_is_followed_by_the_next_longest_once_it_is_over() -> None:
     async def readings() -> tuple[float, float]:
         measuring = asyncio.create_task(world.lag.run())
         await asyncio.sleep(0.001)
-        world.loop.hold_up(2.0)
+        world.hold_up(2.0)
         await asyncio.sleep(WINDOW / 2)
-        world.loop.hold_up(0.5)
+        world.hold_up(0.5)
         await asyncio.sleep(1)
         both = world.lag.longest
         await asyncio.sleep(WINDOW / 2)
@@ -100,7 +110,7 @@ def test_the_longest_is_followed_by_the_next_longest_once_it_is_over() -> None:
         return both, world.lag.longest
 
     both, one = run(readings(), world.loop)
-    assert both >= 1.99 - 1e-9 and 0.49 - 1e-9 <= one <= 0.5 + 1e-9
+    assert both >= 1.99 - 1e-9 and 0.5 - AT_REST - 1e-9 <= one <= 0.5 + 1e-9
 
 
 def test_a_block_is_seen_by_what_has_its_turn_right_behind_it() -> None:
@@ -109,7 +119,7 @@ def test_a_block_is_seen_by_what_has_its_turn_right_behind_it() -> None:
     async def reading() -> float:
         measuring = asyncio.create_task(world.lag.run())
         await asyncio.sleep(0.001)
-        world.loop.hold_up(0.3)
+        world.hold_up(0.3)
         told = world.lag.longest
         measuring.cancel()
         return told
@@ -126,3 +136,36 @@ def test_time_that_passes_after_it_has_ended_is_no_lag() -> None:
         return world.lag.longest
 
     assert run(later(), world.loop) < 1e-9
+
+
+@given(st.floats(2, 2.1), st.floats(AT_REST, 20))
+@settings(max_examples=20)
+def test_a_block_that_comes_out_of_rest_reads_as_fifty_milliseconds_less_at_most(after: float, seconds: float) -> None:
+    world = World()
+    run(world.block(after, seconds), world.loop)
+    assert seconds - AT_REST - 1e-9 <= world.lag.longest <= seconds + 1e-9
+
+
+@given(st.floats(0, 0.1), st.floats(0.001, 0.05))
+@settings(max_examples=20)
+def test_the_blocks_of_a_loop_that_works_are_true_but_for_ten_milliseconds_each(begins: float, apart: float) -> None:
+    world = World()
+
+    async def working() -> float:
+        measuring = asyncio.create_task(world.lag.run())
+        await asyncio.sleep(2 + begins)
+        for _ in range(20):
+            world.hold_up(0.03)
+            await asyncio.sleep(apart)
+        world.hold_up(0.1)
+        await asyncio.sleep(3 * EVERY)
+        measuring.cancel()
+        return world.lag.longest
+
+    assert 0.1 - EVERY - 1e-9 <= run(working(), world.loop) <= 0.13 + 1e-9
+
+
+def test_a_loop_at_rest_is_looked_at_twenty_times_a_second() -> None:
+    world = World()
+    run(world.block(61, 0.0), world.loop)
+    assert world.looks <= 60 / AT_REST + 1 / EVERY + 10

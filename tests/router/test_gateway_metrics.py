@@ -84,7 +84,7 @@ async def test_a_loop_that_is_held_up_is_seen_by_all_who_ask() -> None:
     async with upstream() as engine, gateway(engine) as router:
         time.sleep(0.3)  # noqa: ASYNC251  # which is what is to be noticed
         for _ in range(2):
-            assert await router.metric("headwater_router_loop_lag_seconds") >= 0.29
+            assert await router.metric("headwater_router_loop_lag_seconds") >= 0.24
 
 
 @pytest.mark.parametrize("told", [True, False])

@@ -155,7 +155,8 @@ class RouterMetrics:
         self.bodies_waiting = self._gauge("bodies_waiting", "Requests whose body waits for memory to be read on.")
         self.loop_lag = self._gauge(
             "loop_lag_seconds",
-            "Longest time of the last minute that the router did nothing else, or had no CPU; at most 10 ms too low.",
+            "Longest time of the last minute that the router did nothing else, or had no CPU; at most 10 ms too low, "
+            "50 after rest.",
         )
         self.endpoint_ready = self._gauge("endpoint_ready", "1 where an endpoint takes requests.", "endpoint")
         self.endpoint_in_flight = self._gauge(

@@ -3,7 +3,9 @@
 import pytest
 
 from headwater.kubernetes import LABEL_UNUSED
+from headwater_operator.cluster.api import ApiError
 from headwater_operator.cluster.kinds import Object, labels_of, name_of, uid_of
+from headwater_operator.reconcile.sweep import Sweep
 from tests.operator.world import World
 
 HUB = "hf://owner/model"
@@ -121,3 +123,47 @@ async def test_a_resource_that_makes_no_sense_still_asks_for_its_weights(world: 
     await world.settle()
     await world.reconciler.sweep()
     assert unused(world) == []
+
+
+async def test_who_goes_has_its_own_volumes_looked_at_and_none_of_its_neighbours(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"m{number}" for number in range(20)]
+    for number, name in enumerate(names):
+        world.create(name, source=f"{HUB}-{number}")
+    await world.settle(*names)
+    judged, judge = list[str](), Sweep._judge
+
+    async def counted(sweep: Sweep, claim: Object, *, used: bool) -> None:
+        judged.append(name_of(claim))
+        await judge(sweep, claim, used=used)
+
+    monkeypatch.setattr(Sweep, "_judge", counted)
+    for name in names:
+        await gone(world, name)
+        await world.reconcile(name)  # as what it has left goes, too
+    assert len(judged) == len(set(judged)) == len(names)
+    assert claims(world) == [] and world.cluster.all("Job") == []
+
+
+async def test_a_volume_that_was_left_for_another_source_goes_with_who_left_it(world: World) -> None:
+    world.create(source=HUB)
+    await filled(world)
+    (first,) = claims(world)
+    world.edit(model={"source": "hf://owner/other"})
+    await filled(world)
+    await gone(world)
+    assert sorted(unused(world)) == sorted(map(name_of, claims(world)))
+    assert name_of(first) in unused(world) and len(claims(world)) == 2
+
+
+async def test_what_cannot_be_swept_now_is_swept_later(world: World) -> None:
+    world.create(source=HUB)
+    await filled(world)
+    world.delete()
+    world.cluster.refuses = lambda call: ApiError(503, "Busy", "later")
+    with pytest.raises(ApiError):
+        await world.reconcile()
+    world.cluster.refuses = lambda call: None
+    await world.reconcile()
+    assert len(unused(world)) == 1

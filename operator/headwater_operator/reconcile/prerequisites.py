@@ -66,7 +66,7 @@ class Prerequisites:
         sharing = self._store.specs.sharing(namespace, volume(work.deployment).claim)
         plan = weights.plan(work.deployment, sharing, self._settings, namespace, observed, work.now)
         if (claim := observed.claim) is not None and LABEL_UNUSED in labels_of(claim):
-            await self._sweep.run(namespace)
+            await self._sweep.look_at(namespace, name_of(claim))
         return await self._carry_out(work, plan)
 
     def shared(self, deployment: ModelDeployment) -> str:

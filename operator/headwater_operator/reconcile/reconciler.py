@@ -92,7 +92,7 @@ class Reconciler:
             self._children.forget(key)
             self._metrics.forget(key.namespace, key.name)
             self._announced.pop(key, None)
-            await self._sweep.run(key.namespace)
+            await self._sweep.after(key)
             return None
         now = datetime.now(UTC)
         generation, url = resource["metadata"]["generation"], self._settings.gateway_url

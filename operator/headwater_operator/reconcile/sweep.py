@@ -12,6 +12,7 @@ from headwater_operator.cluster.kinds import (
     CLAIM,
     JOB,
     MODEL_DEPLOYMENT,
+    Key,
     Object,
     annotations_of,
     labels_of,
@@ -32,14 +33,25 @@ class Sweep:
         self._store = store
         self._applier = applier
 
-    async def run(self, namespace: str | None = None) -> None:
-        """Look at all volumes of a namespace, or of all. Raises ApiError."""
-        claims = [
-            claim
-            for claim in self._store.all(CLAIM)
-            if labels_of(claim).get(LABEL_COMPONENT) == COMPONENT and namespace in (None, namespace_of(claim))
-        ]
-        for claim in claims:
+    async def run(self) -> None:
+        """Look at all volumes. Raises ApiError."""
+        for claim in self._store.all(CLAIM):
+            await self._look_at(claim)
+
+    async def after(self, key: Key) -> None:
+        """Look at those that this one used, which is gone or about to go: not at those of its neighbours, of whom there
+        may be a thousand that go as well. Raises ApiError."""
+        for volume in self._store.specs.volumes(key):
+            await self.look_at(key.namespace, volume)
+        self._store.specs.forget(key)
+
+    async def look_at(self, namespace: str, volume: str) -> None:
+        """Raises ApiError."""
+        if (claim := self._store.get(CLAIM, namespace, volume)) is not None:
+            await self._look_at(claim)
+
+    async def _look_at(self, claim: Object) -> None:
+        if labels_of(claim).get(LABEL_COMPONENT) == COMPONENT:
             await self._judge(claim, used=self._is_used(claim))
 
     def _is_used(self, claim: Object) -> bool:

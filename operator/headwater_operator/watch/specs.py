@@ -56,6 +56,8 @@ class Specs:
         self._read: dict[Key, ModelDeployment | ValidationError] = {}
         self._users: defaultdict[str, defaultdict[str, set[Key]]] = defaultdict(lambda: defaultdict(set))
         """By name of the volume that holds their weights, and by namespace."""
+        self._volumes: defaultdict[Key, set[str]] = defaultdict(set)
+        """All that one has asked for, until nobody need know it any more."""
         self._sharing: dict[tuple[str, str], Sharing] = {}
         """What was made of these since one of them changed."""
 
@@ -69,6 +71,7 @@ class Specs:
         self._resources[key] = resource
         if (volume := _volume(resource)) is not None:
             self._users[volume][key.namespace].add(key)
+            self._volumes[key].add(volume)
             self._sharing.pop((key.namespace, volume), None)
 
     def remove(self, key: Key) -> None:
@@ -96,6 +99,15 @@ class Specs:
         if isinstance(known, ValidationError):
             raise known.with_traceback(None)
         return known
+
+    def volumes(self, key: Key) -> set[str]:
+        """In which the weights are that it asks for, or has asked for; also of one that is gone, until `forget`."""
+        return set(self._volumes.get(key, ()))
+
+    def forget(self, key: Key) -> None:
+        """Which volumes one had that is gone: they have been looked after."""
+        if key not in self._resources:
+            self._volumes.pop(key, None)
 
     def users(self, namespace: str, volume: str) -> set[Key]:
         """Whose weights are in it, or are to be."""

@@ -101,7 +101,7 @@ async def test_what_a_status_says_changes_nothing_for_the_others(monkeypatch: py
 async def test_a_volume_names_no_more_owners_than_a_garbage_collector_can_ask_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(weights, "_MOST_OWNERS", 3)
+    monkeypatch.setattr(weights, "MOST_OWNERS", 3)
     crowd = Crowd(monkeypatch, count=3)
     await crowd.fill()
     assert crowd.owners == crowd.names
@@ -116,7 +116,7 @@ async def test_a_volume_names_no_more_owners_than_a_garbage_collector_can_ask_fo
 
 
 async def test_those_that_moved_on_take_no_place_from_those_that_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "_MOST_OWNERS", 3)
+    monkeypatch.setattr(weights, "MOST_OWNERS", 3)
     crowd = Crowd(monkeypatch, count=3)
     await crowd.fill()
     crowd.world.edit("m000", model={"source": "file:///m"})

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from headwater_operator.cluster.kinds import Key, Object
 from headwater_operator.config import OperatorSettings
+from headwater_operator.render import weights_cache as rendering
 from tests.operator.world import World
 
 HUB = "hf://lab/small"
@@ -23,14 +24,14 @@ class Teams:
         self.world = World(monkeypatch, weights_cache=CACHE, default_env={"HF_ENDPOINT": "http://mirror"}, **settings)
         self.cluster = self.world.cluster
 
-    def create(self, team: str, **spec: Any) -> None:
+    def create(self, team: str, name: str = "m", **spec: Any) -> None:
         backend = {"type": "headwater", **spec.pop("backend", {})}
         model = {"source": HUB, **spec.pop("model", {})}
         self.cluster.add(
             {
                 "apiVersion": "headwater.dev/v1alpha1",
                 "kind": "ModelDeployment",
-                "metadata": {"name": "m", "namespace": team},
+                "metadata": {"name": name, "namespace": team},
                 "spec": {"model": model, "backend": backend, **spec},
             }
         )
@@ -240,6 +241,23 @@ async def test_a_claim_that_has_lost_its_storage_says_what_to_delete(teams: Team
     _, reason, message = condition(teams, "Degraded")
     assert reason == "WeightsFailed"
     assert f"in models has lost its storage; delete PersistentVolumeClaim {NAME} there" in message
+
+
+async def test_a_claim_that_more_use_than_it_can_name_is_kept(teams: Teams, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendering, "MOST_OWNERS", 1)
+    await filled(teams)
+    teams.create("red", name="n")
+    for _ in range(3):
+        for name in ("m", "n"):
+            teams.world.deliver()
+            await teams.world.reconciler.reconcile(Key("red", name))
+    teams.cluster.calls.clear()
+    await teams.settle()
+    assert teams.cluster.writes() == [], "they do not take turns"
+    for name in ("m", "n"):
+        teams.cluster.remove(teams.cluster.objects["ModelDeployment", "red", name])
+    teams.cluster.collect_garbage()
+    assert ("PersistentVolumeClaim", "red", NAME) in teams.cluster.objects
 
 
 async def test_that_the_claim_of_a_namespace_is_bound_wakes_its_users(teams: Teams) -> None:

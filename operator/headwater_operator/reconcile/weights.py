@@ -21,6 +21,7 @@ from headwater_operator.render.context import Manifest, WeightsVolume
 from headwater_operator.render.weights import (
     FETCHED,
     FILLED,
+    MOST_OWNERS,
     SOURCE,
     VERIFIED,
     copy_of,
@@ -36,9 +37,6 @@ from headwater_operator.watch.specs import Sharing
 from headwater_operator.watch.store import Store
 
 _SOON: Final = 0.5
-_MOST_OWNERS: Final = 64
-"""Of one volume. Each time that one of them goes, Kubernetes' garbage collector asks for all the others, and each write
-of the volume carries them: with a thousand that is a million questions. A volume that more use is kept."""
 
 
 class WeightsPhase(StrEnum):
@@ -183,13 +181,13 @@ def _owners(sharing: Sharing, claim: Object | None, *, filled: bool) -> dict[str
 
     One that names another source by now still counts, as long as it is there: going back must not fetch again.
     """
-    if (filled and sharing.keeps) or len(sharing.users) > _MOST_OWNERS:
+    if (filled and sharing.keeps) or len(sharing.users) > MOST_OWNERS:
         return {}
     references = claim["metadata"].get("ownerReferences") or [] if claim else []
     before = {each["uid"]: each["name"] for each in references if each["kind"] == KIND}
     present = {uid: user.name for uid, user in sharing.users.items()}
     both = before | present
-    return both if len(both) <= _MOST_OWNERS else present
+    return both if len(both) <= MOST_OWNERS else present
 
 
 def filling(wanted: Manifest, before: Sequence[Manifest], observed: Observed, now: datetime) -> WeightsPlan:

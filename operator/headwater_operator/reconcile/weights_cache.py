@@ -12,7 +12,7 @@ import structlog
 
 from headwater.resource import ModelDeployment
 from headwater_operator.cluster.api import Cluster
-from headwater_operator.cluster.kinds import CLAIM, JOB, POD, VOLUME, Object, name_of, uid_of
+from headwater_operator.cluster.kinds import CLAIM, JOB, POD, VOLUME, Object, annotations_of, name_of, uid_of
 from headwater_operator.config import OperatorSettings
 from headwater_operator.diagnose.pods import Problem, parse_time
 from headwater_operator.diagnose.startup import PATIENCE, Startup, waiting
@@ -108,7 +108,8 @@ class WeightsCache:
                 await self._cluster.delete(there)
                 return known
         before = {each["uid"]: each["name"] for each in known["metadata"].get("ownerReferences") or []} if known else {}
-        return await self._applier.apply(cache.claim(namespace, before | dict(users)), None)
+        kept = known is not None and annotations_of(known).get(render.KEPT) == "true"
+        return await self._applier.apply(cache.claim(namespace, before | dict(users), kept=kept), None)
 
     async def _until_usable(self, claim: Object | None, namespace: str, work: Reconciliation) -> WeightsPlan:
         """What is said of one that is not bound. Its volume is named, so what keeps it from that for a minute is more

@@ -39,6 +39,9 @@ SOURCE: Final = f"{GROUP}/source"
 """Annotation of volume and Job, for people: the name is a hash."""
 COPIED: Final = f"{GROUP}/copied"
 """Annotation of a volume that pods do not mount, but a copy of it, which many nodes can have. Set when it is made."""
+MOST_OWNERS: Final = 64
+"""Of one volume. Each time that one of them goes, Kubernetes' garbage collector asks for all the others, and each write
+of the volume carries them: with a thousand that is a million questions. A volume that more use is kept."""
 COMPONENT: Final = "weights"
 _COPY: Final = "weights-copy"
 FETCHED: Final = ("hf://", "s3://", "oci://")

@@ -15,11 +15,13 @@ from headwater_operator.cluster.kinds import Object, annotations_of
 from headwater_operator.config import OperatorSettings
 from headwater_operator.render.context import Manifest
 from headwater_operator.render.storage import MODELS
-from headwater_operator.render.weights import key, render_job, volume
+from headwater_operator.render.weights import MOST_OWNERS, key, render_job, volume
 
 CLAIM: Final = "headwater-weights-cache"
 """Name of the claim in each namespace."""
 COMPONENT: Final = "weights-cache"
+KEPT: Final = f"{GROUP}/kept"
+"""Annotation of a claim that goes with nobody."""
 _LABELS: Final = {LABEL_MANAGED_BY: MANAGED_BY, LABEL_COMPONENT: COMPONENT}
 SELECTOR: Final = ",".join(f"{name}={value}" for name, value in _LABELS.items())
 _NAMESPACE: Final = "$(NAMESPACE)"
@@ -78,10 +80,15 @@ class Cache:
             },
         }
 
-    def claim(self, namespace: str, users: Mapping[str, str]) -> Manifest:
-        """`users`: names of the ModelDeployments that it goes with, by UID. That of the cache stays."""
+    def claim(self, namespace: str, users: Mapping[str, str], *, kept: bool = False) -> Manifest:
+        """`users`: names of the ModelDeployments that it goes with, by UID. That of the cache stays.
+
+        `kept`: so does this one, as more have used it than are named. Who they are is known of nobody but who comes by,
+        so it is noted on the claim.
+        """
         writable = namespace == self.namespace
-        owners = {} if writable else users
+        kept = kept or len(users) > MOST_OWNERS
+        owners = {} if writable or kept else users
         return {
             "apiVersion": "v1",
             "kind": "PersistentVolumeClaim",
@@ -89,6 +96,7 @@ class Cache:
                 "name": CLAIM,
                 "namespace": namespace,
                 "labels": _LABELS,
+                "annotations": {KEPT: "true"} if kept else {},
                 "ownerReferences": [
                     {"apiVersion": API_VERSION, "kind": KIND, "name": name, "uid": uid, "blockOwnerDeletion": False}
                     for uid, name in sorted(owners.items())

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from statistics import fmean
 
 from benchmarks.fleet.simulation import Run
@@ -38,12 +39,24 @@ def quantile(values: Sequence[float], share: float) -> float | None:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
 
 
-def figures_of(run: Run) -> Figures:
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What clients saw of a run: all that figures are made of, of which several runs can be kept."""
+
+    requests: int
+    seconds: float
+    ttfts: Sequence[float]
+    durations: Sequence[float]
+    per_token: Sequence[float]
+    good: int
+    cached_tokens: int
+    prompt_tokens: int
+    imbalance: float
+
+
+def seen_of(run: Run) -> Seen:
     workload = run.workload
     answered = [record for record in run.records if record.duration is not None]
-    durations = [record.duration for record in answered if record.duration is not None]
-    ttfts = [record.ttft for record in answered if record.ttft is not None]
-    tokens = [each for record in answered if (each := record.per_token) is not None]
     good = 0
     for record in answered:
         assert record.duration is not None
@@ -51,15 +64,39 @@ def figures_of(run: Run) -> Figures:
         began = record.ttft is None or record.ttft <= workload.ttft_objective
         good += began and record.duration <= allowed
     chosen = Counter(record.engine for record in answered)
-    return Figures(
+    return Seen(
         requests=len(run.records),
-        ttft_p50=quantile(ttfts, 0.5),
-        ttft_p99=quantile(ttfts, 0.99),
-        token_p99=quantile(tokens, 0.99),
-        mean=fmean(durations),
-        p99=quantile(durations, 0.99) or 0.0,
-        goodput=good / run.seconds,
-        refused=len(run.records) - len(answered),
-        cached=sum(record.cached for record in answered) / sum(each.request.prompt_tokens for each in answered),
+        seconds=run.seconds,
+        ttfts=[record.ttft for record in answered if record.ttft is not None],
+        durations=[record.duration for record in answered if record.duration is not None],
+        per_token=[each for record in answered if (each := record.per_token) is not None],
+        good=good,
+        cached_tokens=sum(record.cached for record in answered),
+        prompt_tokens=sum(record.request.prompt_tokens for record in answered),
         imbalance=max(chosen.values()) * len(run.engines) / len(answered),
     )
+
+
+def pooled(runs: Sequence[Seen]) -> Figures:
+    """Of all their requests together."""
+    ttfts, durations, per_token = (
+        [each for run in runs for each in values(run)]
+        for values in (attrgetter("ttfts"), attrgetter("durations"), attrgetter("per_token"))
+    )
+    requests = sum(run.requests for run in runs)
+    return Figures(
+        requests=requests,
+        ttft_p50=quantile(ttfts, 0.5),
+        ttft_p99=quantile(ttfts, 0.99),
+        token_p99=quantile(per_token, 0.99),
+        mean=fmean(durations),
+        p99=quantile(durations, 0.99) or 0.0,
+        goodput=sum(run.good for run in runs) / sum(run.seconds for run in runs),
+        refused=requests - len(durations),
+        cached=sum(run.cached_tokens for run in runs) / sum(run.prompt_tokens for run in runs),
+        imbalance=fmean(run.imbalance for run in runs),
+    )
+
+
+def figures_of(run: Run) -> Figures:
+    return pooled([seen_of(run)])

@@ -76,7 +76,8 @@ def simulate(
     seed: int = 1,
 ) -> Run:
     """`make`: the policies of each router. `link`: how they reach one another; None: they do not. `probe_seconds`:
-    between two looks of a router at the engines' gauges."""
+    between two looks of a router at the engines' gauges. `seed`: of the traffic, and of all else that chance decides;
+    1 is that of the tables."""
     loop = VirtualLoop()
     result = Run(workload)
     result.engines = [_engine(loop, workload, speed) for speed in workload.speeds]
@@ -105,7 +106,8 @@ def play(
         )
     faults: list[dict[str, Any]] = []
     loop.set_exception_handler(lambda _, fault: faults.append(fault))
-    run(_Play(loop, result, routers, channel, probe_seconds, random.Random(seed)).play(), loop)
+    traffic = random.Random(result.workload.name if seed == 1 else f"{result.workload.name} {seed}")
+    run(_Play(loop, result, routers, channel, probe_seconds, random.Random(seed), traffic).play(), loop)
     if faults:
         raise faults[0].get("exception") or RuntimeError(faults[0]["message"])
 
@@ -125,6 +127,7 @@ class _Play:
         channel: Channel | None,
         probe_seconds: float,
         rng: random.Random,
+        traffic: random.Random,
     ) -> None:
         self._loop = loop
         self._result = result
@@ -132,6 +135,7 @@ class _Play:
         self._channel = channel
         self._probe_seconds = probe_seconds
         self._rng = rng
+        self._traffic = traffic
         self._open: set[asyncio.Task[None]] = set()
 
     async def play(self) -> None:
@@ -145,7 +149,7 @@ class _Play:
         if self._channel is not None:
             works.append(self._channel.run())
         background = [asyncio.create_task(each) for each in works]
-        for request in workload.requests(random.Random(workload.name)):
+        for request in workload.requests(self._traffic):
             await self._until(request.at)
             self._send(request)
         async with asyncio.timeout(_PATIENCE):

@@ -13,7 +13,7 @@ from benchmarks.fleet import peers, router, workloads
 from benchmarks.fleet.__main__ import policies
 from benchmarks.fleet.channel import Link
 from benchmarks.fleet.engine import Engine, TurnedDownError
-from benchmarks.fleet.figures import Figures, figures_of
+from benchmarks.fleet.figures import Figures, figures_of, pooled, seen_of
 from benchmarks.fleet.hardware import H100_8B
 from benchmarks.fleet.memory import BLOCK, Memory, chain_of
 from benchmarks.fleet.ranks import Ranks
@@ -172,6 +172,16 @@ def test_routers_whose_channel_goes_away_answer_all_that_comes_after() -> None:
     result = run(workload, routers=4, link=Link(gone_at=4.0))
     assert max(record.request.at for record in result.records) > 6.0
     assert all(record.duration is not None for record in result.records)
+
+
+def test_each_seed_has_traffic_of_its_own_and_figures_of_several_are_of_all_their_requests() -> None:
+    first, second = (run(GROUPS, routers=2, link=Link(), seed=seed) for seed in (1, 2))
+    assert [each.request.prompt for each in first.records[:9]] != [each.request.prompt for each in second.records[:9]]
+    both = pooled([seen_of(first), seen_of(second)])
+    durations = [each.duration for each in (*first.records, *second.records) if each.duration is not None]
+    assert both.requests == len(durations)
+    assert both.mean == pytest.approx(mean(durations))
+    assert both.p99 == sorted(durations)[int(0.99 * len(durations))]
 
 
 def hot(rng: random.Random) -> Iterator[Request]:

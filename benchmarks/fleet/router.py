@@ -105,7 +105,7 @@ class Router:
             clock=loop.time,
         )
         self.turns = Turns()
-        self.dispatcher.on_sent = self.turns.sent
+        self.dispatcher.on_change = self.turns.happened
         self.replica = Replica(
             name,
             lambda: ((endpoint.incarnation, endpoint.target) for endpoint in self.endpoints),

@@ -99,7 +99,7 @@ class Router:
             refuses_slo=settings.slo_admission == "attainable",
         )
         if self.sharing is not None:
-            self.dispatcher.on_sent = self.sharing.turns.sent
+            self.dispatcher.on_change = self.sharing.turns.happened
         self.forwarder = Forwarder(
             self.dispatcher,
             self.metrics,

@@ -13,7 +13,8 @@ from headwater_router.index.folds import KEY_TOKENS
 from headwater_router.index.stored import token_root
 from headwater_router.outcome import Outcome
 from headwater_router.picker import make
-from headwater_router.picker.base import Decision, Label, Picker, Prompt, Target
+from headwater_router.picker.base import Backlog, Decision, Label, Others, Picker, Prompt, Target
+from headwater_router.picker.prefix import PrefixPicker
 from tests.router.indexing import apply
 
 
@@ -270,3 +271,65 @@ def test_engines_reuse_whole_blocks_of_their_own_size() -> None:
     # The last token is computed, and with it all of its block, though every token of the prompt is held.
     whole = token_chain(token_root(), ids, KEY_TOKENS)
     assert picker.pick(Prompt("m", [], 256, token_chain=whole), [pod], 0.0).predicted_cached_tokens == 128
+
+
+def test_a_long_prompt_is_not_sent_behind_another_one_whose_answer_would_wait_for_it() -> None:
+    """The other is no answer yet, but will be by the time that this one is computed."""
+    picker, pods = prefix_picker(), targets(2)
+    now = max(teach(picker, pod, 1e-4) for pod in pods) + 1000
+    for _ in range(2):
+        picker.pick(Prompt("m", [], 60_000), pods[:1], now)
+    for _ in range(3):
+        answering = picker.pick(Prompt("m", [], 100), pods[1:], now)
+        picker.first_token(answering, now + 0.01)
+    document = Prompt("m", [], 60_000)
+    assert picker.pick(document, pods, now + 18.0).target is pods[1]
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_routers_that_cannot_know_of_one_another_do_not_all_choose_the_one_with_an_answer_less(several: bool) -> None:
+    chosen = Counter[str]()
+    for seed in range(40):
+        picker, pods = prefix_picker(seed), targets(4)
+        now = max(teach(picker, pod, 1e-4) for pod in pods) + 1000
+        for place, pod in enumerate(pods):
+            pod.load.others = Others(0, 0, 0) if several else None
+            for _ in range(9 + (place > 0)):
+                picker.first_token(picker.pick(Prompt("m", [], 100), [pod], now), now + 0.01)
+        chosen[picker.pick(Prompt("m", [], 100), pods, now + 1).target.id] += 1
+    assert (len(chosen) == 4) if several else (chosen == {"pod-0": 40})
+
+
+def test_the_head_of_a_queue_is_what_was_sent_first_by_whichever_router() -> None:
+    """So what of it should be computed by now is not waited for."""
+    picker, [pod] = prefix_picker(), targets(1)
+    now = teach(picker, pod, 1e-4) + 1000
+    pod.load.others = Others(1, 1, 9_000, 9_000, Backlog(9_000.0, 9_000.0, now))
+    early = picker.pick(Prompt("m", [], 100), [pod], now + 0.1)
+    late = picker.pick(Prompt("m", [], 100), [pod], now + 0.8)
+    assert early.predicted_ttft is not None
+    assert late.predicted_ttft is not None
+    assert late.predicted_ttft == pytest.approx(early.predicted_ttft - 0.7, abs=0.1)
+
+
+def test_prompts_that_other_routers_had_computed_meanwhile_do_not_teach_that_steps_are_slow() -> None:
+    def learned(told: bool) -> float:
+        picker, [pod] = prefix_picker(), targets(1)
+        assert isinstance(picker, PrefixPicker)
+        rng, now, computed = random.Random(1), 0.0, 0.0
+        for _ in range(300):
+            pod.load.others = Others(0, 0, 0, 0, Backlog(computed=computed))
+            tokens, foreign, out = rng.randrange(100, 2000), rng.randrange(0, 20_000), rng.randrange(20, 200)
+            decision = picker.pick(Prompt("m", [], tokens), [pod], now)
+            picker.first_token(decision, now := now + 0.005 + 25e-6 * tokens)
+            if told:
+                computed += foreign
+                pod.load.others = Others(0, 0, 0, 0, Backlog(computed=computed))
+            now += 0.005 * (out - 1) + 25e-6 * foreign
+            picker.finished(decision, now, Outcome.ANSWERED, 0, out)
+        speed = picker.speed(pod.id)
+        assert speed is not None
+        return speed.seconds_per_step
+
+    assert learned(True) == pytest.approx(0.005, rel=0.1)
+    assert learned(False) > 0.006

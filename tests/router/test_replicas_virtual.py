@@ -12,7 +12,7 @@ from headwater.tally import Count
 from headwater_router.admission.ceiling import Report
 from headwater_router.index import PrefixIndex
 from headwater_router.picker import make
-from headwater_router.picker.base import Load, Others, Prompt, Target
+from headwater_router.picker.base import Backlog, Load, Others, Prompt, Target
 from headwater_router.picker.prefix import PrefixPicker
 from headwater_router.replicas.message import Ask, Changes, EngineLoad, Held, Loads, Prefix, decode, encode, read
 from headwater_router.replicas.replica import Replica
@@ -34,7 +34,16 @@ class Router:
         self.sent: list[bytes] = []
 
     def others(self, engine: str) -> Others | None:
-        return self.targets[engine].load.others
+        """Without their backlog."""
+        others = self.targets[engine].load.others
+        return others and others._replace(backlog=None)
+
+    def backlog(self, engine: str) -> Backlog:
+        """Of the others."""
+        others = self.targets[engine].load.others
+        assert others is not None
+        assert others.backlog is not None
+        return others.backlog
 
     def answered(self, engine: str, chain: list[int]) -> None:
         target = self.targets[engine].id
@@ -98,6 +107,46 @@ def test_what_changes_is_told_at_once_and_what_ends_with_it() -> None:
     load.in_flight = load.queued = load.prefill_tokens = load.prompt_tokens = 0
     channel.run(2 * STEP)
     assert one.others("a") == Others(0, 0, 0)
+
+
+def test_what_others_queue_at_an_engine_is_one_queue_whose_head_is_what_was_sent_first() -> None:
+    routers = [Router(str(number)) for number in range(3)]
+    channel = Channel(*routers)
+    for sent, moved, router in zip((0.05, 0.02), (float("-inf"), 0.01), routers[1:], strict=True):
+        load = router.targets["a"].load
+        load.in_flight = load.queued = 2
+        load.backlog = Backlog(work=1000 * sent + 50, head_work=1000 * sent, head_at=sent, moved_at=moved)
+    channel.run(0.3)
+    found = routers[0].backlog("a")
+    assert found.work == pytest.approx(170)
+    assert (found.head_work, found.head_at, found.moved_at) == pytest.approx((20, 0.02, 0.01))
+    assert routers[0].backlog("b") == Backlog()
+
+
+def test_of_what_others_had_computed_counts_what_came_since_they_were_heard_of_whatever_is_lost() -> None:
+    one, other = Router("one"), Router("other")
+    channel = Channel(one, other)
+    load = other.targets["a"].load
+    load.in_flight, load.backlog.computed = 1, 700.0
+    channel.run(0.3)
+    assert one.backlog("a").computed == 0
+    channel.lost = lambda: True
+    load.in_flight, load.backlog.computed = 2, 900.0
+    channel.run(0.1)
+    channel.lost = lambda: False
+    load.in_flight, load.backlog.computed = 0, 1000.0
+    channel.run(1)
+    load.in_flight, load.backlog.computed = 1, 1100.0
+    channel.run(0.3)
+    assert one.backlog("a").computed == 400
+
+
+def test_a_router_that_does_not_tell_its_backlog_has_the_prompts_that_it_counts() -> None:
+    one = Router("one")
+    channel = Channel(one)
+    exhaust(one.replica.incoming(encode("other", [Loads(3.0, [EngineLoad("a", 2, 1, 700, 900)])]), channel.now))
+    one.replica.outgoing(channel.now + 0.1)
+    assert one.backlog("a") == Backlog(work=700)
 
 
 def test_a_prompt_whose_message_was_lost_is_told_once_more_and_not_again() -> None:
@@ -266,7 +315,12 @@ def test_kinds_and_fields_of_a_newer_release_are_passed_over() -> None:
     one, other = Router("one"), Router("other")
     channel = Channel(one, other)
     newer = msgspec.msgpack.encode(
-        ["other", ["loads.9", {}], ["loads.1", 3.0, [["a", 2, 1, 7, 9, "more"]], "and more"], 5]
+        [
+            "other",
+            ["loads.9", {}],
+            ["loads.1", 3.0, [["a", 2, 1, 7, 9, 5.0, 0.0, 0.0, None, 0.0, "more"]], "and more"],
+            5,
+        ]
     )
     exhaust(one.replica.incoming(newer, channel.now))
     assert one.malformed.value == 1, "the number is no item"

@@ -91,8 +91,8 @@ class Dispatcher:
         self.decisions: deque[Dispatch] = deque(maxlen=_REMEMBERED)
         self.failures: deque[tuple[float, Dispatch]] = deque(maxlen=_REMEMBERED)
         """With the time of the day, in seconds since the epoch."""
-        self.on_sent: Callable[[], None] | None = None
-        """Is called for every request that an endpoint was chosen for."""
+        self.on_change: Callable[[], None] | None = None
+        """Is called for every request when an endpoint was chosen for it, and when its answer begins."""
         self._policies = policies
         self._metrics = metrics
         self._max_attempts = max_attempts
@@ -177,8 +177,8 @@ class Dispatcher:
         call.stays.append(dispatch)
         call.tried.add(target.id)
         self.decisions.append(dispatch)
-        if self.on_sent is not None:
-            self.on_sent()
+        if self.on_change is not None:
+            self.on_change()
         self._metrics.decisions[decision.label].inc()
         if why is not Why.ALONE:
             self._metrics.deployments.sent(lineup.deployment, call.kind, why)
@@ -314,6 +314,8 @@ class Dispatcher:
         """Its first token is here: what others failed before was their own fault, and it is no retry any more."""
         self._leave_budget(dispatch.call, dispatch.attempt)
         self._charge_suspects(dispatch.call, now)
+        if self.on_change is not None:
+            self.on_change()
 
     def left(self, dispatch: Dispatch, now: float) -> None:
         """It has ended."""

@@ -28,6 +28,23 @@ class Label(StrEnum):
     """No prefix to go by: an unhashable prompt, or a policy that does not look at prefixes."""
 
 
+@dataclass(slots=True)
+class Backlog:
+    """Prompts that an endpoint has still to compute, as whoever sent them sees it. The `prefix` policy writes its own,
+    in tokens as it weighs them; all is 0 with other policies."""
+
+    work: float = 0.0
+    """Of all of them."""
+    head_work: float = 0.0
+    """Of the one that was sent first; 0: there is none."""
+    head_at: float = 0.0
+    """When it was sent, in monotonic seconds; so for the next."""
+    moved_at: float = float("-inf")
+    """When a first token came from there last."""
+    computed: float = 0.0
+    """Of all before: those whose first token has come."""
+
+
 class Others(NamedTuple):
     """What other routers have at an endpoint, as they said less than a second ago."""
 
@@ -38,6 +55,8 @@ class Others(NamedTuple):
     """Uncached prompt tokens of the latter."""
     prompt_tokens: int = 0
     """Of all of them."""
+    backlog: Backlog | None = None
+    """Of all of these routers; None where they do not say so much."""
 
 
 @dataclass(slots=True)
@@ -59,6 +78,8 @@ class Load:
     """Of all that are in flight."""
     prefill_rate: float = 0.0
     """Learned prompt tokens per second; 0 until there is a first answer."""
+    backlog: Backlog = field(default_factory=Backlog)
+    """Of ours."""
     others: Others | None = None
     """None while it is not known from all other routers, if there are any. `replicas` writes it."""
     reported: Report = SILENCE

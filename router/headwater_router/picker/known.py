@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from headwater_router.admission.ceiling import SILENCE, Report
 from headwater_router.index.prefixes import Tickets
-from headwater_router.picker.base import Candidate, Decision, Load, Others, Target
+from headwater_router.picker.base import Backlog, Candidate, Decision, Load, Others, Target
 from headwater_router.picker.counting import CountedDecision, begin, counted, end_prefill
 from headwater_router.picker.speed import Factor, Pace, Stretch
 
@@ -39,11 +39,12 @@ class Known:
     """Requests of ours whose first token has not come, oldest first."""
     head: "Routed | None" = None
     """The first of them."""
-    queued_work: float = 0.0
-    """Of all of them."""
+    backlog: Backlog = field(default_factory=Backlog)
+    """Of all of them, for the `Load`."""
     outputs: float = 0.0
     """Tokens that their answers are expected to have."""
-    last_first_byte: float = float("-inf")
+    waits: float = 0.0
+    """Of all our requests there, see `Routed.wait`."""
     trust: float = 1.0
     """Share of the tokens that were expected in its cache that its answers then reported as cached."""
     whole_answers: "deque[tuple[float, Routed]]" = field(default_factory=deque)
@@ -70,7 +71,7 @@ class Known:
     other: float = 0.0
     """Tokens that one of the answers of ours is expected to have; 0: there is none."""
     head_work: float = 0.0
-    """Of the first in the queue; 0: there is none."""
+    """Of the first in the queue there, ours or others'; 0: there is none."""
     head_since: float = 0.0
     """When its turn came."""
     _at: float = 0.0
@@ -87,6 +88,10 @@ class Known:
             self.foreign_waiting = others.queued
             self.foreign_running = others.in_flight - others.queued
             self.foreign_work, self.foreign_context = others.prefill_tokens, others.prompt_tokens
+            if (theirs := others.backlog) is not None:
+                self.foreign_work = theirs.work
+                if before is not None and before.backlog is not None:
+                    self.computed(theirs.computed - before.backlog.computed)
         elif before is not None or (report.waiting, report.running) != (seen.waiting, seen.running):
             running, waiting = report.running or 0, report.waiting or 0
             foreign = max(0, running + waiting - load.in_flight)
@@ -101,10 +106,14 @@ class Known:
         self.requests = ours + self.foreign_running + self.foreign_waiting
         self.prompts = load.prompt_tokens + self.foreign_context
         self.other = self.outputs / ours if ours else 0.0
-        if (head := self.head) is None:
-            self.head_work = 0.0
-        else:
-            self.head_work, self.head_since = head.work, max(head.at, self.last_first_byte)
+        backlog = self.backlog
+        self.head_work, since, moved_at = backlog.head_work, backlog.head_at, backlog.moved_at
+        if self.seen_others is not None and (theirs := self.seen_others.backlog) is not None:
+            # They are computed in the order in which they came, whoever sent them.
+            if theirs.head_work and (not self.head_work or theirs.head_at < since):
+                self.head_work, since = theirs.head_work, theirs.head_at
+            moved_at = max(moved_at, theirs.moved_at)
+        self.head_since = max(since, moved_at)
         self.stale = False
 
     def sums(self, load: Load, now: float) -> Sums:
@@ -118,6 +127,11 @@ class Known:
 
     def computed(self, work: float) -> None:
         self._tokens += work
+
+    def lead(self, head: "Routed | None") -> None:
+        """It is the first of ours in the queue now."""
+        self.head = head
+        self.backlog.head_work, self.backlog.head_at = (head.work, head.at) if head is not None else (0.0, 0.0)
 
 
 class Compared(Struct, order=True):
@@ -141,6 +155,8 @@ class Compared(Struct, order=True):
     """In progress there."""
     crowd: float
     """Requests there, the more the slower it is."""
+    one_more: float
+    """What each of them adds to its cost."""
     target: Target
     known: Known
     cached_tokens: int
@@ -163,6 +179,9 @@ class Routed(CountedDecision):
     """When its first token came; before, and where it is not streamed, when it was sent."""
     others: float
     """Seconds that it takes from the others there, as was predicted."""
+    wait: float
+    """Until its first token, as was predicted, in units of what a request takes to its end on average; so it tells how
+    much dearer a further wait is to it."""
 
     def candidates(self) -> list[Candidate]:
         learned = self.predicted_ttft is not None
@@ -178,10 +197,11 @@ class Routed(CountedDecision):
         begin(self)
         known = self.chosen.known
         known.queue[self] = None
-        known.queued_work += self.work
+        known.backlog.work += self.work
         known.outputs += self.output
+        known.waits += self.wait
         if known.head is None:
-            known.head = self
+            known.lead(self)
 
     def end_prefill(self) -> None:
         """Its first token is here, or it has ended before."""
@@ -189,14 +209,16 @@ class Routed(CountedDecision):
             known = self.chosen.known
             del known.queue[self]
             known.stale = True
-            known.queued_work = known.queued_work - self.work if known.queue else 0.0
+            known.backlog.work = known.backlog.work - self.work if known.queue else 0.0
             if known.head is self:
-                known.head = next(iter(known.queue), None)
+                known.lead(next(iter(known.queue), None))
             end_prefill(self)
 
     def leave(self) -> None:
         """It has ended; its load is still counted."""
-        self.chosen.known.outputs -= self.output
+        known = self.chosen.known
+        known.outputs -= self.output
+        known.waits = max(0.0, known.waits - self.wait)
 
 
 def routed(decision: Decision) -> Routed:

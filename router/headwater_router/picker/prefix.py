@@ -12,12 +12,17 @@ answer.
     work(e)    = uncached * (1 + (cached + uncached / 2) / 20000)
     first(e)   = factor(e) * (constant + answer * a + context * k + token * (work before it + work(e)))
     rest(e)    = factor(e) * (step * out + overlap * (answer * r + context * k))
-    others(e)  = factor(e) * (token * work(e) * (a + 1) + overlap * r * (answer + context * prompt tokens))
+    others(e)  = factor(e) * (token * work(e) * (r + w + 1) + overlap * r * (answer + context * prompt tokens))
 
 with a answers in progress, r requests in all, k tokens of their prompts. *The five costs*, and the factor of each
 endpoint, are learned from what answers took (`picker.speed`), *out*, the tokens of its answer, from those to prompts
 that begin alike. *Overlap* are the steps that it and another will share, each with an end that nobody knows: out *
 other / (out + other).
+
+*Who waits* while its prompt is computed: all r, since those whose prompts are before its own will be answers by then.
+Who has waited long is hurt more by a further wait, so w are the waits of all there, in units of what a request takes to
+its end on average, none of them more than four: next to nothing for chats, and what keeps a document from being sent
+behind another one.
 
 *Whom* it compares: all of a few endpoints. Of many, those who hold most of the prompt, and some where there should be
 room (`picker.targets`); so a decision costs about the same however many there are. Of those compared, one that has more
@@ -46,6 +51,10 @@ engine that keeps no prefixes, or fewer than it seemed to, so gets load by its s
 least to compute are left, again to within a tenth: a copy for next to no gain would take the time from others. Among
 them chance decides, never order. So a prompt that is cached goes to its holder, and one that is new to all goes
 anywhere among the idle.
+
+*Several routers* that decide within the moment that a message takes know nothing of one another, and would all choose
+the one endpoint that has an answer less than the rest. So where there are others, whoever is dearer by no more than
+such an answer costs, and begins as soon, is as good, and chance keeps them apart.
 
 *Answers that are not streamed* show no first token until they are complete. Their whole time teaches; their prompt is
 taken off the queue after twice the predicted time of its prefill."""
@@ -80,6 +89,8 @@ _ATTENTION: Final = 1 / 20_000
 70B."""
 _DISPLACED: Final = 1.0
 """Times what a prompt costs to compute, that it costs those whose blocks its own take the place of: they come back."""
+_LONGEST_WAIT: Final = 4.0
+"""Times what a request takes on average, up to which a longer wait makes a further one dearer."""
 _BOUND: Final = 4.0
 """Times the mean load of those compared, which is as much as an endpoint may have,"""
 _SLACK: Final = 4
@@ -121,6 +132,8 @@ class PrefixPicker:
         self._weights = WEIGHTS[objective]
         self._known: dict[str, Known] = {}
         self._learned = Learned(self._known)
+        self._typical_seconds = 0.0
+        """That a request takes to its end, on average, as was predicted; 0 before the first one."""
         self._typical_work = 256.0
         """Of a request, on average: the best guess for a request of others that waits."""
         self._in_flight = 0
@@ -152,7 +165,10 @@ class PrefixPicker:
                 best = min(compared)
         if len(compared) > 1:
             limit = best.cost + _TIE * best.prefill
-            tied = [each for each in compared if each.cost <= limit]
+            if best.target.load.others is not None:
+                tied = _about_as_good(compared, best, limit + best.one_more)
+            else:
+                tied = [each for each in compared if each.cost <= limit]
             if len(tied) > 1:
                 work = (1 + _TIE) * min([each.prefill for each in tied])
                 tied = [each for each in tied if each.prefill <= work]
@@ -177,7 +193,7 @@ class PrefixPicker:
             return
         found.since = known.sums(target.load, now)
         self._end_prefill(found)
-        known.last_first_byte = now
+        known.backlog.moved_at = now
         self._learned.learn(found, found.until_first, now - found.at, now)
         found.targets.eased(target)
         self._confirm(found)
@@ -193,6 +209,8 @@ class PrefixPicker:
         found = routed(decision)
         known, expected = found.chosen.known, found.chosen.expected_tokens
         computed = found.prompt.streamed and not found.prefilling
+        if found.target.load.others is not known.seen_others:
+            known.see_gauges(found.target.load)
         if outcome is Outcome.ANSWERED and output_tokens:
             self._learned.learn_rest(found, output_tokens, now)
         else:
@@ -269,6 +287,7 @@ class PrefixPicker:
             known = known_of(name)
             if known is None:
                 known = self._known[name] = Known()
+                load.backlog = known.backlog
             if known.whole_answers:
                 self._release_due(known, now)
             if load.reported is not known.seen_report or load.others is not known.seen_others:
@@ -287,7 +306,7 @@ class PrefixPicker:
             uncached = size - cached
             work = uncached * (1.0 + _ATTENTION * (cached + 0.5 * uncached))
             foreign = known.foreign_work
-            ahead = known.queued_work + (known.foreign_waiting * typical if foreign is None else foreign)
+            ahead = known.backlog.work + (known.foreign_waiting * typical if foreign is None else foreign)
             if head := known.head_work:
                 done = (now - known.head_since) / (factor * token)
                 ahead -= done if done < head else head
@@ -304,9 +323,12 @@ class PrefixPicker:
                 read = context * known.prompts
                 first = factor * (constant + answer * answers + read + token * ahead + prefill)
                 rest = factor * (all_steps + overlap * (answer * requests + read))
-                others = factor * (prefill * (answers + _DISPLACED) + overlap * requests * share)
+                others = factor * (prefill * (requests + known.waits + _DISPLACED) + overlap * requests * share)
+                shared = rest_weight * (answer + read / requests) + others_weight * share
+                one_more = factor * (others_weight * prefill + overlap * shared)
             else:
                 first, rest, others = factor * (constant + prefill), factor * all_steps, factor * prefill * _DISPLACED
+                one_more = 0.0
             cost = first_weight * first + rest_weight * rest + others_weight * others
             if load.ceiling.tight and requests:
                 # Somebody is thrown out and computed again, or it waits until one of those there has ended.
@@ -323,6 +345,7 @@ class PrefixPicker:
                     ahead,
                     answers,
                     factor * requests,
+                    one_more,
                     target,
                     known,
                     cached,
@@ -353,6 +376,8 @@ class PrefixPicker:
         target, cached, known = chosen.target, chosen.cached_tokens, chosen.known
         label = self._label(prompt, target, cached)
         capacity = cache_blocks(target.load, prompt.usual_block_tokens)
+        seconds = chosen.first + chosen.rest
+        self._typical_seconds += _LEARNING * (seconds - self._typical_seconds) if self._typical_seconds else seconds
         tickets = self._index.dispatched(target.id, prompt.text_chain, prompt.token_chain, now, capacity)
         found = Routed(
             target,
@@ -378,6 +403,7 @@ class PrefixPicker:
             ),
             known.sums(target.load, now),
             self._taken(chosen) if pace.samples else 0.0,
+            min(chosen.first / self._typical_seconds, _LONGEST_WAIT),
             prefill_tokens=prompt.tokens - cached,
         )
         found.begin()
@@ -416,7 +442,14 @@ class PrefixPicker:
         if found.prefilling:
             self._queued -= 1
             found.end_prefill()
-            found.chosen.known.computed(found.work)
+            known = found.chosen.known
+            known.computed(found.work)
+            known.backlog.computed += found.work
+
+
+def _about_as_good(compared: Sequence[Compared], best: Compared, limit: float) -> list[Compared]:
+    soon = best.first + _TIE * best.prefill
+    return [each for each in compared if each.cost <= limit and each.first <= soon]
 
 
 def _nearest(compared: Sequence[Compared], slo: Slo, output: float, now: float) -> tuple[float, Sequence[Compared]]:

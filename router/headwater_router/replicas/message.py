@@ -49,14 +49,29 @@ _Count = Annotated[int, Meta(ge=0, le=2**53)]
 _Hash = Annotated[int, Meta(ge=0)]
 
 
+_Amount = Annotated[float, Meta(ge=0, le=2**53)]
+
+
 class EngineLoad(msgspec.Struct, array_like=True, frozen=True):
-    """What a router has at an engine now."""
+    """What a router has at an engine now. From `work` on it is what its policy knows of the queue (`Backlog`)."""
 
     engine: _Name
     in_flight: _Count
     queued: _Count
     prefill_tokens: _Count
     prompt_tokens: _Count = 0
+    work: _Amount = 0.0
+    """0, with requests that are queued: it does not say."""
+    head_work: _Amount = 0.0
+    head_age: _Amount = 0.0
+    """Seconds since the head was sent,"""
+    still: _Amount | None = None
+    """and since a first token came from there; None: none ever did."""
+    computed: _Amount = 0.0
+
+    def counts(self) -> tuple[str, int, int, int, int]:
+        """Without what changes while nothing happens."""
+        return self.engine, self.in_flight, self.queued, self.prefill_tokens, self.prompt_tokens
 
 
 class Loads(msgspec.Struct, array_like=True, frozen=True, tag="loads.1"):

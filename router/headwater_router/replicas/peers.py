@@ -8,10 +8,10 @@ says nothing of its load; while there is one, the sum would be too small, and th
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
-from headwater_router.picker.base import Others
-from headwater_router.replicas.message import EngineLoad
+from headwater_router.picker.base import Backlog, Others
+from headwater_router.replicas.message import MOST_ENGINES, EngineLoad
 
 _FRESH: Final = 1.0
 """Seconds for which a router's load counts."""
@@ -27,14 +27,23 @@ class _Peer:
     told: float = _NEVER
     """When it told its load."""
     age: float = 0.0
-    loads: dict[str, EngineLoad] = field(default_factory=dict)
+    loads: dict[str, "_Told"] = field(default_factory=dict)
     """By engine."""
+    computed: dict[str, float] = field(default_factory=dict)
+    """As it said last of each engine."""
+
+
+class _Told(NamedTuple):
+    load: EngineLoad
+    at: float
 
 
 class Peers:
     """Times are monotonic seconds."""
 
     def __init__(self) -> None:
+        self._computed: dict[str, float] = {}
+        """By engine, how much of it was heard of."""
         self._peers: OrderedDict[str, _Peer] = OrderedDict()
         """The one that was heard least recently first."""
 
@@ -52,13 +61,25 @@ class Peers:
     def told(self, router: str, age: float, loads: Iterable[EngineLoad], now: float) -> None:
         """`loads`: of engines that are known here."""
         if (peer := self._peers.get(router)) is not None:
-            peer.told, peer.age, peer.loads = now, age, {each.engine: each for each in loads}
+            peer.told, peer.age, peer.loads = now, age, self._taken(peer, loads, now)
 
-    def changed(self, router: str, loads: Iterable[EngineLoad]) -> None:
+    def changed(self, router: str, loads: Iterable[EngineLoad], now: float) -> None:
         """As in `told`, of these alone. Before it has told of all, that means nothing."""
         peer = self._peers.get(router)
         if peer is not None and peer.told != _NEVER:
-            peer.loads.update((each.engine, each) for each in loads)
+            peer.loads |= self._taken(peer, loads, now)
+
+    def _taken(self, peer: _Peer, loads: Iterable[EngineLoad], now: float) -> dict[str, _Told]:
+        taken = {each.engine: _Told(each, now) for each in loads}
+        for engine, (load, _) in taken.items():
+            # What it had computed before it was first heard of is not of now.
+            more = max(0.0, load.computed - peer.computed.get(engine, load.computed))
+            peer.computed[engine] = load.computed
+            self._computed[engine] = self._computed.get(engine, 0.0) + more
+        for of_engines in (peer.computed, self._computed):
+            while len(of_engines) > MOST_ENGINES:
+                del of_engines[next(iter(of_engines))]
+        return taken
 
     def others(self, now: float) -> Callable[[str], Others | None]:
         """What they have at an engine, by its name; None while it is not known of all of them, or there are none."""
@@ -66,7 +87,9 @@ class Peers:
         fresh = [peer for peer in self._peers.values() if now - peer.told <= _FRESH]
         if not fresh or any(peer.told == _NEVER for peer in self._peers.values()):
             return lambda _: None
-        return lambda engine: _sum(load for peer in fresh if (load := peer.loads.get(engine)) is not None)
+        return lambda engine: _sum(
+            [told for peer in fresh if (told := peer.loads.get(engine)) is not None], self._computed.get(engine, 0.0)
+        )
 
     def oldest(self, now: float) -> tuple[str, float] | None:
         """The one that has listened longest, and the seconds."""
@@ -84,11 +107,17 @@ class Peers:
             del self._peers[name]
 
 
-def _sum(loads: Iterable[EngineLoad]) -> Others:
+def _sum(told: Iterable[_Told], computed: float) -> Others:
     in_flight = queued = prefill_tokens = prompt_tokens = 0
-    for load in loads:
+    backlog = Backlog(computed=computed)
+    for load, at in told:
         in_flight += load.in_flight
         queued += min(load.queued, load.in_flight)
         prefill_tokens += load.prefill_tokens
         prompt_tokens += load.prompt_tokens
-    return Others(in_flight, queued, prefill_tokens, prompt_tokens)
+        backlog.work += load.work or load.prefill_tokens
+        if load.head_work and (not backlog.head_work or at - load.head_age < backlog.head_at):
+            backlog.head_work, backlog.head_at = load.head_work, at - load.head_age
+        if load.still is not None:
+            backlog.moved_at = max(backlog.moved_at, at - load.still)
+    return Others(in_flight, queued, prefill_tokens, prompt_tokens, backlog)

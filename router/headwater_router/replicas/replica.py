@@ -23,7 +23,7 @@ from headwater.prefix import BLOCK_BYTES
 from headwater.tally import Count
 from headwater_router.index import PrefixIndex
 from headwater_router.index.prompt import DEFAULT_BYTES_PER_TOKEN
-from headwater_router.picker.base import Target
+from headwater_router.picker.base import Load, Target
 from headwater_router.picker.prefix import cache_blocks
 from headwater_router.replicas.message import (
     MOST_ENGINES,
@@ -89,7 +89,7 @@ class Replica:
         self._since: float | None = None
         """When it began to listen."""
         self._loads_at = float("-inf")
-        self._told: dict[str, EngineLoad] = {}
+        self._told: dict[str, tuple[str, int, int, int, int]] = {}
         """What was said last of each engine at which there was anything."""
         self._to_repeat: deque[tuple[float, list[Prefix]]] = deque()
         """With the time from when on."""
@@ -120,16 +120,16 @@ class Replica:
         items: list[Item] = [*prefixes, *self._repeated(now)]
         if prefixes:
             self._to_repeat.append((now + _AGAIN, prefixes))
-        loads = self._loads()
+        loads = self._loads(now)
         if now - self._loads_at >= _LOADS:
             self._loads_at = now
             items.append(Loads(self._age(now), list(loads.values())))
             self._see_others(self._engines(), now)
             if (asked := self._recall.ask(self._peers.oldest(now), now, self._age(now))) is not None:
                 items.append(Ask(asked))
-        elif changed := [load for name, load in loads.items() if load != self._told.get(name)]:
+        elif changed := [load for name, load in loads.items() if load.counts() != self._told.get(name)]:
             items.append(Changes(changed))
-        self._told = {name: load for name, load in loads.items() if load.in_flight}
+        self._told = {name: load.counts() for name, load in loads.items() if load.in_flight}
         if (held := self._next_held()) is not None:
             items.append(held)
         return Outgoing(encode(self.name, items), len(prefixes)) if items else None
@@ -170,7 +170,7 @@ class Replica:
                 return len(item.engines)
             case Changes():
                 known = [each for each in item.engines if each.engine in targets]
-                self._peers.changed(router, known)
+                self._peers.changed(router, known, now)
                 self._see_others({each.engine: targets[each.engine] for each in known}.items(), now)
                 return len(item.engines)
             case Ask(of=self.name):
@@ -187,13 +187,13 @@ class Replica:
             self._index.shared(target.id, prefix.chain, _capacity(target))
         self._prefixes["unknown" if target is None else "received"].inc()
 
-    def _loads(self) -> dict[str, EngineLoad]:
+    def _loads(self, now: float) -> dict[str, EngineLoad]:
         """Where there is anything now, or was when it was told last."""
         told = self._told
         busy = (
-            EngineLoad(name, load.in_flight, load.queued, load.prefill_tokens, load.prompt_tokens)
+            _engine_load(name, target.load, now)
             for name, target in self._engines()
-            if (load := target.load).in_flight or name in told
+            if target.load.in_flight or name in told
         )
         return {load.engine: load for load in islice(busy, MOST_ENGINES)}
 
@@ -260,6 +260,22 @@ class _Recall:
             return False
         self._room -= blocks
         return True
+
+
+def _engine_load(name: str, load: Load, now: float) -> EngineLoad:
+    backlog = load.backlog
+    return EngineLoad(
+        name,
+        load.in_flight,
+        load.queued,
+        load.prefill_tokens,
+        load.prompt_tokens,
+        backlog.work,
+        backlog.head_work,
+        now - backlog.head_at if backlog.head_work else 0.0,
+        now - backlog.moved_at if backlog.moved_at > float("-inf") else None,
+        backlog.computed,
+    )
 
 
 def _capacity(target: Target) -> int:

@@ -20,16 +20,20 @@ SIMULATED: Object = {
 """For `spec.template`: these nodes and no others."""
 
 
-def add_nodes(*names: str) -> None:
-    room = {"cpu": "64", "memory": "1Ti", "pods": "110", "ephemeral-storage": "2Ti", "nvidia.com/gpu": str(GPUS)}
-    apply(*map(_node, names))
+def add_nodes(*names: str, device: str = "nvidia.com/gpu", kept_for: str = "") -> None:
+    """`kept_for`: a taint that keeps off whoever does not tolerate it."""
+    room = {"cpu": "64", "memory": "1Ti", "pods": "110", "ephemeral-storage": "2Ti", device: str(GPUS)}
+    apply(*(_node(name, kept_for) for name in names))
     patch = {"status": {"capacity": room, "allocatable": room}}
     kubectl("patch", "node", *names, "--subresource=status", "--type=merge", "-p", json.dumps(patch))
     # Not kubectl wait, which gives up on a node that has no conditions yet.
     eventually("the nodes are ready", _all_ready, timeout=60)
 
 
-def _node(name: str) -> Object:
+def _node(name: str, kept_for: str) -> Object:
+    taints = [{"key": "kwok.x-k8s.io/node", "value": "fake", "effect": "NoSchedule"}]
+    if kept_for:
+        taints.append({"key": kept_for, "value": "present", "effect": "NoSchedule"})
     return {
         "apiVersion": "v1",
         "kind": "Node",
@@ -38,7 +42,7 @@ def _node(name: str) -> Object:
             "annotations": {"kwok.x-k8s.io/node": "fake"},
             "labels": {"kubernetes.io/hostname": name, "kubernetes.io/os": "linux", **OURS},
         },
-        "spec": {"taints": [{"key": "kwok.x-k8s.io/node", "value": "fake", "effect": "NoSchedule"}]},
+        "spec": {"taints": taints},
     }
 
 
@@ -52,9 +56,16 @@ def remove_nodes() -> None:
 
 
 def add_volumes(
-    names: list[str], size: str = "500Gi", modes: Sequence[str] = ("ReadWriteOnce", "ReadWriteMany"), folder: str = ""
+    names: list[str],
+    size: str = "500Gi",
+    modes: Sequence[str] = ("ReadWriteOnce", "ReadWriteMany"),
+    folder: str = "",
+    storage_class: str = "",
 ) -> None:
-    """For claims without a StorageClass: there is nobody who makes volumes here. `folder`: one for all of them."""
+    """For claims that name this StorageClass, or none: there is nobody who makes volumes here.
+
+    `folder`: one for all of them.
+    """
     for name in names:
         apply(
             {
@@ -65,14 +76,17 @@ def add_volumes(
                     "capacity": {"storage": size},
                     "accessModes": list(modes),
                     "persistentVolumeReclaimPolicy": "Retain",
+                    "storageClassName": storage_class,
                     "hostPath": {"path": f"/var/tmp/headwater-e2e/{folder or name}"},
                 },
             }
         )
 
 
-def remove_volumes() -> None:
-    kubectl("delete", "pv", "-l", "made-for=e2e", "--ignore-not-found", "--wait=false")
+def remove_volumes(*names: str) -> None:
+    """All of them, if none is named."""
+    which = names or ("-l", "made-for=e2e")
+    kubectl("delete", "pv", *which, "--ignore-not-found", "--wait=false")
 
 
 def on_gpus(name: str, namespace: str, backend: str, **spec: Any) -> Object:

@@ -8,7 +8,7 @@ import pytest
 from e2e.conftest import fresh_namespace
 from e2e.harness import Client, CommandError, Object, apply, condition, eventually, eventually_told, get
 from e2e.models import model
-from e2e.simulation import on_gpus
+from e2e.simulation import add_nodes, add_volumes, on_gpus, remove_nodes, remove_volumes
 
 UNMOUNTABLE: Object = {
     "containers": [{"name": "engine", "volumeMounts": [{"name": "certs", "mountPath": "/certs"}]}],
@@ -23,6 +23,10 @@ QUOTA: Object = {
 }
 REFUSED: Object = {"containers": [{"name": "engine", "resources": {"limits": {"example.com/none": "1"}}}]}
 """What that quota has none of; nobody else asks for it."""
+
+
+APART = "e2e-apart"
+"""A StorageClass of its own, so that nobody else takes the volume."""
 
 
 def wrong(name: str, namespace: str) -> Object:
@@ -42,6 +46,10 @@ def wrong(name: str, namespace: str) -> Object:
         case "backend":
             resource = on_gpus(name, namespace, "tgi")
             del resource["spec"]["backend"]["image"]
+        case "apart":
+            # Each of two nodes has room for one of them, and the volume is where the first one runs.
+            weights = {"cached": True, "size": "1Gi", "storageClassName": APART}
+            resource = on_gpus(name, namespace, "vllm", replicas=2, parallelism={"tensor": 8}, weights=weights)
         case "claim":
             resource = model(name, namespace, source="pvc://there-is-none/model")
         case "class":
@@ -68,6 +76,7 @@ CASES = [
     ("container", "Degraded", "Unsupported", "called `engine`"),
     ("quota", "Degraded", "PodsRefused", "exceeded quota: none"),
     ("class", "Degraded", "VolumePending", '"there-is-none" not found'),
+    ("apart", "Degraded", "VolumeReachesOneNode", "didn't match pod affinity rules"),
 ]
 
 
@@ -75,12 +84,16 @@ CASES = [
 def namespace(release: None, request: pytest.FixtureRequest) -> Iterator[str]:
     """With all of the mistakes: to wait for one of them is to wait for all."""
     with fresh_namespace("e2e-mistakes", request.node):
+        add_nodes("apart-a", "apart-b")
+        add_volumes([APART], storage_class=APART)
         apply(QUOTA)
         eventually(
             "the quota counts", lambda: "hard" in ((get("quota", "none", "e2e-mistakes") or {}).get("status") or {})
         )
         apply(*(wrong(name, "e2e-mistakes") for name, *_ in CASES))
         yield "e2e-mistakes"
+        remove_nodes()
+        remove_volumes(APART)
 
 
 @pytest.mark.timeout(240)

@@ -46,6 +46,30 @@ def test_eight_gpus_are_one_pod(namespace: str, backend: str, words: list[str]) 
     assert container["lifecycle"]["preStop"]["sleep"]["seconds"] < pods[0]["spec"]["terminationGracePeriodSeconds"]
 
 
+KEPT: dict[str, tuple[str, str]] = {
+    "amd": ("amd.com/gpu", "amd.com/gpu"),
+    "mig": ("nvidia.com/mig-1g.10gb", "nvidia.com/gpu"),
+    "gaudi": ("habana.ai/gaudi", "habana.ai/gaudi"),
+}
+"""A device, and the taint of the nodes that have it."""
+
+
+@pytest.mark.timeout(300)
+def test_pods_go_to_nodes_that_are_kept_for_their_devices(namespace: str) -> None:
+    for name, (device, taint) in KEPT.items():
+        add_nodes(f"kept-{name}", device=device, kept_for=taint)
+        resource = on_gpus(name, namespace, "vllm", resources={"limits": {device: "1"}})
+        resource["spec"]["backend"]["image"] = "vllm-of-the-vendor:1"
+        apply(resource)
+    for name, (device, _) in KEPT.items():
+        wait_ready(name, namespace)
+        (pod,) = engine_pods(name, namespace)
+        assert pod["spec"]["nodeName"] == f"kept-{name}"
+        limits = pod["spec"]["containers"][0]["resources"]["limits"]
+        assert {each for each in limits if "/" in each} == {device}, "no other GPU on top"
+    kubectl("delete", "node", *(f"kept-{name}" for name in KEPT))
+
+
 @pytest.mark.timeout(300)
 def test_transformers_needs_no_gpu(namespace: str) -> None:
     resource = on_gpus("any", namespace, "transformers")

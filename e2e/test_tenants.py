@@ -23,7 +23,7 @@ from e2e.harness import (
     wait_routable,
 )
 from e2e.models import model
-from e2e.simulation import add_nodes, on_gpus, remove_nodes
+from e2e.simulation import add_nodes, engine_pods, on_gpus, remove_nodes
 
 EMOJI = "chat-\U0001f600"
 TOKEN = "hf_abcdefghijklmnop"
@@ -94,6 +94,26 @@ def test_a_typo_made_later_leaves_no_ready_that_is_of_an_earlier_spec(namespace:
     assert (ready["status"], ready["reason"]) == ("False", "Refused")
     assert resource is not None and ready["observedGeneration"] == resource["metadata"]["generation"]
     assert resource["status"]["readyReplicas"] == 1, "what runs goes on"
+
+
+@pytest.mark.timeout(300)
+def test_a_group_heals_while_its_spec_is_refused(namespace: str) -> None:
+    wait_ready("group", namespace)
+    before = uids("group", namespace)
+    patch = json.dumps({"spec": {"template": {"spec": {"nodeSelektor": {"a": "b"}}}}})
+    kubectl("patch", "md", "group", "-n", namespace, "--type=merge", "-p", patch)
+    assert "nodeSelektor" in degraded("group", namespace, "Refused")
+    lost = engine_pods("group", namespace)[0]["metadata"]["name"]
+    kubectl("delete", "pod", lost, "-n", namespace, "--grace-period=0", "--force", "--wait=false")
+    eventually("all of its pods are new", lambda: len(uids("group", namespace) - before) == len(before), timeout=120)
+    eventually_told(namespace, "GroupRestarted", of="group")
+    assert condition(get("md", "group", namespace), "Degraded")["reason"] == "Refused"
+
+
+def uids(name: str, namespace: str) -> set[str]:
+    """Of the pods that are there to stay."""
+    pods = [each["metadata"] for each in engine_pods(name, namespace)]
+    return {each["uid"] for each in pods if "deletionTimestamp" not in each}
 
 
 # Handed on

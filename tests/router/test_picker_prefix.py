@@ -286,20 +286,6 @@ def test_a_long_prompt_is_not_sent_behind_another_one_whose_answer_would_wait_fo
     assert picker.pick(document, pods, now + 18.0).target is pods[1]
 
 
-@pytest.mark.parametrize("several", [False, True])
-def test_routers_that_cannot_know_of_one_another_do_not_all_choose_the_one_with_an_answer_less(several: bool) -> None:
-    chosen = Counter[str]()
-    for seed in range(40):
-        picker, pods = prefix_picker(seed), targets(4)
-        now = max(teach(picker, pod, 1e-4) for pod in pods) + 1000
-        for place, pod in enumerate(pods):
-            pod.load.others = Others(0, 0, 0) if several else None
-            for _ in range(9 + (place > 0)):
-                picker.first_token(picker.pick(Prompt("m", [], 100), [pod], now), now + 0.01)
-        chosen[picker.pick(Prompt("m", [], 100), pods, now + 1).target.id] += 1
-    assert (len(chosen) == 4) if several else (chosen == {"pod-0": 40})
-
-
 def test_the_head_of_a_queue_is_what_was_sent_first_by_whichever_router() -> None:
     """So what of it should be computed by now is not waited for."""
     picker, [pod] = prefix_picker(), targets(1)

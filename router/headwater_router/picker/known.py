@@ -155,8 +155,6 @@ class Compared(Struct, order=True):
     """In progress there."""
     crowd: float
     """Requests there, the more the slower it is."""
-    one_more: float
-    """What each of them adds to its cost."""
     target: Target
     known: Known
     cached_tokens: int

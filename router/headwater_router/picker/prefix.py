@@ -52,10 +52,6 @@ least to compute are left, again to within a tenth: a copy for next to no gain w
 them chance decides, never order. So a prompt that is cached goes to its holder, and one that is new to all goes
 anywhere among the idle.
 
-*Several routers* that decide within the moment that a message takes know nothing of one another, and would all choose
-the one endpoint that has an answer less than the rest. So where there are others, whoever is dearer by no more than
-such an answer costs, and begins as soon, is as good, and chance keeps them apart.
-
 *Answers that are not streamed* show no first token until they are complete. Their whole time teaches; their prompt is
 taken off the queue after twice the predicted time of its prefill."""
 
@@ -165,10 +161,7 @@ class PrefixPicker:
                 best = min(compared)
         if len(compared) > 1:
             limit = best.cost + _TIE * best.prefill
-            if best.target.load.others is not None:
-                tied = _about_as_good(compared, best, limit + best.one_more)
-            else:
-                tied = [each for each in compared if each.cost <= limit]
+            tied = [each for each in compared if each.cost <= limit]
             if len(tied) > 1:
                 work = (1 + _TIE) * min([each.prefill for each in tied])
                 tied = [each for each in tied if each.prefill <= work]
@@ -324,11 +317,8 @@ class PrefixPicker:
                 first = factor * (constant + answer * answers + read + token * ahead + prefill)
                 rest = factor * (all_steps + overlap * (answer * requests + read))
                 others = factor * (prefill * (requests + known.waits + _DISPLACED) + overlap * requests * share)
-                shared = rest_weight * (answer + read / requests) + others_weight * share
-                one_more = factor * (others_weight * prefill + overlap * shared)
             else:
                 first, rest, others = factor * (constant + prefill), factor * all_steps, factor * prefill * _DISPLACED
-                one_more = 0.0
             cost = first_weight * first + rest_weight * rest + others_weight * others
             if load.ceiling.tight and requests:
                 # Somebody is thrown out and computed again, or it waits until one of those there has ended.
@@ -345,7 +335,6 @@ class PrefixPicker:
                     ahead,
                     answers,
                     factor * requests,
-                    one_more,
                     target,
                     known,
                     cached,
@@ -445,11 +434,6 @@ class PrefixPicker:
             known = found.chosen.known
             known.computed(found.work)
             known.backlog.computed += found.work
-
-
-def _about_as_good(compared: Sequence[Compared], best: Compared, limit: float) -> list[Compared]:
-    soon = best.first + _TIE * best.prefill
-    return [each for each in compared if each.cost <= limit and each.first <= soon]
 
 
 def _nearest(compared: Sequence[Compared], slo: Slo, output: float, now: float) -> tuple[float, Sequence[Compared]]:

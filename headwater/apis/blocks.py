@@ -73,6 +73,8 @@ class Answer:
         self.stop: str | None = None
         """The stop string that ended it, where the server says so."""
         self.usage: Usage | None = None
+        self.model: str | None = None
+        """Who answers, where the server says so."""
         self._open: Block | None = None
         self._calls: dict[int, Block] = {}
         """By the server's number of them."""
@@ -95,6 +97,7 @@ class Answer:
 
     def feed(self, chunk: dict[str, Any]) -> Iterator[Change]:
         """What a chunk of a stream changes. Raises BrokenAnswerError."""
+        self.model = self.model or _text(chunk.get("model")) or None
         if isinstance(usage := chunk.get("usage"), dict):
             self.usage = _usage(usage)
         for choice in _choices(chunk):

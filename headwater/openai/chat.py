@@ -309,7 +309,8 @@ class ChatCompletion(Struct, kw_only=True, omit_defaults=True, tag_field="object
 
 class Delta(Struct, kw_only=True, omit_defaults=True):
     role: str | None = None
-    content: str | None = None
+    content: str | UnsetType | None = UNSET
+    """Null at the beginning of a message that only calls."""
     reasoning_content: str | None = None
     tool_calls: list[AnswerToolCall] | None = None
 

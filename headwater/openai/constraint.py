@@ -167,6 +167,9 @@ def _structural_tag(name: str, value: Any) -> Constraint:
             value = json.loads(value)
         except (ValueError, RecursionError):
             raise _wrong(name, "must be a JSON object", value) from None
+    if isinstance(value, dict) and "format" in value:
+        hint = "has `format`, xgrammar's newer way, which is not known here; give `structures` and `triggers`"
+        raise BadRequestError(f"`{name}` {hint}.", param=name)
     if not isinstance(value, dict) or not {"structures", "triggers"} <= value.keys():
         raise _wrong(name, "must have `structures` and `triggers`", value)
     return Constraint(Kind.STRUCTURAL_TAG, _written(name, {key: value[key] for key in ("structures", "triggers")}))

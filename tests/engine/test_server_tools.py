@@ -71,7 +71,7 @@ def joined(chunks: list[dict[str, Any]]) -> dict[str, Any]:
     for delta in (chunk["choices"][0]["delta"] for chunk in chunks if chunk["choices"]):
         for name in ("content", "reasoning_content"):
             if name in delta:
-                message[name] = message.get(name, "") + delta[name]
+                message[name] = message.get(name, "") + (delta[name] or "")
         for call in delta.get("tool_calls", ()):
             if "id" in call:
                 assert (call["type"], call["index"]) == ("function", len(message["calls"]))
@@ -103,7 +103,7 @@ async def test_calls_are_in_the_answer_and_in_the_deltas(http: httpx.AsyncClient
 async def test_no_chunk_is_empty_but_the_last_one(http: httpx.AsyncClient, engine: FakeEngine) -> None:
     _, chunks = await answered(http, engine, CALL, tools=TOOLS)
     first, *others, last, usage = chunks
-    assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert first["choices"][0]["delta"] == {"role": "assistant", "content": None}, "it only calls"
     assert all(any(chunk["choices"][0]["delta"].values()) for chunk in others)
     assert last["choices"][0]["finish_reason"] == "tool_calls"
     assert all(chunk["usage"] is None for chunk in (first, *others, last))
@@ -111,8 +111,11 @@ async def test_no_chunk_is_empty_but_the_last_one(http: httpx.AsyncClient, engin
 
 
 async def test_a_message_that_only_calls_has_no_content(http: httpx.AsyncClient, engine: FakeEngine) -> None:
-    answer, _ = await answered(http, engine, CALL, tools=TOOLS)
+    answer, chunks = await answered(http, engine, CALL, tools=TOOLS)
     assert answer["choices"][0]["message"]["content"] is None
+    assert chunks[0]["choices"][0]["delta"]["content"] is None
+    _, chunks = await answered(http, engine, f"Let me see. {CALLS}", tools=TOOLS)
+    assert chunks[0]["choices"][0]["delta"]["content"] == ""
     assert answer["choices"][0]["message"]["refusal"] is None
     assert answer["choices"][0]["logprobs"] is None
 

@@ -273,3 +273,10 @@ def test_the_prompts_tokens_are_told_at_once_where_the_server_tells_them_with_th
     assert event.name == "message_start"
     usage = event.data["message"]["usage"]
     assert (usage["input_tokens"], usage["cache_read_input_tokens"]) == (5, 4)
+
+
+def test_who_asked_for_no_model_is_told_who_answers() -> None:
+    assert exchange(model=None).document(chat("a"))["model"] == "x"
+    stream = exchange(model=None, stream=True).events()
+    start = next(each for chunk in chunks(chat("a")) for each in stream.feed(chunk) if each.name == "message_start")
+    assert start.data["message"]["model"] == "x"

@@ -197,6 +197,12 @@ def test_a_streams_last_event_is_the_answer_that_is_not_streamed(
     assert done == last["output"]
 
 
+def test_who_asked_for_no_model_is_told_who_answers() -> None:
+    assert exchange(model=None).document(chat("a"))["model"] == "x"
+    told = streamed(chat("a"), model=None)
+    assert [each["response"]["model"] for each in told if "response" in each] == ["x"] * 3
+
+
 def test_what_fails_is_told_in_an_event() -> None:
     stream = exchange(stream=True).events()
     (told,) = stream.fail({"message": "none", "code": "x", "type": "server_error"})

@@ -86,7 +86,7 @@ def test_structural_tags_are_read_from_objects_and_from_text() -> None:
         ({"structured_outputs": {"choice": []}}, "structured_outputs.choice", "a list of texts"),
         ({"structured_outputs": {"choice": ["a", 1]}}, "structured_outputs.choice", "a list of texts"),
         ({"structured_outputs": {"regex": ""}}, "structured_outputs.regex", "not empty"),
-        ({"structured_outputs": {"structural_tag": {"format": {}}}}, "structured_outputs.structural_tag", "triggers"),
+        ({"structured_outputs": {"structural_tag": {"format": {}}}}, "structured_outputs.structural_tag", "newer way"),
         ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs.choice", "only one of them"),
         ({"regex": "a", "response_format": {"type": "json_object"}}, "regex", "only one of them"),
         ({"regex": "a", "min_tokens": 2}, "min_tokens", "cannot be kept"),

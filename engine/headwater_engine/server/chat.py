@@ -94,7 +94,7 @@ def _delta(parts: Iterable[Part], *, whole: bool, include_reasoning: bool) -> De
             case Arguments(number, text):
                 calls[number] = AnswerToolCall(index=number, function=CalledFunction(arguments=text))
     return Delta(
-        content=content or None,
+        content=content or UNSET,
         reasoning_content=(include_reasoning and reasoning) or None,
         tool_calls=list(calls.values()) or None,
     )
@@ -197,7 +197,9 @@ class _ChatStream:
         self._begun.add(piece.index)
         if not self._continuous_usage:
             self._learn_sayings(piece.index)
-        first = ChunkChoice(index=piece.index, delta=Delta(role="assistant", content=""), finish_reason=None)
+        # As OpenAI does it: a message that only calls has no content, whether it is streamed or not.
+        content = None if delta.tool_calls and not delta.content else ""
+        first = ChunkChoice(index=piece.index, delta=Delta(role="assistant", content=content), finish_reason=None)
         return self._chunk(first, usage=so_far) + written
 
     def _learn_sayings(self, index: int) -> None:

@@ -23,8 +23,8 @@ Json = dict[str, Any]
 
 
 def message_of(answer: Answer, model: str) -> Json:
-    """Raises BrokenAnswerError."""
-    message = _head(model, answer.usage or Usage())
+    """`model`: that was asked for; "": nobody said. Raises BrokenAnswerError."""
+    message = _head(model or answer.model or "", answer.usage or Usage())
     message["content"] = [_content(block, cut=answer.finish == "length") for block in answer.blocks]
     return message | _end(answer)
 
@@ -66,7 +66,7 @@ class MessageStream(EventStream):
         self._began = True
         # What the prompt has is in the first chunk of servers that tell it all along, else at the end only; there all
         # of the usage is told.
-        message = _head(self._model, self._answer.usage or Usage()) | {"content": []}
+        message = _head(self._model or self._answer.model or "", self._answer.usage or Usage()) | {"content": []}
         return [ApiEvent("message_start", {"type": "message_start", "message": message})]
 
 

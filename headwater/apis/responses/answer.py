@@ -53,6 +53,7 @@ def finished(response: Json, answer: Answer) -> Json:
 def ended(response: Json, answer: Answer, items: list[Json]) -> Json:
     cut = _INCOMPLETE.get(answer.finish or "")
     return response | {
+        "model": response["model"] or answer.model,
         "status": "incomplete" if cut else "completed",
         "completed_at": None if cut else int(time.time()),
         "incomplete_details": {"reason": cut} if cut else None,

@@ -23,6 +23,8 @@ class ResponseStream(EventStream):
         """Of events so far."""
 
     def feed(self, chunk: Json) -> list[ApiEvent]:
+        if self._response["model"] is None:
+            self._response["model"] = chunk.get("model")  # of an engine that has but one
         events = self._begin()
         for change in self._answer.feed(chunk):
             events += self._changed(change)

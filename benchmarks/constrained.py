@@ -1,13 +1,15 @@
 """What grammars cost on CPU, with 0, 8 and 32 of 32 rows constrained, and what jumps save.
 
-    python benchmarks/constrained.py FOLDER [--dtype bfloat16] [--steps 150] [--rounds 3]
+    python benchmarks/constrained.py FOLDER [--dtype bfloat16] [--steps 150] [--rounds 3] [--examples]
 
-FOLDER is a Hugging Face folder. Several engines share one model and its weights, each with the same prompts and a KV
-cache of its own; they take turns of five steps, in another order each time, so that a machine that is slower for a
-while is slower for all. A turn ends when its threads have no mask left to make, so that none is made in another's
-time. Steps are compared without jumps, so that all compute 32 tokens: medians of the turns, and what a turn takes
-beside the one without grammars that was next to it. Then 32 constrained requests are answered from their prompts to
-their ends with jumps and without, in turns, and it is counted how many answers are the same. Prints Markdown.
+FOLDER is a Hugging Face folder. Prompts are words in any order, which ask for no form at all, or with --examples lists
+of records of the form, which the model then goes on with. Several engines share one model and its weights, each with
+the same prompts and a KV cache of its own; they take turns of five steps, in another order each time, so that a machine
+that is slower for a while is slower for all. A turn ends when its threads have no mask left to make, so that none is
+made in another's time. Steps are compared without jumps, so that all compute 32 tokens: medians of the turns, and what
+a turn takes beside the one without grammars that was next to it. Then 32 constrained requests are answered from their
+prompts to their ends with jumps and without, in turns, and it is counted how many answers are the same. Prints
+Markdown.
 """
 
 import argparse
@@ -36,7 +38,8 @@ from headwater_engine.worker.memory import keep_freed_memory
 from headwater_engine.worker.worker import ModelWorker
 
 ROWS = 32
-CONSTRAINED = (0, 8, 32)
+CONSTRAINED = {"0": 0, "0, another engine": 0, "8": 8, "32": 32}
+"""Rows. Two engines without grammars show by how much two of a kind differ: their caches lie elsewhere in memory."""
 PROMPT = 256
 """Tokens."""
 ASKED: dict[str, dict[str, float]] = {
@@ -66,6 +69,11 @@ RECORDS: tuple[dict[str, Any], ...] = (
     },
 )
 """To be found in a text, as users ask for them."""
+EXAMPLES: tuple[dict[str, Any], ...] = (
+    {"name": "Anna Berzina", "age": 31, "email": "anna@example.com", "married": True},
+    {"title": "The first snow", "category": "science", "confidence": 0.8, "keywords": ["snow", "winter"]},
+    {"order_id": "LV-204118", "shipping_address": "12 Main Street", "delivery_date": "2026-11-28", "quantity": 3},
+)
 TURN = 5
 """Steps."""
 ENDLESS = 500
@@ -82,7 +90,7 @@ def form(number: int, records: int) -> Constraint:
 class Bench:
     """A model, and what engines need to be made of it."""
 
-    def __init__(self, folder: str, dtype: str, longest: int) -> None:
+    def __init__(self, folder: str, dtype: str, longest: int, *, examples: bool = False) -> None:
         source = resolve(folder)
         tokenizer = load_tokenizer(source)
         self._kernels: Kernels = select(getattr(torch, dtype))
@@ -93,6 +101,9 @@ class Bench:
         words = tokenizer("Anna, 31, writes to the office in Riga about order LV-204118. ")["input_ids"]
         rng = random.Random(0)
         self._prompts = [(rng.sample(words, len(words)) * PROMPT)[:PROMPT] for _ in range(ROWS)]
+        if examples:
+            lists = (json.dumps([EXAMPLES[row % len(RECORDS)]] * 2) + "\n" for row in range(ROWS))
+            self._prompts = [(tokenizer(each)["input_ids"] * PROMPT)[-PROMPT:] for each in lists]
 
     def engine(self, *, jumps: bool) -> Engine:
         blocks = ROWS * (-(-self._longest // BLOCK_SIZE) + 1) + 8
@@ -101,7 +112,8 @@ class Bench:
         worker = ModelWorker(self._model, caches, self._kernels, seats=ROWS, longest=self._longest, budget=512)
         scheduler = Scheduler(cache, max_num_seqs=ROWS, max_batched_tokens=512)
         vocabulary = self._model.config.vocab_size
-        engine = Engine(scheduler, worker, max_model_len=self._longest, vocab_size=vocabulary, jumps=jumps)
+        longest = self._longest
+        engine = Engine(scheduler, worker, max_model_len=longest, vocab_size=vocabulary, jumps=jumps, checks=True)
         engine.know(self._tokenizer)
         return engine
 
@@ -142,16 +154,16 @@ class Run(NamedTuple):
         return sum(map(len, self.answers.values()))
 
 
-def take_turns(bench: Bench, asked: Mapping[str, float], steps: int) -> dict[int, list[float]]:
+def take_turns(bench: Bench, asked: Mapping[str, float], steps: int) -> dict[str, list[float]]:
     """Seconds of a step in each turn, by how many rows are constrained."""
-    engines = {constrained: bench.engine(jumps=False) for constrained in CONSTRAINED}
-    for constrained, engine in engines.items():
-        bench.begin(engine, constrained, asked)
-    taken: dict[int, list[float]] = {constrained: [] for constrained in CONSTRAINED}
+    engines = {name: bench.engine(jumps=False) for name in CONSTRAINED}
+    for name, engine in engines.items():
+        bench.begin(engine, CONSTRAINED[name], asked)
+    taken: dict[str, list[float]] = {name: [] for name in CONSTRAINED}
     order = random.Random(0)
     for _ in range(steps // TURN):
-        for constrained in order.sample(CONSTRAINED, len(CONSTRAINED)):
-            taken[constrained].append(take_turn(engines[constrained]) / TURN)
+        for name in order.sample(list(CONSTRAINED), len(CONSTRAINED)):
+            taken[name].append(take_turn(engines[name]) / TURN)
     for engine in engines.values():
         engine.close()
     return taken
@@ -163,7 +175,9 @@ def take_turn(engine: Engine) -> float:
     while left > 0:  # a token whose mask was late comes a step later
         outputs = engine.step()
         left -= len(outputs)
-        assert not any(output.finish_reason for output in outputs)
+        assert not any(output.finish_reason for output in outputs), [
+            output for output in outputs if output.finish_reason
+        ]
     for request in engine.scheduler.running:
         if request.matcher is not None:
             request.matcher.wait(60)
@@ -189,15 +203,17 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16", help="of the weights")
     parser.add_argument("--steps", type=int, default=150, help="of each engine")
     parser.add_argument("--rounds", type=int, default=3, help="of answers with and without jumps; 0: none")
+    parser.add_argument("--examples", action="store_true", help="prompts show what the form is")
     options = parser.parse_args()
     keep_freed_memory()
     # Each engine's prompts take one token the longer the later its turn to begin: none may come to its end.
-    bench = Bench(options.folder, options.dtype, max(PROMPT + 2 * ROWS + options.steps, 768))
+    longest = max(PROMPT + 2 * ROWS + options.steps, 1024)
+    bench = Bench(options.folder, options.dtype, longest, examples=options.examples)
     print("| asked | constrained of 32 | ms a step | least | beside 0 constrained |\n|---|---|---|---|---|")
     for name, asked in ASKED.items():
         taken = take_turns(bench, asked, options.steps)
         for constrained, seconds in taken.items():
-            ratio = statistics.median(one / other for one, other in zip(seconds, taken[0], strict=True))
+            ratio = statistics.median(one / other for one, other in zip(seconds, taken["0"], strict=True))
             median, least = 1e3 * statistics.median(seconds), 1e3 * min(seconds)
             print(f"| {name} | {constrained} | {median:.2f} | {least:.2f} | {100 * (ratio - 1):+.1f} % |", flush=True)
     if not options.rounds:

@@ -17,7 +17,8 @@ import msgspec
 import numpy as np
 
 from headwater_engine.core.messages import Generate, TokenLogprobs
-from headwater_engine.core.step import Result, Seat, Span, Step, TokenMasks
+from headwater_engine.core.step import Judge, Result, Seat, Span, Step, TokenMasks
+from headwater_engine.grammar.matcher import Cost
 from headwater_engine.sampling.params import SamplingParams
 
 SIZE = 4
@@ -76,6 +77,8 @@ class StubMatcher:
 
     ended = False
     late = False
+    asked = True
+    cost = Cost()
 
     def __init__(self, message: Generate, *, tardy: bool = False) -> None:
         """`tardy`: some of its masks are late."""
@@ -91,9 +94,6 @@ class StubMatcher:
 
     def mask(self) -> np.ndarray:
         return np.full(1, -1, dtype=np.int32)
-
-    def wait(self, seconds: float) -> None:
-        pass
 
     def drop(self) -> None:
         pass
@@ -181,7 +181,8 @@ class CheckedWorker:
                 self.slots[row.slot(position)] = contents[position]
         self.fail_at(Place.LAUNCH, step)
 
-    def sample(self, masks: TokenMasks | None = None) -> Later:
+    def sample(self, masks: TokenMasks | None = None, judge: Judge | None = None) -> Later:
+        assert judge is None
         step = self.under_way[-1]
         silent = step.silent(masks)
         assert (masks is None) == (not step.masked)

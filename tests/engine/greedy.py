@@ -37,6 +37,7 @@ def make_engine(
     drafter: Drafter | None = None,
     worker: Worker | None = None,
     jumps: bool = True,
+    checks: bool = False,
 ) -> Engine:
     """With `blocks` of KV cache and one that is nobody's; `reuse` is the prefix cache.
 
@@ -51,7 +52,15 @@ def make_engine(
     )
     worker = worker or make_worker(model, kernels, blocks, max_num_seqs, budget=max_batched_tokens)
     longest = config.max_positions
-    return Engine(scheduler, worker, max_model_len=longest, vocab_size=config.vocab_size, depth=depth, jumps=jumps)
+    return Engine(
+        scheduler,
+        worker,
+        max_model_len=longest,
+        vocab_size=config.vocab_size,
+        depth=depth,
+        jumps=jumps,
+        checks=checks,
+    )
 
 
 def make_worker(

@@ -1,5 +1,6 @@
 """Logits and parameters, usual and hostile ones, for kernels that sample and for their reference."""
 
+from collections.abc import Set
 from typing import Any
 
 import numpy as np
@@ -20,21 +21,33 @@ def params(**changes: Any) -> SamplingParams:
     return SamplingParams(**{"max_tokens": 16, **changes})
 
 
-def batch_of(kernels: Kernels, vocabulary: int, asked: list[SamplingParams], seen: list[int]) -> SamplingBatch:
+def batch_of(
+    kernels: Kernels,
+    vocabulary: int,
+    asked: list[SamplingParams],
+    seen: list[int],
+    unmasked: Set[int] = frozenset(),
+) -> SamplingBatch:
     rows = SamplingRows(vocabulary, kernels.device)
     tokens = [token % vocabulary for token in seen]
     for index, each in enumerate(asked):
         if each.allowed_token_ids is not None:
             each = replace(each, allowed_token_ids=tuple(token % vocabulary for token in each.allowed_token_ids))
         rows.seat(index, each, tokens[::2], tokens[1::2])
-    return rows.batch(range(len(asked)))
+    return rows.batch(range(len(asked)), unmasked=unmasked)
 
 
-def assert_as_the_reference(kernels: Kernels, logits: Tensor, asked: list[SamplingParams], seen: list[int]) -> None:
+def assert_as_the_reference(
+    kernels: Kernels,
+    logits: Tensor,
+    asked: list[SamplingParams],
+    seen: list[int],
+    unmasked: Set[int] = frozenset(),
+) -> None:
     """By tokens, and by the scores that they were chosen for, to the last bit."""
     ours, theirs = logits.to(kernels.device, copy=True), logits.clone()
-    found = kernels.maxima(ours, batch_of(kernels, logits.shape[1], asked, seen))
-    expected = REFERENCE.maxima(theirs, batch_of(REFERENCE, logits.shape[1], asked, seen))
+    found = kernels.maxima(ours, batch_of(kernels, logits.shape[1], asked, seen, unmasked))
+    expected = REFERENCE.maxima(theirs, batch_of(REFERENCE, logits.shape[1], asked, seen, unmasked))
     assert found.tokens.tolist() == expected.tokens.tolist()
     torch.testing.assert_close(found.best.cpu(), expected.best, rtol=0, atol=0, equal_nan=True)
     some = expected.best.isfinite()

@@ -144,6 +144,43 @@ def test_what_is_forced_is_all_that_masks_allow_token_by_token(
         matcher.advance(end if end in tokens else rng.choice(tokens))
 
 
+@settings(max_examples=40, deadline=None)
+@given(schema=SCHEMAS, seed=st.integers(0, 2**32))
+def test_a_token_is_allowed_where_the_mask_says_so(
+    real: tuple[Compiler, int, int], schema: dict[str, Any], seed: int
+) -> None:
+    """Also before there is a mask, and those that may come only now and then: ends of an answer, marks, odd bytes."""
+    compiler, end, rows = real
+    rng, matcher = random.Random(seed), begin(compiler, Kind.JSON_SCHEMA, json.dumps(schema))
+    for _ in range(15):
+        if matcher.ended:
+            break
+        some = {end, *range(100), *range(rows - 100, rows), *(rng.randrange(rows) for _ in range(100))}
+        before = {token for token in some if matcher.allows(token)}
+        assert not matcher.allows(-1), "nothing is taken any more"
+        tokens = allowed(matcher)
+        assert before == some.intersection(tokens)
+        assert all(matcher.allows(token) for token in tokens[:: max(1, len(tokens) // 100)])
+        assert not matcher.allows(-1)
+        matcher.advance(end if end in tokens else rng.choice(tokens))
+
+
+def test_masks_are_wanted_ahead_where_tokens_were_refused_one_after_the_other(compiler: Compiler) -> None:
+    matcher = begin(compiler, Kind.REGEX, "a*")
+    letters = [TEXT.token_to_id(letter) for letter in "ab"]
+    wanted = []
+    for token in [1, 1, 1, 0, 1, 0]:
+        while matcher.doubted:
+            wanted.append("m")
+            matcher.advance(letters[0])
+        wanted.append(".")
+        if not matcher.allows(letters[token]):
+            matcher.advance(letters[0])
+        else:
+            matcher.advance(letters[token])
+    assert "".join(wanted) == "m..m.mmm..."
+
+
 def test_a_long_name_is_forced(real: tuple[Compiler, int, int]) -> None:
     compiler, _, _ = real
     matcher = begin(compiler, Kind.REGEX, "[ab](a_very_long_name_of_a_member_that_has_no_other){2}")

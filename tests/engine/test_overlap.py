@@ -75,9 +75,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 def engine_of(
-    model: Model, *, blocks: int = BLOCKS, depth: int = 1, worker: Worker | None = None, jumps: bool = True
+    model: Model,
+    *,
+    blocks: int = BLOCKS,
+    depth: int = 1,
+    worker: Worker | None = None,
+    jumps: bool = True,
+    checks: bool = False,
 ) -> Engine:
-    options = {"max_num_seqs": SEATS, "max_batched_tokens": BUDGET, "reuse": True, "jumps": jumps}
+    options = {"max_num_seqs": SEATS, "max_batched_tokens": BUDGET, "reuse": True, "jumps": jumps, "checks": checks}
     engine = make_engine(model, on_gpu_else(RecordableKernels()), blocks, **options, depth=depth, worker=worker)
     engine.know(TOKENIZER)
     return engine
@@ -100,6 +106,8 @@ class LateMasks:
             matcher.ask()
         self.asked += matchers
 
+    make_now = make
+
     def wait(self, matchers: Sequence[Matcher]) -> None:
         pass
 
@@ -121,10 +129,12 @@ class Overlapped(RuleBasedStateMachine):
     model: Model
     worker: Worker
     alone: Answers
+    checks = False
+    """Whether tokens are drawn before masks are made. Then steps are not launched on top of one another."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.engine = engine_of(self.model, worker=self.worker)
+        self.engine = engine_of(self.model, worker=self.worker, depth=int(not self.checks), checks=self.checks)
         self.asked: dict[str, tuple[int, int, int]] = {}
         self.answers: dict[str, list[int]] = {}
         self.ended: dict[str, FinishReason] = {}
@@ -211,8 +221,11 @@ def answer_of(engine: Engine, asked: Generate) -> Iterator[int]:
             yield from output.tokens
 
 
-def test_answers_are_those_of_steps_one_by_one(model: Model) -> None:
+@pytest.mark.parametrize("checks", [False, True])
+def test_answers_are_those_of_steps_one_by_one(model: Model, checks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headwater_engine.grammar.matcher._PROVEN", 1)  # tokens are looked at from the first on
     Overlapped.model, Overlapped.worker, Overlapped.alone = model, recorded(model), {}
+    Overlapped.checks = checks
     run_state_machine_as_test(Overlapped, settings=settings(max_examples=10, stateful_step_count=12, deadline=None))
 
 

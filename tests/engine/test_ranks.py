@@ -162,8 +162,14 @@ def say(folder: Path, ranks: Ranks, session: Session | None) -> Said:
 
 
 def engine_in(room: Room, model: Model, ranks: Ranks, worker: Worker) -> Engine:
-    # Ranks have steps that overlap, as on GPUs; who is alone has not.
-    options = {"max_num_seqs": room.seats, "max_batched_tokens": room.budget, "depth": int(ranks.size > 1)}
+    # Ranks have steps that overlap, as on GPUs, and masks; who is alone has not, and looks at what was drawn.
+    several = ranks.size > 1
+    options = {
+        "max_num_seqs": room.seats,
+        "max_batched_tokens": room.budget,
+        "depth": int(several),
+        "checks": not several,
+    }
     engine = make_engine(model, TorchKernels(), room.blocks, reuse=True, worker=worker, **options)
     engine.know(Tokenizer(TEXT.to_str(), (BYTE_LEVEL_EOS,)))
     return engine

@@ -35,11 +35,13 @@ INFINITY = float("inf")
     asked_of_a_batch,
     seen_tokens,
     st.integers(0, 99),
+    st.sets(st.integers(0, 3)),
 )
 def test_the_c_kernel_gives_the_references_tokens(
-    kind: str, vocabulary: int, asked: list[SamplingParams], seen: list[int], seed: int
+    kind: str, vocabulary: int, asked: list[SamplingParams], seen: list[int], seed: int, unmasked: set[int]
 ) -> None:
-    assert_as_the_reference(CPP, made_up(kind, len(asked), vocabulary, seed), asked, seen)
+    """Also where it says that there is none without a mask."""
+    assert_as_the_reference(CPP, made_up(kind, len(asked), vocabulary, seed), asked, seen, unmasked)
 
 
 @pytest.mark.parametrize("kind", ["normal", "peaked", "ties", "equal"])

@@ -4,17 +4,17 @@ A step is four verbs: plan, launch, settle, sample. It knows no socket and no pr
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, count
 
 import structlog
 
-from headwater_engine.core.grammars import Grammars
+from headwater_engine.core.grammars import Grammars, Masks
 from headwater_engine.core.messages import Embed, FinishReason, Generate, Output, Refusal, Stats, Tokenizer
 from headwater_engine.core.request import Request
 from headwater_engine.core.scheduler import Flight, Scheduler
-from headwater_engine.core.step import Pending, Result, Span, TokenMasks, Worker
+from headwater_engine.core.step import Judge, Pending, Refused, Result, Span, Worker
 from headwater_engine.errors import DeviceError, RankError
 from headwater_engine.grammar.matcher import GrammarError, Matcher
 
@@ -33,12 +33,14 @@ class Engine:
         vocab_size: int,
         depth: int = 0,
         jumps: bool = True,
+        checks: bool = False,
     ) -> None:
         """`depth` steps may be under way while the next is planned and launched.
 
         0 where the worker computes as it is told; 1 where it only queues work for a device, which then need not wait
         for what the host does between two steps. `jumps`: tokens that a grammar leaves no choice of are not drawn;
-        answers are the same without.
+        answers are the same without. `checks`: tokens of forms are looked at once they are drawn, as a rule, instead of
+        masks made for them; the worker can, and answers are the same without.
         """
         self.scheduler = scheduler
         self._worker = worker
@@ -46,7 +48,7 @@ class Engine:
         self._vocab_size = vocab_size
         self._depth = depth
         self._jumps = jumps
-        self._grammars = Grammars(vocab_size)
+        self._grammars = Grammars(vocab_size, checks=checks)
         self._pending: tuple[Flight, Pending] | None = None
         self._orders = count()
         self._steps = 0
@@ -106,10 +108,9 @@ class Engine:
         return None
 
     def _queue(self, message: Generate, matcher: Matcher | None = None) -> None:
-        step = self.scheduler.number
-        if matcher is not None:
-            self._grammars.want(matcher)
-        self.scheduler.add(Request.of(message, next(self._orders), self._max_model_len, step, matcher))
+        request = Request.of(message, next(self._orders), self._max_model_len, self.scheduler.number, matcher)
+        self._grammars.want(request)
+        self.scheduler.add(request)
 
     def abort(self, ids: Sequence[str]) -> None:
         """Forget requests and free their blocks. Unknown ids are no error: they may have finished a moment ago."""
@@ -134,31 +135,47 @@ class Engine:
         self._settle(outputs)
         if flight is not None and flight in self.scheduler.flights:
             with self._isolated(flight, outputs):
-                self._pending = flight, self._worker.sample(self._masks(flight, outputs))
+                self._pending = flight, self._sample(flight, outputs)
         if self._depth == 0:
             self._settle(outputs)
         if flight is None and self._pending is None:
             self._grammars.rest(self.scheduler.running)
         return outputs
 
-    def _masks(self, flight: Flight, outputs: list[Output]) -> TokenMasks | None:
-        """What may come next, which was made while the device computed how likely it is.
+    def _sample(self, flight: Flight, outputs: list[Output]) -> Pending:
+        """Of tokens that may come next: by masks, which were made while the device computed how likely they are, or as
+        tokens that are drawn without turn out to be.
 
         Whose mask is late gives no token in this step.
         """
         if not flight.step.masked:
-            return None
-        going = {
+            return self._worker.sample()
+        spans = {
             request: span
             for request, span in zip(flight.requests, flight.step.spans, strict=True)
             if request.matcher is not None and self.scheduler.knows(request) and request.gives(span)
         }
-        masks = self._grammars.masks(list(going))
+        masks = self._masks(list(spans), spans, outputs)
+        unmasked = {request.seat: request for request in masks.unmasked}
+        if not unmasked:
+            return self._worker.sample(masks.tokens)
+
+        def look(drawn: Mapping[int, int]) -> Refused:
+            refused, failed = self._grammars.refused((unmasked[seat], token) for seat, token in drawn.items())
+            seats = {request.seat for request in refused} | {request.seat for request, _ in failed}
+            for request, error in failed:
+                self._fail(request, error, outputs)
+            return Refused(seats, self._masks(refused, spans, outputs).tokens)
+
+        return self._worker.sample(masks.tokens, Judge(unmasked.keys(), look))
+
+    def _masks(self, requests: Sequence[Request], spans: Mapping[Request, Span], outputs: list[Output]) -> Masks:
+        masks = self._grammars.masks(requests)
         for request in masks.late:
-            request.withhold(going[request])
+            request.withhold(spans[request])
         for request, error in masks.failed:
             self._fail(request, error, outputs)
-        return masks.tokens
+        return masks
 
     def _fail(self, request: Request, error: GrammarError, outputs: list[Output]) -> None:
         self.scheduler.remove(request.id)
@@ -238,8 +255,8 @@ class Engine:
             if output.finish_reason is not None:
                 self.scheduler.remove(request.id)
                 break
-        if request.matcher is not None and output.finish_reason is None:
-            self._grammars.want(request.matcher)
+        if output.finish_reason is None:
+            self._grammars.want(request)
         if place in result.logprobs:
             output.logprobs = result.logprobs[place][: len(output.tokens)]
         return output

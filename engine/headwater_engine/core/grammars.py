@@ -4,7 +4,7 @@ Others notice nothing of either: grammars and masks are made on threads, and a s
 mask.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Final, NamedTuple
 
@@ -32,12 +32,16 @@ class Masks(NamedTuple):
     """Whose mask is not made yet."""
     failed: list[tuple[Request, GrammarError]]
     """Of which it cannot be said any more what may come next."""
+    unmasked: list[Request]
+    """Whose next token is to be looked at."""
 
 
 class Grammars:
     """Owns the requests that wait for a grammar; the engine has no other notion of them."""
 
-    def __init__(self, vocab_size: int) -> None:
+    def __init__(self, vocab_size: int, *, checks: bool) -> None:
+        """`checks`: tokens may be drawn without masks, and looked at then."""
+        self._checks = checks
         self._vocab_size = vocab_size
         self._compiler: Compiler | None = None
         self._maker: MaskMaker | None = None
@@ -83,9 +87,23 @@ class Grammars:
                 del self._waiting[request_id]
                 yield message, _result(future)
 
-    def want(self, matcher: Matcher) -> None:
-        """It has come to a new token, for which there is to be a mask."""
-        self._wanted.append(matcher)
+    def want(self, request: Request) -> None:
+        """It has come to a new token, for which there is to be a mask, unless that can be made when it is needed."""
+        matcher = request.matcher
+        if matcher is not None and not (self._checks and matcher.cost.quick):
+            self._wanted.append(matcher)
+
+    def _may_look(self, request: Request) -> bool:
+        """Whether its next token may be drawn without a mask. Log-probabilities are made as tokens are drawn."""
+        matcher = request.matcher
+        can = self._checks and matcher is not None and matcher.cost.quick and not matcher.doubted
+        return can and request.params.logprobs is None
+
+    def _lacking(self, request: Request) -> Matcher | None:
+        """Where it should have a mask before its next token is drawn, and nobody has been asked for one."""
+        matcher = request.matcher
+        lacks = matcher is not None and not matcher.asked and matcher.made and not self._may_look(request)
+        return matcher if lacks else None
 
     def make_wanted(self) -> None:
         """Begin with all masks that are wanted, when nobody has to be told a token before more can be."""
@@ -97,15 +115,19 @@ class Grammars:
         """What may come next in each of these answers, which have a form."""
         matchers = [request.matcher for request in requests if request.matcher is not None]
         if self._maker is not None:
+            self._maker.make_now([matcher for request in requests if (matcher := self._lacking(request)) is not None])
             self._maker.wait(matchers)
         if len(self._bits) < len(requests):
             self._bits = np.zeros((2 * len(requests), self._bits.shape[1]), dtype=np.int32)
         seats: list[int] = []
-        masks = Masks(TokenMasks(seats, memoryview(b"")), [], [])
+        masks = Masks(TokenMasks(seats, memoryview(b"")), [], [], [])
         for request, matcher in zip(requests, matchers, strict=True):
             matcher.late = not matcher.made
             if matcher.late:
                 masks.late.append(request)
+                continue
+            if not matcher.asked:
+                masks.unmasked.append(request)
                 continue
             try:
                 self._bits[len(seats)] = matcher.mask()[: self._bits.shape[1]]
@@ -115,11 +137,30 @@ class Grammars:
         masks.tokens.bits = self._bits[: len(seats)].data
         return masks
 
+    def refused(self, drawn: Iterable[tuple[Request, int]]) -> tuple[list[Request], list[tuple[Request, GrammarError]]]:
+        """Those whose token, which was drawn without a mask, must not come, and those of which that cannot be said.
+
+        The masks of the former are asked for. None of a step is before all are looked at, which would wait for it.
+        """
+        refused: list[Request] = []
+        failed: list[tuple[Request, GrammarError]] = []
+        for request, token in drawn:
+            assert request.matcher is not None
+            try:
+                if not request.matcher.allows(token):
+                    refused.append(request)
+            except GrammarError as error:
+                failed.append((request, error))
+        if refused and self._maker is not None:
+            self._maker.make_now([request.matcher for request in refused if request.matcher is not None])
+        return refused, failed
+
     def rest(self, requests: Sequence[Request]) -> None:
         """Nothing can be done. Where that is for want of masks, wait a little for one of them."""
         held = next((request.matcher for request in requests if request.held), None)
         if held is not None:
-            held.wait(_REST)
+            for making in [*held.cost.making][:1]:
+                making.wait(_REST)
 
 
 def _result(future: "Future[Grammar]") -> Matcher | GrammarError:

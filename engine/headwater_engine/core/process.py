@@ -178,6 +178,7 @@ def build(
         max_model_len=loaded.max_model_len,
         vocab_size=loaded.vocab_size,
         depth=loaded.depth,
+        checks=loaded.checks,
     )
     publisher = EventPublisher(settings.kv_events) if settings.kv_events else None
     ready = Ready(

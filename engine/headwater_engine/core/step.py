@@ -8,10 +8,12 @@ Steps run in the order of their numbers, one behind another. Two workers that go
 What a step says of seats and blocks counts also where the step fails afterwards.
 """
 
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
+import numpy as np
 
 from headwater_engine.core.messages import TokenLogprobs
 from headwater_engine.sampling.params import SamplingParams
@@ -65,9 +67,10 @@ class Step(msgspec.Struct, tag="step"):
     """Steps before this one whose results were not known when it was planned: the last ones. All others must be known
     to whoever takes it in. Tokens and drafts go behind the known ones, and a seat may pass to somebody else."""
 
-    def silent(self, masks: "TokenMasks | None") -> set[int]:
-        """Of `masked`, the seats that give no token after all."""
-        return set(self.masked).difference(masks.seats if masks is not None else ())
+    def silent(self, masks: "TokenMasks | None", judge: "Judge | None" = None) -> set[int]:
+        """Of `masked`, the seats that give no token after all, whatever the judge says."""
+        silent = set(self.masked).difference(masks.seats if masks is not None else ())
+        return silent if judge is None else silent - judge.seats
 
 
 class TokenMasks(msgspec.Struct, tag="masks"):
@@ -78,6 +81,28 @@ class TokenMasks(msgspec.Struct, tag="masks"):
     bits: memoryview
     """[seats, ceil(vocabulary / 32)] int32, little-endian, as in `kernels.interface.Masks`. Valid until the step
     is sampled."""
+
+    def array(self) -> np.ndarray:
+        """[seats, words] int32"""
+        return np.frombuffer(self.bits, np.int32).reshape(len(self.seats), -1)
+
+
+class Refused(NamedTuple):
+    """Tokens that must not come."""
+
+    seats: Set[int]
+    masks: TokenMasks
+    """What may come instead. Who of them has none here gives no token."""
+
+
+@dataclass(slots=True)
+class Judge:
+    """Looks at tokens that were drawn as if all might come, since nobody had made a mask."""
+
+    seats: Set[int]
+    """Of `Step.masked`: whose tokens it looks at."""
+    look: Callable[[Mapping[int, int]], Refused]
+    """Is told the token of each of these seats. -1: none could be drawn without a mask."""
 
 
 @dataclass(slots=True)
@@ -111,8 +136,9 @@ class Worker(Protocol):
     def launch(self, step: Step) -> None:
         """Take in seats and blocks, and queue the model's forward pass. Does not wait for the device."""
 
-    def sample(self, masks: TokenMasks | None = None) -> Pending:
+    def sample(self, masks: TokenMasks | None = None, judge: Judge | None = None) -> Pending:
         """Queue the choice of tokens for the step that was launched last, once for each.
 
-        `masks`: where that step has `masked` seats.
+        `masks`: where that step has `masked` seats. `judge`: of those that have no mask, for workers of which the
+        engine knows that they can ask one.
         """

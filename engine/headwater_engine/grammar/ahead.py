@@ -20,6 +20,10 @@ PATIENCE: Final = 0.01
 PATIENCE_WITH_SLOW: Final = 0.001
 
 
+_HERE: Final = 0.003
+"""Seconds of a step that the loop may make masks by itself; one more may come to this."""
+
+
 class MaskMaker:
     """One loop owns it. `close` it at the end."""
 
@@ -33,6 +37,18 @@ class MaskMaker:
         for lane, slow in ((self._quick, False), (self._slow, True)):
             if own := [matcher for matcher in matchers if matcher.cost.slow is slow]:
                 lane.take(own)
+
+    def make_now(self, matchers: Sequence[Matcher]) -> None:
+        """They are wanted at once. Those of quick grammars are made here: less work than to have a thread do it."""
+        until = time.monotonic() + _HERE
+        others = []
+        for matcher in matchers:
+            if matcher.cost.quick and time.monotonic() < until:
+                matcher.ask()
+                matcher.make()
+            else:
+                others.append(matcher)
+        self.make(others)
 
     def wait(self, matchers: Iterable[Matcher]) -> None:
         """Until they are made, but for no longer than a step can bear."""

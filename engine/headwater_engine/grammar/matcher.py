@@ -8,8 +8,6 @@ grammar needs no table of all its states beforehand. Some cost a thousand times 
 import re
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Final
@@ -31,6 +29,9 @@ _PROBATION: Final = 256
 """Masks after a slow one for which a grammar counts as slow."""
 _GROWING: Final = 3e-4
 """Seconds from which on a mask has, most likely, built states that are kept."""
+_PROVEN: Final = 16
+"""Masks after which a grammar that was never slow counts as quick."""
+_MOST_DOUBTED: Final = 16
 _STATE: Final = re.compile("<state>|<non-verbose/>")
 
 
@@ -50,6 +51,12 @@ class Cost:
     broken: bool = False
     """Whether one has come to a limit of llguidance's, which may be of what they share: then none of them gets on."""
     _probation: int = 0
+    _masks: int = 0
+
+    @property
+    def quick(self) -> bool:
+        """Whether the loop itself may make its masks: many were made, and none was slow lately."""
+        return self._masks >= _PROVEN and not self._probation
 
     @property
     def slow(self) -> bool:
@@ -58,6 +65,7 @@ class Cost:
 
     def add(self, seconds: float) -> None:
         """One mask took as long."""
+        self._masks += 1
         self._probation = _PROBATION if seconds > _SLOW else max(0, self._probation - 1)
         if seconds > _GROWING:
             self.grown += seconds
@@ -66,12 +74,15 @@ class Cost:
 class Matcher:
     """Not thread-safe: from `ask` until `made` it belongs to the thread that calls `make`.
 
+    For each token a mask may be asked for, or else a token may be drawn without it, and `allows` be asked.
     After a GrammarError it is of no use.
     """
 
     def __init__(self, matcher: LLMatcher, cost: Cost, words: int, rows: int) -> None:
         """`words`: 32-bit words of a mask as llguidance writes it. `rows`: of the model, which has no tokens behind."""
         self.cost = cost
+        self.asked = False
+        """Whether there is a mask for the next token, or somebody is going to make it."""
         self.late = False
         """Whether a step went without its mask, since that was not made yet."""
         self.seconds = 0.0
@@ -84,6 +95,14 @@ class Matcher:
         self._address = self._row.ctypes.data
         self._told = 0
         self._made = threading.Event()
+        self._refused = 0
+        """Tokens that `allows` has refused in a row."""
+        self._doubted = 1
+        """Tokens, from the next one on, that would most likely be refused; the first seldom begins a form."""
+        self._open = False
+        """Whether it is known that no text is forced here."""
+        self._taken: int | None = None
+        """The token that `allows` has allowed."""
         self._error: GrammarError | None = None
         self._dropped = False
 
@@ -96,6 +115,7 @@ class Matcher:
 
     def ask(self) -> None:
         """Somebody is going to `make` the mask."""
+        self.asked = True
         self._made.clear()
         self.cost.making.add(self)
 
@@ -124,13 +144,14 @@ class Matcher:
         self._dropped = True
 
     def wait(self, seconds: float) -> None:
-        """Until the mask is made, or not any longer than so."""
-        self._made.wait(seconds)
+        """Until the mask is made, if one was asked for, or not any longer than so."""
+        if self.asked:
+            self._made.wait(seconds)
 
     @property
     def made(self) -> bool:
-        """Whether the mask is there, and the next token may be told."""
-        return self._made.is_set() and not self.cost.making
+        """Whether the mask is there, if one was asked for, and the next token may be told."""
+        return (self._made.is_set() or not self.asked) and not self.cost.making
 
     def mask(self) -> np.ndarray:
         """The tokens that may come next, as bits of int32, as in `kernels.interface.Masks`, once it is `made`.
@@ -151,25 +172,66 @@ class Matcher:
 
     # What the loop tells it
 
+    @property
+    def doubted(self) -> bool:
+        """Whether the next token's mask should be made before it is drawn, although it could be looked at then.
+
+        Where several were refused in a row, so that little is drawn twice.
+        """
+        return self._doubted > 0
+
+    def allows(self, token: int) -> bool:
+        """Whether this token, which was drawn without a mask, may come next: just what the mask would say of it.
+
+        Negative: none was. What is allowed is what `advance` is told next; where the step fails instead, another token
+        may be looked at in its place. Raises GrammarError.
+        """
+        began = time.thread_time()
+        if self._taken is not None and token != self._taken:
+            self._taken = None
+            self._matcher.rollback(1)
+        # Taken at once: to look first and to take then would be the same work twice. Where only one text may come, a
+        # mask has but the first of its tokens as the tokenizer writes it, and the matcher would take its letters, too.
+        if self._taken is None and token >= 0:
+            only = [] if self._open else self._matcher.compute_ff_tokens()[:1]
+            if only in ([], [token]) and self._matcher.try_consume_tokens([token]):
+                self._taken = token
+        # It builds the states that a mask would have built, so it is counted as one.
+        took = time.thread_time() - began
+        self.seconds += took
+        self.cost.add(took)
+        if (error := self._found_wrong()) is not None:
+            raise error
+        allowed = self._taken is not None
+        self._refused = 0 if allowed else self._refused + 1
+        self._doubted = min(_MOST_DOUBTED, 2 ** (self._refused - 1)) if self._refused else 0
+        return allowed
+
     def forced(self) -> list[int]:
         """What comes next where only one text may: as the tokenizer writes it, as far as what follows changes nothing.
 
         A mask allows the first of them only, so they are the tokens that would be drawn. Raises GrammarError.
         """
-        with self._counted():
-            tokens = self._matcher.compute_ff_tokens()
+        began = time.thread_time()
+        tokens = self._matcher.compute_ff_tokens()
+        self._open = not tokens
+        self._count(began)
         return list(takewhile(lambda token: token < self._rows, tokens))
 
     def advance(self, token: int) -> None:
-        """The answer goes on with `token`, which the mask allowed. Raises GrammarError."""
+        """The answer goes on with `token`, which may come next. Raises GrammarError."""
         self._told += 1
-        with self._counted():
-            self._matcher.consume_token(token)
-
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
+        self.asked = self._open = False
+        self._doubted = max(0, self._doubted - 1)
+        if token == self._taken:
+            self._taken = None
+            return
+        assert self._taken is None
         began = time.thread_time()
-        yield
+        self._matcher.consume_token(token)
+        self._count(began)
+
+    def _count(self, began: float) -> None:
         self.following += time.thread_time() - began
         if self._matcher.is_error():
             self.cost.broken = True

@@ -326,7 +326,7 @@ using Biases = std::tuple<Tensor, Tensor>;
 std::tuple<Tensor, Tensor, Tensor> sample(const Tensor& logits, const Tensor& inverse_temperatures, const Tensor& keys, const Tensor& top_k,
               const Tensor& top_p, const Tensor& min_weight,
               const std::optional<Penalties>& penalties, const std::optional<Masks>& masks,
-              const std::optional<Biases>& biases) {
+              const std::optional<Biases>& biases, const std::optional<Tensor>& unmasked) {
     TORCH_CHECK(logits.dim() == 2, "logits must be [rows, vocabulary]");
     const int64_t rows = logits.size(0), vocabulary = logits.size(1);
     float* values = checked<float>(logits, logits.numel(), at::kFloat, "logits");
@@ -358,6 +358,7 @@ std::tuple<Tensor, Tensor, Tensor> sample(const Tensor& logits, const Tensor& in
         batch.bias_places = checked<int64_t>(places, batch.biases, at::kLong, "places of biases");
         batch.bias_values = checked<float>(shifts, batch.biases, at::kFloat, "biases");
     }
+    if (unmasked) batch.unmasked = checked<bool>(*unmasked, rows, at::kBool, "unmasked rows");
     std::vector<headwater::Maximum> maxima(rows);
     Unlocked unlocked;
     unlock_if_long(unlocked, rows * vocabulary * 50);  // of a draw, which hashes and takes logarithms

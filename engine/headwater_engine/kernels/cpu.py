@@ -231,6 +231,7 @@ class CppKernels(AttentionInParts, GatedInParts):
             batch.penalties,
             batch.masks,
             batch.biases,
+            batch.unmasked,
         )
         return Maxima(*found)
 

@@ -194,6 +194,9 @@ class SamplingBatch:
     penalties: Penalties | None
     masks: Masks | None
     biases: Biases | None
+    unmasked: Tensor | None = None
+    """[R] bool: rows whose mask nobody has made. One gives a token only where any mask that has this token would give
+    it, too, else -1; its logits stay as penalties and biases make them. Kernels of GPUs know no such rows."""
 
     @property
     def changes(self) -> bool:

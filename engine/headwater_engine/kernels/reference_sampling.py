@@ -11,6 +11,7 @@ probabilities are integers. Who follows must not fuse a product with a sum.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ _SHIFT = 12582912.0
 """1.5 * 2^23: adding it rounds to an integer."""
 _NEVER = -30.0
 """Logarithm of a share so small that its weight is 0 anyway."""
+_FIRM_WEIGHT = 1 << 12
+"""From here on, rounding a weight down takes less than the hundredth that `_firm_tokens` spares."""
 _EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 _LOG = (
     7.0376836292e-2,
@@ -45,13 +48,17 @@ def maxima(logits: Tensor, batch: SamplingBatch) -> Maxima:
     if batch.biases is not None:
         logits.view(-1).index_add_(0, batch.biases.places, batch.biases.values)
     best = logits.amax(dim=-1, keepdim=True)  # NaN is the largest; where all are -inf, so is the best
-    scores = logits * batch.inverse_temperatures.unsqueeze(1) + gumbel(batch.keys, logits.shape[1])
+    unfiltered = scores = logits * batch.inverse_temperatures.unsqueeze(1) + gumbel(batch.keys, logits.shape[1])
     if batch.filters:
         scores = scores.masked_fill(~kept_tokens(logits, best, batch), float("-inf"))
     scores = torch.where((batch.inverse_temperatures == 0).unsqueeze(1), logits, scores)
     score = scores.amax(dim=-1)
     # With logits near the largest number, a tiny temperature makes all scores -inf.
     tokens = torch.where(score == float("-inf"), _first_largest(logits), _first_largest(scores))
+    if batch.unmasked is not None and batch.filters:
+        doubted = batch.unmasked & (batch.inverse_temperatures > 0)
+        doubted &= ~_firm_tokens(logits, best, unfiltered, tokens, batch)
+        tokens = torch.where(doubted, -1, tokens)
     best = best.squeeze(1)
     best = torch.where(best == float("inf"), float("nan"), best)
     return Maxima(score, best, torch.where(best.isfinite(), tokens, -1))
@@ -134,6 +141,25 @@ def kept_tokens(logits: Tensor, best: Tensor, batch: SamplingBatch) -> Tensor:
     unlimited = (batch.top_p >= 1).unsqueeze(1)
     kept = likeliest & ((before < enough) | unlimited) & (weights >= batch.min_weight.unsqueeze(1))
     return torch.zeros_like(kept).scatter_(1, order, kept)
+
+
+def _firm_tokens(logits: Tensor, best: Tensor, scores: Tensor, tokens: Tensor, batch: SamplingBatch) -> Tensor:
+    """[R] bool: whether a mask that has this token, which was drawn, would leave it the one that is drawn, as far as
+    can be told without the mask. `scores` are those before filters; see `is_firm` of sampling.cpp for the reasons."""
+    unfiltered = (batch.top_k >= logits.shape[1]) & (batch.top_p >= 1)
+    without_min_p = replace(batch, min_weight=torch.zeros_like(batch.min_weight))
+    alone = ~unfiltered & (kept_tokens(logits, best, without_min_p).sum(dim=-1) == 1)
+    places = tokens.clamp(max=logits.shape[1] - 1).unsqueeze(1)
+    largest = (scores.gather(1, places).squeeze(1) > float("-inf")) & (_first_largest(scores) == tokens)
+    weights = weights_of((logits - best) * batch.inverse_temperatures.unsqueeze(1)).long()
+    weight, logit = weights.gather(1, places).squeeze(1), logits.gather(1, places)
+    before = torch.arange(logits.shape[1], device=logits.device) < places
+    likelier = torch.where((logits > logit) | ((logits == logit) & before), weights, 0).sum(dim=-1).double()
+    p = batch.top_p.double()
+    stays = (batch.top_p >= 1) | (likelier * (1 - p) * 1.01 < weight.double() * p)
+    unlikely = (weight < _FIRM_WEIGHT) | (weight * 99 < batch.min_weight.long() * 100)
+    unfiltered &= batch.min_weight == 0
+    return unfiltered | alone | (largest & stays & ~unlikely)
 
 
 def weights_of(x: Tensor) -> Tensor:

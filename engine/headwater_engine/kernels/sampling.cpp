@@ -36,6 +36,7 @@ constexpr int64_t GROUP = 64;
 constexpr float INFINITE = std::numeric_limits<float>::infinity();
 constexpr float WEIGHT_ONE = 1 << 30;
 constexpr float WEIGHTLESS = 21.0f;  // below the largest logit by so much, times the temperature: the weight is 0
+constexpr int64_t FIRM_WEIGHT = 1 << 12;  // from here on, rounding down takes less than the hundredth that `is_firm` spares
 constexpr int64_t FEW = 512;         // candidates that take less time than one more look at a row
 
 inline uint32_t mix(uint32_t x) {
@@ -75,6 +76,8 @@ inline float noise_of(uint32_t bits) {
     const float precise = log_of(u) * (v / (u - 1.0f));
     return -log_of(u == 1.0f ? v : precise);
 }
+
+constexpr float MOST_NOISE = 22.3f;
 
 // Never less than noise_of(bits), which is at most -log(bits / 2^31), and soon computed. 0.01: more than is rounded.
 inline float most_noise_of(uint32_t bits) { return 0.6931472f * float(std::countl_zero(bits)) + 0.01f; }
@@ -333,6 +336,7 @@ Maximum draw(const Row& row, Key key, const Cut& cut, int32_t min_weight) {
     if (min_weight) lowest = std::max(lowest, row.below(std::log(WEIGHT_ONE / float(min_weight)) + 1));
     row.for_groups(lowest, [&, key, cut, min_weight](int64_t first, auto size) {
         const float *logits = row.logits + first, inverse = row.inverse_temperature;
+        if (row.tops[first / GROUP] * inverse + MOST_NOISE < best) return;
         const Key own{key.low + uint32_t(first), key.high};
         uint32_t bits[GROUP], least = UINT32_MAX;
 #pragma omp simd reduction(min : least)
@@ -360,15 +364,40 @@ Maximum draw(const Row& row, Key key, const Cut& cut, int32_t min_weight) {
     return {best, row.best, drawn};
 }
 
+// Whether a mask that has this token, which was drawn, would leave it the one that is drawn. False: that is not known.
+bool is_firm(const Row& row, Key key, const Cut& cut, float top_p, int32_t min_weight, const Maximum& drawn) {
+    // What top-k and top-p leave but one token of, they leave but that one of if there are fewer others.
+    if (cut.logit == row.best && cut.last == row.first_best()) return true;
+    // With fewer others, filters may leave tokens that they took away here. None may have a larger score.
+    if (drawn.score == -INFINITE || draw(row, key, {}, 0).token != drawn.token) return false;
+    // Nor may they take it away. Weights are larger where the likeliest token is gone, so a small one's rounding counts.
+    const Cut before{row.logits[drawn.token], int32_t(drawn.token) - 1};
+    const int64_t weight = row.weight(drawn.token);
+    if (weight < FIRM_WEIGHT || weight * 99 < int64_t(min_weight) * 100) return false;
+    if (top_p >= 1) return true;
+    int64_t likelier = 0;
+    row.for_groups(before.logit, [&](int64_t first, auto size) {
+        for (int64_t token = first; token < first + size; token++)
+            likelier += before.keeps(row.logits[token], int32_t(token)) ? row.weight(token) : 0;
+    });
+    // The worst mask has all that are likelier, and none that are less so.
+    return double(likelier) * (1.0 - double(top_p)) * 1.01 < double(weight) * double(top_p);
+}
+
 Maximum sample_row(float* logits, int64_t r, const SamplingRows& b) {
     static thread_local std::vector<float> tops;
     const Row row{logits, b.vocabulary, tops, shift(logits, r, b, tops), b.inverse_temperatures[r]};
     if (!std::isfinite(row.best)) return {row.best, row.best, -1};
     if (row.inverse_temperature == 0) return {row.best, row.best, row.first_best()};
+    const Key key{uint32_t(b.keys[r]), uint32_t(b.keys[b.rows + r])};
+    const bool cuts = b.top_k[r] < b.vocabulary || b.top_p[r] < 1;
     Cut cut;
     if (b.top_k[r] < b.vocabulary) cut = cut_top_k(row, b.top_k[r]);
     if (b.top_p[r] < 1) cut = cut_top_p(row, b.top_p[r], cut);
-    return draw(row, {uint32_t(b.keys[r]), uint32_t(b.keys[b.rows + r])}, cut, b.min_weight[r]);
+    Maximum drawn = draw(row, key, cut, b.min_weight[r]);
+    const bool filters = cuts || b.min_weight[r] > 0;
+    if (filters && b.unmasked && b.unmasked[r] && !is_firm(row, key, cut, b.top_p[r], b.min_weight[r], drawn)) drawn.token = -1;
+    return drawn;
 }
 
 }  // namespace

@@ -6,7 +6,7 @@
 namespace headwater {
 
 // As in `SamplingBatch` of interface.py. `counts` is null where no row has penalties, `bits` where no row has a mask;
-// biases are sorted by place.
+// biases are sorted by place. `unmasked` is null where no row is.
 struct SamplingRows {
     int64_t rows, vocabulary;
     const float* inverse_temperatures;
@@ -23,6 +23,7 @@ struct SamplingRows {
     int64_t biases;
     const int64_t* bias_places;
     const float* bias_values;
+    const bool* unmasked;
 };
 
 // As in `Maxima` of interface.py.

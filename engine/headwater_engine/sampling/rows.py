@@ -5,7 +5,7 @@ A request has a *seat*, the index of its row, for as long as it runs. What a ste
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import NamedTuple
 
 import numpy as np
@@ -208,10 +208,13 @@ class SamplingRows:
         words[:2] = noise_keys(rows["seed"], rows["outputs"])
         words[2:] = self._words[seats].T
 
-    def batch(self, seats: Sequence[int], numbers: Numbers | None = None) -> SamplingBatch:
+    def batch(
+        self, seats: Sequence[int], numbers: Numbers | None = None, unmasked: Set[int] = frozenset()
+    ) -> SamplingBatch:
         """The rows `seats`, in this order, for the next token of each.
 
-        `numbers`, on the device: what `pack` made of them; None: that is still to do.
+        `numbers`, on the device: what `pack` made of them; None: that is still to do. `unmasked`: those of the seats
+        that have a mask by rights, which nobody has made; on a CPU only.
         """
         seats = list(seats)
         if numbers is None:
@@ -225,8 +228,16 @@ class SamplingRows:
         if (rows["line"] >= 0).any():
             penalties = (numbers.repetition, numbers.presence, numbers.frequency)
             batch.penalties = Penalties(self._counts.tensor, numbers.lines, *penalties)
-        if (rows["mask"] >= 0).any():
-            batch.masks = Masks(self._masks.tensor, numbers.masks)
+        masked = rows["mask"] >= 0
+        if unmasked:
+            free = np.array([seat in unmasked for seat in seats])
+            batch.unmasked = torch.from_numpy(free)
+            masked &= ~free
+        if masked.any():
+            lines = numbers.masks
+            if unmasked:
+                lines = torch.from_numpy(np.where(free, -1, lines.numpy()))
+            batch.masks = Masks(self._masks.tensor, lines)
         batch.biases = self._biases(seats, rows)
         return batch
 

@@ -56,6 +56,13 @@ class Loaded:
     """Whether keys and values are all that a later token needs of a prompt."""
     whole_prompts: bool = False
     """Whether none can be cut into chunks."""
+    checks: bool = False
+    """Whether tokens of forms are drawn without masks, as a rule, and looked at then (`Judge`).
+
+    On a CPU, whose threads compute, so that a mask takes its time from the forward pass, and to look at a token takes a
+    tenth of it. On a GPU masks are made while that computes, for nothing, and to look at a token would be to wait for
+    it; ranks would have to draw twice together.
+    """
 
 
 def load(
@@ -172,4 +179,5 @@ def _load(
         BLOCK_SIZE,
         reuses_prompts=plan is None or (plan.pooling is Pooling.LAST and not plan.encoder),
         whole_prompts=plan is not None and plan.encoder,
+        checks=device.type == "cpu" and plan is None and ranks.size == 1,
     )

@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from headwater_engine.core.step import Pending, Result, Step, TokenMasks
+from headwater_engine.core.step import Judge, Pending, Result, Step, TokenMasks
 from headwater_engine.kernels.interface import Kernels, LayerCache
 from headwater_engine.models.loading import HiddenStates
 from headwater_engine.sampling.rows import SamplingRows
@@ -56,7 +56,7 @@ class PoolingWorker:
             self._launched = step, hidden
 
     @torch.inference_mode()
-    def sample(self, masks: TokenMasks | None = None) -> Pending:
+    def sample(self, masks: TokenMasks | None = None, judge: Judge | None = None) -> Pending:
         launched, self._launched = self._launched, None
         assert launched is not None, "one sample for each launch"
         step, hidden = launched

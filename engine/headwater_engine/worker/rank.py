@@ -17,7 +17,7 @@ import zmq
 
 from headwater.logs import configure_logging
 from headwater_engine.config import EngineSettings
-from headwater_engine.core.step import Pending, Result, Step, TokenMasks, Worker
+from headwater_engine.core.step import Judge, Pending, Result, Step, TokenMasks, Worker
 from headwater_engine.distributed.lifeline import Lifeline
 from headwater_engine.distributed.place import Meeting, Place
 from headwater_engine.errors import DeviceError, KVCacheSizeError, LoadError, RankError
@@ -112,7 +112,8 @@ class LeadingWorker:
         with _final():
             self._worker.launch(step)
 
-    def sample(self, masks: TokenMasks | None = None) -> Pending:
+    def sample(self, masks: TokenMasks | None = None, judge: Judge | None = None) -> Pending:
+        assert judge is None, "the other ranks know none"
         self._launched = False
         if masks is not None:
             self._steps.tell(masks)

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headwater_engine.core.step import Pending, Result, Seat, Span, Step, TokenMasks
+from headwater_engine.core.step import Judge, Pending, Result, Seat, Span, Step, TokenMasks
 from headwater_engine.distributed.ranks import ALONE, Ranks
 from headwater_engine.kernels.interface import Kernels, LayerCache, SamplingBatch, Scores
 from headwater_engine.kernels.reference_sampling import score
 from headwater_engine.kernels.transfer import to_device
 from headwater_engine.models.loading import Model
+from headwater_engine.sampling.checked import draw_again
 from headwater_engine.sampling.params import SamplingParams
 from headwater_engine.sampling.ranks import bring_together, sample_among
 from headwater_engine.sampling.rows import SamplingRows
@@ -95,16 +96,15 @@ class ModelWorker:
             self._launched = Launched(step, batch, rows, hidden, size)
 
     @torch.inference_mode()
-    def sample(self, masks: TokenMasks | None = None) -> Pending:
+    def sample(self, masks: TokenMasks | None = None, judge: Judge | None = None) -> Pending:
         launched, self._launched = self._launched, None
         assert launched is not None, "one sample for each launch"
         step = launched.step
-        silent = step.silent(masks)
+        silent = step.silent(masks, judge)
         with device_checked(self._device):
             if masks is not None and masks.seats:
-                bits = np.frombuffer(masks.bits, np.int32)
-                self._rows.mask(masks.seats, bits.reshape(len(masks.seats), -1))
-            outcome = Outcome(self._draw(launched, silent), list(self._score(step.spans, launched.hidden)))
+                self._rows.mask(masks.seats, masks.array())
+            outcome = Outcome(self._draw(launched, silent, judge), list(self._score(step.spans, launched.hidden)))
             parcel = self._home.send(outcome.tensors())
         sitters = [self._seats.sitter(span.seat) for span in step.spans]
         return Coming(parcel, self._device, partial(self._read, step, silent, outcome, sitters))
@@ -144,22 +144,28 @@ class ModelWorker:
             return hidden if len(rows) == len(tokens) else hidden[rows], hidden if scored else None
         return self._model.forward(tokens, attention, self._caches, rows), None
 
-    def _draw(self, launched: Launched, silent: Set[int]) -> list[tuple[Sequence[int], Drawn]]:
-        """Rows of logits, and what is drawn from them."""
+    def _draw(self, launched: Launched, silent: set[int], judge: Judge | None) -> list[tuple[Sequence[int], Drawn]]:
+        """Rows of logits, and what is drawn from them. Whom the judge leaves without a token is `silent`, too."""
         batch, step = launched.batch, launched.step
         seats = [span.seat for span in step.spans if span.sampled]
         if not seats:
             return []
         if step.drafts:
+            assert judge is None
             return list(self._draw_behind_drafts(launched.rows, step.spans, dict(step.drafts)))
         everybody = seats + [self._seats.nobody] * (len(launched.rows) - len(seats))
         wanted = self._rows.logprobs(everybody)
-        sampling = self._rows.batch(everybody, batch.numbers)
+        sampling = self._rows.batch(everybody, batch.numbers, judge.seats if judge is not None else frozenset())
         graphs, size = self._graphs, launched.size
-        if graphs is not None and size is not None and not sampling.changes and wanted.max() < 0:
+        plain = judge is None and not sampling.changes
+        if graphs is not None and size is not None and plain and wanted.max() < 0:
             drawn = Drawn(graphs.sample(size, filters=sampling.filters), None, wanted)
         else:
-            drawn = self._choose(launched.rows, batch, sampling, wanted)
+            logits = self._model.logits(launched.rows)
+            drawn = self._sample(logits, sampling, wanted)
+            if judge is not None:
+                silent |= draw_again(self._kernels, self._rows, logits, batch.numbers, seats, drawn.tokens, judge)
+            self._keep(batch, drawn.tokens)
         count = len(seats)
         drawn = Drawn(drawn.tokens[:count], drawn.scores, drawn.wanted[:count])
         heard, said = seats, drawn.tokens
@@ -169,13 +175,14 @@ class ModelWorker:
         self._rows.append(heard, said)
         return [(range(count), drawn)]
 
-    def _choose(self, hidden: Tensor, batch: Batch, sampling: SamplingBatch, wanted: np.ndarray) -> Drawn:
-        """The next token of each row, and into the row of its seat, from where the next step takes it."""
-        drawn = self._sample(self._model.logits(hidden), sampling, wanted)
-        self._seats.on_device.last.index_copy_(0, batch.flat.seats, drawn.tokens)
-        return drawn
+    def _keep(self, batch: Batch, tokens: Tensor) -> Tensor:
+        """The next token of each row, written to the row of its seat, from where the next step takes it."""
+        self._seats.on_device.last.index_copy_(0, batch.flat.seats, tokens)
+        return tokens
 
-    def _sample(self, logits: Tensor, sampling: SamplingBatch, wanted: np.ndarray) -> Drawn:
+    def _sample(self, logits: Tensor, sampling: SamplingBatch, wanted: np.ndarray | None = None) -> Drawn:
+        """`wanted`: as `SamplingRows.logprobs` returns it; None: no row wants any."""
+        wanted = np.full(len(logits), -1) if wanted is None else wanted
         return sample_among(self._ranks, self._kernels, logits, sampling, wanted, self._model.config.vocab_size)
 
     def _draw_behind_drafts(
@@ -225,7 +232,9 @@ class ModelWorker:
         self._take_rows(step)
         self._graphs = DecodeGraphs(
             lambda batch: self._model.forward(batch.flat.tokens, batch.flat.attention, self._caches),
-            lambda hidden, batch, sampling: self._choose(hidden, batch, sampling, np.full(len(hidden), -1)).tokens,
+            lambda hidden, batch, sampling: self._keep(
+                batch, self._sample(self._model.logits(hidden), sampling).tokens
+            ),
             self._inputs,
             self._rows,
             record,

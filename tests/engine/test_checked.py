@@ -14,7 +14,7 @@ from headwater_engine.kernels.interface import Kernels
 from headwater_engine.kernels.reference import TorchKernels
 from headwater_engine.sampling.checked import draw_again
 from headwater_engine.sampling.params import SamplingParams
-from headwater_engine.sampling.rows import WORDS, SamplingRows
+from headwater_engine.sampling.rows import WORDS, SamplingRows, numbers_of
 from tests.engine.sampling_case import KINDS, made_up, params, seen_tokens
 
 CPP = CppKernels(torch.float32, Products.FLOAT32)
@@ -63,8 +63,9 @@ def drawn_both_ways(
     rows.mask(seats, np.zeros_like(judge.bits))  # they must not be looked at
     own, words = logits.clone(), torch.empty((WORDS, len(seats)), dtype=torch.int32)
     rows.pack(seats, words.numpy())
-    tokens = kernels.sample(own, rows.batch(seats, words, frozenset(seats)))
-    silent = draw_again(kernels, rows, own, words, seats, tokens, Judge(frozenset(seats), judge.look))
+    numbers = numbers_of(words)
+    tokens = kernels.sample(own, rows.batch(seats, numbers, frozenset(seats)))
+    silent = draw_again(kernels, rows, own, numbers, seats, tokens, Judge(frozenset(seats), judge.look))
     assert not silent
     return with_masks, tokens.tolist(), judge.refused
 

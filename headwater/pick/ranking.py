@@ -145,7 +145,7 @@ def _otherwise(workload: Workload, able: Capability) -> str:
                 "It serves this as well, but upstream only maintains it: new models and kernels come elsewhere first."
             )
         case "headwater":
-            return "Our own engine, the one for CPUs: young on GPUs, so compare it under your load first."
+            return "Our own engine: young on GPUs, so compare it under your load first."
         case "transformers":
             return "It works, with the fewest tokens a second: for models that none of the others knows."
         case _:

@@ -1,6 +1,7 @@
 """`headwater serve` with ranks: how a group begins, answers and ends, as processes with a model."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -78,9 +79,10 @@ async def serving(
             yield Server(process, http)
         finally:
             if process.returncode is None:
-                for child in psutil.Process(process.pid).children():
-                    child.kill()
-                process.kill()
+                with contextlib.suppress(psutil.NoSuchProcess):  # asyncio has not heard of its end yet
+                    for child in psutil.Process(process.pid).children():
+                        child.kill()
+                    process.kill()
             _, errors = await process.communicate()
             print(errors.decode(errors="replace"), file=sys.stderr)  # for whoever looks why a test failed
 

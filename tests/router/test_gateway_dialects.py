@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headwater.backends.dialects.tgi import TGIDialect
-from headwater_router.gateway.translating import LONGEST, Renaming, StreamRenamer, StreamTranslator, translated
+from headwater_router.gateway.translating import LONGEST, StreamTranslator, translated
 from tests.router.gateway import gateway
 from tests.router.upstream import JSON, Exchange, upstream
 
@@ -174,41 +174,3 @@ async def test_a_form_goes_to_whoever_can_keep_it_and_else_it_is_said_whose_serv
         error = (await router.post(body(guided_choice=["a", "b"]))).json()["error"]
         assert (error["param"], error["code"]) == ("guided_choice", "not_done_here")
         assert "transformers serve" in error["message"]
-
-
-def thought(piece: str | None, content: str = "") -> bytes:
-    """An event as vLLM 0.32 writes it."""
-    choice = {"index": 0, "delta": {"reasoning": piece, "content": content}, "logprobs": None, "finish_reason": None}
-    return b"data: " + json.dumps({"id": "1", "choices": [choice]}, separators=(",", ":")).encode() + b"\n\n"
-
-
-WORDS = 'it has a "reasoning":"and more" in it'
-THOUGHTS = [thought("so"), thought(WORDS), thought(None, WORDS), b": comment\n\n", b"data: [DONE]\n\n"]
-
-
-@given(st.lists(st.integers(0, sum(map(len, THOUGHTS))), max_size=12))
-def test_what_vllm_thought_has_the_name_that_clients_know_however_its_stream_is_cut(cuts: list[int]) -> None:
-    stream = b"".join(THOUGHTS)
-    places = [0, *sorted(cuts), len(stream)]
-    renamer = StreamRenamer(Renaming("reasoning"))
-    said = b"".join(renamer.feed(stream[a:b]) for a, b in itertools.pairwise(places)) + renamer.end()
-    renamed = [each.replace(b'{"reasoning":"', b'{"reasoning_content":"') for each in THOUGHTS]
-    assert said == b"".join(renamed)
-
-
-async def test_what_vllm_thought_has_the_name_that_clients_know() -> None:
-    message = {"role": "assistant", "content": WORDS, "reasoning": "so"}
-    document = json.dumps({"choices": [{"index": 0, "message": message}]}, separators=(",", ":")).encode()
-    async with upstream() as engine, gateway(engine, backend="vllm") as router:
-        engine.answer = lambda exchange: exchange.whole(document, 200, JSON)
-        said = (await router.post(body())).json()["choices"][0]["message"]
-        assert said == {"role": "assistant", "content": WORDS, "reasoning_content": "so"}
-        engine.answer = lambda exchange: exchange.whole(b"".join(THOUGHTS), 200, SSE)
-        answer = await router.post(body(stream=True))
-        deltas = [
-            json.loads(each[6:])["choices"][0]["delta"]
-            for each in answer.content.split(b"\n\n")
-            if each.startswith(b"data: {")
-        ]
-        assert [each.get("reasoning_content") for each in deltas] == ["so", WORDS, None]
-        assert deltas[2]["content"] == WORDS

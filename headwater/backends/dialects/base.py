@@ -44,9 +44,6 @@ class Dialect(ABC):
     """Whether it differs in nothing but how a form is asked for, and in fields that only others have: a request without
     any of these need not be looked at."""
 
-    reasoning: ClassVar[str] = "reasoning_content"
-    """The field of a chat's message in which it tells what was thought."""
-
     @abstractmethod
     def request(self, path: str, members: dict[str, Raw]) -> dict[str, Raw]:
         """The members of a body as the server takes them: JSON, of which no more is read than has to be. Raises

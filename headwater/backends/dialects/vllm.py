@@ -26,7 +26,6 @@ class VLLMDialect(Dialect):
     paths = frozenset((CHAT, "/v1/completions"))
     kinds = frozenset(Kind)
     in_vllms_words = True
-    reasoning = "reasoning"
 
     def request(self, path: str, members: dict[str, Raw]) -> dict[str, Raw]:
         given = dict(members)

@@ -11,7 +11,7 @@ from typing import Final
 
 from headwater.backends.dialects import Translation
 from headwater.http.whole_events import SEPARATOR, WholeEvents
-from headwater_router.gateway.translating import Renaming, StreamRenamer, StreamTranslator
+from headwater_router.gateway.translating import StreamTranslator
 from headwater_router.gateway.usage import SEAM, Usage, UsageFinder
 
 _AT_ONCE: Final = 4096
@@ -56,7 +56,7 @@ class StreamReader:
         self._ends = _ENDS.get(path)
         self._finder = UsageFinder()
         self._filter: UsageFilter | None = None
-        self._translator: StreamTranslator | StreamRenamer | None = None
+        self._translator: StreamTranslator | None = None
         self._pieces: list[bytes] = []
         self._size = 0
         """Of these, in bytes."""
@@ -69,12 +69,9 @@ class StreamReader:
         """From now on the event with nothing but the usage is for us alone."""
         self._filter = UsageFilter()
 
-    def translate(self, translation: Translation | Renaming) -> None:
+    def translate(self, translation: Translation) -> None:
         """From now on, and before anything else is looked for in it."""
-        if isinstance(translation, Renaming):
-            self._translator = StreamRenamer(translation)
-        else:
-            self._translator = StreamTranslator(translation)
+        self._translator = StreamTranslator(translation)
 
     def feed(self, piece: bytes) -> bytes:
         """What the client gets of it now."""

@@ -13,7 +13,7 @@ from headwater_router.endpoints.endpoint import Endpoint
 from headwater_router.gateway.body import Body, asking_for_usage, with_model
 from headwater_router.gateway.form_body import FormBody
 from headwater_router.gateway.slo import SLO_HEADERS
-from headwater_router.gateway.translating import Renaming, translated
+from headwater_router.gateway.translating import translated
 
 _NOT_FORWARDED: Final = SLO_HEADERS | {b"host", b"content-length", b"accept-encoding", b"expect", b"x-request-id"}
 """accept-encoding: the usage is read off the answer's last bytes, and token streams gain nothing from compression."""
@@ -25,8 +25,6 @@ _NOT_PASSED_ON: Final = frozenset(
      b"access-control-allow-private-network", b"access-control-expose-headers", b"access-control-max-age")
 )  # fmt: skip
 """The router sets them itself: which pages may read an answer, too, is for it to say. An engine behind it lets all."""
-_CHAT: Final = "/v1/chat/completions"
-_RENAMINGS: Final = {"reasoning": Renaming("reasoning")}
 _JSON: Final = b"content-type: application/json"
 _LONGEST_WAIT: Final = 3600.0
 
@@ -66,7 +64,7 @@ class RequestHead:
         self._asks = request.path in _WITH_USAGE and isinstance(body, Body) and body.stream
         self.usage_is_ours = False
         """The endpoint that was asked last was asked for the usage by us."""
-        self.translation: Translation | Renaming | None = None
+        self.translation: Translation | None = None
         """Of what it answers, where it speaks a dialect."""
         self._path, self._id, self._model = request.path, request.id.decode("latin-1"), model
 
@@ -90,8 +88,6 @@ class RequestHead:
             done = translated(dialect, self._path, data, self._model, self._id)
             if done is not None:
                 data, self.translation = done
-        if self.translation is None and self._path == _CHAT and dialect is not None:
-            self.translation = _RENAMINGS.get(dialect.reasoning)
         keys = endpoint.key.header or self._keys
         head = b"%b %b%b\r\nhost: %b\r\n%bcontent-length: %d\r\n\r\n" % (
             self._method, endpoint.path, self._rest, endpoint.authority, keys, len(data)

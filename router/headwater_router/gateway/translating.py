@@ -1,6 +1,5 @@
 """Requests and answers of servers that speak a dialect of OpenAI's API. All others pass as they come."""
 
-import re
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
@@ -16,22 +15,6 @@ LONGEST: Final = 8 * 2**20
 _members: Final = msgspec.json.Decoder(dict[str, Raw]).decode
 _decode: Final = msgspec.json.Decoder().decode
 _encode: Final = msgspec.json.Encoder().encode
-
-
-class Renaming:
-    """Of the field in which a server tells what was thought, in chats. All other bytes stay as they are."""
-
-    __slots__ = ("_field", "_word")
-
-    def __init__(self, name: str) -> None:
-        """`name`: the server's."""
-        self._word = b'"%b"' % name.encode()
-        # Within a text, a quote has a backslash before it. Where there is null, there is nothing to tell.
-        self._field = re.compile(self._word + rb'(?=\s?:\s?")')
-
-    def of(self, said: bytes) -> bytes:
-        """The same in the word that clients know."""
-        return self._field.sub(b'"reasoning_content"', said) if self._word in said else said
 
 
 class Translated(NamedTuple):
@@ -60,9 +43,7 @@ def translated(dialect: Dialect, path: str, body: bytes, model: str, request_id:
     return Translated(written, dialect.translation(path, members, model, request_id))
 
 
-def translated_document(translation: Translation | Renaming, body: bytes) -> bytes:
-    if isinstance(translation, Renaming):
-        return translation.of(body)
+def translated_document(translation: Translation, body: bytes) -> bytes:
     try:
         return _encode(translation.document(_decode(body)))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -94,20 +75,6 @@ class StreamTranslator(WholeEvents):
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return event
         return _written(self._translation.event(said)) if isinstance(said, dict) else event
-
-
-class StreamRenamer(WholeEvents):
-    __slots__ = ("_renaming",)
-
-    def __init__(self, renaming: Renaming) -> None:
-        super().__init__()
-        self._renaming = renaming
-
-    def passed(self, events: bytes) -> bytes:
-        return self._renaming.of(events)
-
-    def end(self) -> bytes:
-        return self._renaming.of(super().end())
 
 
 def _written(events: Iterable[dict[str, Any]]) -> bytes:

@@ -6,8 +6,7 @@
     choose the e with the least of the three, as the objective weighs them (`picker.objective`)
 
 To ask for the first token alone packs all who share a prefix onto a few engines, where they then decode slowly, and
-leaves others idle: a prefix of 4,000 tokens saves a tenth of a second once, a crowded step costs each token of an
-answer.
+leaves others idle: a prefix of 4,000 tokens saves a tenth of a second once, a crowded step costs every token.
 
     work(e)    = uncached * (1 + (cached + uncached / 2) / 20000)
     first(e)   = factor(e) * (constant + answer * a + context * k + token * (work before it + work(e)))
@@ -19,10 +18,9 @@ endpoint, are learned from what answers took (`picker.speed`), *out*, the tokens
 that begin alike. *Overlap* are the steps that it and another will share, each with an end that nobody knows: out *
 other / (out + other).
 
-*Who waits* while its prompt is computed: all r, since those whose prompts are before its own will be answers by then.
-Who has waited long is hurt more by a further wait, so w are the waits of all there, in units of what a request takes to
-its end on average, none of them more than four: next to nothing for chats, and what keeps a document from being sent
-behind another one.
+*Who waits* while its prompt is computed: all r, as prompts before its own will be answers by then. A further wait hurts
+those more who have waited long: w are the waits of all there, each in units of what a request takes on average and at
+most four. That is next to nothing for chats, and keeps a document from being sent behind another one.
 
 *Whom* it compares: all of a few endpoints. Of many, those who hold most of the prompt, and some where there should be
 room (`picker.targets`); so a decision costs about the same however many there are. Of those compared, one that has more
@@ -30,10 +28,10 @@ than four times the requests that they have on average, as its factor goes, and 
 holds: what is learned may be wrong.
 
 *Load* is counted within `pick`, so the next request of a burst sees the one before. Of the prompt at the head of a
-queue, only what should be left of it by now counts. The engines' own gauges are
-seconds old and include what we sent ourselves. They are looked at only when they change, and only for what exceeds
-our own count at that moment: the requests of others. That surplus is added to our live count and never replaces it,
-so an endpoint whose gauge says "idle" looks busier with each request of a burst just as the rest do.
+queue, only what should be left of it by now counts. The engines' own gauges are seconds old and include what we sent
+ourselves. They are looked at only when they change, and only for what exceeds our own count at that moment: the
+requests of others. That surplus is added to our live count and never replaces it, so an endpoint whose gauge says
+"idle" looks busier with each request of a burst just as the rest do.
 
 *Affinity and spill* are the same rule. On an idle fleet, the holder of a conversation wins by the prefill that it
 saves. Once its answers and its queue cost more than that saving, the request goes elsewhere, and the index then counts
@@ -49,11 +47,10 @@ engine that keeps no prefixes, or fewer than it seemed to, so gets load by its s
 
 *Ties.* Whoever is within a tenth of the best one's own prefill time of the best is as good. Of these, those with the
 least to compute are left, again to within a tenth: a copy for next to no gain would take the time from others. Among
-them chance decides, never order. So a prompt that is cached goes to its holder, and one that is new to all goes
-anywhere among the idle.
+them chance decides, never order. So a cached prompt goes to its holder, and one new to all anywhere among the idle.
 
-*Answers that are not streamed* show no first token until they are complete. Their whole time teaches; their prompt is
-taken off the queue after twice the predicted time of its prefill."""
+*Whole answers*, not streamed, show no first token until they are complete. Their whole time teaches, and the prompt is
+taken off the queue after twice its predicted prefill."""
 
 import random
 from collections.abc import Collection, Sequence

@@ -51,8 +51,9 @@ def _all_ready() -> bool:
     return all(condition(node, "Ready").get("status") == "True" for node in nodes)
 
 
-def remove_nodes() -> None:
-    kubectl("delete", "node", "-l", SELECTOR, "--ignore-not-found", "--wait=true")
+def remove_nodes(*names: str) -> None:
+    """All of them, if none is named."""
+    kubectl("delete", "node", *(names or ("-l", SELECTOR)), "--ignore-not-found", "--wait=true")
 
 
 def add_volumes(

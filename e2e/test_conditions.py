@@ -27,6 +27,7 @@ REFUSED: Object = {"containers": [{"name": "engine", "resources": {"limits": {"e
 
 APART = "e2e-apart"
 """A StorageClass of its own, so that nobody else takes the volume."""
+NODES = ("apart-a", "apart-b")
 
 
 def wrong(name: str, namespace: str) -> Object:
@@ -50,6 +51,7 @@ def wrong(name: str, namespace: str) -> Object:
             # Each of two nodes has room for one of them, and the volume is where the first one runs.
             weights = {"cached": True, "size": "1Gi", "storageClassName": APART}
             resource = on_gpus(name, namespace, "vllm", replicas=2, parallelism={"tensor": 8}, weights=weights)
+            resource["spec"]["model"]["source"] = "hf://lab/apart"  # for a volume that it shares with nobody
         case "claim":
             resource = model(name, namespace, source="pvc://there-is-none/model")
         case "class":
@@ -84,7 +86,7 @@ CASES = [
 def namespace(release: None, request: pytest.FixtureRequest) -> Iterator[str]:
     """With all of the mistakes: to wait for one of them is to wait for all."""
     with fresh_namespace("e2e-mistakes", request.node):
-        add_nodes("apart-a", "apart-b")
+        add_nodes(*NODES)
         add_volumes([APART], storage_class=APART)
         apply(QUOTA)
         eventually(
@@ -92,7 +94,7 @@ def namespace(release: None, request: pytest.FixtureRequest) -> Iterator[str]:
         )
         apply(*(wrong(name, "e2e-mistakes") for name, *_ in CASES))
         yield "e2e-mistakes"
-        remove_nodes()
+        remove_nodes(*NODES)
         remove_volumes(APART)
 
 

@@ -71,7 +71,7 @@ def test_two_operators_of_one_namespace_give_way_and_say_so(namespace: str, riva
         eventually("each gives way", lambda: quiet(namespace), timeout=120)
         print(f"written {written} times until it was told")
     finally:
-        remove_nodes()
+        remove_nodes("contested-a")
 
 
 def contested(name: str, namespace: str) -> Object | None:

@@ -13,7 +13,7 @@ from e2e.simulation import add_nodes, engine_pods, on_gpus, remove_nodes
 def nodes(release: None) -> Iterator[None]:
     add_nodes("healing-a", "healing-b")
     yield
-    remove_nodes()
+    remove_nodes("healing-a", "healing-b")
 
 
 @pytest.mark.timeout(300)

@@ -15,7 +15,7 @@ def nodes(release: None) -> Iterator[None]:
     add_nodes(*NODES)
     add_volumes([f"e2e-volume-{number}" for number in range(4)])
     yield
-    remove_nodes()
+    remove_nodes(*NODES, "simulated-d")
     remove_volumes()
 
 
@@ -67,7 +67,7 @@ def test_pods_go_to_nodes_that_are_kept_for_their_devices(namespace: str) -> Non
         assert pod["spec"]["nodeName"] == f"kept-{name}"
         limits = pod["spec"]["containers"][0]["resources"]["limits"]
         assert {each for each in limits if "/" in each} == {device}, "no other GPU on top"
-    kubectl("delete", "node", *(f"kept-{name}" for name in KEPT))
+    remove_nodes(*(f"kept-{name}" for name in KEPT))
 
 
 @pytest.mark.timeout(300)

@@ -57,7 +57,7 @@ def namespace(release: None, request: pytest.FixtureRequest) -> Iterator[str]:
             on_gpus("wide", name, "sglang", replicas=0, **WIDE),
         )  # fmt: skip
         yield name
-        remove_nodes()
+        remove_nodes("tenants-a")
 
 
 def degraded(name: str, namespace: str, reason: str) -> str:

@@ -216,4 +216,4 @@ def test_sglang_asks_for_a_key_that_nobody_but_its_own_namespace_and_the_operato
         kubectl("delete", "md", "keyed", "-n", namespace, "--timeout=60s")
         eventually("it goes with the resource", lambda: get("secret", "keyed-admin", namespace) is None, timeout=60)
     finally:
-        remove_nodes()
+        remove_nodes("trust-a")

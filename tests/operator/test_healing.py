@@ -58,6 +58,30 @@ async def test_a_group_heals_while_the_api_server_takes_nothing_new(world: World
     assert not {uid_of(pod) for pod in world.kube.pods()} & hit, "told to end, before anything else was tried"
 
 
+@pytest.mark.parametrize("strategy", ["Surge", "Replace"])
+async def test_no_group_goes_for_one_that_the_api_server_refuses(world: World, strategy: str) -> None:
+    world.create(**SPEC, rollout={"strategy": strategy})
+    await world.settle()
+    (runs,) = world.cluster.all("StatefulSet")
+
+    def refused(call: Call) -> ApiError | None:
+        news = call.kind == "StatefulSet" and call.verb in ("apply", "try") and call.name != name_of(runs)
+        return ApiError(500, "", "failed to create typed patch object: nodeSelektor: not declared") if news else None
+
+    world.cluster.refuses = refused
+    world.edit(template={"spec": {"nodeSelektor": {"a": "b"}}})
+    hit = {uid_of(pod) for pod in world.kube.pods()}
+    world.kube.restart_container(name_of(world.kube.pods()[0]))
+    for _ in range(4):
+        try:
+            await world.settle()
+        except ApiError:
+            continue
+    assert [name_of(each) for each in world.cluster.all("StatefulSet")] == [name_of(runs)]
+    assert len(world.kube.pods()) == 2 and not {uid_of(pod) for pod in world.kube.pods()} & hit
+    assert "nodeSelektor" in world.message("Degraded")
+
+
 async def test_the_next_restart_of_a_group_whose_spec_is_refused_is_not_forgotten(world: World) -> None:
     world.create(**SPEC)
     await world.settle()

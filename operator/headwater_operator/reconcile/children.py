@@ -79,9 +79,9 @@ class Children:
         self._keys = keys
         self._endings = rollout.Endings()
         self._replicas = Replicas(cluster, store, applier, recorder, scaling, self._endings)
-        self._groups = Groups(applier, healing, scaling, self._endings)
-        self._startup = startup
         self._dry_run = DryRun(cluster)
+        self._groups = Groups(applier, self._dry_run, healing, scaling, self._endings)
+        self._startup = startup
         self._claims = render.ClaimDefaults.of(settings)
         self._access = render.Access.of(settings)
         self._inherited = render.Inherited.of(settings)

@@ -9,6 +9,7 @@ from headwater_operator.diagnose.pods import Problem
 from headwater_operator.diagnose.workloads import too_late
 from headwater_operator.reconcile import group_plan, rollout
 from headwater_operator.reconcile.applier import Applier
+from headwater_operator.reconcile.dry_run import DryRun
 from headwater_operator.reconcile.group_plan import Group
 from headwater_operator.reconcile.healing import Healing
 from headwater_operator.reconcile.reconciliation import Reconciliation
@@ -17,8 +18,11 @@ from headwater_operator.render.deployment import progress_deadline
 
 
 class Groups:
-    def __init__(self, applier: Applier, healing: Healing, scaling: Scaling, endings: rollout.Endings) -> None:
+    def __init__(
+        self, applier: Applier, dry_run: DryRun, healing: Healing, scaling: Scaling, endings: rollout.Endings
+    ) -> None:
         self._applier = applier
+        self._dry_run = dry_run
         self._healing = healing
         self._scaling = scaling
         self._endings = endings
@@ -52,6 +56,8 @@ class Groups:
             )
         current = [group for group in found if group.revision == it.revision]
         it.problem = it.problem or _crash_loop(work, current) or _too_late(work, current)
+        if plan.delete and not current:
+            await self._dry_run.run(work, context)  # nor for what the API server refuses
         for manifest in render.render(work.deployment, context):
             work.keep(manifest)
             await self._applier.apply(manifest, work.uid)

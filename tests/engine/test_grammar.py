@@ -143,6 +143,17 @@ def test_what_is_forced_is_all_that_masks_allow_token_by_token(
         matcher.advance(end if end in tokens else rng.choice(tokens))
 
 
+def test_a_mask_is_that_of_now_where_a_token_was_allowed_and_has_not_come(real: tuple[Compiler, int, int]) -> None:
+    """The step failed behind it, and is tried again with a mask."""
+    compiler, _, _ = real
+    matcher = begin(compiler, Kind.JSON_SCHEMA, json.dumps({"type": "object", "required": ["a", "b"]}))
+    for _ in range(6):
+        tokens = allowed(matcher)
+        assert matcher.allows(tokens[-1])
+        assert allowed(matcher) == tokens
+        matcher.advance(tokens[0])
+
+
 @settings(max_examples=40, deadline=None)
 @given(schema=SCHEMAS, seed=st.integers(0, 2**32))
 def test_a_token_is_allowed_where_the_mask_says_so(

@@ -115,6 +115,7 @@ class Matcher:
 
     def ask(self) -> None:
         """Somebody is going to `make` the mask."""
+        self._give_back()
         self.asked = True
         self._made.clear()
         self.cost.making.add(self)
@@ -187,9 +188,8 @@ class Matcher:
         may be looked at in its place. Raises GrammarError.
         """
         began = time.thread_time()
-        if self._taken is not None and token != self._taken:
-            self._taken = None
-            self._matcher.rollback(1)
+        if token != self._taken:
+            self._give_back()
         # Taken at once: to look first and to take then would be the same work twice. Where only one text may come, a
         # mask has but the first of its tokens as the tokenizer writes it, and the matcher would take its letters, too.
         if self._taken is None and token >= 0:
@@ -206,6 +206,12 @@ class Matcher:
         self._refused = 0 if allowed else self._refused + 1
         self._doubted = min(_MOST_DOUBTED, 2 ** (self._refused - 1)) if self._refused else 0
         return allowed
+
+    def _give_back(self) -> None:
+        """The token that was allowed has not come after all: the step failed, and is tried again."""
+        if self._taken is not None:
+            self._taken = None
+            self._matcher.rollback(1)
 
     def forced(self) -> list[int]:
         """What comes next where only one text may: as the tokenizer writes it, as far as what follows changes nothing.

@@ -96,7 +96,7 @@ class EngineSettings(BaseSettings):
         description="Of a GPU's whole memory, what weights, steps and the KV cache may take. Without effect on a CPU.",
     )
     enforce_eager: bool = Field(
-        False, description="Launch each kernel of each step, instead of steps that were recorded as CUDA graphs."
+        False, description="Launch each kernel of each step, instead of steps that were recorded."
     )
     threads: int | None = Field(
         None, ge=1, description="CPU threads, of all ranks here together. Default: all cores of this process."

@@ -7,8 +7,8 @@ A test that is to hold on both takes its kernels from here, and its file stands 
 import torch
 
 from headwater_engine.kernels import find_device, select
-from headwater_engine.kernels.interface import Kernels
-from headwater_engine.worker.graphs import Recorder, cuda_recorder
+from headwater_engine.kernels.interface import Kernels, Recorder
+from headwater_engine.worker.graphs import cuda_recorder
 from tests.engine.recording import record
 
 DEVICE = find_device("auto")

@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch, LayerCache
+from headwater_engine.kernels.interface import BLOCK_SIZE, AttentionBatch, LayerCache, Replay
 from headwater_engine.kernels.reference import TorchKernels
-from headwater_engine.worker.graphs import Replay
 
 
 class _Tape(TorchDispatchMode):

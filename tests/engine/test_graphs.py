@@ -15,11 +15,11 @@ from torch import Tensor
 
 from headwater_engine.core.step import Seat, Span, Step
 from headwater_engine.errors import LoadError
-from headwater_engine.kernels.interface import BLOCK_SIZE
+from headwater_engine.kernels.interface import BLOCK_SIZE, Replay
 from headwater_engine.kernels.reference import TorchKernels
 from headwater_engine.sampling.params import SamplingParams
 from headwater_engine.sampling.rows import SamplingRows
-from headwater_engine.worker.graphs import DecodeGraphs, Replay, cuda_recorder, ladder
+from headwater_engine.worker.graphs import DecodeGraphs, cuda_recorder, ladder
 from headwater_engine.worker.inputs import Batch, Inputs
 from headwater_engine.worker.seats import Seats
 

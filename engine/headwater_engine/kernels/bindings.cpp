@@ -2,21 +2,24 @@
 //
 // Other Python threads run while a kernel does, if it takes so long that it is worth it: each of them may keep the lock for
 // five milliseconds, so that short kernels would mostly wait for it.
-#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 #include <torch/extension.h>
 
+#include <memory>
 #include <vector>
 
 #include "attention.h"
 #include "cache.h"
 #include "elementwise.h"
 #include "gemm.h"
+#include "recording.h"
 #include "sampling.h"
 #include "team.h"
 
 using at::Tensor;
 using headwater::bf16;
+using headwater::made;
+using headwater::Recording;
 
 namespace {
 
@@ -27,9 +30,6 @@ bool is_bf16(const Tensor& x) {
                 x.scalar_type());
     return x.scalar_type() == at::kBFloat16;
 }
-
-// As at::empty, which looks for the device's own way first: 160 of the 1,100 ns that a small kernel took.
-Tensor made(at::IntArrayRef sizes, at::ScalarType type) { return at::detail::empty_cpu(sizes, type); }
 
 // Calls f with a null pointer of the tensor's element type.
 template <typename F> void by_type(const Tensor& x, F f) {
@@ -55,6 +55,14 @@ void unlock_if_long(Unlocked& unlocked, int64_t multiplications) {
     if (multiplications >= LONG) unlocked.emplace();
 }
 
+// Runs a kernel, and has it recorded where that is wanted: it holds by value all that it needs (recording.h).
+template <typename F> void perform(int64_t multiplications, const F& kernel) {
+    if (Recording* recording = Recording::current()) recording->add(kernel);
+    Unlocked unlocked;
+    unlock_if_long(unlocked, multiplications);
+    kernel();
+}
+
 // [rows, ...] whose last dimensions are contiguous. Returns the elements between two rows.
 int64_t row_stride(const Tensor& x) {
     int64_t expected = 1;
@@ -66,6 +74,7 @@ int64_t row_stride(const Tensor& x) {
 }
 
 Tensor pack(const Tensor& weight) {
+    Recording::refuse("pack");
     TORCH_CHECK(weight.dim() == 2 && weight.is_contiguous(), "a contiguous [outputs, inputs] weight");
     Tensor packed;
     const py::gil_scoped_release unlocked;
@@ -77,19 +86,41 @@ Tensor pack(const Tensor& weight) {
     return packed;
 }
 
-// Rows of a packed [outputs, inputs] weight, of type `to`: those of bfloat16 weights may be widened.
-Tensor unpack_rows(const Tensor& packed, const Tensor& rows, int64_t inputs, int64_t outputs, at::ScalarType to) {
+// The rows of a table [size, dim] that `rows` names, of type `to`: bfloat16 ones may be widened. take(from, rows, count, y)
+// knows how they are stored.
+template <typename F>
+Tensor looked_up(const Tensor& table, const Tensor& rows, int64_t size, int64_t dim, at::ScalarType to, const F& take) {
     TORCH_CHECK(rows.scalar_type() == at::kLong && rows.is_contiguous(), "rows must be int64");
+    TORCH_CHECK(is_bf16(table) || to == at::kFloat, "float32 rows stay float32");
     const int64_t* named = data<int64_t>(rows);
-    for (int64_t i = 0; i < rows.numel(); i++)
-        TORCH_CHECK_INDEX(named[i] >= 0 && named[i] < outputs, "row ", named[i], " of ", outputs);
-    Tensor y = made({rows.numel(), inputs}, to);
-    by_types(y, packed, [&](auto* t, auto* w) {
+    const int64_t count = rows.numel();
+    Tensor y = made({count, dim}, to);
+    by_types(y, table, [&](auto* t, auto* w) {
         using Y = std::remove_pointer_t<decltype(t)>;
         using W = std::remove_pointer_t<decltype(w)>;
-        headwater::unpack_rows(data<W>(packed), named, rows.numel(), inputs, data<Y>(y));
+        perform(0, [=, from = data<W>(table), y = data<Y>(y)] {
+            for (int64_t i = 0; i < count; i++)
+                TORCH_CHECK_INDEX(named[i] >= 0 && named[i] < size, "row ", named[i], " of ", size);
+            take(from, named, count, y);
+        });
     });
     return y;
+}
+
+// Of a table as it is.
+Tensor take_rows(const Tensor& table, const Tensor& rows, at::ScalarType to) {
+    TORCH_CHECK(table.dim() == 2 && table.is_contiguous(), "a contiguous [size, dim] table");
+    const int64_t dim = table.size(1);
+    return looked_up(table, rows, table.size(0), dim, to, [=](auto* from, const int64_t* named, int64_t count, auto* y) {
+        headwater::take_rows(from, named, count, dim, y);
+    });
+}
+
+// Of a packed [outputs, inputs] weight.
+Tensor unpack_rows(const Tensor& packed, const Tensor& rows, int64_t inputs, int64_t outputs, at::ScalarType to) {
+    return looked_up(packed, rows, outputs, inputs, to, [=](auto* from, const int64_t* named, int64_t count, auto* y) {
+        headwater::unpack_rows(from, named, count, inputs, y);
+    });
 }
 
 // y is of x's type, or float32 if `wide`.
@@ -99,16 +130,17 @@ Tensor linear(const Tensor& x, const Tensor& packed, const std::optional<Tensor>
     TORCH_CHECK(is_bf16(packed) || !is_bf16(x), "mixed types");
     TORCH_CHECK(!bias || (bias->numel() == outputs && bias->scalar_type() == at::kFloat && bias->is_contiguous()),
                 "bias must be [", outputs, "] float32");
-    Tensor y = made({x.size(0), outputs}, wide ? at::kFloat : x.scalar_type());
-    Unlocked unlocked;
-    unlock_if_long(unlocked, x.size(0) * inputs * outputs);
+    const int64_t rows = x.size(0), stride = row_stride(x);
+    const float* biases = bias ? data<float>(*bias) : nullptr;
+    Tensor y = made({rows, outputs}, wide ? at::kFloat : x.scalar_type());
     by_types(x, packed, [&](auto* t, auto* w) {
         using X = std::remove_pointer_t<decltype(t)>;
         using W = std::remove_pointer_t<decltype(w)>;
         TORCH_CHECK(packed.numel() == headwater::packed_size<W>(outputs, inputs), "not a weight of this shape");
         const auto run = [&](auto* to) {
-            headwater::gemm(data<X>(x), row_stride(x), data<W>(packed), bias ? data<float>(*bias) : nullptr, to,
-                            x.size(0), inputs, outputs);
+            perform(rows * inputs * outputs, [=, x = data<X>(x), weights = data<W>(packed)] {
+                headwater::gemm(x, stride, weights, biases, to, rows, inputs, outputs);
+            });
         };
         if (wide)
             run(data<float>(y));
@@ -126,11 +158,12 @@ Tensor gated_linear(const Tensor& x, const Tensor& packed, const std::optional<T
                 "not a weight of this shape");
     TORCH_CHECK(!bias || (bias->numel() == 2 * outputs && bias->scalar_type() == at::kFloat && bias->is_contiguous()),
                 "bias must be [", 2 * outputs, "] float32");
-    Tensor y = made({x.size(0), outputs}, x.scalar_type());
-    Unlocked unlocked;
-    unlock_if_long(unlocked, x.size(0) * inputs * 2 * outputs);
-    headwater::gated_gemm(data<bf16>(x), row_stride(x), data<bf16>(packed), bias ? data<float>(*bias) : nullptr, data<bf16>(y),
-                          x.size(0), inputs, outputs);
+    const int64_t rows = x.size(0), stride = row_stride(x);
+    const float* biases = bias ? data<float>(*bias) : nullptr;
+    Tensor y = made({rows, outputs}, x.scalar_type());
+    perform(rows * inputs * 2 * outputs, [=, x = data<bf16>(x), weights = data<bf16>(packed), y = data<bf16>(y)] {
+        headwater::gated_gemm(x, stride, weights, biases, y, rows, inputs, outputs);
+    });
     return y;
 }
 
@@ -166,8 +199,9 @@ void with_slots(const Tensor& keys, const Tensor& values, const Tensor& key_cach
 
 void write_cache(const Tensor& keys, const Tensor& values, const Tensor& key_cache, const Tensor& value_cache,
                  const Tensor& slots) {
+    const int64_t tokens = keys.size(0);
     with_slots(keys, values, key_cache, value_cache, slots,
-               [&](auto k, auto v, auto to) { headwater::write_cache(k, v, to, keys.size(0)); });
+               [&](auto k, auto v, auto to) { perform(0, [=] { headwater::write_cache(k, v, to, tokens); }); });
 }
 
 // The weights of queries' and keys' norms.
@@ -199,7 +233,7 @@ void place(const Tensor& queries, const Tensor& keys, const Tensor& values, cons
                     "queries and keys must be [tokens, heads, dim]");
     with_slots(keys, values, key_cache, value_cache, slots, [&]<typename T>(headwater::Heads<T> k, auto v, auto to) {
         const auto rotation = rotation_of<T>(keys, keys.size(2), cos, sin, positions, norms, eps);
-        headwater::place(heads_of<T>(queries), k, v, rotation, to, keys.size(0));
+        perform(0, [=, q = heads_of<T>(queries), tokens = keys.size(0)] { headwater::place(q, k, v, rotation, to, tokens); });
     });
 }
 
@@ -212,23 +246,29 @@ headwater::Sequences sequences_of(const Tensor& block_tables, const Tensor& quer
             data<int32_t>(context_lengths)};
 }
 
+// Shared with the recorded kernels that go by it, of which one makes it anew.
+using Plan = std::shared_ptr<headwater::Plan>;
+
 // Of attention, for a batch and layers of one kind. window 0: none.
-headwater::Plan plan_attention(const Tensor& block_tables, const Tensor& query_starts, const Tensor& context_lengths,
-                               int64_t heads, int64_t kv_heads, int64_t window) {
+Plan plan_attention(const Tensor& block_tables, const Tensor& query_starts, const Tensor& context_lengths, int64_t heads,
+                    int64_t kv_heads, int64_t window) {
     TORCH_CHECK(kv_heads > 0 && heads % kv_heads == 0, heads, " heads over ", kv_heads, " KV heads");
-    return headwater::plan_attention(sequences_of(block_tables, query_starts, context_lengths), heads, kv_heads, window);
+    const headwater::Sequences sequences = sequences_of(block_tables, query_starts, context_lengths);
+    const Plan plan = std::make_shared<headwater::Plan>();
+    perform(0, [=] { *plan = headwater::plan_attention(sequences, heads, kv_heads, window); });
+    return plan;
 }
 
-headwater::AttentionShape shape_of(const headwater::Plan& plan, int64_t heads, int64_t key_dim, int64_t value_dim, double scale,
+headwater::AttentionShape shape_of(const Plan& plan, int64_t heads, int64_t key_dim, int64_t value_dim, double scale,
                                    int64_t window, double softcap, const std::optional<Tensor>& sinks, const Tensor& key_cache) {
-    TORCH_CHECK(plan.kv_heads == key_cache.size(1) && plan.group * plan.kv_heads == heads, "a plan for other heads");
+    TORCH_CHECK(plan->kv_heads == key_cache.size(1) && plan->group * plan->kv_heads == heads, "a plan for other heads");
     TORCH_CHECK(!sinks || (sinks->numel() == heads && sinks->scalar_type() == at::kFloat), "sinks must be [heads] float32");
     return {heads, key_dim, value_dim, float(scale), window, float(softcap), sinks ? data<float>(*sinks) : nullptr};
 }
 
 Tensor paged_attention(const Tensor& queries, const Tensor& key_cache, const Tensor& value_cache,
                        const Tensor& block_tables, const Tensor& query_starts, const Tensor& context_lengths,
-                       const headwater::Plan& plan, int64_t value_dim, double scale, int64_t window, double softcap,
+                       const Plan& plan, int64_t value_dim, double scale, int64_t window, double softcap,
                        const std::optional<Tensor>& sinks) {
     TORCH_CHECK(queries.dim() == 3 && key_cache.dim() == 4 && queries.size(2) <= key_cache.size(2),
                 "queries must be [tokens, heads, key dim] of the cache's key dim");
@@ -236,16 +276,16 @@ Tensor paged_attention(const Tensor& queries, const Tensor& key_cache, const Ten
     const int64_t heads = queries.size(1);
     const auto shape = shape_of(plan, heads, queries.size(2), value_dim, scale, window, softcap, sinks, key_cache);
     const headwater::Sequences sequences = sequences_of(block_tables, query_starts, context_lengths);
+    const int64_t stride = row_stride(queries), multiplications = queries.numel() * sequences.max_blocks * headwater::TILE;
     Tensor output = made({queries.size(0), heads, value_dim}, queries.scalar_type());
-    Unlocked unlocked;
-    unlock_if_long(unlocked, queries.numel() * sequences.max_blocks * headwater::TILE);
-    const auto run = [&](auto* t, auto* c) {
+    by_types(queries, key_cache, [&](auto* t, auto* c) {
         using T = std::remove_pointer_t<decltype(t)>;
         using C = std::remove_pointer_t<decltype(c)>;
-        headwater::paged_attention(data<T>(queries), row_stride(queries), data<C>(key_cache), data<C>(value_cache),
-                                   sequences, plan, shape, data<T>(output));
-    };
-    by_types(queries, key_cache, run);
+        perform(multiplications, [=, queries = data<T>(queries), keys = data<C>(key_cache), values = data<C>(value_cache),
+                                  output = data<T>(output)] {
+            headwater::paged_attention(queries, stride, keys, values, sequences, *plan, shape, output);
+        });
+    });
     return output;
 }
 
@@ -253,17 +293,15 @@ Tensor paged_attention(const Tensor& queries, const Tensor& key_cache, const Ten
 // keys and values of each token behind one another. Returns [tokens, heads * dim].
 Tensor attend(const Tensor& x, const Tensor& key_cache, const Tensor& value_cache, int64_t dim, const Tensor& cos,
               const Tensor& sin, const Tensor& positions, const Tensor& slots, const Tensor& block_tables,
-              const Tensor& query_starts, const Tensor& context_lengths, const headwater::Plan& plan, const Norms& norms,
-              double eps, double scale, int64_t window, double softcap, const std::optional<Tensor>& sinks) {
-    const int64_t tokens = x.size(0), kv_heads = plan.kv_heads, heads = plan.group * kv_heads, stride = row_stride(x);
+              const Tensor& query_starts, const Tensor& context_lengths, const Plan& plan, const Norms& norms, double eps,
+              double scale, int64_t window, double softcap, const std::optional<Tensor>& sinks) {
+    const int64_t tokens = x.size(0), kv_heads = plan->kv_heads, heads = plan->group * kv_heads, stride = row_stride(x);
     TORCH_CHECK(x.dim() == 2 && x.size(1) == (heads + 2 * kv_heads) * dim, "x must be [tokens, (heads + 2 * kv heads) * dim]");
     TORCH_CHECK(is_bf16(key_cache) || !is_bf16(x), "mixed types");
     check_slots(slots, tokens, kv_heads, dim, dim, key_cache, value_cache);
     const auto shape = shape_of(plan, heads, dim, dim, scale, window, softcap, sinks, key_cache);
     const headwater::Sequences sequences = sequences_of(block_tables, query_starts, context_lengths);
     Tensor output = made({tokens, heads * dim}, x.scalar_type());
-    Unlocked unlocked;
-    unlock_if_long(unlocked, output.numel() * sequences.max_blocks * headwater::TILE);
     by_types(x, key_cache, [&](auto* t, auto* c) {
         using T = std::remove_pointer_t<decltype(t)>;
         using C = std::remove_pointer_t<decltype(c)>;
@@ -271,9 +309,11 @@ Tensor attend(const Tensor& x, const Tensor& key_cache, const Tensor& value_cach
         const headwater::Heads<T> keys{queries + heads * dim, stride, kv_heads, dim};
         const headwater::Heads<T> values{keys.data + kv_heads * dim, stride, kv_heads, dim};
         const headwater::Slots<C> to{data<C>(key_cache), data<C>(value_cache), data<int64_t>(slots)};
-        headwater::place({queries, stride, heads, dim}, keys, values, rotation_of<T>(x, dim, cos, sin, positions, norms, eps), to,
-                         tokens);
-        headwater::paged_attention(queries, stride, to.keys, to.values, sequences, plan, shape, data<T>(output));
+        const auto rotation = rotation_of<T>(x, dim, cos, sin, positions, norms, eps);
+        perform(output.numel() * sequences.max_blocks * headwater::TILE, [=, output = data<T>(output)] {
+            headwater::place({queries, stride, heads, dim}, keys, values, rotation, to, tokens);
+            headwater::paged_attention(queries, stride, to.keys, to.values, sequences, *plan, shape, output);
+        });
     });
     return output;
 }
@@ -292,13 +332,13 @@ Tensor rms_norm(const Tensor& x, const std::optional<Tensor>& residual, const Te
     by_type(x, [&](auto* t) {
         using T = std::remove_pointer_t<decltype(t)>;
         T* sum = residual ? data<T>(*residual) : nullptr;
-        if (inner == 1 || stride == inner * dim)
-            headwater::rms_norm(data<T>(x), inner == 1 ? stride : dim, sum, data<T>(weight), float(eps), data<T>(output),
-                                outer * inner, dim);
-        else
-            for (int64_t i = 0; i < outer; i++)
-                headwater::rms_norm(data<T>(x) + i * stride, dim, sum, data<T>(weight), float(eps),
-                                    data<T>(output) + i * inner * dim, inner, dim);
+        perform(0, [=, x = data<T>(x), weight = data<T>(weight), output = data<T>(output)] {
+            if (inner == 1 || stride == inner * dim)
+                headwater::rms_norm(x, inner == 1 ? stride : dim, sum, weight, float(eps), output, outer * inner, dim);
+            else
+                for (int64_t i = 0; i < outer; i++)
+                    headwater::rms_norm(x + i * stride, dim, sum, weight, float(eps), output + i * inner * dim, inner, dim);
+        });
     });
     return output;
 }
@@ -308,7 +348,9 @@ Tensor silu_mul(const Tensor& gate_up) {
     Tensor output = made({gate_up.size(0), gate_up.size(1) / 2}, gate_up.scalar_type());
     by_type(gate_up, [&](auto* t) {
         using T = std::remove_pointer_t<decltype(t)>;
-        headwater::silu_mul(data<T>(gate_up), data<T>(output), output.size(0), output.size(1));
+        perform(0, [from = data<T>(gate_up), to = data<T>(output), rows = output.size(0), dim = output.size(1)] {
+            headwater::silu_mul(from, to, rows, dim);
+        });
     });
     return output;
 }
@@ -327,6 +369,7 @@ std::tuple<Tensor, Tensor, Tensor> sample(const Tensor& logits, const Tensor& in
               const Tensor& top_p, const Tensor& min_weight,
               const std::optional<Penalties>& penalties, const std::optional<Masks>& masks,
               const std::optional<Biases>& biases, const std::optional<Tensor>& unmasked) {
+    Recording::refuse("sample");
     TORCH_CHECK(logits.dim() == 2, "logits must be [rows, vocabulary]");
     const int64_t rows = logits.size(0), vocabulary = logits.size(1);
     float* values = checked<float>(logits, logits.numel(), at::kFloat, "logits");
@@ -383,17 +426,25 @@ struct Team {
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     const py::call_guard<Team> team;
     m.def("pack", &pack, team);
+    m.def("take_rows", &take_rows, team);
     m.def("unpack_rows", &unpack_rows, team);
     m.def("linear", &linear, team);
     m.def("takes_gated", &headwater::takes_gated);
     m.def("gated_linear", &gated_linear, team);
     m.def("write_cache", &write_cache, team);
     m.def("place", &place, team);
-    py::class_<headwater::Plan>(m, "Plan").def("__len__", [](const headwater::Plan& plan) { return plan.tasks.size(); });
+    py::class_<headwater::Plan, Plan>(m, "Plan").def("__len__", [](const headwater::Plan& plan) { return plan.tasks.size(); });
     m.def("plan_attention", &plan_attention);
     m.def("paged_attention", &paged_attention, team);
     m.def("attend", &attend, team);
     m.def("rms_norm", &rms_norm, team);
     m.def("silu_mul", &silu_mul, team);
     m.def("sample", &sample, team);
+    using headwater::Scratch;
+    py::class_<Scratch, std::shared_ptr<Scratch>>(m, "Scratch").def(py::init());
+    py::class_<Recording>(m, "Recording")
+        .def(py::init<std::shared_ptr<Scratch>>())
+        .def("begin", &Recording::begin)
+        .def("end", &Recording::end)
+        .def("run", &Recording::run, py::call_guard<Team, py::gil_scoped_release>());
 }

@@ -7,7 +7,6 @@ from enum import StrEnum
 from typing import Final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from headwater_engine.kernels import reference_inputs, reference_sampling
@@ -24,12 +23,14 @@ from headwater_engine.kernels.interface import (
     Lookup,
     Maxima,
     Product,
+    Recorder,
     SamplingBatch,
     Scores,
     SeatTables,
     Told,
 )
 from headwater_engine.kernels.parts import AttentionInParts, GatedInParts
+from headwater_engine.kernels.recording import cpu_recorder
 from headwater_engine.kernels.reference import of_part
 from headwater_engine.quantization.stored import StoredWeight, join
 
@@ -181,8 +182,13 @@ class CppKernels(AttentionInParts, GatedInParts):
         gated_linear = self._kernels.gated_linear
         return lambda x: gated_linear(x, packed, wide_bias, inputs, outputs)
 
+    def recorder(self) -> Recorder:
+        """Of steps that compute with these kernels only; it raises NotRecordableError for others."""
+        return cpu_recorder(self._kernels)
+
     def lookup(self, table: Tensor) -> Lookup:
-        return of_part(lambda rows: F.embedding(rows, table).to(self.dtype), len(table))
+        take_rows, dtype = self._kernels.take_rows, self.dtype
+        return of_part(lambda rows: take_rows(table, rows, dtype), len(table))
 
     def tied(self, table: StoredWeight) -> tuple[Lookup, Product]:
         packed = self.pack(join([table], self._storage, self.device))

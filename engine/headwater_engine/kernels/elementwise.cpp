@@ -40,6 +40,16 @@ template <typename T> void silu_mul(const T* gate_up, T* output, int64_t rows, i
     });
 }
 
+template <typename W, typename Y> void take_rows(const W* table, const int64_t* rows, int64_t count, int64_t dim, Y* y) {
+    for_rows(count, dim, [&](int64_t row) {
+        const W* from = table + rows[row] * dim;
+        by_vectors(dim, [&](int64_t d, auto one) { put(y + row * dim + d, get(from + d, one)); });
+    });
+}
+template void take_rows(const float*, const int64_t*, int64_t, int64_t, float*);
+template void take_rows(const bf16*, const int64_t*, int64_t, int64_t, float*);
+template void take_rows(const bf16*, const int64_t*, int64_t, int64_t, bf16*);
+
 #define INSTANTIATE(T)                                                                                              \
     template void rms_norm(const T*, int64_t, T*, const T*, float, T*, int64_t, int64_t);                           \
     template void silu_mul(const T*, T*, int64_t, int64_t);

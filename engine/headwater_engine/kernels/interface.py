@@ -269,6 +269,10 @@ class AttentionRules(NamedTuple):
 
 Product = Callable[[Tensor], Tensor]
 """[T, in] -> [T, out], weights (and bias) inside."""
+Replay = Callable[[], Tensor]
+"""Does again what was recorded, and gives the same tensor each time."""
+Recorder = Callable[[Callable[[], Tensor]], Replay]
+"""Records what always computes the same way on the same memory."""
 
 
 class Lookup(Protocol):

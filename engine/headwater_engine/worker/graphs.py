@@ -22,7 +22,7 @@ from torch import Tensor
 
 from headwater_engine.core.step import Span
 from headwater_engine.errors import LoadError
-from headwater_engine.kernels.interface import SamplingBatch
+from headwater_engine.kernels.interface import Recorder, Replay, SamplingBatch
 from headwater_engine.sampling.rows import SamplingRows, plain_batch
 from headwater_engine.worker.inputs import Batch, Inputs
 
@@ -30,10 +30,6 @@ Forward = Callable[[Batch], Tensor]
 """The hidden states of a batch of one token a sequence."""
 Choose = Callable[[Tensor, Batch, SamplingBatch], Tensor]
 """The tokens that follow, from hidden states."""
-Replay = Callable[[], Tensor]
-"""Does again what was recorded, and gives the same tensor each time."""
-Recorder = Callable[[Callable[[], Tensor]], Replay]
-"""Records what always computes the same way on the same memory."""
 Progress = Callable[[float], None]
 
 

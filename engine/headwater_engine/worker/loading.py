@@ -17,6 +17,7 @@ from headwater_engine.distributed.place import Place
 from headwater_engine.distributed.ranks import ALONE, Ranks
 from headwater_engine.errors import DeviceMemoryError, LoadError
 from headwater_engine.kernels import find_device, select
+from headwater_engine.kernels.cpu import CppKernels
 from headwater_engine.kernels.interface import BLOCK_SIZE, LayerCache
 from headwater_engine.models.dtypes import weights_dtype
 from headwater_engine.models.loading import load_model
@@ -30,6 +31,7 @@ from headwater_engine.worker.layers import LayerCaches
 from headwater_engine.worker.memory import GIB, check_fits, count_blocks, keep_freed_memory, room_on_cpu
 from headwater_engine.worker.pooler import Pooler
 from headwater_engine.worker.pooling import PoolingWorker
+from headwater_engine.worker.recorded import RecordedModel
 from headwater_engine.worker.trial import measure, unloaded
 from headwater_engine.worker.worker import ModelWorker
 
@@ -122,8 +124,12 @@ def _load(
     make: Callable[..., Worker]
     if plan is None:
         model = load_model(folder, kernels=kernels, dtype=settings.dtype, ranks=ranks, progress=weights)
+        recordable = model.recordable and not settings.enforce_eager
+        records = recordable and device.type == "cuda"
+        # What ranks say to one another is no kernel.
+        if recordable and isinstance(kernels, CppKernels) and ranks.size == 1:
+            model = RecordedModel(model, kernels.recorder())
         config, make = model.config, partial(ModelWorker, model, ranks=ranks)
-        records = device.type == "cuda" and model.recordable and not settings.enforce_eager
     else:
         pooled, head = load_pooled(folder, plan, kernels=kernels, dtype=settings.dtype, ranks=ranks, progress=weights)
         config, make = pooled.config, partial(PoolingWorker, pooled, Pooler(plan.pooling, head, seats))

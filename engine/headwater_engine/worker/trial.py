@@ -15,10 +15,10 @@ from typing import cast
 import torch
 
 from headwater_engine.core.step import Seat, Span, Step, Worker
-from headwater_engine.kernels.interface import BLOCK_SIZE
+from headwater_engine.kernels.interface import BLOCK_SIZE, Recorder
 from headwater_engine.kernels.prefixes import WORTH
 from headwater_engine.sampling.params import SamplingParams
-from headwater_engine.worker.graphs import Recorder, ladder
+from headwater_engine.worker.graphs import ladder
 from headwater_engine.worker.memory import Footprint
 from headwater_engine.worker.worker import ModelWorker
 

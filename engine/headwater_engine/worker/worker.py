@@ -17,7 +17,7 @@ from torch import Tensor
 
 from headwater_engine.core.step import Judge, Pending, Result, Seat, Span, Step, TokenMasks
 from headwater_engine.distributed.ranks import ALONE, Ranks
-from headwater_engine.kernels.interface import Kernels, LayerCache, SamplingBatch, Scores
+from headwater_engine.kernels.interface import Kernels, LayerCache, Recorder, SamplingBatch, Scores
 from headwater_engine.kernels.reference_sampling import score
 from headwater_engine.kernels.transfer import to_device
 from headwater_engine.models.loading import Model
@@ -27,7 +27,7 @@ from headwater_engine.sampling.ranks import bring_together, sample_among
 from headwater_engine.sampling.rows import SamplingRows
 from headwater_engine.sampling.sampler import Drawn
 from headwater_engine.worker.device import device_checked
-from headwater_engine.worker.graphs import DecodeGraphs, Progress, Recorder
+from headwater_engine.worker.graphs import DecodeGraphs, Progress
 from headwater_engine.worker.inputs import Batch, Inputs
 from headwater_engine.worker.pending import Coming, Home
 from headwater_engine.worker.results import Outcome

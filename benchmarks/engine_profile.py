@@ -3,7 +3,8 @@
     python benchmarks/engine_profile.py FOLDER [--dtype bfloat16] [--batch 32] [--prompt 256]
 
 FOLDER is a Hugging Face folder. `floor` is what the products of the step take by themselves, one after the other, when
-nothing else is between them. Prints a Markdown table of medians.
+nothing else is between them. Prints Markdown tables of medians; the last one has decoding steps as they are served,
+recorded, in turns with such as Python launches kernel by kernel, none of them timed.
 """
 
 import argparse
@@ -20,12 +21,14 @@ from headwater_engine.core.engine import Engine
 from headwater_engine.core.messages import Generate
 from headwater_engine.core.scheduler import Scheduler
 from headwater_engine.kernels import select
-from headwater_engine.kernels.interface import BLOCK_SIZE, Lookup, Product
-from headwater_engine.models.loading import load_model
+from headwater_engine.kernels.cpu import CppKernels
+from headwater_engine.kernels.interface import BLOCK_SIZE, Kernels, Lookup, Product
+from headwater_engine.models.loading import Model, load_model
 from headwater_engine.models.source import resolve
 from headwater_engine.quantization.stored import StoredWeight
 from headwater_engine.sampling.params import SamplingParams
 from headwater_engine.worker.memory import keep_freed_memory
+from headwater_engine.worker.recorded import RecordedModel
 from headwater_engine.worker.worker import ModelWorker
 
 
@@ -104,6 +107,50 @@ def floor(kernels: TimedKernels, rows: int, logit_rows: int) -> float:
     return statistics.median(times)
 
 
+def make_engine(model: Model, kernels: Kernels, options: argparse.Namespace) -> Engine:
+    """With the requests waiting."""
+    config, longest = model.config, options.prompt + 64
+    blocks = options.batch * (-(-longest // BLOCK_SIZE) + 1) + 8
+    caches = [kernels.allocate(blocks, spec) for spec in config.caches]
+    cache = PrefixCache(blocks, BLOCK_SIZE, reuse=False)
+    scheduler = Scheduler(cache, max_num_seqs=options.batch, max_batched_tokens=options.budget)
+    worker = ModelWorker(model, caches, kernels, seats=options.batch, longest=longest, budget=options.budget)
+    engine = Engine(scheduler, worker, max_model_len=longest, vocab_size=config.vocab_size)
+    torch.manual_seed(0)
+    for number in range(options.batch):
+        prompt = torch.randint(100, 10_000, (options.prompt,)).tolist()
+        engine.add(Generate(id=str(number), prompt=prompt, params=SamplingParams(temperature=0, max_tokens=33)))
+    return engine
+
+
+def decodes(engine: Engine, batch: int) -> list[float]:
+    """Seconds of the steps in which all requests decode."""
+    found = []
+    while engine.has_work:
+        begun = time.perf_counter()
+        outputs = len(engine.step())
+        if outputs == batch:
+            found.append(time.perf_counter() - begun)
+    return found
+
+
+def as_served(options: argparse.Namespace) -> None:
+    """Prints whole decoding steps, recorded and not."""
+    kernels = select(getattr(torch, options.dtype))
+    if not isinstance(kernels, CppKernels):
+        return
+    plain = load_model(resolve(options.folder), kernels=kernels, dtype=options.dtype)
+    recorded = RecordedModel(plain, kernels.recorder())
+    measured: tuple[list[float], list[float]] = ([], [])
+    for turn in range(4):
+        for model, into in zip((plain, recorded), measured, strict=True):
+            each = decodes(make_engine(model, kernels, options), options.batch)
+            into.extend(each if turn else [])  # in the first one it is recorded
+    before, after = (1e3 * statistics.median(each) for each in measured)
+    print(f"\nDecode, {options.batch} requests, whole steps, {len(measured[1])} of each\n\n| | ms |\n|---|---|")
+    print(f"| kernel by kernel | {before:.1f} |\n| recorded | {after:.1f} ({after / before:.2f}) |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", help="Hugging Face folder of the model")
@@ -114,19 +161,8 @@ def main() -> None:
     options = parser.parse_args()
     kernels = TimedKernels(select(getattr(torch, options.dtype)))
     model = load_model(resolve(options.folder), kernels=kernels, dtype=options.dtype)  # type: ignore[arg-type]
-    config = model.config
-    blocks = options.batch * (-(-(options.prompt + 64) // BLOCK_SIZE) + 1) + 8
     keep_freed_memory()
-    caches = [kernels.allocate(blocks, spec) for spec in config.caches]
-    cache = PrefixCache(blocks, BLOCK_SIZE, reuse=False)
-    scheduler = Scheduler(cache, max_num_seqs=options.batch, max_batched_tokens=options.budget)
-    longest = options.prompt + 64
-    worker = ModelWorker(model, caches, kernels, seats=options.batch, longest=longest, budget=options.budget)
-    engine = Engine(scheduler, worker, max_model_len=longest, vocab_size=config.vocab_size)
-    torch.manual_seed(0)
-    for number in range(options.batch):
-        prompt = torch.randint(100, 10_000, (options.prompt,)).tolist()
-        engine.add(Generate(id=str(number), prompt=prompt, params=SamplingParams(temperature=0, max_tokens=33)))
+    engine = make_engine(model, kernels, options)  # type: ignore[arg-type]
     measured = steps(engine, kernels)
     # Of the first steps nearly all tokens are prompts'; later on, more and more requests decode along.
     prefill = measured[1 : max(2, options.batch * options.prompt // options.budget // 3)]
@@ -136,6 +172,7 @@ def main() -> None:
             f"Prefill, {options.budget} tokens", [seconds for _, seconds in prefill], floor(kernels, options.budget, 2)
         )
     table(f"Decode, {options.batch} requests", decode, floor(kernels, options.batch, options.batch))
+    as_served(options)
 
 
 if __name__ == "__main__":

@@ -68,4 +68,4 @@ def _place(tokens: Tensor, batch: AttentionBatch, caches: list[LayerCache]) -> P
         batch.context_lengths,
         caches[0].keys,
     )
-    return (len(tokens), *(each.data_ptr() for each in told))
+    return (len(tokens), batch.block_tables.shape[1], *(each.data_ptr() for each in told))

@@ -18,6 +18,26 @@ _STAYS: Final = 1.0
 """Seconds without it until there is rest."""
 
 
+class _Longest:
+    """The longest of the durations that were noted within a window until now."""
+
+    def __init__(self, window: float) -> None:
+        self._window = window
+        self._kept: deque[tuple[float, float]] = deque()
+        """When, and how long: each longer than all that came after it."""
+
+    def note(self, now: float, duration: float) -> None:
+        while self._kept and self._kept[-1][1] <= duration:
+            self._kept.pop()
+        self._kept.append((now, duration))
+        self.at(now)
+
+    def at(self, now: float) -> float:
+        while self._kept and self._kept[0][0] < now - self._window:
+            self._kept.popleft()
+        return self._kept[0][1] if self._kept else 0.0
+
+
 class LoopLag:
     """Use `run` as a task.
 
@@ -30,20 +50,26 @@ class LoopLag:
         clock: Callable[[], float] = time.monotonic,
         cpu: Callable[[], float] = time.thread_time,
     ) -> None:
-        self._window = window
         self._clock = clock
         self._cpu = cpu
         self._due = float("inf")
-        self._late: deque[tuple[float, float]] = deque()
-        """When, and by how much: within the window, and each more than all that came after it."""
+        self._late, self._computed = _Longest(window), _Longest(window)
 
     @property
     def longest(self) -> float:
         """Seconds; the longest within the window until now. Whoever reads it changes nothing for others."""
         now = self._clock()
-        self._forget(now)
         overdue = max(now - self._due, 0.0)  # what reads this may have its turn before `run` has
-        return max(overdue, self._late[0][1]) if self._late else overdue
+        return max(overdue, self._late.at(now))
+
+    @property
+    def computed(self) -> float:
+        """Seconds of CPU time between two callbacks, the longest within the window.
+
+        What holds the loop up by computing reads as so long, and whatever else was computed within EVERY of it. Where
+        `longest` is much more, the loop had no CPU, or waited where it should not.
+        """
+        return self._computed.at(self._clock())
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -55,20 +81,10 @@ class LoopLag:
                 self._due = seen + pause
                 await asyncio.sleep(pause)
                 before, now, cpu = seen, self._clock(), self._cpu()
-                self._note(now)
+                self._late.note(now, now - self._due)
+                self._computed.note(now, cpu - computed)
                 if cpu - computed > _BUSY * (now - before):
                     busy = now
                 seen, computed = now, cpu
         finally:
             self._due = float("inf")
-
-    def _note(self, now: float) -> None:
-        late = now - self._due
-        while self._late and self._late[-1][1] <= late:
-            self._late.pop()
-        self._late.append((now, late))
-        self._forget(now)
-
-    def _forget(self, now: float) -> None:
-        while self._late and self._late[0][0] < now - self._window:
-            self._late.popleft()

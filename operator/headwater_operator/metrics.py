@@ -34,6 +34,11 @@ class OperatorMetrics:
             "Longest time of the last minute that the operator did nothing else, or had no CPU; at most 10 ms too low, "
             "50 after rest.",
         )
+        self.loop_computing = self._gauge(
+            "loop_computing_seconds",
+            "Longest CPU time of the last minute that the operator took before it looked for what else there is; where "
+            "the lag is much more, it had no CPU.",
+        )
         self.leader = self._gauge("leader", "1 while this operator holds the Lease.")
         self.desired_replicas = self._gauge(
             "desired_replicas", "Replicas that a ModelDeployment should have now.", "namespace", "deployment"

@@ -22,6 +22,7 @@ async def serve_probes(
         metrics.queue_depth.set(loop.waiting)
         metrics.queue_oldest.set(loop.oldest)
         metrics.loop_lag.set(lag.longest)
+        metrics.loop_computing.set(lag.computed)
         # Of a thousand ModelDeployments the page takes a while to write.
         page = await asyncio.to_thread(generate_latest, metrics.registry)
         return web.Response(body=page, headers={"content-type": CONTENT_TYPE_LATEST})

@@ -50,6 +50,23 @@ def test_a_block_of_a_tenth_of_a_second_reads_as_ninety_milliseconds_at_least(af
     assert world.lag.longest >= 0.09 - 1e-9
 
 
+@given(st.floats(0, 0.05), st.floats(EVERY, 5), st.floats(EVERY, 5))
+def test_what_it_computed_is_told_apart_from_want_of_cpu(after: float, computed: float, starved: float) -> None:
+    world = World()
+
+    async def both() -> None:
+        measuring = asyncio.create_task(world.lag.run())
+        await asyncio.sleep(after)
+        world.hold_up(computed)
+        world.loop.hold_up(starved)
+        await asyncio.sleep(3 * EVERY)
+        measuring.cancel()
+
+    run(both(), world.loop)
+    assert world.lag.computed == pytest.approx(computed)
+    assert world.lag.longest >= computed + starved - EVERY - 1e-9
+
+
 def test_a_loop_that_nothing_holds_up_has_no_lag() -> None:
     world = World()
     run(world.block(0.5, 0.0), world.loop)

@@ -23,6 +23,7 @@ class Told:
     waiting: int = 0
     oldest: float = 0.0
     longest: float = 0.0
+    computed: float = 0.0
     stuck_at: str | None = None
     metrics: OperatorMetrics = field(default_factory=OperatorMetrics)
 
@@ -62,8 +63,9 @@ async def test_the_page_says_how_many_wait_and_for_how_long() -> None:
 
 
 async def test_the_lag_is_on_every_page_and_goes_when_it_is_over() -> None:
-    told = Told(longest=0.25)
+    told = Told(longest=0.25, computed=0.03)
     async with serving(told) as client:
+        assert await value(client, "loop_computing_seconds") == 0.03
         assert [await value(client, "loop_lag_seconds") for _ in range(3)] == [0.25] * 3
         told.longest = 0.01
         assert await value(client, "loop_lag_seconds") == 0.01

@@ -158,6 +158,11 @@ class RouterMetrics:
             "Longest time of the last minute that the router did nothing else, or had no CPU; at most 10 ms too low, "
             "50 after rest.",
         )
+        self.loop_computing = self._gauge(
+            "loop_computing_seconds",
+            "Longest CPU time of the last minute that the router took before it looked for what else there is; where "
+            "the lag is much more, it had no CPU.",
+        )
         self.endpoint_ready = self._gauge("endpoint_ready", "1 where an endpoint takes requests.", "endpoint")
         self.endpoint_in_flight = self._gauge(
             "endpoint_in_flight", "Requests sent to an endpoint whose answer has not ended.", "endpoint"

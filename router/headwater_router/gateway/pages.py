@@ -99,6 +99,7 @@ class Pages:
         self.metrics.body_bytes.set(self.bodies.in_flight)
         self.metrics.bodies_waiting.set(self.bodies.waiting)
         self.metrics.loop_lag.set(self.lag.longest)
+        self.metrics.loop_computing.set(self.lag.computed)
         self.metrics.waits.collect(self.dispatcher.room.waiting())
         self.metrics.deployments.collect(self.fleet, self.dispatcher.room.waiting_for, self.dispatcher.spread)
         return generate_latest(self.metrics.registry)

@@ -50,7 +50,7 @@ def nodes(release: None) -> Iterator[None]:
         f"operator.settings.resync_interval={RESYNC}",
         # Lag is also the time without a CPU. The API server is on the same two cores here, and takes what it gets.
         "--set",
-        "operator.resources.requests.cpu=1",
+        "operator.resources.requests.cpu=500m",
     )
     add_nodes(*(f"simulated-{number:03}" for number in range(NODES)))
     yield

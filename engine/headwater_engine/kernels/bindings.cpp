@@ -3,7 +3,8 @@
 // Other Python threads run while a kernel does, if it takes so long that it is worth it: each of them may keep the lock for
 // five milliseconds, so that short kernels would mostly wait for it.
 #include <ATen/Parallel.h>
-#include <torch/extension.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
 
 #include <memory>
 #include <vector>

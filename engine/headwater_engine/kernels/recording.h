@@ -10,7 +10,8 @@
 #pragma once
 
 #include <ATen/EmptyTensor.h>
-#include <torch/extension.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/from_blob.h>
 
 #include <bit>
 #include <functional>

@@ -24,9 +24,9 @@ from headwater.prefix import (
     fold_attachments,
     root_hash,
     text_chain,
-    token_chain,
 )
 from headwater_router.gateway.body import Body
+from headwater_router.index.chains import KnownChains
 from headwater_router.index.folds import KEY_TOKENS
 from headwater_router.index.stored import token_root
 from headwater_router.index.tokenizers import Tokenizer, Tokenizers
@@ -99,6 +99,7 @@ class PromptBuilder:
     def __init__(self, *, session_header: str = "x-session-id", tokenizers: Tokenizers | None = None) -> None:
         self._session_header = session_header.lower().encode()
         self.tokenizers = tokenizers or Tokenizers()
+        self._chains = KnownChains()
         self._bytes_per_token: dict[str, float] = {}
         """By names of models that are served, not by what clients call them."""
 
@@ -123,7 +124,10 @@ class PromptBuilder:
             streamed=body.stream,
             session=self._session(headers),
         )
-        if text.kind == "tokens" and (tokens := _tokens(_given_ids(body.prompt), body, adapter)) is not None:
+        if (
+            text.kind == "tokens"
+            and (tokens := _tokens(_given_ids(body.prompt), body, adapter, self._chains)) is not None
+        ):
             tokens.put_into(prompt)
         return prompt
 
@@ -138,7 +142,7 @@ class PromptBuilder:
         size = sum(map(len, fields.values()))
         if size > MAX_EXACT_BYTES or sum(map(_brackets, fields.values())) > _MAX_BRACKETS:
             return None
-        return self._count(prompt, partial(_rendered, tokenizer, kind, fields, body, adapter), size)
+        return self._count(prompt, partial(_rendered, tokenizer, kind, fields, body, adapter, self._chains), size)
 
     async def _count(self, prompt: Prompt, render: "Callable[[], _Tokens | None]", size: int) -> None:
         if self.tokenizers.has_room(size) and (tokens := await self.tokenizers.run(size, render)) is not None:
@@ -192,13 +196,16 @@ def _root_of(body: Body, model: str, adapter: str, kind: str) -> int:
     return root_hash(model, adapter=adapter, shape=shape, kind=kind)
 
 
-def _rendered(tokenizer: Tokenizer, kind: str, fields: Mapping[str, Raw], body: Body, adapter: str) -> "_Tokens | None":
+def _rendered(
+    tokenizer: Tokenizer, kind: str, fields: Mapping[str, Raw], body: Body, adapter: str, chains: KnownChains
+) -> "_Tokens | None":
     """What the engine makes of these fields of the body; None where that cannot be told. For any thread."""
     try:
         values = {name: msgspec.json.decode(raw) for name, raw in fields.items()}
     except _UNREADABLE:
         return None
-    return _tokens(tokenizer.chat(values) if kind == "chat" else tokenizer.completion(values), body, adapter)
+    ids = tokenizer.chat(values) if kind == "chat" else tokenizer.completion(values)
+    return _tokens(ids, body, adapter, chains)
 
 
 def _brackets(raw: Raw) -> int:
@@ -228,7 +235,7 @@ class _Tokens(NamedTuple):
         prompt.tokens, prompt.token_chain, prompt.token_block_size = self.number, self.chain, KEY_TOKENS
 
 
-def _tokens(ids: "Sequence[int] | None", body: Body, adapter: str) -> _Tokens | None:
+def _tokens(ids: "Sequence[int] | None", body: Body, adapter: str, chains: KnownChains) -> _Tokens | None:
     """None where there are none, or none that KV events could tell of."""
     if not ids or len(body.cache_salt) > MAX_EXACT_BYTES:
         return None
@@ -236,8 +243,6 @@ def _tokens(ids: "Sequence[int] | None", body: Body, adapter: str) -> _Tokens | 
         return None  # SGLang keeps such prompts apart from others, but its KV events do not say which they are.
     try:
         salt = _salt(body.cache_salt) if body.cache_salt else None
-        return _Tokens(
-            len(ids), token_chain(token_root(adapter=adapter, salt=salt or ""), ids[:MAX_TOKENS], KEY_TOKENS)
-        )
+        return _Tokens(len(ids), chains.of(token_root(adapter=adapter, salt=salt or ""), ids[:MAX_TOKENS]))
     except _UNREADABLE:
         return None  # Not token ids after all, or no salt.

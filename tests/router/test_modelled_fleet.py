@@ -145,10 +145,9 @@ def shared_by_groups(rng: random.Random) -> Iterator[Request]:
 GROUPS = Workload("groups of few", shared_by_groups, speeds=(1.0,) * 4)
 
 
-@pytest.mark.parametrize(("loss", "later"), [(0.0, 1.05), (0.1, 1.15)])
-def test_eight_routers_that_talk_are_about_as_good_as_one(loss: float, later: float) -> None:
-    """Of three seeds together, since one of them moves by a point and a tenth of a second. `later`: the goal is 1.05,
-    which with loss is not reached."""
+@pytest.mark.parametrize("loss", [0.0, 0.1])
+def test_eight_routers_that_talk_are_about_as_good_as_one(loss: float) -> None:
+    """Of three seeds together, since one of them moves by a point and a tenth of a second."""
     seeds = (1, 2, 3)
     one, eight = (
         pooled([seen_of(run(GROUPS, routers=n, link=Link(loss), seed=seed)) for seed in seeds]) for n in (1, 8)
@@ -156,7 +155,7 @@ def test_eight_routers_that_talk_are_about_as_good_as_one(loss: float, later: fl
     assert eight.cached >= one.cached - 0.02 > figures_of(run(GROUPS, routers=8)).cached
     assert eight.ttft_p99 is not None
     assert one.ttft_p99 is not None
-    assert eight.ttft_p99 <= later * one.ttft_p99
+    assert eight.ttft_p99 <= 1.05 * one.ttft_p99
 
 
 def test_routers_that_hear_nothing_of_one_another_do_as_routers_that_do_not_talk() -> None:

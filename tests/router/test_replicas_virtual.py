@@ -109,6 +109,21 @@ def test_what_changes_is_told_at_once_and_what_ends_with_it() -> None:
     assert one.others("a") == Others(0, 0, 0)
 
 
+@pytest.mark.parametrize("then", [0, 3])
+def test_a_change_whose_message_was_lost_is_in_the_next_one(then: int) -> None:
+    one, other = Router("one"), Router("other")
+    channel = Channel(one, other)
+    load = other.targets["a"].load
+    load.in_flight = 1
+    channel.run(0.31)
+    load.in_flight = then
+    channel.lost = lambda: True
+    channel.run(STEP)
+    channel.lost = lambda: False
+    channel.run(STEP)
+    assert one.others("a") == Others(then, 0, 0)
+
+
 def test_what_others_queue_at_an_engine_is_one_queue_whose_head_is_what_was_sent_first() -> None:
     routers = [Router(str(number)) for number in range(3)]
     channel = Channel(*routers)

@@ -3,7 +3,7 @@
 Each router tells the prompts that its engines have answered, so that a conversation finds its prefix again through any
 of them; and ten times a second what it has at each engine, and in between where that has changed, so that a burst that
 comes through several of them spreads as if it came through one. Nobody depends on it: what is lost costs a prefill, not
-an answer, so nothing is stored or acknowledged; prompts are told twice.
+an answer, so nothing is stored or acknowledged; prompts are told twice, and so is what changes.
 
 A router that comes late asks the one that has listened longest for what it knows, once, and takes no more than
 `_MOST_RECALLED` blocks of it, the latest first. What it has heard itself meanwhile counts as younger.
@@ -91,6 +91,8 @@ class Replica:
         self._loads_at = float("-inf")
         self._told: dict[str, tuple[str, int, int, int, int]] = {}
         """What was said last of each engine at which there was anything."""
+        self._again: set[str] = set()
+        """Engines of which a change was said in the last message, and is in the next one, too: it may be lost."""
         self._to_repeat: deque[tuple[float, list[Prefix]]] = deque()
         """With the time from when on."""
         self._recall = _Recall()
@@ -121,14 +123,16 @@ class Replica:
         if prefixes:
             self._to_repeat.append((now + _AGAIN, prefixes))
         loads = self._loads(now)
+        changed = {name for name, load in loads.items() if self._has_changed(load)}
         if now - self._loads_at >= _LOADS:
             self._loads_at = now
             items.append(Loads(self._age(now), list(loads.values())))
             self._see_others(self._engines(), now)
             if (asked := self._recall.ask(self._peers.oldest(now), now, self._age(now))) is not None:
                 items.append(Ask(asked))
-        elif changed := [load for name, load in loads.items() if load.counts() != self._told.get(name)]:
-            items.append(Changes(changed))
+        elif to_tell := [load for name, load in loads.items() if name in changed or name in self._again]:
+            items.append(Changes(to_tell))
+        self._again = changed
         self._told = {name: load.counts() for name, load in loads.items() if load.in_flight}
         if (held := self._next_held()) is not None:
             items.append(held)
@@ -188,14 +192,18 @@ class Replica:
         self._prefixes["unknown" if target is None else "received"].inc()
 
     def _loads(self, now: float) -> dict[str, EngineLoad]:
-        """Where there is anything now, or was when it was told last."""
-        told = self._told
+        """Where there is anything now, or was when it was told last, or is to be told once more."""
+        told, again = self._told, self._again
         busy = (
             _engine_load(name, target.load, now)
             for name, target in self._engines()
-            if target.load.in_flight or name in told
+            if target.load.in_flight or name in told or name in again
         )
         return {load.engine: load for load in islice(busy, MOST_ENGINES)}
+
+    def _has_changed(self, load: EngineLoad) -> bool:
+        told = self._told.get(load.engine)
+        return load.counts() != told if told is not None else load.in_flight > 0
 
     def _age(self, now: float) -> float:
         return 0.0 if self._since is None else now - self._since

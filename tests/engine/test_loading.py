@@ -108,6 +108,25 @@ def test_two_machines_have_the_same_model_where_config_and_weights_are_the_same(
     assert len(set(prints)) == 3
 
 
+@pytest.mark.parametrize("there", ["nothing", "a link that leads nowhere", "a folder"])
+def test_who_compares_models_names_the_shard_that_it_lacks(there: str, tmp_path: Path) -> None:
+    folder = make_tiny("llama", tmp_path, shards=2)
+    shard = sorted(folder.glob("model-*.safetensors"))[1]
+    shard.unlink()
+    if there == "a folder":
+        shard.mkdir()
+    elif there != "nothing":
+        shard.symlink_to("nowhere")
+    with pytest.raises(LoadError, match=f"{shard.name} (is missing|cannot be read)"):
+        fingerprint(resolve(str(folder)))
+
+
+def test_a_file_that_no_index_names_is_no_part_of_the_model(tiny: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny, tmp_path / "copy"))
+    (folder / "consolidated.safetensors").symlink_to("nowhere")
+    assert fingerprint(resolve(str(folder))) == fingerprint(resolve(str(tiny)))
+
+
 def test_a_missing_tensor_is_named(altered: Path) -> None:
     rewrite(altered, drop="model.layers.1.mlp.up_proj.weight")
     with pytest.raises(LoadError, match=r"no tensor model\.layers\.1\.mlp\.up_proj\.weight"):

@@ -1,7 +1,6 @@
 """Checkpoints: safetensors files, one or many, and weights that are made up."""
 
 import math
-import os
 import zlib
 from collections import Counter
 from collections.abc import Collection
@@ -14,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from headwater_engine.errors import LoadError
 from headwater_engine.layers.weights import Checkpoint
 from headwater_engine.models.gguf import GGUFFile
-from headwater_engine.models.source import ModelFolder, WeightsKind, is_text_part, read_object
+from headwater_engine.models.source import ModelFolder, WeightsKind, is_text_part, safetensors_files
 from headwater_engine.models.text_part import text_tensors
 from headwater_engine.quantization.stored import StoredWeight
 
@@ -39,12 +38,11 @@ class SafetensorsCheckpoint:
     def __init__(self, folder: Path, *, text_part: bool = False) -> None:
         """`text_part`: only the tensors of that part are there, by the names that they would have by themselves."""
         self._files: dict[str, Any] = {}
-        for name in _file_names(folder):
-            _check_readable(folder / name)
+        for path in safetensors_files(folder):
             try:
-                file = safe_open(folder / name, framework="pt")
+                file = safe_open(path, framework="pt")
             except (SafetensorError, OSError) as error:
-                raise LoadError(f"{folder / name} is damaged or not a safetensors file: {error}") from error
+                raise LoadError(f"{path} is damaged or not a safetensors file: {error}") from error
             self._files.update(dict.fromkeys(file.keys(), file))
         stored = text_tensors(self._files) if text_part else {name: name for name in self._files}
         # Old checkpoints carry the rotary frequencies, which follow from the config.
@@ -68,27 +66,6 @@ class SafetensorsCheckpoint:
             raise LoadError(f"The checkpoint has no tensor {name}.")
         stored = self._stored[name]
         return StoredWeight(self._files[stored].get_tensor(stored))
-
-
-def _check_readable(path: Path) -> None:
-    """Of whatever cannot be opened, safetensors says that it is not there."""
-    try:
-        path.open("rb").close()
-    except FileNotFoundError as error:
-        raise LoadError(f"{path} is missing: the index of shards names it.") from error
-    except OSError as error:
-        raise LoadError(f"{path} cannot be read: {error.strerror} (user {os.geteuid()}).") from error
-
-
-def _file_names(folder: Path) -> list[str]:
-    """Of the one file, or of those that the index of shards names."""
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        return ["model.safetensors"]
-    shards = read_object(index).get("weight_map")
-    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-        raise LoadError(f"{index}: weight_map must be an object, with the name of a file for each tensor.")
-    return sorted(set(shards.values()))
 
 
 class GGUFCheckpoint:

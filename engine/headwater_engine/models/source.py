@@ -198,17 +198,43 @@ def read_config(folder: ModelFolder) -> dict[str, Any]:
 def fingerprint(folder: ModelFolder) -> str:
     """The same on two machines that have the same model: its config, and size and last bytes of each file of weights.
 
-    Raises LoadError or OSError.
+    Raises LoadError.
     """
     said = [json.dumps(read_config(folder), sort_keys=True, default=str).encode()]
-    if folder.path is not None:
-        files = [folder.path] if folder.kind is WeightsKind.GGUF else sorted(folder.path.glob("*.safetensors"))
-        for path in files:
-            with path.open("rb") as file:
-                size = file.seek(0, os.SEEK_END)
-                file.seek(max(0, size - _LAST_BYTES))
-                said += [str(size).encode(), file.read()]
+    for path in _weights(folder):
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _LAST_BYTES))
+            said += [str(size).encode(), file.read()]
     return hashlib.sha256(b"".join(said)).hexdigest()
+
+
+def _weights(folder: ModelFolder) -> list[Path]:
+    """Files. Raises LoadError."""
+    if folder.kind is WeightsKind.RANDOM or folder.path is None:
+        return []
+    return [folder.path] if folder.kind is WeightsKind.GGUF else safetensors_files(folder.path)
+
+
+def safetensors_files(folder: Path) -> list[Path]:
+    """model.safetensors, or the files that the index of shards names, all of which can be opened. Raises LoadError."""
+    index = folder / "model.safetensors.index.json"
+    files = [folder / name for name in _shards(index)] if index.exists() else [folder / "model.safetensors"]
+    for path in files:  # of whatever cannot be opened, safetensors says that it is not there
+        try:
+            path.open("rb").close()
+        except FileNotFoundError as error:
+            raise LoadError(f"{path} is missing: the index of shards names it.") from error
+        except OSError as error:
+            raise LoadError(f"{path} cannot be read: {error.strerror} (user {os.geteuid()}).") from error
+    return files
+
+
+def _shards(index: Path) -> list[str]:
+    shards = read_object(index).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        raise LoadError(f"{index}: weight_map must be an object, with the name of a file for each tensor.")
+    return sorted(set(shards.values()))
 
 
 def is_text_part(folder: ModelFolder) -> bool:

@@ -7,8 +7,11 @@ import sys
 import structlog
 
 
-class _Logger(structlog.PrintLogger):
-    """Loses lines that cannot be written (a full disk, a reader that is gone): the program goes on."""
+class _Logger(structlog.WriteLogger):
+    """Loses lines that cannot be written (a full disk, a reader that is gone): the program goes on.
+
+    Writes each at once with its end: ranks share a stderr, and print() would let another one's line in between.
+    """
 
     def msg(self, message: str) -> None:
         with contextlib.suppress(OSError):

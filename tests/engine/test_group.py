@@ -6,6 +6,7 @@ How soon: test_group_clock.py.
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ import pytest
 from headwater_engine.distributed import group as module
 from headwater_engine.distributed import line
 from headwater_engine.distributed.group import Activity, Group, Peer
+from headwater_engine.distributed.lifeline import VARIABLE
 from headwater_engine.distributed.line import LONGEST, Beat, Cause, End, Failed, Line, decode, encode
 
 PATIENCE: Final = 120  # seconds: a guard
@@ -185,6 +187,21 @@ async def test_an_end_that_is_meant_to_be_leaves_nobody_and_says_nothing(capfd: 
         await group.end("")
         assert all(process.returncode is not None for process in group.processes)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="only Linux has pipes that keep writes apart")
+def test_the_last_line_of_a_rank_is_one_write_so_that_no_other_writes_into_it() -> None:
+    """Also where Python buffers nothing, as in our images."""
+    ours, theirs = socket.socketpair()
+    reader, writer = os.pipe2(os.O_DIRECT)
+    with ours, theirs, os.fdopen(reader, "rb", buffering=0) as lines, os.fdopen(writer, "wb") as stderr:
+        environment = os.environ | {"PYTHONUNBUFFERED": "1", VARIABLE: str(theirs.fileno())}
+        command = [sys.executable, "-c", _RANK, "3", "serves"]
+        with subprocess.Popen(command, stderr=stderr, env=environment, pass_fds=[theirs.fileno()]) as process:
+            ours.sendall(encode(End("Rank 1 is gone.")) + b"\n")
+            assert process.wait(PATIENCE) == 1
+        stderr.close()
+        assert lines.read(4096) == b"rank 3 ends: Rank 1 is gone.\n"
 
 
 def test_whoever_works_or_waits_may_be_silent_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:

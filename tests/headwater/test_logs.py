@@ -24,6 +24,13 @@ except ZeroDivisionError:
 print("went on")
 """
 
+ONE_LINE = """
+import structlog
+from headwater.logs import configure_logging
+configure_logging("info")
+structlog.get_logger().info("a line")
+"""
+
 
 @contextmanager
 def full_disk() -> Iterator[IO[str]]:
@@ -44,3 +51,15 @@ def test_a_log_that_cannot_be_written_ends_no_program(place: Callable[[], Abstra
     with place() as stderr:
         done = subprocess.run([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=stderr, text=True)
     assert (done.stdout, done.returncode) == ("went on\n", 0)
+
+
+@pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="only Linux has pipes that keep writes apart")
+def test_each_line_is_one_write_so_that_no_other_process_writes_into_it() -> None:
+    """Also where Python buffers nothing, as in our images."""
+    reader, writer = os.pipe2(os.O_DIRECT)
+    with os.fdopen(reader, "rb", buffering=0) as lines, os.fdopen(writer, "wb") as stderr:
+        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+        subprocess.run([sys.executable, "-c", ONE_LINE], stderr=stderr, env=environment, check=True)
+        stderr.close()
+        line = lines.read(4096)
+    assert line.startswith(b"{") and line.endswith(b"}\n")

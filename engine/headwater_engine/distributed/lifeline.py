@@ -97,7 +97,8 @@ class Lifeline:
 
     def _end(self, reason: str) -> NoReturn:
         if reason:
-            print(f"rank {self._rank} ends: {reason}", file=sys.stderr, flush=True)
+            sys.stderr.write(f"rank {self._rank} ends: {reason}\n")  # at once, with its end: others write there, too
+            sys.stderr.flush()
         os._exit(1 if reason else 0)
 
 

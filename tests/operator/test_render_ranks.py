@@ -11,7 +11,7 @@ from headwater.backends.base import UnsupportedError
 from headwater.resource import Cache
 from headwater_engine.config import EngineSettings
 from headwater_engine.server import serve as engine_serve
-from headwater_operator.render import Manifest, render, render_group
+from headwater_operator.render import CURRENT_RENDER_VERSION, Manifest, render, render_group
 from headwater_operator.render.versions import pod_template
 from tests.operator.rendering import context, deployment, engine, env_of
 
@@ -19,7 +19,7 @@ GOLDEN = Path(__file__).parent / "golden"
 TWO_GPUS = {"parallelism": {"tensor": 2}, "resources": {"limits": {"nvidia.com/gpu": 2}}}
 
 
-def container(version: int = 3, **spec: Any) -> Manifest:
+def container(version: int = CURRENT_RENDER_VERSION, **spec: Any) -> Manifest:
     wanted = deployment("headwater", **spec)
     group = 0 if wanted.spec.parallelism.nodes > 1 else None
     return engine(pod_template(wanted, context(wanted, version), group))
@@ -59,7 +59,11 @@ def test_a_pod_that_was_given_a_gpu_does_without_only_by_saying_so(resources: An
     assert flag(container(resources=resources)["command"], "--device") == device
 
 
-@pytest.mark.parametrize("file", sorted((GOLDEN / "v3").glob("headwater-*.yaml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file",
+    sorted((GOLDEN / f"v{CURRENT_RENDER_VERSION}").glob("headwater-*.yaml")),
+    ids=lambda file: file.stem,
+)
 def test_our_engine_understands_what_its_pods_start_it_with(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     served: list[EngineSettings] = []
     monkeypatch.setattr(engine_serve, "run", lambda settings: served.append(settings) or 0)

@@ -18,8 +18,6 @@ from headwater_engine.grammar.matcher import Matcher
 PATIENCE: Final = 0.01
 """Seconds that a step waits for masks, at most; they are there as a rule."""
 PATIENCE_WITH_SLOW: Final = 0.001
-
-
 _HERE: Final = 0.003
 """Seconds of a step that the loop may make masks by itself; one more may come to this."""
 
@@ -39,11 +37,11 @@ class MaskMaker:
                 lane.take(own)
 
     def make_now(self, matchers: Sequence[Matcher]) -> None:
-        """They are wanted at once. Those of quick grammars are made here: less work than to have a thread do it."""
+        """They are wanted at once. Most are made here: less work than to have a thread do it."""
         until = time.monotonic() + _HERE
         others = []
         for matcher in matchers:
-            if matcher.cost.quick and time.monotonic() < until:
+            if matcher.cost.for_loop and time.monotonic() < until:
                 matcher.ask()
                 matcher.make()
             else:

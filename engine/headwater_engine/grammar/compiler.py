@@ -31,6 +31,8 @@ _KEPT_BYTES: Final = 256 << 20
 _BASE, _BYTES_A_CHARACTER, _MOST_BYTES_OF_STATES, _BYTES_A_SECOND = 256 << 10, 600, 50 << 20, 120 << 20
 _BYTES_A_REFUSAL: Final = 4096
 """What grammars take, as far as it was measured: by their text, and by the time of masks that built states."""
+_LONG: Final = 4096
+"""Characters of a text, of which one mask may take more than all of them are to have of the loop."""
 _LIMITS: Final = LLParserLimits(
     max_grammar_size=20_000,
     initial_lexer_fuel=500_000,
@@ -47,7 +49,7 @@ class Grammar:
 
     def __init__(self, matcher: LLMatcher, words: int, rows: int, length: int) -> None:
         """`length`: characters of the constraint's text."""
-        self.cost = Cost()
+        self.cost = Cost(long=length > _LONG)
         self._matcher = matcher
         self._words = words
         self._rows = rows
@@ -170,7 +172,8 @@ class Compiler:
         matcher = LLMatcher(tokenizer, text, log_level=0, limits=_LIMITS)
         if matcher.is_error():
             raise GrammarError(short(matcher.get_error()))
-        grammar = Grammar(matcher, -(-tokenizer.vocab_size // 32), self._rows, len(constraint.text))
+        length = len(constraint.text) + len(constraint.lead)
+        grammar = Grammar(matcher, -(-tokenizer.vocab_size // 32), self._rows, length)
         # The first mask is the dearest one, and there is none where no text is of this form.
         first = grammar.begin()
         first.make()

@@ -22,7 +22,7 @@ _MOST_SECONDS: Final = 2.0
 """Of CPU for the masks of one answer: some take 40 ms, most some microseconds."""
 _MOST_FOLLOWING: Final = 0.02, 1e-4
 """Seconds of CPU that the loop, and so everybody, may spend on being told an answer's tokens: altogether, and more for
-each of them. Most take 3 to 15 us."""
+each of them. Most take 3 to 15 us. And as much on looking at tokens, before masks are made for them instead."""
 _SLOW: Final = 5e-3
 """Seconds that a mask may take beside those that others wait for."""
 _PROBATION: Final = 256
@@ -48,15 +48,24 @@ class Cost:
     that would wait for them."""
     grown: float = 0.0
     """Seconds of masks that built states."""
+    long: bool = False
+    """Whether the grammar's text is: then a mask may take long although none did before."""
     broken: bool = False
     """Whether one has come to a limit of llguidance's, which may be of what they share: then none of them gets on."""
     _probation: int = 0
     _masks: int = 0
+    _has_surprised: bool = False
+    """One was slow, although the grammar counted as quick."""
 
     @property
     def quick(self) -> bool:
-        """Whether the loop itself may make its masks: many were made, and none was slow lately."""
+        """Whether tokens may be looked at in place of masks: many were made, and none was slow lately."""
         return self._masks >= _PROVEN and not self._probation
+
+    @property
+    def for_loop(self) -> bool:
+        """Whether the loop itself may make its masks, for which everybody waits."""
+        return self.quick and not self.long and not self._has_surprised
 
     @property
     def slow(self) -> bool:
@@ -65,6 +74,7 @@ class Cost:
 
     def add(self, seconds: float) -> None:
         """One mask took as long."""
+        self._has_surprised |= self.quick and seconds > _SLOW
         self._masks += 1
         self._probation = _PROBATION if seconds > _SLOW else max(0, self._probation - 1)
         if seconds > _GROWING:
@@ -89,6 +99,8 @@ class Matcher:
         """Of CPU that its masks have taken."""
         self.following = 0.0
         """Of the loop's, that telling it tokens has taken."""
+        self.looking = 0.0
+        """Of the loop's, that looking at tokens has taken."""
         self._matcher = matcher
         self._rows = rows
         self._row = np.zeros(words, dtype=np.int32)
@@ -177,9 +189,9 @@ class Matcher:
     def doubted(self) -> bool:
         """Whether the next token's mask should be made before it is drawn, although it could be looked at then.
 
-        Where several were refused in a row, so that little is drawn twice.
+        Where several were refused in a row, so that little is drawn twice; or where looking has taken long.
         """
-        return self._doubted > 0
+        return self._doubted > 0 or self._is_too_long(self.looking)
 
     def allows(self, token: int) -> bool:
         """Whether this token, which was drawn without a mask, may come next: just what the mask would say of it.
@@ -199,6 +211,7 @@ class Matcher:
         # It builds the states that a mask would have built, so it is counted as one.
         took = time.thread_time() - began
         self.seconds += took
+        self.looking += took
         self.cost.add(took)
         if (error := self._found_wrong()) is not None:
             raise error
@@ -242,9 +255,13 @@ class Matcher:
         if self._matcher.is_error():
             self.cost.broken = True
             raise GrammarError(short(self._matcher.get_error()))
-        altogether, each = _MOST_FOLLOWING
-        if self.following > altogether + each * self._told:
+        if self._is_too_long(self.following):
             raise GrammarError("it takes too long to follow which way the answer goes")
+
+    def _is_too_long(self, seconds: float) -> bool:
+        """Of the loop's."""
+        altogether, each = _MOST_FOLLOWING
+        return seconds > altogether + each * self._told
 
 
 def short(error: str) -> str:

@@ -227,6 +227,16 @@ async def test_a_budget_that_cannot_be_kept_is_refused(engine: FakeEngine) -> No
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "thinking_token_budget")
 
 
+async def test_the_budget_of_a_message_is_that_of_its_chat(engine: FakeEngine) -> None:
+    body = CHAT | {"max_tokens": 9, "thinking": {"type": "enabled", "budget_tokens": 5}}
+    async with server(engine, tool_call_parser="harmony") as http:
+        waiting = post(http, "/v1/messages", body)
+        question = await engine.hear_question()
+        await engine.answer(question, "x", FinishReason.STOP)
+        assert (await waiting).status_code == 200
+        assert question.constraint is not None and "[max_tokens=5]" in question.constraint.text
+
+
 async def test_an_excess_of_max_tokens_is_cut_where_the_server_says_so(engine: FakeEngine) -> None:
     async with server(engine, excess_max_tokens="cut") as http:
         waiting = post(http, PATH, CHAT | {"max_tokens": 100_000})

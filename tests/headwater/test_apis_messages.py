@@ -116,7 +116,15 @@ def test_a_conversation_becomes_messages_of_a_chat() -> None:
         ({"stop_sequences": ["a"], "top_k": 5, "temperature": 0.5}, {"stop": ["a"], "top_k": 5, "temperature": 0.5}),
         ({"metadata": {"user_id": "u"}, "service_tier": "auto"}, {"user": "u"}),
         ({"thinking": {"type": "disabled"}}, {"chat_template_kwargs": {"enable_thinking": False}}),
-        ({"thinking": {"type": "enabled", "budget_tokens": 5}}, {"chat_template_kwargs": {"enable_thinking": True}}),
+        ({"thinking": {"type": "enabled"}}, {"chat_template_kwargs": {"enable_thinking": True}}),
+        (
+            {"thinking": {"type": "enabled", "budget_tokens": 5}},
+            {"chat_template_kwargs": {"enable_thinking": True}, "thinking_token_budget": 5},
+        ),
+        (
+            {"thinking": {"type": "enabled", "budget_tokens": 10}},  # max_tokens says that
+            {"chat_template_kwargs": {"enable_thinking": True}},
+        ),
         ({"output_config": {"effort": "low"}}, {"reasoning_effort": "low"}),
         ({"cache_salt": "s"}, {"cache_salt": "s"}),
         (
@@ -162,6 +170,9 @@ def test_tools_and_their_choice(choice: dict[str, Any], chosen: dict[str, Any]) 
         ({"tools": [{}]}, "tools[0].name"),
         ({"tools": [{"name": "f"}], "tool_choice": {"type": "all"}}, "tool_choice.type"),
         ({"thinking": {"type": "much"}}, "thinking.type"),
+        ({"thinking": {"type": "enabled", "budget_tokens": "many"}}, "thinking.budget_tokens"),
+        ({"thinking": {"type": "enabled", "budget_tokens": True}}, "thinking.budget_tokens"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 0}}, "thinking.budget_tokens"),
         ({"mcp_servers": [{"url": "x"}]}, "mcp_servers"),
         ({"stream": "yes"}, "stream"),
         ({"system": 5}, "system"),

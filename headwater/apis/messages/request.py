@@ -159,18 +159,29 @@ def _choice(choice: Json) -> Json:
 
 
 def _thinking(body: Mapping[str, Any]) -> Json:
-    """As a variable that templates of models know which can do both. Its budget is no limit to those who set it, and is
-    left out: `max_tokens` is one."""
+    """As a variable that templates of models know which can do both, and the tokens that it may take."""
     if body.get("thinking") is None:
         return {}
-    kind = an_object(body["thinking"], "thinking").get("type")
+    thinking = an_object(body["thinking"], "thinking")
+    kind = thinking.get("type")
     if kind not in ("enabled", "adaptive", "disabled"):
         raise wrong("thinking.type", "must be enabled, adaptive or disabled", kind)
     if kind == "adaptive":
         return {}
     given = body.get("chat_template_kwargs")
     variables = given if isinstance(given, dict) else {}
-    return {"chat_template_kwargs": {"enable_thinking": kind == "enabled"} | variables}
+    told: Json = {"chat_template_kwargs": {"enable_thinking": kind == "enabled"} | variables}
+    return told | _budget(thinking, body["max_tokens"]) if kind == "enabled" else told
+
+
+def _budget(thinking: Json, most: Any) -> Json:
+    """`most`: tokens that the answer may have. A budget that is no less than that changes nothing."""
+    budget = thinking.get("budget_tokens")
+    if budget is None:
+        return {}
+    if not isinstance(budget, int) or isinstance(budget, bool) or budget < 1:
+        raise wrong("thinking.budget_tokens", "must be a number of tokens, at least 1", budget)
+    return {"thinking_token_budget": budget} if isinstance(most, int) and budget < most else {}
 
 
 def _output(body: Mapping[str, Any]) -> Json:

@@ -67,6 +67,10 @@ def test_a_request_is_written_as_tgi_takes_it(sent: dict[str, Any], taken: dict[
         (CHAT, {"stop": list("abcde")}, "stop"),
         (CHAT, {"stop": "x" * 1000}, "stop"),
         (CHAT, {"logit_bias": {"5": 1}}, "logit_bias"),
+        (CHAT, {"top_k": 5}, "top_k"),
+        (CHAT, {"thinking_token_budget": 5}, "thinking_token_budget"),
+        (CHAT, {"enable_thinking": False}, "enable_thinking"),
+        (COMPLETIONS, {"prompt": "a", "min_tokens": 5}, "min_tokens"),
         (CHAT, {"response_format": {"type": "json_object"}}, "response_format"),
         (COMPLETIONS, {"prompt": "a", "echo": True}, "echo"),
         (COMPLETIONS, {"prompt": "a", "logprobs": 2}, "logprobs"),
@@ -86,6 +90,12 @@ def test_what_tgi_cannot_do_or_would_ignore_is_named(path: str, sent: dict[str, 
 def test_values_that_ask_for_nothing_are_left_out() -> None:
     assert written(COMPLETIONS, prompt=["a", "b"], echo=False, suffix="", n=1.0) == {"prompt": ["a", "b"]}
     assert written("/tokenize", prompt="a", model="m") == {"inputs": "a", "model": "m"}
+
+
+def test_fields_of_others_that_ask_for_nothing_go_to_tgi_which_ignores_them() -> None:
+    fields = {"top_k": -1, "skip_special_tokens": True, "user": "u", "unheard": 1}
+    assert written(CHAT, **fields) == fields
+    assert written(COMPLETIONS, prompt="a", repetition_penalty=1.2) == {"prompt": "a", "repetition_penalty": 1.2}
 
 
 def test_what_is_not_read_is_not_changed() -> None:

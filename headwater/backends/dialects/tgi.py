@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Raw
 
 from headwater.backends.dialects.base import Dialect, Translation, UnsupportedRequestError
+from headwater.backends.dialects.fields import refuse_ignored
 from headwater.backends.dialects.forms import as_regex, put, take_form, unsupported
 from headwater.backends.dialects.stops import StopStrings, stops_in
 from headwater.openai.constraint import Constraint, Kind
@@ -20,6 +21,17 @@ _MOST_STOPS: Final = 4
 _CHAT, _COMPLETIONS, _TOKENIZE = "/v1/chat/completions", "/v1/completions", "/tokenize"
 _OWN: Final = frozenset(("response_format",))
 _NONE: Final[frozenset[Any]] = frozenset()
+_IGNORED: Final = frozenset(
+    ("allowed_token_ids", "bad_words", "ignore_eos", "include_stop_str_in_output", "logits_processors",
+     "logprob_token_ids", "min_p", "min_tokens", "prompt_logprobs", "repetition_detection", "return_token_offsets",
+     "return_tokens_as_token_ids", "skip_special_tokens", "spaces_between_special_tokens", "stop_token_ids",
+     "thinking_token_budget", "top_k", "truncate_prompt_tokens", "use_beam_search", "watermarking")
+)  # fmt: skip
+_IGNORED_IN_CHATS: Final = _IGNORED | frozenset(
+    ("add_generation_prompt", "audio", "chat_template", "chat_template_kwargs", "continue_final_message", "documents",
+     "echo", "enable_thinking", "function_call", "functions", "include_reasoning", "modalities", "reasoning_effort",
+     "repetition_penalty", "verbosity", "web_search_options")
+)  # fmt: skip
 _REASONS: Final = {"stop_sequence": "stop", "eos_token": "stop"}
 _decode: Final = msgspec.json.Decoder().decode
 _encode: Final = msgspec.json.Encoder().encode
@@ -34,6 +46,7 @@ class TGIDialect(Dialect):
         given = {name: raw for name, raw in members.items() if bytes(raw).strip() != b"null"}
         if path == _TOKENIZE:
             return _to_tokenize(given)
+        refuse_ignored(given, _IGNORED_IN_CHATS if path == _CHAT else _IGNORED)
         for name in ("n", "best_of"):
             _only(given, name, 1, "cannot be more than 1 with the server of this model")
         if path == _COMPLETIONS:

@@ -6,11 +6,13 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headwater.backends.dialects.tgi import TGIDialect
-from headwater_router.gateway.translating import LONGEST, StreamTranslator, translated
+from headwater.backends.dialects.vllm import VLLMDialect
+from headwater_router.gateway.events import StreamReader
+from headwater_router.gateway.translating import LONGEST, StreamTranslator, renaming_of, translated
 from tests.router.gateway import gateway
 from tests.router.upstream import JSON, Exchange, upstream
 
@@ -174,3 +176,88 @@ async def test_a_form_goes_to_whoever_can_keep_it_and_else_it_is_said_whose_serv
         error = (await router.post(body(guided_choice=["a", "b"]))).json()["error"]
         assert (error["param"], error["code"]) == ("guided_choice", "not_done_here")
         assert "transformers serve" in error["message"]
+
+
+# What was thought
+
+
+WORDS = 'it has a "reasoning":"and more" in it'
+
+
+def thought(**delta: Any) -> bytes:
+    """An event as vLLM 0.32 writes it."""
+    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None, "token_ids": None}
+    return b"data: " + json.dumps({"id": "1", "choices": [choice]}, separators=(",", ":")).encode() + b"\n\n"
+
+
+BEGIN = thought(role="assistant", content="")
+THOUGHTS = [BEGIN, thought(reasoning="so"), thought(reasoning=WORDS), thought(reasoning=None, content=WORDS)]
+THOUGHTS += [b": comment\n\n", thought(reasoning="", content="!"), thought(content="reasoning"), b"data: [DONE]\n\n"]
+RENAMED = [each.replace(b'{"reasoning":"', b'{"reasoning_content":"') for each in THOUGHTS]
+NOTHING_THOUGHT = [
+    [BEGIN, thought(content=WORDS), thought(reasoning="late"), b"data: [DONE]\n\n"],
+    [BEGIN, thought(reasoning=None, content=WORDS), thought(reasoning="", content="x"), b"data: [DONE]\n\n"],
+    [BEGIN, thought(reasoning="so", reasoning_content="so"), thought(content=WORDS), b"data: [DONE]\n\n"],
+]
+
+
+@given(st.lists(st.integers(0, sum(map(len, THOUGHTS))), max_size=12))
+def test_what_vllm_thought_has_the_name_that_clients_know_however_its_stream_is_cut(cuts: list[int]) -> None:
+    stream = b"".join(THOUGHTS)
+    places = [0, *sorted(cuts), len(stream)]
+    renaming, reader = renaming_of(VLLMDialect(), CHAT), StreamReader(CHAT)
+    assert renaming is not None
+    reader.rename(renaming)
+    said = b"".join(reader.feed(stream[a:b]) for a, b in itertools.pairwise(places)) + reader.end()
+    assert said == b"".join(RENAMED)
+    assert reader.over
+
+
+@settings(max_examples=10, deadline=None)
+@given(cuts=st.lists(st.integers(1, sum(map(len, THOUGHTS)) - 1), max_size=6))
+def test_a_gateway_finds_it_however_the_stream_begins(cuts: list[int]) -> None:
+    assert asyncio.run(told_in_pieces([b"".join(THOUGHTS)], cuts)) == b"".join(RENAMED)
+
+
+@pytest.mark.parametrize("events", NOTHING_THOUGHT)
+def test_a_stream_that_begins_without_a_thought_keeps_its_bytes(events: list[bytes]) -> None:
+    assert asyncio.run(told_in_pieces(events, [200, 300])) == b"".join(events)
+
+
+async def told_in_pieces(events: list[bytes], cuts: list[int]) -> bytes:
+    """What a client gets of vLLM's stream."""
+    stream = b"".join(events)
+    places = [0, *sorted({each for each in cuts if each < len(stream)}), len(stream)]
+
+    async def in_pieces(exchange: Exchange) -> None:
+        await exchange.begin_stream()
+        for start, end in itertools.pairwise(places):
+            await exchange.chunk(stream[start:end])
+            await asyncio.sleep(0.001)
+        await exchange.chunk(b"")
+
+    async with upstream() as engine, gateway(engine, backend="vllm") as router:
+        engine.answer = in_pieces
+        asked = body(stream=True, stream_options={"include_usage": True})
+        return (await router.post(asked)).content
+
+
+@pytest.mark.parametrize("name", ["reasoning", "reasoning_content", "annotations"])
+@pytest.mark.parametrize("value", ["so", "", None])
+async def test_a_whole_answer_is_changed_only_where_something_was_thought(name: str, value: str | None) -> None:
+    message = {"role": "assistant", "content": WORDS, name: value}
+    document = json.dumps({"choices": [{"index": 0, "message": message}]}, separators=(",", ":")).encode()
+    async with upstream() as engine, gateway(engine, backend="vllm") as router:
+        engine.answer = lambda exchange: exchange.whole(document, 200, JSON)
+        answer = await router.post(body())
+    if (name, value) == ("reasoning", "so"):
+        said = answer.json()["choices"][0]["message"]
+        assert said == {"role": "assistant", "content": WORDS, "reasoning_content": "so"}
+    else:
+        assert (answer.content, answer.headers["content-length"]) == (document, str(len(document)))
+
+
+async def test_what_other_servers_thought_keeps_its_bytes() -> None:
+    async with upstream() as engine, gateway(engine, backend="headwater") as router:
+        engine.answer = lambda exchange: exchange.whole(b"".join(THOUGHTS), 200, SSE)
+        assert (await router.post(body(stream=True))).content == b"".join(THOUGHTS)

@@ -40,6 +40,8 @@ class Dialect(ABC):
     """Where it differs."""
     kinds: ClassVar[frozenset[Kind]]
     """Forms of an answer that the server can keep, however they are asked for."""
+    reasoning: ClassVar[str] = "reasoning_content"
+    """The field in which the answer to a chat tells what was thought."""
     in_vllms_words: ClassVar[bool] = False
     """Whether it differs in nothing but how a form is asked for, and in fields that only others have: a request without
     any of these need not be looked at."""

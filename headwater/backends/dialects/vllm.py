@@ -25,6 +25,7 @@ class VLLMDialect(Dialect):
     server = "vLLM"
     paths = frozenset((CHAT, "/v1/completions"))
     kinds = frozenset(Kind)
+    reasoning = "reasoning"
     in_vllms_words = True
 
     def request(self, path: str, members: dict[str, Raw]) -> dict[str, Raw]:

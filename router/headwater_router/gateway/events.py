@@ -11,7 +11,7 @@ from typing import Final
 
 from headwater.backends.dialects import Translation
 from headwater.http.whole_events import SEPARATOR, WholeEvents
-from headwater_router.gateway.translating import StreamTranslator
+from headwater_router.gateway.translating import Renaming, StreamRenamer, StreamTranslator
 from headwater_router.gateway.usage import SEAM, Usage, UsageFinder
 
 _AT_ONCE: Final = 4096
@@ -56,7 +56,7 @@ class StreamReader:
         self._ends = _ENDS.get(path)
         self._finder = UsageFinder()
         self._filter: UsageFilter | None = None
-        self._translator: StreamTranslator | None = None
+        self._translator: StreamTranslator | StreamRenamer | None = None
         self._pieces: list[bytes] = []
         self._size = 0
         """Of these, in bytes."""
@@ -72,6 +72,10 @@ class StreamReader:
     def translate(self, translation: Translation) -> None:
         """From now on, and before anything else is looked for in it."""
         self._translator = StreamTranslator(translation)
+
+    def rename(self, renaming: Renaming) -> None:
+        """As `translate`."""
+        self._translator = StreamRenamer(renaming)
 
     def feed(self, piece: bytes) -> bytes:
         """What the client gets of it now."""

@@ -32,7 +32,7 @@ from headwater_router.gateway.metrics import RouterMetrics
 from headwater_router.gateway.paths import Responses
 from headwater_router.gateway.refusals import LONGEST, Refusal, read_refusal, refusal_of
 from headwater_router.gateway.translating import LONGEST as LONGEST_TRANSLATED
-from headwater_router.gateway.translating import translated_document
+from headwater_router.gateway.translating import LONGEST_RENAMED, renaming_of, translated_document
 from headwater_router.gateway.usage import UsageFinder
 from headwater_router.outcome import Outcome
 from headwater_router.upstream.connection import Connection
@@ -135,7 +135,17 @@ class Forwarder:
 class _Passage:
     """The state of one request."""
 
-    __slots__ = ("_call", "_client", "_head", "_keep_alive", "_passing", "_reader", "_request", "_shared")
+    __slots__ = (
+        "_call",
+        "_client",
+        "_head",
+        "_keep_alive",
+        "_passing",
+        "_reader",
+        "_request",
+        "_rewritten",
+        "_shared",
+    )
 
     def __init__(self, shared: Forwarder, request: Request, client: Answering, call: Call, head: RequestHead) -> None:
         self._shared = shared
@@ -145,6 +155,8 @@ class _Passage:
         self._head = head
         self._passing = False
         """Of an endpoint's answer something has gone to the client."""
+        self._rewritten = False
+        """It gets another length than the endpoint said."""
         self._reader: UsageFinder | StreamReader = UsageFinder()
         """Looks at all that passes of the answer."""
         self._keep_alive: KeepAlive | None = None
@@ -227,12 +239,17 @@ class _Passage:
             self._reader = StreamReader(self._call.path)
             if self._head.translation is not None:
                 self._reader.translate(self._head.translation)
+                self._rewritten = True
             beginning = Beginning(self._call.path)
             kind = beginning.feed(first)
             if kind is Kind.NOTHING:
                 first, kind = await self._until_content(connection, beginning, first)
             if kind in (Kind.NOTHING, Kind.ERROR):
                 return await self._is_none(dispatch, connection, beginning.fault, first)
+            renaming = renaming_of(dispatch.endpoint.backend.dialect, self._call.path)
+            if renaming is not None and renaming.concerns(first):  # Models think first, if at all.
+                self._reader.rename(renaming)
+                self._rewritten = True
         else:
             if self._client.answer_began:
                 raise MalformedAnswerError("it is no stream, and one had begun")
@@ -242,7 +259,7 @@ class _Passage:
                     first = await _beginning_of(connection, first)
                     fault = fault_of(self._call.path, first, whole=connection.exhausted) or fault
                 return await self._is_none(dispatch, connection, fault, first)
-            first = await self._translated(connection, first)
+            first = await self._translated(dispatch, connection, first)
         if self._call.path == "/v1/responses":
             self._shared.responses.learn(first[:_BEGINNING], dispatch.endpoint, self._call.model, self._call.key_name)
         if kind is Kind.CONTENT:
@@ -252,12 +269,20 @@ class _Passage:
         self._end(dispatch, await self._relay_rest(connection, self._reader.feed(first)))
         return True
 
-    async def _translated(self, connection: Connection, first: bytes) -> bytes:
+    async def _translated(self, dispatch: Dispatch, connection: Connection, first: bytes) -> bytes:
         """What an answer that is not streamed begins with; all of it, where it is in a dialect, and not too long."""
-        if self._head.translation is None:
+        if (translation := self._head.translation) is not None:
+            self._rewritten = True
+            first = await _beginning_of(connection, first, LONGEST_TRANSLATED)
+            return translated_document(translation, first) if connection.exhausted else first
+        if (renaming := renaming_of(dispatch.endpoint.backend.dialect, self._call.path)) is None:
             return first
-        first = await _beginning_of(connection, first, LONGEST_TRANSLATED)
-        return translated_document(self._head.translation, first) if connection.exhausted else first
+        # What was thought comes last.
+        first = await _beginning_of(connection, first, LONGEST_RENAMED)
+        if not connection.exhausted or not renaming.concerns(first):
+            return first
+        self._rewritten = True
+        return renaming.of(first)
 
     async def _until_content(self, connection: Connection, beginning: Beginning, held: bytes) -> tuple[bytes, Kind]:
         """What came before the first content, with it, and what that is; NOTHING where the stream ends before."""
@@ -334,7 +359,7 @@ class _Passage:
         headers = self._answer_head(dispatch, connection, longest_wait)
         if self._head.usage_is_ours and (stream := self._stream) is not None:
             stream.hide_usage()
-        if self._head.usage_is_ours or self._head.translation is not None:
+        if self._head.usage_is_ours or self._rewritten:
             headers = [each for each in headers if each[0] != b"content-length"]
         self._client.begin(connection.status, headers)
 
@@ -402,6 +427,8 @@ class _Passage:
 
 async def _beginning_of(connection: Connection, chunk: bytes, most: int = LONGEST) -> bytes:
     """All of an answer that begins so, if it is no longer than that."""
-    while not connection.exhausted and len(chunk) < most:
-        chunk += await connection.read()
-    return chunk
+    pieces, size = [chunk], len(chunk)
+    while not connection.exhausted and size < most:
+        pieces.append(await connection.read())
+        size += len(pieces[-1])
+    return b"".join(pieces)

@@ -1,6 +1,8 @@
 """Requests and answers of servers that speak a dialect of OpenAI's API. All others pass as they come."""
 
+import re
 from collections.abc import Iterable
+from functools import cache
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -12,6 +14,11 @@ from headwater.openai.errors import BadRequestError
 
 LONGEST: Final = 8 * 2**20
 """Bytes of an answer that is translated, of those that are not streamed. Longer ones pass as they come."""
+LONGEST_RENAMED: Final = 2**20
+"""Likewise, of those of which but a name is to be another."""
+_CHAT: Final = "/v1/chat/completions"
+_THOUGHT: Final = Dialect.reasoning
+"""The field in which clients look for what was thought."""
 _members: Final = msgspec.json.Decoder(dict[str, Raw]).decode
 _decode: Final = msgspec.json.Decoder().decode
 _encode: Final = msgspec.json.Encoder().encode
@@ -48,6 +55,50 @@ def translated_document(translation: Translation, body: bytes) -> bytes:
         return _encode(translation.document(_decode(body)))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return body
+
+
+class Renaming:
+    """Of the field in which a server tells what was thought, for answers that have it. No other byte is changed."""
+
+    __slots__ = ("_field", "_told", "_word")
+
+    def __init__(self, name: str) -> None:
+        """`name`: the server's."""
+        self._word = b'"%b"' % name.encode()
+        # Within a text, a quote has a backslash before it. Where there is null, or no text, nothing was thought.
+        self._field = re.compile(self._word + rb'(?=\s*+:\s*+")')
+        self._told = re.compile(self._word + rb'\s*+:\s*+"[^"]')
+
+    def concerns(self, said: bytes) -> bool:
+        """Whether this tells what was thought, and not in the word that clients know as well."""
+        return self._word in said and self._told.search(said) is not None and b'"%b"' % _THOUGHT.encode() not in said
+
+    def of(self, said: bytes) -> bytes:
+        return self._field.sub(b'"%b"' % _THOUGHT.encode(), said) if self._word in said else said
+
+
+def renaming_of(dialect: Dialect | None, path: str) -> Renaming | None:
+    """None: what is thought has the name that clients know."""
+    return _renaming(dialect.reasoning) if dialect is not None and path == _CHAT else None
+
+
+@cache
+def _renaming(name: str) -> Renaming | None:
+    return Renaming(name) if name != _THOUGHT else None
+
+
+class StreamRenamer(WholeEvents):
+    __slots__ = ("_renaming",)
+
+    def __init__(self, renaming: Renaming) -> None:
+        super().__init__()
+        self._renaming = renaming
+
+    def passed(self, events: bytes) -> bytes:
+        return self._renaming.of(events)
+
+    def end(self) -> bytes:
+        return self._renaming.of(super().end())
 
 
 class StreamTranslator(WholeEvents):

@@ -9,7 +9,7 @@ import pytest
 from headwater.openai.constraint import Constraint, Kind
 from headwater_engine.grammar.ahead import MaskMaker
 from headwater_engine.grammar.compiler import Compiler
-from headwater_engine.grammar.matcher import Cost, Matcher
+from headwater_engine.grammar.matcher import Cost, GrammarError, Matcher
 from headwater_engine.models.tokenizer import BYTE_LEVEL_EOS, byte_level_tokenizer
 
 PROVEN, PROBATION = 16, 256
@@ -38,6 +38,7 @@ class Counted:
         return []
 
     def consume_token(self, token: int) -> bool:
+        self.now += self.takes
         return True
 
     def is_error(self) -> bool:
@@ -65,6 +66,7 @@ def made_by_loop(maker: MaskMaker, counted: Counted, cost: Cost, masks: list[flo
         counted.takes = seconds
         maker.make_now([matcher])
         matcher.wait(300)
+        counted.takes = 0.0
         matcher.advance(0)
     made, counted.makers = [each == threading.get_ident() for each in counted.makers], []
     return made
@@ -104,7 +106,7 @@ def test_a_text_is_long_from_4_kib_on() -> None:
 
 
 def test_an_answer_whose_tokens_take_long_to_look_at_gets_masks_instead(counted: Counted) -> None:
-    """Each of them less than what makes a grammar slow. Looking is the loop's, and an answer has 20 ms of it."""
+    """Each of them less than what makes a grammar slow. Looking is the loop's, and an answer has 50 ms of it."""
     matcher = Matcher(counted, Cost(), 1, 32)  # type: ignore[arg-type]
     matcher.advance(0)
     counted.takes = 0.004
@@ -113,4 +115,17 @@ def test_an_answer_whose_tokens_take_long_to_look_at_gets_masks_instead(counted:
         assert matcher.allows(0)
         matcher.advance(0)
         looked += 1
-    assert looked == 6
+    assert looked == 15
+
+
+def test_an_answer_is_followed_on_a_machine_that_is_ten_times_as_slow_and_not_on_a_hundred(counted: Counted) -> None:
+    """15 us a token are usual. A loaded machine must not make a refusal of what is right."""
+    slow, far_too_slow = (Matcher(counted, Cost(), 1, 32) for _ in range(2))  # type: ignore[arg-type]
+    counted.takes = 0.00015
+    for _ in range(2000):
+        slow.forced()
+        slow.advance(0)
+    counted.takes = 0.0015
+    with pytest.raises(GrammarError, match="too long to follow"):
+        for _ in range(2000):
+            far_too_slow.advance(0)

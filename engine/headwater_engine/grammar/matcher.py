@@ -20,9 +20,10 @@ log = structlog.get_logger(__name__)
 
 _MOST_SECONDS: Final = 2.0
 """Of CPU for the masks of one answer: some take 40 ms, most some microseconds."""
-_MOST_FOLLOWING: Final = 0.02, 1e-4
+_MOST_FOLLOWING: Final = 0.05, 5e-4
 """Seconds of CPU that the loop, and so everybody, may spend on being told an answer's tokens: altogether, and more for
-each of them. Most take 3 to 15 us. And as much on looking at tokens, before masks are made for them instead."""
+each of them. Most take 3 to 15 us, and where others have the caches and half of the clock, ten times that. And as much
+on looking at tokens, before masks are made for them instead."""
 _SLOW: Final = 5e-3
 """Seconds that a mask may take beside those that others wait for."""
 _PROBATION: Final = 256

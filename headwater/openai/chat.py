@@ -1,6 +1,6 @@
 """/v1/chat/completions: a conversation in, the next message out."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from msgspec import UNSET, Struct, UnsetType
 from pydantic import Field, PlainValidator, ValidationInfo, field_validator, model_validator
@@ -66,10 +66,16 @@ class Message(RequestModel):
         return value
 
 
+_MOST_TOOLS: Final = 1024
+"""A hundred bytes that name one become a rule of a grammar, a text of the prompt and a parser."""
+
+
 def _read_tools(value: Any) -> list[dict[str, Any]]:
     """As they came, for the template: it writes their members in the order in which they are."""
     if not isinstance(value, list):
         raise ValueError(f"must be a list of functions, found {found(value)}")
+    if len(value) > _MOST_TOOLS:
+        raise ValueError(f"must be at most {_MOST_TOOLS} functions, found {len(value)}")
     for i, tool in enumerate(value):
         if isinstance(tool, dict) and tool.get("type", "function") != "function":
             raise ValueError(f"tool {i} is of type {found(tool['type'])}; only functions are called")

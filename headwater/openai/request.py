@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -64,9 +64,15 @@ def one_as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+MOST_TOKENS_NAMED: Final = 4096
+"""Tokens that a request may name one by one, of those that each step of an engine looks at, for all who are in it."""
+
+
 def _read_logit_bias(value: Any) -> dict[int, float]:
     if not isinstance(value, dict):
         raise ValueError(f"must be an object of token ids and biases, found {found(value)}")
+    if len(value) > MOST_TOKENS_NAMED:
+        raise ValueError(f"must have at most {MOST_TOKENS_NAMED} tokens, found {len(value)}")
     biases: dict[int, float] = {}
     for key, bias in value.items():
         token = str(key)
@@ -127,7 +133,7 @@ class SamplingRequest(Sampling):
     logit_bias: Annotated[dict[int, float], PlainValidator(_read_logit_bias)] = {}
     stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(one_as_list), Field(max_length=16)] = []
     """Always a list, also where the client sent one string."""
-    stop_token_ids: list[TokenId] = []
+    stop_token_ids: list[TokenId] = Field([], max_length=MOST_TOKENS_NAMED)
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     allowed_token_ids: list[TokenId] | None = Field(None, min_length=1)

@@ -131,6 +131,8 @@ def test_tools_and_formats_pass_as_raw_data():
         ({"logit_bias": {"a": 1}}, "logit_bias", 'its keys must be token ids as strings, found "a"'),
         ({"logit_bias": {"²": 1}}, "logit_bias", "its keys must be token ids"),
         ({"logit_bias": {"1": 101}}, "logit_bias", "from -100 to 100, found 101 for token 1"),
+        ({"logit_bias": {str(n): 1 for n in range(4097)}}, "logit_bias", "must have at most 4096 tokens, found 4097"),
+        ({"stop_token_ids": [7] * 4097}, "stop_token_ids", "at most 4096"),
         ({"stop": ""}, "stop[0]", "at least 1 character"),
         ({"stop": 1}, "stop", "must be a list"),
         ({"stop": ["x"] * 17}, "stop", "at most 16 elements"),
@@ -178,6 +180,11 @@ def test_a_wrong_field_is_named(parse, fields, param, message):
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),
         ({"max_completion_tokens": 2, "min_tokens": 3}, "max_completion_tokens", "at least `min_tokens`, which is 3"),
         ({"tools": {}}, "tools", "must be a list of functions"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f"}}] * 1025},
+            "tools",
+            "must be at most 1024 functions, found 1025",
+        ),
         ({"add_generation_prompt": True, "continue_final_message": True}, "add_generation_prompt", "cannot be true"),
     ],
 )

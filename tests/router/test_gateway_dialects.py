@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from headwater.backends.dialects.tgi import TGIDialect
 from headwater.backends.dialects.vllm import VLLMDialect
 from headwater_router.gateway.events import StreamReader
-from headwater_router.gateway.translating import LONGEST, StreamTranslator, renaming_of, translated
+from headwater_router.gateway.translating import LONGEST, StreamRewriter, renaming_of, translated, translated_events
 from tests.router.gateway import gateway
 from tests.router.upstream import JSON, Exchange, upstream
 
@@ -139,8 +140,8 @@ STREAM = b": a comment\n\n" + event("a") + event("b.") + b"\r\n\r\nevent: x\ndat
 def test_it_does_not_matter_where_a_stream_is_cut(cuts: list[int]) -> None:
     def through(pieces: list[bytes]) -> bytes:
         done = translated(TGIDialect(), CHAT, body(stop="."), "m", "1")
-        assert done is not None
-        translator = StreamTranslator(done.translation)
+        assert done is not None and done.translation is not None
+        translator = StreamRewriter(partial(translated_events, done.translation))
         return b"".join(map(translator.feed, pieces)) + translator.end()
 
     places = sorted({0, *cuts, len(STREAM)})
@@ -207,7 +208,7 @@ def test_what_vllm_thought_has_the_name_that_clients_know_however_its_stream_is_
     places = [0, *sorted(cuts), len(stream)]
     renaming, reader = renaming_of(VLLMDialect(), CHAT), StreamReader(CHAT)
     assert renaming is not None
-    reader.rename(renaming)
+    reader.rewrite(renaming.of)
     said = b"".join(reader.feed(stream[a:b]) for a, b in itertools.pairwise(places)) + reader.end()
     assert said == b"".join(RENAMED)
     assert reader.over

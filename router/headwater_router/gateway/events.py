@@ -6,12 +6,11 @@ backslash before it, and no line ends.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
-from headwater.backends.dialects import Translation
 from headwater.http.whole_events import SEPARATOR, WholeEvents
-from headwater_router.gateway.translating import Renaming, StreamRenamer, StreamTranslator
+from headwater_router.gateway.translating import StreamRewriter
 from headwater_router.gateway.usage import SEAM, Usage, UsageFinder
 
 _AT_ONCE: Final = 4096
@@ -45,10 +44,10 @@ class StreamReader:
         "_finished",
         "_over",
         "_pieces",
+        "_rewriter",
         "_seam",
         "_size",
         "_told_error",
-        "_translator",
     )
 
     def __init__(self, path: str = "") -> None:
@@ -56,7 +55,7 @@ class StreamReader:
         self._ends = _ENDS.get(path)
         self._finder = UsageFinder()
         self._filter: UsageFilter | None = None
-        self._translator: StreamTranslator | StreamRenamer | None = None
+        self._rewriter: StreamRewriter | None = None
         self._pieces: list[bytes] = []
         self._size = 0
         """Of these, in bytes."""
@@ -69,18 +68,15 @@ class StreamReader:
         """From now on the event with nothing but the usage is for us alone."""
         self._filter = UsageFilter()
 
-    def translate(self, translation: Translation) -> None:
-        """From now on, and before anything else is looked for in it."""
-        self._translator = StreamTranslator(translation)
-
-    def rename(self, renaming: Renaming) -> None:
-        """As `translate`."""
-        self._translator = StreamRenamer(renaming)
+    def rewrite(self, rewrite: Callable[[bytes], bytes]) -> None:
+        """Whole events, from now on, and before anything else is looked for in them. In one way only."""
+        assert self._rewriter is None
+        self._rewriter = StreamRewriter(rewrite)
 
     def feed(self, piece: bytes) -> bytes:
         """What the client gets of it now."""
-        if self._translator is not None:
-            piece = self._translator.feed(piece)
+        if self._rewriter is not None:
+            piece = self._rewriter.feed(piece)
         self._pieces.append(piece)
         self._size += len(piece)
         if self._size > _AT_ONCE:
@@ -94,9 +90,9 @@ class StreamReader:
     def end(self) -> bytes:
         """Nothing more comes: what was held back."""
         rest = b""
-        if self._translator is not None:
-            translator, self._translator = self._translator, None
-            rest = self.feed(translator.end())
+        if self._rewriter is not None:
+            rewriter, self._rewriter = self._rewriter, None
+            rest = self.feed(rewriter.end())
         return rest if self._filter is None else rest + self._filter.end()
 
     @property

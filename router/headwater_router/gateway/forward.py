@@ -8,6 +8,7 @@ our own, so another endpoint can still be asked.
 import asyncio
 import math
 import time
+from functools import partial
 from typing import Final
 
 import structlog
@@ -32,7 +33,7 @@ from headwater_router.gateway.metrics import RouterMetrics
 from headwater_router.gateway.paths import Responses
 from headwater_router.gateway.refusals import LONGEST, Refusal, read_refusal, refusal_of
 from headwater_router.gateway.translating import LONGEST as LONGEST_TRANSLATED
-from headwater_router.gateway.translating import LONGEST_RENAMED, renaming_of, translated_document
+from headwater_router.gateway.translating import LONGEST_RENAMED, renaming_of, translated_document, translated_events
 from headwater_router.gateway.usage import UsageFinder
 from headwater_router.outcome import Outcome
 from headwater_router.upstream.connection import Connection
@@ -238,7 +239,7 @@ class _Passage:
         if is_stream(connection.headers):
             self._reader = StreamReader(self._call.path)
             if self._head.translation is not None:
-                self._reader.translate(self._head.translation)
+                self._reader.rewrite(partial(translated_events, self._head.translation))
                 self._rewritten = True
             beginning = Beginning(self._call.path)
             kind = beginning.feed(first)
@@ -247,8 +248,9 @@ class _Passage:
             if kind in (Kind.NOTHING, Kind.ERROR):
                 return await self._is_none(dispatch, connection, beginning.fault, first)
             renaming = renaming_of(dispatch.endpoint.backend.dialect, self._call.path)
-            if renaming is not None and renaming.concerns(first):  # Models think first, if at all.
-                self._reader.rename(renaming)
+            # Models think first, if at all. What is translated has our names already.
+            if not self._rewritten and renaming is not None and renaming.concerns(first):
+                self._reader.rewrite(renaming.of)
                 self._rewritten = True
         else:
             if self._client.answer_began:

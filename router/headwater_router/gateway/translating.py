@@ -1,7 +1,7 @@
 """Requests and answers of servers that speak a dialect of OpenAI's API. All others pass as they come."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any, Final, NamedTuple
 
@@ -87,45 +87,38 @@ def _renaming(name: str) -> Renaming | None:
     return Renaming(name) if name != _THOUGHT else None
 
 
-class StreamRenamer(WholeEvents):
-    __slots__ = ("_renaming",)
+class StreamRewriter(WholeEvents):
+    """Of whole events, and of what comes behind them in the end."""
 
-    def __init__(self, renaming: Renaming) -> None:
+    __slots__ = ("_rewrite",)
+
+    def __init__(self, rewrite: Callable[[bytes], bytes]) -> None:
         super().__init__()
-        self._renaming = renaming
+        self._rewrite = rewrite
 
     def passed(self, events: bytes) -> bytes:
-        return self._renaming.of(events)
+        return self._rewrite(events)
 
     def end(self) -> bytes:
-        return self._renaming.of(super().end())
+        return self._rewrite(super().end())
 
 
-class StreamTranslator(WholeEvents):
-    __slots__ = ("_translation",)
+def translated_events(translation: Translation, events: bytes) -> bytes:
+    return b"".join(_event(translation, each) for each in SEPARATOR.split(events))
 
-    def __init__(self, translation: Translation) -> None:
-        super().__init__()
-        self._translation = translation
 
-    def passed(self, events: bytes) -> bytes:
-        return b"".join(map(self._event, SEPARATOR.split(events)))
-
-    def end(self) -> bytes:
-        return self._event(super().end())
-
-    def _event(self, event: bytes) -> bytes:
-        data = event.strip()
-        if not data.startswith(b"data:"):
-            return event
-        data = data[5:].strip()
-        if data == b"[DONE]":
-            return _written(self._translation.end()) + event
-        try:
-            said = _decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return event
-        return _written(self._translation.event(said)) if isinstance(said, dict) else event
+def _event(translation: Translation, event: bytes) -> bytes:
+    data = event.strip()
+    if not data.startswith(b"data:"):
+        return event
+    data = data[5:].strip()
+    if data == b"[DONE]":
+        return _written(translation.end()) + event
+    try:
+        said = _decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return event
+    return _written(translation.event(said)) if isinstance(said, dict) else event
 
 
 def _written(events: Iterable[dict[str, Any]]) -> bytes:

@@ -15,7 +15,7 @@ from headwater_engine.kernels.recording import NotRecordableError
 from headwater_engine.models.loading import Model, load_model
 from headwater_engine.models.source import resolve
 from headwater_engine.quantization.stored import StoredWeight
-from headwater_engine.worker.recorded import RecordedModel
+from headwater_engine.worker.recorded import MOST_ROWS, RecordedModel
 from tests.engine.batches import random as numbers
 from tests.engine.greedy import greedy_answers, make_engine
 from tests.engine.tiny import FAMILIES, make_tiny
@@ -27,16 +27,16 @@ IN_KERNELS = {"llama", "mistral", "qwen2", "qwen3"}
 
 
 class Counting:
-    """A model that counts the steps which it really runs."""
+    """A model that counts the steps of few tokens which it really runs."""
 
     def __init__(self, model: Model, behind: Callable[[Tensor], Tensor] = lambda hidden: hidden) -> None:
         self.config, self.reach, self.logits, self.recordable = model.config, model.reach, model.logits, True
-        self._model, self._behind, self.decodes = model, behind, 0
+        self._model, self._behind, self.small = model, behind, 0
 
     def forward(
         self, tokens: Tensor, batch: AttentionBatch, caches: list[LayerCache], rows: Tensor | None = None
     ) -> Tensor:
-        self.decodes += batch.longest_query == 1 and rows is None
+        self.small += len(tokens) <= MOST_ROWS
         return self._behind(self._model.forward(tokens, batch, caches, rows))
 
 
@@ -62,10 +62,10 @@ def test_answers_are_those_of_the_model_itself(family: str, blocks: int, tmp_pat
     recorded = RecordedModel(counting, KERNELS.recorder())
     engine, plain = engine_of(recorded, KERNELS, blocks), engine_of(alone, KERNELS, blocks)
     for seed in range(2):  # in the second round all that is there was recorded in the first
-        before = alone.decodes, counting.decodes
+        before = alone.small, counting.small
         prompts = make_prompts(seed)
         assert greedy_answers(engine, prompts, NEW_TOKENS) == greedy_answers(plain, prompts, NEW_TOKENS)
-    steps, run = alone.decodes - before[0], counting.decodes - before[1]
+    steps, run = alone.small - before[0], counting.small - before[1]
     assert run < steps / 2 if family in IN_KERNELS else run == steps
     assert blocks == 80 or engine.stats().preemptions > 0
 
@@ -80,6 +80,18 @@ def test_answers_of_bfloat16_are_the_same_bit_by_bit(tmp_path: Path) -> None:
     assert greedy_answers(engine_of(recorded, kernels), prompts, NEW_TOKENS) == expected
 
 
+def test_a_step_in_which_sequences_have_several_tokens_runs_as_it_was_recorded(tmp_path: Path) -> None:
+    """As those of a form have, and the ends of prompts. In the first round prompts are whole, later they are found."""
+    counting = Counting(load_model(resolve(str(make_tiny("llama", tmp_path))), kernels=KERNELS))
+    engine = engine_of(RecordedModel(counting, KERNELS.recorder()), KERNELS)
+    answers = []
+    for _ in range(3):
+        before, prompts = counting.small, [[7] * 9, [8] * 3, [9] * 20]
+        answers.append(greedy_answers(engine, prompts, 3))
+    assert counting.small == before
+    assert answers[0] == answers[1] == answers[2]
+
+
 def test_a_model_that_computes_with_more_than_kernels_is_found_out(tmp_path: Path) -> None:
     """Else the last layer's output would be doubled once, in the step that is recorded, and never again."""
     model = load_model(resolve(str(make_tiny("llama", tmp_path))), kernels=KERNELS)
@@ -88,7 +100,7 @@ def test_a_model_that_computes_with_more_than_kernels_is_found_out(tmp_path: Pat
     expected = greedy_answers(engine_of(doubled, KERNELS), prompts, NEW_TOKENS)
     found_out = RecordedModel(recorded, KERNELS.recorder())
     assert greedy_answers(engine_of(found_out, KERNELS), prompts, NEW_TOKENS) == expected
-    assert recorded.decodes == doubled.decodes + 1
+    assert recorded.small == doubled.small + 1
 
 
 def test_what_is_still_needed_is_not_written_over() -> None:

@@ -7,12 +7,14 @@ of records of the form, which the model then goes on with. Several engines share
 the same prompts and a KV cache of its own; they take turns of five steps, in another order each time, so that a machine
 that is slower for a while is slower for all. A turn ends when its threads have no mask left to make, so that none is
 made in another's time. Steps are compared without jumps, so that all compute 32 tokens: medians of the turns, and what
-a turn takes beside the one without grammars that was next to it. Then 32 constrained requests are answered from their
+a turn takes beside the one without grammars that was next to it. With jumps, as engines serve, steps give more tokens
+and take longer, so that what counts is the time for 32 of them. Then 32 constrained requests are answered from their
 prompts to their ends with jumps and without, in turns, and it is counted how many answers are the same. Prints
 Markdown.
 """
 
 import argparse
+import gc
 import json
 import random
 import statistics
@@ -28,18 +30,28 @@ from headwater_engine.core.engine import Engine
 from headwater_engine.core.messages import Generate, Tokenizer
 from headwater_engine.core.scheduler import Scheduler
 from headwater_engine.kernels import select
-from headwater_engine.kernels.interface import BLOCK_SIZE, Kernels
+from headwater_engine.kernels.cpu import CppKernels
+from headwater_engine.kernels.interface import BLOCK_SIZE
 from headwater_engine.models.generation import load_generation_config
 from headwater_engine.models.loading import Model, load_model
 from headwater_engine.models.source import resolve
 from headwater_engine.models.tokenizer import load_tokenizer
 from headwater_engine.sampling.params import SamplingParams
 from headwater_engine.worker.memory import keep_freed_memory
+from headwater_engine.worker.recorded import RecordedModel
 from headwater_engine.worker.worker import ModelWorker
 
 ROWS = 32
-CONSTRAINED = {"0": 0, "0, another engine": 0, "8": 8, "32": 32}
-"""Rows. Two engines without grammars show by how much two of a kind differ: their caches lie elsewhere in memory."""
+CONSTRAINED = {
+    "0": (0, False),
+    "0, another engine": (0, False),
+    "8": (8, False),
+    "32": (32, False),
+    "8, with jumps": (8, True),
+    "32, with jumps": (32, True),
+}
+"""Rows, and whether there are jumps. Two engines without grammars show by how much two of a kind differ: their caches
+lie elsewhere in memory."""
 PROMPT = 256
 """Tokens."""
 ASKED: dict[str, dict[str, float]] = {
@@ -93,8 +105,10 @@ class Bench:
     def __init__(self, folder: str, dtype: str, longest: int, *, examples: bool = False) -> None:
         source = resolve(folder)
         tokenizer = load_tokenizer(source)
-        self._kernels: Kernels = select(getattr(torch, dtype))
-        self._model: Model = load_model(source, kernels=self._kernels, dtype=dtype)  # type: ignore[arg-type]
+        self._kernels = select(getattr(torch, dtype))
+        assert isinstance(self._kernels, CppKernels)
+        model = load_model(source, kernels=self._kernels, dtype=dtype)  # type: ignore[arg-type]
+        self._model: Model = RecordedModel(model, self._kernels.recorder())
         ends = tuple(load_generation_config(source)["eos_token_id"])
         self._tokenizer = Tokenizer(tokenizer.backend_tokenizer.to_str(), ends)
         self._longest = longest
@@ -155,33 +169,34 @@ class Run(NamedTuple):
 
 
 def take_turns(bench: Bench, asked: Mapping[str, float], steps: int) -> dict[str, list[float]]:
-    """Seconds of a step in each turn, by how many rows are constrained."""
-    engines = {name: bench.engine(jumps=False) for name in CONSTRAINED}
+    """Seconds for ROWS tokens in each turn, by how many rows are constrained."""
+    engines = {name: bench.engine(jumps=jumps) for name, (_, jumps) in CONSTRAINED.items()}
     for name, engine in engines.items():
-        bench.begin(engine, CONSTRAINED[name], asked)
+        bench.begin(engine, CONSTRAINED[name][0], asked)
     taken: dict[str, list[float]] = {name: [] for name in CONSTRAINED}
     order = random.Random(0)
     for _ in range(steps // TURN):
         for name in order.sample(list(CONSTRAINED), len(CONSTRAINED)):
-            taken[name].append(take_turn(engines[name]) / TURN)
+            taken[name].append(take_turn(engines[name]))
     for engine in engines.values():
         engine.close()
     return taken
 
 
 def take_turn(engine: Engine) -> float:
+    """Seconds for ROWS tokens."""
     begun = time.perf_counter()
-    left = TURN * ROWS
-    while left > 0:  # a token whose mask was late comes a step later
+    tokens = 0
+    while tokens < TURN * ROWS:  # a token whose mask was late comes a step later
         outputs = engine.step()
-        left -= len(outputs)
+        tokens += sum(len(output.tokens) for output in outputs)
         assert not any(output.finish_reason for output in outputs), [
             output for output in outputs if output.finish_reason
         ]
     for request in engine.scheduler.running:
         if request.matcher is not None:
             request.matcher.wait(60)
-    return time.perf_counter() - begun
+    return (time.perf_counter() - begun) / tokens * ROWS
 
 
 def compare_jumps(bench: Bench, asked: Mapping[str, float], rounds: int) -> Iterator[tuple[Run, Run]]:
@@ -209,7 +224,9 @@ def main() -> None:
     # Each engine's prompts take one token the longer the later its turn to begin: none may come to its end.
     longest = max(PROMPT + 2 * ROWS + options.steps, 1024)
     bench = Bench(options.folder, options.dtype, longest, examples=options.examples)
-    print("| asked | constrained of 32 | ms a step | least | beside 0 constrained |\n|---|---|---|---|---|")
+    gc.collect()
+    gc.freeze()  # as the engine's process does
+    print("| asked | constrained of 32 | ms for 32 tokens | least | beside 0 constrained |\n|---|---|---|---|---|")
     for name, asked in ASKED.items():
         taken = take_turns(bench, asked, options.steps)
         for constrained, seconds in taken.items():

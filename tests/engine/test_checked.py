@@ -64,8 +64,9 @@ def drawn_both_ways(
     own, words = logits.clone(), torch.empty((WORDS, len(seats)), dtype=torch.int32)
     rows.pack(seats, words.numpy())
     numbers = numbers_of(words)
-    tokens = kernels.sample(own, rows.batch(seats, numbers, frozenset(seats)))
-    silent = draw_again(kernels, rows, own, numbers, seats, tokens, Judge(frozenset(seats), judge.look))
+    batch = rows.batch(seats, numbers, frozenset(seats))
+    tokens = kernels.sample(own, batch)
+    silent = draw_again(kernels, rows, own, batch, numbers, seats, tokens, Judge(frozenset(seats), judge.look))
     assert not silent
     return with_masks, tokens.tolist(), judge.refused
 

@@ -1,16 +1,18 @@
 """The C++ kernel that samples gives the tokens of the reference; and the reference keeps what it should."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from headwater_engine.kernels import reference_sampling
 from headwater_engine.kernels.cpu import CppKernels, Products
-from headwater_engine.kernels.interface import WEIGHT_ONE
+from headwater_engine.kernels.interface import WEIGHT_ONE, Kernels
 from headwater_engine.sampling.noise import noise_keys
 from headwater_engine.sampling.params import SamplingParams
 from tests.engine.sampling_case import (
@@ -42,6 +44,37 @@ def test_the_c_kernel_gives_the_references_tokens(
 ) -> None:
     """Also where it says that there is none without a mask."""
     assert_as_the_reference(CPP, made_up(kind, len(asked), vocabulary, seed), asked, seen, unmasked)
+
+
+@settings(max_examples=100)
+@given(
+    st.sampled_from([CPP, REFERENCE]),
+    st.sampled_from(["normal", "ties", "broken"]),
+    st.sampled_from([7, 65, 500]),
+    asked_of_a_batch,
+    st.integers(0, 99),
+    st.data(),
+)
+def test_rows_that_are_drawn_alone_become_what_they_become_among_others(
+    kernels: Kernels, kind: str, vocabulary: int, asked: list[SamplingParams], seed: int, data: st.DataObject
+) -> None:
+    plain = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0, "min_tokens": 0}
+    asked = [structs.replace(each, logit_bias={}, **plain) for each in asked]
+    only = data.draw(st.lists(st.sampled_from(range(len(asked))), unique=True))
+    logits, batch = made_up(kind, len(asked), vocabulary, seed), batch_of(kernels, vocabulary, asked, [])
+    expected = kernels.sample(logits.clone(), batch)[only].tolist()
+    changed = logits.clone()
+    found = kernels.sample(changed, replace(batch, only=torch.tensor(only, dtype=torch.long)))
+    assert found.tolist() == expected
+    others = [row for row in range(len(asked)) if row not in only]
+    assert torch.equal(changed[others].view(torch.int32), logits[others].view(torch.int32))
+
+
+def test_a_row_that_there_is_not_is_refused() -> None:
+    batch = batch_of(CPP, 8, [params()], [])
+    for row in (-1, 1):
+        with pytest.raises(RuntimeError, match="no such row"):
+            CPP.sample(torch.zeros(1, 8), replace(batch, only=torch.tensor([row])))
 
 
 @pytest.mark.parametrize("kind", ["normal", "peaked", "ties", "equal"])

@@ -14,7 +14,7 @@ from headwater_engine.core.grammars import Grammars, Masks
 from headwater_engine.core.messages import Embed, FinishReason, Generate, Output, Refusal, Stats, Tokenizer
 from headwater_engine.core.request import Request
 from headwater_engine.core.scheduler import Flight, Scheduler
-from headwater_engine.core.step import Judge, Pending, Refused, Result, Span, Worker
+from headwater_engine.core.step import Judge, Pending, Refused, Result, Span, TokenMasks, Worker
 from headwater_engine.errors import DeviceError, RankError
 from headwater_engine.grammar.matcher import GrammarError, Matcher
 
@@ -165,7 +165,8 @@ class Engine:
             seats = {request.seat for request in refused} | {request.seat for request, _ in failed}
             for request, error in failed:
                 self._fail(request, error, outputs)
-            return Refused(seats, self._masks(refused, spans, outputs).tokens)
+            masks = self._masks(refused, spans, outputs).tokens if refused else TokenMasks([], memoryview(b""))
+            return Refused(seats, masks)
 
         return self._worker.sample(masks.tokens, Judge(unmasked.keys(), look))
 

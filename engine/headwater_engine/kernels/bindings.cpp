@@ -369,7 +369,7 @@ using Biases = std::tuple<Tensor, Tensor>;
 std::tuple<Tensor, Tensor, Tensor> sample(const Tensor& logits, const Tensor& inverse_temperatures, const Tensor& keys, const Tensor& top_k,
               const Tensor& top_p, const Tensor& min_weight,
               const std::optional<Penalties>& penalties, const std::optional<Masks>& masks,
-              const std::optional<Biases>& biases, const std::optional<Tensor>& unmasked) {
+              const std::optional<Biases>& biases, const std::optional<Tensor>& unmasked, const std::optional<Tensor>& only) {
     Recording::refuse("sample");
     TORCH_CHECK(logits.dim() == 2, "logits must be [rows, vocabulary]");
     const int64_t rows = logits.size(0), vocabulary = logits.size(1);
@@ -403,17 +403,16 @@ std::tuple<Tensor, Tensor, Tensor> sample(const Tensor& logits, const Tensor& in
         batch.bias_values = checked<float>(shifts, batch.biases, at::kFloat, "biases");
     }
     if (unmasked) batch.unmasked = checked<bool>(*unmasked, rows, at::kBool, "unmasked rows");
-    std::vector<headwater::Maximum> maxima(rows);
+    const int64_t count = batch.count = only ? only->numel() : rows;
+    if (only) batch.only = checked<int64_t>(*only, count, at::kLong, "rows that become tokens");
+    for (int64_t n = 0; only && n < count; n++) TORCH_CHECK(uint64_t(batch.only[n]) < uint64_t(rows), "no such row");
+    std::vector<headwater::Maximum> maxima(count);
     Unlocked unlocked;
-    unlock_if_long(unlocked, rows * vocabulary * 50);  // of a draw, which hashes and takes logarithms
+    unlock_if_long(unlocked, count * vocabulary * 50);  // of a draw, which hashes and takes logarithms
     headwater::sample(values, batch, maxima.data());
-    Tensor scores = made({rows}, at::kFloat), best = made({rows}, at::kFloat);
-    Tensor tokens = made({rows}, at::kLong);
-    for (int64_t row = 0; row < rows; row++) {
-        data<float>(scores)[row] = maxima[row].score;
-        data<float>(best)[row] = maxima[row].best;
-        data<int64_t>(tokens)[row] = maxima[row].token;
-    }
+    Tensor scores = made({count}, at::kFloat), best = made({count}, at::kFloat), tokens = made({count}, at::kLong);
+    for (int64_t n = 0; n < count; n++)
+        data<float>(scores)[n] = maxima[n].score, data<float>(best)[n] = maxima[n].best, data<int64_t>(tokens)[n] = maxima[n].token;
     return {scores, best, tokens};
 }
 

@@ -238,6 +238,7 @@ class CppKernels(AttentionInParts, GatedInParts):
             batch.masks,
             batch.biases,
             batch.unmasked,
+            batch.only,
         )
         return Maxima(*found)
 

@@ -197,6 +197,9 @@ class SamplingBatch:
     unmasked: Tensor | None = None
     """[R] bool: rows whose mask nobody has made. One gives a token only where any mask that has this token would give
     it, too, else -1; its logits stay as penalties and biases make them. Kernels of GPUs know no such rows."""
+    only: Tensor | None = None
+    """[N] int64: the rows that become tokens, N of them, in this order; no penalties or biases then. None: all. Kernels
+    of GPUs know no such batch."""
 
     @property
     def changes(self) -> bool:

@@ -41,6 +41,8 @@ _LOG = (
 
 def maxima(logits: Tensor, batch: SamplingBatch) -> Maxima:
     """See `Kernels.maxima`."""
+    if batch.only is not None:
+        return maxima(logits[batch.only], _rows_of(batch, batch.only))
     if batch.penalties is not None:
         _penalize(logits, batch.penalties)
     if batch.masks is not None:
@@ -62,6 +64,24 @@ def maxima(logits: Tensor, batch: SamplingBatch) -> Maxima:
     best = best.squeeze(1)
     best = torch.where(best == float("inf"), float("nan"), best)
     return Maxima(score, best, torch.where(best.isfinite(), tokens, -1))
+
+
+def _rows_of(batch: SamplingBatch, rows: Tensor) -> SamplingBatch:
+    """These rows as a batch of their own."""
+    assert batch.penalties is None
+    assert batch.biases is None
+    return SamplingBatch(
+        inverse_temperatures=batch.inverse_temperatures[rows],
+        keys=batch.keys[:, rows],
+        top_k=batch.top_k[rows],
+        top_p=batch.top_p[rows],
+        min_weight=batch.min_weight[rows],
+        filters=batch.filters,
+        penalties=None,
+        masks=None if batch.masks is None else Masks(batch.masks.bits, batch.masks.rows[rows]),
+        biases=None,
+        unmasked=None if batch.unmasked is None else batch.unmasked[rows],
+    )
 
 
 def sample_scored(

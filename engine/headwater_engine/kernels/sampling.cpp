@@ -403,7 +403,10 @@ Maximum sample_row(float* logits, int64_t r, const SamplingRows& b) {
 }  // namespace
 
 void sample(float* logits, const SamplingRows& batch, Maximum* maxima) {
-    in_pieces(batch.rows, [&](int64_t row) { maxima[row] = sample_row(logits + row * batch.vocabulary, row, batch); });
+    in_pieces(batch.count, [&](int64_t n) {
+        const int64_t row = batch.only ? batch.only[n] : n;
+        maxima[n] = sample_row(logits + row * batch.vocabulary, row, batch);
+    });
 }
 
 }  // namespace headwater

@@ -24,6 +24,8 @@ struct SamplingRows {
     const int64_t* bias_places;
     const float* bias_values;
     const bool* unmasked;
+    int64_t count;  // of the rows that become tokens
+    const int64_t* only;  // these; null: all of them
 };
 
 // As in `Maxima` of interface.py.
@@ -32,7 +34,7 @@ struct Maximum {
     int64_t token;
 };
 
-// Changes the logits [rows, vocabulary].
+// Changes the logits [rows, vocabulary]. `maxima` [count].
 void sample(float* logits, const SamplingRows& batch, Maximum* maxima);
 
 }  // namespace headwater

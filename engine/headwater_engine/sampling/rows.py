@@ -111,8 +111,10 @@ class SamplingRows:
         self._shifts: dict[int, _Shifts] = {}
         # Most requests want none of these. It is known which do, since to look through the rows takes longer.
         self._filtered: set[int] = set()
-        self._changed: set[int] = set()
-        """Whose logits may be others before one is drawn."""
+        self._penalized: set[int] = set()
+        self._masked: set[int] = set()
+        self._shifted: set[int] = set()
+        """Some of whose logits are shifted by themselves."""
         self._scored: set[int] = set()
         """Who want log-probabilities."""
         self._counts = _Lines(vocabulary, device)
@@ -147,9 +149,13 @@ class SamplingRows:
         min_weight = math.ceil(params.min_p * WEIGHT_ONE)
         filtered = params.temperature > 0 and (top_k < self._vocabulary or params.top_p < 1 or min_weight > 0)
         early = params.min_tokens > 0 and len(shifts.tokens) > 0
-        changed = line >= 0 or mask >= 0 or early or bool(params.logit_bias)
-        scored = params.logprobs is not None
-        for kind, belongs in ((self._filtered, filtered), (self._changed, changed), (self._scored, scored)):
+        for kind, belongs in (
+            (self._filtered, filtered),
+            (self._penalized, line >= 0),
+            (self._masked, mask >= 0),
+            (self._shifted, early or bool(params.logit_bias)),
+            (self._scored, params.logprobs is not None),
+        ):
             (kind.add if belongs else kind.discard)(index)
         self._shifts[index] = shifts
         self._rows[index] = (
@@ -190,6 +196,10 @@ class SamplingRows:
         if seats:
             self._masks.write(self._rows["mask"][list(seats)], bits)
 
+    def masks(self, numbers: Numbers) -> Masks:
+        """Those of the rows of a batch, by its numbers."""
+        return Masks(self._masks.tensor, numbers.masks)
+
     def outputs(self, index: int) -> int:
         """Tokens of the answer in row `index`."""
         return int(self._rows["outputs"][index])
@@ -222,26 +232,27 @@ class SamplingRows:
             self.pack(seats, packed)
             numbers = numbers_of(to_device(packed, self._device))
         batch = plain_batch(numbers, filters=not self._filtered.isdisjoint(seats))
-        if self._changed.isdisjoint(seats):
-            return batch
-        rows = self._rows[seats]
-        if (rows["line"] >= 0).any():
+        if not self._penalized.isdisjoint(seats):
             penalties = (numbers.repetition, numbers.presence, numbers.frequency)
             batch.penalties = Penalties(self._counts.tensor, numbers.lines, *penalties)
-        masked = rows["mask"] >= 0
+        if not self._masked.isdisjoint(seats):
+            self._add_masks(batch, seats, numbers, unmasked)
+        if not self._shifted.isdisjoint(seats):
+            batch.biases = self._biases(seats)
+        return batch
+
+    def _add_masks(self, batch: SamplingBatch, seats: Sequence[int], numbers: Numbers, unmasked: Set[int]) -> None:
+        masks = self.masks(numbers)
         if unmasked:
             free = np.array([seat in unmasked for seat in seats])
             batch.unmasked = torch.from_numpy(free)
-            masked &= ~free
-        if masked.any():
-            lines = numbers.masks
-            if unmasked:
-                lines = torch.from_numpy(np.where(free, -1, lines.numpy()))
-            batch.masks = Masks(self._masks.tensor, lines)
-        batch.biases = self._biases(seats, rows)
-        return batch
+            if self._masked.intersection(seats) <= unmasked:
+                return
+            masks = masks._replace(rows=torch.from_numpy(np.where(free, -1, masks.rows.numpy())))
+        batch.masks = masks
 
-    def _biases(self, seats: Sequence[int], rows: np.ndarray) -> Biases | None:
+    def _biases(self, seats: Sequence[int]) -> Biases | None:
+        rows = self._rows[list(seats)]
         early = rows["outputs"] < rows["min_tokens"]
         places, values = [], []
         for n in np.flatnonzero(rows["biased"] | early):

@@ -164,7 +164,9 @@ class ModelWorker:
             logits = self._model.logits(launched.rows)
             drawn = self._sample(logits, sampling, wanted)
             if judge is not None:
-                silent |= draw_again(self._kernels, self._rows, logits, batch.numbers, seats, drawn.tokens, judge)
+                silent |= draw_again(
+                    self._kernels, self._rows, logits, sampling, batch.numbers, seats, drawn.tokens, judge
+                )
             self._keep(batch, drawn.tokens)
         count = len(seats)
         drawn = Drawn(drawn.tokens[:count], drawn.scores, drawn.wanted[:count])

@@ -1,6 +1,7 @@
 """What the compiler of grammars does first, leaves undone, and keeps."""
 
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ import pytest
 
 from headwater.openai.constraint import Constraint, Kind
 from headwater_engine.grammar.compiler import THREADS, Compiler, Grammar
+from headwater_engine.grammar.priority import PATIENT
 from headwater_engine.models.tokenizer import BYTE_LEVEL_EOS, byte_level_tokenizer
 
 ROWS = 320
@@ -20,11 +22,14 @@ class Held:
 
     def __init__(self, compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun: list[str] = []
+        self.niceness: set[int] = set()
+        """Of the threads that do it."""
         self.go = threading.Event()
         self._make = compiler._compile
         monkeypatch.setattr(compiler, "_compile", self._held)
 
     def _held(self, constraint: Constraint) -> Grammar:
+        self.niceness.add(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
         self.begun.append(constraint.text)
         assert self.go.wait(300)
         return self._make(constraint)
@@ -71,6 +76,12 @@ def test_a_short_form_does_not_wait_behind_long_ones(busy: tuple[Compiler, Held]
     for future in futures:
         future.result(300)
     assert "short" in held.begun[THREADS : 2 * THREADS]
+
+
+def test_whoever_makes_grammars_stands_back_for_the_steps_of_all_others(busy: tuple[Compiler, Held]) -> None:
+    _, held = busy
+    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    assert held.niceness == {max(PATIENT, own)}
 
 
 def test_grammars_are_kept_by_what_they_take(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ A mask that takes long holds up its own answer only. There are two threads, one 
 before; it takes what nobody else wants of the CPUs. Each makes the masks of those first that have taken least so far.
 """
 
-import os
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -14,6 +13,7 @@ from queue import SimpleQueue
 from typing import Final
 
 from headwater_engine.grammar.matcher import Matcher
+from headwater_engine.grammar.priority import LAST, stand_back
 
 PATIENCE: Final = 0.01
 """Seconds that a step waits for masks, at most; they are there as a rule."""
@@ -80,8 +80,8 @@ class _Lane:
         self._asked.put(None)
 
     def _run(self) -> None:
-        if self._gently and hasattr(os, "setpriority"):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        if self._gently:
+            stand_back(LAST)
         order = count()
         waiting: list[tuple[float, int, Matcher]] = []
         while True:

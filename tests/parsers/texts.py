@@ -36,12 +36,12 @@ def made(count: int = 24) -> Iterator[Text]:
     """The same each time."""
     for number in range(count):
         rng = random.Random(number)
-        calls = [_call(rng) for _ in range(1 + number % 3)]
+        calls = [make_call(rng) for _ in range(1 + number % 3)]
         for name, write in WRITERS.items():
             yield Text(f"{name}/{number}", name, write(calls), calls)
 
 
-def _call(rng: random.Random) -> Made:
+def make_call(rng: random.Random) -> Made:
     name = rng.choice(list(TOOLS))
     values = {
         "text": lambda: rng.choice(_TEXTS),

@@ -191,27 +191,46 @@ def thought(**delta: Any) -> bytes:
     return b"data: " + json.dumps({"id": "1", "choices": [choice]}, separators=(",", ":")).encode() + b"\n\n"
 
 
-BEGIN = thought(role="assistant", content="")
+BEGIN, DONE = thought(role="assistant", content=""), b"data: [DONE]\n\n"
 THOUGHTS = [BEGIN, thought(reasoning="so"), thought(reasoning=WORDS), thought(reasoning=None, content=WORDS)]
-THOUGHTS += [b": comment\n\n", thought(reasoning="", content="!"), thought(content="reasoning"), b"data: [DONE]\n\n"]
+THOUGHTS += [b": comment\n\n", thought(reasoning="", content="!"), thought(content="reasoning")]
+THOUGHTS += [thought(reasoning="late"), DONE]
 RENAMED = [each.replace(b'{"reasoning":"', b'{"reasoning_content":"') for each in THOUGHTS]
+RENAMED[5] = THOUGHTS[5]
+LATE = [BEGIN, thought(content=WORDS), thought(reasoning="late"), thought(content="."), DONE]
 NOTHING_THOUGHT = [
-    [BEGIN, thought(content=WORDS), thought(reasoning="late"), b"data: [DONE]\n\n"],
-    [BEGIN, thought(reasoning=None, content=WORDS), thought(reasoning="", content="x"), b"data: [DONE]\n\n"],
-    [BEGIN, thought(reasoning="so", reasoning_content="so"), thought(content=WORDS), b"data: [DONE]\n\n"],
+    [BEGIN, thought(reasoning=None, content=WORDS), thought(reasoning="", content="x"), DONE],
+    [BEGIN, thought(reasoning="so", reasoning_content="so"), thought(content=WORDS), DONE],
 ]
+
+
+def renaming_reader() -> StreamReader:
+    renaming, reader = renaming_of(VLLMDialect(), CHAT), StreamReader(CHAT)
+    assert renaming is not None
+    reader.rewrite(renaming.of_events, renaming.word)
+    return reader
 
 
 @given(st.lists(st.integers(0, sum(map(len, THOUGHTS))), max_size=12))
 def test_what_vllm_thought_has_the_name_that_clients_know_however_its_stream_is_cut(cuts: list[int]) -> None:
-    stream = b"".join(THOUGHTS)
+    stream, reader = b"".join(THOUGHTS), renaming_reader()
     places = [0, *sorted(cuts), len(stream)]
-    renaming, reader = renaming_of(VLLMDialect(), CHAT), StreamReader(CHAT)
-    assert renaming is not None
-    reader.rewrite(renaming.of)
     said = b"".join(reader.feed(stream[a:b]) for a, b in itertools.pairwise(places)) + reader.end()
     assert said == b"".join(RENAMED)
     assert reader.over
+
+
+def test_what_it_thinks_after_it_spoke_does_wherever_its_stream_is_cut() -> None:
+    stream = b"".join(LATE)
+    for cut in range(1, len(stream)):
+        reader = renaming_reader()
+        said = reader.feed(stream[:cut]) + reader.feed(stream[cut:]) + reader.end()
+        assert said == stream.replace(b'{"reasoning":"late"', b'{"reasoning_content":"late"'), cut
+
+
+def test_no_event_of_its_stream_waits_for_another() -> None:
+    reader = renaming_reader()
+    assert [reader.feed(each) for each in THOUGHTS] == RENAMED
 
 
 @settings(max_examples=10, deadline=None)
@@ -221,7 +240,7 @@ def test_a_gateway_finds_it_however_the_stream_begins(cuts: list[int]) -> None:
 
 
 @pytest.mark.parametrize("events", NOTHING_THOUGHT)
-def test_a_stream_that_begins_without_a_thought_keeps_its_bytes(events: list[bytes]) -> None:
+def test_a_stream_without_a_thought_keeps_its_bytes(events: list[bytes]) -> None:
     assert asyncio.run(told_in_pieces(events, [200, 300])) == b"".join(events)
 
 

@@ -48,6 +48,7 @@ class StreamReader:
         "_seam",
         "_size",
         "_told_error",
+        "_word",
     )
 
     def __init__(self, path: str = "") -> None:
@@ -56,6 +57,7 @@ class StreamReader:
         self._finder = UsageFinder()
         self._filter: UsageFilter | None = None
         self._rewriter: StreamRewriter | None = None
+        self._word = b""
         self._pieces: list[bytes] = []
         self._size = 0
         """Of these, in bytes."""
@@ -68,15 +70,21 @@ class StreamReader:
         """From now on the event with nothing but the usage is for us alone."""
         self._filter = UsageFilter()
 
-    def rewrite(self, rewrite: Callable[[bytes], bytes]) -> None:
-        """Whole events, from now on, and before anything else is looked for in them. In one way only."""
+    def rewrite(self, rewrite: Callable[[bytes], bytes], word: bytes = b"") -> None:
+        """Whole events, from now on, and before anything else is looked for in them. In one way only.
+
+        `word`: stands in each that becomes another.
+        """
         assert self._rewriter is None
-        self._rewriter = StreamRewriter(rewrite)
+        self._rewriter, self._word = StreamRewriter(rewrite), word
 
     def feed(self, piece: bytes) -> bytes:
         """What the client gets of it now."""
-        if self._rewriter is not None:
-            piece = self._rewriter.feed(piece)
+        # Most pieces are whole events, in which nothing is to change.
+        if (rewriter := self._rewriter) is not None and (
+            piece.find(self._word) >= 0 or rewriter.rest or piece[-2:] != b"\n\n"
+        ):
+            piece = rewriter.feed(piece)
         self._pieces.append(piece)
         self._size += len(piece)
         if self._size > _AT_ONCE:

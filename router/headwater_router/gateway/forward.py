@@ -241,17 +241,15 @@ class _Passage:
             if self._head.translation is not None:
                 self._reader.rewrite(partial(translated_events, self._head.translation))
                 self._rewritten = True
+            elif (renaming := renaming_of(dispatch.endpoint.backend.dialect, self._call.path)) is not None:
+                self._reader.rewrite(renaming.of_events, renaming.word)
+                self._rewritten = True
             beginning = Beginning(self._call.path)
             kind = beginning.feed(first)
             if kind is Kind.NOTHING:
                 first, kind = await self._until_content(connection, beginning, first)
             if kind in (Kind.NOTHING, Kind.ERROR):
                 return await self._is_none(dispatch, connection, beginning.fault, first)
-            renaming = renaming_of(dispatch.endpoint.backend.dialect, self._call.path)
-            # Models think first, if at all. What is translated has our names already.
-            if not self._rewritten and renaming is not None and renaming.concerns(first):
-                self._reader.rewrite(renaming.of)
-                self._rewritten = True
         else:
             if self._client.answer_began:
                 raise MalformedAnswerError("it is no stream, and one had begun")
@@ -281,10 +279,9 @@ class _Passage:
             return first
         # What was thought comes last.
         first = await _beginning_of(connection, first, LONGEST_RENAMED)
-        if not connection.exhausted or not renaming.concerns(first):
-            return first
-        self._rewritten = True
-        return renaming.of(first)
+        renamed = renaming.of(first) if connection.exhausted else first
+        self._rewritten = renamed != first
+        return renamed
 
     async def _until_content(self, connection: Connection, beginning: Beginning, held: bytes) -> tuple[bytes, Kind]:
         """What came before the first content, with it, and what that is; NOTHING where the stream ends before."""

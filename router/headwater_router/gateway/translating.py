@@ -60,21 +60,25 @@ def translated_document(translation: Translation, body: bytes) -> bytes:
 class Renaming:
     """Of the field in which a server tells what was thought, for answers that have it. No other byte is changed."""
 
-    __slots__ = ("_field", "_told", "_word")
+    __slots__ = ("_field", "_told", "word")
 
     def __init__(self, name: str) -> None:
         """`name`: the server's."""
-        self._word = b'"%b"' % name.encode()
+        self.word = b'"%b"' % name.encode()
+        """Stands in what is changed."""
         # Within a text, a quote has a backslash before it. Where there is null, or no text, nothing was thought.
-        self._field = re.compile(self._word + rb'(?=\s*+:\s*+")')
-        self._told = re.compile(self._word + rb'\s*+:\s*+"[^"]')
-
-    def concerns(self, said: bytes) -> bool:
-        """Whether this tells what was thought, and not in the word that clients know as well."""
-        return self._word in said and self._told.search(said) is not None and b'"%b"' % _THOUGHT.encode() not in said
+        self._field = re.compile(self.word + rb'(?=\s*+:\s*+")')
+        self._told = re.compile(self.word + rb'\s*+:\s*+"[^"]')
 
     def of(self, said: bytes) -> bytes:
-        return self._field.sub(b'"%b"' % _THOUGHT.encode(), said) if self._word in said else said
+        """An event, or a whole answer: as it came, unless it tells what was thought, and not in the word that clients
+        know as well."""
+        known = b'"%b"' % _THOUGHT.encode()
+        tells = self.word in said and self._told.search(said) is not None and known not in said
+        return self._field.sub(known, said) if tells else said
+
+    def of_events(self, events: bytes) -> bytes:
+        return b"".join(map(self.of, SEPARATOR.split(events))) if self.word in events else events
 
 
 def renaming_of(dialect: Dialect | None, path: str) -> Renaming | None:

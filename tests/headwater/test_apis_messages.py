@@ -109,21 +109,24 @@ def test_a_conversation_becomes_messages_of_a_chat() -> None:
     ]
 
 
+THINKS = {"chat_template_kwargs": {"enable_thinking": True, "thinking": True}}
+"""Templates know the one or the other."""
+THINKS_NOT = {"chat_template_kwargs": {"enable_thinking": False, "thinking": False}}
+
+
 @pytest.mark.parametrize(
     ("fields", "chat_fields"),
     [
         ({"stream": True}, {"stream": True, "stream_options": {"include_usage": True}}),
         ({"stop_sequences": ["a"], "top_k": 5, "temperature": 0.5}, {"stop": ["a"], "top_k": 5, "temperature": 0.5}),
         ({"metadata": {"user_id": "u"}, "service_tier": "auto"}, {"user": "u"}),
-        ({"thinking": {"type": "disabled"}}, {"chat_template_kwargs": {"enable_thinking": False}}),
-        ({"thinking": {"type": "enabled"}}, {"chat_template_kwargs": {"enable_thinking": True}}),
+        ({"thinking": {"type": "disabled"}}, THINKS_NOT),
+        ({"thinking": {"type": "enabled"}}, THINKS),
+        ({"thinking": {"type": "enabled", "budget_tokens": 5}}, THINKS | {"thinking_token_budget": 5}),
+        ({"thinking": {"type": "enabled", "budget_tokens": 10}}, THINKS),  # max_tokens says that
         (
-            {"thinking": {"type": "enabled", "budget_tokens": 5}},
-            {"chat_template_kwargs": {"enable_thinking": True}, "thinking_token_budget": 5},
-        ),
-        (
-            {"thinking": {"type": "enabled", "budget_tokens": 10}},  # max_tokens says that
-            {"chat_template_kwargs": {"enable_thinking": True}},
+            {"thinking": {"type": "enabled"}, "chat_template_kwargs": {"thinking": False, "a": 1}},
+            {"chat_template_kwargs": {"enable_thinking": True, "thinking": False, "a": 1}},
         ),
         ({"output_config": {"effort": "low"}}, {"reasoning_effort": "low"}),
         ({"cache_salt": "s"}, {"cache_salt": "s"}),

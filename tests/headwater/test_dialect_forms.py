@@ -187,6 +187,7 @@ def test_fields_that_change_nothing_are_left_out_where_they_would_be_refused(bac
         ("sglang", {"thinking_token_budget": 5}),
         ("sglang", {"include_reasoning": False}),
         ("sglang", {"truncate_prompt_tokens": 5}),
+        ("sglang", {"spaces_between_special_tokens": False}),
         ("sglang", {"echo": True}),
         ("vllm", {"stop_regex": "a+"}),
         ("tensorrt-llm", {"bad_words": ["a"]}),
@@ -216,6 +217,16 @@ def test_what_nobody_knows_and_what_asks_for_nothing_goes_to_servers_that_ignore
     fields = {"unheard": 1, "bad_words": [], "include_reasoning": True, "use_beam_search": False, "seed": 1}
     assert written("sglang", **fields) == fields
     assert written("vllm", **fields, thinking_token_budget=3) == fields | {"thinking_token_budget": 3}
+
+
+@pytest.mark.parametrize("backend", ["sglang", "tgi", "transformers"])
+def test_special_tokens_are_added_to_texts_and_not_to_chats(backend: str) -> None:
+    assert written(backend, messages=[], add_special_tokens=False) == {"messages": []}
+    assert written(backend, "/v1/completions", prompt="a", add_special_tokens=True) == {"prompt": "a"}
+    with pytest.raises(UnsupportedRequestError, match="`add_special_tokens`"):
+        written(backend, messages=[], add_special_tokens=True)
+    with pytest.raises(UnsupportedRequestError, match="`add_special_tokens`"):
+        written(backend, "/v1/completions", prompt="a", add_special_tokens=False)
 
 
 def test_sglangs_word_for_a_kept_stop_string_is_put_in_vllms() -> None:

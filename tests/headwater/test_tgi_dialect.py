@@ -39,6 +39,7 @@ def raws(path: str, **members: Any) -> dict[str, Raw]:
         ({"top_p": 0.9}, {"top_p": 0.9}),
         ({"max_tokens": 4, "max_completion_tokens": 3}, {"max_completion_tokens": 3}),
         ({"logit_bias": {}, "n": 1}, {}),
+        ({"presence_penalty": 0, "frequency_penalty": 0.0}, {"frequency_penalty": 0.0}),
         ({"response_format": {"type": "text"}}, {}),
         (
             {
@@ -68,6 +69,8 @@ def test_a_request_is_written_as_tgi_takes_it(sent: dict[str, Any], taken: dict[
         (CHAT, {"stop": "x" * 1000}, "stop"),
         (CHAT, {"logit_bias": {"5": 1}}, "logit_bias"),
         (CHAT, {"top_k": 5}, "top_k"),
+        (CHAT, {"presence_penalty": 0.5}, "presence_penalty"),
+        (COMPLETIONS, {"prompt": "a", "presence_penalty": -0.5}, "presence_penalty"),
         (CHAT, {"thinking_token_budget": 5}, "thinking_token_budget"),
         (CHAT, {"enable_thinking": False}, "enable_thinking"),
         (COMPLETIONS, {"prompt": "a", "min_tokens": 5}, "min_tokens"),
@@ -96,6 +99,39 @@ def test_fields_of_others_that_ask_for_nothing_go_to_tgi_which_ignores_them() ->
     fields = {"top_k": -1, "skip_special_tokens": True, "user": "u", "unheard": 1}
     assert written(CHAT, **fields) == fields
     assert written(COMPLETIONS, prompt="a", repetition_penalty=1.2) == {"prompt": "a", "repetition_penalty": 1.2}
+
+
+PART = {"type": "text", "text": "I look"}
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({}, "{calls}"),
+        ({"content": None}, "{calls}"),
+        ({"content": ""}, "{calls}"),
+        ({"content": "I look"}, "I look\n{calls}"),
+        ({"content": [PART]}, [PART, {"type": "text", "text": "{calls}"}]),
+    ],
+)
+def test_calls_of_before_are_told_to_tgi_as_text_whatever_is_said_beside_them(
+    content: dict[str, Any], told: str | list[dict[str, str]]
+) -> None:
+    function = {"name": "find", "arguments": '{"city":"Bern"}'}
+    calls = [{"id": "c", "type": "function", "function": function}]
+    before, after = {"role": "user", "content": "hi"}, {"role": "tool", "tool_call_id": "c", "content": "There."}
+    messages = [before, {"role": "assistant", "tool_calls": calls} | content, after]
+    [first, called, last] = written(CHAT, messages=messages)["messages"]
+    assert (first, last) == (before, after)
+    as_text = json.dumps(calls, separators=(",", ":"))
+    whole = [PART, {"type": "text", "text": as_text}] if isinstance(told, list) else told.format(calls=as_text)
+    assert called == {"role": "assistant", "content": whole}
+
+
+def test_a_message_without_calls_is_as_it_was() -> None:
+    messages = [{"role": "assistant", "content": "Hi", "tool_calls": []}, "odd", {"role": "user", "content": "hi"}]
+    assert written(CHAT, messages=messages)["messages"] == [{"role": "assistant", "content": "Hi"}, *messages[1:]]
+    assert written(CHAT, messages={"tool_calls": [1]})["messages"] == {"tool_calls": [1]}
 
 
 def test_what_is_not_read_is_not_changed() -> None:

@@ -159,7 +159,7 @@ def _choice(choice: Json) -> Json:
 
 
 def _thinking(body: Mapping[str, Any]) -> Json:
-    """As a variable that templates of models know which can do both, and the tokens that it may take."""
+    """As variables that templates of models know which can do both, and the tokens that it may take."""
     if body.get("thinking") is None:
         return {}
     thinking = an_object(body["thinking"], "thinking")
@@ -170,7 +170,8 @@ def _thinking(body: Mapping[str, Any]) -> Json:
         return {}
     given = body.get("chat_template_kwargs")
     variables = given if isinstance(given, dict) else {}
-    told: Json = {"chat_template_kwargs": {"enable_thinking": kind == "enabled"} | variables}
+    thinks = dict.fromkeys(("enable_thinking", "thinking"), kind == "enabled")
+    told: Json = {"chat_template_kwargs": thinks | variables}
     return told | _budget(thinking, body["max_tokens"]) if kind == "enabled" else told
 
 

@@ -42,6 +42,8 @@ _USUAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "presence_penalty": (0,),
     "repetition_penalty": (1,),
     "response_format": ({"type": "text"},),
+    "return_prompt_text": (False,),
+    "return_token_ids": (False,),
     "return_token_offsets": (False,),
     "return_tokens_as_token_ids": (False,),
     "skip_special_tokens": (True,),
@@ -80,6 +82,14 @@ def refuse_ignored(members: dict[str, Raw], ignored: frozenset[str]) -> None:
     for name in members.keys() & ignored:
         if not asks_nothing(name, members[name]):
             raise UnsupportedRequestError(name, "cannot be done by the server of this model")
+
+
+def take_special_tokens(path: str, members: dict[str, Raw]) -> None:
+    """`add_special_tokens`: who does not know the field adds them to texts, and not to chats. Raises
+    UnsupportedRequestError."""
+    raw = members.pop("add_special_tokens", None)
+    if raw is not None and _decode(raw) not in (None, path != "/v1/chat/completions"):
+        raise UnsupportedRequestError("add_special_tokens", "cannot be done by the server of this model")
 
 
 def put_thinking(members: dict[str, Raw]) -> None:

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Raw
 
 from headwater.backends.dialects.base import Dialect
-from headwater.backends.dialects.fields import put_thinking, refuse_ignored
+from headwater.backends.dialects.fields import put_thinking, refuse_ignored, take_special_tokens
 from headwater.backends.dialects.forms import as_ebnf, as_regex, as_response_format, put, take_form
 from headwater.openai.constraint import Constraint, Kind
 
@@ -21,10 +21,16 @@ _CHAT: Final = "/v1/chat/completions"
 _IGNORED: Final = frozenset(
     ("allowed_token_ids", "audio", "bad_words", "function_call", "functions", "include_reasoning", "kv_transfer_params",
      "logits_processors", "logprob_token_ids", "modalities", "prompt_logprobs", "repetition_detection",
-     "return_token_offsets", "return_tokens_as_token_ids", "thinking_token_budget", "truncate_prompt_tokens",
-     "use_beam_search", "verbosity", "vllm_xargs", "watermarking", "web_search_options")
+     "return_token_offsets", "return_tokens_as_token_ids", "spaces_between_special_tokens", "thinking_token_budget",
+     "truncate_prompt_tokens", "use_beam_search", "verbosity", "vllm_xargs", "watermarking", "web_search_options")
 )  # fmt: skip
-_IGNORED_IN_CHATS: Final = _IGNORED | {"add_generation_prompt", "chat_template", "documents", "echo"}
+_IGNORED_IN_CHATS: Final = _IGNORED | {
+    "add_generation_prompt",
+    "chat_template",
+    "documents",
+    "echo",
+    "return_prompt_text",
+}
 _KEEP_STOP, _OWN_KEEP_STOP = "include_stop_str_in_output", "no_stop_trim"
 _decode: Final = msgspec.json.Decoder().decode
 
@@ -42,6 +48,7 @@ class SGLangDialect(Dialect):
             given.setdefault(_OWN_KEEP_STOP, keep)
         if path == _CHAT:
             put_thinking(given)
+        take_special_tokens(path, given)
         refuse_ignored(given, _IGNORED_IN_CHATS if path == _CHAT else _IGNORED)
         return given
 

@@ -1,7 +1,8 @@
 """Text Generation Inference 3.3.7, as recorded from it.
 
 It takes no null, no `stop` that is no list, no `top_p` of 1, no other form of `response_format` than its own, and
-ignores what it does not know, with status 200. What it answers has its own word for a stop string, which it leaves in
+ignores what it does not know, with status 200. A `presence_penalty` it takes, in chats, for a repetition penalty of 2
+more, so 0 is a strong one. What it answers has its own word for a stop string, which it leaves in
 the text, no id, and nothing that says that it ended with a call.
 """
 
@@ -12,7 +13,7 @@ import msgspec
 from msgspec import Raw
 
 from headwater.backends.dialects.base import Dialect, Translation, UnsupportedRequestError
-from headwater.backends.dialects.fields import refuse_ignored
+from headwater.backends.dialects.fields import refuse_ignored, take_special_tokens
 from headwater.backends.dialects.forms import as_regex, put, take_form, unsupported
 from headwater.backends.dialects.stops import StopStrings, stops_in
 from headwater.openai.constraint import Constraint, Kind
@@ -22,15 +23,16 @@ _CHAT, _COMPLETIONS, _TOKENIZE = "/v1/chat/completions", "/v1/completions", "/to
 _OWN: Final = frozenset(("response_format",))
 _NONE: Final[frozenset[Any]] = frozenset()
 _IGNORED: Final = frozenset(
-    ("allowed_token_ids", "bad_words", "ignore_eos", "include_stop_str_in_output", "logits_processors",
-     "logprob_token_ids", "min_p", "min_tokens", "prompt_logprobs", "repetition_detection", "return_token_offsets",
-     "return_tokens_as_token_ids", "skip_special_tokens", "spaces_between_special_tokens", "stop_token_ids",
-     "thinking_token_budget", "top_k", "truncate_prompt_tokens", "use_beam_search", "watermarking")
+    ("allowed_token_ids", "bad_words", "ignore_eos", "include_stop_str_in_output", "kv_transfer_params",
+     "logits_processors", "logprob_token_ids", "min_p", "min_tokens", "presence_penalty", "prompt_logprobs",
+     "repetition_detection", "return_token_ids", "return_token_offsets", "return_tokens_as_token_ids",
+     "skip_special_tokens", "spaces_between_special_tokens", "stop_token_ids", "thinking_token_budget", "top_k",
+     "truncate_prompt_tokens", "use_beam_search", "vllm_xargs", "watermarking")
 )  # fmt: skip
 _IGNORED_IN_CHATS: Final = _IGNORED | frozenset(
     ("add_generation_prompt", "audio", "chat_template", "chat_template_kwargs", "continue_final_message", "documents",
      "echo", "enable_thinking", "function_call", "functions", "include_reasoning", "modalities", "reasoning_effort",
-     "repetition_penalty", "verbosity", "web_search_options")
+     "repetition_penalty", "return_prompt_text", "verbosity", "web_search_options")
 )  # fmt: skip
 _REASONS: Final = {"stop_sequence": "stop", "eos_token": "stop"}
 _decode: Final = msgspec.json.Decoder().decode
@@ -46,7 +48,10 @@ class TGIDialect(Dialect):
         given = {name: raw for name, raw in members.items() if bytes(raw).strip() != b"null"}
         if path == _TOKENIZE:
             return _to_tokenize(given)
+        take_special_tokens(path, given)
         refuse_ignored(given, _IGNORED_IN_CHATS if path == _CHAT else _IGNORED)
+        given.pop("presence_penalty", None)
+        _write_calls(given)
         for name in ("n", "best_of"):
             _only(given, name, 1, "cannot be more than 1 with the server of this model")
         if path == _COMPLETIONS:
@@ -97,6 +102,23 @@ def _check_completion(members: dict[str, Raw]) -> None:
     prompt = bytes(members.get("prompt", b"")).lstrip()
     if prompt.startswith(b"[") and not prompt[1:].lstrip().startswith((b'"', b"]")):
         raise UnsupportedRequestError("prompt", "must be text: the server of this model takes no token ids")
+
+
+def _write_calls(members: dict[str, Raw]) -> None:
+    """Calls in messages: TGI does not read those of a message with content, and of others it writes the arguments as a
+    text within a text. So they are put behind the content, as they came."""
+    if b'"tool_calls"' not in bytes(members.get("messages", b"")):
+        return
+    messages = _value(members, "messages")
+    for message in messages if isinstance(messages, list) else []:
+        if not isinstance(message, dict) or not isinstance(calls := message.pop("tool_calls", None), list) or not calls:
+            continue
+        content, told = message.get("content"), _encode(calls).decode()
+        if isinstance(content, list):
+            message["content"] = [*content, {"type": "text", "text": told}]
+        else:
+            message["content"] = f"{content}\n{told}" if content else told
+    put(members, {"messages": messages})
 
 
 def _write_stop(members: dict[str, Raw]) -> None:

@@ -9,7 +9,12 @@ from typing import Any, ClassVar, Final
 from msgspec import Raw
 
 from headwater.backends.dialects.base import Dialect, Translation
-from headwater.backends.dialects.fields import keep_known, put_thinking, without_tools_not_to_be_called
+from headwater.backends.dialects.fields import (
+    keep_known,
+    put_thinking,
+    take_special_tokens,
+    without_tools_not_to_be_called,
+)
 from headwater.backends.dialects.forms import take_form
 from headwater.backends.dialects.stops import StopStrings, stops_in
 from headwater.openai.constraint import Kind
@@ -37,6 +42,7 @@ class TransformersDialect(Dialect):
         if path == _CHAT:
             put_thinking(given)
         without_tools_not_to_be_called(given)
+        take_special_tokens(path, given)
         if "stop" in given and not stops_in(given):
             del given["stop"]
         return keep_known(given, _KNOWN[path])

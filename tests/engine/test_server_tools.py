@@ -220,6 +220,18 @@ async def test_the_template_says_whether_an_answer_begins_within_reasoning(engin
         assert said(answer) == {"content": "Two.", "calls": []}
 
 
+async def test_a_form_comes_at_once_where_the_prompt_has_ended_the_reasoning(engine: FakeEngine) -> None:
+    """Else it could begin to think again, and not come to an end."""
+    async with server(engine, chat_template=str(FIXTURES / "deepseek_v31.jinja")) as http:
+        for fields, thinks in (({"reasoning_effort": "none"}, False), ({"enable_thinking": True}, True)):
+            body = CHAT | {"response_format": {"type": "json_object"}} | fields
+            waiting = post(http, PATH, body)
+            question = await engine.hear_question()
+            await engine.answer(question, "{}", FinishReason.STOP)
+            assert (await waiting).status_code == 200
+            assert question.constraint is not None and ("thought" in question.constraint.lead) is thinks
+
+
 async def test_a_budget_that_cannot_be_kept_is_refused(engine: FakeEngine) -> None:
     """The tiny tokenizer has no token of its own for the end of reasoning."""
     async with server(engine, reasoning_parser="think") as http:

@@ -25,6 +25,10 @@ class Thinking:
         end = prompt.rstrip()
         return end.endswith(self.begin) or (self.unsaid and not end.endswith(self.end))
 
+    def is_over(self, prompt: str) -> bool:
+        """Whether an answer to `prompt` begins behind reasoning, which templates write for who is not to think."""
+        return prompt.rstrip().endswith(self.end)
+
     def read(self, text: Text, *, is_open: bool, trigger: str) -> Reading[None]:
         """The reasoning, if there is some; the answer is what is not read then.
 

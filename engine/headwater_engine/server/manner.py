@@ -55,9 +55,12 @@ def _function(value: dict[str, object]) -> Function:
 def manner_of(wish: Wish, model: ServedModel, prompt: str) -> Manner:
     """`prompt`: as the template wrote it. Raises BadRequestError."""
     speech = model.speech
-    is_open = speech.thinking is not None and speech.thinking.is_open(prompt)
+    thinking = speech.thinking
+    is_open = thinking is not None and thinking.is_open(prompt)
+    # A form and calls come at once where the prompt has ended the reasoning; a budget counts in what is begun again.
+    at_once = thinking is not None and thinking.is_over(prompt) and wish.budget is None
     try:
-        constraint = enforced(wish, speech, model.spelling, is_open=is_open)
+        constraint = enforced(wish, Speech(speech.calls) if at_once else speech, model.spelling, is_open=is_open)
     except ValueError as error:
         raise BadRequestError(
             f"`thinking_token_budget` cannot be kept: {error}.", param="thinking_token_budget"
@@ -66,7 +69,7 @@ def manner_of(wish: Wish, model: ServedModel, prompt: str) -> Manner:
         raise BadRequestError(
             f"`tools` are too long to be held to: as a grammar they have more than {_MOST_BYTES} bytes.", param="tools"
         )
-    if not (wish.functions or speech.thinking is not None or speech.has_channels):
+    if not (wish.functions or thinking is not None or speech.has_channels):
         return Manner(constraint, None)
     functions = {each.name: each for each in wish.functions}
     most = None if wish.many else 1

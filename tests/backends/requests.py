@@ -1,4 +1,4 @@
-"""The 60 requests of the contract, and what an answer to each has to show: that what was asked for was done.
+"""The 81 requests of the contract, and what an answer to each has to show: that what was asked for was done.
 
 A server may refuse what it cannot do. One that ignores it, with status 200, is found out here.
 """
@@ -11,6 +11,7 @@ from typing import Any
 from tests.backends.answers import Answer
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 MODEL = "m"
 CONTEXT = 2048
 """Tokens that each server is started for; one is a byte."""
@@ -110,6 +111,42 @@ def like(name: str) -> Check:
     return check
 
 
+def longer(than: str) -> Check:
+    """The prompt: what was said before is in it."""
+
+    def check(answer: Answer, before: Answers) -> str:
+        mine, other = ((each.usage or {}).get("prompt_tokens", 0) for each in (answer, before[than]))
+        return said()(answer, before) or ("" if mine > other else f"a prompt of {mine} tokens, after {other}")
+
+    return check
+
+
+def says(text: str, reason: str = "length") -> Check:
+    def check(answer: Answer, before: Answers) -> str:
+        [choice] = answer.choices.values()
+        done = choice.text == text and choice.reason == reason
+        return "" if done else f"{choice.text[:20]!r}, ended with {choice.reason}"
+
+    return check
+
+
+def thinks(answer: Answer, before: Answers) -> str:
+    """And does not come to an end with it."""
+    [choice] = answer.choices.values()
+    return "" if choice.thought and not choice.text else f"thought {choice.thought[:20]!r}, said {choice.text[:20]!r}"
+
+
+def thinks_like(name: str, count: int | None = None) -> Check:
+    """`count`: at most so many tokens of it, and then something is said."""
+
+    def check(answer: Answer, before: Answers) -> str:
+        [choice], whole = answer.choices.values(), before[name].choices[0].thought
+        done = choice.thought == whole[:count] and bool(choice.thought) and bool(choice.text) is bool(count)
+        return "" if done else f"thought {choice.thought[:20]!r}, said {choice.text[:20]!r}"
+
+    return check
+
+
 def logprobs(count: int) -> Check:
     """For so many tokens, at least."""
 
@@ -171,6 +208,19 @@ def _text(kind: str, name: str, check: Check, stop_of: str = "", **fields: Any) 
     return Asked(kind, name, TEXT, {"prompt": SAID} | fields, check, stop_of)
 
 
+def _called_before(content: Any, city: str) -> list[dict[str, Any]]:
+    function = {"name": "find", "arguments": json.dumps({"city": city, "big": True})}
+    call = {"id": "call_0001", "type": "function", "function": function}
+    message = {"role": "assistant", "content": content, "tool_calls": [call]}
+    return [*HELLO, message, {"role": "tool", "tool_call_id": "call_0001", "content": "There."}]
+
+
+_A, _BIAS = 32, {"32": 100}
+"""The token of this letter."""
+_THINKING = {"enable_thinking": True}
+_THINK = {"messages": HELLO, "max_tokens": 16, "thinking": {"type": "enabled", "budget_tokens": 4}}
+_INPUT = {"input": "Hello there", "max_tokens": ..., "max_output_tokens": 8}
+_THOUGHT = [*HELLO, {"role": "assistant", "content": "Hi", "reasoning_content": "They greet me."}, *HELLO]
 _SYSTEM = {"role": "system", "content": "Be brief."}
 _PARTS = [{"role": "user", "content": [{"type": "text", "text": "Hello there"}]}]
 _WITH_STREAM: dict[str, Any] = {"stream": True, "stream_options": _USAGE}
@@ -187,6 +237,7 @@ REQUESTS: tuple[Asked, ...] = (
     _chat("chats", "n of 2", said(2), n=2, temperature=1),
     _chat("chats", "nulls and top_p of 1", like("chat"), top_p=1, stop=None, stream=None, n=1),
     _chat("chats", "penalties", said(), presence_penalty=1.5, frequency_penalty=0.5),
+    _chat("chats", "penalties of 0", like("chat"), presence_penalty=0, frequency_penalty=0),
     _chat("chats", "an unknown field", said(), no_such_field=1),
     _text("chats", "token ids", said(), prompt=[72, 105, 40]),
     _text("chats", "two prompts", said(2), prompt=[SAID, "And"]),
@@ -221,6 +272,11 @@ REQUESTS: tuple[Asked, ...] = (
     _chat("seeds", "the seed again", like("a seed"), seed=7, temperature=1),
     _text("seeds", "a seed of a text", said(), seed=11, temperature=1),
     _text("seeds", "the seed of a text again", like("a seed of a text"), seed=11, temperature=1),
+    _chat("sampling", "top_k of 1", like("chat"), top_k=1, temperature=1),
+    _chat("sampling", "min_p of 1", like("chat"), min_p=1, temperature=1),
+    _chat("sampling", "a bias", says("A" * 8), logit_bias=_BIAS),
+    _chat("sampling", "allowed tokens", says("A" * 8), allowed_token_ids=[_A]),
+    _chat("sampling", "a stop token", says("", "stop"), stop_token_ids=[_A], logit_bias=_BIAS),
     _chat("log-probabilities", "of a chat", logprobs(8), logprobs=True, top_logprobs=2),
     _chat("log-probabilities", "of a streamed chat", logprobs(8), logprobs=True, top_logprobs=2, stream=True),
     _text("log-probabilities", "of a text", logprobs(8), logprobs=2),
@@ -243,6 +299,29 @@ REQUESTS: tuple[Asked, ...] = (
     Asked("tools", "a call by name", CHAT, _TOOLS | {"tool_choice": _NAMED}, called(by_name=True)),
     Asked("tools", "a required call, streamed", CHAT, _TOOLS | {"tool_choice": "required", "stream": True}, called()),
     Asked("tools", "tools that are not to be called", CHAT, _TOOLS | {"tool_choice": "none", "max_tokens": 8}, said()),
+    _chat("tools", "a call and its result", said(), messages=_called_before(None, "Bern")),
+    _chat("tools", "a call beside no text", like("a call and its result"), messages=_called_before("", "Bern")),
+    _chat("tools", "a call beside a text", longer("a call and its result"), messages=_called_before("I look", "Bern")),
+    _chat("tools", "another one", longer("a call beside a text"), messages=_called_before("I look", "Basel")),
+    _chat("thoughts", "a thought", thinks, **_THINKING),
+    _chat("thoughts", "a thought, streamed", thinks_like("a thought"), stream=True, **_THINKING),
+    _chat("thoughts", "a budget", thinks_like("a thought", 4), thinking_token_budget=4, max_tokens=16, **_THINKING),
+    _chat(
+        "thoughts",
+        "a budget, streamed",
+        thinks_like("a thought", 4),
+        stream=True,
+        thinking_token_budget=4,
+        max_tokens=16,
+        **_THINKING,
+    ),
+    _chat("thoughts", "no thought", like("chat"), enable_thinking=False),
+    _chat("thoughts", "a thought of before", longer("three turns"), messages=_THOUGHT),
+    Asked("thoughts", "a budget of a message", MESSAGES, _THINK, thinks_like("a thought", 4)),
+    Asked("other APIs", "a response", RESPONSES, _INPUT, like("chat")),
+    Asked("other APIs", "a response, streamed", RESPONSES, _INPUT | {"stream": True}, like("chat")),
+    Asked("other APIs", "a message", MESSAGES, {"messages": HELLO}, like("chat")),
+    Asked("other APIs", "a message, streamed", MESSAGES, {"messages": HELLO, "stream": True}, like("chat")),
     # Last, for who does not refuse it is at it for minutes.
     _chat("errors", "too many tokens asked for", refused, max_tokens=CONTEXT + 1),
 )

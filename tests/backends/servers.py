@@ -29,16 +29,19 @@ _ARGUMENTS: Final[Mapping[str, str]] = {
     "headwater": "--threads 1 --kv-cache-gib 0.25 --kv-events tcp://127.0.0.1:{events}",
     "vllm": (
         "--dtype float32 --enforce-eager --max-num-seqs {limit} --kv-events-config {config} "
-        "--enable-auto-tool-choice --tool-call-parser hermes --shutdown-timeout 60"
+        "--enable-auto-tool-choice --tool-call-parser hermes --shutdown-timeout 60 "
+        "--reasoning-parser deepseek_v3 --reasoning-config {reasoning}"
     ),
     "sglang": (
         "--max-running-requests {limit} --max-queued-requests {limit} --kv-events-config {config} "
-        "--max-total-tokens 16384 --tool-call-parser qwen25"
+        "--max-total-tokens 16384 --tool-call-parser qwen25 --reasoning-parser deepseek-v3"
     ),
     "tgi": "--max-concurrent-requests {limit} --max-batch-prefill-tokens {context}",
     "transformers": "--device cpu --dtype float32",
 }
-"""Beside Headwater's own; `config` is that of KV events."""
+"""Beside Headwater's own; `config` is that of KV events. Parsers of reasoning are such as think only when asked to."""
+_REASONING: Final = '{"reasoning_start_str":"<think>","reasoning_end_str":"</think>"}'
+"""Without it, vLLM knows no budget of a parser that may do nothing."""
 _LAUNCHERS: Final = {
     "vllm": ("vllm", "serve"),
     "sglang": ("python3", "-m", "sglang.launch_server", "--model-path"),
@@ -138,7 +141,8 @@ class Server:
     def _deployment(self) -> ModelDeployment:
         told = {"publisher": "zmq", "endpoint": f"tcp://*:{self.events}", "replay_endpoint": f"tcp://*:{self.replay}"}
         config = json.dumps(told | ({"enable_kv_cache_events": True} if self.backend == "vllm" else {}))
-        words = {"events": self.events, "limit": self.limit, "context": CONTEXT, "config": config}
+        words = {"events": self.events, "limit": self.limit, "context": CONTEXT}
+        words |= {"config": config, "reasoning": _REASONING}
         given = [each.format_map(words) for each in _ARGUMENTS[self.backend].split()]
         context = {} if self.backend == "transformers" else {"maxTokens": CONTEXT}
         spec = {

@@ -3,8 +3,9 @@
     python -m tests.backends.written
 
 Shapes, fields and refusals are those of its `openai_protocol.py`, `postprocess_handlers.py` and `openai_server.py`, for
-a model without parsers of tools or reasoning. What is said is made up, a character a token. What lies deeper, in the
-engine, is taken to be so: a prompt that is too long and a limit below 1 are errors, a limit above the context is not.
+a model that thinks when it is told to, without a parser of tools. What is said is made up, a character a token. What
+lies deeper, in the engine, is taken to be so: a prompt that is too long and a limit below 1 are errors, a limit above
+the context is not.
 """
 
 import asyncio
@@ -74,13 +75,17 @@ def _prompts(prompt: Any) -> list[str]:
 
 
 def _said(message: dict[str, Any]) -> str:
-    content = message["content"]
+    content = message["content"] or ""
     text = content if isinstance(content, str) else "".join(part["text"] for part in content)
-    return f"<{message['role']}>{text}"
+    return f"<{message['role']}>{message.get('reasoning_content', '')}{text}{message.get('tool_calls', '')}"
 
 
 def _output(asked: dict[str, Any], prompt: str, index: int, most: int) -> tuple[str, str, str | None]:
     """Text, finish_reason and stop_reason."""
+    if biases := asked.get("logit_bias"):
+        [token] = map(int, biases)
+        ends = token in asked.get("stop_token_ids", ())
+        return ("", "stop", None) if ends else (chr(ord("!") + token) * most, "length", None)
     form = (asked.get("response_format") or {"type": "text"})["type"]
     if (text := _JSON.get(form)) is None:
         drawn = asked.get("seed", "") if asked.get("temperature") else ""
@@ -95,6 +100,12 @@ def _output(asked: dict[str, Any], prompt: str, index: int, most: int) -> tuple[
             kept = len(stop) if asked.get("include_stop_str_in_output") else 0
             return text[: place + kept], "stop", stop
     return text, reason, None
+
+
+def _thought(asked: dict[str, Any], text: str) -> int:
+    """Of so many letters."""
+    thinks = (asked.get("chat_template_kwargs") or {}).get("thinking")
+    return int(asked.get("thinking_token_budget", len(text))) if thinks else 0
 
 
 def _usage(prompt: int, completion: int) -> dict[str, Any]:
@@ -112,7 +123,9 @@ def _chat(asked: dict[str, Any], outputs: list[Any], prompts: list[str], *, stre
             yield json.dumps(head | {"choices": [first]}) + " "
         for index, (text, reason, stop) in enumerate(outputs):
             for place, letter in enumerate(text):
-                piece: dict[str, Any] = {"index": index, "delta": {"content": letter, "reasoning_content": ""}}
+                thinks = place < _thought(asked, text)
+                delta = {"content": "" if thinks else letter, "reasoning_content": letter if thinks else ""}
+                piece: dict[str, Any] = {"index": index, "delta": delta}
                 if asked.get("logprobs"):
                     piece["logprobs"] = {"content": [_chat_logprob(letter, asked)]}
                 if place + 1 == len(text):
@@ -121,7 +134,9 @@ def _chat(asked: dict[str, Any], outputs: list[Any], prompts: list[str], *, stre
         return
     choices = []
     for index, (text, reason, stop) in enumerate(outputs):
-        message = {"role": "assistant", "content": text, "reasoning_content": "", "reasoning": None, "tool_calls": []}
+        thought = _thought(asked, text)
+        message = {"role": "assistant", "content": text[thought:], "reasoning_content": text[:thought]}
+        message |= {"reasoning": None, "tool_calls": []}
         if name is not None:
             call = {"id": "chatcmpl-tool-1", "type": "function", "function": {"name": name, "arguments": text}}
             message |= {"content": "", "reasoning_content": None, "tool_calls": [call]}

@@ -27,6 +27,18 @@ def test_an_empty_list_of_stop_strings_is_left_out() -> None:
     assert DIALECT.request(CHAT, {"stop": Raw(b"[]")}) == {}
 
 
+@pytest.mark.parametrize(
+    ("biases", "told"),
+    [('{"5":100,"6":-0.5}', b'{"5":100.0,"6":-0.5}'), ('{"5":1e3}', b'{"5":1e3}'), ('{"5":"a"}', b'{"5":"a"}')],
+)
+def test_biases_are_told_as_fractions_where_they_are_such_as_openai_takes(biases: str, told: bytes) -> None:
+    assert DIALECT.request(CHAT, {"logit_bias": Raw(biases.encode())}) == {"logit_bias": Raw(told)}
+
+
+def test_no_biases_are_left_out() -> None:
+    assert DIALECT.request(CHAT, {"logit_bias": Raw(b"{}")}) == {}
+
+
 @pytest.mark.parametrize("stop", [None, []])
 def test_an_answer_without_stop_strings_keeps_its_bytes(stop: Any) -> None:
     assert translation(stop) is None

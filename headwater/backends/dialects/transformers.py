@@ -1,11 +1,13 @@
 """`transformers serve` 5.24, as read in its code.
 
 It answers 422 to fields of other servers, passes over many of OpenAI's with status 200, and keeps to no form. A stop
-string stays in its text, behind which it goes on with --continuous-batching; an empty list of them it answers with 500.
+string stays in its text, behind which it goes on with --continuous-batching; an empty list of them it answers with 500,
+and so it does a bias that is a whole number.
 """
 
 from typing import Any, ClassVar, Final
 
+import msgspec
 from msgspec import Raw
 
 from headwater.backends.dialects.base import Dialect, Translation
@@ -15,7 +17,7 @@ from headwater.backends.dialects.fields import (
     take_special_tokens,
     without_tools_not_to_be_called,
 )
-from headwater.backends.dialects.forms import take_form
+from headwater.backends.dialects.forms import put, take_form
 from headwater.backends.dialects.stops import StopStrings, stops_in
 from headwater.openai.constraint import Kind
 
@@ -29,6 +31,7 @@ _KNOWN: Final = {
     "/v1/completions": _BOTH | {"prompt", "suffix"},
 }
 _NONE: Final[frozenset[str]] = frozenset()
+_decode: Final = msgspec.json.Decoder().decode
 
 
 class TransformersDialect(Dialect):
@@ -45,11 +48,25 @@ class TransformersDialect(Dialect):
         take_special_tokens(path, given)
         if "stop" in given and not stops_in(given):
             del given["stop"]
+        _write_bias(given)
         return keep_known(given, _KNOWN[path])
 
     def translation(self, path: str, members: dict[str, Raw], model: str, request_id: str) -> Translation | None:
         stops = StopStrings(stops_in(members))
         return _BeforeStops(stops) if stops else None
+
+
+def _write_bias(members: dict[str, Raw]) -> None:
+    """Others than OpenAI's are for the server to judge."""
+    biases = _decode(members["logit_bias"]) if "logit_bias" in members else None
+    if biases == {}:
+        del members["logit_bias"]
+    elif isinstance(biases, dict) and all(map(_is_bias, biases.values())):
+        put(members, {"logit_bias": {token: float(each) for token, each in biases.items()}})
+
+
+def _is_bias(value: Any) -> bool:
+    return isinstance(value, int | float) and -100 <= value <= 100
 
 
 class _BeforeStops(Translation):

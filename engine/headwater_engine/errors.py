@@ -21,5 +21,13 @@ class RankError(Exception):
     """A rank has failed on a step, and without it no other can go on; the message says how. The process must end."""
 
 
+class LostRankError(RankError):
+    """Another rank cannot be reached, or not any more."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"it has lost another rank: {reason}.")
+        self.reason = reason
+
+
 class RendezvousError(Exception):
     """The machines of an engine did not find one another; the message says which, and why."""

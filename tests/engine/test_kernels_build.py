@@ -4,6 +4,7 @@ The compiler's place is taken by a script, which makes what has been compiled fo
 """
 
 import os
+import select
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import pytest
 from headwater_engine.kernels.build import build
 
 _CODE = "import torch; from headwater_engine.kernels import select; print(select(torch.float32).name)"
+PATIENCE = 180  # seconds: a guard
 _NAMES = sorted(path.stem for path in Path(build.__code__.co_filename).parent.glob("*.cpp"))
 
 
@@ -56,7 +58,7 @@ def machine(tmp_path: Path) -> Machine:
 
 
 def kernels(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=180)
+    output, _ = process.communicate(timeout=PATIENCE)
     return output.splitlines()[-1]
 
 
@@ -95,6 +97,33 @@ def test_nothing_but_a_whole_library_is_left_behind(machine: Machine) -> None:
     assert [path.suffix for path in built.iterdir()] == [".lock"]
     kernels(machine.start())
     assert sorted(path.suffix for path in built.iterdir()) == [".lock", ".so"]
+
+
+def test_compilers_end_with_the_process_that_is_killed(machine: Machine) -> None:
+    """And with them what they have started, which does the work; what is half written is in nobody's way."""
+    pipe, endless = machine.folder / "pipe", machine.folder / "endless"
+    os.mkfifo(pipe)
+    endless.write_text(
+        f"""#!{sys.executable}
+import os, time
+os.fork()
+with open({str(pipe)!r}, "w") as pipe:
+    print("begun", file=pipe, flush=True)
+    time.sleep(600)
+"""
+    )
+    endless.chmod(0o755)
+    process = machine.start(CXX=str(endless))
+    with pipe.open("rb", buffering=0) as compilers:
+        compilers.readline()
+        process.kill()
+        process.communicate()
+        while True:
+            assert select.select([compilers], [], [], PATIENCE)[0], "one still runs"
+            if not compilers.read(4096):
+                break
+    assert not kernels(machine.start()).startswith("cpu-torch")
+    assert sorted(path.suffix for path in (machine.folder / "built").iterdir()) == [".lock", ".so"]
 
 
 @pytest.mark.parametrize(

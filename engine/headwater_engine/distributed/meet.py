@@ -1,7 +1,6 @@
 """How the processes of a group find one another, each from its own `Place`."""
 
 import os
-import re
 from collections.abc import Mapping
 from datetime import timedelta
 from hashlib import sha256
@@ -11,11 +10,12 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import Store
 
+from headwater_engine.distributed.losses import losses_named
 from headwater_engine.distributed.place import Place
 from headwater_engine.distributed.ranks import ProcessRanks, Ranks
 from headwater_engine.distributed.shared_memory import share_memory
 from headwater_engine.distributed.store import store_of
-from headwater_engine.errors import LoadError, RankError
+from headwater_engine.errors import LoadError, LostRankError, RankError
 
 _LONGEST_WAIT: Final = timedelta(hours=1)
 """For another rank: it may have to fetch the weights first. Whether it lives is watched elsewhere (`group.py`)."""
@@ -28,13 +28,11 @@ def find_ranks(place: Place, device: torch.device) -> ProcessRanks:
     with store_of(place) as store:
         try:
             ranks = _join(place, device, store)
-        except (RuntimeError, TimeoutError) as error:
+        except LostRankError as error:
             network = "NCCL_SOCKET_IFNAME" if device.type == "cuda" else "GLOO_SOCKET_IFNAME"
-            # Without places in sources.
-            reason = re.sub(r"\[[^]]*/[^]]*\] ?", "", str(error).splitlines()[0]).rstrip(".")
             raise RankError(
-                f"it cannot reach the other ranks: {reason}. {network} names the network between them; here it is "
-                f"{os.environ.get(network)!r}."
+                f"it cannot reach the other ranks: {error.reason}. {network} names the network between them; here it "
+                f"is {os.environ.get(network)!r}."
             ) from error
     if place.local_size < place.size:
         return ranks
@@ -45,6 +43,7 @@ def find_ranks(place: Place, device: torch.device) -> ProcessRanks:
     return share_peers(ranks, device)
 
 
+@losses_named()
 def _join(place: Place, device: torch.device, store: Store) -> ProcessRanks:
     on_gpus, several_machines = device.type == "cuda", place.local_size < place.size
     if several_machines:  # who has come is there to be connected to

@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from headwater_engine.distributed.losses import losses_named
+
 
 class Ranks(Protocol):
     rank: int
@@ -57,7 +59,10 @@ ALONE = Alone()
 
 
 class ProcessRanks:
-    """The processes of a group of torch.distributed, which is there already: of gloo on CPUs, of NCCL on GPUs."""
+    """The processes of a group of torch.distributed, which is there already: of gloo on CPUs, of NCCL on GPUs.
+
+    All calls raise LostRankError where another rank leaves while they wait for it, as far as they notice.
+    """
 
     def __init__(self, device: torch.device | None = None, store: object = None) -> None:
         """`device` has the tensors that are shared. None: main memory. `store`: what torch calls, and does not keep."""
@@ -66,10 +71,12 @@ class ProcessRanks:
         self._device = device
         self._store = store
 
+    @losses_named()
     def sum(self, x: Tensor) -> Tensor:
         dist.all_reduce(x)
         return x
 
+    @losses_named()
     def gather(self, x: Tensor) -> Tensor:
         if self.rank:
             dist.gather(x.contiguous())
@@ -78,15 +85,18 @@ class ProcessRanks:
         dist.gather(x.contiguous(), parts)
         return torch.cat(parts, dim=1)
 
+    @losses_named()
     def exchange(self, x: Tensor) -> Tensor:
         everything = x.new_empty(self.size, *x.shape)
         dist.all_gather_into_tensor(everything.view(-1), x.reshape(-1))
         return everything
 
+    @losses_named()
     def tell(self, x: Tensor) -> Tensor:
         dist.broadcast(x, src=0)
         return x
 
+    @losses_named()
     def least(self, number: int) -> int:
         numbers = torch.tensor([number], device=self._device)
         dist.all_reduce(numbers, dist.ReduceOp.MIN)

@@ -6,7 +6,7 @@
 
 The compiler is called as it is: that needs no other program, and what is there is not compiled anew. The hash is in the
 name, so a folder that several machines share holds a build for each. A lock has processes that start together compile
-once; a rename puts nothing there that is not whole.
+once; a rename puts nothing there that is not whole. Compilers end with the process that wants the kernels.
 """
 
 import fcntl
@@ -16,12 +16,15 @@ import os
 import platform
 import shlex
 import shutil
+import signal
 import subprocess
+import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Final
@@ -34,6 +37,7 @@ log = structlog.get_logger(__name__)
 _FOLDER: Final = Path(__file__).parent
 _FLAGS: Final = ["-O3", "-march=native", "-fopenmp-simd", "-std=c++20", "-pthread", "-fPIC"]
 _COMPILERS: Final = ("c++", "g++", "clang++")
+_GUARD: Final = "import os, signal, sys; sys.stdin.read(); os.killpg(0, signal.SIGKILL)"
 
 
 class BuildError(Exception):
@@ -107,16 +111,19 @@ def _compile(name: str, sources: Sequence[Path], library: Path) -> None:
     linked = [f"-L{folder}" for folder in library_paths("cpu")]
     linked += ["-lc10", "-ltorch_cpu", "-ltorch", "-ltorch_python"]
     compiler = _compiler()
-    with tempfile.TemporaryDirectory(dir=library.parent, prefix=f"{name}-") as scratch:
+    with (
+        tempfile.TemporaryDirectory(dir=library.parent, prefix=f"{name}-") as scratch,
+        ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads,
+        _group_that_ends_with_us() as group,
+    ):
         objects = [f"{scratch}/{source.stem}.o" for source in sources]
         commands = [
             [*compiler, *_FLAGS, *flags, "-c", str(source), "-o", made]
             for source, made in zip(sources, objects, strict=True)
         ]
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-            list(threads.map(_run, commands))
+        list(threads.map(partial(_run, group=group), commands))
         whole = f"{scratch}/{library.name}"
-        _run([*compiler, "-shared", "-pthread", *objects, *linked, "-o", whole])
+        _run([*compiler, "-shared", "-pthread", *objects, *linked, "-o", whole], group=group)
         Path(whole).replace(library)
 
 
@@ -132,9 +139,25 @@ def _compiler() -> list[str]:
     return [found]
 
 
-def _run(command: Sequence[str]) -> None:
+@contextmanager
+def _group_that_ends_with_us() -> Iterator[int]:
+    """A group of processes that is killed at the end of this one, whatever that ends of, or of what is done with it.
+
+    What a compiler has started itself would run on for minutes. So a process waits in the group for the end of a pipe
+    that only we hold, and takes all others with it.
+    """
+    with subprocess.Popen([sys.executable, "-I", "-S", "-c", _GUARD], stdin=subprocess.PIPE, process_group=0) as guard:
+        try:
+            yield guard.pid
+        finally:
+            os.killpg(guard.pid, signal.SIGKILL)
+
+
+def _run(command: Sequence[str], group: int) -> None:
     """Raises BuildError with the line that says what is wrong."""
-    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    result = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", process_group=group
+    )
     if result.returncode:
         lines = [line.strip() for line in result.stderr.splitlines() if line.strip()]
         wrong = next((line for line in lines if "error" in line), lines[-1] if lines else "it says nothing")

@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from headwater_engine.distributed import meet
 from headwater_engine.distributed.losses import losses_named
 from headwater_engine.distributed.meet import find_ranks
 from headwater_engine.distributed.place import Meeting, Place
@@ -19,12 +18,12 @@ from tests.engine.in_ranks import in_ranks
 CPU = torch.device("cpu")
 PLACE = "/pytorch/third_party/gloo/gloo/transport/tcp"
 CALLS: dict[str, Callable[[Ranks], object]] = {
-    "sum": lambda ranks: ranks.sum(torch.ones(3)),
+    "all_reduce": lambda ranks: ranks.sum(torch.ones(3)),
     "gather": lambda ranks: ranks.gather(torch.ones(3, 2)),
-    "exchange": lambda ranks: ranks.exchange(torch.ones(3)),
-    "least": lambda ranks: ranks.least(4),
+    "all_gather_into_tensor": lambda ranks: ranks.exchange(torch.ones(3)),
+    "broadcast": lambda ranks: ranks.tell(torch.ones(3)),
 }
-"""In which the first rank waits for the others."""
+"""By what they call of torch."""
 LOST = {
     RuntimeError(
         f"[{PLACE}/pair.cc:538] Connection closed by peer [127.0.0.1]:7"
@@ -49,20 +48,40 @@ OWN = [
 ]
 
 
-def call_and_leave(name: str) -> str:
+def add_up_or_leave() -> str:
     ranks = ProcessRanks()
     ranks.least(0)
     if ranks.rank:
         return ""
     with pytest.raises(LostRankError) as lost:
-        CALLS[name](ranks)
+        ranks.sum(torch.ones(3))
     return str(lost.value)
 
 
-@pytest.mark.parametrize("name", CALLS)
-def test_a_rank_whose_partner_leaves_while_it_waits_says_so(name: str, tmp_path: Path) -> None:
-    said, _ = in_ranks(2, tmp_path, call_and_leave, name)
+def test_a_rank_whose_partner_leaves_while_it_waits_says_so(tmp_path: Path) -> None:
+    said, _ = in_ranks(2, tmp_path, add_up_or_leave)
     assert re.fullmatch(r"it has lost another rank: [^/]+\.", said), said
+
+
+def failing(error: Exception) -> Callable[..., None]:
+    def fail(*args: object, **options: object) -> None:
+        raise error
+
+    return fail
+
+
+@pytest.fixture
+def of_two(monkeypatch: pytest.MonkeyPatch) -> ProcessRanks:
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    return ProcessRanks()
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_whatever_it_waits_for(name: str, of_two: ProcessRanks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dist, name, failing(next(iter(LOST))))
+    with pytest.raises(LostRankError, match="Connection closed by peer"):
+        CALLS[name](of_two)
 
 
 @pytest.mark.parametrize("error", LOST, ids=str)
@@ -74,20 +93,13 @@ def test_errors_that_say_that_another_rank_is_out_of_reach(error: Exception) -> 
 
 @pytest.mark.parametrize("error", OWN, ids=str)
 def test_what_is_wrong_with_a_rank_itself_is_no_loss(
-    error: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    error: Exception, of_two: ProcessRanks, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Neither while it joins the others nor later."""
-
-    def fail(*args: object, **options: object) -> None:
-        raise error
-
-    monkeypatch.setattr(meet.dist, "init_process_group", fail)
-    with pytest.raises(type(error)) as raised:
+    monkeypatch.setattr(dist, "init_process_group", failing(error))
+    monkeypatch.setattr(dist, "all_reduce", failing(error))
+    with pytest.raises(type(error)) as joining:
         find_ranks(Place(0, 2, 0, 2, Meeting(f"file://{tmp_path}/store", "", "secret")), CPU)
-    assert raised.value is error
-    monkeypatch.setattr(dist, "get_rank", lambda: 0)
-    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
-    monkeypatch.setattr(dist, "all_reduce", fail)
-    with pytest.raises(type(error)) as raised:
-        ProcessRanks().sum(torch.ones(1))
-    assert raised.value is error
+    with pytest.raises(type(error)) as adding:
+        of_two.sum(torch.ones(1))
+    assert joining.value is adding.value is error

@@ -17,6 +17,10 @@ class KVCacheSizeError(Exception):
     """There is no memory for the KV cache; the message says what to change."""
 
 
+class StartError(Exception):
+    """This machine does not let the processes of an engine start; the message says why."""
+
+
 class RankError(Exception):
     """A rank has failed on a step, and without it no other can go on; the message says how. The process must end."""
 

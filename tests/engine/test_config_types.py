@@ -124,6 +124,14 @@ def test_a_file_that_is_no_object_of_json_is_named(
         load(tmp_path)
 
 
+@pytest.mark.parametrize("name", [7, "a\0b"])
+def test_a_shard_that_no_file_can_be_called_is_refused(name: Any, folders: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(folders["llama"], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(LoadError, match="weight_map must be an object, with the name of a file for each tensor"):
+        load(tmp_path)
+
+
 TOKENIZER = {
     "bos_token": None,
     "chat_template": "{{ messages }}",

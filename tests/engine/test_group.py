@@ -113,6 +113,15 @@ async def test_a_rank_that_dies_or_stands_still_ends_all(
     assert f"rank {1 - rank} ends: Rank {rank} {words}." in capfd.readouterr().err
 
 
+async def test_a_rank_whose_file_is_cut_off_while_it_reads_says_so() -> None:
+    async with ranks("loads", "loads") as group:
+        watching = asyncio.create_task(end_of(group))
+        await until(lambda: all(peer.layers for peer in group._peers))
+        group.processes[1].send_signal(signal.SIGBUS)
+        reason = "a file that it reads has become shorter, or cannot be read any more"
+        assert await watching == f"Rank 1 died with exit status -7: {reason}."
+
+
 @pytest.mark.parametrize("other", ["waits in its second sum", "has had two sums"])
 async def test_a_rank_that_beats_and_does_nothing_ends_all_that_are_further(
     other: str, monkeypatch: pytest.MonkeyPatch

@@ -12,7 +12,7 @@ from headwater_engine.distributed.losses import losses_named
 from headwater_engine.distributed.meet import find_ranks
 from headwater_engine.distributed.place import Meeting, Place
 from headwater_engine.distributed.ranks import ProcessRanks, Ranks
-from headwater_engine.errors import LostRankError
+from headwater_engine.errors import LostRankError, RankError
 from tests.engine.in_ranks import in_ranks
 
 CPU = torch.device("cpu")
@@ -103,3 +103,11 @@ def test_what_is_wrong_with_a_rank_itself_is_no_loss(
     with pytest.raises(type(error)) as adding:
         of_two.sum(torch.ones(1))
     assert joining.value is adding.value is error
+
+
+def test_a_store_that_cannot_be_written_is_no_fault_of_the_network(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(dist, "init_process_group", failing(dist.DistStoreError("No space left on device")))
+    with pytest.raises(RankError, match=r"^the store of the group fails: No space left on device\.$"):
+        find_ranks(Place(0, 2, 0, 2, Meeting(f"file://{tmp_path}/store", "", "secret")), CPU)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import signal
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ import pytest
 from headwater_engine.config import EngineSettings
 from headwater_engine.core.messages import Failed, FinishReason
 from headwater_engine.server.client import EngineClient
+from headwater_engine.server.serve import EngineServer
 from tests.engine.fake_engine import FakeEngine
-from tests.engine.front import CHAT, TEXT, free_port, until
+from tests.engine.front import CHAT, TEXT, free_port, settings_of, until
 
 _SERVE = """
 import json, sys
@@ -106,6 +108,25 @@ async def test_an_engine_that_never_comes_up_ends_it(program: str) -> None:
     assert status == 1
     assert "The engine process died with " in errors
     assert "Traceback" not in errors
+
+
+async def test_an_engine_process_that_cannot_be_started_ends_it_with_one_sentence() -> None:
+    async with serving(["/no/such/program"]) as server:
+        assert await server.end() == (
+            1,
+            "headwater serve: The engine process cannot be started: No such file or directory.\n",
+        )
+
+
+async def test_no_folder_for_sockets_ends_it_with_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where no temporary folder can be written."""
+    monkeypatch.setattr(tempfile, "tempdir", "/no/such/folder")
+    assert await EngineServer(settings_of(), ["true"]).run() == 1
+    assert capsys.readouterr().err == (
+        "headwater serve: The engine process gets no folder to be reached in: No such file or directory.\n"
+    )
 
 
 async def test_an_engine_that_dies_fails_open_requests_and_ends_the_server(server: Server, engine: FakeEngine) -> None:

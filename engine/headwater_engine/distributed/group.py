@@ -14,6 +14,7 @@ at once: others are at a later sum than it, it takes no CPU time, and none of it
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,7 @@ from headwater_engine.core import parent
 from headwater_engine.distributed import lifeline, place
 from headwater_engine.distributed.line import INTERVAL, LONGEST, Beat, Cause, End, Failed, Line, Loaded
 from headwater_engine.distributed.place import Meeting, places
+from headwater_engine.errors import StartError
 
 _LOOK: Final = 0.5
 """Seconds between two looks at all."""
@@ -47,6 +49,8 @@ _TO_LEAVE: Final = 0.5
 """Seconds that ranks get to say what they were told and to end."""
 
 
+_OFTEN_OF: Final = {-signal.SIGBUS: ": a file that it reads has become shorter, or cannot be read any more"}
+"""What an exit status says to those who do not know signals by their numbers."""
 _RANK: Final = (sys.executable, "-m", "headwater_engine.worker")
 """What runs as each rank but the first."""
 
@@ -116,12 +120,15 @@ class Group:
         self._trouble, self._told = asyncio.Event(), asyncio.Event()
 
     async def start(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        """A rank on this machine, as a child of this process. Raises OSError."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            number = theirs.fileno()
-            environment = {**environment, lifeline.VARIABLE: str(number)}
-            process = await asyncio.create_subprocess_exec(*command, env=environment, pass_fds=(number,))
+        """A rank on this machine, as a child of this process. Raises StartError."""
+        try:
+            ours, theirs = socket.socketpair()
+            with theirs:
+                number = theirs.fileno()
+                environment = {**environment, lifeline.VARIABLE: str(number)}
+                process = await asyncio.create_subprocess_exec(*command, env=environment, pass_fds=(number,))
+        except OSError as error:
+            raise StartError(f"{name} cannot be started: {error.strerror}.") from error
         reader, writer = await asyncio.open_unix_connection(sock=ours, limit=LONGEST)
         self._peers.append(Peer(name, Line(reader, writer), process))
 
@@ -216,7 +223,7 @@ class Group:
             return
         status = await peer.process.wait()
         if not peer.failed:
-            self._suffer(Cause.GONE, f"{peer.name} died with exit status {status}.")
+            self._suffer(Cause.GONE, f"{peer.name} died with exit status {status}{_OFTEN_OF.get(status, '')}.")
 
     async def _beat(self, line: Line) -> None:
         while True:
@@ -243,7 +250,10 @@ class Group:
 
 
 async def start_ranks(group: Group, settings: EngineSettings, meeting: Meeting, first: Sequence[str] = ()) -> None:
-    """Those of this machine. `first`: the command of the engine process, which is the first of all ranks."""
+    """Those of this machine. `first`: the command of the engine process, which is the first of all ranks.
+
+    Raises StartError; those that run then are the group's.
+    """
     environment = {
         # What torch itself shares out, as in models that run through transformers, is OpenMP's, whose threads wait
         # awake for milliseconds and take the cores from those that they wait for. With this, for 50 microseconds.

@@ -36,7 +36,7 @@ def losses_named() -> Iterator[None]:
 
 def _is_loss(error: RuntimeError | TimeoutError) -> bool:
     match error:
-        case TimeoutError() | dist.DistNetworkError() | dist.DistStoreError():  # the store's
+        case TimeoutError() | dist.DistNetworkError():  # of who leaves addresses
             return True
         case dist.DistBackendError():
             return _NCCL.search(str(error)) is not None

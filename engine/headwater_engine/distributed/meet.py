@@ -28,6 +28,8 @@ def find_ranks(place: Place, device: torch.device) -> ProcessRanks:
     with store_of(place) as store:
         try:
             ranks = _join(place, device, store)
+        except dist.DistStoreError as error:  # of the file in which addresses are left on one machine
+            raise RankError(f"the store of the group fails: {str(error).splitlines()[0].rstrip('.')}.") from error
         except LostRankError as error:
             network = "NCCL_SOCKET_IFNAME" if device.type == "cuda" else "GLOO_SOCKET_IFNAME"
             raise RankError(

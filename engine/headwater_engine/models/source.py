@@ -232,7 +232,7 @@ def safetensors_files(folder: Path) -> list[Path]:
 
 def _shards(index: Path) -> list[str]:
     shards = read_object(index).get("weight_map")
-    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+    if not isinstance(shards, dict) or not all(isinstance(name, str) and "\0" not in name for name in shards.values()):
         raise LoadError(f"{index}: weight_map must be an object, with the name of a file for each tensor.")
     return sorted(set(shards.values()))
 

@@ -39,7 +39,7 @@ from headwater_engine.core.messages import (
 from headwater_engine.distributed.group import Group, ranks_in_words, start_ranks
 from headwater_engine.distributed.place import Meeting
 from headwater_engine.distributed.rendezvous import Leader
-from headwater_engine.errors import RendezvousError
+from headwater_engine.errors import RendezvousError, StartError
 from headwater_engine.server.private_folder import private_folder
 from headwater_engine.server.start import Logged, Start
 
@@ -93,7 +93,11 @@ class EngineClient:
         """When the engine process is to be gone, in the loop's time."""
 
     async def __aenter__(self) -> Self:
-        folder = self._stack.enter_context(private_folder())
+        """Raises StartError."""
+        try:
+            folder = self._stack.enter_context(private_folder())
+        except OSError as error:
+            raise StartError(f"The engine process gets no folder to be reached in: {error.strerror}.") from error
         requests, replies = f"ipc://{folder}/requests", f"ipc://{folder}/replies"
         self._requests = self._context.socket(zmq.PUSH)
         self._requests.setsockopt(zmq.SNDHWM, 0)
@@ -105,14 +109,18 @@ class EngineClient:
         self._loop.add_reader(self._replies.fileno(), self._receive)
         self._command += [requests, replies]
         if self.settings.nodes == 1:
-            await self._start(folder_meeting(folder))
+            try:
+                await self._start(folder_meeting(folder))
+            except StartError:
+                await self.__aexit__(None, None, None)
+                raise
         return self
 
     async def _start(self, meeting: Meeting) -> None:
         await start_ranks(self.group, self.settings, meeting, self._command)
 
     async def _meet(self) -> None:
-        """Wait for the other machines. Raises RendezvousError."""
+        """Wait for the other machines. Raises RendezvousError or StartError."""
         meeting, lines = await Leader(self.settings).gather(self._say_loading)
         await self._start(meeting)
         each = self.settings.tensor_parallel_size // self.settings.nodes
@@ -146,7 +154,7 @@ class EngineClient:
             if self.settings.nodes > 1:
                 await self._meet()
             reason = await self.group.watch()
-        except RendezvousError as error:
+        except (RendezvousError, StartError) as error:
             reason = str(error)
         self.failure = self.failure or reason  # It may have said Failed, which says more.
         log.error("engine ended", reason=self.failure)

@@ -23,7 +23,7 @@ from headwater.openai.errors import APIError, NotFoundError
 from headwater_engine.config import EngineSettings
 from headwater_engine.distributed.group import Group, start_ranks
 from headwater_engine.distributed.rendezvous import join
-from headwater_engine.errors import RendezvousError
+from headwater_engine.errors import RendezvousError, StartError
 
 log = structlog.get_logger(__name__)
 
@@ -72,11 +72,11 @@ class NodeServer:
     async def _engine(self) -> int:
         try:
             meeting, line = await join(self._settings, self._say)
-        except RendezvousError as error:
+            self._group.join("Node 0", line, first=True)
+            self._say("loading")
+            await start_ranks(self._group, self._settings, meeting)
+        except (RendezvousError, StartError) as error:
             return self._fail(str(error))
-        self._group.join("Node 0", line, first=True)
-        self._say("loading")
-        await start_ranks(self._group, self._settings, meeting)
         self._started = True
         reason = await self._group.watch()
         return self._fail(reason) if reason else 0

@@ -24,7 +24,7 @@ from headwater.http.server import Server
 from headwater.listening import cannot_listen
 from headwater.logs import configure_logging
 from headwater_engine.config import EngineSettings
-from headwater_engine.errors import LoadError
+from headwater_engine.errors import LoadError, StartError
 from headwater_engine.server.app import EngineApp
 from headwater_engine.server.client import EngineClient
 from headwater_engine.server.metrics import ServerMetrics
@@ -76,12 +76,16 @@ class EngineServer:
             self._fail(cannot_listen(settings.host, settings.port, error))
             return 1
         with self._signals():
-            async with self._engine, asyncio.TaskGroup() as group:
-                tasks = [group.create_task(each) for each in (self._watch_engine(), self._load(), self._drain())]
-                await self._ending.wait()
-                await self._end_open_requests()
-                for task in tasks:
-                    task.cancel()
+            try:
+                async with self._engine, asyncio.TaskGroup() as group:
+                    tasks = [group.create_task(each) for each in (self._watch_engine(), self._load(), self._drain())]
+                    await self._ending.wait()
+                    await self._end_open_requests()
+                    for task in tasks:
+                        task.cancel()
+            except StartError as error:
+                self._fail(str(error))
+                await self._server.close()
         return 1 if self._failed else 0
 
     async def _load(self) -> None:

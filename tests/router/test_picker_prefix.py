@@ -153,19 +153,6 @@ def test_waiting_in_the_queue_is_not_taken_for_slowness() -> None:
     assert pod.load.prefill_rate == pytest.approx(1000, rel=0.2)
 
 
-def test_an_engine_that_keeps_no_prefixes_loses_its_credit_and_can_win_it_back() -> None:
-    picker, (pod,) = prefix_picker(), targets(1)
-
-    def predicted(reported: int) -> int:
-        decision = picker.pick(prompt([1, 2, 3, 4]), [pod], 0.0)
-        picker.first_token(decision, 0.1)
-        picker.finished(decision, 0.2, Outcome.ANSWERED, cached_tokens=reported)
-        return decision.predicted_cached_tokens
-
-    assert [predicted(0) for _ in range(60)][-1] < 64
-    assert [predicted(512) for _ in range(60)][-1] > 500
-
-
 def test_engines_that_answer_all_in_the_same_time_share_the_load() -> None:
     """However many prompts they compute at once: the busy one must not seem the quicker one for it."""
     picker, pods = prefix_picker(), targets(4)
@@ -241,6 +228,27 @@ def test_gauges_that_show_our_own_requests_count_them_once() -> None:
 def stored(ids: list[int]) -> BlockStored:
     blocks = len(ids) // 16
     return BlockStored([*range(blocks)], None, ids, 16, None, "GPU", None)
+
+
+@pytest.mark.parametrize("by_events", [False, True])
+def test_an_engine_that_keeps_no_prefixes_loses_its_credit_and_can_win_it_back(by_events: bool) -> None:
+    """Whatever its KV events say that it holds."""
+    index = PrefixIndex()
+    picker, (pod,) = prefix_picker(index=index), targets(1)
+    ids = list(range(512))
+    asked = prompt([1, 2, 3, 4])
+    if by_events:
+        apply(index, pod.id, 0, stored(ids))
+        asked = Prompt("m", [], 513, token_chain=token_chain(token_root(), ids, KEY_TOKENS))
+
+    def predicted(reported: int) -> int:
+        decision = picker.pick(asked, [pod], 0.0)
+        picker.first_token(decision, 0.1)
+        picker.finished(decision, 0.2, Outcome.ANSWERED, cached_tokens=reported)
+        return decision.predicted_cached_tokens
+
+    assert [predicted(0) for _ in range(60)][-1] < 64
+    assert [predicted(512) for _ in range(60)][-1] > 500
 
 
 def test_a_decision_is_exact_only_where_events_confirm_what_it_rests_on() -> None:

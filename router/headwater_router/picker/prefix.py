@@ -42,8 +42,8 @@ need.
 as many are taken to wait for their first token as of all that are on their way. So one that refuses at once, and is
 always idle, gets no more than its share; nothing else is learned of it.
 
-*Trust.* What dispatches let expect is discounted by what the endpoint's answers reported as cached of it before. An
-engine that keeps no prefixes, or fewer than it seemed to, so gets load by its speed alone.
+*Trust.* What dispatches and KV events let expect is discounted by what the endpoint's answers reported as cached of it
+before. An engine that keeps no prefixes, or fewer than it seemed to, so gets load by its speed alone.
 
 *Ties.* Whoever is within a tenth of the best one's own prefill time of the best is as good. Of these, those with the
 least to compute are left, again to within a tenth: a copy for next to no gain would take the time from others. Among
@@ -290,9 +290,9 @@ class PrefixPicker:
                 expected = ENDS[text.depth(holder)] * block_tokens
                 if expected > most:
                     expected = most
-                cached = int(known.trust * expected)
                 if prompt.token_chain is not None:
-                    cached, expected = self._by_events(prompt, target, tokens.depth(holder), cached, expected)
+                    expected = self._by_events(prompt, target, tokens.depth(holder), expected)
+                cached = int(known.trust * expected)
             uncached = size - cached
             work = uncached * (1.0 + _ATTENTION * (cached + 0.5 * uncached))
             foreign = known.foreign_work
@@ -340,14 +340,14 @@ class PrefixPicker:
             )
         return compared
 
-    def _by_events(self, prompt: Prompt, target: Target, depth: int, cached: int, expected: float) -> tuple[int, float]:
-        """Cached and expected tokens by what KV events tell, where they tell more, or all."""
+    def _by_events(self, prompt: Prompt, target: Target, depth: int, expected: float) -> float:
+        """Tokens expected there by what KV events tell, where they tell more, or all."""
         if not self._index.follows(target.id):
-            return cached, expected
+            return expected
         # At least the last token is always computed, and engines reuse whole blocks of their own size only.
         stored = min(prompt.tokens - 1, depth * prompt.token_block_size)
         stored -= stored % (target.load.block_size or 1)
-        return (stored, stored) if stored >= cached or self._index.complete(target.id) else (cached, expected)
+        return stored if stored >= expected or self._index.complete(target.id) else expected
 
     def _send(
         self,

@@ -11,11 +11,13 @@ import pytest
 
 from benchmarks.fleet import peers, router, workloads
 from benchmarks.fleet.__main__ import policies
+from benchmarks.fleet.blind import Blind
 from benchmarks.fleet.channel import Link
 from benchmarks.fleet.engine import Engine, TurnedDownError
 from benchmarks.fleet.figures import Figures, figures_of, pooled, seen_of
 from benchmarks.fleet.hardware import H100_8B
 from benchmarks.fleet.memory import BLOCK, Memory, chain_of
+from benchmarks.fleet.peers.base import Only
 from benchmarks.fleet.ranks import Ranks
 from benchmarks.fleet.requests import Request, arrivals, fresh, shared
 from benchmarks.fleet.simulation import Event, Run, Workload, simulate
@@ -205,3 +207,15 @@ def test_whole_answers_take_no_longer_than_by_load_alone_nor_than_by_the_cache_a
         theirs: Figures = figures_of(run(workload, other))
         assert ours.mean <= 1.02 * theirs.mean
         assert ours.p99 <= 1.05 * theirs.p99
+
+
+def test_a_router_that_is_blind_for_no_time_is_as_one_that_sees_all_and_for_some_meets_the_others() -> None:
+    workload = Workload("small", few(300, workloads.unique))
+    pickers = [Blind(random.Random("1 0"), seconds, 8) for seconds in (0.0, 0.02)]
+    policies_of = [Only(picker) for picker in pickers]
+    sees, blind = (times(simulate(workload, lambda _: policies_of.pop(0))) for _ in pickers)
+    assert sees == times(run(workload))
+    assert blind != sees
+    assert [picker.met > 0 for picker in pickers] == [False, True]
+    left = [(known.backlog.work, known.outputs, len(known.queue)) for known in pickers[1]._known.values()]
+    assert left == [pytest.approx((0, 0, 0), abs=1e-6)] * 8

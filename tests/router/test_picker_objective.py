@@ -1,6 +1,7 @@
 """What the prefix policy makes short, and the bounds within which it does, whatever was learned."""
 
 import random
+from collections import Counter
 from statistics import mean
 
 import pytest
@@ -11,7 +12,7 @@ from headwater_router.admission.ceiling import Report
 from headwater_router.index import PrefixIndex
 from headwater_router.outcome import Outcome
 from headwater_router.picker import make
-from headwater_router.picker.base import Decision, Picker, Prompt, Target
+from headwater_router.picker.base import Decision, Others, Picker, Prompt, Target
 from headwater_router.picker.objective import Objective
 from headwater_router.picker.targets import Targets
 
@@ -51,16 +52,19 @@ def answers(picker: Picker, targets: Targets, per_answer: float, rounds: int = 3
     shared=st.integers(1, 60),
     count=st.integers(2, 8),
     learned=st.sampled_from([None, 0.0, 2e-4]),
+    others=st.sampled_from([None, Others(0, 0, 0)]),
 )
 def test_no_engine_gets_more_than_four_times_the_mean_and_a_few_whatever_it_holds(
-    objective: Objective, burst: int, own: int, shared: int, count: int, learned: float | None
+    objective: Objective, burst: int, own: int, shared: int, count: int, learned: float | None, others: Others | None
 ) -> None:
-    """Of engines that are alike."""
+    """Of engines that are alike. `others`: what other routers say that they have there."""
     picker, index = prefix_picker(objective)
     targets = Targets(Target(f"pod-{number}") for number in range(count))
     now = 1.0 if learned is None else answers(picker, targets, learned, rounds=8)
     chain = list(range(shared))
     hold(index, targets.all[0], chain)
+    for target in targets.all:
+        target.load.others = others
     for _ in range(burst):
         picker.pick(Prompt("m", chain, 128 * shared + own), targets, now)
     loads = [target.load.in_flight for target in targets.all]
@@ -146,3 +150,31 @@ def test_an_engine_whose_memory_is_nearly_full_costs_more_and_the_more_the_fulle
         decision = picker.pick(Prompt("m", [], 1000), targets, 1.0)
         costs.append({each.target: each.cost for each in decision.compared}[full])  # type: ignore[attr-defined]
     assert costs[0] < costs[1] < costs[2] < costs[3]
+
+
+def chosen_beside(others: Others | None) -> Counter[str]:
+    """By forty routers, of which none sees what another chooses: pod-0 has an answer less than pod-1 and pod-2, pod-3 a
+    prompt that is still to be computed, and pod-4 has as many answers as pod-0, but nothing of what the rest hold."""
+    chosen = Counter[str]()
+    for seed in range(40):
+        index = PrefixIndex()
+        picker = make("prefix", index, random.Random(seed))
+        targets = Targets(Target(f"pod-{number}") for number in range(5))
+        now = answers(picker, targets, 5e-5, rounds=12)
+        for target, count in zip(targets.all, (6, 7, 7, 6, 6), strict=True):
+            for _ in range(count):
+                picker.first_token(picker.pick(Prompt("m", [], 500), [target], now), now + 0.02)
+        picker.pick(Prompt("m", [], 500), targets.all[3:4], now + 0.02)
+        for target in targets.all:
+            target.load.others = others
+            if target.id != "pod-4":
+                hold(index, target, [1, 2])
+        chosen[picker.pick(Prompt("m", [1, 2], 500), targets, now + 0.02).target.id] += 1
+    return chosen
+
+
+def test_beside_other_routers_chance_decides_among_those_an_answer_apart_that_begin_as_soon() -> None:
+    assert chosen_beside(None) == {"pod-0": 40}
+    found = chosen_beside(Others(0, 0, 0))
+    assert set(found) == {"pod-0", "pod-1", "pod-2"}
+    assert max(found.values()) < 30

@@ -49,6 +49,11 @@ before. An engine that keeps no prefixes, or fewer than it seemed to, so gets lo
 least to compute are left, again to within a tenth: a copy for next to no gain would take the time from others. Among
 them chance decides, never order. So a cached prompt goes to its holder, and one new to all anywhere among the idle.
 
+*Several routers* that decide within the moment that a message takes know nothing of one another, and would all choose
+the one endpoint with an answer less than the rest, where the second prompt then waits for the first. So where there are
+others, chance decides among all that are dearer by no more than a twentieth of what a request takes, and where it has
+no more to compute and begins as soon.
+
 *Whole answers*, not streamed, show no first token until they are complete. Their whole time teaches, and the prompt is
 taken off the queue after twice its predicted prefill."""
 
@@ -82,6 +87,9 @@ _ATTENTION: Final = 1 / 20_000
 70B."""
 _DISPLACED: Final = 1.0
 """Times what a prompt costs to compute, that it costs those whose blocks its own take the place of: they come back."""
+_UNSEEN: Final = 0.05
+"""Of what a request takes on average, by how much dearer an endpoint is as good where there are other routers: about
+what two more answers there cost."""
 _LONGEST_WAIT: Final = 4.0
 """Times what a request takes on average, up to which a longer wait makes a further one dearer."""
 _BOUND: Final = 4.0
@@ -163,7 +171,16 @@ class PrefixPicker:
                 work = (1 + _TIE) * min([each.prefill for each in tied])
                 tied = [each for each in tied if each.prefill <= work]
                 best = tied[int(self._rng.random() * len(tied))]
+            if best.target.load.others is not None:
+                alike = self._alike(compared, best)
+                best = alike[int(self._rng.random() * len(alike))]
         return best
+
+    def _alike(self, compared: Sequence[Compared], best: Compared) -> Sequence[Compared]:
+        """Among which it makes little difference to this request, and much to it that other routers choose another."""
+        cost = best.cost + _UNSEEN * self._weights.rest * self._typical_seconds
+        first, prefill = best.first + _TIE * best.prefill, (1 + _TIE) * best.prefill
+        return [each for each in compared if each.cost <= cost and each.first <= first and each.prefill <= prefill]
 
     def alone(self, prompt: Prompt, targets: Targets, now: float) -> float:
         """At an endpoint that holds the most of it that anybody does."""

@@ -23,9 +23,8 @@ those more who have waited long: w are the waits of all there, each in units of 
 most four. That is next to nothing for chats, and keeps a document from being sent behind another one.
 
 *Whom* it compares: all of a few endpoints. Of many, those who hold most of the prompt, and some where there should be
-room (`picker.targets`); so a decision costs about the same however many there are. Of those compared, one that has more
-than four times the requests that they have on average, as its factor goes, and four more, is passed over, whatever it
-holds: what is learned may be wrong.
+room (`picker.targets`); so a decision costs about the same however many there are. *Which* of these it takes, where
+several are about as good or one has too much already, is in `picker.best`.
 
 *Load* is counted within `pick`, so the next request of a burst sees the one before. Of the prompt at the head of a
 queue, only what should be left of it by now counts. The engines' own gauges are seconds old and include what we sent
@@ -45,15 +44,6 @@ always idle, gets no more than its share; nothing else is learned of it.
 *Trust.* What dispatches and KV events let expect is discounted by what the endpoint's answers reported as cached of it
 before. An engine that keeps no prefixes, or fewer than it seemed to, so gets load by its speed alone.
 
-*Ties.* Whoever is within a tenth of the best one's own prefill time of the best is as good. Of these, those with the
-least to compute are left, again to within a tenth: a copy for next to no gain would take the time from others. Among
-them chance decides, never order. So a cached prompt goes to its holder, and one new to all anywhere among the idle.
-
-*Several routers* that decide within the moment that a message takes know nothing of one another, and would all choose
-the one endpoint with an answer less than the rest, where the second prompt then waits for the first. So where there are
-others, chance decides among all that are dearer by no more than a twentieth of what a request takes, and where it has
-no more to compute and begins as soon.
-
 *Whole answers*, not streamed, show no first token until they are complete. Their whole time teaches, and the prompt is
 taken off the queue after twice its predicted prefill."""
 
@@ -65,7 +55,8 @@ from headwater.prefix import ENDS
 from headwater_router.index.match import NOTHING, Match
 from headwater_router.index.prefixes import PrefixIndex
 from headwater_router.outcome import Outcome
-from headwater_router.picker.base import Decision, Label, Load, Prompt, Slo, Target
+from headwater_router.picker.base import Decision, Label, Load, Prompt, Target
+from headwater_router.picker.best import best_of, nearest
 from headwater_router.picker.counting import end
 from headwater_router.picker.known import Compared, Known, Routed, routed
 from headwater_router.picker.learned import Learned
@@ -76,7 +67,6 @@ from headwater_router.picker.targets import Targets
 DEFAULT_CAPACITY_TOKENS: Final = 500_000
 """What an endpoint's cache is taken to hold where it does not say so."""
 
-_TIE: Final = 0.1
 _LEARNING: Final = 0.1
 _LEAST_TRUST: Final = 0.05
 """Above zero, or nothing would be expected that could prove right again."""
@@ -87,15 +77,8 @@ _ATTENTION: Final = 1 / 20_000
 70B."""
 _DISPLACED: Final = 1.0
 """Times what a prompt costs to compute, that it costs those whose blocks its own take the place of: they come back."""
-_UNSEEN: Final = 0.05
-"""Of what a request takes on average, by how much dearer an endpoint is as good where there are other routers: about
-what two more answers there cost."""
 _LONGEST_WAIT: Final = 4.0
 """Times what a request takes on average, up to which a longer wait makes a further one dearer."""
-_BOUND: Final = 4.0
-"""Times the mean load of those compared, which is as much as an endpoint may have,"""
-_SLACK: Final = 4
-"""and so many requests more."""
 
 
 class _View:
@@ -150,37 +133,15 @@ class PrefixPicker:
         offered = self._offered(targets, excluded, text, tokens)
         pace, output = self._learned.pace(targets, prompt, now), self._learned.output(prompt)
         compared = self._compare(prompt, pace, output, offered, text, tokens, now)
+        typical = self._weights.rest * self._typical_seconds
         if prompt.slo is None or not pace.samples:
-            return self._send(prompt, targets, pace, output, self._best(compared, pace.usual), compared, now)
-        miss, nearest = _nearest(compared, prompt.slo, output, now)
-        found = self._send(prompt, targets, pace, output, self._best(nearest, pace.usual), compared, now)
+            best = best_of(compared, pace.usual, typical, self._rng)
+            return self._send(prompt, targets, pace, output, best, compared, now)
+        miss, kept = nearest(compared, prompt.slo, output, now)
+        best = best_of(kept, pace.usual, typical, self._rng)
+        found = self._send(prompt, targets, pace, output, best, compared, now)
         found.keeps_slo = not miss
         return found
-
-    def _best(self, compared: Sequence[Compared], usual: float) -> Compared:
-        best = min(compared)
-        if best.crowd > _SLACK * usual:
-            bound = _BOUND * sum([each.crowd for each in compared]) / len(compared) + _SLACK * usual
-            if best.crowd > bound:
-                compared = [each for each in compared if each.crowd <= bound]
-                best = min(compared)
-        if len(compared) > 1:
-            limit = best.cost + _TIE * best.prefill
-            tied = [each for each in compared if each.cost <= limit]
-            if len(tied) > 1:
-                work = (1 + _TIE) * min([each.prefill for each in tied])
-                tied = [each for each in tied if each.prefill <= work]
-                best = tied[int(self._rng.random() * len(tied))]
-            if best.target.load.others is not None:
-                alike = self._alike(compared, best)
-                best = alike[int(self._rng.random() * len(alike))]
-        return best
-
-    def _alike(self, compared: Sequence[Compared], best: Compared) -> Sequence[Compared]:
-        """Among which it makes little difference to this request, and much to it that other routers choose another."""
-        cost = best.cost + _UNSEEN * self._weights.rest * self._typical_seconds
-        first, prefill = best.first + _TIE * best.prefill, (1 + _TIE) * best.prefill
-        return [each for each in compared if each.cost <= cost and each.first <= first and each.prefill <= prefill]
 
     def alone(self, prompt: Prompt, targets: Targets, now: float) -> float:
         """At an endpoint that holds the most of it that anybody does."""
@@ -448,13 +409,6 @@ class PrefixPicker:
             known = found.chosen.known
             known.computed(found.work)
             known.backlog.computed += found.work
-
-
-def _nearest(compared: Sequence[Compared], slo: Slo, output: float, now: float) -> tuple[float, Sequence[Compared]]:
-    """Those that should keep what its client wants; where none should, those that miss it by the least."""
-    misses = [slo.missed_by(now + each.first, each.rest / output) for each in compared]
-    least = min(misses)
-    return least, [each for each, miss in zip(compared, misses, strict=True) if miss == least]
 
 
 def cache_blocks(load: Load, text_block_tokens: float) -> int:

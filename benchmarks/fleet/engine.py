@@ -17,6 +17,7 @@ from typing import Final
 from benchmarks.fleet.hardware import Hardware
 from benchmarks.fleet.memory import BLOCK, BYTES, Memory, chain_of
 from benchmarks.fleet.requests import Request
+from headwater.backends.metrics import Adapters
 
 _ADAPTER_SECONDS: Final = 0.3
 """To load an adapter that has no slot: some hundred MB from a disk to the device."""
@@ -68,7 +69,7 @@ class Engine:
         self.busy = 0.0
         """Seconds in which it computed."""
         self._loop = loop
-        self._adapters = adapters
+        self._slots = adapters
         self._number = 0
         self._reset()
 
@@ -101,6 +102,15 @@ class Engine:
     @property
     def waiting(self) -> int:
         return len(self._waiting)
+
+    @property
+    def adapters(self) -> Adapters | None:
+        """As vLLM tells of them: by requests, not by what lies in its slots."""
+        if self._slots is None:
+            return None
+        running = [*self._prompts, *(stay for _, _, stay in self._answers)]
+        used = dict.fromkeys(stay.request.adapter for stay in [*running, *self._waiting] if stay.request.adapter)
+        return Adapters(self._slots, tuple(reversed(used)))
 
     def submit(self, request: Request, on_first: Callable[[float], None]) -> Stay:
         """Raises TurnedDownError."""
@@ -182,11 +192,11 @@ class Engine:
         return True
 
     def _load(self, adapter: str) -> None:
-        if not adapter or self._adapters is None:
+        if not adapter or self._slots is None:
             return
         if adapter not in self.resident:
             self._loading += _ADAPTER_SECONDS
-            if len(self.resident) >= self._adapters:
+            if len(self.resident) >= self._slots:
                 del self.resident[next(iter(self.resident))]
         self.resident.pop(adapter, None)
         self.resident[adapter] = None

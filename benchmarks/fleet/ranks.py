@@ -10,6 +10,7 @@ from collections.abc import Callable
 from benchmarks.fleet.engine import Engine, Stay
 from benchmarks.fleet.hardware import Hardware
 from benchmarks.fleet.requests import Request
+from headwater.backends.metrics import Adapters
 
 
 class RanksMemory:
@@ -57,6 +58,12 @@ class Ranks:
     @property
     def kv_tokens(self) -> int:
         return self.hardware.kv_tokens * len(self.ranks)
+
+    @property
+    def adapters(self) -> Adapters | None:
+        told = [each.adapters for each in self.ranks if each.adapters is not None]
+        names = dict.fromkeys(name for each in told for name in each.names)
+        return Adapters(sum(each.slots for each in told), tuple(names)) if told else None
 
     def submit(self, request: Request, on_first: Callable[[float], None]) -> Stay:
         """Raises TurnedDownError."""

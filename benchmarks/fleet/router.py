@@ -149,7 +149,7 @@ class Router:
         for endpoint, engine in zip(self.endpoints, self._engines, strict=True):
             if endpoint.ready:
                 load = endpoint.target.load
-                load.report(Report(engine.running, engine.waiting, engine.memory.usage))
+                load.report(Report(engine.running, engine.waiting, engine.memory.usage, adapters=engine.adapters))
                 self.fleet.on_report(endpoint)
 
     async def serve(self, request: Request) -> Record:
@@ -230,6 +230,7 @@ def prompt_of(request: Request) -> Prompt:
         usual_block_tokens=512 / BYTES,
         text_bytes=len(request.prompt),
         streamed=request.streamed,
+        adapter=request.adapter,
         session=request.session,
         request=request,
     )

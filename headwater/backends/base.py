@@ -43,6 +43,17 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterReading:
+    """Where the adapters in use stand: by name, with commas between, in labels. The value is when that was."""
+
+    metric: str
+    waiting: str
+    running: str
+    slots: str
+    """The label that tells how many can be in use at once."""
+
+
+@dataclass(frozen=True, slots=True)
 class LoadMetrics:
     """What a server says of its load. Of each the first reading that is there counts: later ones are older names."""
 
@@ -62,6 +73,7 @@ class LoadMetrics:
     """Requests that run at once."""
     rank: str | None = None
     """The label that tells which data-parallel engine a sample is of."""
+    adapters: AdapterReading | None = None
 
 
 @dataclass(frozen=True, slots=True)

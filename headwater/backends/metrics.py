@@ -5,20 +5,34 @@ to the one server that it knows nothing of.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from headwater.backends.base import LoadMetrics, Reading
+from headwater.backends.base import AdapterReading, LoadMetrics, Reading
 
 _LONGEST_LINE: Final = 4096
 """Characters. The parser takes the square of a line's labels: 4 MiB of them would be minutes."""
 _MOST_TEXT: Final = 2**18
 """Characters of all lines that matter: some lines for each data-parallel engine."""
+_MOST_ADAPTERS: Final = 256
+"""In use at once."""
+_LONGEST_NAME: Final = 256
+"""Characters of an adapter's; a longer one is nobody's."""
+
+
+class Adapters(NamedTuple):
+    """What a server tells of its LoRA adapters."""
+
+    slots: int
+    """How many can be in use at once."""
+    names: tuple[str, ...]
+    """Of those in use, and before them of those for which requests only wait. What nobody uses may be there as well:
+    vLLM tells only of requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +49,7 @@ class LoadReport:
     """Requests that run at once."""
     ranks: int = 1
     """Data-parallel engines; 1 where it tells of none."""
+    adapters: Adapters | None = None
 
 
 def read_load(page: str, metrics: LoadMetrics) -> LoadReport:
@@ -49,6 +64,7 @@ def read_load(page: str, metrics: LoadMetrics) -> LoadReport:
         block_size=block_size,
         most_running=_integer(_values(samples, metrics.most_running), sum),
         ranks=_ranks(samples, metrics.rank),
+        adapters=_adapters(page, metrics.adapters),
     )
 
 
@@ -78,7 +94,11 @@ def _samples(page: str, metrics: LoadMetrics) -> list[Sample]:
 @lru_cache(maxsize=1024)
 def _samples_of(line: str) -> tuple[Sample, ...]:
     """Most lines are what they were a second ago; the longest, with the configuration among its labels, always is."""
-    return tuple(sample for family in text_string_to_metric_families(line) for sample in family.samples)
+    return tuple(_parsed(line))
+
+
+def _parsed(line: str) -> Iterator[Sample]:
+    return (sample for family in text_string_to_metric_families(line) for sample in family.samples)
 
 
 def _of_all(sample: Sample, metrics: LoadMetrics) -> bool:
@@ -114,6 +134,30 @@ def _ranks(samples: list[Sample], label: str | None) -> int:
     named = {sample.labels.get(label, "") for sample in samples} if label is not None else set()
     numbers = [int(name) for name in named if name.isascii() and name.isdigit() and len(name) < 6]
     return max(numbers, default=0) + 1
+
+
+def _adapters(page: str, reading: AdapterReading | None) -> Adapters | None:
+    """There is a line for each set of names since the server began, thousands in the end. Only the newest is parsed."""
+    if reading is None or reading.metric not in page:
+        return None
+    lines = [line for line in page.splitlines() if line.startswith(reading.metric + "{")]
+    newest = max(lines, key=_written_at, default="")
+    sample = next(_parsed(newest), None) if len(newest) <= _LONGEST_LINE else None
+    labels = sample.labels if sample is not None else {}
+    slots = labels.get(reading.slots, "")
+    if not (slots.isascii() and slots.isdigit() and len(slots) < 6 and int(slots)):
+        return None
+    listed = f"{labels.get(reading.running, '')},{labels.get(reading.waiting, '')}".split(",")
+    names = dict.fromkeys(name for each in listed if 0 < len(name := each.strip()) <= _LONGEST_NAME)
+    return Adapters(min(int(slots), _MOST_ADAPTERS), tuple(names)[:_MOST_ADAPTERS][::-1])
+
+
+def _written_at(line: str) -> float:
+    try:
+        value = float(line.rpartition(" ")[2])
+    except ValueError:
+        return -math.inf
+    return value if math.isfinite(value) else -math.inf
 
 
 def _integer(values: list[float], combine: Callable[[Iterable[float]], float]) -> int | None:

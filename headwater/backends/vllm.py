@@ -15,6 +15,7 @@ from headwater.backends.base import (
     MODEL_FLAGS,
     NAME_FLAGS,
     WHERE,
+    AdapterReading,
     Backend,
     Launch,
     LoadMetrics,
@@ -55,6 +56,9 @@ class VLLM(Backend):
         total_blocks=(Reading("vllm:cache_config_info", label="num_gpu_blocks"),),
         block_size=(Reading("vllm:cache_config_info", label="block_size"),),
         rank="engine",
+        adapters=AdapterReading(
+            "vllm:lora_requests_info", "waiting_lora_adapters", "running_lora_adapters", slots="max_lora"
+        ),
     )
     image = "vllm/vllm-openai:v0.32.0"
     loads_adapters = "runtime"

@@ -363,3 +363,8 @@ def test_the_session_header_and_streaming_are_taken_along() -> None:
     assert (prompt.session, prompt.streamed) == ("anna", True)
     prompt = build(saying("hi"), builder=builder)
     assert (prompt.session, prompt.streamed) == (None, False)
+
+
+def test_the_policy_is_told_which_adapter_a_request_is_for() -> None:
+    body = saying(TEXT)
+    assert (build(body, adapter="sql").adapter, build(body).adapter) == ("sql", "")

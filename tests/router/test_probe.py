@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
+from headwater.backends.metrics import Adapters
 from headwater.http.descriptors import Descriptors
 from headwater_router.endpoints import probe
 from headwater_router.endpoints.breaker import Breaker
@@ -347,6 +348,16 @@ async def test_an_odd_metrics_page_says_nothing_of_readiness(in_place_of_pools: 
     assert it.endpoint.readiness is Readiness.READY
     assert not it.forgotten
     assert it.endpoint.target.load.reported_running is None
+
+
+async def test_which_adapters_an_engine_has_in_use_is_told_to_the_policy(in_place_of_pools: Probing) -> None:
+    it = in_place_of_pools
+    labels = b'max_lora="4",running_lora_adapters="sql",waiting_lora_adapters=""'
+    it.engine.metrics = 200, b"vllm:lora_requests_info{%b} 1.7e+09\n" % labels
+    task = asyncio.create_task(it.prober.run(it.endpoint))
+    await until(lambda: it.endpoint.target.load.reported.adapters == Adapters(4, ("sql",)))
+    task.cancel()
+    await asyncio.wait([task])
 
 
 async def test_no_more_of_an_answer_is_read_than_one_can_have(in_place_of_pools: Probing) -> None:

@@ -25,6 +25,8 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
+from headwater.backends.metrics import Adapters
+
 KV_FULL: Final = 0.95
 """Share of the KV memory."""
 _KV_CROWDED: Final = 0.9
@@ -49,6 +51,7 @@ class Report:
     cache_usage: float | None = None
     """0 to 1."""
     most_running: int | None = None
+    adapters: Adapters | None = None
 
 
 SILENCE: Final = Report()

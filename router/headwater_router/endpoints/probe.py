@@ -239,5 +239,5 @@ def _store(endpoint: Endpoint, report: LoadReport) -> None:
     load = endpoint.target.load
     load.total_blocks = report.total_blocks
     load.block_size = report.block_size
-    load.report(Report(report.running, report.waiting, report.cache_usage, report.most_running))
+    load.report(Report(report.running, report.waiting, report.cache_usage, report.most_running, report.adapters))
     endpoint.ranks = max(endpoint.ranks, min(report.ranks, MOST_RANKS))

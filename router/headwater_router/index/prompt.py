@@ -122,6 +122,7 @@ class PromptBuilder:
             usual_block_tokens=BLOCK_BYTES / usual,
             text_bytes=0 if attachments or text.kind == "tokens" else len(stream) + text.beside,
             streamed=body.stream,
+            adapter=adapter,
             session=self._session(headers),
         )
         if (

@@ -167,6 +167,8 @@ class Prompt:
     """Whether the answer is streamed. If not, its first byte says nothing of the prefill."""
     rendered: bool = False
     """Its token ids are what the router's own tokenizer makes of it."""
+    adapter: str = ""
+    """The LoRA adapter that it is for, if any."""
     session: str | None = None
     """Value of the session header, for the `session` policy."""
     slo: Slo | None = None

@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from headwater_router.admission.ceiling import SILENCE, Report
 from headwater_router.index.prefixes import Tickets
+from headwater_router.picker.adapters import Slots
 from headwater_router.picker.base import Backlog, Candidate, Decision, Load, Others, Target
 from headwater_router.picker.counting import CountedDecision, begin, counted, end_prefill
 from headwater_router.picker.speed import Factor, Pace, Stretch
@@ -49,6 +50,8 @@ class Known:
     """Share of the tokens that were expected in its cache that its answers then reported as cached."""
     whole_answers: "deque[tuple[float, Routed]]" = field(default_factory=deque)
     """Requests that are not streamed, with the time at which their prefill should be over."""
+    slots: Slots = field(default_factory=Slots)
+    """Of its adapters."""
     seen_report: Report = SILENCE
     """The gauges as they were looked at last."""
     foreign_running: int = 0
@@ -84,6 +87,8 @@ class Known:
         others, before = load.others, self.seen_others
         report, seen = load.reported, self.seen_report
         self.seen_others, self.seen_report, self.stale = others, report, True
+        if report is not seen:
+            self.slots.told(report.adapters)
         if others is not None:
             self.foreign_waiting = others.queued
             self.foreign_running = others.in_flight - others.queued

@@ -26,6 +26,9 @@ most four. That is next to nothing for chats, and keeps a document from being se
 room (`picker.targets`); so a decision costs about the same however many there are. *Which* of these it takes, where
 several are about as good or one has too much already, is in `picker.best`.
 
+*Adapters*: where an engine says which it has in use, and should lack that of the request, *first* has the time to load
+it on top, and *others* as much for each request there, and once more where another one has to go (`picker.adapters`).
+
 *Load* is counted within `pick`, so the next request of a burst sees the one before. Of the prompt at the head of a
 queue, only what should be left of it by now counts. The engines' own gauges are seconds old and include what we sent
 ourselves. They are looked at only when they change, and only for what exceeds our own count at that moment: the
@@ -55,6 +58,7 @@ from headwater.prefix import ENDS
 from headwater_router.index.match import NOTHING, Match
 from headwater_router.index.prefixes import PrefixIndex
 from headwater_router.outcome import Outcome
+from headwater_router.picker.adapters import LOADING_SECONDS
 from headwater_router.picker.base import Decision, Label, Load, Prompt, Target
 from headwater_router.picker.best import best_of, nearest
 from headwater_router.picker.counting import end
@@ -294,6 +298,8 @@ class PrefixPicker:
                 others = factor * (prefill * (requests + known.waits + _DISPLACED) + overlap * requests * share)
             else:
                 first, rest, others = factor * (constant + prefill), factor * all_steps, factor * prefill * _DISPLACED
+            if prompt.adapter and known.slots.lack(prompt.adapter):
+                first, others = first + LOADING_SECONDS, others + LOADING_SECONDS * (requests + known.slots.full)
             cost = first_weight * first + rest_weight * rest + others_weight * others
             if load.ceiling.tight and requests:
                 # Somebody is thrown out and computed again, or it waits until one of those there has ended.
@@ -338,6 +344,8 @@ class PrefixPicker:
         now: float,
     ) -> Decision:
         target, cached, known = chosen.target, chosen.cached_tokens, chosen.known
+        if prompt.adapter:
+            known.slots.used(prompt.adapter)
         label = self._label(prompt, target, cached)
         capacity = cache_blocks(target.load, prompt.usual_block_tokens)
         seconds = chosen.first + chosen.rest

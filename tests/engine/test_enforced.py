@@ -1,5 +1,6 @@
 """A grammar of calls takes what a format's reader reads as those calls, and nothing else."""
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -79,6 +80,35 @@ def test_arguments_are_held_to_their_schema_where_there_may_be_calls(name: str) 
     assert allows(text)
     assert not allows(text.replace("city", "town"))
     assert allows("<|channel|>final<|message|>Hi" if name == "harmony" else "Hi")
+
+
+@pytest.mark.parametrize("name", AS_ENFORCED)
+def test_references_are_looked_for_from_the_root_of_the_arguments(name: str) -> None:
+    """Which stands somewhere within what a format makes of it."""
+    properties = CITY | {"days": {"$ref": "#/properties/hours"}, "hours": {"$ref": "#/$defs/number"}}
+    parameters = {"$defs": {"number": {"type": "integer"}}, "type": "object", "properties": properties}
+    weather = Function("weather", {**parameters, "required": ["city"], "additionalProperties": False}, strict=True)
+    allows = judge(TOKENIZERS[name], Speech(CALL_FORMAT_OF[name]), Wish((weather, Function("clock")), Calling.ALWAYS))
+    text = AS_ENFORCED[name]
+    assert allows(text)
+    for wrong in ("true", "2.5"):
+        assert not allows(re.sub(r"\b2\b", wrong, text))
+
+
+def test_arguments_may_be_made_of_arguments_and_of_nothing_that_there_is_not() -> None:
+    def call(next_one: str) -> str:
+        return f'<tool_call>\n{{"name": "go", "arguments": {{"next": {next_one}}}}}\n</tool_call>'
+
+    properties = {"next": {"anyOf": [{"$ref": "#"}, {"enum": [None, {"$ref": "#"}]}]}}
+    go = Function("go", {"properties": properties, "required": ["next"], "additionalProperties": False}, strict=True)
+    allows = judge("qwen3", Speech(CALL_FORMAT_OF["hermes"]), Wish((go,), Calling.ALWAYS))
+    assert allows(call("null"))
+    assert allows(call('{"next": {"next": null}}'))
+    assert allows(call('{"$ref": "#"}')), "a value, and no reference"
+    assert not allows(call('{"name": "go", "arguments": {"next": null}}'))
+    lost = Function("go", {"properties": {"a": {"$ref": "#/properties/name"}}}, strict=True)
+    with pytest.raises(AssertionError, match="/properties/name"):
+        judge("qwen3", Speech(CALL_FORMAT_OF["hermes"]), Wish((lost,), Calling.ALWAYS))
 
 
 def test_one_call_alone_is_allowed_where_there_may_be_no_more() -> None:

@@ -266,6 +266,8 @@ def test_spaces_come_to_an_end(compiler: Compiler) -> None:
         (Kind.JSON_SCHEMA, '{"$ref":"#/nowhere"}', "nowhere"),
         (Kind.JSON_SCHEMA, '{"$ref":"http://example.com/schema"}', "example"),
         (Kind.JSON_SCHEMA, '{"type":"string","enum":[1]}', "."),
+        (Kind.JSON_SCHEMA, '{"const":12345678901234567890}', "12345678901234567890 is beyond"),
+        (Kind.JSON_SCHEMA, '{"items":{"anyOf":[{"enum":["a",-9007199254740993]}]}}', "-9007199254740993 is beyond"),
         (Kind.JSON_SCHEMA, '{"$ref":"#"}', "^no text is of this form$"),
         (Kind.GRAMMAR, "start: start", "^no text is of this form$"),
         (Kind.REGEX, "(open", "unclosed"),

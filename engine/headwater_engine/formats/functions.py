@@ -117,5 +117,44 @@ def arguments_of(function: Function) -> dict[str, Any]:
     return parameters
 
 
+_DATA: Final = frozenset(("const", "default", "enum", "examples"))
+"""Keywords whose values are no schemas."""
+_NAMES: Final = frozenset(("$defs", "definitions", "dependentSchemas", "patternProperties", "properties"))
+"""Keywords whose values have names of their own for keys."""
+ROOT: Final = "#/$defs/arguments"
+"""Where the schema of the arguments is, if it refers to itself, in one that is made of it."""
+
+
+def definitions_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """What is to stand at the root of a schema in which `parameters` are, or a part of them: nothing, where they refer
+    to no place in themselves."""
+    moved = _moved(parameters)
+    return {} if moved == parameters else {"$defs": {"arguments": moved}}
+
+
+def part_of(parameters: Mapping[str, Any], part: Any) -> dict[str, Any]:
+    """A part of a schema as one by itself; all that is no object says nothing."""
+    part = part if isinstance(part, dict) else {}
+    moved = _moved(part)
+    return part if moved == part else {**moved, **definitions_of(parameters)}
+
+
+def _moved(schema: Any, *, named: bool = False) -> Any:
+    """With all that it refers to in `ROOT`. `named`: its keys are names, not keywords."""
+    if isinstance(schema, list):
+        return [_moved(each) for each in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    moved = {}
+    for key, value in schema.items():
+        if named:
+            moved[key] = _moved(value)
+        elif key == "$ref" and isinstance(value, str) and (value == "#" or value.startswith("#/")):
+            moved[key] = ROOT + value[1:]
+        else:
+            moved[key] = value if key in _DATA else _moved(value, named=key in _NAMES)
+    return moved
+
+
 def either(expressions: Iterable[str]) -> str:
     return "(" + " | ".join(f"({each})" for each in expressions) + ")"

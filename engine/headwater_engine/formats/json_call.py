@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Container
-from typing import Any, Final
+from typing import Final
 
-from headwater_engine.formats.functions import Function, arguments_of, schema
+from headwater_engine.formats.functions import ROOT, Function, arguments_of, definitions_of, schema
 from headwater_engine.formats.parts import Arguments, Call
 from headwater_engine.formats.text import Reading, Text
 
@@ -79,12 +79,12 @@ def _string(value: str | None) -> str | None:
 
 def call_schema(function: Function, arguments: str = "arguments") -> str:
     """An expression of a grammar that matches a call. `arguments`: the name that the format has for them."""
-    properties: dict[str, Any] = {"name": {"const": function.name}, arguments: arguments_of(function)}
-    parameters = properties[arguments]
-    definitions = {key: parameters[key] for key in ("$defs", "definitions") if key in parameters}
+    parameters = arguments_of(function)
+    definitions = definitions_of(parameters)
+    properties = {"name": {"const": function.name}, arguments: {"$ref": ROOT} if definitions else parameters}
     return schema(
         {
-            **definitions,  # references in the schema are from the root
+            **definitions,
             "type": "object",
             "properties": properties,
             "required": list(properties),

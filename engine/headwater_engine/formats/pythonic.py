@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from itertools import count
 from typing import Any, ClassVar, Final
 
-from headwater_engine.formats.functions import MORE, Function, Functions, Spelling, either, schema, written
+from headwater_engine.formats.functions import MORE, Function, Functions, Spelling, either, part_of, schema, written
 from headwater_engine.formats.parts import Arguments, Call, Content
 from headwater_engine.formats.text import Reading, Text
 
@@ -132,8 +132,8 @@ def _in_brackets(function: Function) -> str:
     others = [name for name in function.properties if name not in function.required]
 
     def argument(name: str) -> str:
-        value = function.properties[name]
-        return f"{json.dumps(name + '=')} {schema(value if isinstance(value, dict) else {}, strict=function.strict)}"
+        value = part_of(function.parameters, function.properties[name])
+        return f"{json.dumps(name + '=')} {schema(value, strict=function.strict)}"
 
     if needed:
         return f'{_listed(map(argument, needed))} {" ".join(f"""(", " {argument(each)})?""" for each in others)}'

@@ -12,7 +12,7 @@ Such an argument is text or JSON; which of them, the function's schema says, or 
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any, ClassVar
 
@@ -24,6 +24,7 @@ from headwater_engine.formats.functions import (
     Spelling,
     as_json,
     either,
+    part_of,
     schema,
     takes_text,
     written,
@@ -164,14 +165,15 @@ def _arguments(function: Function, tag: str, end: str) -> Iterator[str]:
     for name, value in function.properties.items():
         is_text = bool(takes_text(function, name))
         begin = json.dumps(tag.format(name, str(is_text).lower()), ensure_ascii=False)
-        argument = f"{begin} {_value(value, end, is_text=is_text, strict=function.strict)}"
+        part = part_of(function.parameters, value)
+        argument = f"{begin} {_value(part, end, is_text=is_text, strict=function.strict)}"
         yield argument if name in function.required else f"({argument})?"
 
 
-def _value(value: Any, end: str, *, is_text: bool, strict: bool) -> str:
+def _value(value: Mapping[str, Any], end: str, *, is_text: bool, strict: bool) -> str:
     closing = json.dumps(end, ensure_ascii=False)
     if not is_text:
-        return f"{schema(value if isinstance(value, dict) else {}, strict=strict)} {closing}"
+        return f"{schema(value, strict=strict)} {closing}"
     choices = value.get("enum", [value["const"]] if "const" in value else [])
     return f"{either(map(written, choices))} {closing}" if choices else "text"
 

@@ -41,6 +41,7 @@ _LIMITS: Final = LLParserLimits(
     max_lexer_states=25_000,  # of 1 to 2 KB each
     verbose_errors=False,
 )
+_MOST_EXACT: Final = 2**53
 T = TypeVar("T")
 _SPACE: Final = r"[\x20\x0A\x0D\x09]{1,32}"
 """Between the parts of a JSON text. A small model that may write spaces without end does."""
@@ -216,6 +217,7 @@ def grammar_of(constraint: Constraint) -> str:
 def _form(constraint: Constraint) -> str:
     match constraint.kind:
         case Kind.JSON_SCHEMA:
+            _check_values(json.loads(constraint.text))
             options: dict[str, Any] = {"whitespace_pattern": _SPACE, "lenient": constraint.lenient}
             return LLMatcher.grammar_from_json_schema(constraint.text, overrides=options)  # type: ignore[arg-type]
         case Kind.REGEX:
@@ -227,6 +229,21 @@ def _form(constraint: Constraint) -> str:
             return grammar_from("grammar", constraint.text)
         case Kind.STRUCTURAL_TAG:
             return StructTag.to_grammar(list(_tags(json.loads(constraint.text))), assume_special=False)
+
+
+def _check_values(schema: Any) -> None:
+    """Raises ValueError for a whole number that an answer is to be, and that llguidance would round to another one."""
+    within = [schema]
+    while within:
+        match within.pop():
+            case list(items):
+                within += items
+            case dict(members):
+                within += members.values()
+                values = members.get("enum")
+                for value in (members.get("const"), *(values if isinstance(values, list) else ())):
+                    if isinstance(value, int) and abs(value) > _MOST_EXACT:
+                        raise ValueError(f"{value} is beyond {_MOST_EXACT}, up to which values are told apart")
 
 
 def _tags(value: dict[str, Any]) -> list[StructTag]:

@@ -103,7 +103,10 @@ def _read_tool_choice(value: Any) -> ToolChoice:
             return ToolChoice(value)
         case {"type": "function", "function": {"name": str(name)}}:
             return ToolChoice("required", (name,))
-        case {"type": "allowed_tools", "allowed_tools": {"mode": "auto" | "required" as mode, "tools": list(tools)}}:
+        case {
+            "type": "allowed_tools",
+            "allowed_tools": {"mode": "auto" | "required" as mode, "tools": [_, *_] as tools},
+        }:
             return ToolChoice(mode, tuple(_name_of(tool) for tool in tools))
         case _:
             raise ValueError(

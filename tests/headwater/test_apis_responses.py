@@ -125,6 +125,10 @@ def test_tools_and_their_choice(choice: Any, chosen: Any) -> None:
         ({"input": [{"type": "function_call", "name": "f"}]}, "input[0].call_id"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"tools": [FUNCTION], "tool_choice": {"type": "mcp"}}, "tool_choice"),
+        (
+            {"tools": [FUNCTION], "tool_choice": {"type": "allowed_tools", "mode": "required", "tools": []}},
+            "tool_choice",
+        ),
         ({"background": True}, "background"),
         ({"conversation": "c"}, "conversation"),
         ({"truncation": "auto"}, "truncation"),

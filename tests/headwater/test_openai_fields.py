@@ -118,6 +118,11 @@ def test_tool_choice_names_functions_that_there_are() -> None:
     assert parse("chat", tools=tools, tool_choice=named).callable_tools == tools[1:]
     allowed = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [named]}}
     assert parse("chat", tools=tools, tool_choice=allowed).callable_tools == tools[1:]
+    for mode in ("auto", "required"):
+        with pytest.raises(BadRequestError, match="`tool_choice`"):
+            parse(
+                "chat", tools=tools, tool_choice={"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": []}}
+            )
     with pytest.raises(BadRequestError, match='must name some of `tools`, found "h"') as caught:
         parse("chat", tools=tools, tool_choice={"type": "function", "function": {"name": "h"}})
     assert caught.value.param == "tool_choice"

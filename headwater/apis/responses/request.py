@@ -89,7 +89,7 @@ def _choice(choice: Any, known: list[Json]) -> Json:
             return {"tool_choice": choice}
         case {"type": "function", "name": str(name)}:
             return {"tool_choice": tools.named(name)}
-        case {"type": "allowed_tools", "mode": "auto" | "required" as mode, "tools": [*allowed]}:
+        case {"type": "allowed_tools", "mode": "auto" | "required" as mode, "tools": [_, *_] as allowed}:
             names = [each.get("name") for each in allowed if isinstance(each, dict)]
             return {"tool_choice": mode, "tools": [each for each in known if each["function"]["name"] in names]}
     raise wrong("tool_choice", "must be auto, none, required, or an object that names functions", choice)

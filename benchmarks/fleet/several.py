@@ -1,5 +1,4 @@
-"""One router, and several that tell one another what they do: without loss, with a tenth of the messages lost, and with
-Redis gone.
+"""One router, and several that tell one another what they do: without loss, with messages lost, and with Redis gone.
 
 python -m benchmarks.fleet.several [--routers 8] [--policy prefix] [--seeds 3] [--workloads "hot prefix" unique]
 
@@ -20,7 +19,12 @@ from benchmarks.fleet.figures import Seen, pooled, quantile, seen_of
 from benchmarks.fleet.simulation import Workload, simulate
 from benchmarks.fleet.workloads import ALL
 
-LINKS: Final = {"together": Link(), "a tenth lost": Link(loss=0.1), "Redis gone": None}
+LINKS: Final = {
+    "together": Link(),
+    "one of fifty lost": Link(loss=0.02),
+    "a tenth lost": Link(loss=0.1),
+    "Redis gone": None,
+}
 HEAD: Final = """| workload | routers | cached | TTFT p99 s | of one's | by seed | E2E mean s | of one's | p99 s |
 |---|---|---|---|---|---|---|---|---|"""
 

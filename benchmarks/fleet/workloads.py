@@ -182,11 +182,16 @@ def chats_on_cpus(rng: random.Random) -> Iterator[Request]:
     return _chats(rng, 1.0, "small", 6, 300, range(2, 6), 60, 100, 8.0)
 
 
-def many_engines(rng: random.Random) -> Iterator[Request]:
+def many_engines(rng: random.Random, per_second: float = 130.0, seconds: float = SECONDS / 4) -> Iterator[Request]:
     """600 groups and eight times the traffic."""
-    for at in arrivals(rng, 130.0, SECONDS / 4):
+    for at in arrivals(rng, per_second, seconds):
         system = shared(f"many {min(int(rng.paretovariate(0.6)), 600)}", 3000)
         yield Request(at, system + fresh(rng, around(rng, 700)), fresh(rng, around(rng, 300)))
+
+
+def hundreds_of_engines(rng: random.Random) -> Iterator[Request]:
+    """The same, and four times as many of all."""
+    return many_engines(rng, 520.0, SECONDS / 8)
 
 
 _ADAPTERS: Final = tuple(f"adapter-{number}" for number in range(1, 31))
@@ -219,4 +224,5 @@ ALL: Final = (
     Workload("70B groups", groups_70b, hardware=H100_70B, token_objective=0.05, ttft_objective=2.0),
     Workload("CPU chats", chats_on_cpus, hardware=CPU_135M, token_objective=0.1, ttft_objective=2.0),
     Workload("64 engines", many_engines, speeds=(1.0,) * 64),
+    Workload("256 engines", hundreds_of_engines, speeds=(1.0,) * 256),
 )

@@ -138,14 +138,22 @@ class PrefixIndex:
         return text, tokens
 
     def answered(self, target_id: str, text_chain: Sequence[int], tickets: Tickets) -> None:
-        """The prompt was computed there, so its blocks are cached. Nothing, if the endpoint was forgotten since."""
+        """The prompt was computed there, so its blocks are cached. `ended` is to follow. Nothing, if the endpoint was
+        forgotten since."""
         holder = self._holders.get(target_id)
         if holder is not None:
             # What is pending by token ids stays until the KV event comes, which may be after the answer.
             self._sent.drop(tickets[0])
-            self._dispatches.add(holder, text_chain, self._capacity.get(target_id, 0), self._share(4))
+            self._dispatches.begun(holder, text_chain, self._capacity.get(target_id, 0), self._share(4))
             if text_chain and self.on_answer is not None:
                 self.on_answer(target_id, text_chain)
+
+    def ended(self, target_id: str, text_chain: Sequence[int], units: int) -> None:
+        """The answer to a prompt that was `answered` is over, however it ended. `units`: of text, that it had, as far
+        as that is known. They are cached, too."""
+        holder = self._holders.get(target_id)
+        if holder is not None:
+            self._dispatches.ended(holder, text_chain, units, self._capacity.get(target_id, 0), self._share(4))
 
     def shared(self, target_id: str, text_chain: Sequence[int], capacity: int) -> None:
         """Another router's prompt was answered there. `capacity`: as in `dispatched`, which knows better, and wins."""

@@ -12,7 +12,7 @@ _STALE_SECONDS: Final = 300.0
 """Without an answer, after which an endpoint's own speed is not gone by."""
 _MEAN_SECONDS: Final = 1.0
 """For so long the mean speed of a deployment's endpoints is taken not to change."""
-_MOST_TOKENS: Final = 1 << 20
+MOST_TOKENS: Final = 1 << 20
 """Of an answer; an engine that says more is not believed."""
 
 
@@ -46,7 +46,7 @@ class Learned:
 
     def learn_rest(self, found: Routed, output_tokens: int, now: float) -> None:
         """From its first token to its last; of one that is not streamed, all of it."""
-        if output_tokens > _MOST_TOKENS:
+        if output_tokens > MOST_TOKENS:
             return
         self._lengths_of(found.prompt).learn(_beginning(found.prompt), output_tokens)
         since, until = found.since, found.chosen.known.sums(found.target.load, now)

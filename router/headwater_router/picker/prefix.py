@@ -63,7 +63,7 @@ from headwater_router.picker.base import Decision, Label, Load, Prompt, Target
 from headwater_router.picker.best import best_of, nearest
 from headwater_router.picker.counting import end
 from headwater_router.picker.known import Compared, Known, Routed, routed
-from headwater_router.picker.learned import Learned
+from headwater_router.picker.learned import MOST_TOKENS, Learned
 from headwater_router.picker.objective import WEIGHTS, Objective
 from headwater_router.picker.speed import Factor, Pace, Speed, Stretch
 from headwater_router.picker.targets import Targets
@@ -195,10 +195,11 @@ class PrefixPicker:
         if outcome is Outcome.ANSWERED and cached_tokens is not None and expected >= 1:
             share = min(1.0, cached_tokens / expected)
             known.trust = max(known.trust + _LEARNING * (share - known.trust), _LEAST_TRUST)
-        if computed:
-            return
-        if outcome is Outcome.ANSWERED:
+        if outcome is Outcome.ANSWERED and not computed:
             self._confirm(found)
+            computed = True
+        if computed:
+            self._end_answer(found, output_tokens or 0)
         else:
             self._index.withdrawn(found.tickets)
 
@@ -399,9 +400,17 @@ class PrefixPicker:
         return Label.APPROXIMATE if prompt.text_chain else Label.FALLBACK
 
     def _confirm(self, found: Routed) -> None:
-        # Not where the endpoint was forgotten since: the answer says nothing of the cache that it has now.
-        if self._known.get(found.target.id) is found.chosen.known:
+        if self._is_known(found):
             self._index.answered(found.target.id, found.prompt.text_chain, found.tickets)
+
+    def _end_answer(self, found: Routed, tokens: int) -> None:
+        if self._is_known(found):
+            units = round(tokens / found.prompt.usual_block_tokens) if tokens <= MOST_TOKENS else 0
+            self._index.ended(found.target.id, found.prompt.text_chain, units)
+
+    def _is_known(self, found: Routed) -> bool:
+        """Whether the endpoint was not forgotten since: else the answer says nothing of the cache that it has now."""
+        return self._known.get(found.target.id) is found.chosen.known
 
     def _release_due(self, known: Known, now: float) -> None:
         waiting = known.whole_answers

@@ -73,6 +73,9 @@ class LoadMetrics:
     """Requests that run at once."""
     rank: str | None = None
     """The label that tells which data-parallel engine a sample is of."""
+    part: str | None = None
+    """The label that numbers those who share such an engine, each of whom may tell its numbers: the first one's count.
+    They may be numbered on from engine to engine."""
     adapters: AdapterReading | None = None
 
 
@@ -178,6 +181,9 @@ class Backend(ABC):
     """How its API differs from OpenAI's. None: it takes all ways to ask for what it can do."""
     apis: ClassVar[frozenset[str]]
     """Of `APIS`, those that it has itself, as they are meant. The others the gateway makes of chat completions."""
+    rank_header: ClassVar[str | None]
+    """The request header by which it is told, in digits, which of its data-parallel engines is to answer, where its
+    metrics tell them apart (`LoadMetrics.rank`). None: it cannot be told; who is at its address chooses."""
     own_flags: ClassVar[Mapping[str, str]]
     """Flags that `spec.backend.args` may not hold, with dashes, under all of their names: those that we start the
     server with, those that other fields stand for, and what says it instead."""

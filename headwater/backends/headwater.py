@@ -44,6 +44,7 @@ class Headwater(Backend):
     pod_sources = ("hf://", "package://", "file://", "random:")
     dialect = None
     apis = NO_API
+    rank_header = None
     own_flags: ClassVar[Mapping[str, str]] = {
         **ADDRESS_FLAGS,
         **MODEL_FLAGS,

@@ -6,7 +6,7 @@ to the one server that it knows nothing of.
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import Final, NamedTuple
 
@@ -50,11 +50,25 @@ class LoadReport:
     ranks: int = 1
     """Data-parallel engines; 1 where it tells of none."""
     adapters: Adapters | None = None
+    by_rank: tuple["LoadReport", ...] = ()
+    """Of each engine, where there are several and the page tells of all of them, from number 0 on. Not where a node has
+    those of one part of the numbers: what it calls its first then is not 0 to it."""
 
 
 def read_load(page: str, metrics: LoadMetrics) -> LoadReport:
     """Find the metrics on the page. Raises ValueError for a page that is none."""
-    samples = [sample for sample in _samples(page, metrics) if _of_all(sample, metrics)]
+    samples = _of_first_parts([sample for sample in _samples(page, metrics) if _of_all(sample, metrics)], metrics)
+    ranks = _ranks(samples, metrics.rank)
+    all_of_them = len(ranks) > 1 and ranks.keys() == set(range(len(ranks)))
+    return replace(
+        _report(samples, metrics),
+        ranks=max(ranks, default=0) + 1,
+        adapters=_adapters(page, metrics.adapters),  # told of the server alone, not of its engines
+        by_rank=tuple(_report(ranks[number], metrics) for number in range(len(ranks))) if all_of_them else (),
+    )
+
+
+def _report(samples: list[Sample], metrics: LoadMetrics) -> LoadReport:
     block_size = _integer(_values(samples, metrics.block_size), max)
     return LoadReport(
         running=_integer(_values(samples, metrics.running), sum),
@@ -63,8 +77,6 @@ def read_load(page: str, metrics: LoadMetrics) -> LoadReport:
         total_blocks=_total_blocks(samples, metrics, block_size),
         block_size=block_size,
         most_running=_integer(_values(samples, metrics.most_running), sum),
-        ranks=_ranks(samples, metrics.rank),
-        adapters=_adapters(page, metrics.adapters),
     )
 
 
@@ -106,6 +118,20 @@ def _of_all(sample: Sample, metrics: LoadMetrics) -> bool:
     return all(sample.labels.get(label, value) == value for label, value in metrics.of_all)
 
 
+def _of_first_parts(samples: list[Sample], metrics: LoadMetrics) -> list[Sample]:
+    """The others who share an engine tell the same once more."""
+    if metrics.part is None:
+        return samples
+    first: dict[str, int] = {}
+    places = [
+        (sample.labels.get(metrics.rank or "", ""), _number(sample.labels.get(metrics.part))) for sample in samples
+    ]
+    for rank, part in places:
+        if part is not None:
+            first[rank] = min(part, first.get(rank, part))
+    return [sample for sample, (rank, part) in zip(samples, places, strict=True) if part is None or part == first[rank]]
+
+
 def _total_blocks(samples: list[Sample], metrics: LoadMetrics, block_size: int | None) -> int | None:
     blocks = _integer(_values(samples, metrics.total_blocks), sum)
     tokens = _integer(_values(samples, metrics.total_tokens), sum)
@@ -129,11 +155,20 @@ def _value(sample: Sample, reading: Reading) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _ranks(samples: list[Sample], label: str | None) -> int:
-    """They are numbered from 0 on."""
-    named = {sample.labels.get(label, "") for sample in samples} if label is not None else set()
-    numbers = [int(name) for name in named if name.isascii() and name.isdigit() and len(name) < 6]
-    return max(numbers, default=0) + 1
+def _ranks(samples: list[Sample], label: str | None) -> dict[int, list[Sample]]:
+    """The samples of each engine, by its number."""
+    found: dict[int, list[Sample]] = {}
+    if label is None:
+        return found
+    for sample in samples:
+        if (number := _number(sample.labels.get(label))) is not None:
+            found.setdefault(number, []).append(sample)
+    return found
+
+
+def _number(label: str | None) -> int | None:
+    """Of an engine, or of a part of one."""
+    return int(label) if label is not None and label.isascii() and label.isdigit() and len(label) < 6 else None
 
 
 def _adapters(page: str, reading: AdapterReading | None) -> Adapters | None:

@@ -50,8 +50,10 @@ class SGLang(Backend):
         most_running=(Reading("sglang:max_running_requests"),),
         rank="dp_rank",
         # With --enable-priority-scheduling it tells numbers for each priority, too, and with
-        # --enable-metrics-for-all-schedulers for each of the ranks that share a layer or follow one another.
-        of_all=(("priority", ""), ("tp_rank", "0"), ("pp_rank", "0")),
+        # --enable-metrics-for-all-schedulers for each of the ranks that share a layer or follow one another. Where
+        # attention is data-parallel, the first that share a layer of the second engine are not numbered 0.
+        part="tp_rank",
+        of_all=(("priority", ""), ("pp_rank", "0")),
     )
     image = "lmsysorg/sglang:v0.5.23"
     workers_answer_probes = True
@@ -60,6 +62,7 @@ class SGLang(Backend):
     takes_admin_key = True
     dialect = SGLangDialect()
     apis = APIS
+    rank_header = "x-data-parallel-rank"  # for chats, completions and responses, where it counts more than the body
     own_flags: ClassVar[Mapping[str, str]] = {
         **ADDRESS_FLAGS,
         **MODEL_FLAGS,

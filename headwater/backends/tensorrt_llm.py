@@ -52,6 +52,7 @@ class TensorRTLLM(Backend):
     publishes_kv_events = False
     dialect = TensorRTLLMDialect()
     apis = NO_API  # some versions have responses, and no form of the answer in them
+    rank_header = None
     own_flags: ClassVar[Mapping[str, str]] = {
         **ADDRESS_FLAGS,
         **NAME_FLAGS,

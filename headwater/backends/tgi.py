@@ -48,6 +48,7 @@ class TGI(Backend):
     no_statistics: ClassVar[Mapping[str, str]] = {"DO_NOT_TRACK": "1", "USAGE_STATS": "off"}
     dialect = TGIDialect()
     apis = NO_API
+    rank_header = None
 
     def command(self, deployment: ModelDeployment, *, port: int, events: str | None = None) -> list[str]:
         if events is not None:

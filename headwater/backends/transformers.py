@@ -26,6 +26,7 @@ class Transformers(Backend):
     needs_gpu = False
     dialect = TransformersDialect()
     apis = NO_API  # its responses know neither `text` nor `previous_response_id`
+    rank_header = None
     own_flags = ADDRESS_FLAGS
     free_flags: ClassVar[Mapping[str, str]] = {
         "--continuous-batching": "we leave it out; who knows its price may have it"

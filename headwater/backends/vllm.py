@@ -67,6 +67,7 @@ class VLLM(Backend):
     adapters_prefix = "/v1"
     dialect = VLLMDialect()
     apis = APIS
+    rank_header = "x-data-parallel-rank"
     own_flags: ClassVar[Mapping[str, str]] = {
         **ADDRESS_FLAGS,
         "--uds": WHERE,

@@ -343,6 +343,36 @@ def test_data_parallel_engines_are_one_server():
     report = read_load(page, backends.get("vllm").metrics)
     assert (report.running, report.total_blocks, report.block_size) == (7, 200, 16)
     assert report.cache_usage == pytest.approx(0.3)
+    assert [(each.running, each.total_blocks, each.cache_usage) for each in report.by_rank] == [
+        (3, 100, 0.2),
+        (4, 100, 0.4),
+    ]
+
+
+@pytest.mark.parametrize("name", backends.names())
+def test_every_backend_says_whether_it_can_be_told_which_rank_is_to_answer(name: str) -> None:
+    """A new one that inherits the word of another has not said it."""
+    backend = backends.get(name)
+    assert "rank_header" in vars(type(backend))
+    header = backend.rank_header
+    assert header is None or (backend.metrics.rank is not None and header == header.lower())
+
+
+def test_engines_that_share_no_number_0_are_not_told_apart() -> None:
+    page = "".join(f'vllm:num_requests_running{{engine="{engine}"}} 1\n' for engine in (8, 9))
+    report = read_load(page, backends.get("vllm").metrics)
+    assert (report.running, report.ranks, report.by_rank) == (2, 10, ())
+
+
+def test_the_ranks_of_sglangs_data_parallel_attention_are_numbered_on() -> None:
+    """Two engines of two each; with --enable-metrics-for-all-schedulers all four tell."""
+    lines = [
+        f'sglang:num_running_reqs{{dp_rank="{tp // 2}",pp_rank="0",tp_rank="{tp}"}} {1 + tp // 2}\n' for tp in range(4)
+    ]
+    for page in ("".join(lines), "".join(lines[::2])):
+        report = read_load(page, backends.get("sglang").metrics)
+        assert (report.running, report.ranks) == (3, 2)
+        assert [each.running for each in report.by_rank] == [1, 2]
 
 
 def test_the_load_of_our_engine_is_read():

@@ -206,15 +206,16 @@ class Router:
                 self._subscribed[endpoint.spec] = group.create_task(self._follow_events(endpoint))
 
     async def _follow_events(self, endpoint: Endpoint) -> None:
-        """Subscribe to each life of the endpoint anew: a new subscriber is told the whole content of the cache."""
+        """Subscribe anew for each life of the endpoint, and when other targets stand for it: a new subscriber is told
+        the whole content of the cache."""
         assert endpoint.spec.kv_events is not None
         publisher = Publisher(endpoint.spec.kv_events, endpoint.spec.kv_replay)
         while True:
-            target_id = endpoint.target.id
-            subscriber = EventSubscriber(self._index, target_id, publisher, endpoint.ranks)
+            targets = endpoint.targets
+            subscriber = EventSubscriber(self._index, [each.id for each in targets], publisher, endpoint.ranks)
             task = asyncio.create_task(subscriber.run())
             try:
-                while endpoint.target.id == target_id and not task.done():
+                while endpoint.targets is targets and not task.done():
                     subscriber.ranks = max(subscriber.ranks, endpoint.ranks)
                     await asyncio.wait([task], timeout=self.settings.probe_interval)
                 if task.done():

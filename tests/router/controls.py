@@ -19,7 +19,7 @@ def endpoint(id: str, name: str, **fields: Any) -> EndpointInfo:
         "speed": SpeedInfo(
             samples=5, factor=1.0, seconds_per_step=0.02, seconds_per_token=1e-4, seconds_per_answer=0.01
         ),
-        "load": load(0), "places": 64, "full": False,
+        "load": load(0), "places": 64, "full": False, "ranks": [],
     }  # fmt: skip
     return EndpointInfo(**given | fields)
 
@@ -97,7 +97,7 @@ def decision(number: int) -> DecisionRecord:
     return DecisionRecord(
         time=1000.0 + number, request_id=str(number), key="team-a", model="m", policy="prefix", label=Label.EXACT,
         attempt=1, endpoint="a", prompt_tokens=100,
-        candidates=(Candidate("a", 64, 0.01, 1, 0), Candidate("b", 0, None, 0, 2)),
+        candidates=(Candidate("a", None, 64, 0.01, 1, 0), Candidate("b", 1, 0, None, 0, 2)),
     )  # fmt: skip
 
 

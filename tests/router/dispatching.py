@@ -40,6 +40,8 @@ class Dispatching:
     now: float = 1000.0
     groups: Sequence[Group] = ()
     """The deployment of each; none: all are of one."""
+    ranks: Sequence[int] = ()
+    """Data-parallel engines behind each; none: one."""
     metrics: RouterMetrics = field(default_factory=RouterMetrics)
     fleet: Fleet = field(init=False)
     descriptors: Descriptors = field(init=False)
@@ -50,8 +52,10 @@ class Dispatching:
         self.fleet = Fleet(lambda: Breaker(failures=5, window=60.0, open_for=30.0), policies.forget)
         groups = self.groups or [Group()] * self.count
         self.fleet.replace(
-            [EndpointSpec(f"http://10.0.0.{n}:8000", f"e{n}", group=groups[n]) for n in range(self.count)]
+            [EndpointSpec(f"http://10.0.0.{n}:8000", f"e{n}", "vllm", group=groups[n]) for n in range(self.count)]
         )
+        for endpoint, ranks in zip(self.fleet, self.ranks, strict=False):
+            self.fleet.found_ranks(endpoint, ranks, ranks)
         for endpoint in self.fleet:
             self.fleet.mark_ready(endpoint, [MODEL])
         self.descriptors = Descriptors(self.connections)

@@ -51,7 +51,7 @@ class RunningGateway:
 
     @property
     def in_flight(self) -> int:
-        return sum(endpoint.target.load.in_flight for endpoint in self.router.fleet)
+        return sum(endpoint.in_flight for endpoint in self.router.fleet)
 
     async def until_ready(self, count: int) -> None:
         await until(lambda: sum(endpoint.ready for endpoint in self.router.fleet) == count)

@@ -97,6 +97,7 @@ async def test_endpoints_are_shown_with_all_that_is_known(admin: httpx.AsyncClie
         "places": 64,
         "full": False,
         "cached_blocks": 12,
+        "ranks": [],
     }
 
 
@@ -125,8 +126,8 @@ async def test_records_are_shown_newest_first_and_as_many_as_asked_for(
     assert [each["request_id"] for each in shown] == [str(n) for n in range(299, 99, -1)]
     assert shown[0]["label"] == "exact"
     assert shown[0]["candidates"] == [
-        {"endpoint": "a", "cached_tokens": 64, "predicted_ttft": 0.01, "in_flight": 1, "penalty": 0},
-        {"endpoint": "b", "cached_tokens": 0, "predicted_ttft": None, "in_flight": 0, "penalty": 2},
+        {"endpoint": "a", "rank": None, "cached_tokens": 64, "predicted_ttft": 0.01, "in_flight": 1, "penalty": 0},
+        {"endpoint": "b", "rank": 1, "cached_tokens": 0, "predicted_ttft": None, "in_flight": 0, "penalty": 2},
     ]
     failures = (await admin.get("/admin/failures")).json()
     assert [each["request_id"] for each in failures] == ["2", "1", "0"]

@@ -51,7 +51,7 @@ def test_a_stay_goes_forward_only_and_ends_exactly_once(steps: list[str]) -> Non
                 assert dispatch.stage is stage
             else:
                 assert target > stage
-        in_flight = sum(endpoint.target.load.in_flight for endpoint in fake.fleet)
+        in_flight = sum(endpoint.in_flight for endpoint in fake.fleet)
         assert in_flight == (dispatch.stage is not Stage.ENDED)
 
     asyncio.run(run())
@@ -413,9 +413,9 @@ async def test_penalties_end() -> None:
     fake = Dispatching(2)
     for _ in range(10):
         await fake.run({"e0": Outcome.REFUSED, "e1": Outcome.REFUSED})
-    assert sum(each.target.load.penalty for each in fake.endpoints) == 10
+    assert sum(each.targets[0].load.penalty for each in fake.endpoints) == 10
     fake.dispatcher.settle(fake.now + 61.0)
-    assert sum(each.target.load.penalty for each in fake.endpoints) == 0
+    assert sum(each.targets[0].load.penalty for each in fake.endpoints) == 0
 
 
 async def test_nowhere_to_go_is_said() -> None:

@@ -77,12 +77,12 @@ async def test_an_endpoint_that_was_gone_comes_back_as_a_new_one() -> None:
             context = gateway(engine, other)
             router = await context.__aenter__()
             [first] = [endpoint for endpoint in router.router.fleet if endpoint.name == "a"]
-            before = first.target.id
+            before = first.targets[0].id
         try:
             await router.until_ready(1)
             async with upstream(port=port):
                 await router.until_ready(2)
-                assert first.target.id != before, "its cache is empty, so what the index knows of it is void"
+                assert first.targets[0].id != before, "its cache is empty, so what the index knows of it is void"
         finally:
             await context.__aexit__(None, None, None)
 
@@ -92,16 +92,16 @@ async def test_an_engine_that_restarted_between_two_probes_is_a_new_one() -> Non
         [endpoint] = router.router.fleet
         engine.serve_metrics("process_start_time_seconds 100.0\n")
         await until(lambda: endpoint.process_start == 100.0)
-        before = endpoint.target.id
+        before = endpoint.targets[0].id
         engine.serve_metrics("process_start_time_seconds 200.0\n")
-        await until(lambda: endpoint.target.id != before)
+        await until(lambda: endpoint.targets[0].id != before)
 
 
 async def test_what_an_engine_reports_of_its_load_is_read_and_what_it_does_not_is_none() -> None:
     async with upstream() as engine, gateway(engine) as router:
         [endpoint] = router.router.fleet
         engine.serve_metrics("vllm:num_requests_running 3\nvllm:num_requests_waiting 2\nvllm:kv_cache_usage_perc 0.5\n")
-        load = endpoint.target.load
+        load = endpoint.targets[0].load
         await until(lambda: load.reported_running == 3)
         assert (load.reported_waiting, load.reported_cache_usage) == (2, 0.5)
         engine.pages[b"/metrics"] = (404, b"")

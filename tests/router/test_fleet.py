@@ -44,7 +44,7 @@ M = ServedModel("m", "m", "")
 def test_two_endpoints_of_one_name_are_two() -> None:
     fleet = fleet_of(EndpointSpec("http://h:1", "same"), EndpointSpec("http://h:2", "same"))
     serve(fleet, M)
-    assert len({endpoint.target.id for endpoint, _ in fleet.serving("m")}) == 2
+    assert len({endpoint.targets[0].id for endpoint, _ in fleet.serving("m")}) == 2
 
 
 def test_no_deployment_takes_over_what_endpoints_of_flags_serve() -> None:

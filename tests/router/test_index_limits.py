@@ -98,7 +98,7 @@ async def test_when_a_subscriber_ends_the_index_forgets_its_endpoint() -> None:
     index = PrefixIndex()
     apply(index, "pod", 0, blocks(3))
     with pytest.raises(Exception, match="Invalid argument"):
-        await EventSubscriber(index, "pod", Publisher("nowhere")).run()
+        await EventSubscriber(index, ["pod"], Publisher("nowhere")).run()
     assert index.size().endpoints == 0
 
 

@@ -65,7 +65,7 @@ def depth(index: PrefixIndex) -> int:
 async def test_events_of_a_publisher_fill_the_index() -> None:
     index = PrefixIndex()
     async with publisher() as (socket, address), asyncio.TaskGroup() as group:
-        task = group.create_task(EventSubscriber(index, "pod", Publisher(address)).run())
+        task = group.create_task(EventSubscriber(index, ["pod"], Publisher(address)).run())
         assert await socket.recv() == b"\x01"  # Subscribed.
         await socket.send_multipart(message(0, 0, None))
         await socket.send_multipart(message(1, 1, 0))
@@ -78,7 +78,7 @@ async def test_a_publisher_that_restarts_is_found_again_and_believed_anew() -> N
     index = PrefixIndex()
     async with asyncio.TaskGroup() as group:
         async with publisher() as (socket, address):
-            task = group.create_task(EventSubscriber(index, "pod", Publisher(address)).run())
+            task = group.create_task(EventSubscriber(index, ["pod"], Publisher(address)).run())
             await socket.recv()
             await socket.send_multipart(message(0, 0, None))
             await socket.send_multipart(message(1, 1, 0))
@@ -94,7 +94,7 @@ async def test_a_publisher_that_restarts_is_found_again_and_believed_anew() -> N
 async def test_a_message_that_is_too_large_is_not_taken_in_and_the_next_one_is() -> None:
     index = PrefixIndex()
     async with publisher() as (socket, address), asyncio.TaskGroup() as group:
-        task = group.create_task(EventSubscriber(index, "pod", Publisher(address)).run())
+        task = group.create_task(EventSubscriber(index, ["pod"], Publisher(address)).run())
         assert await socket.recv() == b"\x01"
         await socket.send_multipart(message(0, 0, None))
         await socket.send_multipart(to_frames(b"", 1, bytes(4 * MOST_BYTES + 1)))
@@ -111,7 +111,7 @@ async def test_nothing_is_left_of_an_endpoint_whose_subscriber_ended() -> None:
     """Also where it was forgotten before, and events came after that."""
     index = PrefixIndex()
     async with publisher() as (socket, address), asyncio.TaskGroup() as group:
-        task = group.create_task(EventSubscriber(index, "pod", Publisher(address)).run())
+        task = group.create_task(EventSubscriber(index, ["pod"], Publisher(address)).run())
         await socket.recv()
         index.forget("pod")
         await socket.send_multipart(message(0, 0, None))
@@ -162,7 +162,7 @@ async def test_what_was_published_before_is_asked_for_and_so_is_what_was_lost(to
         await engine.publish(message(1, 1, 0))
         async with asyncio.TaskGroup() as group:
             answering = group.create_task(engine.answer())
-            following = group.create_task(EventSubscriber(index, "pod", engine.address).run())
+            following = group.create_task(EventSubscriber(index, ["pod"], engine.address).run())
             await until(lambda: depth(index) == 2)
             assert index.complete("pod")
             await engine.published.recv()
@@ -180,7 +180,7 @@ async def test_an_engine_that_does_not_answer_is_followed_all_the_same(monkeypat
     monkeypatch.setattr("headwater_router.index.subscriber._PATIENCE", 0.01)
     index = PrefixIndex()
     async with publisher() as (socket, address), asyncio.TaskGroup() as group:
-        task = group.create_task(EventSubscriber(index, "pod", Publisher(address, "tcp://127.0.0.1:1")).run())
+        task = group.create_task(EventSubscriber(index, ["pod"], Publisher(address, "tcp://127.0.0.1:1")).run())
         await socket.recv()
         await socket.send_multipart(message(0, 0, None))
         await until(lambda: depth(index) == 1)
@@ -191,7 +191,7 @@ async def test_ranks_have_ports_of_their_own_and_all_must_be_heard() -> None:
     index = PrefixIndex()
     address, next_one = two_addresses()
     async with publisher(address) as (first, _), asyncio.TaskGroup() as group, publisher(next_one) as (second, _):
-        subscriber = EventSubscriber(index, "pod", Publisher(address))
+        subscriber = EventSubscriber(index, ["pod"], Publisher(address))
         task = group.create_task(subscriber.run())
         await first.recv()
         await first.send_multipart(message(0, 0, None))
@@ -206,10 +206,29 @@ async def test_ranks_have_ports_of_their_own_and_all_must_be_heard() -> None:
         task.cancel()
 
 
+async def test_each_rank_may_have_a_target_of_its_own() -> None:
+    index = PrefixIndex()
+    address, next_one = two_addresses()
+    async with publisher(address) as (first, _), asyncio.TaskGroup() as group, publisher(next_one) as (second, _):
+        task = group.create_task(EventSubscriber(index, ["pod.0", "pod.1"], Publisher(address), ranks=2).run())
+        await first.recv()
+        await second.recv()
+        batch = decode(from_frames(message(0, 1, None)).payload)
+        events = [event for event in batch.events if event is not None]
+        await second.send_multipart(to_frames(b"", 0, encode(EventBatch(0.0, events, dp_rank=1))))
+        await until(lambda: index.complete("pod.1"))
+        assert not index.follows("pod.0")
+        assert (index.blocks("pod.0"), index.blocks("pod.1")) == (0, 1)
+        await first.send_multipart(message(0, 0, None))
+        await until(lambda: index.complete("pod.0"))
+        task.cancel()
+    assert not index.holders
+
+
 async def test_a_socket_of_the_machine_has_one_rank_whatever_its_metrics_say(tmp_path: Path) -> None:
     index = PrefixIndex()
     async with publisher(f"ipc://{tmp_path}/events") as (socket, address), asyncio.TaskGroup() as group:
-        task = group.create_task(EventSubscriber(index, "pod", Publisher(address), ranks=3).run())
+        task = group.create_task(EventSubscriber(index, ["pod"], Publisher(address), ranks=3).run())
         await socket.recv()
         await socket.send_multipart(message(0, 0, None))
         await until(lambda: index.complete("pod"))

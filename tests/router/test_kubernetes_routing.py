@@ -121,7 +121,7 @@ async def test_a_new_pod_at_an_old_address_is_a_new_endpoint(cluster: ApiServer,
         await until(lambda: [endpoint.spec.uid for endpoint in router.router.fleet] == ["new"])
         await until_takes(router, "m-1")
         [after] = router.router.fleet
-        assert before.target.id != after.target.id
+        assert before.targets[0].id != after.targets[0].id
         assert (await router.post()).status_code == 200
 
 

@@ -156,20 +156,20 @@ async def test_its_own_word_counts_at_once(status: int) -> None:
 
 async def test_a_refused_connection_counts_at_once_and_is_one_new_life() -> None:
     it = probing()
-    before = (await it.look()).target
+    before = (await it.look()).targets[0]
     for _ in range(4):
         assert not (await it.look(ConnectRefusedError("x"))).takes_requests
     assert it.forgotten == [before.id]
-    assert it.endpoint.target.id != before.id
+    assert it.endpoint.targets[0].id != before.id
     assert not it.unreachable, "the sockets of a process that is gone are closed"
 
 
 async def test_who_said_no_before_it_died_begins_a_new_life_too() -> None:
     it = probing()
-    before = (await it.look()).target
+    before = (await it.look()).targets[0]
     await it.look((503, b""))
     await it.look(ConnectRefusedError("x"))
-    assert (await it.look((200, b""))).target is not before
+    assert (await it.look((200, b""))).targets[0] is not before
 
 
 @pytest.mark.parametrize(
@@ -177,12 +177,12 @@ async def test_who_said_no_before_it_died_begins_a_new_life_too() -> None:
 )
 async def test_who_cannot_be_reached_begins_no_new_life(error: UpstreamError) -> None:
     it = probing()
-    before = (await it.look()).target
+    before = (await it.look()).targets[0]
     for _ in range(3 * FAILURES):
         await it.look(error)
     assert it.unreachable == [it.endpoint] * 3, "again, for what was sent there in need"
     await it.look((200, b""))
-    assert it.endpoint.target is before
+    assert it.endpoint.targets[0] is before
     assert not it.forgotten
 
 
@@ -347,7 +347,7 @@ async def test_an_odd_metrics_page_says_nothing_of_readiness(in_place_of_pools: 
     await asyncio.wait([task])
     assert it.endpoint.readiness is Readiness.READY
     assert not it.forgotten
-    assert it.endpoint.target.load.reported_running is None
+    assert it.endpoint.targets[0].load.reported_running is None
 
 
 async def test_which_adapters_an_engine_has_in_use_is_told_to_the_policy(in_place_of_pools: Probing) -> None:
@@ -355,7 +355,7 @@ async def test_which_adapters_an_engine_has_in_use_is_told_to_the_policy(in_plac
     labels = b'max_lora="4",running_lora_adapters="sql",waiting_lora_adapters=""'
     it.engine.metrics = 200, b"vllm:lora_requests_info{%b} 1.7e+09\n" % labels
     task = asyncio.create_task(it.prober.run(it.endpoint))
-    await until(lambda: it.endpoint.target.load.reported.adapters == Adapters(4, ("sql",)))
+    await until(lambda: it.endpoint.targets[0].load.reported.adapters == Adapters(4, ("sql",)))
     task.cancel()
     await asyncio.wait([task])
 
@@ -366,7 +366,7 @@ async def test_no_more_of_an_answer_is_read_than_one_can_have(in_place_of_pools:
     it.engine.ready = 200, never_ending(piece)
     it.engine.metrics = 200, never_ending(piece)
     task = asyncio.create_task(it.prober.run(it.endpoint))
-    await until(lambda: it.endpoint.target.load.reported_running is not None)
+    await until(lambda: it.endpoint.targets[0].load.reported_running is not None)
     task.cancel()
     await asyncio.wait([task])
     assert max(each.read_bytes for each in it.engine.answered) < 5 * 2**20

@@ -67,7 +67,9 @@ def test_anything_else_is_malformed_or_harmless(data: bytes) -> None:
 
 
 def test_of_another_release_only_what_is_unknown_is_passed_over() -> None:
-    data = pack(["router", ["load.1", "engine", 3, 4], ["prefix.2", "engine", [1, 2], "since then"], ["prefix.3", [3]]])
+    data = pack(
+        ["router", ["load.1", "engine", 3, 4], ["prefix.2", "engine", [1, 2], None, "since then"], ["prefix.3", [3]]]
+    )
     assert prefixes_of(data) == [Prefix("engine", [1, 2])]
 
 

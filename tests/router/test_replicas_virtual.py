@@ -333,7 +333,7 @@ def test_kinds_and_fields_of_a_newer_release_are_passed_over() -> None:
         [
             "other",
             ["loads.9", {}],
-            ["loads.1", 3.0, [["a", 2, 1, 7, 9, 5.0, 0.0, 0.0, None, 0.0, "more"]], "and more"],
+            ["loads.1", 3.0, [["a", 2, 1, 7, 9, 5.0, 0.0, 0.0, None, 0.0, None, "more"]], "and more"],
             5,
         ]
     )
@@ -355,3 +355,77 @@ def test_an_item_that_makes_no_sense_is_malformed(item: list[object]) -> None:
     one = Router("one")
     exhaust(one.replica.incoming(msgspec.msgpack.encode(["other", item]), 0.0))
     assert one.malformed.value == 1
+
+
+def with_ranks(router: Router, count: int = 2) -> list[Target]:
+    """The engine "a" of it is so many."""
+    targets = [Target(f"{router.replica.name}:a.{rank}", rank=rank) for rank in range(count)]
+    others = [(name, target) for name, target in router.targets.items() if name != "a"]
+    router.replica._engines = lambda: [*(("a", each) for each in targets), *others]
+    return targets
+
+
+def test_what_is_said_of_a_rank_is_of_that_rank() -> None:
+    one, other = Router("one"), Router("other")
+    ours, theirs = with_ranks(one), with_ranks(other)
+    channel = Channel(one, other)
+    theirs[1].load.in_flight, theirs[1].load.prefill_tokens = 3, 500
+    channel.run(0.3)
+    assert [each.load.others and each.load.others[:3] for each in ours] == [(0, 0, 0), (3, 0, 500)]
+    theirs[0].load.in_flight = 1
+    channel.run(2 * STEP)
+    assert [each.load.others and each.load.others.in_flight for each in ours] == [1, 3]
+    other.index.answered(theirs[1].id, [5, 6], other.index.dispatched(theirs[1].id, [5, 6], None, 0.0, 10_000))
+    channel.run(0.1)
+    assert depths(one.index, [5, 6], 0.0) == {ours[1].id: 2}
+
+
+def test_a_router_that_comes_late_is_told_what_each_rank_holds() -> None:
+    early, late = Router("early"), Router("late")
+    theirs, ours = with_ranks(early), with_ranks(late)
+    channel = Channel(early)
+    for rank, target in enumerate(theirs):
+        chain = [10 * rank + 1, 10 * rank + 2]
+        early.index.answered(target.id, chain, early.index.dispatched(target.id, chain, None, 0.0, 10_000))
+    channel.run(5.0)
+    channel.join(late)
+    channel.run(2.0)
+    assert depths(late.index, [1, 2], channel.now) == {ours[0].id: 2}
+    assert depths(late.index, [11, 12], channel.now) == {ours[1].id: 2}
+
+
+def test_where_one_speaks_of_ranks_and_another_of_the_whole_the_gauges_count() -> None:
+    one, other = Router("one"), Router("other")
+    ours = with_ranks(one)
+    channel = Channel(one, other)
+    channel.run(0.3)
+    assert all(each.load.others is not None for each in ours), "nothing is there"
+    other.targets["a"].load.in_flight = other.targets["b"].load.in_flight = 2
+    ours[0].load.in_flight = 1
+    channel.run(0.3)
+    assert [each.load.others for each in ours] == [None, None]
+    assert other.targets["a"].load.others is None
+    assert one.others("b") == Others(2, 0, 0)
+    other.answered("a", [1, 2])
+    one.index.answered(ours[0].id, [3, 4], one.index.dispatched(ours[0].id, [3, 4], None, 0.0, 10_000))
+    channel.run(0.1)
+    assert depths(one.index, [1, 2], 0.0) == {}, "nobody knows of which rank it is"
+    assert depths(other.index, [3, 4], 0.0) == {other.targets["a"].id: 2}
+
+
+def test_messages_without_a_rank_are_of_what_one_target_stands_for() -> None:
+    """As routers before ranks were told apart have sent them."""
+    one = Router("one")
+    one.replica.joined(0.0)
+    older = msgspec.msgpack.encode(
+        [
+            "older",
+            ["prefix.2", "a", [1, 2]],
+            ["loads.1", 3.0, [["a", 2, 1, 7, 9, 5.0, 0.0, 0.0, None, 0.0], ["b", 1, 0, 0]]],
+        ]
+    )
+    exhaust(one.replica.incoming(older, 0.1))
+    one.replica.outgoing(0.2)
+    assert (one.others("a"), one.others("b")) == (Others(2, 1, 7, 9), Others(1, 0, 0))
+    assert depths(one.index, [1, 2], 0.2) == {one.targets["a"].id: 2}
+    assert one.malformed.value == 0

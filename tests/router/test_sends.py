@@ -136,7 +136,7 @@ class Engines(Wires):
     def close(self) -> None:
         self.do(self.forwarder.close)
         assert self.fake.dispatcher.budget.retries == self.forwarder.open_requests == 0
-        assert not any(endpoint.target.load.in_flight for endpoint in self.fake.endpoints)
+        assert not any(endpoint.in_flight for endpoint in self.fake.endpoints)
         assert not any(wire.open for wire in self.all)
         self.loop.close()
 

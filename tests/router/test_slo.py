@@ -161,7 +161,7 @@ async def test_what_nobody_should_keep_is_refused_if_that_is_wanted(refuses: boo
                 await fake.dispatcher.choose(call)
             assert (caught.value.code, caught.value.retry_after) == ("slo_unattainable", 2)
         fake.close(call)
-    assert sum(each.target.load.in_flight for each in fake.fleet) == 0
+    assert sum(each.in_flight for each in fake.fleet) == 0
     assert fake.descriptors.requests == 0
 
 

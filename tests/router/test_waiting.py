@@ -102,7 +102,7 @@ class Play:
 
 def tell(play: Play, endpoint: Endpoint, **gauges: int) -> None:
     """Its gauges are read."""
-    endpoint.target.load.report(Report(**gauges))
+    endpoint.targets[0].load.report(Report(**gauges))
     play.fake.fleet.on_report(endpoint)
 
 
@@ -151,7 +151,7 @@ def test_nobody_waits_while_there_is_room_and_everybody_gets_an_answer(
             await it.settle()
             if it.waiting[WaitReason.FULL]:
                 for each in endpoints:
-                    load = each.target.load
+                    load = each.targets[0].load
                     busy = dispatcher.candidates.is_busy(each)
                     assert not each.ready or busy or not load.ceiling.has_room(load.there, load.kv_tokens)
             if it.waiting[WaitReason.NOT_READY]:
@@ -163,8 +163,8 @@ def test_nobody_waits_while_there_is_room_and_everybody_gets_an_answer(
                 client.answer.set_result(None)
         await asyncio.wait_for(asyncio.gather(*(client.task for client in it.clients), return_exceptions=True), 3600)
         assert it.waiting == dict.fromkeys(WaitReason, 0)
-        assert sum(each.target.load.in_flight for each in endpoints) == 0
-        assert sum(each.target.load.kv_tokens for each in endpoints) == 0
+        assert sum(each.in_flight for each in endpoints) == 0
+        assert sum(each.targets[0].load.kv_tokens for each in endpoints) == 0
         assert it.fake.descriptors.requests == 0
         for client in it.clients:
             last = client.call.stays[-1].outcome if client.call.stays else None
@@ -239,7 +239,7 @@ def test_who_leaves_in_the_moment_of_its_turn_gives_it_back() -> None:
         await asyncio.sleep(0)
         waits.task.cancel()  # It was sent within that call, and its task does not know yet.
         await it.settle()
-        assert it.fake.endpoints[0].target.load.in_flight == 2
+        assert it.fake.endpoints[0].targets[0].load.in_flight == 2
         assert it.fake.descriptors.requests == 2
 
     play(scenario)

@@ -23,7 +23,7 @@ def waiting(router: RunningGateway) -> int:
 
 
 async def until_read(router: RunningGateway, places: int) -> None:
-    await until(lambda: all(each.target.load.ceiling.places == places for each in router.router.fleet))
+    await until(lambda: all(each.targets[0].load.ceiling.places == places for each in router.router.fleet))
 
 
 async def send(router: RunningGateway, count: int) -> list[asyncio.Task[httpx.Response]]:
@@ -94,7 +94,7 @@ async def test_nothing_waits_while_another_engine_has_room() -> None:
         for engine, most in ((a, 1), (b, 40)):
             engine.answer = stream_in_two(FIRST, LAST, release)
             runs(engine, most)
-        await until(lambda: {each.target.load.ceiling.places for each in router.router.fleet} == {1, 40})
+        await until(lambda: {each.targets[0].load.ceiling.places for each in router.router.fleet} == {1, 40})
         clients = []
         for number in range(30):
             clients.append(await router.open())

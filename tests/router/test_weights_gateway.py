@@ -116,7 +116,7 @@ async def test_all_policies_forget_an_endpoint_that_is_gone(cluster: ApiServer, 
     body = BODY.replace(b"hi", b"x" * 2000)
     name = (await router.post(body)).headers["x-headwater-endpoint"]
     [endpoint] = [each for each in router.router.fleet if each.name == name]
-    target: Target = endpoint.target
+    target: Target = endpoint.targets[0]
     index = router.router._index
     assert index.size().dispatched > 0
     cluster.remove(pod(name, ENGINES[name]))

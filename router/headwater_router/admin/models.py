@@ -62,6 +62,17 @@ class LoadInfo(_Model):
     reported_cache_usage: float | None
 
 
+class RankInfo(_Model):
+    rank: int
+    """Its number, by which requests are sent to it."""
+    speed: SpeedInfo
+    load: LoadInfo
+    places: int | None
+    """As with endpoints. So for the next two."""
+    full: bool
+    cached_blocks: int
+
+
 class EndpointInfo(_Model):
     id: str
     """Unique, and the same as long as the endpoint is known."""
@@ -80,13 +91,17 @@ class EndpointInfo(_Model):
     cordoned: bool
     breaker: BreakerInfo
     speed: SpeedInfo
+    """Where it has `ranks`, that of the one that most is known of."""
     load: LoadInfo
+    """Of all `ranks` together. So for what follows."""
     places: int | None
     """Requests that it runs at once; null where that is not known."""
     full: bool
     """Whether it has no room for one more now."""
     cached_blocks: int
     """That the prefix index believes in its cache."""
+    ranks: list[RankInfo]
+    """Its data-parallel engines, where requests are sent to each by its number; else none."""
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -111,6 +126,8 @@ class Drain(_Model):
 
 class CandidateInfo(_Model):
     endpoint: str
+    rank: int | None
+    """The data-parallel engine behind it; null: the endpoint as a whole."""
     cached_tokens: int
     predicted_ttft: float | None
     in_flight: int
@@ -138,6 +155,8 @@ class DecisionInfo(_Model):
     """The class of the request; null where nobody asked for it."""
     why: Why
     """It went to that deployment."""
+    rank: int | None
+    """The data-parallel engine that it was sent to; null: the endpoint as a whole."""
     prefix: str
     """Requests whose prompts begin alike have the same: a hash of the first block. Empty without a whole one."""
 

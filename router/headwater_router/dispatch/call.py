@@ -50,7 +50,7 @@ class Call:
     stays: "list[Dispatch]" = field(default_factory=list)
     """At endpoints, the latest last."""
     tried: set[str] = field(default_factory=set)
-    """Ids of the targets that it is not sent to again."""
+    """Ids of the targets that it is not sent to again: of an endpoint that was tried, all of them."""
     doubtful: frozenset[str] = frozenset()
     """Ids of those that it is sent to again only where there is no other."""
     suspects: "list[Dispatch]" = field(default_factory=list)

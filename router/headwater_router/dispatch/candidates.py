@@ -68,7 +68,8 @@ class Candidates:
         if not left or call.insisted:
             return None
         _, number, target = min(left)
-        return Found([there[number]], there[number].served.keys() - {target})
+        served = there[number].served
+        return Found([there[number]], served.keys() - served[target][0].target_ids)
 
     def _of(self, call: Call, wanted: Callable[[Endpoint], bool]) -> list[Lineup]:
         """Those that take requests, ejected or not, and were not tried."""
@@ -110,7 +111,7 @@ class Candidates:
     def forget_gone(self) -> None:
         """The fleet has changed."""
         if self.full:
-            self.full &= {endpoint.target.id for endpoint in self._fleet}
+            self.full &= {each for endpoint in self._fleet for each in endpoint.target_ids}
 
     def serves(self, target: Target, model: str) -> bool:
         """Whether a request for the model may go there now, as far as is known at once."""
@@ -120,7 +121,7 @@ class Candidates:
     def _busy(self, now: float) -> set[str]:
         """Ids of the targets that want nothing for now."""
         self._forget_free(now)
-        return {endpoint.target.id for endpoint in self._busy_until}
+        return {each for endpoint in self._busy_until for each in endpoint.target_ids}
 
     def _forget_free(self, now: float) -> None:
         for endpoint in [endpoint for endpoint, until in self._busy_until.items() if until <= now]:

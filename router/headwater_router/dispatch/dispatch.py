@@ -40,8 +40,8 @@ class Judge(Protocol):
 class Dispatch:
     """Times are monotonic seconds, given by the caller."""
 
-    __slots__ = ("_judge", "at", "attempt", "call", "decision", "endpoint", "first_token_at", "outcome", "picker",
-                 "reason", "retry_after", "stage", "status", "upstream_model", "usage", "why")  # fmt: skip
+    __slots__ = ("_judge", "at", "attempt", "call", "decision", "endpoint", "first_token_at", "life", "outcome",
+                 "picker", "reason", "retry_after", "stage", "status", "upstream_model", "usage", "why")  # fmt: skip
 
     def __init__(
         self,
@@ -57,6 +57,7 @@ class Dispatch:
         to the endpoint's deployment."""
         self.call = call
         self.endpoint = endpoint
+        self.life = endpoint.life
         self.upstream_model = upstream_model
         self.picker = picker
         self.decision = decision

@@ -175,7 +175,7 @@ class Dispatcher:
             call.insisted = True
         dispatch = Dispatch(call, endpoint, model.upstream, picker, decision, self, why)
         call.stays.append(dispatch)
-        call.tried.add(target.id)
+        call.tried |= endpoint.target_ids
         self.decisions.append(dispatch)
         if self.on_change is not None:
             self.on_change()
@@ -193,7 +193,7 @@ class Dispatcher:
         alone = [self._picker(each).alone(call.prompt, each.targets, now) for each in there]
         rank = call.started + AGEING * min(alone, default=0.0)
         self._look_again_later()
-        running = sum(endpoint.target.load.in_flight for each in there for endpoint, _ in each.served.values())
+        running = sum(target.load.in_flight for each in there for target in each.targets.all)
         prospect = Prospect(sum(len(each.served) for each in there), running, self._durations.of(call.identity.base))
         return await self.room.wait(call, reason, scope, rank, prospect)
 
@@ -212,7 +212,7 @@ class Dispatcher:
         if self._attempts(call, outcome) >= self._max_attempts or not may_be_sent_again(outcome, before, call.sends):
             return False
         if outcome is Outcome.OVERLOADED and self.candidates.waits:
-            call.tried.discard(call.stays[-1].decision.target.id)  # It may have room later.
+            call.tried -= call.stays[-1].endpoint.target_ids  # It may have room later.
         if self.candidates.find(call, now) is None and self._to_wake(call) is None:
             return False
         if outcome in FREE or outcome is Outcome.STALE:
@@ -278,7 +278,8 @@ class Dispatcher:
 
     def _reported(self, endpoint: Endpoint) -> None:
         """Its gauges were read."""
-        self._room_at(endpoint.target)
+        for target in endpoint.targets:
+            self._room_at(target)
 
     def _room_at(self, target: Target) -> None:
         """There may be some now."""
@@ -366,13 +367,13 @@ class Dispatcher:
             metrics.output.count(decision.predicted_per_token * (usage.output_tokens - 1), now - first)
 
     def _lost(self, dispatch: Dispatch, now: float) -> None:
-        call, target = dispatch.call, dispatch.decision.target.id
+        call, there = dispatch.call, dispatch.endpoint.target_ids
         # One that is about to end cuts its answers itself; and a stream may lack its end though nobody died.
         if call.sends.broke_off and dispatch.endpoint.accepting:
-            self._poison.lost(call.fingerprint, target, now)
+            self._poison.lost(call.fingerprint, dispatch.life, now)
         if dispatch.outcome is Outcome.STALE:
-            call.tried.discard(target)
-            call.doubtful = frozenset((target,))
+            call.tried -= there
+            call.doubtful = there
             if call.in_budget:
                 call.in_budget += 1  # It is the same retry that goes on elsewhere.
 

@@ -1,4 +1,4 @@
-"""The endpoints that a request may go to, by deployment: the same objects while nothing changes, as pickers want."""
+"""The engines that a request may go to, by deployment: the same objects while nothing changes, as pickers want."""
 
 from collections.abc import Iterable, Set
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from headwater_router.picker.targets import Targets
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lineup:
-    """Endpoints of one deployment."""
+    """Endpoints of one deployment, each with all its targets."""
 
     deployment: Deployment
     targets: Targets
@@ -28,8 +28,8 @@ def lineups(fleet: Fleet, served: Iterable[Served]) -> list[Lineup]:
     return [
         Lineup(
             fleet.deployment(group[0][0]),
-            Targets((endpoint.target for endpoint, _ in group), group[0][0].spec.whose),
-            {each[0].target.id: each for each in group},
+            Targets((target for endpoint, _ in group for target in endpoint.targets), group[0][0].spec.whose),
+            {target.id: each for each in group for target in each[0].targets},
         )
         for group in by_deployment.values()
     ]

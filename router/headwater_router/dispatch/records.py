@@ -17,6 +17,8 @@ class Candidate:
     """An endpoint that a request could have gone to."""
 
     endpoint: str
+    rank: int | None
+    """The data-parallel engine behind it; None: the endpoint as a whole."""
     cached_tokens: int
     """Prompt tokens expected in its cache."""
     predicted_ttft: float | None
@@ -47,6 +49,8 @@ class DecisionRecord:
     """Its class; None where nobody asked for it."""
     why: Why = Why.ALONE
     """It went to that deployment."""
+    rank: int | None = None
+    """The data-parallel engine that it was sent to. None: the endpoint as a whole."""
     prefix: str = ""
     """Requests whose prompts begin alike have the same: a hash of the first block. Empty without a whole one."""
 

@@ -134,8 +134,13 @@ class Endpoint:
     authority: bytes = b""
     """For the header `host`."""
     key: ApiKey = field(default_factory=lambda: ApiKey("", ""), repr=False)
-    target: Target = field(default_factory=lambda: Target(""))
-    """A new one for each life of the engine: a restarted one has an empty cache."""
+    targets: tuple[Target, ...] = ()
+    """What policies choose among: one of each data-parallel engine where requests can be sent to it, else one of all.
+    New ones for each life of the engine: a restarted one has an empty cache. Written by `divide` alone."""
+    target_ids: frozenset[str] = frozenset()
+    """Of these."""
+    life: str = ""
+    """Unique for each life."""
     readiness: Readiness = Readiness.NEW
     """What its probes say. Written by `become` alone."""
     ready: bool = False
@@ -157,6 +162,10 @@ class Endpoint:
     ranks: int = 1
     """Data-parallel engines behind its one address, each with a cache and KV events of its own."""
     lives: int = 0
+    _divisions: int = 0
+    """Of this life."""
+    _left: list[Target] = field(default_factory=list)
+    """Targets of this life to which nothing more is sent, while something is on its way."""
     process_start: float | None = None
     """Of the engine, seconds since the epoch, where it says so."""
     last_heard: Callable[[], float] = _never
@@ -179,10 +188,31 @@ class Endpoint:
 
     def new_life(self) -> None:
         self.lives += 1
-        self.target = Target(f"{self.id}#{self.lives}")
+        self.life = f"{self.id}#{self.lives}"
+        self._divisions = 0
+        self._left = []
+        self.targets = ()
+        self.divide(1)
         self.process_start = None
         self.ranks = 1
         self.met = False
+
+    def divide(self, parts: int) -> None:
+        """Let as many targets stand for it from now on; one stands for all that is there. What is on its way to those
+        before goes on, and counts in `in_flight`."""
+        self._left = [target for target in (*self._left, *self.targets) if target.load.in_flight]
+        if parts == 1:
+            self.targets = (Target(f"{self.life}.{self._divisions}"),)
+        else:
+            names = (f"{self.life}.{self._divisions}.{rank}" for rank in range(parts))
+            self.targets = tuple(Target(name, rank=rank) for rank, name in enumerate(names))
+        self._divisions += 1
+        self.target_ids = frozenset(target.id for target in self.targets)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests of ours in this life whose answers have not ended."""
+        return sum(target.load.in_flight for target in (*self.targets, *self._left))
 
     @property
     def id(self) -> str:

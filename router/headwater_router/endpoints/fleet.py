@@ -79,7 +79,7 @@ class Fleet:
         for endpoint in gone:
             del self._endpoints[endpoint.spec]
             endpoint.become(Readiness.GONE)
-            self._forget(endpoint.target.id)
+            self._forget_targets(endpoint)
         for endpoint in new:
             self._endpoints[endpoint.spec] = endpoint
             endpoint.breaker.on_change = self.touch
@@ -145,9 +145,26 @@ class Fleet:
                 self.begin_new_life(endpoint)
 
     def begin_new_life(self, endpoint: Endpoint) -> None:
-        self._forget(endpoint.target.id)
+        self._forget_targets(endpoint)
         endpoint.new_life()
         self.touch()
+
+    def found_ranks(self, endpoint: Endpoint, count: int, told_apart: int) -> None:
+        """Its metrics tell of so many data-parallel engines, and of so many they tell each one's load. Where the server
+        can be told which of these is to answer, each is a target from now on."""
+        if endpoint.readiness is Readiness.GONE:
+            return
+        endpoint.ranks = count
+        parts = told_apart if endpoint.backend.rank_header is not None else 1
+        if parts != len(endpoint.targets):
+            log.info("data-parallel engines found", endpoint=endpoint.name, ranks=count, told_apart=parts)
+            self._forget_targets(endpoint)
+            endpoint.divide(parts)
+            self.touch()
+
+    def _forget_targets(self, endpoint: Endpoint) -> None:
+        for target in endpoint.targets:
+            self._forget(target.id)
 
     def _lose(self, endpoint: Endpoint, reason: str) -> bool:
         """Returns whether it is still one of us."""

@@ -25,6 +25,7 @@ from headwater_router.endpoints.asking import ask
 from headwater_router.endpoints.endpoint import Endpoint, ServedModel
 from headwater_router.endpoints.fleet import Fleet
 from headwater_router.endpoints.listing import read_models
+from headwater_router.picker.base import Target
 from headwater_router.upstream.errors import (
     AnswerTimeoutError,
     ConnectRefusedError,
@@ -199,8 +200,16 @@ class Prober:
         except Exception as error:
             # Whatever stands there: a page that cannot be read is no report, and no more than that.
             log.debug("load not read", endpoint=endpoint.name, reason=repr(error)[:200])
-        _store(endpoint, report)
+        self._store(endpoint, report)
         self._fleet.on_report(endpoint)
+
+    def _store(self, endpoint: Endpoint, report: LoadReport) -> None:
+        if report != _NO_REPORT:  # A page that tells nothing does not say that there is one engine.
+            told_apart = len(report.by_rank) if 1 < len(report.by_rank) <= MOST_RANKS else 1
+            self._fleet.found_ranks(endpoint, min(report.ranks, MOST_RANKS), told_apart)
+        targets, parts = endpoint.targets, report.by_rank
+        for target, part in zip(targets, parts if len(parts) == len(targets) else [report] * len(targets), strict=True):
+            _store_load(target, part)
 
     def _notice_restart(self, endpoint: Endpoint, page: str) -> None:
         if (found := _PROCESS_START.search(page)) is None or not math.isfinite(start := float(found[1])):
@@ -235,9 +244,8 @@ def _refusal(endpoint: Endpoint, path: str, status: int, body: bytes) -> str:
 _KEY_WANTED: Final = "it needs a key: api_key_env= or api_key_file="
 
 
-def _store(endpoint: Endpoint, report: LoadReport) -> None:
-    load = endpoint.target.load
+def _store_load(target: Target, report: LoadReport) -> None:
+    load = target.load
     load.total_blocks = report.total_blocks
     load.block_size = report.block_size
     load.report(Report(report.running, report.waiting, report.cache_usage, report.most_running, report.adapters))
-    endpoint.ranks = max(endpoint.ranks, min(report.ranks, MOST_RANKS))

@@ -5,15 +5,25 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from headwater_router.admin.models import BreakerInfo, EndpointInfo, LoadInfo, ModelInfo, ShareInfo, SpeedInfo
+from headwater_router.admin.models import (
+    BreakerInfo,
+    EndpointInfo,
+    LoadInfo,
+    ModelInfo,
+    RankInfo,
+    ShareInfo,
+    SpeedInfo,
+)
 from headwater_router.dispatch.dispatch import Dispatch
 from headwater_router.dispatch.dispatcher import Dispatcher
 from headwater_router.dispatch.records import Candidate, DecisionRecord, FailureRecord
 from headwater_router.endpoints.ejection import Reason
 from headwater_router.endpoints.endpoint import Endpoint
+from headwater_router.endpoints.total import sum_of_known, total
 from headwater_router.index import PrefixIndex
 from headwater_router.index.tokenizers import Tokenizers
 from headwater_router.outcome import Outcome
+from headwater_router.picker.base import Target
 from headwater_router.picker.classes import Kind
 from headwater_router.picker.policies import Policies
 from headwater_router.picker.speed import Speed
@@ -64,8 +74,8 @@ class RouterControls:
         return sum(self.dispatcher.room.waiting_for(scope) for scope in deployments or (model,))
 
     def decisions(self) -> Sequence[DecisionRecord]:
-        names = {endpoint.target.id: endpoint for endpoint in self.dispatcher.fleet}
-        return [self._decision(each, names) for each in self.dispatcher.decisions]
+        known = {target.id: (endpoint, target) for endpoint in self.dispatcher.fleet for target in endpoint.targets}
+        return [self._decision(each, known) for each in self.dispatcher.decisions]
 
     def failures(self) -> Sequence[FailureRecord]:
         return [
@@ -92,14 +102,14 @@ class RouterControls:
     def reset(self, endpoint: str) -> None:
         for each in self._called(endpoint):
             each.breaker.reset()
-            self.policies.forget_speed(each.target.id)
+            for target in each.targets:
+                self.policies.forget_speed(target.id)
 
     def _called(self, endpoint: str) -> list[Endpoint]:
         return [each for each in self.dispatcher.fleet if each.id == endpoint]
 
     def _endpoint(self, endpoint: Endpoint, now: float) -> EndpointInfo:
-        load, breaker = endpoint.target.load, endpoint.breaker
-        speed = self.policies.speed(endpoint.target.id) or _UNKNOWN
+        breaker, ranks = endpoint.breaker, [self._rank(target) for target in endpoint.targets]
         return EndpointInfo(
             id=endpoint.id,
             name=endpoint.name,
@@ -114,6 +124,18 @@ class RouterControls:
             breaker=BreakerInfo(
                 state=breaker.state(now), ejections=breaker.ejections, error_share=breaker.error_share(now)
             ),
+            speed=max((each.speed for each in ranks), key=lambda speed: speed.samples),
+            load=LoadInfo.model_validate(total(endpoint)),
+            places=sum_of_known(each.places for each in ranks),
+            full=all(each.full for each in ranks),
+            cached_blocks=sum(each.cached_blocks for each in ranks),
+            ranks=ranks if len(ranks) > 1 else [],
+        )
+
+    def _rank(self, target: Target) -> RankInfo:
+        load, speed = target.load, self.policies.speed(target.id) or _UNKNOWN
+        return RankInfo(
+            rank=target.rank or 0,
             speed=SpeedInfo(
                 samples=speed.samples,
                 factor=speed.factor,
@@ -124,10 +146,10 @@ class RouterControls:
             load=LoadInfo.model_validate(load),
             places=load.ceiling.places,
             full=not load.ceiling.has_room(load.there, load.kv_tokens),
-            cached_blocks=self.index.blocks(endpoint.target.id),
+            cached_blocks=self.index.blocks(target.id),
         )
 
-    def _decision(self, dispatch: Dispatch, endpoints: dict[str, Endpoint]) -> DecisionRecord:
+    def _decision(self, dispatch: Dispatch, known: dict[str, tuple[Endpoint, Target]]) -> DecisionRecord:
         call, decision = dispatch.call, dispatch.decision
         age = time.monotonic() - dispatch.at
         return DecisionRecord(
@@ -142,18 +164,20 @@ class RouterControls:
             call.prompt.tokens,
             tuple(
                 Candidate(
-                    endpoint.name,
+                    known[each.target_id][0].name,
+                    (target := known[each.target_id][1]).rank,
                     each.cached_tokens,
                     each.predicted_ttft,
-                    endpoint.target.load.in_flight,
-                    endpoint.target.load.penalty,
+                    target.load.in_flight,
+                    target.load.penalty,
                 )
                 for each in decision.candidates()
-                if (endpoint := endpoints.get(each.target_id)) is not None
+                if each.target_id in known
             ),
             dispatch.endpoint.spec.whose,
             call.kind,
             dispatch.why,
+            decision.target.rank,
             f"{call.prompt.text_chain[0]:016x}" if call.prompt.text_chain else "",
         )
 

@@ -102,7 +102,7 @@ class DeploymentMetrics:
             if endpoint.spec.deployment in fleet.deployments:
                 deployment = fleet.deployments[endpoint.spec.deployment]
                 labels = (deployment.namespace, deployment.name)
-                self._in_flight.labels(*labels).inc(endpoint.target.load.in_flight)
+                self._in_flight.labels(*labels).inc(endpoint.in_flight)
                 self._ready.labels(*labels).inc(endpoint.takes_requests)
         now = time.monotonic()
         for kind in {watch.kind for watch in self.watches}:

@@ -208,7 +208,8 @@ class _Passage:
         shared.metrics.overhead.observe(now - self._call.started)
         assert self._call.deadline is not None
         deadline = asyncio.get_running_loop().time() + self._call.deadline - now
-        head, body = self._head.of(endpoint, dispatch.upstream_model, self._call.body)
+        rank = dispatch.decision.target.rank
+        head, body = self._head.of(endpoint, dispatch.upstream_model, self._call.body, rank)
         return await shared.pool(endpoint).ask(head, body, deadline, shared.stall_timeout, self._call.sends)
 
     # What an endpoint says

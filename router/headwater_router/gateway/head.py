@@ -15,7 +15,13 @@ from headwater_router.gateway.form_body import FormBody
 from headwater_router.gateway.slo import SLO_HEADERS
 from headwater_router.gateway.translating import translated
 
-_NOT_FORWARDED: Final = SLO_HEADERS | {b"host", b"content-length", b"accept-encoding", b"expect", b"x-request-id"}
+RANK_HEADERS: Final = frozenset(
+    (b"x-data-parallel-rank", b"x-override-routed-dp-rank", b"x-override-disagg-prefill-dp-rank")
+)
+"""By which servers are told which of their data-parallel engines is to answer: that is for the router to say."""
+_NOT_FORWARDED: Final = (
+    SLO_HEADERS | RANK_HEADERS | {b"host", b"content-length", b"accept-encoding", b"expect", b"x-request-id"}
+)
 """accept-encoding: the usage is read off the answer's last bytes, and token streams gain nothing from compression."""
 _WITH_USAGE: Final = frozenset(("/v1/chat/completions", "/v1/completions"))
 """Paths whose streams tell the usage only if they are asked to."""
@@ -68,9 +74,9 @@ class RequestHead:
         """Of what it answers, where it speaks a dialect."""
         self._path, self._id, self._model = request.path, request.id.decode("latin-1"), model
 
-    def of(self, endpoint: Endpoint, upstream_model: str, data: bytes) -> tuple[bytes, bytes]:
+    def of(self, endpoint: Endpoint, upstream_model: str, data: bytes, rank: int | None = None) -> tuple[bytes, bytes]:
         """Head and body for an endpoint, of the body as it is. `upstream_model`: the name by which it knows the model,
-        if that is another. Raises BadRequestError for what its server cannot do."""
+        if that is another. `rank`: as in `Target`. Raises BadRequestError for what its server cannot do."""
         asking = None
         match self._body:
             case Body() as body:
@@ -88,9 +94,11 @@ class RequestHead:
             done = translated(dialect, self._path, data, self._model, self._id)
             if done is not None:
                 data, self.translation = done
-        keys = endpoint.key.header or self._keys
+        own = endpoint.key.header or self._keys
+        if rank is not None and (name := endpoint.backend.rank_header) is not None:
+            own += b"%b: %d\r\n" % (name.encode(), rank)
         head = b"%b %b%b\r\nhost: %b\r\n%bcontent-length: %d\r\n\r\n" % (
-            self._method, endpoint.path, self._rest, endpoint.authority, keys, len(data)
+            self._method, endpoint.path, self._rest, endpoint.authority, own, len(data)
         )  # fmt: skip
         return head, data
 

@@ -10,6 +10,7 @@ from headwater.tally import Count, Distribution, Samples, Tally
 from headwater_router.endpoints.breaker import BreakerState
 from headwater_router.endpoints.endpoint import Endpoint
 from headwater_router.endpoints.fleet import Fleet
+from headwater_router.endpoints.total import total
 from headwater_router.gateway.deployment_metrics import DeploymentMetrics
 from headwater_router.gateway.key_metrics import KeyMetrics
 from headwater_router.gateway.wait_metrics import WaitMetrics
@@ -276,10 +277,10 @@ class RouterMetrics:
         """That gauge alone."""
         self.endpoint_in_flight.clear()
         for endpoint in fleet:
-            self.endpoint_in_flight.labels(endpoint.name).set(endpoint.target.load.in_flight)
+            self.endpoint_in_flight.labels(endpoint.name).set(endpoint.in_flight)
 
     def _collect_endpoint(self, endpoint: Endpoint, now: float) -> None:
-        load, name = endpoint.target.load, endpoint.name
+        load, name = total(endpoint), endpoint.name
         breaker = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
         self.endpoint_ready.labels(name).set(endpoint.takes_requests)
         self.endpoint_in_flight.labels(name).set(load.in_flight)

@@ -12,7 +12,8 @@ which others have their turn.
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -64,15 +65,15 @@ class Publisher:
 
 
 class EventSubscriber:
-    """Run it as a task for as long as the endpoint is there. When it is cancelled, the index forgets the endpoint."""
+    """Run it as a task for as long as its targets are there. When it is cancelled, the index forgets them."""
 
-    def __init__(self, index: PrefixIndex, target_id: str, publisher: Publisher, ranks: int = 1) -> None:
-        """`publisher`: of rank 0."""
+    def __init__(self, index: PrefixIndex, target_ids: Sequence[str], publisher: Publisher, ranks: int = 1) -> None:
+        """`target_ids`: that of each rank, or one that stands for all. `publisher`: of rank 0."""
         self._index = index
-        self._target_id = target_id
+        self._target_ids = target_ids
         self._publisher = publisher
         self.ranks = ranks
-        """How many there are. May grow while it runs."""
+        """How many there are. May grow while it runs, where one target stands for all."""
 
     async def run(self) -> None:
         """Raises zmq.ZMQError for an address that is none."""
@@ -81,10 +82,11 @@ class EventSubscriber:
             with zmq.asyncio.Context() as context:
                 try:
                     while True:
-                        ranks = self.ranks if self._publisher.has_ports else 1
-                        self._index.expect(self._target_id, ranks)
-                        for rank in range(len(following), ranks):
-                            feed = Feed(self._index, self._target_id)
+                        target_of = self._targets()
+                        for target_id, publishers in Counter(target_of).items():
+                            self._index.expect(target_id, publishers)
+                        for rank in range(len(following), len(target_of)):
+                            feed = Feed(self._index, target_of[rank])
                             each = _Following(context, self._publisher.of_rank(rank), feed)
                             following.append(asyncio.create_task(each.run()))
                         await asyncio.wait(following, timeout=_LOOK, return_when=asyncio.FIRST_COMPLETED)
@@ -97,7 +99,13 @@ class EventSubscriber:
                     await asyncio.gather(*following, return_exceptions=True)
         finally:
             # Also where the endpoint was forgotten before: what came since would stay for ever.
-            self._index.forget(self._target_id)
+            for target_id in self._target_ids:
+                self._index.forget(target_id)
+
+    def _targets(self) -> Sequence[str]:
+        """Of each rank that has a publisher."""
+        of_ranks = self._target_ids if len(self._target_ids) > 1 else [self._target_ids[0]] * self.ranks
+        return of_ranks if self._publisher.has_ports else of_ranks[:1]
 
 
 class _Following:

@@ -122,10 +122,13 @@ class Load:
 
 @dataclass(slots=True, eq=False)
 class Target:
-    """One endpoint as the picker sees it. `id` is the pod's UID, or what plays its part: a restart is a new id."""
+    """One engine as the picker sees it: an endpoint, or one of the data-parallel engines behind it. `id` is the pod's
+    UID, or what plays its part: a restart is a new id."""
 
     id: str
     load: Load = field(default_factory=Load)
+    rank: int | None = None
+    """The data-parallel engine that requests are sent to by this number. None: the endpoint as a whole."""
 
 
 class Slo(NamedTuple):

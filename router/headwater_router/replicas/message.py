@@ -13,6 +13,7 @@ from typing import Annotated, Final, NamedTuple
 import msgspec
 from msgspec import Meta, Raw
 
+from headwater.kubernetes import MOST_RANKS
 from headwater.prefix import MAX_BLOCKS
 
 MOST_BYTES: Final = 2 << 20
@@ -36,6 +37,10 @@ class MalformedError(ValueError):
     """It is no message, or an item is not what its kind says."""
 
 
+_Rank = Annotated[int, Meta(ge=0, lt=MOST_RANKS)] | None
+"""The data-parallel engine behind the address (`Target.rank`). None, as older routers have it: all that is there."""
+
+
 class Prefix(msgspec.Struct, array_like=True, frozen=True, tag=_PREFIX):
     """A prompt whose KV an engine has computed."""
 
@@ -43,6 +48,7 @@ class Prefix(msgspec.Struct, array_like=True, frozen=True, tag=_PREFIX):
     """`Endpoint.incarnation`."""
     chain: Annotated[Sequence[Annotated[int, Meta(ge=0)]], Meta(max_length=MAX_BLOCKS)]
     """Of its text: 64-bit hashes, one for each block."""
+    rank: _Rank = None
 
 
 _Count = Annotated[int, Meta(ge=0, le=2**53)]
@@ -68,10 +74,20 @@ class EngineLoad(msgspec.Struct, array_like=True, frozen=True):
     still: _Amount | None = None
     """and since a first token came from there; None: none ever did."""
     computed: _Amount = 0.0
+    rank: _Rank = None
 
-    def counts(self) -> tuple[str, int, int, int, int]:
+    @property
+    def name(self) -> "Name":
+        return self.engine, self.rank
+
+    def counts(self) -> "Counts":
         """Without what changes while nothing happens."""
-        return self.engine, self.in_flight, self.queued, self.prefill_tokens, self.prompt_tokens
+        return self.in_flight, self.queued, self.prefill_tokens, self.prompt_tokens
+
+
+Name = tuple[str, int | None]
+"""Of what policies choose among, for all routers: `Endpoint.incarnation`, and `Target.rank`."""
+Counts = tuple[int, int, int, int]
 
 
 class Loads(msgspec.Struct, array_like=True, frozen=True, tag="loads.1"):
@@ -102,6 +118,7 @@ class Held(msgspec.Struct, array_like=True, frozen=True, tag=_HELD):
     blocks: Annotated[Sequence[_Hash], Meta(max_length=MOST_HELD)]
     units: Annotated[Sequence[_Count], Meta(max_length=MOST_HELD)]
     """Of each of them, as `headwater.prefix` counts them."""
+    rank: _Rank = None
 
 
 Item = Prefix | Loads | Changes | Ask | Held

@@ -10,6 +10,7 @@ A router that comes late asks the one that has listened longest for what it know
 
 An engine is known to all routers by its pod and by when its process began (`Endpoint.incarnation`): what is said of one
 that has restarted since means nothing to a router that has noticed. So several installations can use one Redis, too.
+Where there are data-parallel engines behind one address, and requests are sent to each, the rank is told beside it.
 """
 
 from collections import deque
@@ -30,11 +31,13 @@ from headwater_router.replicas.message import (
     MOST_HELD,
     Ask,
     Changes,
+    Counts,
     EngineLoad,
     Held,
     Item,
     Loads,
     MalformedError,
+    Name,
     Prefix,
     decode,
     encode,
@@ -63,7 +66,8 @@ _MOST_ASKED: Final = 3
 _BETWEEN_ANSWERS: Final = 2.0
 
 Engines = Callable[[], Iterable[tuple[str, Target]]]
-"""What all routers call the engines that this one knows (`Endpoint.incarnation`), and what the index calls them."""
+"""What all routers call the engines that this one knows (`Endpoint.incarnation`), each with one target, or one of each
+rank, which the index knows by their ids."""
 
 
 class Outgoing(NamedTuple):
@@ -89,15 +93,15 @@ class Replica:
         self._since: float | None = None
         """When it began to listen."""
         self._loads_at = float("-inf")
-        self._told: dict[str, tuple[str, int, int, int, int]] = {}
+        self._told: dict[Name, Counts] = {}
         """What was said last of each engine at which there was anything."""
-        self._again: set[str] = set()
+        self._again: set[Name] = set()
         """Engines of which a change was said in the last message, and is in the next one, too: it may be lost."""
         self._to_repeat: deque[tuple[float, list[Prefix]]] = deque()
         """With the time from when on."""
         self._recall = _Recall()
         self._answer: deque[Held] = deque()
-        self._to_tell: deque[tuple[str, str, str, int]] = deque()
+        self._to_tell: deque[tuple[str, Name, str, int]] = deque()
         """Whom to answer, of which engine, by both its names, and how many blocks at most."""
         self._answered_at = float("-inf")
         index.on_answer = self.outbox.add
@@ -115,9 +119,13 @@ class Replica:
 
     def outgoing(self, now: float) -> Outgoing | None:
         """What is to be said now. To be called every few hundredths of a second while there is a way to the others."""
-        engines = {target.id: name for name, target in self._engines()}
+        names = {target.id: name for name, target in self._targets().items()}
         answered = self.outbox.take(_MESSAGE_BLOCKS)
-        prefixes = [Prefix(engines[target_id], chain) for target_id, chain in answered if target_id in engines]
+        prefixes = [
+            Prefix(names[target_id][0], chain, names[target_id][1])
+            for target_id, chain in answered
+            if target_id in names
+        ]
         self._prefixes["dropped"].inc(len(answered) - len(prefixes))
         items: list[Item] = [*prefixes, *self._repeated(now)]
         if prefixes:
@@ -127,7 +135,7 @@ class Replica:
         if now - self._loads_at >= _LOADS:
             self._loads_at = now
             items.append(Loads(self._age(now), list(loads.values())))
-            self._see_others(self._engines(), now)
+            self._see_others(self._targets().items(), now)
             if (asked := self._recall.ask(self._peers.oldest(now), now, self._age(now))) is not None:
                 items.append(Ask(asked))
         elif to_tell := [load for name, load in loads.items() if name in changed or name in self._again]:
@@ -148,7 +156,7 @@ class Replica:
         if message.router == self.name:
             return
         self._peers.heard(message.router, now)
-        targets, work = dict(self._engines()), 0
+        targets, work = self._targets(), 0
         unreadable: MalformedError | None = None
         for raw in message.items:
             try:
@@ -158,29 +166,31 @@ class Replica:
             if work >= _PIECE:
                 yield
                 # An endpoint that has gone meanwhile must not be believed to hold anything.
-                targets, work = dict(self._engines()), 0
+                targets, work = self._targets(), 0
         if unreadable is not None:
             self._unreadable(unreadable)
 
-    def _take(self, router: str, item: Item | None, targets: Mapping[str, Target], now: float) -> int:
+    def _targets(self) -> dict[Name, Target]:
+        return {(engine, target.rank): target for engine, target in self._engines()}
+
+    def _take(self, router: str, item: Item | None, targets: Mapping[Name, Target], now: float) -> int:
         """Gives how much work it was."""
         match item:
             case Prefix():
-                self._take_prefix(item, targets.get(item.engine))
+                self._take_prefix(item, _standing_for(item.engine, item.rank, targets))
                 return len(item.chain)
             case Loads():
-                known = [each for each in item.engines if each.engine in targets]
-                self._peers.told(router, item.age, known, now)
+                self._peers.told(router, item.age, _known(item.engines, targets), now)
                 return len(item.engines)
             case Changes():
-                known = [each for each in item.engines if each.engine in targets]
+                known = _known(item.engines, targets)
                 self._peers.changed(router, known, now)
-                self._see_others({each.engine: targets[each.engine] for each in known}.items(), now)
+                self._see_others(((each.name, targets[each.name]) for each in known if each.name in targets), now)
                 return len(item.engines)
             case Ask(of=self.name):
                 return self._begin_answer(router, targets, now)
             case Held(to=self.name) if self._recall.wants(router, len(item.blocks)):
-                if (target := targets.get(item.engine)) is not None:
+                if (target := _standing_for(item.engine, item.rank, targets)) is not None:
                     self._index.recalled(target.id, zip(item.blocks, item.units, strict=False), _capacity(target))
                 return len(item.blocks)
             case _:
@@ -191,24 +201,24 @@ class Replica:
             self._index.shared(target.id, prefix.chain, _capacity(target))
         self._prefixes["unknown" if target is None else "received"].inc()
 
-    def _loads(self, now: float) -> dict[str, EngineLoad]:
+    def _loads(self, now: float) -> dict[Name, EngineLoad]:
         """Where there is anything now, or was when it was told last, or is to be told once more."""
         told, again = self._told, self._again
         busy = (
             _engine_load(name, target.load, now)
-            for name, target in self._engines()
+            for name, target in self._targets().items()
             if target.load.in_flight or name in told or name in again
         )
-        return {load.engine: load for load in islice(busy, MOST_ENGINES)}
+        return {load.name: load for load in islice(busy, MOST_ENGINES)}
 
     def _has_changed(self, load: EngineLoad) -> bool:
-        told = self._told.get(load.engine)
+        told = self._told.get(load.name)
         return load.counts() != told if told is not None else load.in_flight > 0
 
     def _age(self, now: float) -> float:
         return 0.0 if self._since is None else now - self._since
 
-    def _see_others(self, engines: Iterable[tuple[str, Target]], now: float) -> None:
+    def _see_others(self, engines: Iterable[tuple[Name, Target]], now: float) -> None:
         others = self._peers.others(now)
         for name, target in engines:
             if (found := others(name)) != target.load.others:
@@ -220,7 +230,7 @@ class Replica:
             return self._to_repeat.popleft()[1]
         return []
 
-    def _begin_answer(self, router: str, targets: Mapping[str, Target], now: float) -> int:
+    def _begin_answer(self, router: str, targets: Mapping[Name, Target], now: float) -> int:
         if self._to_tell or self._answer or now - self._answered_at < _BETWEEN_ANSWERS:
             return 0
         self._answered_at = now
@@ -230,11 +240,11 @@ class Replica:
 
     def _next_held(self) -> Held | None:
         while self._to_tell and not self._answer:
-            to, engine, target_id, most = self._to_tell.popleft()
+            to, (engine, rank), target_id, most = self._to_tell.popleft()
             blocks = self._index.latest(target_id, most)
             for start in range(0, len(blocks), MOST_HELD):
                 piece = blocks[start : start + MOST_HELD]
-                self._answer.append(Held(to, engine, [key for key, _ in piece], [units for _, units in piece]))
+                self._answer.append(Held(to, engine, [key for key, _ in piece], [units for _, units in piece], rank))
         return self._answer.popleft() if self._answer else None
 
     def _unreadable(self, error: MalformedError) -> None:
@@ -270,10 +280,22 @@ class _Recall:
         return True
 
 
-def _engine_load(name: str, load: Load, now: float) -> EngineLoad:
+def _known(loads: Iterable[EngineLoad], targets: Mapping[Name, Target]) -> list[EngineLoad]:
+    """Those of engines that are known here, be it as a whole or by their ranks."""
+    engines = {engine for engine, _ in targets}
+    return [each for each in loads if each.engine in engines]
+
+
+def _standing_for(engine: str, rank: int | None, targets: Mapping[Name, Target]) -> Target | None:
+    """The target of a rank, or of the whole while no ranks are known here. Which rank an older router means, nobody
+    knows."""
+    return targets.get((engine, rank)) or targets.get((engine, None))
+
+
+def _engine_load(name: Name, load: Load, now: float) -> EngineLoad:
     backlog = load.backlog
     return EngineLoad(
-        name,
+        name[0],
         load.in_flight,
         load.queued,
         load.prefill_tokens,
@@ -283,6 +305,7 @@ def _engine_load(name: str, load: Load, now: float) -> EngineLoad:
         now - backlog.head_at if backlog.head_work else 0.0,
         now - backlog.moved_at if backlog.moved_at > float("-inf") else None,
         backlog.computed,
+        name[1],
     )
 
 

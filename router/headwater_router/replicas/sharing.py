@@ -67,7 +67,7 @@ class Sharing:
         self._metrics = metrics
         self.replica = Replica(
             secrets.token_hex(8),
-            lambda: ((endpoint.incarnation, endpoint.target) for endpoint in fleet),
+            lambda: ((endpoint.incarnation, target) for endpoint in fleet for target in endpoint.targets),
             index,
             metrics.shared_prefixes,
             metrics.shared_malformed,

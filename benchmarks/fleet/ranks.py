@@ -1,7 +1,8 @@
-"""Data-parallel ranks behind one address: each is an engine with a cache of its own, and who is at the address chooses.
+"""Data-parallel ranks behind one address: each is an engine with a cache of its own.
 
-That is vLLM's internal load balancing: the rank with the least of four times the waiting and the running requests. It
-does not look at what they hold, so the router finds a part of what it expects, and learns to expect less there.
+Where a request does not say which of them is to answer it, who is at the address chooses. That is vLLM's internal load
+balancing: the rank with the least of four times the waiting and the running requests. It does not look at what they
+hold, so the router finds a part of what it expects, and learns to expect less there.
 """
 
 import asyncio

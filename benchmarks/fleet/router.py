@@ -88,8 +88,10 @@ class Router:
         rng: random.Random,
         name: str = "router",
         groups: Sequence[Group] = (),
+        *,
+        addressed: bool = False,
     ) -> None:
-        """`groups`: the deployment of each engine; none: all are of one."""
+        """`groups`: the deployment of each engine; none: all are of one. `addressed`: ranks are told apart."""
         self.policies = policies
         self.metrics = RouterMetrics()
         self.fleet = Fleet(lambda: Breaker(failures=5, window=60.0, open_for=30.0), policies.forget)
@@ -108,7 +110,7 @@ class Router:
         self.dispatcher.on_change = self.turns.happened
         self.replica = Replica(
             name,
-            lambda: ((endpoint.incarnation, endpoint.target) for endpoint in self.endpoints),
+            lambda: ((endpoint.incarnation, target) for endpoint in self.endpoints for target in endpoint.targets),
             policies.index,
             self.metrics.shared_prefixes,
             self.metrics.shared_malformed,
@@ -116,11 +118,12 @@ class Router:
         self.endpoints: list[Endpoint] = []
         self._loop = loop
         self._engines = list(engines)
+        self._addressed = addressed
         self._by_spec: dict[EndpointSpec, Engine | Ranks] = {}
         for place, engine in enumerate(engines):
             url = f"http://10.0.{place // 250}.{place % 250 + 1}:8000"
             group = groups[place] if groups else Group()
-            self._by_spec[EndpointSpec(url, f"engine-{place}", group=group)] = engine
+            self._by_spec[EndpointSpec(url, f"engine-{place}", "vllm", group=group)] = engine
         self.fleet.replace(list(self._by_spec))
         self.endpoints = list(self.fleet)
         if isinstance(policies, Only):
@@ -129,15 +132,19 @@ class Router:
     def memory_of(self, target_id: str) -> Memory | RanksMemory | None:
         """What the engine of this name holds: KV events tell the rules that follow them. None: it has gone."""
         for endpoint, engine in zip(self.endpoints, self._engines, strict=True):
-            if endpoint.target.id == target_id:
-                return engine.memory
+            for target in endpoint.targets:
+                if target.id == target_id:
+                    return _of_rank(engine, target.rank).memory
         return None
 
     def up(self, place: int, adapters: Sequence[str] = ()) -> None:
         """An engine's probe says that it is ready, and what it serves."""
-        endpoint = self.endpoints[place]
-        load, engine = endpoint.target.load, self._engines[place]
-        load.block_size, load.total_blocks = _BLOCK_TOKENS, engine.kv_tokens // _BLOCK_TOKENS
+        endpoint, engine = self.endpoints[place], self._engines[place]
+        if isinstance(engine, Ranks):
+            self.fleet.found_ranks(endpoint, len(engine.ranks), len(engine.ranks) if self._addressed else 1)
+        for target in endpoint.targets:
+            blocks = _of_rank(engine, target.rank).kv_tokens // _BLOCK_TOKENS
+            target.load.block_size, target.load.total_blocks = _BLOCK_TOKENS, blocks
         served = [ServedModel(MODEL, MODEL, "")] + [ServedModel(each, MODEL, each) for each in adapters]
         self.fleet.mark_ready(endpoint, served)
 
@@ -148,8 +155,9 @@ class Router:
     def read_gauges(self) -> None:
         for endpoint, engine in zip(self.endpoints, self._engines, strict=True):
             if endpoint.ready:
-                load = endpoint.target.load
-                load.report(Report(engine.running, engine.waiting, engine.memory.usage, adapters=engine.adapters))
+                for target in endpoint.targets:
+                    told = _of_rank(engine, target.rank)
+                    target.load.report(Report(told.running, told.waiting, told.memory.usage, adapters=told.adapters))
                 self.fleet.on_report(endpoint)
 
     async def serve(self, request: Request) -> Record:
@@ -193,7 +201,7 @@ class Router:
             return not await self.dispatcher.may_retry(call, Outcome.UNREACHABLE)
         call.sends.sent()
         try:
-            stay = engine.submit(request, first)
+            stay = _of_rank(engine, dispatch.decision.target.rank).submit(request, first)
         except TurnedDownError:
             dispatch.answered(429)
             again = await self.dispatcher.may_retry(call, Outcome.OVERLOADED)
@@ -218,6 +226,10 @@ class Router:
         dispatch.call.sends.lost()
         dispatch.ended(Outcome.LOST, self._loop.time())
         return began_to_answer or not await self.dispatcher.may_retry(dispatch.call, Outcome.LOST)
+
+
+def _of_rank(engine: Engine | Ranks, rank: int | None) -> Engine | Ranks:
+    return engine.ranks[rank] if isinstance(engine, Ranks) and rank is not None else engine
 
 
 def prompt_of(request: Request) -> Prompt:

@@ -43,6 +43,8 @@ class Workload:
     """Of each engine."""
     ranks: int = 1
     """Behind the address of each."""
+    addressed: bool = False
+    """Whether a request can say which of these is to answer it."""
     ttft_objective: float = 1.0
     """Seconds: an answer counts as good that begins within it,"""
     token_objective: float = 0.03
@@ -82,7 +84,14 @@ def simulate(
     result = Run(workload)
     result.engines = [_engine(loop, workload, speed) for speed in workload.speeds]
     replicas = [
-        Router(loop, result.engines, make(random.Random(f"{seed} {number}")), random.Random(number), f"router-{number}")
+        Router(
+            loop,
+            result.engines,
+            make(random.Random(f"{seed} {number}")),
+            random.Random(number),
+            f"router-{number}",
+            addressed=workload.addressed,
+        )
         for number in range(routers)
     ]
     play(loop, result, replicas, link=link, probe_seconds=probe_seconds, seed=seed)

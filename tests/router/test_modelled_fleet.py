@@ -138,6 +138,20 @@ def test_fleets_of_ranks_answer_all_and_find_less_cached_than_engines_with_addre
     assert 0.0 < cached[1] < cached[0]
 
 
+@pytest.mark.parametrize("policy", ["prefix", "llm-d precise"])
+def test_ranks_that_requests_are_sent_to_find_as_much_cached_as_engines_with_addresses(policy: str) -> None:
+    cached = []
+    for workload in (
+        Workload("ranks", few(300, shared_by_groups), speeds=(1.0,) * 4),
+        Workload("ranks", few(300, shared_by_groups), speeds=(1.0,) * 2, ranks=2, addressed=True),
+    ):
+        result = run(workload, policy)
+        assert all(record.duration is not None for record in result.records)
+        assert all(engine.memory.taken == 0 for engine in result.engines)
+        cached.append(figures_of(result).cached)
+    assert cached[1] == pytest.approx(cached[0], abs=0.02)
+
+
 def shared_by_groups(rng: random.Random) -> Iterator[Request]:
     for at in arrivals(rng, 12.0, 40.0):
         system = shared(f"group {rng.randrange(30)}", 6000)

@@ -3,7 +3,16 @@
 from typing import Annotated, Any, Final, Literal, Self
 
 from msgspec import UNSET, Struct, UnsetType
-from pydantic import Field, PlainValidator, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    PlainValidator,
+    StrictBool,
+    TypeAdapter,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from headwater.openai.request import Integer, RequestModel, SamplingRequest
 from headwater.openai.unsupported import UnsupportedInChat
@@ -70,22 +79,37 @@ _MOST_TOOLS: Final = 1024
 """A hundred bytes that name one become a rule of a grammar, a text of the prompt and a parser."""
 
 
+class ToolFunction(RequestModel):
+    model_config = ConfigDict(strict=False)  # it is read from what is parsed already
+
+    name: str = Field(min_length=1)
+    description: str = ""
+    parameters: dict[str, Any] = Field({})
+    """A JSON schema."""
+    strict: StrictBool = False
+
+
+class Tool(RequestModel):
+    model_config = ConfigDict(strict=False)
+
+    type: Literal["function"] = "function"
+    function: ToolFunction
+
+
+_TOOLS: Final = TypeAdapter(list[Tool])
+
+
 def _read_tools(value: Any) -> list[dict[str, Any]]:
     """As they came, for the template: it writes their members in the order in which they are."""
     if not isinstance(value, list):
         raise ValueError(f"must be a list of functions, found {found(value)}")
     if len(value) > _MOST_TOOLS:
         raise ValueError(f"must be at most {_MOST_TOOLS} functions, found {len(value)}")
-    for i, tool in enumerate(value):
-        if isinstance(tool, dict) and tool.get("type", "function") != "function":
-            raise ValueError(f"tool {i} is of type {found(tool['type'])}; only functions are called")
-        function = tool.get("function") if isinstance(tool, dict) else None
-        if not isinstance(function, dict) or not isinstance(name := function.get("name"), str) or not name:
-            raise ValueError(
-                f'tool {i} must be {{"type": "function", "function": {{"name": "...", ...}}}}, found {found(tool)}'
-            )
-        if not isinstance(parameters := function.get("parameters", {}), dict | None):
-            raise ValueError(f"tool {i} must have a JSON schema as its `parameters`, found {found(parameters)}")
+    names: set[str] = set()
+    for tool in _TOOLS.validate_python(value):
+        if tool.function.name in names:
+            raise ValueError(f"must have names of their own, found {found(tool.function.name)} twice")
+        names.add(tool.function.name)
     return value
 
 
@@ -222,7 +246,9 @@ class ChatCompletionRequest(SamplingRequest, Conversation, UnsupportedInChat):
     @field_validator("tool_choice")
     @classmethod
     def of_tools_that_there_are(cls, value: ToolChoice, info: ValidationInfo) -> ToolChoice:
-        names = {tool["function"]["name"] for tool in info.data.get("tools") or ()}
+        if "tools" not in info.data:  # they are wrong themselves
+            return value
+        names = {tool["function"]["name"] for tool in info.data["tools"] or ()}
         if value.mode == "required" and not names:
             raise ValueError("is only allowed where there are `tools`")
         if unknown := sorted(set(value.names or ()) - names):

@@ -21,13 +21,16 @@ APIError
 import difflib
 import math
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from headwater.openai.absent import absence
 from headwater.validation import field_path, finding
+
+_MOST_LEVELS: Final = 200
+"""Of a body: pydantic's own bound."""
 
 
 class APIError(Exception):
@@ -177,12 +180,19 @@ class GatewayTimeoutError(APIError):
     status = 504
 
 
+def too_deep() -> BadRequestError:
+    """Of a body that is JSON, and that nobody reads."""
+    return BadRequestError(f"The body has more than {_MOST_LEVELS} levels of lists and objects.", code="invalid_json")
+
+
 def from_validation_error(error: ValidationError) -> BadRequestError:
     """Say in words what pydantic found wrong; `param` is the first field of them, as in `messages[0].role`."""
     details = [each for each in error.errors(include_url=False) if each["type"] != "default_factory_not_called"]
     if details[0]["type"] == "json_invalid":
         if not details[0]["input"]:
             return BadRequestError("The body is empty; it must be a JSON object.", code="invalid_json")
+        if details[0]["ctx"]["error"].startswith("recursion limit exceeded"):
+            return too_deep()
         return BadRequestError(f"The body is not valid JSON: {details[0]['ctx']['error']}.", code="invalid_json")
     return BadRequestError(" ".join(map(_sentence, details[:3])), param=field_path(details[0]["loc"]) or None)
 

@@ -157,6 +157,7 @@ class SamplingRequest(Sampling):
     grammar: str | None = None
 
     user: str | None = None
+    metadata: dict[str, Any] = {}
     priority: Integer = Field(0, ge=-(2**31), le=2**31 - 1)
     """Lower runs first."""
     cache_salt: str | None = Field(None, min_length=1)
@@ -165,7 +166,7 @@ class SamplingRequest(Sampling):
     @field_validator("stream_options")
     @classmethod
     def only_for_streams(cls, value: StreamOptions, info: ValidationInfo) -> StreamOptions:
-        if not info.data.get("stream"):
+        if info.data.get("stream") is False:
             raise ValueError("is only allowed where `stream` is true")
         return value
 

@@ -185,6 +185,17 @@ def test_a_wrong_field_is_named(parse, fields, param, message):
             "tools",
             "must be at most 1024 functions, found 1025",
         ),
+        ({"tools": [{"function": {"name": "f"}}] * 2}, "tools", 'must have names of their own, found "f" twice'),
+        ({"tools": [{"function": {"name": 5}}]}, "tools[0].function.name", "must be text, found 5"),
+        ({"tools": [{"function": {"name": "f", "strict": "yes"}}]}, "tools[0].function.strict", "true or false"),
+        ({"tools": [{"function": {"name": "f", "description": 5}}]}, "tools[0].function.description", "must be text"),
+        (
+            {"tools": [{"function": {"name": "f", "parameters": 5}}]},
+            "tools[0].function.parameters",
+            "must be an object",
+        ),
+        ({"tools": [{"type": "code", "function": {"name": "f"}}]}, "tools[0].type", "must be 'function'"),
+        ({"metadata": "x"}, "metadata", "must be an object"),
         ({"add_generation_prompt": True, "continue_final_message": True}, "add_generation_prompt", "cannot be true"),
     ],
 )
@@ -215,6 +226,26 @@ def test_a_wrong_completion_field_is_named(fields, param, message):
         completion(**fields)
     assert caught.value.param == param
     assert message in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"tools": "x", "tool_choice": "required"}, '`tools`: must be a list of functions, found "x".'),
+        ({"stream": "x", "stream_options": {}}, '`stream`: must be true or false, found "x".'),
+        ({"logprobs": 5, "top_logprobs": 2}, "`logprobs`: must be true or false, found 5."),
+    ],
+)
+def test_a_field_is_not_blamed_for_another_one_that_is_wrong(fields, message):
+    with pytest.raises(BadRequestError) as caught:
+        chat(**fields)
+    assert caught.value.message == message
+
+
+def test_a_body_that_is_too_deep_is_said_to_be_that():
+    deep = b"[" * 300 + b"]" * 300
+    with pytest.raises(BadRequestError, match="The body has more than 200 levels of lists and objects"):
+        ChatCompletionRequest.parse(b'{"messages":[],"x":' + deep + b"}")
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b'{"model": "m",}', b"\xff", b'{"model": "\xff"}'])

@@ -17,8 +17,8 @@ from headwater.validation import found
 
 MOST_BYTES: Final = 64 * 1024
 """Of a constraint's text. What it costs to make a grammar of it goes by them, and no better than as their square."""
-_MOST_DEEP: Final = 200
-"""Levels of a schema: what writes and reads it counts them on the stack."""
+MOST_DEEP: Final = 100
+"""Levels of a schema: what writes and reads it counts them on the stack, where some come to an end at 180."""
 
 
 class Kind(StrEnum):
@@ -40,8 +40,17 @@ class Constraint(Struct, frozen=True):
     """Whether parts of a schema that cannot be enforced are passed over, instead of refused."""
     lead: str = ""
     """Where the form is not all of the answer: an engine's own rules in Lark, in which `@form` is the form."""
+    spare: "Constraint | None" = None
+    """What holds instead, where this cannot be enforced."""
 
 
+_ANY_DRAFT: Final = "https://json-schema.org/draft/2020-12/schema"
+_DRAFTS: Final = (
+    *(f"http://json-schema.org/draft-0{number}/schema{end}" for number in (4, 6, 7) for end in ("", "#")),
+    "https://json-schema.org/draft/2019-09/schema",
+    _ANY_DRAFT,
+)
+"""What `$schema` may be that says how to read the rest. Any other name means nothing here: none is fetched."""
 _ANY_OBJECT: Final = '{"type":"object"}'
 _SHORT: Final[Mapping[str, str]] = {
     "guided_json": "json",
@@ -60,7 +69,7 @@ FIELDS: Final = ("response_format", "structured_outputs", *_SHORT)
 
 def form_of(request: SamplingRequest) -> Constraint | None:
     """What the request asks for; None where any text will do. Raises BadRequestError, which names the field."""
-    named = form_in({name: getattr(request, name) for name in FIELDS})
+    named = form_in(_fields(request))
     if named is None:
         return None
     name, constraint = named
@@ -71,6 +80,16 @@ def form_of(request: SamplingRequest) -> Constraint | None:
         if getattr(request, other):
             raise BadRequestError(f"`{other}` cannot be kept where `{name}` says what the answer is.", param=other)
     return constraint
+
+
+def form_field(request: SamplingRequest) -> str | None:
+    """The field that asks for a form. Raises BadRequestError, as `form_of`."""
+    named = form_in(_fields(request))
+    return named[0] if named is not None else None
+
+
+def _fields(request: SamplingRequest) -> dict[str, Any]:
+    return {name: getattr(request, name) for name in FIELDS}
 
 
 def form_in(fields: Mapping[str, Any]) -> tuple[str, Constraint] | None:
@@ -111,6 +130,9 @@ def _response_format(value: Mapping[str, Any]) -> Constraint | None:
             form = value.get("json_schema")
             if not isinstance(form, dict) or "schema" not in form:
                 raise _wrong(f"{name}.json_schema", "must be an object with a `schema`", form)
+            for member, kind, rule in (("name", str, "text"), ("strict", bool, "true or false")):
+                if not isinstance(given := form.get(member), kind | None):
+                    raise _wrong(f"{name}.json_schema.{member}", f"must be {rule}", given)
             return _schema(f"{name}.json_schema.schema", form["schema"], lenient=form.get("strict") is False)
         case "structural_tag":
             return _structural_tag(name, dict(value))
@@ -143,6 +165,8 @@ def _schema(name: str, value: Any, *, lenient: bool = False) -> Constraint:
         value = {}
     if not isinstance(value, dict):
         raise _wrong(name, "must be a JSON schema, of which some text is", value)
+    if value.get("$schema", _ANY_DRAFT) not in _DRAFTS:
+        value = {key: each for key, each in value.items() if key != "$schema"}
     return Constraint(Kind.JSON_SCHEMA, _written(name, value), lenient)
 
 
@@ -186,8 +210,8 @@ _WAYS: Final[Mapping[str, Callable[[str, Any], Constraint]]] = {
 
 
 def _written(name: str, value: Any) -> str:
-    if _depth(value) > _MOST_DEEP:
-        raise BadRequestError(f"`{name}` has more than {_MOST_DEEP} levels.", param=name)
+    if _depth(value) > MOST_DEEP:
+        raise BadRequestError(f"`{name}` has more than {MOST_DEEP} levels.", param=name)
     # Not in ASCII: a letter of the schema is one of the answer's.
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
@@ -195,7 +219,7 @@ def _written(name: str, value: Any) -> str:
 def _depth(value: Any) -> int:
     """Levels of lists and objects, counted without a call for each."""
     level, depth = [value], 0
-    while level and depth <= _MOST_DEEP:
+    while level and depth <= MOST_DEEP:
         within = [each for each in level if isinstance(each, dict | list)]
         level = [child for each in within for child in (each.values() if isinstance(each, dict) else each)]
         depth += bool(within)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from llguidance import LLMatcher, LLTokenizer
@@ -12,7 +13,8 @@ from headwater_engine.formats.enforced import Calling, Wish, enforced
 from headwater_engine.formats.functions import Function, Spelling
 from headwater_engine.formats.reader import Speech
 from headwater_engine.formats.registry import CALL_FORMAT_OF, THINKING
-from headwater_engine.grammar.compiler import grammar_of
+from headwater_engine.grammar.compiler import Compiler, grammar_of
+from headwater_engine.grammar.matcher import GrammarError
 from tests.engine import chat_models
 from tests.engine.test_formats import BERN, CALLS, WRITTEN, read
 
@@ -51,7 +53,7 @@ def judge(model: str, speech: Speech, wish: Wish, *, is_open: bool = False) -> C
     constraint = enforced(wish, speech, Spelling(added.get, speech.markers), is_open=is_open)
     assert constraint is not None
     end = chat_models.tokenizer(model).eos_token_id
-    matcher = LLMatcher(LLTokenizer(tokenizer.to_str(), eos_token=[end]), grammar_of(constraint), log_level=0)
+    matcher = LLMatcher(LLTokenizer(tokenizer.to_str(), eos_token=[end]), grammar_of(constraint, {}), log_level=0)
     assert not matcher.is_error(), matcher.get_error()
 
     def allows(text: str) -> bool:
@@ -109,6 +111,29 @@ def test_arguments_may_be_made_of_arguments_and_of_nothing_that_there_is_not() -
     lost = Function("go", {"properties": {"a": {"$ref": "#/properties/name"}}}, strict=True)
     with pytest.raises(AssertionError, match="/properties/name"):
         judge("qwen3", Speech(CALL_FORMAT_OF["hermes"]), Wish((lost,), Calling.ALWAYS))
+
+
+@pytest.mark.parametrize("name", list(TOKENIZERS))
+def test_what_is_wrong_in_a_schema_that_is_not_strict_is_passed_over(name: str) -> None:
+    parameters = {"properties": {"city": {"type": "string"}, "n": {"$ref": "#/nowhere"}}, "required": ["city"]}
+    wish = Wish((STRICT, Function("other", parameters)), Calling.MAYBE)
+    speech = Speech(CALL_FORMAT_OF[name])
+    tokenizer = chat_models.tokenizer(TOKENIZERS[name])
+    added = {each.content: number for number, each in tokenizer.backend_tokenizer.get_added_tokens_decoder().items()}
+    constraint = enforced(wish, speech, Spelling(added.get, speech.markers), is_open=False)
+    assert constraint is not None and constraint.spare is not None
+    compiler = Compiler(tokenizer.backend_tokenizer.to_str(), (tokenizer.eos_token_id,), len(tokenizer))
+    compiler.compile(constraint).result(300)
+    strict = enforced(
+        replace(wish, functions=(replace(wish.functions[1], strict=True),)),
+        speech,
+        Spelling(added.get, speech.markers),
+        is_open=False,
+    )
+    assert strict is not None and strict.spare is None
+    with pytest.raises(GrammarError, match=r"^Pointer '/(properties/n/)?nowhere' does not exist"):
+        compiler.compile(strict).result(300)
+    compiler.close()
 
 
 def test_one_call_alone_is_allowed_where_there_may_be_no_more() -> None:

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from headwater.openai.constraint import Kind
-from headwater_engine.core.messages import Abort, FinishReason
+from headwater_engine.core.messages import Abort, FinishReason, Refusal
 from tests.engine.chat_models import FIXTURES
 from tests.engine.fake_engine import FakeEngine
 from tests.engine.front import CHAT, events, post, serving, until
@@ -125,6 +125,50 @@ async def test_a_call_that_is_cut_off_says_so(http: httpx.AsyncClient, engine: F
     answer, chunks = await answered(http, engine, cut, FinishReason.LENGTH, tools=TOOLS)
     assert said(answer) == joined(chunks) == {"content": "", "calls": [["weather", '{"city": "Be']]}
     assert answer["choices"][0]["finish_reason"] == chunks[-2]["choices"][0]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("length", [3, 11, 14, 22, 30, 34, 50])
+async def test_no_beginning_of_a_call_that_must_come_is_content(
+    http: httpx.AsyncClient, engine: FakeEngine, length: int
+) -> None:
+    answer, chunks = await answered(
+        http, engine, CALL[:length], FinishReason.LENGTH, tools=TOOLS, tool_choice="required"
+    )
+    assert said(answer) == joined(chunks)
+    assert said(answer)["content"] == ""
+    assert CALL[:length].endswith("".join(arguments for _, arguments in said(answer)["calls"]))
+    assert answer["choices"][0]["finish_reason"] == chunks[-2]["choices"][0]["finish_reason"] == "length"
+
+
+async def test_what_cannot_be_enforced_names_the_field_that_asked_for_it(
+    http: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}}
+    for path, field, fields in (
+        (PATH, "response_format", {"response_format": form}),
+        (PATH, "guided_regex", {"guided_regex": "("}),
+        (PATH, "tools", {"tools": TOOLS, "tool_choice": "required"}),
+    ):
+        answer = post(http, path, CHAT | fields)
+        question = await engine.hear_question()
+        refusal = Refusal(code="unsupported_constraint", message="The form cannot be enforced.")
+        await engine.answer(question, "", FinishReason.ERROR, refusal=refusal)
+        assert ((await answer).status_code, (await answer).json()["error"]["param"]) == (400, field)
+
+
+async def test_a_function_that_is_not_strict_is_no_reason_to_refuse(
+    http: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    function = {"name": "f", "parameters": {"type": "object", "properties": {"n": {"multipleOf": -1}}}}
+    answer = post(http, PATH, CHAT | {"tools": [{"function": function}], "tool_choice": "required"})
+    question = await engine.hear_question()
+    assert question.constraint is not None
+    await engine.answer(question, CALL, FinishReason.STOP)
+    assert (await answer).status_code == 200
+    refused = await http.post(PATH, json=CHAT | {"tools": [{"function": function | {"strict": True}}]})
+    error = refused.json()["error"]
+    assert (refused.status_code, error["param"]) == (400, "tools")
+    assert "the parameters of f cannot be enforced: `multipleOf` must be greater than 0" in error["message"]
 
 
 async def test_without_tools_calls_are_text(http: httpx.AsyncClient, engine: FakeEngine) -> None:

@@ -61,6 +61,14 @@ def test_each_way_to_ask_becomes_one_constraint(fields: dict[str, Any], constrai
     assert form(**fields) == constraint
 
 
+@pytest.mark.parametrize("draft", ["https://nowhere.example/schema", "nonsense", 5, None])
+def test_a_schema_of_a_language_that_nobody_knows_is_read_as_any_other(draft: Any) -> None:
+    assert form(guided_json={"$schema": draft, **SCHEMA}) == OF_SCHEMA
+    known = {"$schema": "http://json-schema.org/draft-07/schema#", **SCHEMA}
+    kept = form(guided_json=known)
+    assert kept is not None and json.loads(kept.text) == known
+
+
 def test_structural_tags_are_read_from_objects_and_from_text() -> None:
     for fields in (
         {"response_format": {"type": "structural_tag", **TAG}},
@@ -80,6 +88,16 @@ def test_structural_tags_are_read_from_objects_and_from_text() -> None:
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "with a `schema`"),
         ({"response_format": json_schema(schema="nothing")}, "response_format.json_schema.schema", "JSON schema"),
         ({"response_format": json_schema(schema=[1])}, "response_format.json_schema.schema", "JSON schema"),
+        (
+            {"response_format": json_schema(schema={}, name=5)},
+            "response_format.json_schema.name",
+            "must be text, found 5",
+        ),
+        (
+            {"response_format": json_schema(schema={}, strict="yes")},
+            "response_format.json_schema.strict",
+            "true or false",
+        ),
         ({"guided_json": False}, "guided_json", "of which some text is"),
         ({"structured_outputs": {"yaml": "a"}}, "structured_outputs.yaml", "allowed are json, regex, choice"),
         ({"structured_outputs": {"json_object": "yes"}}, "structured_outputs.json_object", "is not supported"),
@@ -105,7 +123,7 @@ def test_a_schema_that_is_deep_is_refused_before_anything_walks_it() -> None:
     deep: Any = {}
     for _ in range(300):
         deep = {"items": deep}
-    with pytest.raises(BadRequestError, match="more than 200 levels"):
+    with pytest.raises(BadRequestError, match="more than 100 levels"):
         form(json_schema=json.dumps(deep))
 
 

@@ -8,9 +8,11 @@ with the parts that a request allows; for harmony's channels, `harmony.py` has t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
+
+from msgspec import structs
 
 from headwater.openai.constraint import Constraint, Kind
 from headwater_engine.formats.functions import Function, Spelling
@@ -53,8 +55,18 @@ class Wish:
 def enforced(wish: Wish, speech: Speech, spell: Spelling, *, is_open: bool) -> Constraint | None:
     """The grammar of the answer; None where there is nothing to enforce. `is_open`: it begins within reasoning.
 
-    Raises ValueError for a budget that cannot be kept.
+    Where schemas of functions that are not strict cannot be enforced, it holds without them. Raises ValueError for a
+    budget that cannot be kept.
     """
+    held = _held(wish, speech, spell, is_open=is_open)
+    if held is None or not wish.holds_arguments:
+        return held
+    loosened = replace(wish, functions=[each.loosened() for each in wish.functions])
+    spare = _held(loosened, speech, spell, is_open=is_open)
+    return held if spare == held else structs.replace(held, spare=spare)
+
+
+def _held(wish: Wish, speech: Speech, spell: Spelling, *, is_open: bool) -> Constraint | None:
     reasons = speech.thinking is not None or speech.has_channels
     budget = wish.budget if reasons else None
     if not wish.holds_arguments and budget is None and not (wish.form is not None and reasons):

@@ -27,6 +27,29 @@ class Function:
         required = self.parameters.get("required")
         return [each for each in required if isinstance(each, str)] if isinstance(required, list) else []
 
+    def loosened(self, *, needed: bool = False) -> "Function":
+        """With arguments of the same names, held to what cannot be wrong of their schema; one that is strict as it is.
+
+        `needed`: only those that must be there have their names; there may be others.
+        """
+        if self.strict:
+            return self
+        named = self.required if needed else self.properties
+        members = {name: _kind(self.properties[name]) for name in named if name in self.properties}
+        is_open = needed or not self.parameters.keys().isdisjoint(_OPEN)
+        return Function(
+            self.name,
+            {"type": "object", "properties": members}
+            | {"required": [each for each in self.required if each in members]}
+            | ({"additionalProperties": True} if is_open else {}),
+        )
+
+
+def _kind(schema: Any) -> dict[str, Any]:
+    """Text stays text: formats write it without quotes."""
+    kind = schema.get("type") if isinstance(schema, dict) else None
+    return {"type": "string"} if kind in ("string", ["string"]) else {}
+
 
 Functions = Mapping[str, Function]
 

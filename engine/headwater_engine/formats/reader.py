@@ -39,16 +39,24 @@ class Reader:
     """What `feed` and `flush` give, joined, does not depend on how the text was cut."""
 
     def __init__(
-        self, speech: Speech, functions: Functions, *, is_open: bool = False, most_calls: int | None = None
+        self,
+        speech: Speech,
+        functions: Functions,
+        *,
+        is_open: bool = False,
+        most_calls: int | None = None,
+        only_calls: bool = False,
     ) -> None:
         """`functions`: none, so there are no calls to be found. `is_open`: it begins within reasoning.
 
-        `most_calls`: with one more the answer is complete, and that one is not part of it.
+        `most_calls`: with one more the answer is complete, and that one is not part of it. `only_calls`: a grammar
+        holds the answer to calls, so that content is the beginning of one, which was cut off before it had a name.
         """
         self._text = Text()
         self._reading = self._read(speech, functions, is_open=is_open)
         self._tidy = _Tidy()
         self._most_calls = most_calls
+        self._only_calls = only_calls
         self.reasons = is_open
         """Whether what came last is reasoning."""
         self.complete = False
@@ -86,6 +94,8 @@ class Reader:
                 self.complete = True
             if self.complete:
                 return
+            if self._only_calls and isinstance(part, Content):
+                continue
             self.reasons = isinstance(part, Reasoning)
             yield from self._tidy.take(part)
 

@@ -11,7 +11,7 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,6 +24,8 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, StructTag, gramma
 from headwater.openai.constraint import MOST_BYTES, Constraint, Kind
 from headwater_engine.grammar.matcher import Cost, GrammarError, Matcher, short
 from headwater_engine.grammar.priority import PATIENT, stand_back
+from headwater_engine.grammar.schemas import check_schema
+from headwater_engine.grammar.special_tokens import hide_special, with_ids
 
 THREADS: Final = 2
 _PATIENCE: Final = 2.0
@@ -37,11 +39,12 @@ _LONG: Final = 4096
 """Characters of a text, of which one mask may take more than all of them are to have of the loop."""
 _LIMITS: Final = LLParserLimits(
     max_grammar_size=20_000,
+    # Beyond what the other limits leave, so that whether an answer comes to its end is not a matter of what is drawn.
+    max_items_in_row=20_000,
     initial_lexer_fuel=500_000,
     max_lexer_states=25_000,  # of 1 to 2 KB each
     verbose_errors=False,
 )
-_MOST_EXACT: Final = 2**53
 T = TypeVar("T")
 _SPACE: Final = r"[\x20\x0A\x0D\x09]{1,32}"
 """Between the parts of a JSON text. A small model that may write spaces without end does."""
@@ -107,7 +110,8 @@ class Compiler:
         self._closed = False
         self._changed = threading.Condition()
         self._rows = vocabulary
-        self._tokenizer: Future[LLTokenizer] = Future()
+        self._tokenizer: Future[tuple[LLTokenizer, Mapping[str, int]]] = Future()
+        """And the ids of its special tokens."""
         read = partial(_read_tokenizer, tokenizer, eos_token_ids, vocabulary)
         threading.Thread(target=_settle, args=(self._tokenizer, read), name="tokenizer", daemon=True).start()
 
@@ -168,9 +172,17 @@ class Compiler:
                 del self._kept[constraint]
 
     def _compile(self, constraint: Constraint) -> Grammar:
-        tokenizer = self._tokenizer.result()
         try:
-            text = grammar_of(constraint)
+            return self._made(constraint)
+        except GrammarError:
+            if constraint.spare is None:
+                raise
+            return self._made(constraint.spare)
+
+    def _made(self, constraint: Constraint) -> Grammar:
+        tokenizer, special = self._tokenizer.result()
+        try:
+            text = grammar_of(constraint, special)
         except (ValueError, RecursionError) as error:
             raise GrammarError(short(str(error))) from None
         matcher = LLMatcher(tokenizer, text, log_level=0, limits=_LIMITS)
@@ -192,32 +204,35 @@ def _settle(future: Future[T], make: Callable[[], T]) -> None:
         future.set_exception(error)
 
 
-def _read_tokenizer(tokenizer: str, eos_token_ids: tuple[int, ...], vocabulary: int) -> LLTokenizer:
+def _read_tokenizer(
+    tokenizer: str, eos_token_ids: tuple[int, ...], vocabulary: int
+) -> tuple[LLTokenizer, Mapping[str, int]]:
     """Raises GrammarError."""
     if not eos_token_ids:
         raise GrammarError("the model names no token that ends an answer")
     tokens = json.loads(tokenizer)
     most = max((each["id"] for each in tokens.get("added_tokens", [])), default=0) + 1
     size = max(vocabulary, most, len(tokens["model"].get("vocab", ())))
+    special = hide_special(tokens)
     try:
-        return LLTokenizer(tokenizer, n_vocab=size, eos_token=list(eos_token_ids))
+        return LLTokenizer(json.dumps(tokens), n_vocab=size, eos_token=list(eos_token_ids)), special
     except Exception as error:  # has no narrower class
         raise GrammarError(f"the model's tokenizer is of a kind that structured output cannot use: {error}") from None
 
 
-def grammar_of(constraint: Constraint) -> str:
-    """As llguidance takes it. Raises ValueError."""
-    grammar = _form(constraint)
+def grammar_of(constraint: Constraint, special: Mapping[str, int]) -> str:
+    """As llguidance takes it. `special`: ids of the tokens that a grammar may name. Raises ValueError."""
+    grammar = _form(constraint, special)
     if not constraint.lead:
         return grammar
     form = json.loads(grammar)["grammars"][0] if grammar.startswith("{") else {"lark_grammar": grammar}
     return json.dumps({"grammars": [{"lark_grammar": constraint.lead}, {**form, "name": "form"}]})
 
 
-def _form(constraint: Constraint) -> str:
+def _form(constraint: Constraint, special: Mapping[str, int]) -> str:
     match constraint.kind:
         case Kind.JSON_SCHEMA:
-            _check_values(json.loads(constraint.text))
+            check_schema(json.loads(constraint.text))
             options: dict[str, Any] = {"whitespace_pattern": _SPACE, "lenient": constraint.lenient}
             return LLMatcher.grammar_from_json_schema(constraint.text, overrides=options)  # type: ignore[arg-type]
         case Kind.REGEX:
@@ -226,24 +241,9 @@ def _form(constraint: Constraint) -> str:
             # One expression: as rules of a grammar, thousands would be looked at for each token.
             return LLMatcher.grammar_from_regex("|".join(map(re.escape, json.loads(constraint.text))))
         case Kind.GRAMMAR:
-            return grammar_from("grammar", constraint.text)
+            return with_ids(grammar_from("grammar", constraint.text), special)
         case Kind.STRUCTURAL_TAG:
             return StructTag.to_grammar(list(_tags(json.loads(constraint.text))), assume_special=False)
-
-
-def _check_values(schema: Any) -> None:
-    """Raises ValueError for a whole number that an answer is to be, and that llguidance would round to another one."""
-    within = [schema]
-    while within:
-        match within.pop():
-            case list(items):
-                within += items
-            case dict(members):
-                within += members.values()
-                values = members.get("enum")
-                for value in (members.get("const"), *(values if isinstance(values, list) else ())):
-                    if isinstance(value, int) and abs(value) > _MOST_EXACT:
-                        raise ValueError(f"{value} is beyond {_MOST_EXACT}, up to which values are told apart")
 
 
 def _tags(value: dict[str, Any]) -> list[StructTag]:

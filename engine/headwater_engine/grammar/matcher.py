@@ -33,7 +33,14 @@ _GROWING: Final = 3e-4
 _PROVEN: Final = 16
 """Masks after which a grammar that was never slow counts as quick."""
 _MOST_DOUBTED: Final = 16
-_STATE: Final = re.compile("<state>|<non-verbose/>")
+_STATE: Final = re.compile(r"<state>|<non-verbose/>|\n *\d+ \| |; following special tokens are available")
+"""Where what llguidance says ends, and the state of its parser, the grammar, or what else there is in it begins."""
+_OWN_WORDS: Final = (
+    (re.compile(r"^at \d+\(\d+\): failed to compile JSON schema: "), ""),
+    (re.compile(r"/\$defs/arguments\b"), ""),  # where a grammar of calls has a function's parameters
+    (re.compile(r"Resource '(.*?)' is not present in a registry.*"), r"`\1` is not part of the schema"),
+    (re.compile(r"(Value for '\w+' has too many digits): .*"), r"\1"),
+)
 
 
 class GrammarError(Exception):
@@ -266,8 +273,10 @@ class Matcher:
 
 
 def short(error: str) -> str:
-    """What llguidance says, as one line; the state of its parser, which may follow, is not for clients."""
+    """What llguidance says of a client's form, as one line."""
     said = " ".join(_STATE.split(error, maxsplit=1)[0].split()).rstrip(".")
+    for theirs, ours in _OWN_WORDS:
+        said = theirs.sub(ours, said)
     if said.startswith("NoExtension"):
         return "no text is of this form"
     return said[:400] or "it cannot be used"

@@ -196,7 +196,7 @@ class Choice:
         answer = self._answer
         if output.finish_reason is FinishReason.ERROR:
             self.leave("error")
-            raise failure_of(output, engine_is_alive=answer.engine.failure is None)
+            raise failure_of(output, answer.question.form_field, engine_is_alive=answer.engine.failure is None)
         before = self.reader.tokens
         piece = self.reader.read(output, self.index)
         self._timer.tokens(self.reader.tokens - before)
@@ -329,7 +329,9 @@ class Answer:
             self._client.answer(200, self._form.headers, last)
 
 
-def failure_of(output: Output, *, engine_is_alive: bool) -> APIError:
+def failure_of(output: Output, form_field: str | None = None, *, engine_is_alive: bool) -> APIError:
+    """`form_field`: of the request, which asks for what cannot be enforced if that is why."""
     if output.refusal is not None:
-        return BadRequestError(output.refusal.message, code=output.refusal.code)
+        param = form_field if output.refusal.code == "unsupported_constraint" else None
+        return BadRequestError(output.refusal.message, param=param, code=output.refusal.code)
     return InternalServerError(output.error or "", code="engine_error" if engine_is_alive else "engine_dead")

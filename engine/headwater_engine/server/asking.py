@@ -35,6 +35,8 @@ class Question:
     priority: int = 0
     cache_salt: str = ""
     constraint: Constraint | None = None
+    form_field: str | None = None
+    """Of the request, which asks for what the constraint is made of."""
     read: Speaking | None = None
     """How each answer is read; None: it is nothing but content."""
     echoes: Sequence[Echo] = ()

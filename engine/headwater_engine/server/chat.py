@@ -23,6 +23,7 @@ from headwater.openai.chat import (
     TokenLogprob,
     TopLogprob,
 )
+from headwater.openai.constraint import form_field
 from headwater.openai.stream import DONE, event
 from headwater.openai.usage import Usage
 from headwater_engine.core.messages import TokenLogprobs
@@ -64,6 +65,7 @@ async def ask(model: ServedModel, context: int, request: ChatCompletionRequest) 
         priority=request.priority,
         cache_salt=request.cache_salt or "",
         constraint=manner.constraint,
+        form_field=(form_field(request) or "tools") if manner.constraint is not None else None,
         read=manner.read,
     )
 

@@ -9,7 +9,7 @@ from msgspec import UNSET, UnsetType
 
 from headwater.http.replies import EVENT_STREAM, JSON
 from headwater.openai.completions import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
-from headwater.openai.constraint import form_of
+from headwater.openai.constraint import form_field, form_of
 from headwater.openai.errors import BadRequestError
 from headwater.openai.stream import DONE, event
 from headwater.openai.usage import Usage
@@ -57,6 +57,7 @@ async def ask(model: ServedModel, context: int, request: CompletionRequest) -> Q
         priority=request.priority,
         cache_salt=request.cache_salt or "",
         constraint=constraint,
+        form_field=form_field(request) if constraint is not None else None,
     )
 
 

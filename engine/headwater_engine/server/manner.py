@@ -10,6 +10,7 @@ from headwater.openai.errors import BadRequestError
 from headwater_engine.formats.enforced import Calling, Wish, enforced
 from headwater_engine.formats.functions import Function
 from headwater_engine.formats.reader import Reader, Speech
+from headwater_engine.grammar.schemas import check_schema
 from headwater_engine.server.served_model import ServedModel
 
 _MOST_BYTES: Final = 256 * 1024
@@ -29,6 +30,8 @@ def wish_of(request: ChatCompletionRequest, speech: Speech) -> Wish:
     """Raises BadRequestError, which names the field, also for what this model has no way to do."""
     form = form_of(request)
     functions = [_function(tool["function"]) for tool in request.callable_tools]
+    if any(each.strict for each in functions) or request.tool_choice.mode == "required":
+        functions = [_checked(each) for each in functions]
     calling = Calling.NEVER
     if functions:
         calling = Calling.ALWAYS if request.tool_choice.mode == "required" else Calling.MAYBE
@@ -52,6 +55,18 @@ def _function(value: dict[str, object]) -> Function:
     )
 
 
+def _checked(function: Function) -> Function:
+    """One that can be held to, as far as that is known before there is a grammar. Raises BadRequestError."""
+    try:
+        check_schema(function.parameters)
+    except ValueError as error:
+        if function.strict:
+            message = f"`tools`: the parameters of {function.name} cannot be enforced: {error}."
+            raise BadRequestError(message, param="tools", code="unsupported_constraint") from None
+        return function.loosened(needed=True)
+    return function
+
+
 def manner_of(wish: Wish, model: ServedModel, prompt: str) -> Manner:
     """`prompt`: as the template wrote it. Raises BadRequestError."""
     speech = model.speech
@@ -72,5 +87,5 @@ def manner_of(wish: Wish, model: ServedModel, prompt: str) -> Manner:
     if not (wish.functions or thinking is not None or speech.has_channels):
         return Manner(constraint, None)
     functions = {each.name: each for each in wish.functions}
-    most = None if wish.many else 1
-    return Manner(constraint, lambda: Reader(speech, functions, is_open=is_open, most_calls=most))
+    most, only = None if wish.many else 1, wish.calling is Calling.ALWAYS
+    return Manner(constraint, lambda: Reader(speech, functions, is_open=is_open, most_calls=most, only_calls=only))

@@ -3,6 +3,8 @@
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Final, NamedTuple
 
+from headwater.apis.names import Names, renamed
+
 CHAT: Final = "/v1/chat/completions"
 TOKENIZE: Final = "/tokenize"
 
@@ -43,6 +45,10 @@ class Exchange(ABC):
 
     asked: ClassVar[str] = CHAT
     """The path that a server is to be asked at."""
+    request_id: str | None = None
+    """Of its answer's x-request-id."""
+    names: ClassVar[Names]
+    """Of a chat's fields, in this API."""
     streams: bool
     """Whether the client wants events."""
 
@@ -57,6 +63,10 @@ class Exchange(ABC):
     @abstractmethod
     def events(self) -> EventStream:
         """For an answer that is streamed."""
+
+    def told(self, error: dict[str, Any]) -> dict[str, Any]:
+        """What a server says of the chat that it was asked for, with the names of what the client asked for."""
+        return renamed(error, self.names)
 
     @abstractmethod
     def error(self, status: int, error: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,9 @@ def check_size(*parts: bytes) -> None:
     if (size := sum(map(len, parts))) > _MOST_BYTES:
         raise BadRequestError(f"The conversation has {size:,} bytes; allowed are {_MOST_BYTES:,} on this path.")
     if sum(part.count(b"[") + part.count(b"{") + part.count(b":") for part in parts) > _MOST_MARKS:
-        raise BadRequestError(f"The conversation has more than {_MOST_MARKS:,} brackets, braces and colons.")
+        raise BadRequestError(
+            f"The conversation has more than {_MOST_MARKS:,} opening brackets and braces, and colons."
+        )
 
 
 def wrong(name: str, rule: str, value: Any) -> BadRequestError:

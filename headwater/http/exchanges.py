@@ -12,7 +12,7 @@ from headwater.apis.responses.stored import Stored
 from headwater.http.answering import Answering
 from headwater.http.replies import JSON, answer_json
 from headwater.http.request import Request
-from headwater.openai.errors import BadRequestError
+from headwater.openai.errors import BadRequestError, too_deep
 
 RESPONSES: Final = "/v1/responses"
 MESSAGES: Final = "/v1/messages"
@@ -33,11 +33,17 @@ class Exchanges:
         check_size(request.body)
         try:
             given = _decode(request.body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except RecursionError:
+            raise too_deep() from None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise BadRequestError(f"The body is not valid JSON: {error}.", code="invalid_json") from None
+        exchange: Exchange
         if request.path == RESPONSES:
-            return Responses(given, self.stored, owner)
-        return Messages(given) if request.path == MESSAGES else CountTokens(given)
+            exchange = Responses(given, self.stored, owner)
+        else:
+            exchange = Messages(given) if request.path == MESSAGES else CountTokens(given)
+        exchange.request_id = request.id.decode("latin-1")
+        return exchange
 
     def answer_kept(self, response: str, request: Request, client: Answering, owner: str) -> None:
         """What the path asks of a response that is kept. Raises BadRequestError or NotFoundError."""

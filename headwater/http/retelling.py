@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 import structlog
 
-from headwater.apis import ApiEvent, EventStream, Exchange
+from headwater.apis import ApiEvent, Exchange
 from headwater.apis.base import BrokenAnswerError
 from headwater.http.answering import Answering
 from headwater.http.headers import Headers, is_stream
@@ -54,7 +54,7 @@ class Retelling:
     def begin(self, status: int, headers: Headers) -> None:
         self.answer_began = True
         if self._exchange.streams and is_stream(headers):
-            self._events = _Events(self._exchange.events())
+            self._events = _Events(self._exchange)
             self._client.begin(status, [each for each in headers if each[0] != b"content-length"])
         else:
             self._head = status, headers
@@ -106,7 +106,8 @@ def _told(exchange: Exchange, status: int, body: bytes) -> tuple[int, dict[str, 
         said = None
     if status >= 400:
         error = said.get("error") if isinstance(said, dict) else None
-        return status, exchange.error(status, error if isinstance(error, dict) else {"message": "The endpoint failed."})
+        told = exchange.told(error) if isinstance(error, dict) else {"message": "The endpoint failed."}
+        return status, exchange.error(status, told)
     try:
         return status, exchange.document(said)
     except BrokenAnswerError as error:
@@ -121,11 +122,12 @@ def _broken(error: BrokenAnswerError) -> dict[str, Any]:
 class _Events(WholeEvents):
     """A stream of chat completion chunks, as the events of another API. Comments stay."""
 
-    __slots__ = ("_stream",)
+    __slots__ = ("_exchange", "_stream")
 
-    def __init__(self, stream: EventStream) -> None:
+    def __init__(self, exchange: Exchange) -> None:
         super().__init__(_LONGEST_EVENT)
-        self._stream = stream
+        self._exchange = exchange
+        self._stream = exchange.events()
 
     def passed(self, events: bytes) -> bytes:
         return b"".join(map(self._event, SEPARATOR.split(events)))
@@ -148,12 +150,15 @@ class _Events(WholeEvents):
             if not isinstance(said, dict):
                 raise BrokenAnswerError("The endpoint's event is no chunk of a chat completion.")
             if (error := said.get("error")) is not None:
-                return _written(self._stream.fail(error if isinstance(error, dict) else {"message": str(error)}))
+                return self._failed(error if isinstance(error, dict) else {"message": str(error)})
             return _written(self._stream.feed(said))
         except _UNREADABLE:
             return _written(self._stream.fail(_broken(BrokenAnswerError("The endpoint's event is no JSON."))))
         except BrokenAnswerError as broken:
             return _written(self._stream.fail(_broken(broken)))
+
+    def _failed(self, error: dict[str, Any]) -> bytes:
+        return _written(self._stream.fail(self._exchange.told(error)))
 
 
 def _written(events: Iterable[ApiEvent]) -> bytes:

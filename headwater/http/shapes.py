@@ -11,22 +11,22 @@ from headwater.openai.stream import event
 _MESSAGES: Final = "/v1/messages"
 
 
-def error_in(path: str, status: int, document: dict[str, Any]) -> dict[str, Any]:
+def error_in(path: str, status: int, document: dict[str, Any], request_id: bytes) -> dict[str, Any]:
     """`document`: in OpenAI's shape."""
     if not path.startswith(_MESSAGES) or "error" not in document:
         return document
-    return error_of(status, document["error"])
+    return error_of(status, document["error"], request_id.decode("latin-1"))
 
 
-def event_of(path: str, status: int, document: dict[str, Any]) -> bytes:
-    told = event(error_in(path, status, document))
+def event_of(path: str, status: int, document: dict[str, Any], request_id: bytes) -> bytes:
+    told = event(error_in(path, status, document, request_id))
     return b"event: error\n" + told if path.startswith(_MESSAGES) else told
 
 
-def tell(client: Answering, path: str, error: APIError) -> None:
+def tell(client: Answering, path: str, error: APIError, request_id: bytes) -> None:
     """As an event, where a stream has begun: its status is out."""
     if client.answer_began:
-        client.end(event_of(path, error.status, error.body()))
+        client.end(event_of(path, error.status, error.body(), request_id))
         return
     headers = [(name.encode(), value.encode()) for name, value in error.headers().items()]
-    answer_json(client, error_in(path, error.status, error.body()), error.status, headers)
+    answer_json(client, error_in(path, error.status, error.body(), request_id), error.status, headers)

@@ -135,6 +135,31 @@ async def test_errors_are_in_the_shape_of_the_path(http: httpx.AsyncClient, engi
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_json")
 
 
+async def test_errors_have_the_names_of_the_path_and_the_requests_id(http: httpx.AsyncClient) -> None:
+    answer = await http.post("/v1/messages", json={**MESSAGE, "stop_sequences": [5]}, headers={"x-request-id": "mine"})
+    error = {"type": "invalid_request_error", "message": "`stop_sequences[0]`: must be text, found 5."}
+    assert answer.json() == {"type": "error", "error": error, "request_id": "mine"}
+    for body in ({}, {**MESSAGE, "temperature": 9}, {**MESSAGE, "model": "other"}):
+        answer = await http.post("/v1/messages", json=body)
+        assert answer.json()["request_id"] == answer.headers["x-request-id"]
+    for fields, param in (({"max_output_tokens": "x"}, "max_output_tokens"), ({"input": "x" * 9999}, "input")):
+        error = (await http.post("/v1/responses", json={**RESPONSE, **fields})).json()["error"]
+        assert error["param"] == param
+        assert "messages" not in error["message"] and "completion" not in error["message"]
+
+
+async def test_a_message_that_the_assistant_has_begun_is_gone_on_with(
+    http: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    begun = {"role": "assistant", "content": "The capital is"}
+    answer = post(http, "/v1/messages", {**MESSAGE, "messages": [*MESSAGE["messages"], begun]})
+    question = await engine.hear_question()
+    await engine.answer(question, " Bern.", FinishReason.STOP)
+    assert (await answer).json()["content"][0]["text"] == " Bern."
+    prompt = (await http.post("/detokenize", json={"tokens": question.prompt})).json()["prompt"]
+    assert prompt.endswith("The capital is")
+
+
 async def test_a_failure_within_the_engine_is_told_in_the_shape_too(
     http: httpx.AsyncClient, engine: FakeEngine
 ) -> None:

@@ -179,12 +179,49 @@ def test_tools_and_their_choice(choice: dict[str, Any], chosen: dict[str, Any]) 
         ({"mcp_servers": [{"url": "x"}]}, "mcp_servers"),
         ({"stream": "yes"}, "stream"),
         ({"system": 5}, "system"),
+        ({"metadata": "x"}, "metadata"),
+        ({"metadata": {"user_id": 5}}, "metadata.user_id"),
+        ({"metadata": "x"}, "metadata"),
+        ({"metadata": {"user_id": 5}}, "metadata.user_id"),
     ],
 )
 def test_what_makes_no_sense_is_named(fields: dict[str, Any], param: str) -> None:
     with pytest.raises(BadRequestError) as raised:
         asked(**fields)
     assert raised.value.param == param
+
+
+def test_an_answer_goes_on_where_the_assistants_last_message_ends() -> None:
+    begun = {"role": "assistant", "content": "The answer is ("}
+    goes_on = {"continue_final_message": True, "add_generation_prompt": False}
+    for content in (begun["content"], [{"type": "text", "text": begun["content"]}]):
+        conversation = [*USER, {"role": "assistant", "content": content}]
+        told = asked(messages=conversation)
+        assert (told["messages"][-1], told | goes_on) == (begun, told)
+        counted = CountTokens({"model": "m", "messages": conversation}).chat()
+        assert counted | goes_on == counted
+    call = {"type": "tool_use", "id": "t1", "name": "f", "input": {}}
+    for content in ("", [], [call], [{"type": "text", "text": "a"}, call]):
+        assert "continue_final_message" not in asked(messages=[*USER, {"role": "assistant", "content": content}])
+    assert "continue_final_message" not in asked()
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("messages[3].content", "messages"),
+        ("stop[0]", "stop_sequences[0]"),
+        ("stop_token_ids", "stop_token_ids"),
+        ("max_tokens", "max_tokens"),
+        ("response_format.json_schema.schema", "output_config.format.schema"),
+        ("tools[2].function.parameters", "tools[2].input_schema"),
+        ("tools[2].function.name", "tools[2].name"),
+        ("thinking_token_budget", "thinking.budget_tokens"),
+    ],
+)
+def test_an_error_names_the_field_that_the_client_has(theirs: str, ours: str) -> None:
+    told = exchange().told({"message": f"`{theirs}`: is wrong; see `{theirs}`.", "param": theirs, "code": None})
+    assert told == {"message": f"`{ours}`: is wrong; see `{ours}`.", "param": ours, "code": None}
 
 
 def test_an_answer_is_a_message_of_anthropics() -> None:

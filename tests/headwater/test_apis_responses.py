@@ -144,6 +144,24 @@ def test_what_makes_no_sense_is_named(fields: dict[str, Any], param: str) -> Non
     assert raised.value.param == param
 
 
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("messages[3].content", "input"),
+        ("max_completion_tokens", "max_output_tokens"),
+        ("response_format", "text.format"),
+        ("response_format.json_schema.schema", "text.format.schema"),
+        ("reasoning_effort", "reasoning.effort"),
+        ("verbosity", "text.verbosity"),
+        ("tools[2].function.parameters", "tools[2].parameters"),
+        ("temperature", "temperature"),
+    ],
+)
+def test_an_error_names_the_field_that_the_client_has(theirs: str, ours: str) -> None:
+    told = exchange().told({"message": f"`{theirs}`: is wrong.", "param": theirs, "code": None})
+    assert told == {"message": f"`{ours}`: is wrong.", "param": ours, "code": None}
+
+
 def test_an_answer_is_a_response_of_openais() -> None:
     told = exchange(tools=[FUNCTION], instructions="s", metadata={"a": "b"}, temperature=0.5).document(
         chat("It is sunny.", *CALLS, reasoning="hm", finish="tool_calls")

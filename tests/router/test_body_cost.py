@@ -156,7 +156,7 @@ def test_a_body_of_too_many_lists_objects_and_members_is_refused_before_it_is_re
     few = b'{"model":"m","prompt":"' + piece * (most - 100) + b'"}'
     assert read_body(few.replace(b'""', b"")).model == "m"
     reading = Reading(monkeypatch)
-    with pytest.raises(BadRequestError, match="more than 1,048,576 brackets, braces and colons"):
+    with pytest.raises(BadRequestError, match="more than 1,048,576 opening brackets and braces, and colons"):
         read_body(b'{"model":"m","prompt":[' + piece * most)
     assert not reading.bytes
 

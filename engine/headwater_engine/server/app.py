@@ -81,13 +81,14 @@ class EngineApp:
         try:
             await self._answer(request, client)
         except APIError as error:
-            tell(client, request.path, error)
+            tell(client, request.path, error, request.id)
         except asyncio.CancelledError:
             if not client.left:
                 raise
         except BaseException:  # A panic within the tokenizer is no Exception.
             log.exception("request failed", path=request.path, request_id=request.id.decode("latin-1"))
-            tell(client, request.path, InternalServerError("The server failed on this request; its log says why."))
+            failed = InternalServerError("The server failed on this request; its log says why.")
+            tell(client, request.path, failed, request.id)
         finally:
             self.running -= 1
             if not self.running:

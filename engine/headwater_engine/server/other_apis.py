@@ -38,7 +38,7 @@ class OtherAPIs:
             exchange = self._exchanges.read(request, _EVERYBODY)
             ask_in_chat(request, exchange)
         except APIError as error:
-            tell(client, path, error)
+            tell(client, path, error, request.id)
             return
         retelling = Retelling(client, exchange)
         try:

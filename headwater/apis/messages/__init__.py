@@ -6,11 +6,21 @@ from headwater.apis.base import TOKENIZE, BrokenAnswerError, EventStream, Exchan
 from headwater.apis.blocks import Answer
 from headwater.apis.messages.answer import MessageStream, error_of, message_of
 from headwater.apis.messages.request import chat_of
+from headwater.apis.names import MESSAGES
 
-_COUNTED: Final = ("model", "messages", "tools", "chat_template_kwargs")
+_COUNTED: Final = (
+    "model",
+    "messages",
+    "tools",
+    "chat_template_kwargs",
+    "continue_final_message",
+    "add_generation_prompt",
+)
 
 
 class Messages(Exchange):
+    names = MESSAGES
+
     def __init__(self, body: dict[str, Any]) -> None:
         """Raises BadRequestError."""
         self._chat = chat_of(body)
@@ -26,15 +36,16 @@ class Messages(Exchange):
         return message_of(answer, self._model)
 
     def events(self) -> EventStream:
-        return MessageStream(self._model)
+        return MessageStream(self._model, self.request_id)
 
     def error(self, status: int, error: dict[str, Any]) -> dict[str, Any]:
-        return error_of(status, error)
+        return error_of(status, error, self.request_id)
 
 
 class CountTokens(Exchange):
     """How many tokens a conversation has, as the server counts them that would answer it."""
 
+    names = MESSAGES
     asked = TOKENIZE
     streams = False
 
@@ -56,4 +67,4 @@ class CountTokens(Exchange):
         raise NotImplementedError
 
     def error(self, status: int, error: dict[str, Any]) -> dict[str, Any]:
-        return error_of(status, error)
+        return error_of(status, error, self.request_id)

@@ -29,14 +29,16 @@ def message_of(answer: Answer, model: str) -> Json:
     return message | _end(answer)
 
 
-def error_of(status: int, error: Json) -> Json:
+def error_of(status: int, error: Json, request_id: str | None) -> Json:
     kind = _ERRORS.get(status, "invalid_request_error" if 400 <= status < 500 else "api_error")
-    return {"type": "error", "error": {"type": kind, "message": str(error.get("message") or "")}, "request_id": None}
+    told = {"type": kind, "message": str(error.get("message") or "")}
+    return {"type": "error", "error": told, "request_id": request_id}
 
 
 class MessageStream(EventStream):
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, request_id: str | None) -> None:
         super().__init__()
+        self._request_id = request_id
         self._answer = Answer()
         self._model = model
         self._began = False
@@ -58,7 +60,7 @@ class MessageStream(EventStream):
 
     def fail(self, error: Json) -> list[ApiEvent]:
         self.over = True
-        return [ApiEvent("error", error_of(_status(error), error))]
+        return [ApiEvent("error", error_of(_status(error), error, self._request_id))]
 
     def _begin(self) -> list[ApiEvent]:
         if self._began:

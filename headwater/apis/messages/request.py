@@ -26,6 +26,8 @@ def chat_of(body: Mapping[str, Any]) -> Json:
         raise wrong("max_tokens", "is required", None)
     chat["max_tokens"] = body["max_tokens"]
     chat["messages"] = [*_system(body.get("system")), *_messages(body.get("messages"))]
+    if _is_begun(chat["messages"][-1]):
+        chat |= {"continue_final_message": True, "add_generation_prompt": False}
     if flag(body, "stream", default=False):
         options = an_object(body.get("stream_options") or {}, "stream_options")
         chat |= {"stream": True, "stream_options": options | {"include_usage": True}}
@@ -35,9 +37,14 @@ def chat_of(body: Mapping[str, Any]) -> Json:
             chat |= _choice(an_object(body["tool_choice"], "tool_choice"))
     if body.get("stop_sequences"):
         chat["stop"] = body["stop_sequences"]
-    if isinstance(metadata := body.get("metadata"), dict) and isinstance(metadata.get("user_id"), str):
-        chat["user"] = metadata["user_id"]
+    if (user := an_object(body.get("metadata") or {}, "metadata").get("user_id")) is not None:
+        chat["user"] = text(user, "metadata.user_id")
     return chat | _thinking(body) | _output(body)
+
+
+def _is_begun(last: Json) -> bool:
+    """Whether the answer is to go on where a message of the assistant's ends, and not to be another one."""
+    return last["role"] == "assistant" and bool(last["content"]) and "tool_calls" not in last
 
 
 def _system(value: Any) -> list[Json]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from headwater.apis.base import EventStream, Exchange
 from headwater.apis.blocks import Answer
+from headwater.apis.names import RESPONSES
 from headwater.apis.responses.answer import finished, response_of
 from headwater.apis.responses.request import Request, read
 from headwater.apis.responses.stored import Made, Stored
@@ -12,6 +13,8 @@ from headwater.apis.responses.stream import ResponseStream
 
 
 class Responses(Exchange):
+    names = RESPONSES
+
     def __init__(self, body: dict[str, Any], stored: Stored, owner: str) -> None:
         """`owner`: whose responses it may go on from, and who may go on from this one. Raises BadRequestError, and
         NotFoundError where there is no response that it goes on from."""

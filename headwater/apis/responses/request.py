@@ -47,6 +47,7 @@ def read(body: Mapping[str, Any]) -> Request:
     none_of(body, ("background", "conversation", "prompt", "context_management"))
     if body.get("truncation") not in (None, "disabled"):
         raise not_done("truncation", "leaving out what is too much")
+    an_object(body.get("metadata") or {}, "metadata")
     previous = body.get("previous_response_id")
     return Request(
         body,

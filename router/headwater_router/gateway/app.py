@@ -78,7 +78,7 @@ class Gateway:
             await self._answer(request, client, entry)
         except APIError as error:
             entry.error = error.code or error.message
-            tell(entry.answering, request.path, error)
+            tell(entry.answering, request.path, error, request.id)
         except asyncio.CancelledError:
             if not client.left:
                 raise
@@ -88,7 +88,7 @@ class Gateway:
             # An answer that had begun cannot become another one; its connection is cut.
             if not client.answer_began:
                 failed = InternalServerError("The router failed on this request; its log says why.")
-                tell(client, entry.path, failed)
+                tell(client, entry.path, failed, request.id)
         finally:
             request.drop_body()
             self._journal.ended(entry)

@@ -189,7 +189,7 @@ def _check_marks(data: bytes) -> None:
         end = start + _PIECE
         marks += data.count(b"[", start, end) + data.count(b"{", start, end) + data.count(b":", start, end)
         if marks > _MAX_MARKS:
-            raise BadRequestError(f"The body has more than {_MAX_MARKS:,} brackets, braces and colons.")
+            raise BadRequestError(f"The body has more than {_MAX_MARKS:,} opening brackets and braces, and colons.")
 
 
 def _too_deep() -> BadRequestError:

@@ -374,11 +374,11 @@ class _Passage:
         """Say it in OpenAI's shape: in an event, where the status is sent already."""
         self.stop()
         if self._client.answer_began:
-            self._client.end(event_of(self._call.path, refusal.status, refusal.document))
+            self._client.end(event_of(self._call.path, refusal.status, refusal.document, self._request.id))
             return
         own = (b"content-type", b"content-length", b"content-encoding", b"cache-control")
         headers = [each for each in self._answer_head(dispatch, connection, longest_wait) if each[0] not in own]
-        document = error_in(self._call.path, refusal.status, refusal.document)
+        document = error_in(self._call.path, refusal.status, refusal.document, self._request.id)
         answer_json(self._client, document, refusal.status, headers)
 
     async def _relay_rest(self, connection: Connection, chunk: bytes) -> bytes:
@@ -422,7 +422,7 @@ class _Passage:
 
     def _break_off(self, error: APIError) -> None:
         # The blank line ends an event that was cut within a line, which would swallow ours.
-        self._client.end(b"\n\n" + event_of(self._call.path, error.status, error.body()))
+        self._client.end(b"\n\n" + event_of(self._call.path, error.status, error.body(), self._request.id))
 
 
 async def _beginning_of(connection: Connection, chunk: bytes, most: int = LONGEST) -> bytes:

@@ -196,7 +196,7 @@ class Choice:
         answer = self._answer
         if output.finish_reason is FinishReason.ERROR:
             self.leave("error")
-            raise failure_of(output, answer.question.form_field, engine_is_alive=answer.engine.failure is None)
+            raise failure_of(output, answer.form_field, engine_is_alive=answer.engine.failure is None)
         before = self.reader.tokens
         piece = self.reader.read(output, self.index)
         self._timer.tokens(self.reader.tokens - before)
@@ -234,6 +234,7 @@ class Answer:
         self.engine = engine
         self.metrics = metrics
         self.read = question.read
+        self.form_field = question.form_field
         self._form = form
         self._client = client
         self._choices = [Choice(self, model, message, n) for n, message in enumerate(question.messages())]

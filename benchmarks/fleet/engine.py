@@ -17,7 +17,7 @@ from typing import Final
 from benchmarks.fleet.hardware import Hardware
 from benchmarks.fleet.memory import BLOCK, BYTES, Memory, chain_of
 from benchmarks.fleet.requests import Request
-from headwater.backends.metrics import Adapters
+from headwater.backends.metrics import Adapters, TokenTimes
 
 _ADAPTER_SECONDS: Final = 0.3
 """To load an adapter that has no slot: some hundred MB from a disk to the device."""
@@ -84,6 +84,7 @@ class Engine:
         self._tick = 0
         self._context = 0
         """Tokens of all answers that are being generated, with their prompts."""
+        self.token_times = TokenTimes(0.0, 0.0)
         self._steps = 0
         """In the stride that is under way; 0: it is idle."""
         self._chunks: list[tuple[Stay, int]] = []
@@ -221,6 +222,8 @@ class Engine:
         now = self._loop.time()
         self.busy += now - self._began
         steps, answers = self._steps, len(self._answers)
+        seconds, tokens = self.token_times
+        self.token_times = TokenTimes(seconds + (now - self._began) * answers, tokens + steps * answers)
         self._tick += steps
         self._context += steps * answers
         self.memory.grow(steps * answers)

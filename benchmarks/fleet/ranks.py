@@ -11,7 +11,7 @@ from collections.abc import Callable
 from benchmarks.fleet.engine import Engine, Stay
 from benchmarks.fleet.hardware import Hardware
 from benchmarks.fleet.requests import Request
-from headwater.backends.metrics import Adapters
+from headwater.backends.metrics import Adapters, TokenTimes
 
 
 class RanksMemory:
@@ -65,6 +65,11 @@ class Ranks:
         told = [each.adapters for each in self.ranks if each.adapters is not None]
         names = dict.fromkeys(name for each in told for name in each.names)
         return Adapters(sum(each.slots for each in told), tuple(names)) if told else None
+
+    @property
+    def token_times(self) -> TokenTimes:
+        seconds, tokens = zip(*(each.token_times for each in self.ranks), strict=True)
+        return TokenTimes(sum(seconds), sum(tokens))
 
     def submit(self, request: Request, on_first: Callable[[float], None]) -> Stay:
         """Raises TurnedDownError."""

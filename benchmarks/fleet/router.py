@@ -157,7 +157,14 @@ class Router:
             if endpoint.ready:
                 for target in endpoint.targets:
                     told = _of_rank(engine, target.rank)
-                    target.load.report(Report(told.running, told.waiting, told.memory.usage, adapters=told.adapters))
+                    report = Report(
+                        told.running,
+                        told.waiting,
+                        told.memory.usage,
+                        adapters=told.adapters,
+                        token_times=told.token_times,
+                    )
+                    target.load.report(report)
                 self.fleet.on_report(endpoint)
 
     async def serve(self, request: Request) -> Record:

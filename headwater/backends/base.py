@@ -76,6 +76,9 @@ class LoadMetrics:
     part: str | None = None
     """The label that numbers those who share such an engine, each of whom may tell its numbers: the first one's count.
     They may be numbered on from engine to engine."""
+    token_seconds: tuple[Reading, ...] = ()
+    """From one token to the next, of all answers since it began; so for the next."""
+    tokens: tuple[Reading, ...] = ()
     adapters: AdapterReading | None = None
 
 

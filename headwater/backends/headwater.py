@@ -38,6 +38,8 @@ class Headwater(Backend):
         total_blocks=(Reading("headwater_engine_kv_blocks"),),
         block_size=(Reading("headwater_engine_block_size"),),
         most_running=(Reading("headwater_engine_requests_limit"),),
+        token_seconds=(Reading("headwater_engine_inter_token_latency_seconds_sum"),),
+        tokens=(Reading("headwater_engine_inter_token_latency_seconds_count"),),
     )
     needs_gpu = False
     workers_answer_probes = True

@@ -35,6 +35,14 @@ class Adapters(NamedTuple):
     vLLM tells only of requests."""
 
 
+class TokenTimes(NamedTuple):
+    """From one token to the next, of all answers since the server began, as its histogram has them."""
+
+    seconds: float
+    """The sum."""
+    tokens: float
+
+
 @dataclass(frozen=True, slots=True)
 class LoadReport:
     """Of the whole server, where it reports several data-parallel engines."""
@@ -50,6 +58,7 @@ class LoadReport:
     ranks: int = 1
     """Data-parallel engines; 1 where it tells of none."""
     adapters: Adapters | None = None
+    token_times: TokenTimes | None = None
     by_rank: tuple["LoadReport", ...] = ()
     """Of each engine, where there are several and the page tells of all of them, from number 0 on. Not where a node has
     those of one part of the numbers: what it calls its first then is not 0 to it."""
@@ -77,6 +86,7 @@ def _report(samples: list[Sample], metrics: LoadMetrics) -> LoadReport:
         total_blocks=_total_blocks(samples, metrics, block_size),
         block_size=block_size,
         most_running=_integer(_values(samples, metrics.most_running), sum),
+        token_times=_token_times(samples, metrics),
     )
 
 
@@ -86,6 +96,7 @@ def _beginnings(metrics: LoadMetrics) -> tuple[str, ...]:
     readings = (
         *(*metrics.running, *metrics.waiting, *metrics.cache_usage, *metrics.most_running),
         *(*metrics.total_blocks, *metrics.total_tokens, *metrics.block_size),
+        *(*metrics.token_seconds, *metrics.tokens),
     )
     return tuple({reading.metric + end for reading in readings for end in ("{", " ")})
 
@@ -130,6 +141,11 @@ def _of_first_parts(samples: list[Sample], metrics: LoadMetrics) -> list[Sample]
         if part is not None:
             first[rank] = min(part, first.get(rank, part))
     return [sample for sample, (rank, part) in zip(samples, places, strict=True) if part is None or part == first[rank]]
+
+
+def _token_times(samples: list[Sample], metrics: LoadMetrics) -> TokenTimes | None:
+    seconds, tokens = _values(samples, metrics.token_seconds), _values(samples, metrics.tokens)
+    return TokenTimes(sum(seconds), sum(tokens)) if seconds and tokens else None
 
 
 def _total_blocks(samples: list[Sample], metrics: LoadMetrics, block_size: int | None) -> int | None:

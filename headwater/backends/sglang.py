@@ -48,6 +48,8 @@ class SGLang(Backend):
         total_tokens=(Reading("sglang:max_total_num_tokens"),),
         block_size=(Reading("sglang:page_size"),),
         most_running=(Reading("sglang:max_running_requests"),),
+        token_seconds=(Reading("sglang:inter_token_latency_seconds_sum"),),
+        tokens=(Reading("sglang:inter_token_latency_seconds_count"),),
         rank="dp_rank",
         # With --enable-priority-scheduling it tells numbers for each priority, too, and with
         # --enable-metrics-for-all-schedulers for each of the ranks that share a layer or follow one another. Where

@@ -55,6 +55,8 @@ class VLLM(Backend):
         cache_usage=(Reading("vllm:kv_cache_usage_perc"), Reading("vllm:gpu_cache_usage_perc")),
         total_blocks=(Reading("vllm:cache_config_info", label="num_gpu_blocks"),),
         block_size=(Reading("vllm:cache_config_info", label="block_size"),),
+        token_seconds=(Reading("vllm:inter_token_latency_seconds_sum"),),
+        tokens=(Reading("vllm:inter_token_latency_seconds_count"),),
         rank="engine",
         adapters=AdapterReading(
             "vllm:lora_requests_info", "waiting_lora_adapters", "running_lora_adapters", slots="max_lora"

@@ -10,7 +10,7 @@ import pytest
 from headwater import backends
 from headwater.backends import UnknownBackendError, metrics
 from headwater.backends.base import UnsupportedError, generation_config
-from headwater.backends.metrics import LoadReport, read_load
+from headwater.backends.metrics import LoadReport, TokenTimes, read_load
 from headwater.cli.local.plan import plan_replicas
 from headwater.openai.request import SamplingDefaults
 from headwater.resource import ModelDeployment, Sampling
@@ -297,14 +297,24 @@ def test_an_unknown_backend_is_answered_with_those_there_are():
 
 def test_the_load_of_vllm_is_read_off_its_recorded_page():
     assert read_load(RECORDED.read_text(), backends.get("vllm").metrics) == LoadReport(
-        running=0, waiting=0, cache_usage=0.0, total_blocks=728, block_size=128
+        running=0,
+        waiting=0,
+        cache_usage=0.0,
+        total_blocks=728,
+        block_size=128,
+        token_times=TokenTimes(pytest.approx(1.0734540990001733), 35),
     )
 
 
 def test_sglang_tells_its_capacity_in_tokens() -> None:
     page = (FIXTURES / "sglang-0.5.23" / "metrics.txt").read_text()
     assert read_load(page, backends.get("sglang").metrics) == LoadReport(
-        running=0, waiting=0, cache_usage=0.0, total_blocks=65536, block_size=1
+        running=0,
+        waiting=0,
+        cache_usage=0.0,
+        total_blocks=65536,
+        block_size=1,
+        token_times=TokenTimes(pytest.approx(10.352895777999947), 15),
     )
     in_pages = page.replace("page_size{", "page_size_of_another{") + 'sglang:page_size{tp_rank="0"} 16.0\n'
     assert read_load(in_pages, backends.get("sglang").metrics).total_blocks == 4096

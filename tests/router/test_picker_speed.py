@@ -2,12 +2,13 @@
 
 import math
 import random
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwater_router.picker.speed import Factor, Lengths, Pace, Stretch
+from headwater_router.picker.speed import Factor, Lengths, Pace, Stretch, liken
 
 COSTS = (0.01, 0.005, 5e-5, 4e-8, 3e-5)
 """Of an 8B model on a large GPU."""
@@ -148,3 +149,29 @@ def test_an_engine_that_answers_nonsense_at_once_does_not_look_endlessly_quick()
             pace.learn(each, 0.0, liar)
     assert liar.beside(pace.usual) == 1 / 8
     assert honest.beside(pace.usual) > 1 / 2
+
+
+def factor_of(own: float) -> Factor:
+    factor = Factor()
+    factor.own = own
+    return factor
+
+
+def test_two_kinds_of_engines_are_two_speeds_and_the_mean_of_both_is_neither() -> None:
+    quick, slow = [factor_of(each) for each in (0.9, 1.0, 1.1)], [factor_of(each) for each in (2.0, 2.2)]
+    liken([*quick, *slow])
+    assert [each.beside(1.5) for each in quick] == pytest.approx([1.0] * 3)
+    assert [each.beside(1.5) for each in slow] == pytest.approx([2.1] * 2)
+
+
+@given(st.lists(st.floats(1 / 8, 100), max_size=40))
+def test_engines_count_as_alike_where_they_are_near_and_the_order_of_the_others_stays(owns: list[float]) -> None:
+    factors = [factor_of(own) for own in sorted(owns)]
+    liken(factors)
+    likes = [each.like for each in factors]
+    assert all(after >= before - 1e-9 for before, after in pairwise(likes))
+    assert sum(likes) == pytest.approx(sum(owns))
+    for each in factors:
+        assert each.own / 1.5 <= each.like <= each.own * 1.5
+    if owns and max(owns) < 1.5 * min(owns):
+        assert len(set(likes)) == 1

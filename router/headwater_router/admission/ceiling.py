@@ -25,7 +25,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from headwater.backends.metrics import Adapters
+from headwater.backends.metrics import Adapters, TokenTimes
 
 KV_FULL: Final = 0.95
 """Share of the KV memory."""
@@ -52,6 +52,7 @@ class Report:
     """0 to 1."""
     most_running: int | None = None
     adapters: Adapters | None = None
+    token_times: TokenTimes | None = None
 
 
 SILENCE: Final = Report()

@@ -248,4 +248,13 @@ def _store_load(target: Target, report: LoadReport) -> None:
     load = target.load
     load.total_blocks = report.total_blocks
     load.block_size = report.block_size
-    load.report(Report(report.running, report.waiting, report.cache_usage, report.most_running, report.adapters))
+    load.report(
+        Report(
+            report.running,
+            report.waiting,
+            report.cache_usage,
+            report.most_running,
+            report.adapters,
+            report.token_times,
+        )
+    )

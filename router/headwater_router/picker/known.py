@@ -3,7 +3,7 @@
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from msgspec import Struct
 
@@ -12,7 +12,11 @@ from headwater_router.index.prefixes import Tickets
 from headwater_router.picker.adapters import Slots
 from headwater_router.picker.base import Backlog, Candidate, Decision, Load, Others, Target
 from headwater_router.picker.counting import CountedDecision, begin, counted, end_prefill
+from headwater_router.picker.heard import Heard, stretch_of
 from headwater_router.picker.speed import Factor, Pace, Stretch
+
+_STALE_SECONDS: Final = 300.0
+"""Without an answer, after which an endpoint's own speed is not gone by."""
 
 
 class Sums(NamedTuple):
@@ -25,6 +29,9 @@ class Sums(NamedTuple):
     """Tokens of their prompts, times these seconds."""
     tokens: float
     """Of prompts, as `work` weighs them."""
+
+
+_NEVER: Final = Sums(float("-inf"), 0.0, 0.0, 0.0)
 
 
 @dataclass(slots=True, eq=False)
@@ -52,6 +59,10 @@ class Known:
     """Requests that are not streamed, with the time at which their prefill should be over."""
     slots: Slots = field(default_factory=Slots)
     """Of its adapters."""
+    heard: Heard = field(default_factory=Heard)
+    """Of the time of its tokens,"""
+    heard_since: Sums = _NEVER
+    """and when."""
     seen_report: Report = SILENCE
     """The gauges as they were looked at last."""
     foreign_running: int = 0
@@ -82,13 +93,19 @@ class Known:
     _context: float = 0.0
     _tokens: float = 0.0
 
-    def see_gauges(self, load: Load) -> None:
+    def measured(self, pace: Pace, now: float) -> None:
+        """Its factor was."""
+        self.pace, self.fresh_until = pace, now + _STALE_SECONDS
+        self.own_factor = self.factor.apart(pace.usual)
+
+    def see_gauges(self, load: Load, now: float) -> None:
         """What is there of others: as their routers say, else what the engine's gauges have beyond our own count."""
         others, before = load.others, self.seen_others
         report, seen = load.reported, self.seen_report
         self.seen_others, self.seen_report, self.stale = others, report, True
         if report is not seen:
             self.slots.told(report.adapters)
+            self._hear(load, now)
         if others is not None:
             self.foreign_waiting = others.queued
             self.foreign_running = others.in_flight - others.queued
@@ -103,6 +120,15 @@ class Known:
             self.foreign_waiting = min(foreign, max(0, waiting - len(self.queue)))
             self.foreign_running = foreign - self.foreign_waiting
             self.foreign_work, self.foreign_context = None, 0
+
+    def _hear(self, load: Load, now: float) -> None:
+        since, until = self.heard_since, self.sums(load, now)
+        self.heard_since, seconds = until, until.at - since.at
+        steps = self.heard.steps(load.reported.token_times, seconds)
+        if steps and (pace := self.pace) is not None:
+            answers, context = (until.answers - since.answers) / seconds, (until.context - since.context) / seconds
+            pace.measure(stretch_of(steps, answers, context, until.tokens - since.tokens), seconds, self.factor)
+            self.measured(pace, now)
 
     def settle(self, load: Load) -> None:
         """Something has come, begun to answer, or ended. What many decisions ask in between is worked out once."""

@@ -5,11 +5,9 @@ from typing import Final
 
 from headwater_router.picker.base import Prompt
 from headwater_router.picker.known import Known, Routed
-from headwater_router.picker.speed import Lengths, Pace, Stretch
+from headwater_router.picker.speed import Lengths, Pace, Stretch, liken
 from headwater_router.picker.targets import Targets
 
-_STALE_SECONDS: Final = 300.0
-"""Without an answer, after which an endpoint's own speed is not gone by."""
 _MEAN_SECONDS: Final = 1.0
 """For so long the mean speed of a deployment's endpoints is taken not to change."""
 MOST_TOKENS: Final = 1 << 20
@@ -40,8 +38,7 @@ class Learned:
     def learn(self, found: Routed, stretch: Stretch, seconds: float, now: float) -> None:
         known, pace = found.chosen.known, found.pace
         pace.learn(stretch, seconds, known.factor)
-        known.pace, known.fresh_until = pace, now + _STALE_SECONDS
-        known.own_factor = known.factor.apart(pace.usual)
+        known.measured(pace, now)
         found.target.load.prefill_rate = 1.0 / (known.factor.beside(pace.usual) * pace.costs[4])
 
     def learn_rest(self, found: Routed, output_tokens: int, now: float) -> None:
@@ -68,7 +65,9 @@ class Learned:
         """What is assumed of an endpoint that has not answered lately: to be like those that have."""
         pace.usual_at = now
         known = [each for target in targets.all if (each := self._known.get(target.id)) is not None]
-        factors = [each.factor.beside(pace.usual) for each in known if now <= each.fresh_until and each.factor.samples]
+        fresh = [each.factor for each in known if now <= each.fresh_until and each.factor.samples]
+        liken(each for each in fresh if each.own)
+        factors = [each.beside(pace.usual) for each in fresh]
         if factors:
             pace.usual = sum(factors) / len(factors)
         for each in known:

@@ -160,7 +160,7 @@ class PrefixPicker:
     def first_token(self, decision: Decision, now: float) -> None:
         found = routed(decision)
         target, known = found.target, found.chosen.known
-        known.see_gauges(target.load)
+        known.see_gauges(target.load, now)
         if not found.prompt.streamed:
             return
         found.since = known.sums(target.load, now)
@@ -182,7 +182,7 @@ class PrefixPicker:
         known, expected = found.chosen.known, found.chosen.expected_tokens
         computed = found.prompt.streamed and not found.prefilling
         if found.target.load.others is not known.seen_others:
-            known.see_gauges(found.target.load)
+            known.see_gauges(found.target.load, now)
         if outcome is Outcome.ANSWERED and output_tokens:
             self._learned.learn_rest(found, output_tokens, now)
         else:
@@ -191,7 +191,7 @@ class PrefixPicker:
         found.leave()
         end(found)
         self._in_flight -= 1
-        known.see_gauges(found.target.load)
+        known.see_gauges(found.target.load, now)
         if outcome is Outcome.ANSWERED and cached_tokens is not None and expected >= 1:
             share = min(1.0, cached_tokens / expected)
             known.trust = max(known.trust + _LEARNING * (share - known.trust), _LEAST_TRUST)
@@ -264,7 +264,7 @@ class PrefixPicker:
             if known.whole_answers:
                 self._release_due(known, now)
             if load.reported is not known.seen_report or load.others is not known.seen_others:
-                known.see_gauges(load)
+                known.see_gauges(load, now)
             if known.stale or load.in_flight != known.in_flight:
                 known.settle(load)
             factor = known.own_factor or usual

@@ -18,11 +18,13 @@ What is far from the prediction, such as a compilation, a stall, or a prompt tha
 only as a multiple or a fraction of it.
 
 An engine's factor is all the seconds that it took over all that were predicted, lately. Replicas are alike unless
-there is good reason to believe otherwise: a factor that is near that of the others counts as theirs, or the noise in it
-would send all requests to whoever happened to look the quickest.
+there is good reason to believe otherwise: those whose factors are near one another count as equally fast, or the noise
+in it would send all requests to whoever happened to look the quickest.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Final, NamedTuple
 
 _SURE: Final = 256
@@ -105,15 +107,24 @@ class Pace:
         """A stretch at an engine took so long."""
         predicted = max(self.seconds(stretch), _SHORTEST)
         own = factor.beside(self.usual)
-        expected = own * predicted
-        seconds = min(max(seconds, expected / _SURPRISE), expected * _SURPRISE)
+        seconds = _believable(seconds, own * predicted)
         self.samples += 1
         if stretch.steps:
             self._rests += 1
-        if self.samples > _FACTORS_FROM and (self._rests > _FACTORS_FROM or not self._rests):
+        if self._tells_factors:
             factor.learn(seconds, predicted)
         if self.samples <= _SURE or not self.samples % _SPARSE:
             self._teach(stretch, seconds / own, predicted)
+
+    def measure(self, stretch: Stretch, seconds: float, factor: "Factor") -> None:
+        """The same, of the engine's factor alone."""
+        if self._tells_factors:
+            predicted = max(self.seconds(stretch), _SHORTEST)
+            factor.learn(_believable(seconds, factor.beside(self.usual) * predicted), predicted)
+
+    @property
+    def _tells_factors(self) -> bool:
+        return self.samples > _FACTORS_FROM and (self._rests > _FACTORS_FROM or not self._rests)
 
     def _teach(self, stretch: Stretch, seconds: float, predicted: float) -> None:
         if not stretch.steps:
@@ -144,15 +155,21 @@ class Pace:
                 costs[place] = max(best / (own + prior), _LEAST[place])
 
 
+def _believable(seconds: float, expected: float) -> float:
+    return min(max(seconds, expected / _SURPRISE), expected * _SURPRISE)
+
+
 class Factor:
     """How much slower than the pool one engine is."""
 
-    __slots__ = ("_predicted", "_seconds", "own", "samples")
+    __slots__ = ("_predicted", "_seconds", "like", "own", "samples")
 
     def __init__(self) -> None:
         self.samples = 0
         self.own = 0.0
         """As it was measured; 0 before that means anything."""
+        self.like = 0.0
+        """The mean of those that it is like, see `liken`; 0 before that was looked at."""
         self._seconds = self._predicted = 0.0
 
     def beside(self, usual: float) -> float:
@@ -161,6 +178,9 @@ class Factor:
 
     def apart(self, usual: float) -> float:
         """The same, but 0 where it is theirs."""
+        return self.like or self._unlike(usual)
+
+    def _unlike(self, usual: float) -> float:
         return 0.0 if usual / _ALIKE < self.own < usual * _ALIKE else self.own
 
     def learn(self, seconds: float, predicted: float) -> None:
@@ -169,6 +189,22 @@ class Factor:
         self._predicted = _FACTOR_MEMORY * self._predicted + predicted
         if self.samples >= _FACTOR_SAMPLES:
             self.own = max(self._seconds / self._predicted, _QUICKEST)
+
+
+def liken(factors: Iterable[Factor]) -> None:
+    """Where the slowest and the quickest are near one another, all count as their mean; else they fall apart where the
+    gap is the widest. So two kinds of engines are two speeds, and the noise among those of a kind is none."""
+    ordered = sorted(factors, key=attrgetter("own"))
+    if not ordered:
+        return
+    if ordered[-1].own < _ALIKE * ordered[0].own:
+        mean = sum(each.own for each in ordered) / len(ordered)
+        for each in ordered:
+            each.like = mean
+        return
+    at = max(range(1, len(ordered)), key=lambda place: ordered[place].own / ordered[place - 1].own)
+    liken(ordered[:at])
+    liken(ordered[at:])
 
 
 @dataclass(slots=True)

@@ -37,14 +37,14 @@ REFUSED = {
     "minContains": "minContains",
     "not": "not",
     "propertyNames": "propertyNames",
-    "refRemote": "registry",
+    "refRemote": "is not part of the schema",
     "unevaluatedItems": "unevaluatedItems",
     "unevaluatedProperties": "unevaluatedProperties",
     "uniqueItems": "uniqueItems",
-    "vocabulary": "registry",
+    "vocabulary": "is not part of the schema",
 }
 """Files of the suite of which no schema is taken, and what the refusals are about."""
-_OTHERWISE = {"dynamicRef": ("registry", '"if"'), "if-then-else": ('"then"', '"else"')}
+_OTHERWISE = {"dynamicRef": ("is not part of the schema", '"if"'), "if-then-else": ('"then"', '"else"')}
 """Where a schema of these fails by something else before it comes to that."""
 _REASONS = (
     "Unimplemented keys", "Unsatisfiable schema", "Unknown format", "oneOf constraints are not supported",

@@ -181,7 +181,7 @@ async def test_a_server_that_calls_the_model_otherwise_gets_its_own_name_in_a_fo
 ) -> None:
     async with upstream() as engine, gateway(engine) as router:
         of = RequestHead.of
-        monkeypatch.setattr(RequestHead, "of", lambda head, endpoint, _, data: of(head, endpoint, "theirs", data))
+        monkeypatch.setattr(RequestHead, "of", lambda head, endpoint, _, *others: of(head, endpoint, "theirs", *others))
         answer = await router.post(
             named + part(FILE, b"RIFF") + END, PATH, content_type="multipart/form-data; boundary=B"
         )

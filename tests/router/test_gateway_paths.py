@@ -34,7 +34,7 @@ async def test_a_request_for_a_response_has_no_model_to_replace(monkeypatch: pyt
         engine.answer = make
         await router.post(b'{"model":"m","input":"hi"}', "/v1/responses")
         of = RequestHead.of
-        monkeypatch.setattr(RequestHead, "of", lambda head, endpoint, _, data: of(head, endpoint, "theirs", data))
+        monkeypatch.setattr(RequestHead, "of", lambda head, endpoint, _, *others: of(head, endpoint, "theirs", *others))
         assert (await router.post(b"", "/v1/responses/resp_1/cancel")).status_code == 200
         assert engine.exchanges[-1].body == b""
 

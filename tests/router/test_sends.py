@@ -65,6 +65,7 @@ class Client:
 class Anything:
     """A head and a request that ask for nothing in particular."""
 
+    id = b"1"
     usage_is_ours = False
     translation = None
 

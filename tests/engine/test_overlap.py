@@ -279,7 +279,7 @@ def test_steps_that_decode_are_replayed_and_no_others(model: Model) -> None:
 def test_a_form_that_cannot_be_kept_any_more_ends_its_answer_and_no_other(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a token, as it looked well before the first one. With the limit as it is, that takes seconds."""
+    """After a token, as it looked well before the first one. The limit as it is leaves no such form in reach."""
     monkeypatch.setattr(compiler, "_LIMITS", LLParserLimits(max_items_in_row=2000))
     too_many = "start: A (" + " | ".join(f'"b{n}" start' for n in range(2500)) + ")\nA: /[a-z]{4}/"
     engine = engine_of(model, blocks=40)

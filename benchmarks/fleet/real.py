@@ -2,7 +2,7 @@
 
 python -m benchmarks.fleet.real FOLDER [--port PORT]
 
-takes about a minute, in which the machine should have nothing else to do. FOLDER: a small model in Hugging Face's
+takes a minute or two, in which the machine should have nothing else to do. FOLDER: a small model in Hugging Face's
 format. PORT: of a server that runs already, as the model `bench`. Prints the constants, and the medians side by side;
 fails where they are apart by more than a fifth.
 """
@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Final
 
 from benchmarks.fleet.__main__ import policies
@@ -34,9 +34,11 @@ from headwater.cli.load import Answer
 _MODEL: Final = "bench"
 _FIRST_TOKEN_ID, _VOCABULARY = 100, 40_000
 _APART: Final = 0.2
-_SECONDS: Final = 14.0
-_PER_SECOND: Final = 1.0
-"""Little enough that there is no queue, which would be twice as long where a step is a tenth longer."""
+_REQUESTS: Final = 14
+"""More or less, as their arrivals are a matter of chance."""
+_BUSY: Final = 0.6
+"""Of the time, by what the requests take one after the other with nothing cached: so little that there is hardly a
+queue, which would be twice as long where a step is a tenth longer."""
 
 _ALONE: Final = (48, 200, 450, 900)
 """Tokens of prompts."""
@@ -46,13 +48,22 @@ _OUTPUT: Final = 16
 _TIMES: Final = 2
 
 
-def trace(rng: random.Random, words: random.Random) -> Iterator[Request]:
+def trace(rng: random.Random, words: random.Random, seconds: float) -> Iterator[Request]:
     """Short answers, to prompts of which more than half begin with one of four texts of 384 tokens. `rng` says when and
-    how long, `words` what: other ones each time, or a server that runs already has them in its cache."""
+    how long, `words` what: other ones each time, or a server that runs already has them in its cache. `seconds`: from
+    one to the next, on average."""
     beginnings = [fresh(words, 384) for _ in range(4)]
-    for at in arrivals(rng, _PER_SECOND, _SECONDS):
+    for at in arrivals(rng, 1 / seconds, _REQUESTS * seconds):
         beginning = beginnings[rng.randrange(4)] if rng.random() < 0.6 else fresh(words, 96)
         yield Request(at, beginning + fresh(words, rng.randrange(32, 320)), fresh(words, rng.randrange(16, 64)))
+
+
+def apart(hardware: Hardware) -> float:
+    """Seconds from one request of the trace to the next, at which the engine is as busy as it is to be."""
+    requests = list(trace(random.Random("trace"), random.Random(0), 1.0))
+    steps = hardware.step + hardware.decode
+    each = [hardware.prefill * one.prompt_tokens + steps * one.output_tokens for one in requests]
+    return fmean(each) / _BUSY
 
 
 def ids_of(prompt: bytes) -> list[int]:
@@ -123,7 +134,6 @@ def main() -> None:
     parser.add_argument("--port", type=int, help="of a server that runs already")
     options = parser.parse_args()
     port, words = options.port or free_port(), random.Random()
-    requests = list(trace(random.Random("trace"), words))
     command = (
         f"{sys.executable} -m headwater serve {options.folder} --port {port} --dtype bfloat16 --max-model-len 2048 "
         f"--kv-cache-gib 0.5 --served-model-name {_MODEL}"
@@ -131,13 +141,15 @@ def main() -> None:
     with nullcontext() if options.port else server(command, lambda: answers_to(port)):
         # Before and behind it, since machines that others share are not as quick all the time.
         firsts, gaps = asyncio.run(measure(port, words))
+        seconds = apart(fit(CPU_135M, firsts, gaps))
+        requests = list(trace(random.Random("trace"), words, seconds))
         answers = asyncio.run(play(port, requests))
         for told, more in zip((firsts, gaps), asyncio.run(measure(port, words)), strict=True):
             told += more  # type: ignore[operator]
     for each in (*firsts, *gaps):
         print(each)
     hardware = fit(CPU_135M, firsts, gaps)
-    print(f"\n{hardware}\n\n{len(requests)} requests in {_SECONDS:.0f} s:\n")
+    print(f"\n{hardware}\n\n{len(requests)} requests, one in {seconds:.2f} s:\n")
     if not compare(answers, modelled(hardware, requests)):
         raise SystemExit("the model does not agree with the engine")
 

@@ -2,12 +2,13 @@
 
 import random
 from dataclasses import replace
+from statistics import median
 
 import pytest
 
 from benchmarks.fleet.fit import First, Gap, fit
 from benchmarks.fleet.hardware import CPU_135M, Hardware
-from benchmarks.fleet.real import compare, ids_of, modelled, trace
+from benchmarks.fleet.real import apart, compare, ids_of, modelled, trace
 from benchmarks.fleet.requests import Request, fresh
 from benchmarks.load import Answer
 
@@ -45,7 +46,7 @@ def test_no_cost_is_below_zero_whatever_was_measured() -> None:
 
 @pytest.mark.parametrize(("slower", "agree"), [(1.0, True), (1.15, True), (1.3, False)])
 def test_the_check_fails_where_the_model_is_off_by_more_than_a_fifth(slower: float, agree: bool) -> None:
-    requests = list(trace(random.Random(3), random.Random(4)))
+    requests = list(trace(random.Random(3), random.Random(4), 1.0))
     records = modelled(TRUE, requests)
     answers = []
     for record in records:
@@ -55,6 +56,14 @@ def test_the_check_fails_where_the_model_is_off_by_more_than_a_fifth(slower: flo
         answer.output_tokens, answer.ended = record.request.output_tokens, slower * record.duration
         answers.append(answer)
     assert compare(answers, records) is agree
+
+
+def test_a_slower_machine_gets_the_trace_slower_so_that_nothing_queues_there_either() -> None:
+    slow = replace(TRUE, step=4 * TRUE.step, prefill=4 * TRUE.prefill, decode=4 * TRUE.decode)
+    assert apart(slow) == pytest.approx(4 * apart(TRUE))
+    records = modelled(slow, list(trace(random.Random("trace"), random.Random(4), apart(slow))))
+    waits = [each.ttft - slow.prefill * (each.request.prompt_tokens - each.cached) for each in records if each.ttft]
+    assert median(waits) < 5 * slow.step
 
 
 def test_prompts_that_begin_alike_are_ids_that_begin_alike() -> None:

@@ -62,6 +62,8 @@ class Server:
     name: str = ""
     """Among others of the same backend."""
     limit: int = LIMIT
+    more: tuple[str, ...] = ()
+    """Arguments of its own."""
     port: int = 0
     events: int = 0
     replay: int = 0
@@ -143,7 +145,7 @@ class Server:
         config = json.dumps(told | ({"enable_kv_cache_events": True} if self.backend == "vllm" else {}))
         words = {"events": self.events, "limit": self.limit, "context": CONTEXT}
         words |= {"config": config, "reasoning": _REASONING}
-        given = [each.format_map(words) for each in _ARGUMENTS[self.backend].split()]
+        given = [each.format_map(words) for each in _ARGUMENTS[self.backend].split()] + [*self.more]
         context = {} if self.backend == "transformers" else {"maxTokens": CONTEXT}
         spec = {
             "model": {"source": f"file://{MODEL if self.backend == 'transformers' else self.folder}"},

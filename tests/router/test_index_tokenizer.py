@@ -144,16 +144,64 @@ def test_a_template_is_not_given_many_values_to_loop_over(
 
 
 class NeverRendered:
-    def render(self, **values: object) -> str:
+    def render(self, values: object) -> str:
         raise AssertionError("it was rendered")
 
 
 @pytest.mark.parametrize(
     "template",
-    ["{{ 1 // 0 }}", "{{ messages[9].x.y }}", "{{ 'x' + 1 }}", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"],
+    [
+        "{{ 1 // 0 }}",
+        "{{ messages[9].x.y }}",
+        "{{ 'x' + 1 }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{{ messages[0].content * 10 ** 18 }}",
+    ],
 )
 def test_what_a_template_stumbles_over_has_no_ids(tmp_path: Path, template: str) -> None:
     assert ModelTokenizer.from_folder(write(tmp_path, template=template)).chat({"messages": HELLO}) is None
+
+
+LOOPS = """{% for a in range(30000) %}{% for b in messages * 30000 %}{% for c in [1] * 30000 %}
+{% endfor %}{% endfor %}{% endfor %}"""
+CALLS = "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}"
+RANGES = "{% for a in range(30000) %}{{ range(90000)|list|length }}{% endfor %}"
+
+
+@pytest.mark.parametrize("template", [LOOPS, CALLS, RANGES], ids=["loops", "calls", "ranges"])
+def test_a_template_that_would_go_on_for_ever_has_no_ids(tmp_path: Path, template: str) -> None:
+    tokenizer = ModelTokenizer.from_folder(
+        write(tmp_path, template="{% if messages|length > 1 %}" + template + "{% endif %} there")
+    )
+    assert tokenizer.chat({"messages": HELLO}) is None
+    assert tokenizer.chat({"messages": HELLO[:1]}) is not None, "and each prompt counts anew"
+
+
+def test_loops_know_their_place_as_in_transformers(tmp_path: Path) -> None:
+    template = """{%- for each in messages if each.role != 'tool' %}
+    {%- if loop.last %}there{% elif loop.first %}hello{% endif %}
+    {{ ' stay' * loop.length }}{{ ' short' * loop.revindex }}
+    {%- if loop.previtem is defined %} user{% endif %} {% if loop.index == 3 %}{% break %}{% endif %}
+    {%- else %}tools{% endfor %}{% for x in nothing %}{% else %} system{% endfor %}"""
+    write(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(template)
+    ours, theirs = ModelTokenizer.from_folder(tmp_path), reference(tmp_path)
+    theirs.chat_template = template
+    for messages in (HELLO * 3, HELLO[:1], [{"role": "tool", "content": ""}]):
+        ids = ours.chat({"messages": messages})
+        assert ids is not None
+        assert list(ids) == theirs.apply_chat_template(messages, return_dict=False)
+
+
+def test_a_text_that_the_tokenizer_has_no_tokens_for_has_no_ids(tmp_path: Path) -> None:
+    write(tmp_path)
+    lacking = Tokenizer(models.WordLevel({"hello": 0}, unk_token="<unk>"))
+    lacking.pre_tokenizer = pre_tokenizers.Whitespace()
+    lacking.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = ModelTokenizer.from_folder(tmp_path)
+    assert tokenizer.chat({"messages": HELLO}) is None
+    assert tokenizer.completion({"prompt": "hello there"}) is None
+    assert tokenizer.completion({"prompt": "hello hello"}) == array("I", [0, 0])
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
@@ -167,3 +215,18 @@ def test_files_that_make_no_sense_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match=r"tokenizer\.json"):
         ModelTokenizer.from_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "config", ["[]", "null", "[" * 100_000, '{"a"', '{"chat_template": "' + "{{ " + "(" * 3000 + '"}']
+)
+def test_a_configuration_that_makes_no_sense_is_refused(tmp_path: Path, config: str) -> None:
+    (write(tmp_path) / "tokenizer_config.json").write_text(config)
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        ModelTokenizer.from_folder(tmp_path)
+
+
+@pytest.mark.parametrize("named", [[{"name": "default"}], ["x"], [{}], [{"name": "rag", "template": "x"}]])
+def test_of_several_templates_none_is_taken_that_is_no_default(tmp_path: Path, named: list[object]) -> None:
+    (write(tmp_path) / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    assert ModelTokenizer.from_folder(tmp_path).chat({"messages": HELLO}) is None

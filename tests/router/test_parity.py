@@ -3,13 +3,15 @@
 import asyncio
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, models
 
 from headwater_router.endpoints.parity import SAMPLE, Parity
 from headwater_router.index.tokenizers import _Model
-from tests.router.gateway import gateway
+from tests.router.gateway import gateway, until
 from tests.router.upstream import Exchange, upstream
 
 
@@ -67,6 +69,29 @@ async def test_a_tokenizer_with_other_ids_is_not_used_until_they_are_the_same_ag
         words.shift = 0
         assert await look() == ""
         assert router.tokenizers.of("m") is words
+
+
+async def test_a_tokenizer_that_stumbles_ends_no_request_and_not_the_router(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that has no token for a word, and none for such words."""
+    monkeypatch.setattr("headwater_router.endpoints.parity._LOOK", 0.01)
+    tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="none"))
+    (tmp_path / "m").mkdir()
+    tokenizer.save(str(tmp_path / "m" / "tokenizer.json"))
+    (tmp_path / "m" / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    async with upstream() as engine, gateway(engine, tokenizers_folder=tmp_path) as running:
+        engine.answer = tokenize_or_answer
+        await running.post()
+        await until(lambda: bool(running.router.tokenizers.in_use()))
+        await until(lambda: any(b"/tokenize" in exchange.line for exchange in engine.exchanges))
+        assert (await running.post()).status_code == 200
+        probes = engine.probed[b"/health"]
+        await until(lambda: engine.probed[b"/health"] > probes + 2)
+
+
+async def tokenize_or_answer(exchange: Exchange) -> None:
+    await (tokenize(exchange) if b"/tokenize" in exchange.line else exchange.whole())
 
 
 async def test_it_is_not_asked_again_at_once() -> None:

@@ -5,24 +5,21 @@ prompts are to be matched exactly against KV events. It reads the folder that th
 the template from `chat_template.jinja` or `tokenizer_config.json`. What cannot be rendered here as the engine would
 (images, tools that the template refuses) has no token ids, and is matched by its text.
 
-A template is a program, and it runs on a thread of the router. So it is always the model's own: a request that brings
-one, or that gives the model's arguments of the router's, has no token ids. And it loops over what a client sent, so
-that is no more than `_MAX_VALUES` JSON values, in no more text than `index.prompt.MAX_EXACT_BYTES`.
+A template is a program (`index.template`). So it is always the model's own: a request that brings one, or that gives
+the model's arguments of the router's, has no token ids. And it loops over what a client sent, so that is no more than
+`_MAX_VALUES` JSON values, in no more text than `index.prompt.MAX_EXACT_BYTES`.
 """
 
 import json
 from array import array
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-import jinja2
-from jinja2.ext import Extension
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from headwater_router.index.segments import SegmentedTokenizer
+from headwater_router.index.template import ChatTemplate
 
 _SPECIAL_TOKENS: Final = ("bos_token", "eos_token", "pad_token", "unk_token")
 _RESERVED: Final = frozenset(
@@ -40,18 +37,15 @@ _RESERVED: Final = frozenset(
 )
 """No names for a template's further arguments."""
 _MAX_VALUES: Final = 8192
-_NOT_RENDERED: Final = (
-    jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError
-)  # fmt: skip
-"""What a template raises over values that it was not written for."""
 
 
 class ModelTokenizer:
     """Prompts to token ids. For several threads."""
 
     def __init__(self, tokenizer: Tokenizer, chat_template: str | None, special_tokens: Mapping[str, str]) -> None:
+        """Raises ValueError for a template that is not valid."""
         self._tokenizer = SegmentedTokenizer(tokenizer)
-        self._template = _environment().from_string(chat_template) if chat_template else None
+        self._template = ChatTemplate(chat_template) if chat_template else None
         self._special_tokens = dict(special_tokens)
 
     @classmethod
@@ -64,15 +58,14 @@ class ModelTokenizer:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # The library raises no class of its own.
             raise ValueError(f"{path}: {error}") from None
-        config_path = folder / "tokenizer_config.json"
-        config = json.loads(config_path.read_text()) if config_path.is_file() else {}
+        config = _config(folder / "tokenizer_config.json")
         special = {name: text for name in _SPECIAL_TOKENS if (text := _token_text(config.get(name))) is not None}
         template_path = folder / "chat_template.jinja"
-        template = template_path.read_text() if template_path.is_file() else _default_template(config)
         try:
+            template = template_path.read_text() if template_path.is_file() else _default_template(config)
             return cls(tokenizer, template, special)
-        except jinja2.TemplateError as error:
-            raise ValueError(f"{folder}: the chat template is not valid: {error}") from None
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from None
 
     def chat(self, body: Mapping[str, Any]) -> "array[int] | None":
         """The ids of a /v1/chat/completions body, None if they cannot be told."""
@@ -82,27 +75,32 @@ class ModelTokenizer:
         arguments = body.get("chat_template_kwargs") or {}
         if messages is None or not isinstance(arguments, dict) or not _RESERVED.isdisjoint(arguments):
             return None
-        try:
-            text = self._template.render(
-                messages=messages,
-                tools=body.get("tools"),
-                documents=body.get("documents"),
-                add_generation_prompt=body.get("add_generation_prompt", True),
-                continue_final_message=body.get("continue_final_message", False),
+        text = self._template.render(
+            {
+                "messages": messages,
+                "tools": body.get("tools"),
+                "documents": body.get("documents"),
+                "add_generation_prompt": body.get("add_generation_prompt", True),
+                "continue_final_message": body.get("continue_final_message", False),
                 **self._special_tokens,
                 **arguments,
-            )
-        except _NOT_RENDERED:
-            return None  # The engine will refuse the request, and say why.
-        return self._tokenizer.encode(text, add_special_tokens=body.get("add_special_tokens") is True)
+            }
+        )
+        return None if text is None else self._ids(text, add_special_tokens=body.get("add_special_tokens") is True)
 
     def completion(self, body: Mapping[str, Any]) -> "array[int] | None":
         """The ids of a /v1/completions body with one prompt of text."""
         match body.get("prompt"):
             case (str() as text) | [str() as text]:
-                return self._tokenizer.encode(text, add_special_tokens=body.get("add_special_tokens") is not False)
+                return self._ids(text, add_special_tokens=body.get("add_special_tokens") is not False)
             case _:
                 return None
+
+    def _ids(self, text: str, *, add_special_tokens: bool) -> "array[int] | None":
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        except Exception:  # The library raises no class of its own, as for words that its file has no token for.
+            return None
 
 
 def named_tokenizer(setting: str) -> tuple[str, ModelTokenizer]:
@@ -113,33 +111,15 @@ def named_tokenizer(setting: str) -> tuple[str, ModelTokenizer]:
     return model, ModelTokenizer.from_folder(Path(folder))
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    """As `transformers` renders templates, whose dialect they are written in."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
-    return environment
-
-
-class _Generation(Extension):
-    """`{% generation %}` marks the assistant's part for training; it changes nothing in the text."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
+def _config(path: Path) -> dict[str, Any]:
+    """Empty where there is none. Raises ValueError or OSError."""
+    try:
+        config = json.loads(path.read_text()) if path.is_file() else {}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: it must be an object, found {type(config).__name__}")
+    return config
 
 
 def _token_text(token: Any) -> str | None:
@@ -155,7 +135,15 @@ def _default_template(config: Mapping[str, Any]) -> str | None:
         case str() as template:
             return template
         case list() as named:
-            return next((each["template"] for each in named if each.get("name") == "default"), None)
+            return next(filter(None, map(_named_default, named)), None)
+        case _:
+            return None
+
+
+def _named_default(named: Any) -> str | None:
+    match named:
+        case {"name": "default", "template": str() as template}:
+            return template
         case _:
             return None
 

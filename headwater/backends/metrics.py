@@ -19,6 +19,9 @@ _LONGEST_LINE: Final = 4096
 """Characters. The parser takes the square of a line's labels: 4 MiB of them would be minutes."""
 _MOST_TEXT: Final = 2**18
 """Characters of all lines that matter: some lines for each data-parallel engine."""
+_LARGEST: Final = 2.0**53
+"""Numbers are believed up to here, and from 0 on: none below is told of load, and with those above the router could not
+reckon, as with the sum of two numbers that are the largest there are."""
 _MOST_ADAPTERS: Final = 256
 """In use at once."""
 _LONGEST_NAME: Final = 256
@@ -82,7 +85,7 @@ def _report(samples: list[Sample], metrics: LoadMetrics) -> LoadReport:
     return LoadReport(
         running=_integer(_values(samples, metrics.running), sum),
         waiting=_integer(_values(samples, metrics.waiting), sum),
-        cache_usage=_mean(_values(samples, metrics.cache_usage)),
+        cache_usage=_share(_values(samples, metrics.cache_usage)),
         total_blocks=_total_blocks(samples, metrics, block_size),
         block_size=block_size,
         most_running=_integer(_values(samples, metrics.most_running), sum),
@@ -155,7 +158,7 @@ def _total_blocks(samples: list[Sample], metrics: LoadMetrics, block_size: int |
 
 
 def _values(samples: list[Sample], readings: tuple[Reading, ...]) -> list[float]:
-    """Those of the first reading that is there; a value that is no finite number is not there."""
+    """Those of the first reading that is there; a value that is not to be believed is not there."""
     for reading in readings:
         values = [_value(sample, reading) for sample in samples if sample.name == reading.metric]
         if found := [value for value in values if value is not None]:
@@ -168,7 +171,7 @@ def _value(sample: Sample, reading: Reading) -> float | None:
         value = float(sample.value if reading.label is None else sample.labels[reading.label])
     except (KeyError, ValueError):
         return None
-    return value if math.isfinite(value) else None
+    return value if 0 <= value <= _LARGEST else None
 
 
 def _ranks(samples: list[Sample], label: str | None) -> dict[int, list[Sample]]:
@@ -215,5 +218,6 @@ def _integer(values: list[float], combine: Callable[[Iterable[float]], float]) -
     return int(combine(values)) if values else None
 
 
-def _mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def _share(values: list[float]) -> float | None:
+    """Their mean; what is more than full is full."""
+    return min(1.0, sum(values) / len(values)) if values else None

@@ -235,7 +235,11 @@ def test_an_event_that_never_ends_is_not_kept() -> None:
         (b'"content":"\\"usage\\":{\\"prompt_tokens\\":9}"', None),
         (b'"prompt_tokens":9', None),
         (b'"usage":null', None),
-        (b'"usage":{"prompt_tokens":' + b"9" * 400, Usage(int("9" * 15), None, None)),
+        (b'"usage":{"prompt_tokens":' + b"9" * 400, None),
+        (b'"usage":{"prompt_tokens":3,"completion_tokens":1000000000}}', Usage(3, None, None)),
+        (b'"usage":{"prompt_tokens":3,"completion_tokens":1e9}}', Usage(3, None, None)),
+        (b'"usage":{"prompt_tokens":3,"completion_tokens":-7}}', Usage(3, None, None)),
+        (b'"usage":{"prompt_tokens":3,"completion_tokens":"7"}}', Usage(3, None, None)),
     ],
 )
 def test_usage_is_found_in_every_dialect_and_nowhere_else(tail: bytes, usage: Usage | None) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -149,6 +150,21 @@ def test_an_engine_that_answers_nonsense_at_once_does_not_look_endlessly_quick()
             pace.learn(each, 0.0, liar)
     assert liar.beside(pace.usual) == 1 / 8
     assert honest.beside(pace.usual) > 1 / 2
+
+
+@pytest.mark.parametrize("told", [Pace.learn, Pace.measure], ids=["by its answers", "by its histogram"])
+def test_a_lie_about_tokens_counts_for_no_longer_than_the_time_that_it_was_told_of(
+    told: Callable[[Pace, Stretch, float, Factor], None],
+) -> None:
+    pace, factor = taught()
+    for _ in range(3):
+        told(pace, Stretch(0, 1 << 20, 0, 0, 0), 1.0, factor)
+    assert factor.own < 1
+    rng = random.Random(9)
+    for _ in range(30):
+        for each in stretch(rng):
+            pace.learn(each, seconds(each), factor)
+    assert factor.own == pytest.approx(1.0, rel=0.2)
 
 
 def factor_of(own: float) -> Factor:

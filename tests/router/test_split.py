@@ -124,6 +124,16 @@ def test_one_answer_that_takes_for_ever_moves_little() -> None:
     assert cost < 1.5
 
 
+def test_one_answer_of_tokens_that_cannot_be_moves_little() -> None:
+    split = made(a=100, b=100)
+    for number in range(64):
+        split.learn("ab"[number % 2], answer(0.0, 1.0), 1.0)
+    split.learn("a", answer(0.0, 1.0)._replace(output_tokens=10**9), 2.0)
+    cost = split.places["a"].cost
+    assert cost is not None
+    assert cost > 0.7
+
+
 # Who goes where
 
 

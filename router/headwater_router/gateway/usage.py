@@ -4,7 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-_NUMBER: Final = re.compile(rb'"\s*:\s*(\d{1,15})')
+_NUMBER: Final = re.compile(rb'"\s*:\s*(\d{1,9})(?![\deE])')
+"""Of tokens; what is longer, or has an exponent, is none."""
 _LONGEST: Final = 2048
 """Bytes of a usage that are looked at."""
 _USAGE: Final = re.compile(rb'"usage"\s*:\s*\{')

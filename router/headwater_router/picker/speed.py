@@ -15,7 +15,7 @@ which they cannot be in first tokens alone: there a quiet engine and a slow one 
 Fitted is the relative error, by least squares over samples that fade, no cost below zero: a few rounds of coordinate
 descent on the normal equations from the last result (projected Gauss-Seidel), which is all that five unknowns take.
 What is far from the prediction, such as a compilation, a stall, or a prompt that was cached without our knowing, counts
-only as a multiple or a fraction of it.
+only as a multiple or a fraction of it, and for no longer than it took.
 
 An engine's factor is all the seconds that it took over all that were predicted, lately. Replicas are alike unless
 there is good reason to believe otherwise: those whose factors are near one another count as equally fast, or the noise
@@ -107,20 +107,20 @@ class Pace:
         """A stretch at an engine took so long."""
         predicted = max(self.seconds(stretch), _SHORTEST)
         own = factor.beside(self.usual)
-        seconds = _believable(seconds, own * predicted)
+        believed = _believable(seconds, own * predicted)
         self.samples += 1
         if stretch.steps:
             self._rests += 1
         if self._tells_factors:
-            factor.learn(seconds, predicted)
+            factor.learn(believed, predicted, seconds)
         if self.samples <= _SURE or not self.samples % _SPARSE:
-            self._teach(stretch, seconds / own, predicted)
+            self._teach(stretch, believed / own, predicted)
 
     def measure(self, stretch: Stretch, seconds: float, factor: "Factor") -> None:
         """The same, of the engine's factor alone."""
         if self._tells_factors:
             predicted = max(self.seconds(stretch), _SHORTEST)
-            factor.learn(_believable(seconds, factor.beside(self.usual) * predicted), predicted)
+            factor.learn(_believable(seconds, factor.beside(self.usual) * predicted), predicted, seconds)
 
     @property
     def _tells_factors(self) -> bool:
@@ -183,10 +183,15 @@ class Factor:
     def _unlike(self, usual: float) -> float:
         return 0.0 if usual / _ALIKE < self.own < usual * _ALIKE else self.own
 
-    def learn(self, seconds: float, predicted: float) -> None:
+    def learn(self, believed: float, predicted: float, seconds: float) -> None:
+        """What took so many `seconds` was predicted to take `predicted`, and is believed to have taken `believed`.
+
+        It counts for as long as it took: how many tokens there were is the engine's word, and may be anything.
+        """
+        part = min(1.0, max(seconds, _SHORTEST) / believed)
         self.samples += 1
-        self._seconds = _FACTOR_MEMORY * self._seconds + seconds
-        self._predicted = _FACTOR_MEMORY * self._predicted + predicted
+        self._seconds = _FACTOR_MEMORY * self._seconds + part * believed
+        self._predicted = _FACTOR_MEMORY * self._predicted + part * predicted
         if self.samples >= _FACTOR_SAMPLES:
             self.own = max(self._seconds / self._predicted, _QUICKEST)
 

@@ -43,7 +43,8 @@ _KNOWN: Final = 8
 _MEMORY: Final = 1 - 1 / 32
 """What the weight of an answer becomes with the next one."""
 _SURPRISE: Final = 8.0
-"""Times what it was expected to cost, which an answer counts at most: a client that reads slowly is no slow engine."""
+"""Times what it was expected to cost, which an answer counts at most: a client that reads slowly is no slow engine. And
+times the tokens that were expected of its time: that many more are the engine's word, and a mistake."""
 _AFTER_STEP: Final = 0.25
 """And with a step of its deployment."""
 _FIRST_STEP: Final = 0.1
@@ -119,7 +120,7 @@ class Place:
     def learn(self, answer: Answer) -> None:
         work, seconds = answer.prompt_tokens + _OUTPUT * answer.output_tokens, answer.seconds + answer.taken
         if (cost := self.cost) is not None:
-            seconds = min(seconds, _SURPRISE * cost * work)
+            seconds, work = min(seconds, _SURPRISE * cost * work), min(work, _SURPRISE * seconds / cost)
         self._fade(_MEMORY)
         self.seen += 1
         self.answers += 1

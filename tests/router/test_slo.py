@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headwater.openai.errors import BadRequestError, ServiceUnavailableError
+from headwater_router.dispatch.dispatch import Dispatch
 from headwater_router.gateway.slo import SLO_HEADERS, read_slo
 from headwater_router.index import PrefixIndex
 from headwater_router.outcome import Outcome
@@ -163,6 +164,38 @@ async def test_what_nobody_should_keep_is_refused_if_that_is_wanted(refuses: boo
         fake.close(call)
     assert sum(each.in_flight for each in fake.fleet) == 0
     assert fake.descriptors.requests == 0
+
+
+async def test_after_a_slow_spell_one_request_at_a_time_finds_out_whether_it_is_over() -> None:
+    fake = Dispatching(1, policy="prefix", refuses_slo=True)
+    for _ in range(40):
+        call = fake.call()
+        dispatch = await fake.dispatcher.choose(call)
+        fake.now += 20
+        fake.answer(dispatch)
+        fake.close(call)
+
+    async def sent() -> Dispatch | None:
+        call = fake.call()
+        call.prompt.slo = Slo(0.45, math.inf, fake.now + 0.45)
+        try:
+            return await fake.dispatcher.choose(call)
+        except ServiceUnavailableError:
+            fake.close(call)
+            return None
+
+    assert await sent() is None
+    for _ in range(200):
+        fake.now += 11
+        trial = await sent()
+        assert trial is not None
+        fake.now += 0.01
+        assert await sent() is None or trial.decision.keeps_slo, "it is not idle any more"
+        fake.answer(trial, 0.05)
+        fake.close(trial.call)
+        if trial.decision.keeps_slo:
+            return
+    pytest.fail("it never found out")
 
 
 async def test_what_was_sent_once_is_tried_again_though_its_time_is_over() -> None:

@@ -202,7 +202,8 @@ class Decision:
     at: float
     """`now` of the pick."""
     keeps_slo: bool | None = field(default=None, kw_only=True)
-    """Whether the answer should be as its client wants; None where it wants nothing, or nothing is predicted."""
+    """Whether the answer should be as its client wants; None where it wants nothing, nothing is predicted, or what is
+    known is too old to refuse a request for it."""
 
     def candidates(self) -> list[Candidate]:
         """Those that were compared, the best first, where the policy predicts; else the chosen one. Made when asked."""

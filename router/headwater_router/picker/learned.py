@@ -38,6 +38,7 @@ class Learned:
     def learn(self, found: Routed, stretch: Stretch, seconds: float, now: float) -> None:
         known, pace = found.chosen.known, found.pace
         pace.learn(stretch, seconds, known.factor)
+        pace.learned_at = now
         known.measured(pace, now)
         found.target.load.prefill_rate = 1.0 / (known.factor.beside(pace.usual) * pace.costs[4])
 

@@ -74,6 +74,8 @@ DEFAULT_CAPACITY_TOKENS: Final = 500_000
 _LEARNING: Final = 0.1
 _LEAST_TRUST: Final = 0.05
 """Above zero, or nothing would be expected that could prove right again."""
+_OUTDATED: Final = 10.0
+"""Seconds without an answer, after which an idle endpoint may have become quicker than it is known to be."""
 _HOLDERS: Final = 2
 """How many are compared because of what they hold, where not all are."""
 _ATTENTION: Final = 1 / 20_000
@@ -143,8 +145,10 @@ class PrefixPicker:
             return self._send(prompt, targets, pace, output, best, compared, now)
         miss, kept = nearest(compared, prompt.slo, output, now)
         best = best_of(kept, pace.usual, typical, self._rng)
+        idle = not best.known.requests
         found = self._send(prompt, targets, pace, output, best, compared, now)
-        found.keeps_slo = not miss
+        if not (miss and idle and now - pace.learned_at > _OUTDATED):
+            found.keeps_slo = not miss
         return found
 
     def alone(self, prompt: Prompt, targets: Targets, now: float) -> float:

@@ -77,7 +77,9 @@ _LEAST: Final = (0.0, 0.0, 0.0, 0.0, _FASTEST)
 class Pace:
     """The five costs of the engines of one deployment."""
 
-    __slots__ = ("_products", "_rests", "_since_fit", "_targets", "costs", "samples", "usual", "usual_at")
+    __slots__ = (
+        "_products", "_rests", "_since_fit", "_targets", "costs", "learned_at", "samples", "usual", "usual_at",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.samples = 0
@@ -86,6 +88,8 @@ class Pace:
         """The factor that is taken for an engine of which nothing is known: the mean of those of which something is.
         The picker writes it, and when it did."""
         self.usual_at = float("-inf")
+        self.learned_at = float("-inf")
+        """When an answer last taught it, by the picker's clock."""
         self._products = [[0.0] * 5 for _ in range(5)]
         self._targets = [0.0] * 5
         self._since_fit = 0

@@ -327,3 +327,29 @@ def test_prompts_that_other_routers_had_computed_meanwhile_do_not_teach_that_ste
 
     assert learned(True) == pytest.approx(0.005, rel=0.1)
     assert learned(False) > 0.006
+
+
+def test_that_the_count_of_others_begins_anew_teaches_nothing() -> None:
+    """What they have had computed is counted since the way to them is open; it may break while answers run."""
+    picker, pod = prefix_picker(), Target("pod")
+    now, computed = 0.0, 0.0
+
+    def others() -> None:
+        pod.load.others = Others(1, 0, 0, 400, Backlog(computed=computed))
+
+    def answer_eight() -> float:
+        """Gives the seconds that were predicted from one token to the next."""
+        nonlocal now
+        decisions = [picker.pick(prompt([], 400), [pod], now) for _ in range(8)]
+        for decision in decisions:
+            picker.first_token(decision, now + 0.1)
+        now += 1.1
+        others()
+        for decision in decisions:
+            picker.finished(decision, now, Outcome.ANSWERED, output_tokens=50)
+        return decisions[0].predicted_per_token or 0.0
+
+    for number in range(44):
+        computed = 0.0 if number == 40 else computed + 100_000
+        predicted = answer_eight()
+    assert predicted < 0.02, "all of it was a second for 50 tokens"

@@ -113,7 +113,8 @@ class Known:
             if (theirs := others.backlog) is not None:
                 self.foreign_work = theirs.work
                 if before is not None and before.backlog is not None:
-                    self.computed(theirs.computed - before.backlog.computed)
+                    # It begins anew with the way to the others.
+                    self.computed(max(0.0, theirs.computed - before.backlog.computed))
         elif before is not None or (report.waiting, report.running) != (seen.waiting, seen.running):
             running, waiting = report.running or 0, report.waiting or 0
             foreign = max(0, running + waiting - load.in_flight)

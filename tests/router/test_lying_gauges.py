@@ -2,6 +2,7 @@
 
 import math
 import random
+import threading
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from headwater import backends
 from headwater.backends.metrics import read_load
+from headwater_router.endpoints import probe
 from headwater_router.endpoints.probe import _store_load
 from headwater_router.index import PrefixIndex
 from headwater_router.outcome import Outcome
@@ -71,3 +73,19 @@ async def test_an_engine_that_tells_nonsense_ends_no_request_and_no_page(lie: st
             answers = [await router.post() for _ in range(10)]
             assert {answer.status_code for answer in answers} == {200}
             assert (await router.client.get("/metrics")).status_code == 200
+
+
+async def test_a_long_page_is_gone_through_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, asked = threading.current_thread(), []
+
+    class Noted:
+        def search(self, page: str) -> None:
+            asked.append((len(page), threading.current_thread() is here))
+
+    monkeypatch.setattr(probe, "_PROCESS_START", Noted())
+    async with upstream() as engine, upstream() as other:
+        engine.serve_metrics("x 1\n" * 50_000)
+        other.serve_metrics(HONEST)
+        async with gateway(engine, other):
+            await until(lambda: len({size for size, _ in asked}) == 2)
+    assert all(on_the_loop == (size == len(HONEST)) for size, on_the_loop in asked)

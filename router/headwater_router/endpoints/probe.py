@@ -11,8 +11,9 @@ import asyncio
 import itertools
 import math
 import re
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final, TypeVar
 
 import structlog
 
@@ -56,6 +57,8 @@ _STATUS: Final = re.compile(rb'\s*\{\s*"status"\s*:\s*"([a-z_ ]{1,40})"')
 _SILENCE: Final = (ConnectTimeoutError, AnswerTimeoutError, UnreachableError)
 """What a machine does that is gone, or stands still."""
 _NO_REPORT: Final = LoadReport(None, None, None, None, None)
+
+_Read = TypeVar("_Read")
 
 
 class Prober:
@@ -192,11 +195,8 @@ class Prober:
             status, body = await self._get(endpoint, pool, path, _MOST_METRICS)
             if status == 200:
                 text = body.decode(errors="replace")
-                self._notice_restart(endpoint, text)
-                if len(text) <= _MOST_AT_ONCE:
-                    report = read_load(text, endpoint.backend.metrics)
-                else:
-                    report = await asyncio.to_thread(read_load, text, endpoint.backend.metrics)
+                self._notice_restart(endpoint, await _go_through(text, _process_start))
+                report = await _go_through(text, partial(read_load, metrics=endpoint.backend.metrics))
         except Exception as error:
             # Whatever stands there: a page that cannot be read is no report, and no more than that.
             log.debug("load not read", endpoint=endpoint.name, reason=repr(error)[:200])
@@ -211,13 +211,24 @@ class Prober:
         for target, part in zip(targets, parts if len(parts) == len(targets) else [report] * len(targets), strict=True):
             _store_load(target, part)
 
-    def _notice_restart(self, endpoint: Endpoint, page: str) -> None:
-        if (found := _PROCESS_START.search(page)) is None or not math.isfinite(start := float(found[1])):
+    def _notice_restart(self, endpoint: Endpoint, start: float | None) -> None:
+        if start is None:
             return
         if endpoint.process_start not in (None, start):
             log.warning("endpoint restarted", endpoint=endpoint.name)
             self._fleet.begin_new_life(endpoint)
         endpoint.process_start = start
+
+
+async def _go_through(page: str, read: Callable[[str], _Read]) -> _Read:
+    """A long page aside, on a thread. Raises what `read` raises."""
+    return read(page) if len(page) <= _MOST_AT_ONCE else await asyncio.to_thread(read, page)
+
+
+def _process_start(page: str) -> float | None:
+    """Seconds since the epoch; None where it does not say. Raises ValueError."""
+    found = _PROCESS_START.search(page)
+    return start if found is not None and math.isfinite(start := float(found[1])) else None
 
 
 def _path_to_ask(endpoint: Endpoint, now: float, *, thoroughly: bool) -> str:

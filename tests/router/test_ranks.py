@@ -239,6 +239,16 @@ async def test_what_one_rank_is_not_reached_by_is_not_tried_at_another_of_the_en
         assert sorted(stay.endpoint.name for stay in call.stays) == ["e0", "e1"]
 
 
+async def test_what_an_endpoint_failed_at_is_not_tried_there_again_by_ranks_that_came_meanwhile() -> None:
+    fake = Dispatching(1, ranks=(2,))
+    call = fake.call()
+    dispatch = await fake.dispatcher.choose(call)
+    fake.fleet.found_ranks(fake.endpoints[0], 3, 3)
+    fake.fail(dispatch, Outcome.FAILED)
+    assert not await fake.dispatcher.may_retry(call, Outcome.FAILED)
+    fake.close(call)
+
+
 async def test_a_busy_endpoint_gets_nothing_by_any_rank_and_a_full_rank_leaves_the_others() -> None:
     fake = Dispatching(1, ranks=(2,), queue=5)
     [endpoint] = fake.endpoints

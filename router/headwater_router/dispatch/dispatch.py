@@ -76,6 +76,11 @@ class Dispatch:
         self.why = why
         self._judge = judge
 
+    @property
+    def there(self) -> frozenset[str]:
+        """Ids of the targets that stand for its endpoint now; none after a restart."""
+        return self.endpoint.target_ids if self.life == self.endpoint.life else frozenset()
+
     def answered(self, status: int) -> None:
         """The head of the answer is here."""
         self._go_on(Stage.ANSWERING)

@@ -16,11 +16,7 @@ import structlog
 
 from headwater.backoff import Backoff
 from headwater.http.descriptors import Descriptors
-from headwater.openai.errors import (
-    BadRequestError,
-    ModelNotFoundError,
-    ServiceUnavailableError,
-)
+from headwater.openai.errors import BadRequestError, ModelNotFoundError, ServiceUnavailableError
 from headwater_router.admission.room import AGEING, WaitReason
 from headwater_router.dispatch.call import Call
 from headwater_router.dispatch.candidates import Candidates, Found
@@ -213,6 +209,8 @@ class Dispatcher:
             return False
         if outcome is Outcome.OVERLOADED and self.candidates.waits:
             call.tried -= call.stays[-1].endpoint.target_ids  # It may have room later.
+        elif outcome is not Outcome.STALE:
+            call.tried |= call.stays[-1].there  # Others may stand for it than when it was sent.
         if self.candidates.find(call, now) is None and self._to_wake(call) is None:
             return False
         if outcome in FREE or outcome is Outcome.STALE:

@@ -152,16 +152,17 @@ def test_an_engine_whose_memory_is_nearly_full_costs_more_and_the_more_the_fulle
     assert costs[0] < costs[1] < costs[2] < costs[3]
 
 
-def chosen_beside(others: Others | None) -> Counter[str]:
+def chosen_beside(others: Others | None, prompt: Prompt) -> Counter[str]:
     """By forty routers, of which none sees what another chooses: pod-0 has an answer less than pod-1 and pod-2, pod-3 a
-    prompt that is still to be computed, and pod-4 has as many answers as pod-0, but nothing of what the rest hold."""
+    prompt that is still to be computed, pod-4 has as many answers as pod-0, but nothing of what the rest hold, and
+    pod-5 has five answers more."""
     chosen = Counter[str]()
     for seed in range(40):
         index = PrefixIndex()
         picker = make("prefix", index, random.Random(seed))
-        targets = Targets(Target(f"pod-{number}") for number in range(5))
+        targets = Targets(Target(f"pod-{number}") for number in range(6))
         now = answers(picker, targets, 5e-5, rounds=12)
-        for target, count in zip(targets.all, (6, 7, 7, 6, 6), strict=True):
+        for target, count in zip(targets.all, (6, 7, 7, 6, 6, 11), strict=True):
             for _ in range(count):
                 picker.first_token(picker.pick(Prompt("m", [], 500), [target], now), now + 0.02)
         picker.pick(Prompt("m", [], 500), targets.all[3:4], now + 0.02)
@@ -169,12 +170,19 @@ def chosen_beside(others: Others | None) -> Counter[str]:
             target.load.others = others
             if target.id != "pod-4":
                 hold(index, target, [1, 2])
-        chosen[picker.pick(Prompt("m", [1, 2], 500), targets, now + 0.02).target.id] += 1
+        chosen[picker.pick(prompt, targets, now + 0.02).target.id] += 1
     return chosen
 
 
 def test_beside_other_routers_chance_decides_among_those_an_answer_apart_that_begin_as_soon() -> None:
-    assert chosen_beside(None) == {"pod-0": 40}
-    found = chosen_beside(Others(0, 0, 0))
+    held = Prompt("m", [1, 2], 500)
+    assert chosen_beside(None, held) == {"pod-0": 40}
+    found = chosen_beside(Others(0, 0, 0), held)
     assert set(found) == {"pod-0", "pod-1", "pod-2"}
     assert max(found.values()) < 30
+
+
+def test_beside_other_routers_a_prompt_that_nobody_holds_goes_further_than_one_that_is_held() -> None:
+    new = Prompt("m", [3, 4], 500)
+    assert set(chosen_beside(None, new)) == {"pod-0", "pod-4"}
+    assert set(chosen_beside(Others(0, 0, 0), new)) == {"pod-0", "pod-1", "pod-2", "pod-4", "pod-5"}

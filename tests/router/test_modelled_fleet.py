@@ -159,19 +159,22 @@ def shared_by_groups(rng: random.Random) -> Iterator[Request]:
 
 
 GROUPS = Workload("groups of few", shared_by_groups, speeds=(1.0,) * 4)
+SEEDS = range(1, 10)
+
+
+@pytest.fixture(scope="module")
+def one_router() -> Figures:
+    return pooled([seen_of(run(GROUPS, seed=seed)) for seed in SEEDS])
 
 
 @pytest.mark.parametrize("loss", [0.0, 0.1])
-def test_eight_routers_that_talk_are_about_as_good_as_one(loss: float) -> None:
-    """Of three seeds together, since one of them moves by a point and a tenth of a second."""
-    seeds = (1, 2, 3)
-    one, eight = (
-        pooled([seen_of(run(GROUPS, routers=n, link=Link(loss), seed=seed)) for seed in seeds]) for n in (1, 8)
-    )
-    assert eight.cached >= one.cached - 0.02 > figures_of(run(GROUPS, routers=8)).cached
+def test_eight_routers_that_talk_are_about_as_good_as_one(loss: float, one_router: Figures) -> None:
+    """Of nine seeds together: of three, the 99th percentile is a matter of 14 requests."""
+    eight = pooled([seen_of(run(GROUPS, routers=8, link=Link(loss), seed=seed)) for seed in SEEDS])
+    assert eight.cached >= one_router.cached - 0.02 > figures_of(run(GROUPS, routers=8)).cached
     assert eight.ttft_p99 is not None
-    assert one.ttft_p99 is not None
-    assert eight.ttft_p99 <= 1.05 * one.ttft_p99
+    assert one_router.ttft_p99 is not None
+    assert eight.ttft_p99 <= 1.05 * one_router.ttft_p99
 
 
 def test_routers_that_hear_nothing_of_one_another_do_as_routers_that_do_not_talk() -> None:

@@ -15,7 +15,7 @@ which they cannot be in first tokens alone: there a quiet engine and a slow one 
 Fitted is the relative error, by least squares over samples that fade, no cost below zero: a few rounds of coordinate
 descent on the normal equations from the last result (projected Gauss-Seidel), which is all that five unknowns take.
 What is far from the prediction, such as a compilation, a stall, or a prompt that was cached without our knowing, counts
-only as a multiple or a fraction of it, and for no longer than it took.
+only as a multiple or a fraction of it, and an answer's tokens for no longer than they took.
 
 An engine's factor is all the seconds that it took over all that were predicted, lately. Replicas are alike unless
 there is good reason to believe otherwise: those whose factors are near one another count as equally fast, or the noise
@@ -116,7 +116,7 @@ class Pace:
         if stretch.steps:
             self._rests += 1
         if self._tells_factors:
-            factor.learn(believed, predicted, seconds)
+            factor.learn(believed, predicted, _part(stretch, seconds, believed))
         if self.samples <= _SURE or not self.samples % _SPARSE:
             self._teach(stretch, believed / own, predicted)
 
@@ -124,7 +124,8 @@ class Pace:
         """The same, of the engine's factor alone."""
         if self._tells_factors:
             predicted = max(self.seconds(stretch), _SHORTEST)
-            factor.learn(_believable(seconds, factor.beside(self.usual) * predicted), predicted, seconds)
+            believed = _believable(seconds, factor.beside(self.usual) * predicted)
+            factor.learn(believed, predicted, _part(stretch, seconds, believed))
 
     @property
     def _tells_factors(self) -> bool:
@@ -163,6 +164,12 @@ def _believable(seconds: float, expected: float) -> float:
     return min(max(seconds, expected / _SURPRISE), expected * _SURPRISE)
 
 
+def _part(stretch: Stretch, seconds: float, believed: float) -> float:
+    """Of its weight. How many tokens an answer has is the engine's word, and may be anything: so that counts for no
+    longer than it took. What there was to do up to its first token is known."""
+    return min(1.0, max(seconds, _SHORTEST) / believed) if stretch.steps else 1.0
+
+
 class Factor:
     """How much slower than the pool one engine is."""
 
@@ -187,14 +194,10 @@ class Factor:
     def _unlike(self, usual: float) -> float:
         return 0.0 if usual / _ALIKE < self.own < usual * _ALIKE else self.own
 
-    def learn(self, believed: float, predicted: float, seconds: float) -> None:
-        """What took so many `seconds` was predicted to take `predicted`, and is believed to have taken `believed`.
-
-        It counts for as long as it took: how many tokens there were is the engine's word, and may be anything.
-        """
-        part = min(1.0, max(seconds, _SHORTEST) / believed)
+    def learn(self, seconds: float, predicted: float, part: float) -> None:
+        """`part`: of its weight, that what took so long has."""
         self.samples += 1
-        self._seconds = _FACTOR_MEMORY * self._seconds + part * believed
+        self._seconds = _FACTOR_MEMORY * self._seconds + part * seconds
         self._predicted = _FACTOR_MEMORY * self._predicted + part * predicted
         if self.samples >= _FACTOR_SAMPLES:
             self.own = max(self._seconds / self._predicted, _QUICKEST)

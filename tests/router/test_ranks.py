@@ -249,6 +249,20 @@ async def test_what_an_endpoint_failed_at_is_not_tried_there_again_by_ranks_that
     fake.close(call)
 
 
+async def test_nor_where_they_came_while_the_request_was_at_another_endpoint() -> None:
+    fake = Dispatching(2, ranks=(2, 1))
+    call = fake.call()
+    first = await fake.dispatcher.choose(call)
+    fake.fail(first, Outcome.UNREACHABLE)
+    assert await fake.dispatcher.may_retry(call, Outcome.UNREACHABLE)
+    second = await fake.dispatcher.choose(call)
+    assert second.endpoint is not first.endpoint
+    fake.fleet.found_ranks(first.endpoint, 3, 3)
+    fake.fail(second, Outcome.UNREACHABLE)
+    assert not await fake.dispatcher.may_retry(call, Outcome.UNREACHABLE)
+    fake.close(call)
+
+
 async def test_a_busy_endpoint_gets_nothing_by_any_rank_and_a_full_rank_leaves_the_others() -> None:
     fake = Dispatching(1, ranks=(2,), queue=5)
     [endpoint] = fake.endpoints

@@ -49,10 +49,10 @@ class Call:
     """A file descriptor is counted for its connection to an endpoint."""
     stays: "list[Dispatch]" = field(default_factory=list)
     """At endpoints, the latest last."""
-    tried: set[str] = field(default_factory=set)
-    """Ids of the targets that it is not sent to again: of an endpoint that was tried, all of them."""
-    doubtful: frozenset[str] = frozenset()
-    """Ids of those that it is sent to again only where there is no other."""
+    tried: "set[Dispatch]" = field(default_factory=set)
+    """Stays at endpoints that it is not sent to again."""
+    doubtful: "set[Dispatch]" = field(default_factory=set)
+    """Stays at those that it is sent to again only where there is no other."""
     suspects: "list[Dispatch]" = field(default_factory=list)
     """Failures of which it is not known yet whose fault they are."""
     insisted: bool = False
@@ -75,4 +75,5 @@ class Call:
     def forget_stays(self) -> None:
         """All that there was to tell of it is told. A stay knows its call; were it to go on the other way round, each
         request would be a circle that only the garbage collector takes apart."""
-        self.stays.clear()
+        for stays in (self.stays, self.tried, self.doubtful):
+            stays.clear()

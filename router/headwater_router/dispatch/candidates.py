@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from headwater_router.admission.room import WaitReason
 from headwater_router.dispatch.call import Call
+from headwater_router.dispatch.dispatch import targets_of
 from headwater_router.dispatch.lineup import Lineup, Lineups, lineups
 from headwater_router.endpoints.endpoint import Endpoint
 from headwater_router.endpoints.fleet import Fleet
@@ -40,30 +41,31 @@ class Candidates:
     def find(self, call: Call, now: float) -> Found | WaitReason | None:
         """None: nobody serves it who could still be asked. The ejected count where there is no other: to send there
         anyway is better than to send nowhere."""
+        tried = targets_of(call.tried)
         if call.only is not None:
-            there = self._of(call, lambda endpoint: endpoint is call.only)
+            there = self._of(call, tried, lambda endpoint: endpoint is call.only)
         else:
-            there = self._lineups.of(call.model) or self._of(call, lambda endpoint: True)
-        avoided: Set[str] = call.tried
+            there = self._lineups.of(call.model) or self._of(call, tried, lambda endpoint: True)
+        avoided: Set[str] = tried
         if self._busy_until or self.full:
             avoided = avoided | self.full | self._busy(now)
         if there and not avoided:
             return Found(there, avoided)
-        for without in (avoided | call.doubtful, avoided):
+        for without in (avoided | targets_of(call.doubtful), avoided):
             if found := [lineup for lineup in there if lineup.has_more_than(without)]:
                 return Found(found, without)
-        if self.waits and any(lineup.has_more_than(call.tried) for lineup in there):
+        if self.waits and any(lineup.has_more_than(tried) for lineup in there):
             return WaitReason.FULL
-        return self._soonest(call, there, now)
+        return self._soonest(call, tried, there, now)
 
-    def _soonest(self, call: Call, there: list[Lineup], now: float) -> Found | None:
+    def _soonest(self, call: Call, tried: Set[str], there: list[Lineup], now: float) -> Found | None:
         """Where all that were not tried are busy, and nobody waits: the one that is free soonest, and that once. Its
         word is worth more to the client than ours; and the others have given theirs."""
         left = [
             (self._busy_until.get(endpoint, now), number, target)
             for number, lineup in enumerate(there)
             for target, (endpoint, _) in lineup.served.items()
-            if target not in call.tried
+            if target not in tried
         ]
         if not left or call.insisted:
             return None
@@ -71,10 +73,10 @@ class Candidates:
         served = there[number].served
         return Found([there[number]], served.keys() - served[target][0].target_ids)
 
-    def _of(self, call: Call, wanted: Callable[[Endpoint], bool]) -> list[Lineup]:
+    def _of(self, call: Call, tried: Set[str], wanted: Callable[[Endpoint], bool]) -> list[Lineup]:
         """Those that take requests, ejected or not, and were not tried."""
         there = (each for each in self._fleet.serving(call.model) if each[0].takes_requests and wanted(each[0]))
-        return [lineup for lineup in lineups(self._fleet, there) if lineup.has_more_than(call.tried)]
+        return [lineup for lineup in lineups(self._fleet, there) if lineup.has_more_than(tried)]
 
     # Room
 

@@ -7,6 +7,7 @@ Whoever passes the bytes on says what happens; each step is possible only from t
 exactly once, or the counts that all decisions rest on would drift.
 """
 
+from collections.abc import Iterable
 from enum import IntEnum
 from typing import TYPE_CHECKING, Protocol
 
@@ -76,11 +77,6 @@ class Dispatch:
         self.why = why
         self._judge = judge
 
-    @property
-    def there(self) -> frozenset[str]:
-        """Ids of the targets that stand for its endpoint now; none after a restart."""
-        return self.endpoint.target_ids if self.life == self.endpoint.life else frozenset()
-
     def answered(self, status: int) -> None:
         """The head of the answer is here."""
         self._go_on(Stage.ANSWERING)
@@ -105,3 +101,10 @@ class Dispatch:
         if stage <= self.stage:
             raise ValueError(f"a stay at {self.endpoint.name} cannot go from {self.stage.name} to {stage.name}")
         self.stage = stage
+
+
+def targets_of(stays: Iterable[Dispatch]) -> frozenset[str]:
+    """Ids of all that stand for their endpoints now, which may be others than when they were sent there. Of one that
+    has restarted, none."""
+    there = (stay.endpoint.target_ids for stay in stays if stay.life == stay.endpoint.life)
+    return frozenset().union(*there)

@@ -171,7 +171,7 @@ class Dispatcher:
             call.insisted = True
         dispatch = Dispatch(call, endpoint, model.upstream, picker, decision, self, why)
         call.stays.append(dispatch)
-        call.tried |= endpoint.target_ids
+        call.tried.add(dispatch)
         self.decisions.append(dispatch)
         if self.on_change is not None:
             self.on_change()
@@ -208,9 +208,7 @@ class Dispatcher:
         if self._attempts(call, outcome) >= self._max_attempts or not may_be_sent_again(outcome, before, call.sends):
             return False
         if outcome is Outcome.OVERLOADED and self.candidates.waits:
-            call.tried -= call.stays[-1].endpoint.target_ids  # It may have room later.
-        elif outcome is not Outcome.STALE:
-            call.tried |= call.stays[-1].there  # Others may stand for it than when it was sent.
+            call.tried.discard(call.stays[-1])  # It may have room later.
         if self.candidates.find(call, now) is None and self._to_wake(call) is None:
             return False
         if outcome in FREE or outcome is Outcome.STALE:
@@ -365,13 +363,13 @@ class Dispatcher:
             metrics.output.count(decision.predicted_per_token * (usage.output_tokens - 1), now - first)
 
     def _lost(self, dispatch: Dispatch, now: float) -> None:
-        call, there = dispatch.call, dispatch.endpoint.target_ids
+        call = dispatch.call
         # One that is about to end cuts its answers itself; and a stream may lack its end though nobody died.
         if call.sends.broke_off and dispatch.endpoint.accepting:
             self._poison.lost(call.fingerprint, dispatch.life, now)
         if dispatch.outcome is Outcome.STALE:
-            call.tried -= there
-            call.doubtful = there
+            call.tried.discard(dispatch)
+            call.doubtful = {dispatch}
             if call.in_budget:
                 call.in_budget += 1  # It is the same retry that goes on elsewhere.
 

@@ -17,7 +17,7 @@ from headwater.http.clients import too_many_connections
 from headwater.openai.errors import APIError, ServiceUnavailableError
 from headwater_router.admission.room import Line, Room, Waiter, WaitReason
 from headwater_router.dispatch.call import Call
-from headwater_router.dispatch.dispatch import Dispatch
+from headwater_router.dispatch.dispatch import Dispatch, targets_of
 from headwater_router.gateway.wait_metrics import End, WaitMetrics
 
 log = structlog.get_logger(__name__)
@@ -113,7 +113,7 @@ class WaitingRoom:
         over, and when the router is about to end; and what `go` raises.
         """
         guest = _Guest(
-            line=Line(call.model, call.only, frozenset(call.tried)),
+            line=Line(call.model, call.only, targets_of(call.tried)),
             scope=scope,
             size=len(call.body),
             rank=rank,

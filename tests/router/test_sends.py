@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from headwater.backoff import Backoff
@@ -166,6 +166,7 @@ def act(engines: Engines, wire: Wire, what: str | int) -> None:
     refusing=st.sets(st.integers(0, 3), max_size=3),
     script=st.lists(st.sampled_from([*LOSSES, *LOSSES, "garbage", *ANSWERS]), min_size=12, max_size=12),
 )
+@example(kept=[0, 1, 0, 0], refusing={0, 2}, script=["reset"] * 12)
 @settings(max_examples=300, deadline=None)
 def test_a_request_is_sent_once_more_after_a_loss_and_within_its_attempts(
     kept: list[int], refusing: set[int], script: list[str | int]
@@ -204,11 +205,14 @@ def test_a_request_is_sent_once_more_after_a_loss_and_within_its_attempts(
         engines.close()
 
 
+@pytest.mark.parametrize("policy", ["round_robin", "prefix"])
 @pytest.mark.parametrize("how", ["reset", "end"])
 @pytest.mark.parametrize("most", [1, 3])
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_kept_connection_that_was_closed_meanwhile_is_nobodys_fault(how: str, most: int, count: int) -> None:
-    engines = Engines(fake=Dispatching(count, max_attempts=most))
+def test_a_kept_connection_that_was_closed_meanwhile_is_nobodys_fault(
+    policy: str, how: str, most: int, count: int
+) -> None:
+    engines = Engines(fake=Dispatching(count, policy, max_attempts=most))
     first, last = engines.fake.endpoints[0], engines.fake.endpoints[-1]
     for _ in range(20):
         for endpoint in engines.fake.endpoints:

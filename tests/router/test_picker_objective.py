@@ -168,8 +168,8 @@ def chosen_beside(others: Others | None, prompt: Prompt) -> Counter[str]:
         picker.pick(Prompt("m", [], 500), targets.all[3:4], now + 0.02)
         for target in targets.all:
             target.load.others = others
-            if target.id != "pod-4":
-                hold(index, target, [1, 2])
+            hold(index, target, [1, 2] if target.id != "pod-4" else [])
+            hold(index, target, [5, 6])
         chosen[picker.pick(prompt, targets, now + 0.02).target.id] += 1
     return chosen
 
@@ -182,7 +182,8 @@ def test_beside_other_routers_chance_decides_among_those_an_answer_apart_that_be
     assert max(found.values()) < 30
 
 
-def test_beside_other_routers_a_prompt_that_nobody_holds_goes_further_than_one_that_is_held() -> None:
-    new = Prompt("m", [3, 4], 500)
-    assert set(chosen_beside(None, new)) == {"pod-0", "pod-4"}
-    assert set(chosen_beside(Others(0, 0, 0), new)) == {"pod-0", "pod-1", "pod-2", "pod-4", "pod-5"}
+@pytest.mark.parametrize("hashes", [[3, 4], [5, 6]], ids=["nobody", "everybody"])
+def test_beside_other_routers_a_prompt_that_all_have_as_much_of_to_compute_goes_further(hashes: list[int]) -> None:
+    prompt = Prompt("m", hashes, 500)
+    assert set(chosen_beside(None, prompt)) == {"pod-0", "pod-4"}
+    assert set(chosen_beside(Others(0, 0, 0), prompt)) == {"pod-0", "pod-1", "pod-2", "pod-4", "pod-5"}

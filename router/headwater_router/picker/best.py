@@ -10,8 +10,8 @@ them chance decides, never order. So a cached prompt goes to its holder, and one
 *Several routers* that decide within the moment that a message takes know nothing of one another, and would all choose
 the one endpoint with an answer less than the rest, where the second prompt then waits for the first. So where there are
 others, chance decides among all that are dearer by no more than a twentieth of what a request takes, and where it has
-no more to compute and begins as soon. Of a prompt of which nothing is cached it may be three twentieths: the rest of a
-conversation, or of those who share a beginning, does not follow it there.
+no more to compute and begins as soon. It may be three twentieths where all have about as much of it to compute, because
+nobody holds anything of it, or everybody the same: then it does not matter to any cache where it goes.
 """
 
 import random
@@ -26,9 +26,9 @@ _TIE: Final = 0.1
 _UNSEEN: Final = 0.05
 """Of what a request takes on average, by how much dearer an endpoint is as good where there are other routers: about
 what two more answers there cost."""
-_UNSEEN_NEW: Final = 0.15
-"""The same where nothing of the prompt is cached. With as much for all, loads differ so that prompts leave those who
-hold them."""
+_UNSEEN_ALIKE: Final = 0.15
+"""The same where all have as much to compute. With as much for all prompts, loads differ so that those that are held by
+some leave them."""
 _BOUND: Final = 4.0
 """Times the mean load of those compared, which is as much as an endpoint may have,"""
 _SLACK: Final = 4
@@ -50,7 +50,8 @@ def best_of(compared: Sequence[Compared], usual: float, typical: float, rng: ran
             work = (1 + _TIE) * min([each.prefill for each in tied])
             best = _one_of([each for each in tied if each.prefill <= work], rng)
         if best.target.load.others is not None:
-            share = _UNSEEN if best.cached_tokens else _UNSEEN_NEW
+            alike = max([each.work for each in compared]) <= (1 + _TIE) * best.work
+            share = _UNSEEN_ALIKE if alike else _UNSEEN
             best = _one_of(_alike(compared, best, share * typical), rng)
     return best
 

@@ -134,6 +134,20 @@ def test_answers_to_prompts_that_begin_alike_are_as_long_as_one_another() -> Non
     assert lengths.expected(3) == pytest.approx(600, rel=0.2) == lengths.expected(None)
 
 
+@pytest.mark.parametrize("beginning", [1, None])
+def test_one_answer_of_a_million_tokens_changes_little_and_answers_that_become_long_are_followed(
+    beginning: int | None,
+) -> None:
+    lengths = Lengths()
+    for _ in range(100):
+        lengths.learn(beginning, 200)
+    lengths.learn(beginning, 2**20 - 1)
+    assert lengths.expected(beginning) < 400
+    for _ in range(300):
+        lengths.learn(beginning, 20_000)
+    assert lengths.expected(beginning) > 15_000
+
+
 def test_beginnings_without_end_are_not_kept() -> None:
     lengths = Lengths()
     for number in range(10_000):

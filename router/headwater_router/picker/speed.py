@@ -256,7 +256,7 @@ class Lengths:
         _count(self._all, tokens)
         if beginning is None:
             return
-        found = self._by_beginning.pop(beginning, None) or _Length(float(tokens))
+        found = self._by_beginning.pop(beginning, None) or _Length(self._all.mean)
         self._by_beginning[beginning] = found
         _count(found, tokens)
         if len(self._by_beginning) > _MOST_BEGINNINGS:
@@ -266,9 +266,11 @@ class Lengths:
 _SHRINK: Final = 2.0
 """Answers of any kind that an application's mean counts beside its own."""
 _LONGEST_MEMORY: Final = 100
+_LONGEST: Final = 64
+"""Times the mean, as which a longer answer counts: its tokens are the engine's word, and may be anything."""
 _MOST_BEGINNINGS: Final = 4096
 
 
 def _count(length: _Length, tokens: int) -> None:
     length.count = min(length.count + 1, _LONGEST_MEMORY)
-    length.mean += (tokens - length.mean) / length.count
+    length.mean += (min(tokens, _LONGEST * max(length.mean, 1.0)) - length.mean) / length.count

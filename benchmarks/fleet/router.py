@@ -111,7 +111,7 @@ class Router:
         self.replica = Replica(
             name,
             lambda: ((endpoint.incarnation, target) for endpoint in self.endpoints for target in endpoint.targets),
-            policies.index,
+            policies,
             self.metrics.shared_prefixes,
             self.metrics.shared_malformed,
         )

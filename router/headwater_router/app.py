@@ -86,7 +86,7 @@ class Router:
         self.metrics = RouterMetrics()
         self.metrics.keys.clients, self.metrics.keys.admin = self.keys, self.admin_keys
         self.descriptors = descriptors
-        self.sharing = _sharing(settings.redis_url, self.fleet, self._index, self.metrics)
+        self.sharing = _sharing(settings.redis_url, self.fleet, self._policies, self.metrics)
         self.discovery = _discovery(settings, self.metrics) if settings.kubernetes else None
         self.dispatcher = Dispatcher(
             self.fleet,
@@ -274,14 +274,14 @@ def _discovery(settings: RouterSettings, metrics: RouterMetrics) -> "Discovery":
     return discovery
 
 
-def _sharing(url: str | None, fleet: Fleet, index: PrefixIndex, metrics: RouterMetrics) -> "Sharing | None":
+def _sharing(url: str | None, fleet: Fleet, policies: Policies, metrics: RouterMetrics) -> "Sharing | None":
     """Raises SettingsError."""
     if url is None:
         return None
     from headwater_router.replicas.sharing import Sharing  # As above: the client takes 6 MB.
 
     try:
-        return Sharing(url, fleet, index, metrics)
+        return Sharing(url, fleet, policies, metrics)
     except ValueError as error:
         raise SettingsError(f"--redis-url: {error}") from None
 

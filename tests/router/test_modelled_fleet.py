@@ -177,6 +177,17 @@ def test_eight_routers_that_talk_are_about_as_good_as_one(loss: float, one_route
     assert eight.ttft_p99 <= 1.05 * one_router.ttft_p99
 
 
+def test_eight_routers_find_out_which_engines_are_slow_as_soon_as_one() -> None:
+    """Each sees but an eighth of the answers."""
+    workload = Workload("unlike", few(480, workloads.two_speeds), speeds=(1.0,) * 2 + (0.4,) * 2)
+
+    def late(result: Run) -> float:
+        """Of those that came once one router knew: the answers' mean."""
+        return mean(each.duration for each in result.records if each.duration is not None and each.request.at > 10.0)
+
+    assert late(run(workload, routers=8, link=Link())) <= 1.05 * late(run(workload))
+
+
 def test_routers_that_hear_nothing_of_one_another_do_as_routers_that_do_not_talk() -> None:
     workload = Workload("few", few(200, workloads.groups), speeds=(1.0,) * 4)
     apart = times(run(workload, routers=4))

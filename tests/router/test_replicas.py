@@ -193,7 +193,7 @@ async def test_it_ends_when_it_is_told_to_also_where_redis_is_lost_in_that_momen
     monkeypatch.setattr(Sharing, "_receive", lost_as_it_ends)
     async with upstream() as engine, gateway(engine) as one:
         router = one.router
-        sharing = Sharing(redis.url, router.fleet, router._index, router.metrics)
+        sharing = Sharing(redis.url, router.fleet, router._policies, router.metrics)
         running = asyncio.create_task(sharing.run())
         await until(lambda: router.metrics.redis_connected._value.get() == 1)
         await asyncio.sleep(0)  # so that it receives
@@ -206,7 +206,7 @@ async def test_it_ends_in_whatever_moment_it_is_told_to(redis: RedisServer) -> N
     """Also where what it waited for has just come true, which hides the end of a task from `asyncio.wait_for`."""
     async with upstream() as engine, gateway(engine) as one:
         for turns in range(300):
-            sharing = Sharing(redis.url, one.router.fleet, one.router._index, one.router.metrics)
+            sharing = Sharing(redis.url, one.router.fleet, one.router._policies, one.router.metrics)
             running = asyncio.create_task(sharing.run())
             for _ in range(turns):
                 await asyncio.sleep(0)

@@ -1,9 +1,10 @@
 """What the prefix policy has learned: costs of steps by deployment and model, lengths of answers by application."""
 
+from collections import deque
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
-from headwater_router.picker.base import Prompt
+from headwater_router.picker.base import Prompt, Target
 from headwater_router.picker.known import Known, Routed
 from headwater_router.picker.speed import Lengths, Pace, Stretch, liken
 from headwater_router.picker.targets import Targets
@@ -14,10 +15,26 @@ MOST_TOKENS: Final = 1 << 20
 """Of an answer; an engine that says more is not believed."""
 
 
+MOST_LESSONS: Final = 64
+"""That wait for other routers; the latest ones."""
+
+
+class Lesson(NamedTuple):
+    """A stretch of time at an endpoint, from which other routers learn as from their own."""
+
+    deployment: str
+    model: str
+    target_id: str
+    stretch: Stretch
+    seconds: float
+
+
 class Learned:
     def __init__(self, known: Mapping[str, Known]) -> None:
         """`known`: the endpoints, by their ids."""
         self._known = known
+        self.lessons: deque[Lesson] = deque(maxlen=MOST_LESSONS)
+        """Of what was learned here, for others."""
         self._paces: dict[tuple[str, str], Pace] = {}
         self._lengths: dict[str, Lengths] = {}
         """By model."""
@@ -36,11 +53,15 @@ class Learned:
         return self._lengths_of(prompt).expected(_beginning(prompt))
 
     def learn(self, found: Routed, stretch: Stretch, seconds: float, now: float) -> None:
-        known, pace = found.chosen.known, found.pace
-        pace.learn(stretch, seconds, known.factor)
-        pace.learned_at = now
-        known.measured(pace, now)
-        found.target.load.prefill_rate = 1.0 / (known.factor.beside(pace.usual) * pace.costs[4])
+        _learn(found.target, found.chosen.known, found.pace, stretch, seconds, now)
+        target_id = found.target.id
+        self.lessons.append(Lesson(found.targets.deployment, found.prompt.model, target_id, stretch, seconds))
+
+    def take(self, lesson: Lesson, target: Target, now: float) -> None:
+        """From another router. Of what this one has sent nothing to, it learns nothing."""
+        known, pace = self._known.get(lesson.target_id), self._paces.get((lesson.deployment, lesson.model))
+        if known is not None and pace is not None:
+            _learn(target, known, pace, lesson.stretch, lesson.seconds, now)
 
     def learn_rest(self, found: Routed, output_tokens: int, now: float) -> None:
         """From its first token to its last; of one that is not streamed, all of it."""
@@ -79,6 +100,13 @@ class Learned:
         if lengths is None:
             lengths = self._lengths[prompt.model] = Lengths()
         return lengths
+
+
+def _learn(target: Target, known: Known, pace: Pace, stretch: Stretch, seconds: float, now: float) -> None:
+    pace.learn(stretch, seconds, known.factor)
+    pace.learned_at = now
+    known.measured(pace, now)
+    target.load.prefill_rate = 1.0 / (known.factor.beside(pace.usual) * pace.costs[4])
 
 
 def _beginning(prompt: Prompt) -> int | None:

@@ -1,11 +1,13 @@
 """A picker for each policy in use: deployments choose theirs, and all share one index."""
 
 import random
+from collections.abc import Iterator
 from typing import Final
 
 from headwater_router.index.prefixes import PrefixIndex
 from headwater_router.picker import POLICIES, make
-from headwater_router.picker.base import Picker, Prompt
+from headwater_router.picker.base import Picker, Prompt, Target
+from headwater_router.picker.learned import Lesson
 from headwater_router.picker.objective import Objective
 from headwater_router.picker.prefix import PrefixPicker
 from headwater_router.picker.speed import Speed
@@ -46,16 +48,31 @@ class Policies:
 
     def speed(self, target_id: str) -> Speed | None:
         """What was learned of an endpoint. None: nothing, or no policy in use learns it."""
-        found = (picker.speed(target_id) for picker in self._pickers.values() if isinstance(picker, PrefixPicker))
+        found = (picker.speed(target_id) for picker in self._learning())
         return next((speed for speed in found if speed is not None), None)
 
     def forget_speed(self, target_id: str) -> None:
-        for picker in self._pickers.values():
-            if isinstance(picker, PrefixPicker):
-                picker.forget_speed(target_id)
+        for picker in self._learning():
+            picker.forget_speed(target_id)
+
+    def take_lessons(self) -> list[Lesson]:
+        """What was learned of speeds lately and not taken yet, for other routers."""
+        found: list[Lesson] = []
+        for picker in self._learning():
+            found += picker.lessons
+            picker.lessons.clear()
+        return found
+
+    def learn(self, lesson: Lesson, target: Target, now: float) -> None:
+        """What another router learned of the target."""
+        for picker in self._learning():
+            picker.learn(lesson, target, now)
 
     def forget(self, target_id: str) -> None:
         """The endpoint is gone, or its cache is."""
         self.index.forget(target_id)  # What KV events and other routers told of it, before any picker was asked.
         for picker in self._pickers.values():
             picker.forget(target_id)
+
+    def _learning(self) -> Iterator[PrefixPicker]:
+        return (picker for picker in self._pickers.values() if isinstance(picker, PrefixPicker))

@@ -51,6 +51,7 @@ before. An engine that keeps no prefixes, or fewer than it seemed to, so gets lo
 taken off the queue after twice its predicted prefill."""
 
 import random
+from collections import deque
 from collections.abc import Collection, Sequence
 from typing import Final
 
@@ -63,7 +64,7 @@ from headwater_router.picker.base import Decision, Label, Load, Prompt, Target
 from headwater_router.picker.best import best_of, nearest
 from headwater_router.picker.counting import end
 from headwater_router.picker.known import Compared, Known, Routed, routed
-from headwater_router.picker.learned import MOST_TOKENS, Learned
+from headwater_router.picker.learned import MOST_TOKENS, Learned, Lesson
 from headwater_router.picker.objective import WEIGHTS, Objective
 from headwater_router.picker.speed import Factor, Pace, Speed, Stretch
 from headwater_router.picker.targets import Targets
@@ -215,6 +216,15 @@ class PrefixPicker:
         _, step, answer, _, token = known.pace.costs
         factor = known.factor.beside(known.pace.usual)
         return Speed(known.factor.samples, factor, factor * step, factor * answer, factor * token)
+
+    @property
+    def lessons(self) -> deque[Lesson]:
+        """What it learned of speeds lately, for other routers. Whoever tells them takes it out."""
+        return self._learned.lessons
+
+    def learn(self, lesson: Lesson, target: Target, now: float) -> None:
+        """What another router learned."""
+        self._learned.take(lesson, target, now)
 
     def forget_speed(self, target_id: str) -> None:
         """It is to be learned anew."""

@@ -121,7 +121,19 @@ class Held(msgspec.Struct, array_like=True, frozen=True, tag=_HELD):
     rank: _Rank = None
 
 
-Item = Prefix | Loads | Changes | Ask | Held
+class Took(msgspec.Struct, array_like=True, frozen=True, tag="took.1"):
+    """A stretch of time at an engine, from which all learn how fast it and its like are."""
+
+    engine: _Name
+    deployment: _Name
+    model: _Name
+    seconds: _Amount
+    stretch: Annotated[Sequence[_Amount], Meta(min_length=5, max_length=5)]
+    """`picker.speed.Stretch`, with which the tag is to be changed."""
+    rank: _Rank = None
+
+
+Item = Prefix | Loads | Changes | Ask | Held | Took
 
 
 class Message(NamedTuple):
@@ -137,7 +149,7 @@ class _Kind(msgspec.Struct, array_like=True):
 
 _kind: Final = msgspec.msgpack.Decoder(_Kind)
 _item: Final[msgspec.msgpack.Decoder[Item]] = msgspec.msgpack.Decoder(Item)
-_KINDS: Final = frozenset((_PREFIX, _HELD, "loads.1", "changes.1", "ask.1"))
+_KINDS: Final = frozenset((_PREFIX, _HELD, "loads.1", "changes.1", "ask.1", "took.1"))
 _message: Final = msgspec.msgpack.Decoder(Annotated[list[Raw], Meta(min_length=1, max_length=MOST_ITEMS + 1)])
 _name: Final = msgspec.msgpack.Decoder(_Name)
 _encode: Final = msgspec.msgpack.Encoder().encode

@@ -5,6 +5,9 @@ of them; and ten times a second what it has at each engine, and in between where
 comes through several of them spreads as if it came through one. Nobody depends on it: what is lost costs a prefill, not
 an answer, so nothing is stored or acknowledged; prompts are told twice, and so is what changes.
 
+All learn from the answers of all how fast engines are: each router sees but a part of them, and would be as many times
+slower to find out which engines are.
+
 A router that comes late asks the one that has listened longest for what it knows, once, and takes no more than
 `_MOST_RECALLED` blocks of it, the latest first. What it has heard itself meanwhile counts as younger.
 
@@ -22,10 +25,12 @@ import structlog
 
 from headwater.prefix import BLOCK_BYTES
 from headwater.tally import Count
-from headwater_router.index import PrefixIndex
 from headwater_router.index.prompt import DEFAULT_BYTES_PER_TOKEN
 from headwater_router.picker.base import Load, Target
+from headwater_router.picker.learned import Lesson
+from headwater_router.picker.policies import Policies
 from headwater_router.picker.prefix import cache_blocks
+from headwater_router.picker.speed import Stretch
 from headwater_router.replicas.message import (
     MOST_ENGINES,
     MOST_HELD,
@@ -39,6 +44,7 @@ from headwater_router.replicas.message import (
     MalformedError,
     Name,
     Prefix,
+    Took,
     decode,
     encode,
     read,
@@ -52,6 +58,8 @@ _MESSAGE_BLOCKS: Final = 4000
 """Of one message, more or less."""
 _PIECE: Final = 4000
 """Blocks and items that are taken over in one stretch: about a millisecond."""
+_LESSON: Final = 100
+"""Blocks that take as long as to learn from what an engine took."""
 _LOADS: Final = 0.1
 """Seconds from one word on the load to the next."""
 _AGAIN: Final = 0.5
@@ -80,12 +88,13 @@ class Replica:
     """Times are monotonic seconds."""
 
     def __init__(
-        self, name: str, engines: Engines, index: PrefixIndex, prefixes: Mapping[str, Count], malformed: Count
+        self, name: str, engines: Engines, policies: Policies, prefixes: Mapping[str, Count], malformed: Count
     ) -> None:
         """`prefixes`: counts those that were dropped, received, or of engines that are unknown here."""
         self.name = name
         self._engines = engines
-        self._index = index
+        self._policies = policies
+        self._index = policies.index
         self._prefixes = prefixes
         self._malformed = malformed
         self.outbox = Outbox(prefixes["dropped"])
@@ -104,7 +113,7 @@ class Replica:
         self._to_tell: deque[tuple[str, Name, str, int]] = deque()
         """Whom to answer, of which engine, by both its names, and how many blocks at most."""
         self._answered_at = float("-inf")
-        index.on_answer = self.outbox.add
+        self._index.on_answer = self.outbox.add
 
     def joined(self, now: float) -> None:
         """The way to the others is open."""
@@ -135,6 +144,7 @@ class Replica:
         if now - self._loads_at >= _LOADS:
             self._loads_at = now
             items.append(Loads(self._age(now), list(loads.values())))
+            items += self._lessons(names)
             self._see_others(self._targets().items(), now)
             if (asked := self._recall.ask(self._peers.oldest(now), now, self._age(now))) is not None:
                 items.append(Ask(asked))
@@ -193,6 +203,13 @@ class Replica:
                 if (target := _standing_for(item.engine, item.rank, targets)) is not None:
                     self._index.recalled(target.id, zip(item.blocks, item.units, strict=False), _capacity(target))
                 return len(item.blocks)
+            case Took():
+                # What one says of a rank is not told of the whole, which does more in the same time, nor the other way.
+                if (target := targets.get((item.engine, item.rank))) is not None:
+                    stretch = Stretch(*item.stretch)
+                    lesson = Lesson(item.deployment, item.model, target.id, stretch, item.seconds)
+                    self._policies.learn(lesson, target, now)
+                return _LESSON
             case _:
                 return 0
 
@@ -210,6 +227,14 @@ class Replica:
             if target.load.in_flight or name in told or name in again
         )
         return {load.name: load for load in islice(busy, MOST_ENGINES)}
+
+    def _lessons(self, names: Mapping[str, Name]) -> list[Took]:
+        found = ((names.get(each.target_id), each) for each in self._policies.take_lessons())
+        return [
+            Took(name[0], each.deployment, each.model, each.seconds, each.stretch, name[1])
+            for name, each in found
+            if name is not None
+        ]
 
     def _has_changed(self, load: EngineLoad) -> bool:
         told = self._told.get(load.name)

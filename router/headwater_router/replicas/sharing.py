@@ -27,7 +27,7 @@ from redis.backoff import NoBackoff
 from headwater.backoff import Backoff
 from headwater_router.endpoints.fleet import Fleet
 from headwater_router.gateway.metrics import RouterMetrics
-from headwater_router.index import PrefixIndex
+from headwater_router.picker.policies import Policies
 from headwater_router.replicas.message import encode
 from headwater_router.replicas.replica import Outgoing, Replica
 from headwater_router.replicas.turns import Turns
@@ -60,7 +60,7 @@ def address_of(url: str) -> str:
 class Sharing:
     """Run it as a task for as long as the router runs."""
 
-    def __init__(self, url: str, fleet: Fleet, index: PrefixIndex, metrics: RouterMetrics) -> None:
+    def __init__(self, url: str, fleet: Fleet, policies: Policies, metrics: RouterMetrics) -> None:
         """Raises ValueError, as `address_of`."""
         self._address = address_of(url)
         self._url = url
@@ -68,7 +68,7 @@ class Sharing:
         self.replica = Replica(
             secrets.token_hex(8),
             lambda: ((endpoint.incarnation, target) for endpoint in fleet for target in endpoint.targets),
-            index,
+            policies,
             metrics.shared_prefixes,
             metrics.shared_malformed,
         )

@@ -59,14 +59,14 @@ class Policies:
         """What was learned of speeds lately and not taken yet, for other routers."""
         found: list[Lesson] = []
         for picker in self._learning():
-            found += picker.lessons
-            picker.lessons.clear()
+            found += picker.learned.lessons
+            picker.learned.lessons.clear()
         return found
 
     def learn(self, lesson: Lesson, target: Target, now: float) -> None:
         """What another router learned of the target."""
         for picker in self._learning():
-            picker.learn(lesson, target, now)
+            picker.learned.take(lesson, target, now)
 
     def forget(self, target_id: str) -> None:
         """The endpoint is gone, or its cache is."""

@@ -51,7 +51,6 @@ before. An engine that keeps no prefixes, or fewer than it seemed to, so gets lo
 taken off the queue after twice its predicted prefill."""
 
 import random
-from collections import deque
 from collections.abc import Collection, Sequence
 from typing import Final
 
@@ -64,7 +63,7 @@ from headwater_router.picker.base import Decision, Label, Load, Prompt, Target
 from headwater_router.picker.best import best_of, nearest
 from headwater_router.picker.counting import end
 from headwater_router.picker.known import Compared, Known, Routed, routed
-from headwater_router.picker.learned import MOST_TOKENS, Learned, Lesson
+from headwater_router.picker.learned import MOST_TOKENS, Learned
 from headwater_router.picker.objective import WEIGHTS, Objective
 from headwater_router.picker.speed import Factor, Pace, Speed, Stretch
 from headwater_router.picker.targets import Targets
@@ -122,7 +121,7 @@ class PrefixPicker:
         self._rng = rng
         self._weights = WEIGHTS[objective]
         self._known: dict[str, Known] = {}
-        self._learned = Learned(self._known)
+        self.learned = Learned(self._known)
         self._typical_seconds = 0.0
         """That a request takes to its end, on average, as was predicted; 0 before the first one."""
         self._typical_work = 256.0
@@ -138,7 +137,7 @@ class PrefixPicker:
         text = self._index.match(prompt.text_chain, now)
         tokens = NOTHING if prompt.token_chain is None else self._index.match_tokens(prompt.token_chain, now)
         offered = self._offered(targets, excluded, text, tokens)
-        pace, output = self._learned.pace(targets, prompt, now), self._learned.output(prompt)
+        pace, output = self.learned.pace(targets, prompt, now), self.learned.output(prompt)
         compared = self._compare(prompt, pace, output, offered, text, tokens, now)
         typical = self._weights.rest * self._typical_seconds
         if prompt.slo is None or not pace.samples:
@@ -154,13 +153,13 @@ class PrefixPicker:
 
     def alone(self, prompt: Prompt, targets: Targets, now: float) -> float:
         """At an endpoint that holds the most of it that anybody does."""
-        pace = self._learned.pace(targets, prompt, now)
+        pace = self.learned.pace(targets, prompt, now)
         if not pace.samples:
             return 0.0
         held = ENDS[self._index.match(prompt.text_chain, now).longest] * prompt.text_block_tokens
         uncached = prompt.tokens - min(held, prompt.tokens - 1)
         work = uncached * (1.0 + _ATTENTION * (prompt.tokens - 0.5 * uncached))
-        return pace.usual * pace.seconds(Stretch(1.0, self._learned.output(prompt), 0.0, 0.0, work))
+        return pace.usual * pace.seconds(Stretch(1.0, self.learned.output(prompt), 0.0, 0.0, work))
 
     def first_token(self, decision: Decision, now: float) -> None:
         found = routed(decision)
@@ -171,7 +170,7 @@ class PrefixPicker:
         found.since = known.sums(target.load, now)
         self._end_prefill(found)
         known.backlog.moved_at = now
-        self._learned.learn(found, found.until_first, now - found.at, now)
+        self.learned.learn(found, found.until_first, now - found.at, now)
         found.targets.eased(target)
         self._confirm(found)
 
@@ -189,7 +188,7 @@ class PrefixPicker:
         if found.target.load.others is not known.seen_others:
             known.see_gauges(found.target.load, now)
         if outcome is Outcome.ANSWERED and output_tokens:
-            self._learned.learn_rest(found, output_tokens, now)
+            self.learned.learn_rest(found, output_tokens, now)
         else:
             known.sums(found.target.load, now)
         self._end_prefill(found)
@@ -216,15 +215,6 @@ class PrefixPicker:
         _, step, answer, _, token = known.pace.costs
         factor = known.factor.beside(known.pace.usual)
         return Speed(known.factor.samples, factor, factor * step, factor * answer, factor * token)
-
-    @property
-    def lessons(self) -> deque[Lesson]:
-        """What it learned of speeds lately, for other routers. Whoever tells them takes it out."""
-        return self._learned.lessons
-
-    def learn(self, lesson: Lesson, target: Target, now: float) -> None:
-        """What another router learned."""
-        self._learned.take(lesson, target, now)
 
     def forget_speed(self, target_id: str) -> None:
         """It is to be learned anew."""

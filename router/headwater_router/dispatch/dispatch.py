@@ -7,7 +7,7 @@ Whoever passes the bytes on says what happens; each step is possible only from t
 exactly once, or the counts that all decisions rest on would drift.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from enum import IntEnum
 from typing import TYPE_CHECKING, Protocol
 
@@ -103,8 +103,10 @@ class Dispatch:
         self.stage = stage
 
 
-def targets_of(stays: Iterable[Dispatch]) -> frozenset[str]:
+def targets_of(stays: Collection[Dispatch]) -> frozenset[str]:
     """Ids of all that stand for their endpoints now, which may be others than when they were sent there. Of one that
     has restarted, none."""
+    if not stays:  # As of nearly all requests.
+        return frozenset()
     there = (stay.endpoint.target_ids for stay in stays if stay.life == stay.endpoint.life)
     return frozenset().union(*there)

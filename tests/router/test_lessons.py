@@ -1,14 +1,20 @@
 """All routers learn from the answers of all how fast engines are."""
 
 import random
+from collections import Counter
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headwater_router.index import PrefixIndex
 from headwater_router.outcome import Outcome
-from headwater_router.picker.base import Prompt
+from headwater_router.picker import make
+from headwater_router.picker.base import Others, Prompt, Target
+from headwater_router.picker.learned import Lesson
+from headwater_router.picker.prefix import PrefixPicker
+from headwater_router.picker.speed import Stretch
 from headwater_router.picker.targets import Targets
 from headwater_router.replicas.message import Took, encode
 from tests.router.indexing import exhaust
@@ -69,6 +75,33 @@ def test_what_is_told_of_a_rank_or_of_strangers_teaches_nothing_of_the_whole() -
     exhaust(router.replica.incoming(encode("other", [Took("a", "ours", "m", 1.0, [1, 0, 0, 0, 100])]), channel.now))
     assert factors(router)[0] is not None
     assert router.malformed.value == 0
+
+
+def test_a_router_that_has_sent_little_tells_near_from_far_by_what_others_learned() -> None:
+    """Its first requests were taken to last many times as long as they do, and twelve answers to make no difference."""
+    rng, now = random.Random(1), 1.0
+    picker = make("prefix", PrefixIndex(), rng)
+    assert isinstance(picker, PrefixPicker)
+    quiet, busy = Target("quiet"), Target("busy")
+    quiet.load.others, busy.load.others = Others(0, 0, 0), Others(12, 0, 0, 6_000)
+    prompt = Prompt("m", [], 500)
+    for target in (quiet, busy):
+        picker.finished(picker.pick(prompt, [target], now), now, Outcome.UNSENT)
+    for _ in range(300):
+        answers, steps, tokens = rng.randrange(40), rng.randrange(50, 400), rng.randrange(100, 3000)
+        for first, rest, seconds in (
+            (1.0, 0.0, 0.005 + 5e-5 * answers + 2e-5 * tokens),
+            (0.0, float(steps), steps * (0.005 + 5e-5 * answers)),
+        ):
+            stretch = Stretch(first, rest, answers * max(first, rest), 0.0, first * tokens)
+            target = rng.choice([quiet, busy])
+            picker.learned.take(Lesson("", "m", target.id, stretch, seconds), target, now)
+    chosen = Counter[str]()
+    for _ in range(40):
+        decision = picker.pick(prompt, [quiet, busy], now)
+        chosen[decision.target.id] += 1
+        picker.finished(decision, now, Outcome.UNSENT)
+    assert chosen == {"quiet": 40}
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,8 @@ DEFAULT_CAPACITY_TOKENS: Final = 500_000
 """What an endpoint's cache is taken to hold where it does not say so."""
 
 _LEARNING: Final = 0.1
+_TAUGHT: Final = 32
+"""Samples of a pace, before which what it predicts says nothing of what requests take."""
 _LEAST_TRUST: Final = 0.05
 """Above zero, or nothing would be expected that could prove right again."""
 _OUTDATED: Final = 10.0
@@ -123,7 +125,7 @@ class PrefixPicker:
         self._known: dict[str, Known] = {}
         self.learned = Learned(self._known)
         self._typical_seconds = 0.0
-        """That a request takes to its end, on average, as was predicted; 0 before the first one."""
+        """That a request takes to its end, on average, as was predicted; 0 before that means anything."""
         self._typical_work = 256.0
         """Of a request, on average: the best guess for a request of others that waits."""
         self._in_flight = 0
@@ -354,7 +356,9 @@ class PrefixPicker:
         label = self._label(prompt, target, cached)
         capacity = cache_blocks(target.load, prompt.usual_block_tokens)
         seconds = chosen.first + chosen.rest
-        self._typical_seconds += _LEARNING * (seconds - self._typical_seconds) if self._typical_seconds else seconds
+        if pace.samples >= _TAUGHT:
+            usual = self._typical_seconds or seconds
+            self._typical_seconds = usual + _LEARNING * (seconds - usual)
         tickets = self._index.dispatched(target.id, prompt.text_chain, prompt.token_chain, now, capacity)
         found = Routed(
             target,
@@ -380,7 +384,7 @@ class PrefixPicker:
             ),
             known.sums(target.load, now),
             self._taken(chosen) if pace.samples else 0.0,
-            min(chosen.first / self._typical_seconds, _LONGEST_WAIT),
+            min(chosen.first / (self._typical_seconds or seconds), _LONGEST_WAIT),
             prefill_tokens=prompt.tokens - cached,
         )
         found.begin()

@@ -58,7 +58,7 @@ _MESSAGE_BLOCKS: Final = 4000
 """Of one message, more or less."""
 _PIECE: Final = 4000
 """Blocks and items that are taken over in one stretch: about a millisecond."""
-_LESSON: Final = 100
+_LESSON: Final = 40
 """Blocks that take as long as to learn from what an engine took."""
 _LOADS: Final = 0.1
 """Seconds from one word on the load to the next."""

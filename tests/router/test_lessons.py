@@ -95,7 +95,7 @@ def test_a_router_that_has_sent_little_tells_near_from_far_by_what_others_learne
         ):
             stretch = Stretch(first, rest, answers * max(first, rest), 0.0, first * tokens)
             target = rng.choice([quiet, busy])
-            picker.learned.take(Lesson("", "m", target.id, stretch, seconds), target, now)
+            picker.learned.take(Lesson("", "m", target, stretch, seconds), now)
     chosen = Counter[str]()
     for _ in range(40):
         decision = picker.pick(prompt, [quiet, busy], now)

@@ -49,10 +49,7 @@ class Candidates:
         avoided: Set[str] = tried
         if self._busy_until or self.full:
             avoided = avoided | self.full | self._busy(now)
-        doubtful = targets_of(call.doubtful)
-        if there and not avoided and not doubtful:
-            return Found(there, avoided)
-        for without in (avoided | doubtful, avoided):
+        for without in (avoided | targets_of(call.doubtful), avoided):
             if found := [lineup for lineup in there if lineup.has_more_than(without)]:
                 return Found(found, without)
         if self.waits and any(lineup.has_more_than(tried) for lineup in there):

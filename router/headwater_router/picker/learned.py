@@ -24,7 +24,7 @@ class Lesson(NamedTuple):
 
     deployment: str
     model: str
-    target_id: str
+    target: Target
     stretch: Stretch
     seconds: float
 
@@ -53,15 +53,15 @@ class Learned:
         return self._lengths_of(prompt).expected(_beginning(prompt))
 
     def learn(self, found: Routed, stretch: Stretch, seconds: float, now: float) -> None:
-        _learn(found.target, found.chosen.known, found.pace, stretch, seconds, now)
-        target_id = found.target.id
-        self.lessons.append(Lesson(found.targets.deployment, found.prompt.model, target_id, stretch, seconds))
+        lesson = Lesson(found.targets.deployment, found.prompt.model, found.target, stretch, seconds)
+        _learn(lesson, found.chosen.known, found.pace, now)
+        self.lessons.append(lesson)
 
-    def take(self, lesson: Lesson, target: Target, now: float) -> None:
+    def take(self, lesson: Lesson, now: float) -> None:
         """From another router. Of what this one has sent nothing to, it learns nothing."""
-        known, pace = self._known.get(lesson.target_id), self._paces.get((lesson.deployment, lesson.model))
+        known, pace = self._known.get(lesson.target.id), self._paces.get((lesson.deployment, lesson.model))
         if known is not None and pace is not None:
-            _learn(target, known, pace, lesson.stretch, lesson.seconds, now)
+            _learn(lesson, known, pace, now)
 
     def learn_rest(self, found: Routed, output_tokens: int, now: float) -> None:
         """From its first token to its last; of one that is not streamed, all of it."""
@@ -102,11 +102,12 @@ class Learned:
         return lengths
 
 
-def _learn(target: Target, known: Known, pace: Pace, stretch: Stretch, seconds: float, now: float) -> None:
-    pace.learn(stretch, seconds, known.factor)
+def _learn(lesson: Lesson, known: Known, pace: Pace, now: float) -> None:
+    """`known`, `pace`: of its target."""
+    pace.learn(lesson.stretch, lesson.seconds, known.factor)
     pace.learned_at = now
     known.measured(pace, now)
-    target.load.prefill_rate = 1.0 / (known.factor.beside(pace.usual) * pace.costs[4])
+    lesson.target.load.prefill_rate = 1.0 / (known.factor.beside(pace.usual) * pace.costs[4])
 
 
 def _beginning(prompt: Prompt) -> int | None:

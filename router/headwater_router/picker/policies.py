@@ -6,7 +6,7 @@ from typing import Final
 
 from headwater_router.index.prefixes import PrefixIndex
 from headwater_router.picker import POLICIES, make
-from headwater_router.picker.base import Picker, Prompt, Target
+from headwater_router.picker.base import Picker, Prompt
 from headwater_router.picker.learned import Lesson
 from headwater_router.picker.objective import Objective
 from headwater_router.picker.prefix import PrefixPicker
@@ -63,10 +63,10 @@ class Policies:
             picker.learned.lessons.clear()
         return found
 
-    def learn(self, lesson: Lesson, target: Target, now: float) -> None:
-        """What another router learned of the target."""
+    def learn(self, lesson: Lesson, now: float) -> None:
+        """What another router learned."""
         for picker in self._learning():
-            picker.learned.take(lesson, target, now)
+            picker.learned.take(lesson, now)
 
     def forget(self, target_id: str) -> None:
         """The endpoint is gone, or its cache is."""

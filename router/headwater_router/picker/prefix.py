@@ -72,8 +72,6 @@ DEFAULT_CAPACITY_TOKENS: Final = 500_000
 """What an endpoint's cache is taken to hold where it does not say so."""
 
 _LEARNING: Final = 0.1
-_TAUGHT: Final = 32
-"""Samples of a pace, before which what it predicts says nothing of what requests take."""
 _LEAST_TRUST: Final = 0.05
 """Above zero, or nothing would be expected that could prove right again."""
 _OUTDATED: Final = 10.0
@@ -356,7 +354,7 @@ class PrefixPicker:
         label = self._label(prompt, target, cached)
         capacity = cache_blocks(target.load, prompt.usual_block_tokens)
         seconds = chosen.first + chosen.rest
-        if pace.samples >= _TAUGHT:
+        if pace.taught:
             usual = self._typical_seconds or seconds
             self._typical_seconds = usual + _LEARNING * (seconds - usual)
         tickets = self._index.dispatched(target.id, prompt.text_chain, prompt.token_chain, now, capacity)

@@ -46,8 +46,8 @@ _FASTEST: Final = 1e-6
 """Seconds a prompt token, below which a fit is an artefact: were it believed, a prefix would be worth nothing."""
 
 _FACTOR_MEMORY: Final = 0.97
-_FACTORS_FROM: Final = 32
-"""Samples, from where on the costs are known well enough for an engine to be measured by them."""
+_TAUGHT: Final = 32
+"""Samples, from where on the costs are known well enough to go by, and for an engine to be measured by them."""
 _FACTOR_SAMPLES: Final = 8
 """Before which a factor is not looked at."""
 _QUICKEST: Final = 1 / 8
@@ -107,6 +107,11 @@ class Pace:
             + tokens * stretch.tokens
         )
 
+    @property
+    def taught(self) -> bool:
+        """Whether what it predicts says something of what requests take."""
+        return self.samples >= _TAUGHT
+
     def learn(self, stretch: Stretch, seconds: float, factor: "Factor") -> None:
         """A stretch at an engine took so long."""
         predicted = max(self.seconds(stretch), _SHORTEST)
@@ -129,7 +134,7 @@ class Pace:
 
     @property
     def _tells_factors(self) -> bool:
-        return self.samples > _FACTORS_FROM and (self._rests > _FACTORS_FROM or not self._rests)
+        return self.samples > _TAUGHT and (self._rests > _TAUGHT or not self._rests)
 
     def _teach(self, stretch: Stretch, seconds: float, predicted: float) -> None:
         if not stretch.steps:

@@ -207,8 +207,7 @@ class Replica:
                 # What one says of a rank is not told of the whole, which does more in the same time, nor the other way.
                 if (target := targets.get((item.engine, item.rank))) is not None:
                     stretch = Stretch(*item.stretch)
-                    lesson = Lesson(item.deployment, item.model, target.id, stretch, item.seconds)
-                    self._policies.learn(lesson, target, now)
+                    self._policies.learn(Lesson(item.deployment, item.model, target, stretch, item.seconds), now)
                 return _LESSON
             case _:
                 return 0
@@ -229,7 +228,7 @@ class Replica:
         return {load.name: load for load in islice(busy, MOST_ENGINES)}
 
     def _lessons(self, names: Mapping[str, Name]) -> list[Took]:
-        found = ((names.get(each.target_id), each) for each in self._policies.take_lessons())
+        found = ((names.get(each.target.id), each) for each in self._policies.take_lessons())
         return [
             Took(name[0], each.deployment, each.model, each.seconds, each.stretch, name[1])
             for name, each in found

@@ -54,9 +54,11 @@ class Seen:
     imbalance: float
 
 
-def seen_of(run: Run) -> Seen:
+def seen_of(run: Run, since: float = 0.0) -> Seen:
+    """Of the requests that came from this second on; one of them must have been answered."""
     workload = run.workload
-    answered = [record for record in run.records if record.duration is not None]
+    came = [record for record in run.records if record.request.at >= since]
+    answered = [record for record in came if record.duration is not None]
     good = 0
     for record in answered:
         assert record.duration is not None
@@ -65,8 +67,8 @@ def seen_of(run: Run) -> Seen:
         good += began and record.duration <= allowed
     chosen = Counter(record.engine for record in answered)
     return Seen(
-        requests=len(run.records),
-        seconds=run.seconds,
+        requests=len(came),
+        seconds=run.seconds - since,
         ttfts=[record.ttft for record in answered if record.ttft is not None],
         durations=[record.duration for record in answered if record.duration is not None],
         per_token=[each for record in answered if (each := record.per_token) is not None],

@@ -1,6 +1,6 @@
 """One router, and several that tell one another what they do: without loss, with messages lost, and with Redis gone.
 
-python -m benchmarks.fleet.several [--routers 8] [--policy prefix] [--seeds 3] [--workloads "hot prefix" unique]
+python -m benchmarks.fleet.several [--routers 8] [--policy prefix] [--seeds 3] [--since 10] [--workloads RAG unique]
 
 A 99th percentile of one run is a matter of a few requests, which chance deals out: the same traffic through another
 course of chance has another. So each line is of all requests of several seeds together, each with its own traffic, the
@@ -61,11 +61,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="so many, from 1 on")
     parser.add_argument("--workloads", nargs="+", default=names, choices=names, metavar="NAME")
     parser.add_argument("--links", nargs="+", default=list(LINKS), choices=list(LINKS), metavar="NAME")
+    parser.add_argument(
+        "--since", type=float, default=0.0, help="only what came from this second on; at first nobody knows anything"
+    )
     options = parser.parse_args()
     make, seeds = partial(policies, options.policy), range(1, options.seeds + 1)
 
     def runs(workload: Workload, routers: int, link: Link | None) -> list[Seen]:
-        return [seen_of(simulate(workload, make, routers=routers, link=link, seed=seed)) for seed in seeds]
+        played = (simulate(workload, make, routers=routers, link=link, seed=seed) for seed in seeds)
+        return [seen_of(run, options.since) for run in played]
 
     print(HEAD)
     for workload in (each for each in ALL if each.name in options.workloads):

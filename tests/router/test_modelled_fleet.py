@@ -188,6 +188,17 @@ def test_eight_routers_find_out_which_engines_are_slow_as_soon_as_one() -> None:
     assert late(run(workload, routers=8, link=Link())) <= 1.05 * late(run(workload))
 
 
+def test_what_came_before_is_left_out_of_the_figures() -> None:
+    result = run(Workload("few", few(60, workloads.groups), speeds=(1.0,) * 4))
+    at = sorted(each.request.at for each in result.records)
+    seen, late = seen_of(result), seen_of(result, since=at[20])
+    assert (seen.requests, late.requests) == (60, 40)
+    assert late.seconds == seen.seconds - at[20]
+    assert sorted(late.durations) == sorted(
+        each.duration for each in result.records if each.duration is not None and each.request.at >= at[20]
+    )
+
+
 def test_routers_that_hear_nothing_of_one_another_do_as_routers_that_do_not_talk() -> None:
     workload = Workload("few", few(200, workloads.groups), speeds=(1.0,) * 4)
     apart = times(run(workload, routers=4))

@@ -43,3 +43,12 @@ def test_every_picture_is_shown_somewhere() -> None:
     pages = "".join(path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
     assert {name for name in PICTURES if f"pictures/{name})" not in pages} == set()
     assert {path.name for path in FOLDER.glob("*.svg")} == PICTURES.keys()
+
+
+def test_the_readme_says_of_the_modelled_fleet_what_its_table_says() -> None:
+    told = " ".join((ROOT / "README.md").read_text().split())
+    table = (ROOT / "benchmarks" / "results" / "fleet.md").read_text().partition("\n## ")[0]
+    rows = [line.replace("*", "").split("|") for line in table.splitlines() if line.startswith("| ")][1:]
+    worse = [row for row in rows if max(float(row[4]), float(row[7])) > 1.03]
+    count = ("none", "one", "two", "three", "four", "five")[len(worse)]
+    assert f"of its {len(rows)} workloads, ours is worse than the best other one by more than 3 % in {count}" in told

@@ -122,6 +122,7 @@ def main() -> None:
         picture(told, RESULTS / "fleet")
     except ModuleNotFoundError:
         print("no picture: matplotlib is missing; it is in the extra `bench`", file=sys.stderr)
+    print("README.md shows some of it: python -m docs.pictures draws that anew, and the sentence below is by hand")
 
 
 if __name__ == "__main__":

@@ -77,7 +77,8 @@ async def test_the_last_replica_that_dies_is_waited_for(cluster: ApiServer, rout
 async def test_an_adapter_that_is_not_loaded_yet_is_waited_for(cluster: ApiServer, router: RunningGateway) -> None:
     async with upstream("m") as engine:
         cluster.put(model(adapters=[{"name": "sql", "source": "hf://a/b"}]), *replica(engine.port))
-        await until(lambda: router.router.fleet.ready("m"))
+        # One watch tells of the resource, another one of its pods.
+        await until(lambda: router.router.fleet.ready("m") and "sql" in router.router.fleet.models)
         [waiting] = await held(router, 1, BODY.replace(b'"m"', b'"sql"'))
         engine.serve_models("m", {"id": "sql", "parent": "m"})
         assert (await waiting).status_code == 200

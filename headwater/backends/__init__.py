@@ -1,5 +1,7 @@
 """The inference servers that Headwater runs and routes to, one file each; `get` finds one by its name."""
 
+from functools import cache
+
 from headwater.backends.base import Backend
 from headwater.backends.headwater import Headwater
 from headwater.backends.sglang import SGLang
@@ -21,6 +23,7 @@ def names() -> list[str]:
     return sorted(_BACKENDS)
 
 
+@cache
 def get(name: str) -> Backend:
     """The backend of this name; "auto" is our own engine. Raises UnknownBackendError."""
     try:

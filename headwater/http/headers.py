@@ -30,4 +30,5 @@ def named_by_connection(headers: Headers) -> frozenset[bytes]:
 
 
 def is_stream(headers: Headers) -> bool:
-    return any(name == b"content-type" and value.lower().startswith(b"text/event-stream") for name, value in headers)
+    types = [value.lower() for name, value in headers if name == b"content-type"]
+    return bool(types) and types[0].startswith(b"text/event-stream")

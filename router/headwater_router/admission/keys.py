@@ -51,19 +51,16 @@ class Failure(StrEnum):
 class Admitted:
     """A request that was let in. Whoever holds it calls `release` once the request has ended, however it did."""
 
-    __slots__ = ("_held", "_key", "_use", "headers")
+    __slots__ = ("_held", "_key", "_use", "headers", "name")
 
     def __init__(self, key: Key, use: Use, headers: dict[str, str] | None = None, *, held: bool = False) -> None:
+        self.name = key.name
+        """Of its key; empty where none was asked for."""
         self._key = key
         self._use = use
         self._held = held
         self.headers = headers or {}
         """Of its answer, whatever that is, named in lower case: what is left of the key's limits."""
-
-    @property
-    def name(self) -> str:
-        """Of its key; empty where none was asked for."""
-        return self._key.name
 
     def may_use(self, model: str) -> bool:
         return self._key.may_use(model)

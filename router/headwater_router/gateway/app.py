@@ -73,7 +73,7 @@ class Gateway:
         self.local = {"/": self._front, "/v1/models": self._models, "/health": self._health} | pages
 
     async def __call__(self, request: Request, client: ClientConnection) -> None:
-        entry = Entry(request, client, time.monotonic(), len(request.body), _who(request).name)
+        entry = Entry(request, client, time.monotonic(), len(request.body), _who(request))
         try:
             await self._answer(request, client, entry)
         except APIError as error:
@@ -119,23 +119,23 @@ class Gateway:
         if client.in_anteroom:
             raise too_many_connections()
         body, only = Body(), None
-        key_name, responses = _who(request).name, self._forwarder.responses
+        who, responses = entry.who, self._forwarder.responses
         names: Body | FormBody | None = None
         match form:
             case Form.JSON:
-                names, body, model = self._read(request)
-                only = responses.maker(body.previous_response, key_name)
+                names, body, model = self._read(request, who)
+                only = responses.maker(body.previous_response, who.name)
             case Form.MULTIPART:
                 names, model = self._read_form(request)
             case Form.RESPONSE:
-                if self._apis.answers(request, client, key_name):
+                if self._apis.answers(request, client, who.name):
                     return
-                only, model, _ = responses.find(response_of(request.path), key_name)
-        _who(request).require(model)
+                only, model, _ = responses.find(response_of(request.path), who.name)
+        who.require(model)
         identity = self._identity(request, model)
         entry.model = model
         if request.path in APIS and only is None:
-            exchange = self._apis.exchange(request, body, self._serving(model), key_name)
+            exchange = self._apis.exchange(request, body, self._serving(model), who.name)
             if exchange is not None:
                 names = body = asked_in_chat(request, exchange)
                 entry.answering = Retelling(client, exchange)
@@ -149,7 +149,7 @@ class Gateway:
         key, told = (conversation(body, prompt), traits(body)) if shared else (None, ORDINARY)
         entry.call = Call(
             request.path, request.body, model, identity, prompt, key, entry.started, told, only=only,
-            request_id=request.id, key_name=key_name,
+            request_id=request.id, key_name=who.name,
         )  # fmt: skip
         head = RequestHead(request, names, model, keys_are_ours=self._keys_are_ours)
         del body, names  # What keeps its bytes from here on can forget them.
@@ -167,15 +167,15 @@ class Gateway:
         except ModelNotFoundError:
             raise ModelNotFoundError(model, self._may_see(request)) from None
 
-    def _read(self, request: Request) -> tuple[Body, Body, str]:
+    def _read(self, request: Request, who: Admitted) -> tuple[Body, Body, str]:
         """What is to be known of the body as it is sent, all of it, and its model.
 
         The model may have been put in, and a salt that its client's key demands."""
         body = read_body(request.body)
-        given = body.model
+        given, given_salt = body.model, body.salt
         model = given or self._only_model(request)
-        salt = _who(request).cache_salt(body.salt)
-        if salt == body.salt:
+        salt = who.cache_salt(given_salt)
+        if salt == given_salt:
             salt = None  # It is there already.
         if given is not None and salt is None:
             return body, body, model

@@ -80,18 +80,18 @@ class StreamReader:
 
     def feed(self, piece: bytes) -> bytes:
         """What the client gets of it now."""
-        # Most pieces are whole events, in which nothing is to change.
-        if (rewriter := self._rewriter) is not None and (
-            piece.find(self._word) >= 0 or rewriter.rest or piece[-2:] != b"\n\n"
-        ):
+        # Most pieces are whole events, in which nothing is to change, behind other whole ones.
+        whole = piece[-2:] == b"\n\n"
+        if (rewriter := self._rewriter) is not None and (not whole or piece.find(self._word) >= 0 or rewriter.rest):
             piece = rewriter.feed(piece)
+            whole = piece[-2:] == b"\n\n"
         self._pieces.append(piece)
         self._size += len(piece)
         if self._size > _AT_ONCE:
             self._look()
         # Most pieces are whole events with choices, which the filter need not see. `find`: where it gets bytes, `in`
         # takes them for a number first and fails, which costs more than the search.
-        if (usage := self._filter) is None or (not usage.rest and piece.find(b"[]") < 0 and piece[-2:] == b"\n\n"):
+        if (usage := self._filter) is None or (whole and piece.find(b"[]") < 0 and not usage.rest):
             return piece
         return usage.feed(piece)
 

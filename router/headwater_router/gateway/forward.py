@@ -146,6 +146,7 @@ class _Passage:
         "_request",
         "_rewritten",
         "_shared",
+        "_stream",
     )
 
     def __init__(self, shared: Forwarder, request: Request, client: Answering, call: Call, head: RequestHead) -> None:
@@ -160,6 +161,8 @@ class _Passage:
         """It gets another length than the endpoint said."""
         self._reader: UsageFinder | StreamReader = UsageFinder()
         """Looks at all that passes of the answer."""
+        self._stream: StreamReader | None = None
+        """The reader, where the answer is a stream."""
         self._keep_alive: KeepAlive | None = None
 
     async def run(self) -> None:
@@ -172,11 +175,6 @@ class _Passage:
     def stop(self) -> None:
         if self._keep_alive is not None:
             self._keep_alive.stop()
-
-    @property
-    def _stream(self) -> StreamReader | None:
-        """The reader, where the answer is a stream."""
-        return self._reader if isinstance(self._reader, StreamReader) else None
 
     async def _attempt(self, dispatch: Dispatch) -> bool:
         """Ask one endpoint. Returns whether that is the end of it; else another one may be asked. Raises APIError."""
@@ -238,12 +236,12 @@ class _Passage:
         # The head goes out with the first content, so that until then another endpoint can be tried.
         first = await connection.read()
         if is_stream(connection.headers):
-            self._reader = StreamReader(self._call.path)
+            self._reader = self._stream = reader = StreamReader(self._call.path)
             if self._head.translation is not None:
-                self._reader.rewrite(partial(translated_events, self._head.translation))
+                reader.rewrite(partial(translated_events, self._head.translation))
                 self._rewritten = True
             elif (renaming := renaming_of(dispatch.endpoint.backend.dialect, self._call.path)) is not None:
-                self._reader.rewrite(renaming.of_events, renaming.word)
+                reader.rewrite(renaming.of_events, renaming.word)
                 self._rewritten = True
             beginning = Beginning(self._call.path)
             kind = beginning.feed(first)
@@ -254,7 +252,7 @@ class _Passage:
         else:
             if self._client.answer_began:
                 raise MalformedAnswerError("it is no stream, and one had begun")
-            self._reader, kind = UsageFinder(), Kind.CONTENT
+            self._reader, self._stream, kind = UsageFinder(), None, Kind.CONTENT
             if (fault := fault_of(self._call.path, first, whole=connection.exhausted)) is not None:
                 if fault.tells_error:
                     first = await _beginning_of(connection, first)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from headwater.http.answering import Answering
 from headwater.http.connection import ClientConnection
 from headwater.http.request import Request
+from headwater_router.admission.keys import Admitted
 from headwater_router.dispatch.call import Call
 from headwater_router.gateway.access_log import AccessLog, AccessRecord, Try
 from headwater_router.gateway.metrics import REJECTED, ModelMetrics, RouterMetrics
@@ -27,8 +28,8 @@ class Entry:
     started: float
     """Monotonic seconds."""
     bytes_in: int
-    key: str
-    """The name of the client's API key."""
+    who: Admitted
+    """Its client, by the API key."""
     model: str = ""
     """Only if there is one of that name, or labels could be made up."""
     call: Call | None = None
@@ -63,13 +64,14 @@ class Journal:
         now = time.monotonic()
         status = entry.client.status if entry.client.answer_began else CLIENT_CLOSED_REQUEST
         self._metrics.answered(status)
+        outcome = entry.outcome
         if entry.model:
-            self._count(entry, self._metrics.of(entry.model), now)
+            self._count(entry, outcome, self._metrics.of(entry.model), now)
         if self._log is not None:
-            self._log.write(_record(entry, status, now))
+            self._log.write(_record(entry, outcome, status, now))
 
-    def _count(self, entry: Entry, metrics: ModelMetrics, now: float) -> None:
-        metrics.outcomes[entry.outcome].inc()
+    def _count(self, entry: Entry, outcome: str, metrics: ModelMetrics, now: float) -> None:
+        metrics.outcomes[outcome].inc()
         metrics.duration.observe(now - entry.started)
         if entry.call is None:
             return
@@ -118,17 +120,17 @@ def _seconds_per_token(call: Call, usage: Usage, now: float) -> float | None:
     return (now - first) / (usage.output_tokens - 1)
 
 
-def _record(entry: Entry, status: int, now: float) -> AccessRecord:
+def _record(entry: Entry, outcome: str, status: int, now: float) -> AccessRecord:
     request, call = entry.request, entry.call
     record = AccessRecord(
         id=request.id.decode("latin-1"),
         client=request.client,
-        key=entry.key,
+        key=entry.who.name,
         method=request.method.decode("latin-1"),
         path=entry.path,
         model=entry.model,
         status=status,
-        outcome=entry.outcome,
+        outcome=outcome,
         error=entry.error,
         seconds=now - entry.started,
         bytes_in=entry.bytes_in,

@@ -242,7 +242,7 @@ class FixedSpread(Spread):
         share = self._other if call.kind is None else self._shares.get(call.kind, self._other)
         by_key = {each.deployment.key: each for each in lineups}
         weights = [(name, share if name == PREFIX else 1 - share) for name in by_key]
-        return Chosen(by_key[choose(weights, call.conversation, random.Random(1))], Why.WEIGHT)
+        return by_key[choose(weights, call.conversation, random.Random(1))], Why.WEIGHT
 
 
 @dataclass(slots=True)

@@ -128,7 +128,7 @@ class Descriptors:
         self._tell()
 
     def _tell(self) -> None:
-        if self.waiting:
+        if self._count_waiting():
             self._on_room()
 
     # Idle connections to endpoints

@@ -66,7 +66,7 @@ class Room(Generic[W]):
     def __init__(self, most_bytes: int) -> None:
         self.counts: Counter[tuple[WaitReason, str]] = Counter()
         """By scope; so for the next two: to be read only."""
-        self.totals: Counter[WaitReason] = Counter()
+        self.totals: Counter[WaitReason] = Counter(dict.fromkeys(WaitReason, 0))
         self.bytes = 0
         self._most_bytes = most_bytes
         self._lines: dict[Line, list[W]] = {}

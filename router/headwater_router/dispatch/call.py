@@ -69,8 +69,9 @@ class Call:
 
     def forget_body(self) -> None:
         """From now on it is sent nowhere else."""
-        self._fingerprint = self.fingerprint
-        self.body = b""
+        if not self._fingerprint:
+            self._fingerprint = fingerprint(self.path, self.body)
+            self.body = b""
 
     def forget_stays(self) -> None:
         """All that there was to tell of it is told. A stay knows its call; were it to go on the other way round, each

@@ -94,6 +94,8 @@ class Candidates:
 
     def settle(self, now: float) -> bool:
         """Whether the time of one that was busy is over."""
+        if not self._busy_until:
+            return False
         before = len(self._busy_until)
         self._forget_free(now)
         return len(self._busy_until) < before

@@ -154,8 +154,8 @@ class Dispatcher:
         return self._send(call, found, now)
 
     def _send(self, call: Call, found: Found, now: float) -> Dispatch:
-        lineup, why = self.spread.choose(call, _elsewhere(call, found.lineups), now)
-        self.settle(now)
+        lineup, why = self.spread.choose(call, found.lineups, now)
+        self._penalties.settle(now)
         if call.deadline is None:
             call.deadline = now + self._answer_timeout
         picker = self._picker(lineup)
@@ -226,10 +226,12 @@ class Dispatcher:
     def close(self, call: Call, now: float, otherwise: Outcome) -> None:
         """The request has ended. What its failures say of the endpoints is decided here at the latest. `otherwise`: the
         outcome of a stay that has none yet."""
-        self._leave_budget(call, call.in_budget)
+        if call.in_budget:
+            self._leave_budget(call, call.in_budget)
         if call.stays and call.stays[-1].stage is not Stage.ENDED:
             call.stays[-1].ended(otherwise, now)
-        self._charge_suspects(call, now)
+        if call.suspects:
+            self._charge_suspects(call, now)
         call.forget_body()
         self._disconnect(call)
 
@@ -309,8 +311,11 @@ class Dispatcher:
 
     def began(self, dispatch: Dispatch, now: float) -> None:
         """Its first token is here: what others failed before was their own fault, and it is no retry any more."""
-        self._leave_budget(dispatch.call, dispatch.attempt)
-        self._charge_suspects(dispatch.call, now)
+        call = dispatch.call
+        if call.in_budget:
+            self._leave_budget(call, dispatch.attempt)
+        if call.suspects:
+            self._charge_suspects(call, now)
         if self.on_change is not None:
             self.on_change()
 
@@ -329,13 +334,15 @@ class Dispatcher:
         call, outcome, endpoint = dispatch.call, dispatch.outcome, dispatch.endpoint
         if outcome in (Outcome.LOST, Outcome.STALE):
             self._lost(dispatch, now)
-        self._leave_budget(call, dispatch.attempt)
+        if call.in_budget:
+            self._leave_budget(call, dispatch.attempt)
         if outcome is Outcome.ANSWERED:
             self._count_predictions(dispatch, now)
             self._durations.learn(call.identity.base, now - dispatch.at)
             self.spread.learn(dispatch, now)
             endpoint.breaker.answered(now)
-            self._charge_suspects(call, now)
+            if call.suspects:
+                self._charge_suspects(call, now)
             if self._poison:
                 self._poison.answered(call.fingerprint)
             return
@@ -414,16 +421,9 @@ class Dispatcher:
 
     def _leave_budget(self, call: Call, attempt: int) -> None:
         """The stay that failed may end after its retry was counted: only that one gives the place back."""
-        if call.in_budget and call.in_budget == attempt:
+        if call.in_budget == attempt:
             call.in_budget = 0
             self.budget.give()
-
-
-def _elsewhere(call: Call, found: list[Lineup]) -> list[Lineup]:
-    """What one replica failed, another deployment is more likely to answer than another replica: a new version may be
-    wrong."""
-    failing = {dispatch.endpoint.spec.whose for dispatch in call.suspects}
-    return [lineup for lineup in found if lineup.deployment.key not in failing] or found
 
 
 def _unattainable() -> ServiceUnavailableError:

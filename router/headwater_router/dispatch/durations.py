@@ -13,7 +13,7 @@ class Durations:
 
     def learn(self, model: str, seconds: float) -> None:
         """An answer took so long."""
-        typical = self.of(model)
+        typical = self._typical.get(model, _TYPICAL)
         self._typical[model] = typical + _LEARNING * (seconds - typical)
 
     def of(self, model: str) -> float:

@@ -3,7 +3,6 @@
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from headwater_router.dispatch.call import Call
 from headwater_router.dispatch.dispatch import Dispatch
@@ -15,10 +14,7 @@ from headwater_router.picker.classes import Applications, Kind
 from headwater_router.picker.split import Answer, Split, Why
 from headwater_router.picker.weights import choose
 
-
-class Chosen(NamedTuple):
-    lineup: Lineup
-    why: Why
+Chosen = tuple[Lineup, Why]
 
 
 @dataclass(slots=True)
@@ -43,15 +39,17 @@ class Spread:
 
     def choose(self, call: Call, lineups: Sequence[Lineup], now: float) -> Chosen:
         """Of the deployments that could take a request one; there is at least one."""
+        if len(lineups) > 1 and call.suspects:
+            lineups = _elsewhere(call, lineups)
         if len(lineups) == 1:
-            return Chosen(lineups[0], Why.ALONE)
+            return lineups[0], Why.ALONE
         by_key = {each.deployment.key: each for each in lineups}
         weights = [(name, each.deployment.weight) for name, each in by_key.items()]
         name, why = choose(weights, call.conversation, self._rng), Why.WEIGHT
         among = [name for name, each in by_key.items() if each.deployment.share is Share.AUTO]
         if name in among and len(among) > 1:
             name, why = self._split(call, now).choose(call.conversation, among, self._rng)
-        return Chosen(by_key[name], why)
+        return by_key[name], why
 
     def learn(self, dispatch: Dispatch, now: float) -> None:
         """A whole answer came of it."""
@@ -105,3 +103,10 @@ class Spread:
         """Models that are gone."""
         for model in self._found.keys() - set(self._fleet.models):
             del self._found[model]
+
+
+def _elsewhere(call: Call, found: Sequence[Lineup]) -> Sequence[Lineup]:
+    """What one replica failed, another deployment is more likely to answer than another replica: a new version may be
+    wrong."""
+    failing = {dispatch.endpoint.spec.whose for dispatch in call.suspects}
+    return [lineup for lineup in found if lineup.deployment.key not in failing] or found

@@ -99,7 +99,7 @@ class WaitingRoom:
         return {reason: self._room.totals[reason] for reason in WaitReason}
 
     def waiting_for_a_connection(self) -> int:
-        return self._room.totals[WaitReason.NO_CONNECTION] if self._room else 0
+        return self._room.totals[WaitReason.NO_CONNECTION]
 
     def waiting_for(self, scope: str) -> int:
         """How many wait for endpoints of a deployment, or a model, to get ready or to have room."""

@@ -26,8 +26,8 @@ class Catalogue:
     """Deployments by the names that their resources give them, whether there is an endpoint or not."""
     identities: dict[str, ServedModel] = field(default_factory=dict)
     """What a name stands for."""
-    shared: set[str] = field(default_factory=set)
-    """Names that endpoints of more than one deployment serve."""
+    several: set[str] = field(default_factory=set)
+    """Names that more than one deployment serves, or is to."""
     static: set[str] = field(default_factory=set)
     """Names of endpoints that belong to no deployment."""
     listed: set[str] = field(default_factory=set)
@@ -62,7 +62,8 @@ def catalogue(endpoints: Collection[Endpoint], deployments: Mapping[str, Deploym
     for name, serving in made.serving.items():
         made.identities.setdefault(name, serving[0][1])
         if len({endpoint.spec.whose for endpoint, _ in serving}) > 1:
-            made.shared.add(name)
+            made.several.add(name)
+    made.several |= {name for name, promised in made.promised.items() if len(promised) > 1}
     return made
 
 

@@ -245,7 +245,7 @@ class Fleet:
 
     def several(self, model: str) -> bool:
         """Whether more than one deployment serves it, or is to."""
-        return model in self._catalogue.shared or len(self.promised(model)) > 1
+        return model in self._catalogue.several
 
     @property
     def undiscovered(self) -> bool:

@@ -26,6 +26,7 @@ chains = st.sampled_from(
 steps = st.lists(
     st.one_of(
         st.tuples(st.sampled_from(["begin", "begin", "share"]), chains, st.just(0)),
+        st.tuples(st.just("whole"), chains, st.integers(0, 15)),
         st.tuples(st.just("end"), st.integers(0, 9).map(lambda place: (place,)), st.integers(0, 15)),
     ),
     max_size=60,
@@ -92,6 +93,10 @@ def test_what_is_believed_is_what_a_naive_list_in_order_of_use_holds(steps: list
                 index.answered("a", chain, index.dispatched("a", chain, None, 0.0, CAPACITY))
                 oracle.begin(chain)
                 answering.append(chain)
+            case "whole":
+                index.answered("a", chain, index.dispatched("a", chain, None, 0.0, CAPACITY), units)
+                oracle.begin(chain)
+                oracle.end(chain, units)
             case "share":
                 index.shared("a", chain, CAPACITY)
                 oracle.use(chain)

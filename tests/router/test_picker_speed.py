@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import astuple
 
 from headwater_router.picker.speed import Factor, Lengths, Pace, Stretch, liken
 
@@ -20,11 +21,13 @@ def stretch(rng: random.Random, *, streamed: bool = True) -> list[Stretch]:
     answers, context, steps = rng.randrange(0, 60), rng.randrange(0, 200_000), rng.randrange(20, 600)
     first = Stretch(1.0, 0.0, answers, context, rng.randrange(10, 9000))
     rest = Stretch(0.0, steps, answers * steps, context * steps, rng.randrange(0, 40_000))
-    return [first, rest] if streamed else [Stretch(*[a + b for a, b in zip(first, rest, strict=True)])]
+    return (
+        [first, rest] if streamed else [Stretch(*[a + b for a, b in zip(astuple(first), astuple(rest), strict=True)])]
+    )
 
 
 def seconds(each: Stretch, costs: tuple[float, ...] = COSTS) -> float:
-    return sum(one * cost for one, cost in zip(each, costs, strict=True))
+    return sum(one * cost for one, cost in zip(astuple(each), costs, strict=True))
 
 
 def taught(answers: int = 500, *, streamed: bool = True, noise: float = 0.1) -> tuple[Pace, Factor]:

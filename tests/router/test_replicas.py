@@ -60,7 +60,7 @@ class Replicas:
         answers = [await self.one.post(first)]
         if told:
             chain = PromptBuilder().build(CHAT, read_body(first), [], model="m").text_chain
-            await until(lambda: bool(self.other.router._index.match(chain, time.monotonic())))
+            await until(lambda: self.other.router._index.match(chain, time.monotonic()).longest > 0)
         answers.append(await self.other.post(second))
         assert [answer.status_code for answer in answers] == [200, 200]
         return answers[0].headers["x-headwater-endpoint"], answers[1].headers["x-headwater-endpoint"]

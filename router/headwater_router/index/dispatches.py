@@ -9,6 +9,7 @@ All holders share one table from a block's hash to a set of holders, one bit eac
 chain finds the depth of every holder at once.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import islice, pairwise
 from typing import Final
@@ -26,7 +27,7 @@ class Dispatches:
     def __init__(self) -> None:
         self.masks: dict[int, int] = {}
         """Block hash to the set of its holders. To be read only."""
-        self._caches: dict[int, Believed] = {}
+        self._caches: defaultdict[int, Believed] = defaultdict(Believed)
 
     def count(self, holder: int) -> int:
         cache = self._caches.get(holder)
@@ -38,17 +39,17 @@ class Dispatches:
     def begun(self, holder: int, chain: Sequence[int], capacity: int, room: int) -> None:
         """A prompt of these blocks was computed there, and is being answered. The rest is as in `add`."""
         self.add(holder, chain, capacity, room)
-        self._cache(holder).begin(chain)
+        self._caches[holder].begin(chain)
 
     def ended(self, holder: int, chain: Sequence[int], units: int, capacity: int, room: int) -> None:
         """Its answer has ended, with so many units. Prompt and answer are now what was used last, tails before heads.
         The rest is as in `add`."""
-        self._cache(holder).end(chain, units)
+        self._caches[holder].end(chain, units)
         self.add(holder, chain, capacity, room)
 
     def add(self, holder: int, chain: Sequence[int], capacity: int, room: int) -> None:
         """A prompt of these blocks was computed there. The holder keeps `capacity` units, and `room` entries."""
-        cache = self._cache(holder)
+        cache = self._caches[holder]
         entries, bit = cache.entries, 1 << holder
         masks, added, new = self.masks, 0, 0
         for place in range(len(chain) - 1, -1, -1):
@@ -76,7 +77,7 @@ class Dispatches:
     def recall(self, holder: int, blocks: Iterable[tuple[int, int]], capacity: int, room: int) -> None:
         """Somebody knew of these, those that were used last first. They count as older than what is here, which they
         push nothing of out; `capacity` and `room` are as in `add`."""
-        cache = self._cache(holder)
+        cache = self._caches[holder]
         entries = cache.entries
         for key, units in blocks:
             units = min(max(units, 1), _UNITS[-1])
@@ -96,12 +97,6 @@ class Dispatches:
     def forget(self, holder: int) -> None:
         self.trim(holder, 0)
         self._caches.pop(holder, None)
-
-    def _cache(self, holder: int) -> Believed:
-        cache = self._caches.get(holder)
-        if cache is None:
-            cache = self._caches[holder] = Believed()
-        return cache
 
     def _drop(self, holder: int, cache: Believed, capacity: int, room: int) -> None:
         while cache.entries and (cache.units > capacity or len(cache.entries) > room):

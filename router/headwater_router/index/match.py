@@ -13,10 +13,6 @@ class Match:
         """`steps`: depths, rising, each with those who hold at least so many leading blocks."""
         self._steps = steps
 
-    def __bool__(self) -> bool:
-        """Whether anybody holds anything."""
-        return bool(self._steps)
-
     @property
     def longest(self) -> int:
         """Leading blocks that anybody should hold."""
@@ -51,6 +47,7 @@ class Match:
 
 
 NOTHING = Match(())
+"""Nobody holds anything, as of most new prompts: it is the only one that says so."""
 
 
 def walk(chain: Sequence[int], known: Mapping[int, int], expected: Mapping[int, int]) -> Match:

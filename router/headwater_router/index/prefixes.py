@@ -13,7 +13,7 @@ evenly among the endpoints; within its share, each is kept as its own cache is, 
 Endpoints are known by their ids. One that restarts has a new id, and `forget` drops the old.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -69,11 +69,14 @@ class PrefixIndex:
         """`max_entries`: hard limit over all endpoints and sources; an entry is about 250 bytes.
         `unconfirmed_ttl`: seconds that a dispatch counts without an answer; long enough for a long prefill."""
         self._max_entries = max_entries
+        self._share = max_entries
+        """What one endpoint may have of all entries."""
         self._dispatches = Dispatches()
         self._sent = Pending(unconfirmed_ttl)
         self._expected = Pending(unconfirmed_ttl)
         self._stored = StoredBlocks()
-        self._holders: dict[str, int] = {}
+        self.holders: dict[str, int] = {}
+        """By endpoint, if anything was ever known of it. To be read only."""
         self.names: list[str] = []
         """The endpoint of each holder. To be read only, and for holders that `match` gave just now."""
         self._free: list[int] = []
@@ -85,11 +88,6 @@ class PrefixIndex:
         """Times that an endpoint got a holder or lost it."""
         self.on_answer: Callable[[str, Sequence[int]], None] | None = None
         """Told what `answered` is told; not what is `shared`."""
-
-    @property
-    def holders(self) -> Mapping[str, int]:
-        """By endpoint, if anything was ever known of it."""
-        return self._holders
 
     def match(self, text_chain: Sequence[int], now: float) -> Match:
         """Leading blocks of the prompt's text that each endpoint should hold."""
@@ -103,7 +101,7 @@ class PrefixIndex:
 
     def confirmed(self, target_id: str, token_chain: Sequence[int], depth: int) -> bool:
         """Whether KV events, and nothing else, say that the endpoint holds just these leading spans."""
-        holder = self._holders.get(target_id)
+        holder = self.holders.get(target_id)
         if holder is None or not self.complete(target_id):
             return False
         return all(self._stored.holds(holder, key) for key in token_chain[:depth])
@@ -121,7 +119,7 @@ class PrefixIndex:
         feeds = self._feeds.get(target_id)
         if feeds is None or len(feeds) < self._publishers.get(target_id, 1):
             return False
-        holder = self._holders[target_id]
+        holder = self.holders[target_id]
         return all(feed.complete and self._stored.whole(holder, rank) for rank, feed in feeds.items())
 
     def dispatched(
@@ -130,47 +128,52 @@ class PrefixIndex:
         """A prompt goes there. `capacity`: units of text (see `headwater.prefix`) that its cache has room for."""
         holder = self._holder(target_id)
         self._capacity[target_id] = capacity
-        share = self._share(8)
+        share = self._share // 8
         text = self._sent.add(holder, text_chain, self._dispatches.masks, now, min(capacity, _PENDING_TEXT, share))
         tokens = NO_TICKET
         if token_chain is not None and target_id in self._feeds:
             tokens = self._expected.add(holder, token_chain, self._stored.masks, now, min(_PENDING_TOKENS, share))
         return text, tokens
 
-    def answered(self, target_id: str, text_chain: Sequence[int], tickets: Tickets) -> None:
-        """The prompt was computed there, so its blocks are cached. `ended` is to follow. Nothing, if the endpoint was
-        forgotten since."""
-        holder = self._holders.get(target_id)
+    def answered(self, target_id: str, text_chain: Sequence[int], tickets: Tickets, units: int | None = None) -> None:
+        """The prompt was computed there, so its blocks are cached. Nothing, if the endpoint was forgotten since.
+
+        `units`: as in `ended`, where the answer is over by now; else that is to follow."""
+        holder = self.holders.get(target_id)
         if holder is not None:
             # What is pending by token ids stays until the KV event comes, which may be after the answer.
             self._sent.drop(tickets[0])
-            self._dispatches.begun(holder, text_chain, self._capacity.get(target_id, 0), self._share(4))
+            capacity, share = self._capacity.get(target_id, 0), self._share // 4
+            if units is None:
+                self._dispatches.begun(holder, text_chain, capacity, share)
+            else:
+                self._dispatches.ended(holder, text_chain, units, capacity, share)
             if text_chain and self.on_answer is not None:
                 self.on_answer(target_id, text_chain)
 
     def ended(self, target_id: str, text_chain: Sequence[int], units: int) -> None:
         """The answer to a prompt that was `answered` is over, however it ended. `units`: of text, that it had, as far
         as that is known. They are cached, too."""
-        holder = self._holders.get(target_id)
+        holder = self.holders.get(target_id)
         if holder is not None:
-            self._dispatches.ended(holder, text_chain, units, self._capacity.get(target_id, 0), self._share(4))
+            self._dispatches.ended(holder, text_chain, units, self._capacity.get(target_id, 0), self._share // 4)
 
     def shared(self, target_id: str, text_chain: Sequence[int], capacity: int) -> None:
         """Another router's prompt was answered there. `capacity`: as in `dispatched`, which knows better, and wins."""
         holder = self._holder(target_id)
         capacity = self._capacity.setdefault(target_id, capacity)
-        self._dispatches.add(holder, text_chain, capacity, self._share(4))
+        self._dispatches.add(holder, text_chain, capacity, self._share // 4)
 
     def latest(self, target_id: str, most: int) -> list[tuple[int, int]]:
         """Blocks of text that it should hold, with their units, those that were used last first."""
-        holder = self._holders.get(target_id)
+        holder = self.holders.get(target_id)
         return [] if holder is None else self._dispatches.latest(holder, most)
 
     def recalled(self, target_id: str, blocks: Iterable[tuple[int, int]], capacity: int) -> None:
         """What another router told in answer to a question by that. `capacity`: as in `shared`."""
         holder = self._holder(target_id)
         capacity = self._capacity.setdefault(target_id, capacity)
-        self._dispatches.recall(holder, blocks, capacity, self._share(4))
+        self._dispatches.recall(holder, blocks, capacity, self._share // 4)
 
     def withdrawn(self, tickets: Tickets) -> None:
         """The prompt was not computed there: the request failed, or was cancelled before its first byte."""
@@ -216,7 +219,7 @@ class PrefixIndex:
                 self._stored.work += 1
                 yield ()
                 continue
-            yield from self._stored.apply(holder, rank, event, self._share(2))
+            yield from self._stored.apply(holder, rank, event, self._share // 2)
             if isinstance(event, AllBlocksCleared):
                 feed.complete = cleared = True
         feed.sequence = sequence
@@ -232,7 +235,7 @@ class PrefixIndex:
         if feeds is None or feeds.pop(rank, None) is None:
             return
         self._gaps += 1
-        holder = self._holders[target_id]
+        holder = self.holders[target_id]
         for gone in self._stored.purge(holder, rank):
             self._expected.discard(holder, gone)
             if self._stored.work >= _PIECE:
@@ -246,23 +249,23 @@ class PrefixIndex:
         self._feeds.pop(target_id, None)
         self._publishers.pop(target_id, None)
         self._capacity.pop(target_id, None)
-        holder = self._holders.pop(target_id, None)
+        holder = self.holders.pop(target_id, None)
         if holder is not None:
             for table in (self._dispatches, self._sent, self._expected, self._stored):
                 table.forget(holder)
             self._free.append(holder)
-            self.changes += 1
+            self._changed()
 
     def blocks(self, target_id: str) -> int:
         """That an endpoint is believed to hold, of text and of token ids."""
-        holder = self._holders.get(target_id)
+        holder = self.holders.get(target_id)
         if holder is None:
             return 0
         return self._dispatches.count(holder) + self._stored.count(holder)
 
     def size(self) -> IndexSize:
         dispatched = len(self._dispatches) + len(self._sent) + len(self._expected)
-        return IndexSize(len(self._holders), dispatched, len(self._stored), self._gaps, self._stored.unusable)
+        return IndexSize(len(self.holders), dispatched, len(self._stored), self._gaps, self._stored.unusable)
 
     def check(self) -> None:
         """Raises AssertionError where the tables disagree or are too large. Takes time in proportion to their size."""
@@ -270,10 +273,10 @@ class PrefixIndex:
             table.check()
         size = self.size()
         assert size.dispatched + size.stored <= self._max_entries
-        assert sorted([*self._holders.values(), *self._free]) == list(range(len(self.names)))
+        assert sorted([*self.holders.values(), *self._free]) == list(range(len(self.names)))
 
     def _holder(self, target_id: str) -> int:
-        holder = self._holders.get(target_id)
+        holder = self.holders.get(target_id)
         if holder is not None:
             return holder
         if self._free:
@@ -282,18 +285,19 @@ class PrefixIndex:
         else:
             holder = len(self.names)
             self.names.append(target_id)
-        self._holders[target_id] = holder
-        self.changes += 1
-        for other in self._holders.values():
-            self._dispatches.trim(other, self._share(4))
-            self._stored.trim(other, self._share(2))
-        self._sent.trim(self._share(8))
-        self._expected.trim(self._share(8))
+        self.holders[target_id] = holder
+        self._changed()
+        for other in self.holders.values():
+            self._dispatches.trim(other, self._share // 4)
+            self._stored.trim(other, self._share // 2)
+        self._sent.trim(self._share // 8)
+        self._expected.trim(self._share // 8)
         return holder
 
-    def _share(self, part: int) -> int:
-        """What one endpoint may have of the nth part of all entries."""
-        return self._max_entries // (part * len(self._holders))
+    def _changed(self) -> None:
+        """An endpoint got a holder, or lost it."""
+        self.changes += 1
+        self._share = self._max_entries // max(1, len(self.holders))
 
     def _gap(self, target_id: str, holder: int, rank: int, feed: _Feed, sequence: int) -> Iterator[Sequence[int]]:
         self._gaps += 1

@@ -100,7 +100,8 @@ def end(decision: CountedDecision) -> None:
     if decision.ended:
         raise ValueError(f"the decision for {decision.target.id} was finished twice")
     decision.ended = True
-    end_prefill(decision)
+    if decision.prefilling:
+        end_prefill(decision)
     decision.target.load.in_flight -= 1
     decision.target.load.kv_tokens -= decision.prefill_tokens
     decision.target.load.prompt_tokens -= decision.prompt.tokens

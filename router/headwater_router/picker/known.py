@@ -3,7 +3,7 @@
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final
 
 from msgspec import Struct
 
@@ -11,15 +11,16 @@ from headwater_router.admission.ceiling import SILENCE, Report
 from headwater_router.index.prefixes import Tickets
 from headwater_router.picker.adapters import Slots
 from headwater_router.picker.base import Backlog, Candidate, Decision, Load, Others, Target
-from headwater_router.picker.counting import CountedDecision, begin, counted, end_prefill
+from headwater_router.picker.counting import CountedDecision, begin, end_prefill
 from headwater_router.picker.heard import Heard, stretch_of
+from headwater_router.picker.objective import Weights
 from headwater_router.picker.speed import Factor, Pace, Stretch
 
 _STALE_SECONDS: Final = 300.0
 """Without an answer, after which an endpoint's own speed is not gone by."""
 
 
-class Sums(NamedTuple):
+class Sums(Struct, frozen=True, gc=False):
     """Of all that an endpoint did up to some moment, of which two make a stretch of time."""
 
     at: float
@@ -207,8 +208,7 @@ class Routed(CountedDecision):
     """What is done there up to its first token, as was predicted."""
     since: Sums
     """When its first token came; before, and where it is not streamed, when it was sent."""
-    others: float
-    """Seconds that it takes from the others there, as was predicted."""
+    weights: Weights
     wait: float
     """Until its first token, as was predicted, in units of what a request takes to its end on average; so it tells how
     much dearer a further wait is to it."""
@@ -221,7 +221,10 @@ class Routed(CountedDecision):
         ]
 
     def taken(self) -> float:
-        return self.others
+        if self.predicted_ttft is None:
+            return 0.0
+        first, rest, others = self.weights
+        return max(0.0, (self.chosen.cost - first * self.chosen.first - rest * self.chosen.rest) / others)
 
     def begin(self) -> None:
         begin(self)
@@ -247,13 +250,13 @@ class Routed(CountedDecision):
     def leave(self) -> None:
         """It has ended; its load is still counted."""
         known = self.chosen.known
+        known.stale = True
         known.outputs -= self.output
         known.waits = max(0.0, known.waits - self.wait)
 
 
 def routed(decision: Decision) -> Routed:
     """Raises TypeError for a decision that is not from the prefix policy."""
-    found = counted(decision)
-    if not isinstance(found, Routed):
+    if not isinstance(decision, Routed):
         raise TypeError(f"the prefix policy did not make the decision {decision!r}")
-    return found
+    return decision

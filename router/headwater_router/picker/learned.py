@@ -1,8 +1,10 @@
 """What the prefix policy has learned: costs of steps by deployment and model, lengths of answers by application."""
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Final
+
+from msgspec import Struct
 
 from headwater_router.picker.base import Prompt, Target
 from headwater_router.picker.known import Known, Routed
@@ -19,7 +21,7 @@ MOST_LESSONS: Final = 64
 """That wait for other routers; the latest ones."""
 
 
-class Lesson(NamedTuple):
+class Lesson(Struct, frozen=True):
     """A stretch of time at an endpoint, from which other routers learn as from their own."""
 
     deployment: str
@@ -36,7 +38,7 @@ class Learned:
         self.lessons: deque[Lesson] = deque(maxlen=MOST_LESSONS)
         """Of what was learned here, for others."""
         self._paces: dict[tuple[str, str], Pace] = {}
-        self._lengths: dict[str, Lengths] = {}
+        self._lengths: defaultdict[str, Lengths] = defaultdict(Lengths)
         """By model."""
 
     def pace(self, targets: Targets, prompt: Prompt, now: float) -> Pace:
@@ -50,7 +52,7 @@ class Learned:
 
     def output(self, prompt: Prompt) -> float:
         """Tokens that its answer is expected to have."""
-        return self._lengths_of(prompt).expected(_beginning(prompt))
+        return self._lengths[prompt.model].expected(_beginning(prompt))
 
     def learn(self, found: Routed, stretch: Stretch, seconds: float, now: float) -> None:
         lesson = Lesson(found.targets.deployment, found.prompt.model, found.target, stretch, seconds)
@@ -67,7 +69,7 @@ class Learned:
         """From its first token to its last; of one that is not streamed, all of it."""
         if output_tokens > MOST_TOKENS:
             return
-        self._lengths_of(found.prompt).learn(_beginning(found.prompt), output_tokens)
+        self._lengths[found.prompt.model].learn(_beginning(found.prompt), output_tokens)
         since, until = found.since, found.chosen.known.sums(found.target.load, now)
         seconds, steps = now - since.at, output_tokens - 1
         if seconds <= 0 or (found.prompt.streamed and (not steps or found.prefilling)):
@@ -95,19 +97,13 @@ class Learned:
         for each in known:
             each.own_factor = each.factor.apart(pace.usual) if now <= each.fresh_until else 0.0
 
-    def _lengths_of(self, prompt: Prompt) -> Lengths:
-        lengths = self._lengths.get(prompt.model)
-        if lengths is None:
-            lengths = self._lengths[prompt.model] = Lengths()
-        return lengths
-
 
 def _learn(lesson: Lesson, known: Known, pace: Pace, now: float) -> None:
     """`known`, `pace`: of its target."""
     pace.learn(lesson.stretch, lesson.seconds, known.factor)
     pace.learned_at = now
     known.measured(pace, now)
-    lesson.target.load.prefill_rate = 1.0 / (known.factor.beside(pace.usual) * pace.costs[4])
+    lesson.target.load.prefill_rate = 1.0 / ((known.own_factor or pace.usual) * pace.costs[4])
 
 
 def _beginning(prompt: Prompt) -> int | None:

@@ -164,7 +164,8 @@ class PrefixPicker:
     def first_token(self, decision: Decision, now: float) -> None:
         found = routed(decision)
         target, known = found.target, found.chosen.known
-        known.see_gauges(target.load, now)
+        if target.load.reported is not known.seen_report or target.load.others is not known.seen_others:
+            known.see_gauges(target.load, now)
         if not found.prompt.streamed:
             return
         found.since = known.sums(target.load, now)
@@ -172,7 +173,8 @@ class PrefixPicker:
         known.backlog.moved_at = now
         self.learned.learn(found, found.until_first, now - found.at, now)
         found.targets.eased(target)
-        self._confirm(found)
+        if self._is_known(found):
+            self._index.answered(target.id, found.prompt.text_chain, found.tickets)
 
     def finished(
         self,
@@ -183,29 +185,32 @@ class PrefixPicker:
         output_tokens: int | None = None,
     ) -> None:
         found = routed(decision)
-        known, expected = found.chosen.known, found.chosen.expected_tokens
+        load, known, expected = found.target.load, found.chosen.known, found.chosen.expected_tokens
         computed = found.prompt.streamed and not found.prefilling
-        if found.target.load.others is not known.seen_others:
-            known.see_gauges(found.target.load, now)
+        if load.others is not known.seen_others:
+            known.see_gauges(load, now)
         if outcome is Outcome.ANSWERED and output_tokens:
             self.learned.learn_rest(found, output_tokens, now)
         else:
-            known.sums(found.target.load, now)
-        self._end_prefill(found)
+            known.sums(load, now)
+        if found.prefilling:
+            self._end_prefill(found)
         found.leave()
         end(found)
         self._in_flight -= 1
-        known.see_gauges(found.target.load, now)
+        if load.reported is not known.seen_report:
+            known.see_gauges(load, now)
         if outcome is Outcome.ANSWERED and cached_tokens is not None and expected >= 1:
             share = min(1.0, cached_tokens / expected)
             known.trust = max(known.trust + _LEARNING * (share - known.trust), _LEAST_TRUST)
-        if outcome is Outcome.ANSWERED and not computed:
-            self._confirm(found)
-            computed = True
-        if computed:
-            self._end_answer(found, output_tokens or 0)
-        else:
+        if not (computed or outcome is Outcome.ANSWERED):
             self._index.withdrawn(found.tickets)
+        elif self._is_known(found):
+            units = _units(found.prompt, output_tokens or 0)
+            if computed:
+                self._index.ended(found.target.id, found.prompt.text_chain, units)
+            else:
+                self._index.answered(found.target.id, found.prompt.text_chain, found.tickets, units)
 
     def speed(self, target_id: str) -> Speed | None:
         """What was learned of an endpoint; None: nothing."""
@@ -227,12 +232,12 @@ class PrefixPicker:
 
     def _offered(self, targets: Targets, excluded: Collection[str], text: Match, tokens: Match) -> Sequence[Target]:
         """Those to compare."""
-        if not targets.many or not (text or tokens):
+        if not targets.many or (text is NOTHING and tokens is NOTHING):
             return targets.some(self._rng, excluded)
         view = self._view(targets)
         among, names = view.among(excluded), self._index.names
         holders = text.deepest(among, _HOLDERS, self._rng)
-        if tokens:
+        if tokens is not NOTHING:
             holders += [holder for holder in tokens.deepest(among, _HOLDERS, self._rng) if holder not in holders]
         return targets.some(self._rng, excluded, [view.by_id[names[holder]] for holder in holders])
 
@@ -255,7 +260,7 @@ class PrefixPicker:
         compared = []
         typical, known_of = self._typical_work, self._known.get
         constant, step, answer, context, token = pace.costs
-        size, usual, anybody = prompt.tokens, pace.usual, bool(text or tokens)
+        size, usual, anybody = prompt.tokens, pace.usual, text is not NOTHING or tokens is not NOTHING
         most, block_tokens, holder_of = size - 1, prompt.text_block_tokens, self._index.holders.get
         first_weight, rest_weight, others_weight = self._weights
         share, all_steps = answer + context * size, step * output
@@ -381,7 +386,7 @@ class PrefixPicker:
                 chosen.ahead + chosen.work,
             ),
             known.sums(target.load, now),
-            self._taken(chosen) if pace.samples else 0.0,
+            self._weights,
             min(chosen.first / (self._typical_seconds or seconds), _LONGEST_WAIT),
             prefill_tokens=prompt.tokens - cached,
         )
@@ -393,26 +398,12 @@ class PrefixPicker:
         self._typical_work += _LEARNING * (chosen.work - self._typical_work)
         return found
 
-    def _taken(self, chosen: Compared) -> float:
-        """What the others pay of its cost."""
-        first, rest, others = self._weights
-        return max(0.0, (chosen.cost - first * chosen.first - rest * chosen.rest) / others)
-
     def _label(self, prompt: Prompt, target: Target, cached_tokens: int) -> Label:
         if prompt.token_chain is not None:
             spans = cached_tokens // prompt.token_block_size
             if self._index.confirmed(target.id, prompt.token_chain, spans):
                 return Label.EXACT
         return Label.APPROXIMATE if prompt.text_chain else Label.FALLBACK
-
-    def _confirm(self, found: Routed) -> None:
-        if self._is_known(found):
-            self._index.answered(found.target.id, found.prompt.text_chain, found.tickets)
-
-    def _end_answer(self, found: Routed, tokens: int) -> None:
-        if self._is_known(found):
-            units = round(tokens / found.prompt.usual_block_tokens) if tokens <= MOST_TOKENS else 0
-            self._index.ended(found.target.id, found.prompt.text_chain, units)
 
     def _is_known(self, found: Routed) -> bool:
         """Whether the endpoint was not forgotten since: else the answer says nothing of the cache that it has now."""
@@ -438,6 +429,11 @@ def cache_blocks(load: Load, text_block_tokens: float) -> int:
     """Units of text, of so many tokens each, that the endpoint's cache has room for."""
     tokens = load.total_blocks * load.block_size if load.total_blocks and load.block_size else DEFAULT_CAPACITY_TOKENS
     return max(1, int(tokens / text_block_tokens))
+
+
+def _units(prompt: Prompt, tokens: int) -> int:
+    """Of text, that an answer of so many tokens has."""
+    return round(tokens / prompt.usual_block_tokens) if tokens <= MOST_TOKENS else 0
 
 
 def make(index: PrefixIndex, rng: random.Random, objective: Objective) -> PrefixPicker:

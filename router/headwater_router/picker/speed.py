@@ -25,7 +25,10 @@ in it would send all requests to whoever happened to look the quickest.
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Final, NamedTuple
+from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import astuple
 
 _SURE: Final = 256
 """Samples of the pool, after which only each one of `_SPARSE` teaches the costs: it is work, and they know enough."""
@@ -56,7 +59,7 @@ _ALIKE: Final = 1.5
 """Times the others' factor, or a part of it, within which one counts as theirs."""
 
 
-class Stretch(NamedTuple):
+class Stretch(Struct, frozen=True, gc=False):
     """What was done at an engine in some time, in units of the five costs."""
 
     firsts: float = 0.0
@@ -78,7 +81,8 @@ class Pace:
     """The five costs of the engines of one deployment."""
 
     __slots__ = (
-        "_products", "_rests", "_since_fit", "_targets", "costs", "learned_at", "samples", "usual", "usual_at",
+        "_products", "_rests", "_since_fit", "_targets", "_tells_factors", "costs", "learned_at", "samples", "usual",
+        "usual_at",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -95,6 +99,8 @@ class Pace:
         self._since_fit = 0
         self._rests = 0
         """Samples with steps of their own."""
+        self._tells_factors = False
+        """There were enough, of both kinds or of one, to measure an engine by what is predicted."""
 
     def seconds(self, stretch: Stretch) -> float:
         """Predicted for an engine of factor 1."""
@@ -120,6 +126,7 @@ class Pace:
         self.samples += 1
         if stretch.steps:
             self._rests += 1
+        self._tells_factors = self.samples > _TAUGHT and (self._rests > _TAUGHT or not self._rests)
         if self._tells_factors:
             factor.learn(believed, predicted, _part(stretch, seconds, believed))
         if self.samples <= _SURE or not self.samples % _SPARSE:
@@ -132,16 +139,12 @@ class Pace:
             believed = _believable(seconds, factor.beside(self.usual) * predicted)
             factor.learn(believed, predicted, _part(stretch, seconds, believed))
 
-    @property
-    def _tells_factors(self) -> bool:
-        return self.samples > _TAUGHT and (self._rests > _TAUGHT or not self._rests)
-
     def _teach(self, stretch: Stretch, seconds: float, predicted: float) -> None:
         if not stretch.steps:
             # One step of the others is too little to tell what each costs; what it should be is taken off.
             seconds -= self.costs[2] * stretch.answers + self.costs[3] * stretch.context
             stretch = Stretch(stretch.firsts, 0.0, 0.0, 0.0, stretch.tokens)
-        scaled, told = [each / predicted for each in stretch], seconds / predicted
+        scaled, told = [each / predicted for each in astuple(stretch)], seconds / predicted
         for row, one in zip(self._products, scaled, strict=True):
             for place, other in enumerate(scaled):
                 row[place] = _MEMORY * row[place] + one * other

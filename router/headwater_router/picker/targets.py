@@ -30,11 +30,13 @@ class Targets:
     """Make one when the endpoints of a model change, and pass the same one until they change again: what is worked out
     for them is kept in it."""
 
-    __slots__ = ("_eased", "all", "deployment", "view")
+    __slots__ = ("_eased", "all", "deployment", "many", "view")
 
     def __init__(self, targets: Iterable[Target], deployment: str = "") -> None:
         """`deployment`: whose they are; what is learned of one is then told of the others, too."""
         self.all: tuple[Target, ...] = tuple(targets)
+        self.many = len(self.all) > COMPARED
+        """Not all are compared."""
         self.deployment = deployment
         self.view: object = None
         """What the policy in use has worked out for just these targets. Another policy makes its own."""
@@ -43,11 +45,6 @@ class Targets:
     @staticmethod
     def of(targets: "Targets | Sequence[Target]") -> "Targets":
         return targets if isinstance(targets, Targets) else Targets(targets)
-
-    @property
-    def many(self) -> bool:
-        """Whether not all are compared."""
-        return len(self.all) > COMPARED
 
     def some(self, rng: random.Random, excluded: Collection[str], holders: Sequence[Target] = ()) -> Sequence[Target]:
         """Those to compare, see the module. `holders`: of the prompt's beginning, as many as are worth a look.

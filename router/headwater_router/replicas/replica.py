@@ -22,6 +22,7 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 import structlog
+from msgspec.structs import astuple
 
 from headwater.prefix import BLOCK_BYTES
 from headwater.tally import Count
@@ -230,7 +231,7 @@ class Replica:
     def _lessons(self, names: Mapping[str, Name]) -> list[Took]:
         found = ((names.get(each.target.id), each) for each in self._policies.take_lessons())
         return [
-            Took(name[0], each.deployment, each.model, each.seconds, each.stretch, name[1])
+            Took(name[0], each.deployment, each.model, each.seconds, astuple(each.stretch), name[1])
             for name, each in found
             if name is not None
         ]

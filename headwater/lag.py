@@ -9,13 +9,14 @@ from typing import Final
 EVERY: Final = 0.01
 """Seconds between two callbacks. What holds the loop up may begin just behind one, so it reads as this much less."""
 AT_REST: Final = 0.05
-"""The same where the loop does nothing: a wake costs a processor that sleeps a tenth of a millisecond and more, so a
-hundred times a second were a hundredth of a core, in each router and operator that nobody asks for anything."""
+"""The same where the loop has time to sleep: a wake costs a processor that sleeps a tenth of a millisecond and more, so
+a hundred times a second were one to three hundredths of a core, in each router and operator: for a router that passes
+tokens on, a tenth of what it does."""
 WINDOW: Final = 60.0
-_BUSY: Final = 0.2
-"""As much of the time computing is no rest: a block that must be told of is that much of an interval at least."""
-_STAYS: Final = 1.0
-"""Seconds without it until there is rest."""
+_BUSY: Final = 0.5
+"""As much of the time computing is no rest."""
+_JUDGED: Final = 1.0
+"""Seconds after which there is rest, where it was less."""
 
 
 class _Longest:
@@ -73,18 +74,25 @@ class LoopLag:
 
     async def run(self) -> None:
         """Until cancelled."""
-        seen, computed = self._clock(), self._cpu()
-        busy = seen
+        seen, cpu = self._clock(), self._cpu()
+        pause, since, cpu_since = EVERY, seen, cpu
         try:
             while True:
-                pause = AT_REST if seen - busy > _STAYS else EVERY
                 self._due = seen + pause
                 await asyncio.sleep(pause)
-                before, now, cpu = seen, self._clock(), self._cpu()
-                self._late.note(now, now - self._due)
-                self._computed.note(now, cpu - computed)
-                if cpu - computed > _BUSY * (now - before):
-                    busy = now
-                seen, computed = now, cpu
+                seen, cpu_before, cpu = self._clock(), cpu, self._cpu()
+                self._note(seen, pause, cpu - cpu_before)
+                # To rest after a second; from rest at once, or what comes would read as longer than it is.
+                if pause == AT_REST or seen - since >= _JUDGED:
+                    pause = EVERY if cpu - cpu_since > _BUSY * (seen - since) else AT_REST
+                    since, cpu_since = seen, cpu
         finally:
             self._due = float("inf")
+
+    def _note(self, now: float, pause: float, computed: float) -> None:
+        late = now - self._due
+        if late > EVERY:
+            # It began up to a pause before it was due. How long before, its computing tells, if it did compute.
+            late = max(late, min(computed, late + pause - EVERY))
+        self._late.note(now, late)
+        self._computed.note(now, computed)

@@ -155,11 +155,27 @@ def test_time_that_passes_after_it_has_ended_is_no_lag() -> None:
     assert run(later(), world.loop) < 1e-9
 
 
-@given(st.floats(2, 2.1), st.floats(AT_REST, 20))
+@given(st.floats(2, 2.1), st.floats(AT_REST + EVERY, 20))
 @settings(max_examples=20)
-def test_a_block_that_comes_out_of_rest_reads_as_fifty_milliseconds_less_at_most(after: float, seconds: float) -> None:
+def test_a_block_that_comes_out_of_rest_reads_as_long_as_it_was_too(after: float, seconds: float) -> None:
     world = World()
     run(world.block(after, seconds), world.loop)
+    assert seconds - EVERY - 1e-9 <= world.lag.longest <= seconds + 1e-9
+
+
+@given(st.floats(2, 2.1), st.floats(AT_REST, 20))
+@settings(max_examples=20)
+def test_time_without_cpu_out_of_rest_reads_as_fifty_milliseconds_less_at_most(after: float, seconds: float) -> None:
+    world = World()
+
+    async def starved() -> None:
+        measuring = asyncio.create_task(world.lag.run())
+        await asyncio.sleep(after)
+        world.loop.hold_up(seconds)
+        await asyncio.sleep(AT_REST)
+        measuring.cancel()
+
+    run(starved(), world.loop)
     assert seconds - AT_REST - 1e-9 <= world.lag.longest <= seconds + 1e-9
 
 
@@ -186,3 +202,20 @@ def test_a_loop_at_rest_is_looked_at_twenty_times_a_second() -> None:
     world = World()
     run(world.block(61, 0.0), world.loop)
     assert world.looks <= 60 / AT_REST + 1 / EVERY + 10
+
+
+@pytest.mark.parametrize(("computes", "looks"), [(0.0004, 1 / AT_REST), (0.0006, 1 / EVERY)])
+def test_a_loop_that_computes_more_than_half_of_its_time_is_looked_at_more_often(computes: float, looks: float) -> None:
+    """A router that passes tokens on computes some hundred microseconds a thousand times a second, and sleeps."""
+    world = World()
+
+    async def working() -> None:
+        measuring = asyncio.create_task(world.lag.run())
+        for _ in range(10_000):
+            world.hold_up(computes)
+            await asyncio.sleep(0.001 - computes)
+        measuring.cancel()
+
+    run(working(), world.loop)
+    assert world.looks == pytest.approx(10 * looks, rel=0.2, abs=100)
+    assert world.lag.longest < EVERY

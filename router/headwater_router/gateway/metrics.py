@@ -157,7 +157,7 @@ class RouterMetrics:
         self.loop_lag = self._gauge(
             "loop_lag_seconds",
             "Longest time of the last minute that the router did nothing else, or had no CPU; at most 10 ms too low, "
-            "50 after rest.",
+            "50 where it is less than 60 ms, or had no CPU, and the loop has time to sleep.",
         )
         self.loop_computing = self._gauge(
             "loop_computing_seconds",

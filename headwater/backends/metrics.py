@@ -6,7 +6,7 @@ to the one server that it knows nothing of.
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Final, NamedTuple
 
@@ -72,15 +72,23 @@ def read_load(page: str, metrics: LoadMetrics) -> LoadReport:
     samples = _of_first_parts([sample for sample in _samples(page, metrics) if _of_all(sample, metrics)], metrics)
     ranks = _ranks(samples, metrics.rank)
     all_of_them = len(ranks) > 1 and ranks.keys() == set(range(len(ranks)))
-    return replace(
-        _report(samples, metrics),
+    return _report(
+        samples,
+        metrics,
         ranks=max(ranks, default=0) + 1,
         adapters=_adapters(page, metrics.adapters),  # told of the server alone, not of its engines
         by_rank=tuple(_report(ranks[number], metrics) for number in range(len(ranks))) if all_of_them else (),
     )
 
 
-def _report(samples: list[Sample], metrics: LoadMetrics) -> LoadReport:
+def _report(
+    samples: list[Sample],
+    metrics: LoadMetrics,
+    *,
+    ranks: int = 1,
+    adapters: Adapters | None = None,
+    by_rank: tuple[LoadReport, ...] = (),
+) -> LoadReport:
     block_size = _integer(_values(samples, metrics.block_size), max)
     return LoadReport(
         running=_integer(_values(samples, metrics.running), sum),
@@ -89,7 +97,10 @@ def _report(samples: list[Sample], metrics: LoadMetrics) -> LoadReport:
         total_blocks=_total_blocks(samples, metrics, block_size),
         block_size=block_size,
         most_running=_integer(_values(samples, metrics.most_running), sum),
+        ranks=ranks,
+        adapters=adapters,
         token_times=_token_times(samples, metrics),
+        by_rank=by_rank,
     )
 
 

@@ -2,6 +2,7 @@
 for stays with us."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -194,6 +195,35 @@ def test_no_text_of_an_answer_is_taken_for_its_end_or_for_an_error(size: int) ->
 def test_an_error_event_is_seen_wherever_it_stands(event: bytes, size: int) -> None:
     long = event.replace(b'"no"', b'"' + b"no " * 3000 + b'"')
     assert read(chunk(content="Hi") + long + chunk(content="Hi") * 20 + b"data: [DONE]\n\n", size).told_error
+
+
+NAIVE = {
+    "/v1/chat/completions": rb"(?:^|\n)data: ?\[DONE\]",
+    "/v1/responses": rb"(?:^|\n)event: ?response\.(?:completed|incomplete|failed)|"
+    rb'"type" ?: ?"response\.(?:completed|incomplete|failed)',
+    "/v1/messages": rb'(?:^|\n)event: ?message_stop|"type" ?: ?"message_stop',
+}
+PIECES = st.sampled_from(
+    [b"\n", b"\n\n", b"data:", b"data: ", b"event:", b"event: ", b"[DONE]", b"[DONE", b'"type"', b":", b" : ", b" ",
+     b'"', b"{", b"response.", b"completed", b"incomplete", b"response.failed", b"message_stop", b"error", b'"error"',
+     b"\ndata: [DONE]", b"event:message_stop", b'"type": "response.completed', b'\ndata: {"type" : "error"', b"x" * 40]
+)  # fmt: skip
+
+
+@given(path=st.sampled_from(sorted(NAIVE)), pieces=st.lists(PIECES, max_size=60), size=st.integers(1, 50))
+def test_an_end_and_an_error_are_where_an_expression_over_all_of_it_finds_them(
+    path: str, pieces: list[bytes], size: int
+) -> None:
+    """They are looked for by single words, and what stands before these."""
+    stream, reader = b"".join(pieces), StreamReader(path)
+    for start in range(0, len(stream), size):
+        reader.feed(stream[start : start + size])
+    error = (
+        rb'(?:^|\n)(?:data: ?\{ ?"(?:error" ?: ?[{"]|object" ?: ?"error"|type" ?: ?"(?:error|response\.failed)")'
+        rb"|event: ?(?:error|response\.failed))"
+    )
+    assert reader.over == (re.search(NAIVE[path], stream) is not None)
+    assert reader.told_error == (re.search(error, stream) is not None)
 
 
 def test_an_error_that_is_null_is_none() -> None:

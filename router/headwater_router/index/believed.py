@@ -6,14 +6,15 @@ from there and is longer than the answer has it within, as blocks of its own, so
 as the answer goes on without it, or without the thoughts in it, which stay in the cache until their turn comes.
 """
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import pairwise
 
 
 class Believed:
     """Units are those of text, see `headwater.prefix`."""
 
-    __slots__ = ("_answering", "_behind", "_names", "_tails", "entries", "units")
+    __slots__ = ("_answering", "_before", "_latest", "_names", "_tails", "entries", "units")
 
     def __init__(self) -> None:
         self.entries: OrderedDict[int, int] = OrderedDict()
@@ -22,10 +23,13 @@ class Believed:
         """Of all entries."""
         self._answering: dict[int, Sequence[int]] = {}
         """Prompts that are being answered, by their last blocks."""
-        self._behind: dict[int, deque[int]] = {}
-        """Names of answers by the last blocks of their prompts, the oldest first."""
+        self._latest: dict[int, int] = {}
+        """Names of answers by the last blocks of their prompts: of several behind one, of the latest."""
+        self._before: dict[int, int] = {}
+        """The one before it behind the same block, which may be gone by now. As the oldest of all goes first, the one
+        that goes is the last in such a row."""
         self._tails: dict[int, int] = {}
-        """The other way round. An answer to a prompt without a block is in neither."""
+        """The blocks by the names. An answer to a prompt without a block is in none of these."""
         self._names = 0
 
     def begin(self, chain: Sequence[int]) -> None:
@@ -42,15 +46,17 @@ class Believed:
             self.entries[self._names] = units
             self.units += units
             if chain:
-                self._behind.setdefault(chain[-1], deque()).append(self._names)
-                self._tails[self._names] = chain[-1]
+                tail = self._tails[self._names] = chain[-1]
+                if (before := self._latest.get(tail)) is not None:
+                    self._before[self._names] = before
+                self._latest[tail] = self._names
 
     def goes_on(self, tail: int, units: int) -> None:
         """A prompt goes on behind this block with so many units, and perhaps a block that is not full."""
-        names = self._behind.get(tail)
-        if names and self.entries[names[-1]] <= units + 1:
-            self.units -= self.entries.pop(names[-1])
-            self._forget(names.pop())
+        name = self._latest.get(tail)
+        if name is not None and self.entries[name] <= units + 1:
+            self.units -= self.entries.pop(name)
+            self._forget(name)
 
     def drop(self) -> int | None:
         """Let the oldest entry go. There must be one. Gives the hash of a block.
@@ -67,18 +73,26 @@ class Believed:
         if key >= 0:
             return key
         if key in self._tails:
-            self._behind[self._tails[key]].popleft()
             self._forget(key)
         return None
 
     def _forget(self, name: int) -> None:
-        tail = self._tails.pop(name)
-        if not self._behind[tail]:
-            del self._behind[tail]
+        """The latest behind its block, or the oldest, which leaves the latest where it is."""
+        tail, before = self._tails.pop(name), self._before.pop(name, None)
+        if self._latest[tail] != name:
+            return
+        if before in self._tails:
+            self._latest[tail] = before
+        else:
+            del self._latest[tail]
 
     def check(self) -> None:
         """Raises AssertionError where the tables disagree."""
         assert self.units == sum(self.entries.values())
-        assert self._tails == {name: tail for tail, names in self._behind.items() for name in names}
-        assert all(name in self.entries for name in self._tails)
-        assert all(list(names) == sorted(names, reverse=True) for names in self._behind.values())
+        behind: dict[int, list[int]] = {}
+        for name, tail in self._tails.items():
+            behind.setdefault(tail, []).append(name)
+        assert self._latest == {tail: min(names) for tail, names in behind.items()}
+        for names in behind.values():
+            assert all(self._before[later] == name for name, later in pairwise(sorted(names, reverse=True)))
+        assert self._tails.keys() <= self.entries.keys() and self._before.keys() <= self._tails.keys()

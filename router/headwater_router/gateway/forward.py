@@ -276,8 +276,8 @@ class _Passage:
             return translated_document(translation, first) if connection.exhausted else first
         if (renaming := renaming_of(dispatch.endpoint.backend.dialect, self._call.path)) is None:
             return first
-        # What was thought comes last.
-        first = await _beginning_of(connection, first, LONGEST_RENAMED)
+        if not connection.exhausted:  # What was thought comes last.
+            first = await _beginning_of(connection, first, LONGEST_RENAMED)
         renamed = renaming.of(first) if connection.exhausted else first
         self._rewritten = renamed != first
         return renamed

@@ -209,6 +209,7 @@ class Routed(CountedDecision):
     since: Sums
     """When its first token came; before, and where it is not streamed, when it was sent."""
     weights: Weights
+    """Of the objective by which it was chosen."""
     wait: float
     """Until its first token, as was predicted, in units of what a request takes to its end on average; so it tells how
     much dearer a further wait is to it."""

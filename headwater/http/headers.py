@@ -30,5 +30,4 @@ def named_by_connection(headers: Headers) -> frozenset[bytes]:
 
 
 def is_stream(headers: Headers) -> bool:
-    types = [value.lower() for name, value in headers if name == b"content-type"]
-    return bool(types) and types[0].startswith(b"text/event-stream")
+    return any(name == b"content-type" and value.lower().startswith(b"text/event-stream") for name, value in headers)

@@ -178,6 +178,10 @@ def test_a_stream_of_the_responses_or_messages_api_has_an_end_of_its_own(size: i
     assert read(b'event: message_stop\ndata: {"type":"message_stop"}\n\n', size, messages).over
     assert not read(data(type="response.output_text.delta", delta="[DONE] response.completed"), size, responses).over
     assert not read(b"anything", size, "/v1/audio/speech").lacks_end
+    for path in (responses, messages):
+        assert read(data(choices=[{"delta": {}, "finish_reason": "stop"}]), size, path).lacks_end, (
+            "that is a chat's end"
+        )
 
 
 @SIZES

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwater.http.headers import OWN_TO_A_CONNECTION, end_to_end
+from headwater.http.headers import OWN_TO_A_CONNECTION, end_to_end, is_stream
 
 NAMES = st.sampled_from([b"x-a", b"x-b", b"content-type", *sorted(OWN_TO_A_CONNECTION)])
 
@@ -19,6 +19,12 @@ def test_what_a_connection_header_names_goes_no_further() -> None:
     ]
     assert end_to_end(headers) == [(b"x-c", b"3")]
     assert end_to_end([(b"x-a", b"1"), (b"connection", b"Keep-Alive")]) == [(b"x-a", b"1")]
+
+
+def test_what_says_twice_what_it_is_is_a_stream_where_it_says_so_once() -> None:
+    stream, page = (b"content-type", b"Text/Event-Stream; charset=utf-8"), (b"content-type", b"text/html")
+    assert is_stream([stream]) and is_stream([page, stream]) and is_stream([stream, page])
+    assert not is_stream([page]) and not is_stream([]) and not is_stream([(b"x-a", b"text/event-stream")])
 
 
 def test_no_connection_header_takes_the_length() -> None:

@@ -21,9 +21,8 @@ def stretch(rng: random.Random, *, streamed: bool = True) -> list[Stretch]:
     answers, context, steps = rng.randrange(0, 60), rng.randrange(0, 200_000), rng.randrange(20, 600)
     first = Stretch(1.0, 0.0, answers, context, rng.randrange(10, 9000))
     rest = Stretch(0.0, steps, answers * steps, context * steps, rng.randrange(0, 40_000))
-    return (
-        [first, rest] if streamed else [Stretch(*[a + b for a, b in zip(astuple(first), astuple(rest), strict=True)])]
-    )
+    both = Stretch(*[a + b for a, b in zip(astuple(first), astuple(rest), strict=True)])
+    return [first, rest] if streamed else [both]
 
 
 def seconds(each: Stretch, costs: tuple[float, ...] = COSTS) -> float:

@@ -44,6 +44,7 @@ _ENDS: Final[Mapping[str, tuple[_Last, ...]]] = {
 }
 """Paths whose streams say themselves that they are whole."""
 _FINISHES: Final = (b'reason":"', b'reason": "')
+"""Of which one stands in a choice that says why it finished, which is an end, too."""
 _FINISH: Final = re.compile(rb'"finish_reason" ?: ?"')
 _ERROR_LINE: Final = re.compile(
     rb'data: ?\{ ?"(?:error" ?: ?[{"]|object" ?: ?"error"|type" ?: ?"(?:error|response\.failed)")'
@@ -158,7 +159,7 @@ class StreamReader:
             for word, there in self._ends:
                 if (place := seen.find(word)) >= 0 and there.search(seen, place) is not None:
                     self._over = True
-            if not self._finished and any(seen.find(word) >= 0 for word in _FINISHES):
+            if self._ends is _DONE and not self._finished and any(seen.find(word) >= 0 for word in _FINISHES):
                 self._finished = _FINISH.search(seen) is not None
         self._told_error = self._told_error or _tells_error(seen, b"error") or _tells_error(seen, b"response.failed")
 

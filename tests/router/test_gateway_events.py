@@ -3,7 +3,9 @@ for stays with us."""
 
 import json
 import re
+import sys
 from pathlib import Path
+from types import FrameType
 
 import pytest
 from hypothesis import given
@@ -228,6 +230,23 @@ def test_an_end_and_an_error_are_where_an_expression_over_all_of_it_finds_them(
     )
     assert reader.over == (re.search(NAIVE[path], stream) is not None)
     assert reader.told_error == (re.search(error, stream) is not None)
+
+
+@pytest.mark.parametrize("word", [b"error ", b"response.failed", b"[DONE]", b'reason":"'])
+def test_a_word_that_comes_often_costs_no_call_each_time(word: bytes) -> None:
+    reader, calls = StreamReader("/v1/chat/completions"), 0
+
+    def count(_frame: FrameType, event: str, _: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        reader.feed(b"data: " + word * 10_000 + b"\n\n")
+    finally:
+        sys.setprofile(before)
+    assert calls < 200
 
 
 def test_an_error_that_is_null_is_none() -> None:

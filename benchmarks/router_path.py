@@ -3,12 +3,13 @@
     python benchmarks/router_path.py [--engines 64] [--peer NAME=COMMAND ...] [--rounds 3]
 
 All stand before the same mock engines and get the same loads (sampled chats with a key, 32 connections) in turns, each
-load one router right after the other: what else the machine does changes from minute to minute. Ours checks the key
-and writes an access log. A peer's COMMAND has `{port}`, `{metrics}` (another port) and `{engines}` filled in (the
-engines' URLs, apart by spaces); without any, `smg` and `vllm-router` are taken from the PATH. CPU is user and system
-time of the router's processes: unlike a rate it does not depend on who else uses the cores. What a chunk takes is what
-its stream takes, shared out: of few short ones a fifth is their beginning, and the probes of engines meanwhile, so a
-second load has two streams an engine, as long as answers are. Prints a Markdown table: medians over the rounds. An
+load one router right after the other, in the other order each second round: what else the machine does changes from
+minute to minute, and who comes first pays for what the others find warm. Ours checks the key and writes an access log.
+A peer's COMMAND has `{port}`, `{metrics}` (another port) and `{engines}` filled in (the engines' URLs, apart by
+spaces); without any, `smg` and `vllm-router` are taken from the PATH. CPU is user and system time of the router's
+processes: unlike a rate it does not depend on who else uses the cores. What a chunk takes is what its stream takes,
+shared out: of few short ones a fifth is their beginning, and the probes of engines meanwhile, so a second load has two
+streams an engine, as long as answers are. Prints a Markdown table: medians over the rounds. An
 answer that is not whole, or not 200, ends it.
 """
 
@@ -16,11 +17,13 @@ import argparse
 import statistics
 import sys
 import tempfile
+import time
 import urllib.request
+from collections.abc import Iterable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import http_load
 import psutil
@@ -47,7 +50,10 @@ LOADS = (
     Load("CPU per streamed chunk, 32 streams of 64, µs", 960, chunks=64),
     Load("CPU per streamed chunk, 128 streams of 200, µs", 640, at_once=128, chunks=200),
 )
-MEASURES = (*(load.measure for load in LOADS), "JSON requests/s", "JSON p99, ms")
+_AT_REST: Final = "CPU a second at rest, ms"
+MEASURES = (*(load.measure for load in LOADS), "JSON requests/s", "JSON p99, ms", _AT_REST)
+_REST: Final = 5.0
+"""Seconds without a request, in which a router asks engines how they are."""
 _HERE = Path(__file__).parent
 
 
@@ -98,6 +104,14 @@ def take_turn(router: psutil.Process, port: int, load: Load, share: float) -> di
     if load is LOADS[0]:
         values |= {"JSON requests/s": result["rps"], "JSON p99, ms": result["p99_ms"]}
     return values
+
+
+def rest(routers: Iterable[tuple[psutil.Process, int]]) -> list[float]:
+    """CPU that each takes where nobody asks it for anything, ms a second."""
+    processes = [router for router, _ in routers]
+    before = [cpu_seconds(each) for each in processes]
+    time.sleep(_REST)
+    return [1000 * (cpu_seconds(each) - spent) / _REST for each, spent in zip(processes, before, strict=True)]
 
 
 def report(rounds: dict[str, list[dict[str, float]]]) -> None:
@@ -153,9 +167,12 @@ def main() -> None:
         for number in range(options.rounds):
             for results in rounds.values():
                 results.append({})
+            turn = list(routers.items())[:: -1 if number % 2 else 1]
             for load in LOADS:
-                for name, (router, port) in routers.items():
+                for name, (router, port) in turn:
                     rounds[name][-1] |= take_turn(router, port, load, options.share)
+            for name, spent in zip(routers, rest(routers.values()), strict=True):
+                rounds[name][-1][_AT_REST] = spent
             for name, results in rounds.items():
                 print(f"round {number + 1}, {name}: {results[-1]}", file=sys.stderr, flush=True)
     report(rounds)
